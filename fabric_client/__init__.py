@@ -1,0 +1,1 @@
+"""The node: dials out to a server and fronts a local engine."""

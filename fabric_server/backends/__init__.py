@@ -1,0 +1,1 @@
+"""What is remembered, remembered briefly, and told: one interface each, chosen by URL."""

@@ -1,0 +1,1 @@
+"""Drivers: they move bytes between the pure core and asyncio, and decide nothing."""

@@ -1,0 +1,151 @@
+"""Runs a state machine on an asyncio transport: bytes in, bytes out, and one timer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
+
+from protocol.aio.tls import tune
+
+log = logging.getLogger("fabric.wire")
+
+CLOSING_SECONDS = 5.0
+"""How long a closed connection may take to send its last words."""
+
+
+class Machine(Protocol):
+    """What ``connection.Connection`` and ``link.Link`` have in common."""
+
+    closed: bool
+    deadline: float
+
+    @property
+    def has_output(self) -> bool: ...
+    def receive(self, data: bytes, now: float) -> None: ...
+    def lost(self, reason: str) -> None: ...
+    def handle_timer(self, now: float) -> None: ...
+    def data_to_send(self) -> list[bytes | memoryview]: ...
+    def events(self) -> Sequence[Any]: ...
+
+
+class Driver(asyncio.Protocol):
+    """Writes once per turn of the event loop, however many commands were given in it.
+
+    Subclasses give commands to the machine and call ``_soon``; events arrive in ``_deliver``.
+    """
+
+    def __init__(self, machine: Machine, loop: asyncio.AbstractEventLoop) -> None:
+        self._machine = machine
+        self._loop = loop
+        self._transport: asyncio.Transport | None = None
+        self._paused = False
+        self._flush_due = False
+        self._ending = False
+        self._inbox: deque[Any] = deque()
+        self._armed = float("inf")
+        self._timer: asyncio.TimerHandle | None = None
+        self.peer = ""
+        """The other side's address, for logs."""
+
+    def _deliver(self, event: Any) -> None:
+        raise NotImplementedError
+
+    def peer_certificate(self) -> dict[str, Any]:
+        """What ``ssl.SSLSocket.getpeercert`` tells; empty without TLS."""
+        if self._transport is None:
+            return {}
+        return self._transport.get_extra_info("peercert") or {}
+
+    # ── asyncio calls these ───────────────────────────────────────────────────────────────────
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=256 * 1024)
+        tune(transport)
+        peer = transport.get_extra_info("peername")
+        self.peer = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "in process"
+        self._arm()
+        self._soon()
+
+    def data_received(self, data: bytes) -> None:
+        self._machine.receive(data, self._loop.time())
+        self._deliver_all()
+        if self._machine.has_output or self._machine.closed:
+            self._soon()
+        if self._machine.deadline < self._armed:
+            self._arm()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._machine.lost(f"connection lost: {exc}" if exc else "connection closed")
+        self._deliver_all()
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._soon()
+
+    # ── the turn ──────────────────────────────────────────────────────────────────────────────
+
+    def _soon(self) -> None:
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_due = False
+        machine, transport = self._machine, self._transport
+        if transport is None:
+            return
+        while not self._paused or machine.closed:  # last words don't wait
+            pieces = machine.data_to_send()
+            if not pieces:
+                break
+            transport.write(b"".join(pieces))
+        self._deliver_all()
+        if machine.deadline < self._armed:
+            self._arm()
+        if not machine.closed or self._ending:
+            return
+        if machine.has_output:  # closed by a handler just now
+            self._soon()
+            return
+        self._ending = True
+        transport.close()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(CLOSING_SECONDS, transport.abort)
+
+    def _deliver_all(self) -> None:
+        # A handler may close the machine, which delivers again from within: what it had not come
+        # to is still told first, and nothing is told after the end.
+        inbox = self._inbox
+        inbox.extend(self._machine.events())
+        while inbox:
+            self._deliver(inbox.popleft())
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._armed = self._machine.deadline
+        if self._armed != float("inf") and self._transport is not None:
+            self._timer = self._loop.call_at(self._armed, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._machine.handle_timer(self._loop.time())
+        self._deliver_all()
+        self._arm()
+        self._soon()

@@ -1,0 +1,53 @@
+"""A control link on a transport."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from random import Random
+from typing import Protocol
+
+from protocol.aio.driver import Driver
+from protocol.errors import Code
+from protocol.link import Link, LinkClosed
+from protocol.messages import Message
+
+log = logging.getLogger("fabric.link")
+
+
+class LinkOwner(Protocol):
+    def on_message(self, link: LinkDriver, message: Message) -> None: ...
+    def on_closed(self, link: LinkDriver, closed: LinkClosed) -> None: ...
+
+
+class LinkDriver(Driver):
+    """The asyncio protocol of port 17000's both sides."""
+
+    def __init__(self, owner: LinkOwner, loop: asyncio.AbstractEventLoop, *, rng: Random) -> None:
+        self.link = Link(now=loop.time(), rng=rng)
+        super().__init__(self.link, loop)
+        self.owner = owner
+
+    def __repr__(self) -> str:
+        return f"<LinkDriver {self.peer} {self.link!r}>"
+
+    def send(self, message: Message) -> None:
+        self.link.send(message)
+        self._soon()
+
+    def close(self, code: int, reason: str, *, again: bool = True) -> None:
+        """Say why and end; the owner hears ``on_closed`` before this returns."""
+        self.link.close(code, reason, again=again)
+        self._deliver_all()
+        self._soon()
+
+    def _deliver(self, event: Message | LinkClosed) -> None:
+        try:
+            if isinstance(event, LinkClosed):
+                self.owner.on_closed(self, event)
+            else:
+                self.owner.on_message(self, event)
+        except Exception:
+            log.exception("link owner failed", extra={"peer": self.peer})
+            self.link.close(Code.INTERNAL, "defect")
+            self._soon()

@@ -1,0 +1,224 @@
+"""A tunnel on a transport: streams as objects, events as calls on whoever handles the stream."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from random import Random
+from typing import Any, Protocol
+
+from protocol.aio.driver import Driver
+from protocol.connection import Connection, Role
+from protocol.errors import Code
+from protocol.events import (
+    ConnectionClosed,
+    DataReceived,
+    DrainReceived,
+    HeadReceived,
+    HelloReceived,
+    PongReceived,
+    ResetConfirmed,
+    StreamEnded,
+    StreamOpened,
+    StreamReset,
+    StreamWritable,
+)
+from protocol.messages import Figures, Hello, RequestHead, ResponseHead
+
+log = logging.getLogger("fabric.tunnel")
+
+
+class StreamHandler(Protocol):
+    """What both sides hear of a stream, called from the event loop: nothing here may block."""
+
+    def on_data(self, data: bytes, ended: bool) -> None: ...
+    def on_writable(self) -> None: ...
+
+    def on_reset(self, code: int, reason: str) -> None:
+        """Server: the stream is gone (after ``Stream.reset``: confirmed, with ``Code.NONE``).
+
+        Node: stop the work, then call ``Stream.confirm_reset``.
+        """
+
+
+class AnswerHandler(StreamHandler, Protocol):
+    """What the server hears besides."""
+
+    def on_head(self, head: ResponseHead) -> None: ...
+    def on_end(self, figures: Figures) -> None: ...
+
+
+class Stream:
+    """One stream's commands; see ``Connection`` for what each does."""
+
+    __slots__ = ("_connection", "_tunnel", "id")
+
+    def __init__(self, tunnel: Tunnel, id: int) -> None:
+        self._tunnel = tunnel
+        self._connection = tunnel.connection
+        self.id = id
+
+    def send_head(self, head: ResponseHead) -> None:
+        self._connection.send_head(self.id, head)
+        self._tunnel._soon()
+
+    def send(self, data: bytes, ended: bool = False) -> bool:
+        more = self._connection.send_data(self.id, data, ended=ended)
+        self._tunnel._soon()
+        return more
+
+    def end(self, figures: Figures) -> None:
+        """The handler hears nothing more."""
+        self._connection.end_stream(self.id, figures)
+        self._tunnel._forget(self.id)
+
+    def reset(self, code: int, reason: str = "") -> None:
+        """Node side: the handler hears nothing more.  Server side: ``on_reset`` will tell."""
+        self._connection.reset(self.id, code, reason)
+        if self._connection.role is Role.NODE:
+            self._tunnel._forget(self.id)
+        self._tunnel._soon()
+
+    def confirm_reset(self) -> None:
+        self._connection.confirm_reset(self.id)
+        self._tunnel._soon()
+
+    def consumed(self, count: int) -> None:
+        self._connection.consumed(self.id, count)
+        if self._connection.has_output:
+            self._tunnel._soon()
+
+
+Accept = Callable[[Stream, RequestHead, bool], StreamHandler | None]
+"""Node side: takes a new stream; None when it was answered or reset on the spot."""
+
+
+class TunnelOwner(Protocol):
+    """Whoever keeps the tunnel hears of the tunnel itself."""
+
+    def on_hello(self, tunnel: Tunnel, hello: Hello) -> None: ...
+    def on_drain(self, tunnel: Tunnel, reason: str, seconds: float) -> None: ...
+    def on_closed(self, tunnel: Tunnel, code: int, reason: str) -> None: ...
+
+
+class Tunnel(Driver):
+    """The asyncio protocol of ports 17001's both sides."""
+
+    def __init__(
+        self,
+        role: Role,
+        owner: TunnelOwner,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        rng: Random,
+        accept: Accept | None = None,
+    ) -> None:
+        self.connection = Connection(role, now=loop.time(), rng=rng)
+        super().__init__(self.connection, loop)
+        self.owner = owner
+        self._accept = accept
+        self._handlers: dict[int, Any] = {}
+        self._on: dict[type, Callable[[Any], None]] = {
+            DataReceived: self._on_data,
+            HeadReceived: self._on_head,
+            StreamEnded: self._on_end,
+            StreamOpened: self._on_opened,
+            StreamReset: self._on_reset,
+            ResetConfirmed: self._on_confirmed,
+            StreamWritable: self._on_writable,
+            HelloReceived: lambda event: self.owner.on_hello(self, event.hello),
+            DrainReceived: lambda event: self.owner.on_drain(
+                self, event.drain.reason, event.drain.seconds
+            ),
+            PongReceived: lambda event: None,
+            ConnectionClosed: self._on_closed,
+        }
+
+    def __repr__(self) -> str:
+        return f"<Tunnel {self.peer} {self.connection!r}>"
+
+    # ── commands ──────────────────────────────────────────────────────────────────────────────
+
+    def hello(self, session: bytes) -> None:
+        self.connection.hello(session)
+        self._soon()
+
+    def open(self, head: RequestHead, handler: AnswerHandler, *, ended: bool) -> Stream:
+        """Server side: start a request.  Raises LocalError when ``connection.usable`` is False."""
+        stream_id = self.connection.open_stream(head, now=self._loop.time(), ended=ended)
+        self._handlers[stream_id] = handler
+        self._soon()
+        return Stream(self, stream_id)
+
+    def drain(self, reason: str, seconds: float) -> None:
+        self.connection.drain(reason, seconds)
+        self._soon()
+
+    def close(self, code: int, reason: str = "") -> None:
+        self.connection.close(code, reason)
+        self._deliver_all()
+        self._soon()
+
+    # ── events ────────────────────────────────────────────────────────────────────────────────
+
+    def _deliver(self, event: Any) -> None:
+        try:
+            self._on[type(event)](event)
+        except Exception:
+            # A defect in one stream's handler must cost that stream, not all its neighbours.
+            log.exception("stream handler failed", extra={"peer": self.peer})
+            stream_id = getattr(event, "stream_id", None)
+            if stream_id is None:
+                self.connection.close(Code.INTERNAL, "defect")
+            else:
+                self.connection.reset(stream_id, Code.INTERNAL, "defect")
+                if stream_id in self._handlers:  # whoever waits for it must not wait for ever
+                    self._deliver(StreamReset(stream_id, Code.INTERNAL, "defect"))
+            self._soon()
+
+    def _on_data(self, event: DataReceived) -> None:
+        handler = self._handlers.get(event.stream_id)
+        if handler is not None:
+            handler.on_data(event.data, event.ended)
+
+    def _on_head(self, event: HeadReceived) -> None:
+        handler = self._handlers.get(event.stream_id)
+        if handler is not None:
+            handler.on_head(event.head)
+
+    def _on_end(self, event: StreamEnded) -> None:
+        handler = self._handlers.pop(event.stream_id, None)
+        if handler is not None:
+            handler.on_end(event.figures)
+
+    def _on_opened(self, event: StreamOpened) -> None:
+        assert self._accept is not None  # OPEN is refused before it gets here on a server
+        handler = self._accept(Stream(self, event.stream_id), event.head, event.ended)
+        if handler is not None:
+            self._handlers[event.stream_id] = handler
+
+    def _on_reset(self, event: StreamReset) -> None:
+        handler = self._handlers.pop(event.stream_id, None)
+        if handler is not None:
+            handler.on_reset(event.code, event.reason)
+        else:  # its work had ended, and only its last bytes were still waiting here
+            self.connection.confirm_reset(event.stream_id)
+
+    def _on_confirmed(self, event: ResetConfirmed) -> None:
+        handler = self._handlers.pop(event.stream_id, None)
+        if handler is not None:
+            handler.on_reset(Code.NONE, "")
+
+    def _forget(self, stream_id: int) -> None:
+        self._handlers.pop(stream_id, None)
+        self._soon()
+
+    def _on_writable(self, event: StreamWritable) -> None:
+        handler = self._handlers.get(event.stream_id)
+        if handler is not None:
+            handler.on_writable()
+
+    def _on_closed(self, event: ConnectionClosed) -> None:
+        self._handlers.clear()
+        self.owner.on_closed(self, event.code, event.reason)

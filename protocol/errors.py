@@ -1,0 +1,57 @@
+"""Why a stream or a connection ended: one code, the same on the wire, in logs and the ledger."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Code(IntEnum):
+    """Sent in RESET and CLOSE frames as 16 bits; an unknown number is kept as the number."""
+
+    NONE = 0  # an orderly end
+    CANCELLED = 1  # whoever asked has gone
+    TIMEOUT = 2  # a deadline of ours has passed
+    REFUSED = 3  # the node has no slot or does not know the engine; nothing was done
+    FORBIDDEN = 4  # method and path are not on the node's allow-list
+    ENGINE_DOWN = 5  # the engine could not be reached, or died before its first byte
+    ENGINE_FAILED = 6  # the engine died in the middle of its answer
+    TOO_LARGE = 7  # a head, body or answer over its limit
+    FLOW = 8  # more was sent than credit allowed
+    PROTOCOL = 9  # bytes that the specification does not allow
+    CALM = 10  # a flood of frames that do no work
+    DRAINING = 11  # going away; ask again elsewhere
+    SLOW_READER = 12  # the receiver did not read for too long
+    UNAUTHORISED = 13  # identity, session or epoch not accepted
+    OBSOLETE = 14  # no protocol version in common
+    SUPERSEDED = 15  # a newer registration of the same node took over
+    LOST = 16  # the connection went silent or was cut; never sent, only reported
+    INTERNAL = 17  # a defect on the side that sends it
+
+    @classmethod
+    def name_of(cls, number: int) -> str:
+        """The lower-case name used in logs and the ledger; ``code-99`` for numbers unknown here."""
+        try:
+            return cls(number).name.lower()
+        except ValueError:
+            return f"code-{number}"
+
+
+class FabricError(Exception):
+    """The root of what this package raises."""
+
+
+class LocalError(FabricError):
+    """This side used the protocol wrongly: a defect in the caller, nothing was sent."""
+
+
+class RemoteError(FabricError):
+    """The other side refused or failed.  ``code`` says how, ``reason`` in whose words."""
+
+    def __init__(self, code: int, reason: str = "") -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
+
+    def __str__(self) -> str:
+        name = Code.name_of(self.code)
+        return f"{name}: {self.reason}" if self.reason else name

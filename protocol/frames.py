@@ -1,0 +1,105 @@
+"""One frame on a tunnel: how it is packed, and what may stand in it.
+
+::
+
+     0        1        2                 4                 8                 12
+    +--------+--------+-----------------+-----------------+-----------------+-----------
+    | type   | flags  | reserved = 0    | stream id       | length          | payload …
+    +--------+--------+-----------------+-----------------+-----------------+-----------
+      u8       u8       u16               u32               u32
+
+All numbers are big-endian.  Stream id 0 is the tunnel itself.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from struct import Struct
+
+HEADER = Struct(">BBHII")
+OFFSET = Struct(">Q")
+CODE = Struct(">H")
+
+MOST_DATA = 16_372
+"""Payload bytes in one DATA frame: with its header, exactly one TLS record of 16,384 bytes."""
+MOST_HEAD = 48 * 1024
+"""Payload bytes of OPEN and HEAD."""
+MOST_REASON = 254
+
+
+class FrameType(IntEnum):
+    HELLO = 1
+    OPEN = 2
+    HEAD = 3
+    DATA = 4
+    END = 5
+    RESET = 6
+    WINDOW = 7
+    PING = 8
+    PONG = 9
+    DRAIN = 10
+    CLOSE = 11
+
+
+END_FLAG = 0x01
+"""On OPEN and DATA: the body ends with this frame."""
+CONFIRM_FLAG = 0x01
+"""On RESET: this answers a RESET; the work behind the stream has stopped."""
+
+# Indexed by type: (least payload, most payload, flags allowed, on a stream or on the tunnel).
+# None stands for a type that the specification does not know.
+RULES: tuple[tuple[int, int, int, bool] | None, ...] = (
+    None,
+    (1, 256, 0, False),  # HELLO
+    (1, MOST_HEAD, END_FLAG, True),  # OPEN
+    (1, MOST_HEAD, 0, True),  # HEAD
+    (0, MOST_DATA, END_FLAG, True),  # DATA
+    (1, 1024, 0, True),  # END
+    (2, 2 + MOST_REASON, CONFIRM_FLAG, True),  # RESET
+    (8, 8, 0, False),  # WINDOW: either; checked in the connection
+    (8, 8, 0, False),  # PING
+    (8, 8, 0, False),  # PONG
+    (1, 1280, 0, False),  # DRAIN
+    (2, 2 + MOST_REASON, 0, False),  # CLOSE
+)
+
+
+def encode(type: FrameType, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
+    return HEADER.pack(type, flags, 0, stream_id, len(payload)) + payload
+
+
+def cut(words: str, most: int) -> str:
+    """At most ``most`` bytes of UTF-8, ended between characters; what UTF-8 can't say is ``?``."""
+    return words.encode(errors="replace")[:most].decode(errors="ignore")
+
+
+def encode_reason(code: int, reason: str) -> bytes:
+    """The payload of RESET and CLOSE: a code, then words for a log, cut to what fits."""
+    return CODE.pack(code) + cut(reason, MOST_REASON).encode()
+
+
+def parse_reason(payload: bytes) -> tuple[int, str]:
+    """Never fails: bytes that are not UTF-8 come out as replacement characters."""
+    return CODE.unpack_from(payload)[0], payload[2:].decode(errors="replace")
+
+
+def problem_with(type: int, flags: int, reserved: int, stream_id: int, length: int) -> str | None:
+    """Why a header breaks the specification, in words for the peer; None when it does not."""
+    rule = RULES[type] if type < len(RULES) else None
+    if rule is None:
+        return f"unknown frame type {type}"
+    least, most, allowed, on_stream = rule
+    name = FrameType(type).name
+    if reserved:
+        return f"{name} with reserved bits {reserved:#06x}"
+    if flags & ~allowed:
+        return f"{name} with unknown flags {flags:#04x}"
+    if not least <= length <= most:
+        return f"{name} of {length} bytes, outside {least} to {most}"
+    if type == FrameType.WINDOW:
+        return None
+    if on_stream and not stream_id & 1:
+        return f"{name} on stream {stream_id}, which can't exist"
+    if not on_stream and stream_id:
+        return f"{name} on stream {stream_id}, but it belongs to the tunnel"
+    return None

@@ -1,0 +1,1 @@
+"""What every program of the fabric does alike: read its settings, write its log."""

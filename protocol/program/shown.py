@@ -1,0 +1,69 @@
+"""How values look to people: secrets masked, sizes and durations with their unit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+_SIZES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg]i?b|b)?", re.IGNORECASE)
+_PASSWORD = re.compile(r"(?<=://)([^/@:]*):[^/]*@")
+
+
+class Secret(str):
+    """A text that prints as ``***``; ``reveal()`` gives it.
+
+    Masked in ``str()``, ``repr()``, f-strings and ``%s``.  Joining or encoding it as the ``str`` it
+    is still shows it, so nothing but ``reveal()`` belongs near one.
+    """
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "***"
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+    def __format__(self, spec: str) -> str:
+        return format("***", spec)
+
+    def reveal(self) -> str:
+        return str.__str__(self)
+
+
+def parse_size(text: str) -> int | str:
+    """Bytes of "32MiB", "1.5 GB" or "4096"; anything else comes back as it was."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        return text
+    return int(float(match[1]) * _SIZES[(match[2] or "b").lower()])
+
+
+def shown(value: object, unit: str | None = None) -> str:
+    """One line for a value of a setting, without any password in it."""
+    if value in (None, "", ()):
+        return "none"
+    if isinstance(value, Secret):
+        return str(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int) and unit == "bytes":
+        return _size(value)
+    if isinstance(value, int | float):
+        return f"{value:g} s" if unit == "seconds" else f"{value:.15g}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(shown(one) for one in value)
+    return without_password(str(value))
+
+
+def without_password(text: str) -> str:
+    """``postgresql://fabric:secret@host/db`` with the password as ``***``."""
+    return _PASSWORD.sub(r"\1:***@", text)
+
+
+def _size(count: int) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count and count % size == 0:
+            return f"{count // size} {unit}"
+    return f"{count} B"
