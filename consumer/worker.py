@@ -1,0 +1,182 @@
+"""Moves heartbeats and ledger entries from the bus into the store: in batches, losing none.
+
+A batch is taken, written in one transaction, and only then settled with the bus.  Whatever is
+interrupted between is written again; the rows' own keys make that harmless.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from consumer.errors import RecordError, StoreError
+from consumer.records import Batch, HeartbeatRecord, LedgerEntry
+
+log = logging.getLogger("fabric.worker")
+
+DAY = 86_400.0
+
+
+class Source(Protocol):
+    """The reading end of a bus."""
+
+    async def take(self, enough: int, most: int, wait: float) -> Batch:
+        """Returns as soon as ``enough`` records wait, or after ``wait`` seconds: up to ``most`` of
+        each kind, perhaps none."""
+
+    async def done(self) -> None:
+        """What the last ``take`` gave is stored and need not be given again."""
+
+    async def settled(self) -> None:
+        """Returns when all that was published before this call is stored, and hurries that on."""
+
+
+class Sink(Protocol):
+    """The part of the store that is written here."""
+
+    async def write(
+        self, heartbeats: Sequence[HeartbeatRecord], ledger: Sequence[LedgerEntry]
+    ) -> None:
+        """All of it in one transaction; rows that are there already are left alone.  Raises
+        ``StoreError`` when it may succeed later, ``RecordError`` when a record is impossible."""
+
+    async def forget_heartbeats(self, before: float, most: int) -> int:
+        """Deletes up to ``most`` that arrived before that time; says how many."""
+
+
+class Worker:
+    """``run`` moves records until it is cancelled, then writes what is left and ends.
+
+    A batch is written when ``batch_size`` records wait or ``batch_seconds`` have passed; under
+    load it grows to ``most``, because a transaction costs the same for many rows as for few.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        sink: Sink,
+        *,
+        batch_size: int = 500,
+        most: int = 5_000,
+        batch_seconds: float = 1.0,
+        retry_seconds: tuple[float, float] = (0.5, 10.0),
+        drain_seconds: float = 5.0,
+        keep_heartbeats_days: float = 7.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._source = source
+        self._sink = sink
+        self._batch_size = batch_size
+        self._most = most
+        self._batch_seconds = batch_seconds
+        self._retry_seconds = retry_seconds
+        self._drain_seconds = drain_seconds
+        self._keep_seconds = keep_heartbeats_days * DAY
+        self._clock = clock
+        self._held: Batch | None = None  # taken and not yet settled
+        self._forget_at = clock()
+        self.written = 0
+        """Records stored since the start; those that were there already count too."""
+        self.rejected = 0
+        """Records that the store can't take; each is in the log in full."""
+        self.problem: str | None = None
+        """Why nothing is being written at the moment."""
+
+    def __repr__(self) -> str:
+        held = self._held.size if self._held else 0
+        return f"<Worker written={self.written} held={held} problem={self.problem!r}>"
+
+    async def run(self) -> None:
+        try:
+            while True:
+                await self._move(self._batch_seconds)
+                await self._forget_old_heartbeats()
+        finally:
+            await self._drain()
+
+    async def flushed(self) -> None:
+        """Returns when all that was published before this call is in the store."""
+        await self._source.settled()
+
+    async def _move(self, wait: float) -> int:
+        self._held = await self._source.take(self._batch_size, self._most, wait)
+        size = self._held.size
+        if size:
+            await self._write_until_done(self._held)
+            self.written += size
+        await self._source.done()
+        self._held = None
+        return size
+
+    async def _write_until_done(self, batch: Batch) -> None:
+        delay, longest = self._retry_seconds
+        while True:
+            try:
+                await self._write(batch)
+            except StoreError as error:
+                self._failing(str(error), None)
+            except Exception as error:  # a defect of ours: billing must still not lose the batch
+                self._failing(repr(error), error)
+            else:
+                self._well()
+                return
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, longest)
+
+    async def _write(self, batch: Batch) -> None:
+        try:
+            await self._sink.write(batch.heartbeats, batch.ledger)
+        except RecordError as error:
+            if batch.size == 1:
+                self._reject(batch, error)
+                return
+            # One record spoils the transaction for all: halve until it stands alone.
+            for half in batch.halves():
+                await self._write(half)
+
+    def _reject(self, batch: Batch, error: RecordError) -> None:
+        self.rejected += 1
+        record = (*batch.heartbeats, *batch.ledger)[0]
+        text = msgspec.json.encode(record).decode()
+        log.error("record can't be stored", extra={"record": text, "reason": str(error)})
+
+    def _failing(self, problem: str, defect: Exception | None) -> None:
+        if self.problem is None:
+            log.error("the store takes no records", extra={"reason": problem}, exc_info=defect)
+        self.problem = problem
+
+    def _well(self) -> None:
+        if self.problem is not None:
+            log.info("the store takes records again")
+        self.problem = None
+
+    async def _forget_old_heartbeats(self) -> None:
+        now = self._clock()
+        if now < self._forget_at:
+            return
+        try:
+            gone = await self._sink.forget_heartbeats(now - self._keep_seconds, self._most)
+        except StoreError as error:
+            log.warning("old heartbeats were not deleted", extra={"reason": str(error)})
+            gone = 0
+        # A full piece means that there is more: go on after the next batch, not before it.
+        self._forget_at = now if gone == self._most else now + 60.0
+
+    async def _drain(self) -> None:
+        moved = 0
+        try:
+            async with asyncio.timeout(self._drain_seconds):
+                if self._held is not None:
+                    await self._write_until_done(self._held)
+                    await self._source.done()
+                    self._held = None
+                while await self._move(0.0):
+                    moved += 1
+        except TimeoutError:
+            held = self._held.size if self._held else 0
+            log.error("records were left behind", extra={"held": held, "reason": self.problem})

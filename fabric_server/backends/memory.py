@@ -1,0 +1,192 @@
+"""A cache and a bus inside this process: nothing to install, gone when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from msgspec import Struct
+
+from consumer.records import HEARTBEATS, LEDGER, Batch, HeartbeatRecord, LedgerEntry
+
+log = logging.getLogger("fabric.bus")
+
+R = TypeVar("R")
+
+
+class MemoryCache:
+    """At most ``most`` values; the ones set longest ago make room."""
+
+    def __init__(self, most: int = 10_000, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most = most
+        self._clock = clock
+        self._values: OrderedDict[str, tuple[bytes, float]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    async def get(self, name: str) -> bytes | None:
+        found = self._values.get(name)
+        if found is None:
+            return None
+        value, until = found
+        if self._clock() >= until:
+            del self._values[name]
+            return None
+        return value
+
+    async def set(self, name: str, value: bytes, seconds: float) -> None:
+        self._values[name] = (value, self._clock() + seconds)
+        self._values.move_to_end(name)
+        if len(self._values) > self._most:
+            self._values.popitem(last=False)
+
+    async def close(self) -> None:
+        self._values.clear()
+
+
+class _Queue(Generic[R]):
+    """Records of one topic, in order.  Positions count what was ever published."""
+
+    def __init__(self, topic: str, most: int, keep_old: bool) -> None:
+        self.topic = topic
+        self.records: deque[R] = deque()
+        self.dropped = 0
+        self._most = most
+        self._keep_old = keep_old
+        self._dropping_since = 0
+        self._ended = 0  # position up to which all is dropped or taken
+        self._settled = 0
+
+    @property
+    def published(self) -> int:
+        return self._ended + len(self.records)
+
+    def make_room(self) -> bool:
+        """Called when full; whether the new record may still be added."""
+        if self.dropped == self._dropping_since:
+            log.error("records are being dropped", extra={"topic": self.topic, "held": self._most})
+        self.dropped += 1
+        if self._keep_old:
+            return False
+        self.records.popleft()
+        self._ended += 1
+        return True
+
+    def full(self) -> bool:
+        return len(self.records) >= self._most
+
+    def take(self, most: int) -> list[R]:
+        if self.dropped != self._dropping_since:
+            count = self.dropped - self._dropping_since
+            log.warning("records were dropped", extra={"topic": self.topic, "count": count})
+            self._dropping_since = self.dropped
+        records = self.records
+        if len(records) <= most:
+            taken = list(records)
+            records.clear()
+        else:
+            taken = [records.popleft() for _ in range(most)]
+        self._ended += len(taken)
+        return taken
+
+    def settle(self) -> None:
+        self._settled = self._ended
+
+    def is_settled(self, position: int) -> bool:
+        return self._settled >= position
+
+
+class MemoryBus:
+    """Both ends of a bus, for the event loop of one thread.
+
+    When the store is away for long, the oldest heartbeats make room for new ones; ledger entries
+    are dropped only over a far larger bound (some 540 bytes each).  Both are counted and logged.
+    """
+
+    def __init__(self, *, most_heartbeats: int = 10_000, most_ledger: int = 200_000) -> None:
+        self._ledger: _Queue[LedgerEntry] = _Queue(LEDGER, most_ledger, keep_old=True)
+        self._heartbeats: _Queue[HeartbeatRecord] = _Queue(
+            HEARTBEATS, most_heartbeats, keep_old=False
+        )
+        self._queues: dict[str, _Queue[Any]] = {LEDGER: self._ledger, HEARTBEATS: self._heartbeats}
+        self._missing = 0  # records until the one who sleeps is woken; below, nobody cares
+        self._sleeper: asyncio.Future[None] | None = None  # whoever waits in take
+        self._hurried = False
+        self._settling: list[tuple[int, int, asyncio.Future[None]]] = []
+
+    def __repr__(self) -> str:
+        return f"<MemoryBus waiting={self.waiting} dropped={self.dropped}>"
+
+    @property
+    def waiting(self) -> dict[str, int]:
+        """Records published and not yet taken, by topic."""
+        return {topic: len(queue.records) for topic, queue in self._queues.items()}
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Records lost for want of room since the start, by topic."""
+        return {topic: queue.dropped for topic, queue in self._queues.items()}
+
+    def publish(self, topic: str, record: Struct) -> None:
+        queue = self._queues[topic]
+        if queue.full() and not queue.make_room():
+            return
+        queue.records.append(record)
+        self._missing -= 1
+        if self._missing == 0:
+            self._wake()
+
+    async def take(self, enough: int, most: int, wait: float) -> Batch:
+        ledger, heartbeats = self._ledger, self._heartbeats
+        waiting = len(ledger.records) + len(heartbeats.records)
+        if wait > 0 and waiting < enough and not self._hurried:
+            self._missing = enough - waiting
+            loop = asyncio.get_running_loop()
+            self._sleeper = loop.create_future()
+            alarm = loop.call_later(wait, self._wake)
+            try:
+                await self._sleeper
+            finally:
+                alarm.cancel()
+                self._sleeper = None
+        self._hurried = False
+        return Batch(heartbeats.take(most), ledger.take(most))
+
+    async def done(self) -> None:
+        self._ledger.settle()
+        self._heartbeats.settle()
+        still = []
+        for waiter in self._settling:
+            ledger, heartbeats, future = waiter
+            if self._ledger.is_settled(ledger) and self._heartbeats.is_settled(heartbeats):
+                if not future.done():
+                    future.set_result(None)
+            else:
+                still.append(waiter)
+        self._settling = still
+        self._hurried = bool(still)
+
+    async def settled(self) -> None:
+        ledger, heartbeats = self._ledger.published, self._heartbeats.published
+        if self._ledger.is_settled(ledger) and self._heartbeats.is_settled(heartbeats):
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._settling.append((ledger, heartbeats, future))
+        self._hurried = True
+        self._wake()
+        await future
+
+    async def close(self) -> None:
+        """Whoever waits in ``settled`` waits no longer."""
+        for _, _, future in self._settling:
+            future.cancel()
+        self._settling.clear()
+
+    def _wake(self) -> None:
+        if self._sleeper is not None and not self._sleeper.done():
+            self._sleeper.set_result(None)

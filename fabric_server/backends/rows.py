@@ -1,0 +1,86 @@
+"""What the store remembers, row by row.  Times are Unix seconds; None means never or not yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+from msgspec import Struct
+
+
+class KeyRow(Struct, frozen=True):
+    id: str
+    """``key_…``"""
+    account: str
+    name: str
+    prefix: str
+    """The first characters of the key's text, to recognise it by."""
+    hash: bytes
+    """SHA-256 of the key's text."""
+    management: bool
+    created_at: float
+    expires_at: float | None = None
+    revoked_at: float | None = None
+    models: list[str] | None = None
+    """The only models it may use; None is all of them."""
+
+
+class NodeRow(Struct, frozen=True):
+    id: str
+    """``node_…``"""
+    name: str
+    public_key_sha256: bytes
+    created_at: float
+    revoked_at: float | None = None
+    epoch: int = 0
+    """Registrations so far."""
+    last_seen_at: float | None = None
+    platform: str = ""
+    version: str = ""
+
+
+class InvitationRow(Struct, frozen=True):
+    id: str
+    """``inv_…``"""
+    secret_hash: bytes
+    """SHA-256 of the secret in the join token."""
+    created_at: float
+    expires_at: float
+    used_at: float | None = None
+    node_id: str | None = None
+    name: str | None = None
+
+
+class Redeemed(StrEnum):
+    """What became of an attempt to use an invitation.  The values are the API's error codes."""
+
+    OK = "ok"
+    UNKNOWN = "invitation_unknown"
+    USED = "invitation_used"
+    EXPIRED = "invitation_expired"
+
+
+class Changes(Struct, frozen=True):
+    """What has changed since a revision.  A row may be told twice."""
+
+    revision: int
+    """Ask from here the next time."""
+    everything: bool
+    """The store is not the one known before (put back from a backup): forget all that is kept.
+    ``keys`` and ``nodes`` are then all of them."""
+    keys: Sequence[KeyRow] = ()
+    nodes: Sequence[NodeRow] = ()
+
+
+class UsageRow(Struct, frozen=True):
+    """The sum of some ledger entries."""
+
+    group: dict[str, str | int | None]
+    """What they have in common, by the names asked for; hours and days by their first second."""
+    requests: int
+    succeeded: int
+    """Those with outcome ``ok``."""
+    prompt_tokens: int
+    completion_tokens: int
+    bytes_in: int
+    bytes_out: int

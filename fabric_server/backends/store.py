@@ -1,0 +1,254 @@
+# ruff: noqa: S608 - only column names of ours are put into a text
+"""The store, in SQL that SQLite and PostgreSQL both understand.
+
+Keys, nodes and invitations here; what is measured (ledger, heartbeats) in ``measured``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from fabric_server.backends import migrations
+from fabric_server.backends.database import Database, Row, Session
+from fabric_server.backends.measured import Measured
+from fabric_server.backends.rows import Changes, InvitationRow, KeyRow, NodeRow, Redeemed
+
+# In the order of KeyRow and of NodeRow.
+_KEY = "id, account, name, prefix, hash, management, created_at, expires_at, revoked_at, models"
+_NODE = (
+    "id, name, public_key_sha256, created_at, revoked_at, epoch, last_seen_at, platform, version"
+)
+
+
+class AmbiguousKey(Exception):
+    """Several keys have this prefix; ``str()`` names them."""
+
+
+class SqlStore(Measured):
+    """All that outlives the process.  Every method raises ``StoreError`` when the database can't.
+
+    Changes of keys, nodes and invitations bump ``revision`` in their own transaction; ``changes``
+    tells other processes what to forget.
+    """
+
+    def __init__(self, database: Database, revision: int) -> None:
+        super().__init__(database)
+        self.revision_at_open = revision
+        """All that is read through this object is as new as this revision, or newer."""
+
+    @classmethod
+    async def open(cls, database: Database, clock: Callable[[], float] = time.time) -> SqlStore:
+        """Brings the schema up to date first.  Closes the database when it can't."""
+        try:
+            known = migrations.find(migrations.directory())
+            await migrations.migrate(database, known, clock())
+            return cls(database, await _revision(database))
+        except BaseException:
+            await database.close()
+            raise
+
+    async def close(self) -> None:
+        await self._database.close()
+
+    async def revision(self) -> int:
+        return await _revision(self._database)
+
+    async def changes(self, since: int) -> Changes:
+        """The keys and nodes changed after revision ``since``.  Costs one small query if none."""
+        # The number first: a change between the queries is then told twice rather than never.
+        revision = await _revision(self._database)
+        everything = revision < since
+        if revision == since:
+            return Changes(revision, everything)
+        after = 0 if everything else since
+        fetch = self._database.fetch
+        keys = await fetch(f"SELECT {_KEY} FROM keys WHERE revision > $1", after)
+        nodes = await fetch(f"SELECT {_NODE} FROM nodes WHERE revision > $1", after)
+        return Changes(
+            revision, everything, [_key(row) for row in keys], [NodeRow(*row) for row in nodes]
+        )
+
+    # ── keys ──────────────────────────────────────────────────────────────────────────────────
+
+    async def create_key(self, key: KeyRow) -> None:
+        async with self._database.transaction(durable=True) as session:
+            await session.execute(
+                f"INSERT INTO keys ({_KEY}, revision)"
+                " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+                key.id,
+                key.account,
+                key.name,
+                key.prefix,
+                key.hash,
+                key.management,
+                key.created_at,
+                key.expires_at,
+                key.revoked_at,
+                None if key.models is None else msgspec.json.encode(key.models).decode(),
+                await _bump(session),
+            )
+
+    async def key_by_hash(self, digest: bytes) -> KeyRow | None:
+        """The key in whatever state it is: look at ``expires_at`` and ``revoked_at``."""
+        rows = await self._database.fetch(f"SELECT {_KEY} FROM keys WHERE hash = $1", digest)
+        return _key(rows[0]) if rows else None
+
+    async def keys(self) -> list[KeyRow]:
+        """All of them, oldest first."""
+        rows = await self._database.fetch(f"SELECT {_KEY} FROM keys ORDER BY created_at, id")
+        return [_key(row) for row in rows]
+
+    async def revoke_key(self, id_or_prefix: str, at: float) -> KeyRow | None:
+        """Returns the revoked key, or None when there is none.  One revoked before stays as it is.
+
+        Raises ``AmbiguousKey`` when the prefix is that of several.
+        """
+        async with self._database.transaction(durable=True) as session:
+            rows = await session.fetch(
+                f"SELECT {_KEY} FROM keys WHERE id = $1 OR prefix = $1", id_or_prefix
+            )
+            if len(rows) > 1:
+                names = ", ".join(row[0] for row in rows)
+                raise AmbiguousKey(f"several keys begin with {id_or_prefix}: {names}; name one")
+            if not rows:
+                return None
+            key = _key(rows[0])
+            if key.revoked_at is not None:
+                return key
+            await session.execute(
+                "UPDATE keys SET revoked_at = $1, revision = $2 WHERE id = $3",
+                at,
+                await _bump(session),
+                key.id,
+            )
+            return msgspec.structs.replace(key, revoked_at=at)
+
+    # ── invitations and nodes ─────────────────────────────────────────────────────────────────
+
+    async def create_invitation(self, invitation: InvitationRow) -> None:
+        async with self._database.transaction(durable=True) as session:
+            await session.execute(
+                "INSERT INTO invitations"
+                " (id, secret_hash, created_at, expires_at, used_at, node_id, name)"
+                " VALUES ($1, $2, $3, $4, $5, $6, $7)",
+                *msgspec.structs.astuple(invitation),
+            )
+            await _bump(session)
+
+    async def redeem_invitation(self, secret_hash: bytes, node: NodeRow, at: float) -> Redeemed:
+        """Uses the invitation up and makes the node, both or neither."""
+        async with self._database.transaction(durable=True) as session:
+            # The update comes first: it locks the row, so of two attempts at once one is second.
+            mine = await session.execute(
+                "UPDATE invitations SET used_at = $1"
+                " WHERE secret_hash = $2 AND used_at IS NULL AND expires_at > $1",
+                at,
+                secret_hash,
+            )
+            if not mine:
+                rows = await session.fetch(
+                    "SELECT used_at FROM invitations WHERE secret_hash = $1", secret_hash
+                )
+                if not rows:
+                    return Redeemed.UNKNOWN
+                return Redeemed.EXPIRED if rows[0][0] is None else Redeemed.USED
+            await session.execute(
+                f"INSERT INTO nodes ({_NODE}, revision)"
+                " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+                *msgspec.structs.astuple(node),
+                await _bump(session),
+            )
+            await session.execute(
+                "UPDATE invitations SET node_id = $1 WHERE secret_hash = $2", node.id, secret_hash
+            )
+            return Redeemed.OK
+
+    async def node(self, id: str) -> NodeRow | None:
+        rows = await self._database.fetch(f"SELECT {_NODE} FROM nodes WHERE id = $1", id)
+        return NodeRow(*rows[0]) if rows else None
+
+    async def nodes(self) -> list[NodeRow]:
+        """All of them, oldest first."""
+        rows = await self._database.fetch(f"SELECT {_NODE} FROM nodes ORDER BY created_at, id")
+        return [NodeRow(*row) for row in rows]
+
+    async def revoke_node(self, id: str, at: float) -> NodeRow | None:
+        """Returns the revoked node, or None when there is none.  One revoked before stays as is."""
+        async with self._database.transaction(durable=True) as session:
+            await session.execute(
+                "UPDATE nodes SET revoked_at = $1, revision = $2"
+                " WHERE id = $3 AND revoked_at IS NULL",
+                at,
+                await _bump(session),
+                id,
+            )
+            rows = await session.fetch(f"SELECT {_NODE} FROM nodes WHERE id = $1", id)
+            return NodeRow(*rows[0]) if rows else None
+
+    async def next_epoch(self, node_id: str) -> int | None:
+        """The number of a new registration; None when the node is unknown or revoked."""
+        # Not durable: a power cut that undoes it undoes all that was written under it later, too.
+        async with self._database.transaction() as session:
+            rows = await session.fetch(
+                "UPDATE nodes SET epoch = epoch + 1 WHERE id = $1 AND revoked_at IS NULL"
+                " RETURNING epoch",
+                node_id,
+            )
+            return int(rows[0][0]) if rows else None
+
+    async def served(self, node_id: str, models: Sequence[str]) -> None:
+        """A node has models that it did not have before."""
+        rows = [(node_id, model) for model in models]
+        async with self._database.transaction() as session:
+            await session.insert("served_models", ("node_id", "model"), rows)
+
+    async def known_models(self, since: float, *, most: int = 10_000) -> list[str]:
+        """Models of nodes that were seen after ``since`` and not revoked."""
+        rows = await self._database.fetch(
+            "SELECT DISTINCT model FROM served_models JOIN nodes ON nodes.id = node_id"
+            " WHERE revoked_at IS NULL AND last_seen_at >= $1 ORDER BY model LIMIT $2",
+            since,
+            most,
+        )
+        return [str(row[0]) for row in rows]
+
+    async def node_seen(self, id: str, at: float, *, platform: str, version: str) -> None:
+        """At registration.  Later ``last_seen_at`` follows the heartbeats by itself."""
+        async with self._database.transaction() as session:
+            await session.execute(
+                "UPDATE nodes SET last_seen_at = $1, platform = $2, version = $3 WHERE id = $4",
+                at,
+                platform,
+                version,
+                id,
+            )
+
+
+async def _revision(database: Database) -> int:
+    rows = await database.fetch("SELECT number FROM revision")
+    return int(rows[0][0])
+
+
+async def _bump(session: Session) -> int:
+    """The revision of the change that this transaction makes."""
+    rows = await session.fetch("UPDATE revision SET number = number + 1 RETURNING number")
+    return int(rows[0][0])
+
+
+def _key(row: Row) -> KeyRow:
+    id, account, name, prefix, digest, management, created, expires, revoked, models = row
+    return KeyRow(
+        id=id,
+        account=account,
+        name=name,
+        prefix=prefix,
+        hash=digest,
+        management=bool(management),  # SQLite has no truth values of its own
+        created_at=created,
+        expires_at=expires,
+        revoked_at=revoked,
+        models=None if models is None else msgspec.json.decode(models, type=list[str]),
+    )

@@ -1,0 +1,310 @@
+"""Records reach the store: in batches, each once, whatever fails in between."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from consumer.errors import RecordError, StoreError
+from consumer.records import HEARTBEATS, LEDGER, Batch, HeartbeatRecord, LedgerEntry
+from consumer.worker import DAY, Worker
+from fabric_server.backends import open_store
+from fabric_server.backends.memory import MemoryBus
+from tests.contracts.samples import NOON, beat, entry
+
+
+class Shelf:
+    """A sink that keeps what it is given, batch by batch."""
+
+    def __init__(self) -> None:
+        self.batches: list[Batch] = []
+        self.forgotten: list[tuple[float, int]] = []
+        self.old_heartbeats = 0
+
+    async def write(
+        self, heartbeats: Sequence[HeartbeatRecord], ledger: Sequence[LedgerEntry]
+    ) -> None:
+        self.batches.append(Batch(heartbeats, ledger))
+
+    async def forget_heartbeats(self, before: float, most: int) -> int:
+        self.forgotten.append((before, most))
+        gone = min(self.old_heartbeats, most)
+        self.old_heartbeats -= gone
+        return gone
+
+    @property
+    def ledger(self) -> list[str]:
+        return [e.request_id for batch in self.batches for e in batch.ledger]
+
+
+class Stumbling(Shelf):
+    """Raises each of ``errors`` in turn before it begins to work."""
+
+    def __init__(self, *errors: Exception) -> None:
+        super().__init__()
+        self._errors = list(errors)
+
+    async def write(
+        self, heartbeats: Sequence[HeartbeatRecord], ledger: Sequence[LedgerEntry]
+    ) -> None:
+        if self._errors:
+            raise self._errors.pop(0)
+        await super().write(heartbeats, ledger)
+
+
+class Picky(Shelf):
+    """Can't store some records."""
+
+    async def write(
+        self, heartbeats: Sequence[HeartbeatRecord], ledger: Sequence[LedgerEntry]
+    ) -> None:
+        if any(e.model == "poison" for e in ledger) or any(b.seq == 666 for b in heartbeats):
+            raise RecordError("poison")
+        await super().write(heartbeats, ledger)
+
+
+class Gate(Shelf):
+    """Writes only when told that it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered = asyncio.Event()
+        self.open = asyncio.Event()
+
+    async def write(
+        self, heartbeats: Sequence[HeartbeatRecord], ledger: Sequence[LedgerEntry]
+    ) -> None:
+        self.entered.set()
+        await self.open.wait()
+        await super().write(heartbeats, ledger)
+
+
+@asynccontextmanager
+async def running(worker: Worker) -> AsyncIterator[Worker]:
+    task = asyncio.create_task(worker.run())
+    try:
+        async with asyncio.timeout(10):
+            yield worker
+    finally:
+        await stop(task)
+
+
+async def stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - each turn of the loop may bring it about
+        await asyncio.sleep(0)
+
+
+def publish(bus: MemoryBus, numbers: range, **changes: Any) -> list[str]:
+    for number in numbers:
+        bus.publish(LEDGER, entry(number, **changes))
+    return [f"req_{number:08d}" for number in numbers]
+
+
+async def test_what_was_published_is_written_and_flushed_says_when() -> None:
+    bus, shelf = MemoryBus(), Shelf()
+    async with running(Worker(bus, shelf, batch_seconds=60)) as worker:
+        names = publish(bus, range(3))
+        bus.publish(HEARTBEATS, beat(1))
+        await worker.flushed()  # well before the 60 s
+        assert shelf.batches == [Batch([beat(1)], [entry(n) for n in range(3)])]
+        assert shelf.ledger == names
+        assert worker.written == 4
+        assert repr(worker) == "<Worker written=4 held=0 problem=None>"
+
+
+async def test_a_batch_is_written_when_it_is_large_enough() -> None:
+    bus, gate = MemoryBus(), Gate()
+    gate.open.set()
+    async with running(Worker(bus, gate, batch_size=10, batch_seconds=60)):
+        await asyncio.sleep(0)
+        publish(bus, range(9))
+        await asyncio.sleep(0)
+        assert not gate.entered.is_set()
+        publish(bus, range(9, 10))
+        await gate.entered.wait()
+
+
+async def test_a_small_batch_is_written_after_a_while() -> None:
+    bus, gate = MemoryBus(), Gate()
+    gate.open.set()
+    async with running(Worker(bus, gate, batch_size=10, batch_seconds=0.01)):
+        publish(bus, range(1))
+        await gate.entered.wait()
+
+
+async def test_under_load_batches_grow_and_are_bounded() -> None:
+    bus, gate = MemoryBus(), Gate()
+    async with running(Worker(bus, gate, batch_size=10, most=50, batch_seconds=60)) as worker:
+        publish(bus, range(10))
+        await gate.entered.wait()
+        publish(bus, range(10, 95))  # while the first ten are being written
+        gate.open.set()
+        await worker.flushed()
+    assert [batch.size for batch in gate.batches] == [10, 50, 35]
+
+
+async def test_a_failing_store_gets_the_same_batch_again_until_it_takes_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    bus = MemoryBus()
+    sink = Stumbling(*(StoreError("the disk is full") for _ in range(4)))
+    worker = Worker(bus, sink, retry_seconds=(0.001, 0.002))
+    async with running(worker):
+        names = publish(bus, range(5))
+        await worker.flushed()
+    assert sink.ledger == names
+    assert worker.problem is None
+    assert [(r.levelno, r.message) for r in caplog.records] == [
+        (logging.ERROR, "the store takes no records"),
+        (logging.INFO, "the store takes records again"),
+    ]
+
+
+async def test_a_defect_loses_nothing_and_is_logged_with_its_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bus, sink = MemoryBus(), Stumbling(TypeError("ours"))
+    async with running(Worker(bus, sink, retry_seconds=(0.001, 0.002))) as worker:
+        names = publish(bus, range(5))
+        await worker.flushed()
+    assert sink.ledger == names
+    assert caplog.records[0].exc_info is not None
+
+
+async def test_a_failing_store_is_told_by_problem() -> None:
+    bus, sink = MemoryBus(), Stumbling(StoreError("the disk is full"))
+    async with running(Worker(bus, sink, batch_size=1, retry_seconds=(60, 60))) as worker:
+        publish(bus, range(1))
+        await until(lambda: worker.problem is not None)
+        assert worker.problem == "the disk is full"
+        assert "held=1" in repr(worker)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    entries=st.lists(st.booleans(), max_size=40),
+    beats=st.lists(st.booleans(), max_size=40),
+)
+def test_impossible_records_are_left_out_and_all_others_are_written(
+    entries: list[bool], beats: list[bool]
+) -> None:
+    async def check() -> None:
+        bus, sink = MemoryBus(), Picky()
+        async with running(Worker(bus, sink)) as worker:
+            for number, bad in enumerate(entries):
+                bus.publish(LEDGER, entry(number, model="poison" if bad else "m"))
+            for number, bad in enumerate(beats):
+                bus.publish(HEARTBEATS, beat(666 if bad else number, epoch=number))
+            await worker.flushed()
+            assert worker.rejected == sum(entries) + sum(beats)
+        assert sink.ledger == [f"req_{n:08d}" for n, bad in enumerate(entries) if not bad]
+        written = [b.epoch for batch in sink.batches for b in batch.heartbeats]
+        assert written == [n for n, bad in enumerate(beats) if not bad]
+
+    asyncio.run(check())
+
+
+async def test_an_impossible_record_is_in_the_log_in_full(caplog: pytest.LogCaptureFixture) -> None:
+    bus, sink = MemoryBus(), Picky()
+    async with running(Worker(bus, sink)) as worker:
+        publish(bus, range(7, 8), model="poison")
+        await worker.flushed()
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    assert '"request_id":"req_00000007"' in vars(record)["record"]
+    assert vars(record)["reason"] == "poison"
+
+
+async def test_cancelled_it_writes_what_is_left() -> None:
+    bus, shelf = MemoryBus(), Shelf()
+    task = asyncio.create_task(Worker(bus, shelf, most=20, batch_seconds=60).run())
+    await asyncio.sleep(0)
+    names = publish(bus, range(50))
+    await stop(task)
+    assert shelf.ledger == names
+
+
+async def test_cancelled_in_the_middle_of_a_write_it_writes_that_again() -> None:
+    bus, gate = MemoryBus(), Gate()
+    task = asyncio.create_task(Worker(bus, gate, batch_size=1).run())
+    names = publish(bus, range(3))
+    async with asyncio.timeout(10):
+        await gate.entered.wait()
+        task.cancel()
+        publish(bus, range(3, 5))
+        gate.open.set()
+        await stop(task)
+    assert gate.ledger == [*names, "req_00000003", "req_00000004"]
+
+
+async def test_cancelled_while_the_store_is_away_it_gives_up_in_time_and_says_what_was_lost(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bus = MemoryBus()
+    sink = Stumbling(*(StoreError("gone") for _ in range(1000)))
+    worker = Worker(bus, sink, retry_seconds=(0.01, 0.01), drain_seconds=0.05)
+    task = asyncio.create_task(worker.run())
+    publish(bus, range(3))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        await stop(task)
+    lost = caplog.records[-1]
+    assert (lost.message, vars(lost)["held"]) == ("records were left behind", 3)
+
+
+async def test_a_second_cancellation_is_now() -> None:
+    bus, gate = MemoryBus(), Gate()
+    task = asyncio.create_task(Worker(bus, gate, drain_seconds=60).run())
+    publish(bus, range(3))
+    await asyncio.sleep(0)
+    task.cancel()
+    async with asyncio.timeout(10):
+        await gate.entered.wait()
+        await stop(task)
+    assert task.cancelled()
+
+
+async def test_old_heartbeats_are_forgotten_in_pieces_and_then_once_a_minute() -> None:
+    bus, shelf, now = MemoryBus(), Shelf(), [NOON]
+    shelf.old_heartbeats = 25
+    worker = Worker(
+        bus, shelf, most=10, batch_seconds=0.001, keep_heartbeats_days=7, clock=lambda: now[0]
+    )
+
+    async with running(worker):
+        await until(lambda: shelf.old_heartbeats == 0)
+        assert shelf.forgotten == [(NOON - 7 * DAY, 10)] * 3
+        publish(bus, range(1))
+        await worker.flushed()
+        assert len(shelf.forgotten) == 3
+        now[0] += 60
+        await until(lambda: len(shelf.forgotten) == 4)
+
+
+async def test_with_the_real_store_each_request_is_there_once() -> None:
+    store, bus = await open_store("sqlite://"), MemoryBus()
+    async with running(Worker(bus, store, batch_size=100, keep_heartbeats_days=1e6)) as worker:
+        for start in range(0, 3000, 30):
+            publish(bus, range(start, start + 30))
+            publish(bus, range(start, start + 3))  # told twice
+            bus.publish(HEARTBEATS, beat(start))
+            await asyncio.sleep(0)
+        await worker.flushed()
+        (total,) = await store.usage(0, 1e12)
+        assert total.requests == 3000
+        assert len(await store.heartbeats("node_attic", limit=1000)) == 100
+    await store.close()
