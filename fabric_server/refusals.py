@@ -1,4 +1,4 @@
-"""The errors that the fabric itself makes, in OpenAI's shape.  An engine's own errors pass untouched."""
+"""The errors that the fabric itself makes, in OpenAI's shape.  An engine's own pass untouched."""
 
 from __future__ import annotations
 

@@ -45,6 +45,7 @@ from protocol.streams import HIGH_WATER, LOW_WATER, TUNNEL_WINDOW, Inbound, Stre
 GREETING_SECONDS = 5.0
 MOST_STREAMS = 256
 LAST_STREAM = 2**32 - 1
+LEAVE_SECONDS = 60.0
 MOST_CONTROL = 4096
 """Control frames that may wait to be sent; a peer that provokes more is flooding us."""
 CALM_BURST, CALM_PER_SECOND = 100.0, 20.0
@@ -84,7 +85,13 @@ class Connection:
     """
 
     def __init__(
-        self, role: Role, *, now: float, rng: Random, most_streams: int = MOST_STREAMS
+        self,
+        role: Role,
+        *,
+        now: float,
+        rng: Random,
+        most_streams: int = MOST_STREAMS,
+        last_stream: int = LAST_STREAM,
     ) -> None:
         self.role = role
         self.state = State.GREETING if role is Role.SERVER else State.OPEN
@@ -98,6 +105,7 @@ class Connection:
         self.bytes_sent = 0
         self.frames_received = 0
         self._most_streams = most_streams
+        self._last_stream = last_stream
         self._streams: dict[int, Stream] = {}
         self._last_id = -1
         self._partial = bytearray()
@@ -151,7 +159,7 @@ class Connection:
         return (
             self.state is State.OPEN
             and len(self._streams) < self._most_streams
-            and self._last_id < LAST_STREAM - 1
+            and self._last_id + 2 <= self._last_stream
         )
 
     @property
@@ -207,6 +215,9 @@ class Connection:
         stream.outbound.ended = ended
         flags = END_FLAG if ended else 0
         self._control.append(frames.encode(FrameType.OPEN, flags, stream_id, payload))
+        if stream_id + 2 > self._last_stream:
+            # Two days at full speed: the node dials anew when this one has closed behind the last.
+            self.drain("stream ids are used up", LEAVE_SECONDS)
         return stream_id
 
     def send_head(self, stream_id: int, head: ResponseHead) -> None:
@@ -267,6 +278,7 @@ class Connection:
         if not stream.answered:
             raise LocalError(f"{stream!r} needs send_head before its end")
         outbound.ended = True
+        stream.waiting = False
         end = frames.encode(FrameType.END, 0, stream_id, messages.encode(figures))
         if outbound.queued:
             outbound.trailer = end  # and listed, unless it waits for credit
@@ -538,19 +550,13 @@ class Connection:
             return
         inbound = stream.inbound
         if not inbound.receive(count):
-            inbound.received -= count
-            self._consumed_on_tunnel(count)
             self._give_up(stream, Code.FLOW, "more DATA than the stream was granted")
             return
         if self.role is Role.SERVER:
             if not stream.answered:
-                inbound.received -= count
-                self._consumed_on_tunnel(count)
                 self._give_up(stream, Code.PROTOCOL, "DATA before HEAD")
                 return
         elif not stream.opened:
-            inbound.received -= count
-            self._consumed_on_tunnel(count)
             self._give_up(stream, Code.PROTOCOL, "DATA after the end of the body")
             return
         if flags & END_FLAG:

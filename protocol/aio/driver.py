@@ -37,6 +37,8 @@ class Driver(asyncio.Protocol):
     Subclasses give commands to the machine and call ``_soon``; events arrive in ``_deliver``.
     """
 
+    closing_seconds = CLOSING_SECONDS
+
     def __init__(self, machine: Machine, loop: asyncio.AbstractEventLoop) -> None:
         self._machine = machine
         self._loop = loop
@@ -125,7 +127,7 @@ class Driver(asyncio.Protocol):
         transport.close()
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_later(CLOSING_SECONDS, transport.abort)
+        self._timer = self._loop.call_later(self.closing_seconds, transport.abort)
 
     def _deliver_all(self) -> None:
         # A handler may close the machine, which delivers again from within: what it had not come

@@ -1,0 +1,58 @@
+"""``fabric-client``: the commands, and how they end.
+
+Exit codes: 0 done; 1 a defect; 2 something the user can put right (input, settings, a server that
+is away), said in one sentence on standard error; 3 refused by the server for good, and from
+``status``: not linked; 130 ended by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version as version_of
+from typing import Annotated, NoReturn
+
+import typer
+
+from fabric_client.commands.join import join
+from fabric_client.commands.run import run_
+from fabric_client.commands.status import status
+from fabric_client.config import PREFIX
+from fabric_client.identity import NotJoined
+from fabric_client.only_one import Taken
+from protocol.errors import RemoteError
+from protocol.join import BadToken
+from protocol.program import output
+from protocol.program.flags import about_settings
+from protocol.program.output import say
+from protocol.program.settings import SettingsError
+
+app = output.commands("A node of the fabric: answers with the inference engines of this machine.")
+app.command(epilog=about_settings(PREFIX))(join)
+app.command("run", epilog=about_settings(PREFIX))(run_)
+app.command()(status)
+
+
+@app.callback(invoke_without_command=True)
+def _program(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        say(version_of("fabric"))
+        raise typer.Exit
+
+
+def main() -> NoReturn:
+    output.main(
+        app,
+        "fabric-client",
+        {
+            SettingsError: output.WRONG,
+            BadToken: output.WRONG,
+            NotJoined: output.WRONG,
+            Taken: output.WRONG,
+            RemoteError: output.REFUSED,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

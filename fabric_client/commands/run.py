@@ -1,0 +1,57 @@
+"""``fabric-client run``: the node, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from random import Random
+
+from fabric_client.commands import of_the_node
+from fabric_client.config import Config
+from fabric_client.identity import Identity
+from fabric_client.only_one import only_one
+from protocol.program import logs, run
+from protocol.program.run import Signals
+
+log = logging.getLogger("fabric.node")
+
+LEAVE_SECONDS = 60.0
+"""How long running answers may finish when the node is told to stop."""
+
+
+@of_the_node
+def run_(settings: Config) -> int:
+    """Answer what the server sends, with the engines of this machine.
+
+    The log goes to standard error.  The first Ctrl-C or SIGTERM lets running answers finish, the
+    second does not.  Exit code 3: the server has refused this node for good.
+    """
+    return run_node(settings)
+
+
+def run_node(settings: Config) -> int:
+    """Raises ``NotJoined``, ``Taken``, or ``RemoteError`` when refused for good."""
+    logs.configure(settings.log_level, json=settings.log_json)
+    identity = Identity.load(settings.data)
+    with only_one(settings.data):
+        return run.run(lambda signals: _serve(settings, identity, signals))
+
+
+async def _serve(settings: Config, identity: Identity, signals: Signals) -> None:
+    from fabric_client.supervisor import Supervisor  # takes time that other commands need not
+
+    supervisor = Supervisor(settings, identity, rng=Random())  # noqa: S311 - spreads load only
+    loop = asyncio.get_running_loop()
+    working = loop.create_task(supervisor.run())
+    stopping = loop.create_task(signals.stop.wait())
+    try:
+        await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            await working
+        log.info("leaving", extra={"seconds": LEAVE_SECONDS})
+        await supervisor.leave(LEAVE_SECONDS)
+    finally:
+        for task in (working, stopping):
+            task.cancel()
+        await asyncio.gather(working, stopping, return_exceptions=True)
+        log.info("stopped")

@@ -1,0 +1,268 @@
+"""What each kind of engine tells about itself.  Pure: decoded JSON in, facts out; never raises.
+
+Sources: ollama api/types.go and internal/modelref; vLLM entrypoints/openai/models; llama.cpp
+tools/server; LM Studio's REST API v0 and v1.  Fields that are missing or strange count as not told:
+one odd model must not hide the others, and nothing may leave here that a server would refuse
+(``protocol.messages`` sets the limits).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from protocol.messages import ModelReport
+
+_MOST_MODELS = 512
+_MOST_CAPABILITIES = 32
+_LONGEST_NAME = 256
+_LARGEST = 2**63 - 1
+
+Documents = Mapping[str, object]
+"""Path asked for → the JSON that came; a path that gave none is missing."""
+
+
+class Facts(NamedTuple):
+    models: list[ModelReport]
+    slots: int
+
+
+class Dialect(NamedTuple):
+    alive: str
+    """The cheapest path that answers 200 exactly when the engine can serve."""
+    asks: tuple[str, ...]
+    """What ``read`` wants; the first must come and hold ``holds``, the others may be missing."""
+    holds: str
+    port: int | None
+    """Where this kind listens unless told otherwise."""
+    read: Callable[[Documents], Facts]
+
+
+def told_by(document: object, server: str) -> str | None:
+    """The kind of engine, as far as its ``/v1/models`` and Server header give it away."""
+    if server.startswith("llama.cpp"):
+        return "llama-server"
+    owners = {_text(entry, "owned_by") for entry in _entries(document, "data")}
+    if len(owners) == 1:
+        return _OWNERS.get(owners.pop() or "")
+    return None
+
+
+_OWNERS = {"vllm": "vllm", "llamacpp": "llama-server", "organization_owner": "lm-studio"}
+
+
+def is_list(document: object, key: str) -> bool:
+    """Whether this is a list of models; Go writes an empty one as null."""
+    return isinstance(document, dict) and key in document and _is_rows(document[key])
+
+
+def is_empty(document: object, key: str) -> bool:
+    return not _entries(document, key)
+
+
+def _is_rows(value: object) -> bool:
+    return value is None or isinstance(value, list)
+
+
+def complaint(document: object) -> str | None:
+    """The engine's own words, from ``{"error": "…"}`` or ``{"error": {"message": "…"}}``."""
+    error = _get(document, "error")
+    return error if isinstance(error, str) else _text(error, "message")
+
+
+# ── one reader for each kind ──────────────────────────────────────────────────────────────────
+
+
+def _read_ollama(documents: Documents) -> Facts:
+    running = {_text(row, "name"): row for row in _entries(documents.get("/api/ps"), "models")}
+
+    def models() -> Iterator[ModelReport | None]:
+        for row in _entries(documents.get("/api/tags"), "models"):
+            name = _text(row, "name")
+            if name is None or _is_cloud(name) or _text(row, "remote_host"):
+                continue
+            live = running.get(name)
+            # What it was loaded with counts; the model's own limit is only where it may go.
+            context = _count(live, "context_length") or _count(row, "details", "context_length")
+            loaded = name in running if "/api/ps" in documents else None
+            yield _model(name, _count(row, "size"), context, loaded, _texts(row, "capabilities"))
+
+    # OLLAMA_NUM_PARALLEL is told nowhere; its default is 1, and Ollama queues what is more.
+    return Facts(_tidy(models()), 1)
+
+
+def _is_cloud(name: str) -> bool:
+    """Models that Ollama would have computed elsewhere, on the owner's bill: the tag is ``cloud``
+    (``glm-4.6:cloud``) or ends so (``gpt-oss:120b-cloud``)."""
+    _, colon, tag = name.rpartition(":")
+    tag = tag.lower()
+    return bool(colon) and (tag == "cloud" or (tag.endswith("-cloud") and "/" not in tag))
+
+
+def _read_vllm(documents: Documents) -> Facts:
+    rows = _entries(documents.get("/v1/models"), "data")
+    models = (
+        _model(_text(row, "id"), None, _count(row, "max_model_len"), True, []) for row in rows
+    )
+    # --max-num-seqs (256 or more) is told nowhere, and on a home GPU the KV cache is full long
+    # before.  Published tables (vLLM on B200, 2026-03) gain almost linearly to 16 at once, and
+    # each answer slows beyond.  Whoever has the memory sets `slots`.
+    return Facts(_tidy(models), 16)
+
+
+def _read_llama_server(documents: Documents) -> Facts:
+    props = documents.get("/props")
+    per_slot = _count(props, "default_generation_settings", "n_ctx") or None
+    senses = [name for name in ("vision", "audio") if _get(props, "modalities", name) is True]
+    listed = {_text(row, "name"): row for row in _entries(documents.get("/v1/models"), "models")}
+
+    def models() -> Iterator[ModelReport | None]:
+        for row in _entries(documents.get("/v1/models"), "data"):
+            name = _text(row, "id")
+            status = _text(row, "status", "value")  # only when it serves several models
+            if name is None:
+                continue
+            capabilities = [*_texts(listed.get(name), "capabilities"), *senses]
+            context = per_slot or _count(row, "meta", "n_ctx")
+            yield _model(
+                _without_folders(name) if status is None else name,
+                _count(row, "meta", "size"),
+                context,
+                status == "loaded" if status is not None else True,
+                capabilities,
+            )
+
+    return Facts(_tidy(models()), _count(props, "total_slots") or 1)
+
+
+def _without_folders(name: str) -> str:
+    """Without an alias the name is the file's path, which is nobody's business; with one model
+    loaded llama-server takes any name in a request."""
+    return name.replace("\\", "/").rpartition("/")[2] if name.lower().endswith(".gguf") else name
+
+
+def _read_lm_studio(documents: Documents) -> Facts:
+    told: dict[str | None, tuple[object, object]] = {}
+    for row in _entries(documents.get("/api/v1/models"), "models"):
+        instances = _entries(row, "loaded_instances")
+        told[_text(row, "key")] = row, instances[0] if instances else None
+        told |= {_text(one, "id"): (row, one) for one in instances}
+    older = {_text(row, "id"): row for row in _entries(documents.get("/api/v0/models"), "data")}
+
+    def models() -> Iterator[ModelReport | None]:
+        # With just-in-time loading off, /v1/models lists only what is loaded: the rest can't be
+        # asked for.
+        for listed in _entries(documents.get("/v1/models"), "data"):
+            name = _text(listed, "id")
+            old = older.get(name)
+            if name in told:
+                row, instance = told[name]
+                context = _count(instance, "config", "context_length")
+                limit = _count(row, "max_context_length")
+                size, loaded = _count(row, "size_bytes"), instance is not None
+                yield _model(name, size, context or limit, loaded, _lm_studio_capabilities(row))
+            elif old is not None:
+                limit = _count(old, "loaded_context_length") or _count(old, "max_context_length")
+                loaded = _text(old, "state") == "loaded"
+                yield _model(name, None, limit, loaded, _lm_studio_capabilities(old))
+            else:
+                yield _model(name, None, None, None, [])
+
+    # "Max Concurrent Predictions" is told of loaded models only, and before 0.4 there was none.
+    parallel = [_count(one, "config", "parallel") or 1 for _, one in told.values()]
+    return Facts(_tidy(models()), max(parallel, default=1))
+
+
+def _lm_studio_capabilities(row: object) -> list[str]:
+    kind = _text(row, "type") or ""
+    found = ["embedding" if kind.startswith("embedding") else "completion"]
+    if kind == "vlm" or _get(row, "capabilities", "vision") is True:
+        found.append("vision")
+    if _get(row, "capabilities", "trained_for_tool_use") is True:
+        found.append("tools")
+    if "tool_use" in _texts(row, "capabilities"):
+        found.append("tools")
+    if _get(row, "capabilities", "reasoning"):
+        found.append("thinking")
+    return found
+
+
+def _read_openai(documents: Documents) -> Facts:
+    def models() -> Iterator[ModelReport | None]:
+        for row in _entries(documents.get("/v1/models"), "data"):
+            sizes = (_count(row, key) for key in ("max_model_len", "context_length"))
+            yield _model(_text(row, "id"), None, next(filter(None, sizes), None), None, [])
+
+    # SGLang, TGI, TabbyAPI, LocalAI and the like batch; none says how far.
+    return Facts(_tidy(models()), 4)
+
+
+DIALECTS = {
+    "ollama": Dialect("/api/version", ("/api/tags", "/api/ps"), "models", 11434, _read_ollama),
+    "vllm": Dialect("/health", ("/v1/models",), "data", 8000, _read_vllm),
+    "llama-server": Dialect("/health", ("/v1/models", "/props"), "data", 8080, _read_llama_server),
+    "lm-studio": Dialect(
+        "/v1/models",
+        ("/v1/models", "/api/v1/models", "/api/v0/models"),
+        "data",
+        1234,
+        _read_lm_studio,
+    ),
+    "openai": Dialect("/v1/models", ("/v1/models",), "data", None, _read_openai),
+}
+"""By ``EngineReport.kind``."""
+
+
+# ── reading what may be anything ──────────────────────────────────────────────────────────────
+
+
+def _get(document: object, *path: str) -> object:
+    for key in path:
+        if not isinstance(document, dict):
+            return None
+        document = document.get(key)
+    return document
+
+
+def _text(document: object, *path: str) -> str | None:
+    value = _get(document, *path)
+    return value if isinstance(value, str) else None
+
+
+def _texts(document: object, *path: str) -> list[str]:
+    value = _get(document, *path)
+    return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
+
+
+def _count(document: object, *path: str) -> int | None:
+    value = _get(document, *path)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _LARGEST:
+        return None
+    return value
+
+
+def _entries(document: object, key: str) -> list[object]:
+    value = _get(document, key)
+    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
+
+
+def _model(
+    name: str | None,
+    size: int | None,
+    context: int | None,
+    loaded: bool | None,
+    capabilities: Iterable[str],
+) -> ModelReport | None:
+    if name is None or not _is_name(name):
+        return None
+    fit = list(dict.fromkeys(filter(_is_name, capabilities)))
+    return ModelReport(name, size, context or None, loaded, fit[:_MOST_CAPABILITIES])
+
+
+def _is_name(text: str) -> bool:
+    return 0 < len(text) <= _LONGEST_NAME and text.isprintable()
+
+
+def _tidy(models: Iterable[ModelReport | None]) -> list[ModelReport]:
+    by_name = {model.name: model for model in reversed(list(models)) if model is not None}
+    return list(reversed(by_name.values()))[:_MOST_MODELS]

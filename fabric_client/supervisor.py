@@ -1,0 +1,184 @@
+"""Keeps a node registered: whatever ends a registration, the next one follows."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from random import Random
+
+import aiohttp
+
+from fabric_client import state
+from fabric_client.addresses import parse_address
+from fabric_client.agent import Agent
+from fabric_client.backoff import Backoff
+from fabric_client.config import Config
+from fabric_client.devices import Devices
+from fabric_client.forward import Forwarder
+from fabric_client.identity import Identity, explain
+from fabric_client.watcher import Watcher
+from protocol.errors import RemoteError
+
+log = logging.getLogger("fabric.supervisor")
+
+NAP_SECONDS = 5.0
+"""How often the clocks are compared."""
+SLEPT_SECONDS = 20.0
+"""A wall clock this far ahead of the machine's running time means that it was asleep."""
+
+
+class Supervisor:
+    """A whole node.  ``run`` ends by cancellation, or raises RemoteError when the server has
+    refused this node for good."""
+
+    def __init__(self, config: Config, identity: Identity, *, rng: Random) -> None:
+        self._config = config
+        self._identity = identity
+        self._rng = rng
+        self._agent: Agent | None = None
+        self._watcher: Watcher | None = None
+        self._forwarder: Forwarder | None = None
+        self._linked_since = time.time()
+        self._was_linked = False
+        self._reason = "starting"
+
+    async def run(self) -> None:
+        timeout = aiohttp.ClientTimeout(total=10)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            watcher = self._watcher = Watcher(
+                session,
+                [parse_address(text) for text in self._config.engine],
+                discover=self._config.discovers,
+                slots=self._config.slots,
+            )
+            forwarder = self._forwarder = Forwarder(watcher.engine)
+            await watcher.refresh()
+            for report in watcher.reports:
+                log.info(
+                    "engine",
+                    extra={
+                        "engine": report.name,
+                        "healthy": report.healthy,
+                        "models": [model.name for model in report.models],
+                        "slots": report.slots,
+                        "problem": report.problem,
+                    },
+                )
+            if not watcher.reports:
+                log.warning(
+                    "no engine found: start Ollama, vLLM, llama-server or LM Studio, or name one "
+                    "with --engine URL"
+                )
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._watch(watcher))
+                    group.create_task(self._notice_sleep())
+                    group.create_task(self._stay_registered(watcher, forwarder))
+            except* RemoteError as refusals:
+                raise refusals.exceptions[0] from None
+            finally:
+                forwarder.close()
+                self._write_state()
+
+    async def leave(self, seconds: float) -> None:
+        """Take no new requests, and wait for those that run, at most so long."""
+        if self._agent is not None:
+            self._agent.leave("the node is shutting down")
+        forwarder = self._forwarder
+        if forwarder is not None:
+            try:
+                async with asyncio.timeout(seconds):
+                    await forwarder.idle()
+            except TimeoutError:
+                log.warning("requests broken off", extra={"count": forwarder.active})
+
+    # ── what runs all the time ────────────────────────────────────────────────────────────────
+
+    async def _watch(self, watcher: Watcher) -> None:
+        async for reports in watcher.watch():
+            if self._agent is not None:
+                self._agent.report(reports)
+            self._write_state()
+
+    async def _notice_sleep(self, clock: Callable[[], float] = time.time) -> None:
+        loop = asyncio.get_running_loop()
+        ahead = clock() - loop.time()
+        while True:
+            await asyncio.sleep(NAP_SECONDS)
+            now_ahead = clock() - loop.time()
+            if now_ahead - ahead > SLEPT_SECONDS and self._agent is not None:
+                log.info("the machine was asleep", extra={"seconds": round(now_ahead - ahead)})
+                self._agent.hang_up("the machine was asleep")
+            ahead = now_ahead
+
+    async def _stay_registered(self, watcher: Watcher, forwarder: Forwarder) -> None:
+        loop = asyncio.get_running_loop()
+        devices = Devices(self._config.data, now=loop.time())
+        backoff = Backoff(self._rng)
+        while True:
+            began = loop.time()
+            agent = self._agent = Agent(
+                name=self._config.name,
+                release=version("fabric"),
+                identity=self._identity,
+                watcher=watcher,
+                devices=devices,
+                forwarder=forwarder,
+                rng=self._rng,
+                on_change=self._on_change,
+            )
+            try:
+                closed = await agent.serve()
+            except (OSError, TimeoutError) as error:
+                self._reason = explain(error)
+            else:
+                self._reason = closed.reason
+                if closed.by_peer and not closed.again:
+                    raise RemoteError(closed.code, closed.reason)
+            self._on_change()
+            wait = backoff.wait(loop.time() - began)
+            log.warning(
+                "not connected",
+                extra={
+                    "server": self._identity.host,
+                    "reason": self._reason,
+                    "again_in": round(wait, 1),
+                },
+            )
+            await asyncio.sleep(wait)
+
+    # ── for `fabric-client status` ────────────────────────────────────────────────────────────
+
+    def _on_change(self) -> None:
+        linked = self._agent is not None and self._agent.registered is not None
+        if linked != self._was_linked:
+            self._was_linked = linked
+            self._linked_since = time.time()
+        self._write_state()
+
+    def _write_state(self) -> None:
+        agent, watcher, forwarder = self._agent, self._watcher, self._forwarder
+        assert watcher is not None
+        assert forwarder is not None
+        tunnels = agent.tunnels.up if agent is not None and agent.tunnels is not None else 0
+        state.write(
+            self._config.data,
+            state.State(
+                pid=os.getpid(),
+                at=time.time(),
+                node_id=self._identity.node_id,
+                name=self._config.name,
+                server=f"{self._identity.host}:{self._identity.control_port}",
+                linked=self._was_linked,
+                since=self._linked_since,
+                reason="" if self._was_linked else self._reason,
+                tunnels=tunnels,
+                active=forwarder.active,
+                served=forwarder.served,
+                engines=watcher.reports,
+            ),
+        )

@@ -1,0 +1,120 @@
+"""Keeps the tunnels of one registration open."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from random import Random
+
+from fabric_client.backoff import Backoff
+from fabric_client.identity import Identity, explain
+from protocol.aio.tls import dial
+from protocol.aio.tunnel import Accept, Tunnel
+from protocol.connection import Role
+from protocol.errors import Code
+from protocol.messages import Hello, Registered
+from protocol.names import TUNNEL_ALPN
+
+log = logging.getLogger("fabric.tunnels")
+
+LEAVE_SECONDS = 60.0
+
+
+class Tunnels:
+    """Dials as many tunnels as the server wants, and each again when it is lost.
+
+    Owns them (``protocol.aio.tunnel.TunnelOwner``).  Run ``run`` for as long as the registration
+    lasts; afterwards tunnels that still carry streams live on until those have ended.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        registered: Registered,
+        accept: Accept,
+        rng: Random,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._identity = identity
+        self._registered = registered
+        self._accept = accept
+        self._rng = rng
+        self._on_change = on_change
+        self._wanted = asyncio.Queue[None]()
+        self._count = 0
+        self._open: dict[Tunnel, asyncio.Future[str]] = {}
+
+    @property
+    def up(self) -> int:
+        return len(self._open)
+
+    def keep(self, count: int) -> None:
+        """Keep at least so many open from now on."""
+        while self._count < count:
+            self._count += 1
+            self._wanted.put_nowait(None)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        self.keep(self._registered.tunnels)
+        try:
+            async with asyncio.TaskGroup() as group:
+                while True:
+                    await self._wanted.get()
+                    group.create_task(self._keep_one())
+        finally:
+            self.drain("the link is closed")
+
+    def drain(self, reason: str) -> None:
+        """Take no new streams; each tunnel closes behind its last one."""
+        for tunnel in list(self._open):
+            tunnel.drain(reason, LEAVE_SECONDS)
+
+    def close(self, reason: str) -> None:
+        for tunnel in list(self._open):
+            tunnel.close(Code.LOST, reason)
+
+    async def _keep_one(self) -> None:
+        loop = asyncio.get_running_loop()
+        backoff = Backoff(self._rng)
+        while True:
+            began = loop.time()
+            try:
+                reason = await self._one(loop)
+            except (OSError, TimeoutError) as error:
+                reason = explain(error)
+            wait = backoff.wait(loop.time() - began)
+            log.info("tunnel down", extra={"reason": reason, "again_in": round(wait, 1)})
+            await asyncio.sleep(wait)
+
+    async def _one(self, loop: asyncio.AbstractEventLoop) -> str:
+        """Open a tunnel and stay until it is closed; returns why it was."""
+        identity = self._identity
+        tunnel = await dial(
+            lambda: Tunnel(Role.NODE, self, loop, rng=self._rng, accept=self._accept),
+            identity.host,
+            self._registered.proxy_port,
+            identity.context(TUNNEL_ALPN),
+        )
+        closed = self._open[tunnel] = loop.create_future()
+        if tunnel.connection.closed:
+            del self._open[tunnel]
+            return "closed at once"
+        tunnel.hello(self._registered.session)
+        self._on_change()
+        return await asyncio.shield(closed)
+
+    # ── what a tunnel tells ───────────────────────────────────────────────────────────────────
+
+    def on_hello(self, tunnel: Tunnel, hello: Hello) -> None:
+        raise AssertionError("only servers hear HELLO")
+
+    def on_drain(self, tunnel: Tunnel, reason: str, seconds: float) -> None:
+        log.debug("tunnel drains", extra={"reason": reason})
+
+    def on_closed(self, tunnel: Tunnel, code: int, reason: str) -> None:
+        closed = self._open.pop(tunnel, None)
+        if closed is not None:
+            closed.set_result(f"{Code.name_of(code)}: {reason}" if code else reason)
+            self._on_change()

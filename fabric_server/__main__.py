@@ -1,0 +1,68 @@
+"""``fabric-server``: the commands, and how they end.
+
+Exit codes: 0 done; 1 a defect; 2 something the user can put right (input, settings, a port that is
+taken), said in one sentence on standard error; 130 ended by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version as version_of
+from typing import Annotated, NoReturn
+
+import typer
+
+from consumer.errors import BackendError
+from fabric_server.certificates import CertificateProblem
+from fabric_server.commands import Json, certs, keys, nodes
+from fabric_server.commands.up import up
+from fabric_server.config import PREFIX, Config
+from fabric_server.listen import PortProblem
+from protocol.program import output
+from protocol.program.flags import about_settings, takes_settings
+from protocol.program.output import say, say_json, say_table
+from protocol.program.settings import SettingsError, describe
+
+app = output.commands(
+    "The server of the fabric: takes requests, and sends each to a node that answers it."
+)
+app.command(epilog=about_settings(PREFIX))(up)
+app.add_typer(keys.app, name="keys")
+app.add_typer(nodes.app, name="nodes")
+app.add_typer(certs.app, name="certs")
+
+
+@app.command(epilog=about_settings(PREFIX))
+@takes_settings(Config, PREFIX)
+def check_config(settings: Config, json: Json = False) -> None:
+    """Show every setting, its value, and where that came from."""
+    described = describe(settings)
+    if json:
+        say_json([{"name": n, "value": value, "source": source} for n, value, source in described])
+    else:
+        say_table(("setting", "value", "from"), described)
+
+
+@app.callback(invoke_without_command=True)
+def _program(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        say(version_of("fabric"))
+        raise typer.Exit
+
+
+def main() -> NoReturn:
+    output.main(
+        app,
+        "fabric-server",
+        {
+            SettingsError: output.WRONG,
+            BackendError: output.WRONG,
+            CertificateProblem: output.WRONG,
+            PortProblem: output.WRONG,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Port 18081: what operators, monitoring and joining nodes ask."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from fabric_server import enrolment
+from fabric_server.api.answering import answer, protocol
+from fabric_server.api.asking import MOST_BODY, Patience
+from fabric_server.api.figures import Exposition, Sources
+from fabric_server.api.health import Health
+from fabric_server.api.joining import Joining
+from fabric_server.api.keys import Keys
+from fabric_server.api.nodes import Nodes
+from fabric_server.api.openapi import document
+from fabric_server.api.reports import Reports
+from fabric_server.api.routes import Route, Row, mount
+from fabric_server.enrolment import routes as joining
+
+if TYPE_CHECKING:
+    from fabric_server.app import App
+
+__all__ = ["Patience", "make", "protocol", "routes"]
+
+
+def make(
+    app: App, *, patience: Patience | None = None, clock: Callable[[], float] = time.time
+) -> web.Application:
+    """What an ``AppRunner`` runs; ``protocol`` makes the connections from its server."""
+    application = web.Application(middlewares=[answer], client_max_size=MOST_BODY)
+    mount(application, routes(app, clock), app.accounts, patience or Patience())
+    application.add_routes(enrolment.routes(app.enrolment))
+    return application
+
+
+def routes(app: App, clock: Callable[[], float]) -> list[Row]:
+    """All there is on this port."""
+    health = Health(app.watch, app.worker, app.registry, app.listeners, lambda: app.draining)
+    nodes = Nodes(app.store, app.registry, app.watch, app.enrolment, clock)
+    keys = Keys(app.store, app.watch, clock)
+    reports = Reports(app.store, app.registry, clock)
+    exposition = Exposition(app.metrics, _sources(app))
+
+    async def openapi() -> dict[str, Any]:
+        """This description, for programs."""
+        return description
+
+    table: list[Row] = [
+        Route("GET", "/health/live", health.live, public=True),
+        Route("GET", "/health/ready", health.ready, public=True),
+        Route("GET", "/metrics", exposition.metrics),
+        Route("GET", "/api/v1/openapi.json", openapi),
+        Route("GET", "/api/v1/nodes", nodes.list_nodes),
+        Route("GET", "/api/v1/nodes/{id}", nodes.show_node),
+        Route("POST", "/api/v1/nodes/{id}/revoke", nodes.revoke_node),
+        Route("POST", "/api/v1/invitations", nodes.invite_node, status=201),
+        Route("GET", "/api/v1/keys", keys.list_keys),
+        Route("POST", "/api/v1/keys", keys.create_key, status=201),
+        Route("POST", "/api/v1/keys/{id}/revoke", keys.revoke_key),
+        Route("GET", "/api/v1/models", reports.list_models),
+        Route("GET", "/api/v1/requests", reports.list_requests),
+        Route("GET", "/api/v1/requests/{id}", reports.show_request),
+        Route("GET", "/api/v1/usage", reports.usage),
+        *map(Joining, joining(app.enrolment)),
+    ]
+    description = document(table, version("fabric"))
+    return table
+
+
+def _sources(app: App) -> Sources:
+    return Sources(
+        registry=app.registry,
+        ports=app.listeners,
+        tunnels=app.tunnels,
+        links=app.links,
+        worker=app.worker,
+        bus=app.bus,
+        public_connections=lambda: app.edge.connections,
+        requests_active=lambda: app.gateway.active,
+        requests_waiting=lambda: app.admission.waiting,
+        draining=lambda: app.draining,
+    )

@@ -1,0 +1,86 @@
+"""Whether the server lives, and whether users should be sent to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sized
+from typing import Annotated, Literal, Protocol
+
+from msgspec import Meta, Struct
+
+
+class Live(Struct, frozen=True):
+    status: Literal["alive"]
+
+
+class Checks(Struct, frozen=True):
+    store: Annotated[
+        Literal["ok", "away"],
+        Meta(description="away: keys already in memory still work, others are refused."),
+    ]
+    worker: Annotated[
+        Literal["ok", "failing"],
+        Meta(description="failing: ledger entries wait in memory until the store takes them."),
+    ]
+    public_port: Literal["open", "closed"]
+    nodes: Annotated[int, Meta(description="Nodes connected now.")]
+
+
+class Ready(Struct, frozen=True):
+    status: Literal["ready", "degraded", "draining", "not_ready"]
+    checks: Checks
+
+
+class Troubled(Protocol):
+    @property
+    def problem(self) -> str | None: ...
+
+
+class Port(Protocol):
+    @property
+    def accepting(self) -> bool: ...
+
+
+class Registry(Protocol):
+    def nodes(self) -> Sized: ...
+
+
+class Health:
+    """Looks only at what is known already: anybody may ask, as often as they like."""
+
+    def __init__(
+        self,
+        watch: Troubled,
+        worker: Troubled,
+        registry: Registry,
+        ports: Mapping[str, Port],
+        draining: Callable[[], bool],
+    ) -> None:
+        self._watch = watch
+        self._worker = worker
+        self._registry = registry
+        self._ports = ports
+        self._draining = draining
+
+    async def live(self) -> Live:
+        """Whether the process answers at all."""
+        return Live("alive")
+
+    async def ready(self) -> tuple[Literal[200, 503], Ready]:
+        """Whether users should be sent here.
+
+        200 when ready or degraded (known keys and connected nodes still work), 503 when draining
+        or not ready. A server without nodes is ready: it can tell users so.
+        """
+        checks = Checks(
+            store="ok" if self._watch.problem is None else "away",
+            worker="ok" if self._worker.problem is None else "failing",
+            public_port="open" if self._ports["public"].accepting else "closed",
+            nodes=len(self._registry.nodes()),
+        )
+        if self._draining():
+            return 503, Ready("draining", checks)
+        if checks.public_port == "closed":
+            return 503, Ready("not_ready", checks)
+        if checks.store != "ok" or checks.worker != "ok":
+            return 200, Ready("degraded", checks)
+        return 200, Ready("ready", checks)

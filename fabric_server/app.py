@@ -1,0 +1,242 @@
+"""A whole server: everything is made here, once, and handed to who needs it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import ssl
+import time
+from collections.abc import Callable, Coroutine
+from random import Random
+from typing import Any, Literal
+
+from aiohttp import web
+
+from consumer.worker import Worker
+from fabric_server import api
+from fabric_server.accounts import Accounts
+from fabric_server.admission import Admission
+from fabric_server.backends import open_bus, open_cache, open_store
+from fabric_server.backends.rows import Changes
+from fabric_server.backends.store import SqlStore
+from fabric_server.backends.watch import Watch
+from fabric_server.certificates import Certificates
+from fabric_server.config import Config
+from fabric_server.contexts import Contexts
+from fabric_server.deadlines import Deadlines
+from fabric_server.edge import Edge, Limits
+from fabric_server.enrolment import Enrolment
+from fabric_server.exchange import Patience
+from fabric_server.gateway import Gateway
+from fabric_server.links import Links
+from fabric_server.listen import Listener, Port
+from fabric_server.metrics import Metrics
+from fabric_server.nodes import Registry
+from fabric_server.tunnels import Tunnels
+from protocol.names import CONTROL_ALPN, TUNNEL_ALPN
+
+log = logging.getLogger("fabric.server")
+
+LOAD_SECONDS = 0.25
+"""How often busy nodes are looked for that could do with one tunnel more."""
+
+KNOWN_SECONDS = 30 * 86_400.0
+"""Models of nodes that were here in this time are called unavailable rather than unknown."""
+
+
+class App:
+    """Use ``start``, then ``run`` until a stop is wanted, then ``stop``."""
+
+    def __init__(self, config: Config, *, rng: Random) -> None:
+        self.config = config
+        self.rng = rng
+        self.metrics = Metrics()
+        self.deadlines = Deadlines()
+        self.draining = False
+        self.started_at = time.time()
+        self.listeners: dict[str, Listener] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self.store: SqlStore
+
+    # ── starting ──────────────────────────────────────────────────────────────────────────────
+
+    async def start(self) -> None:
+        """Open what is needed, the four ports last.
+
+        Raises CertificateProblem, BackendError or PortProblem; each says what to do.
+        """
+        config = self.config
+        config.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        now = time.time()
+        self.certificates = Certificates.open(config.data / "certs", config.names(), now=now)
+        self.contexts = Contexts(self.certificates, config.public_certificate, config.public_key)
+        self.store = await open_store(config.store_url)
+        self.cache = await open_cache(config.cache)
+        self.bus = await open_bus(config.bus)
+        self.worker = Worker(self.bus, self.store)
+        self.accounts = Accounts(self.store, self.cache)
+        known = await self.store.known_models(now - KNOWN_SECONDS)
+        self.registry = Registry(known)
+        self.admission = Admission(
+            self.registry,
+            rng=self.rng,
+            queue_length=config.queue_length,
+            queue_timeout=config.queue_timeout,
+        )
+        self.gateway = self._gateway()
+        self.edge = Edge(self.gateway.handle, self._limits(), self.deadlines, self.rng)
+        self.tunnels = Tunnels(self.registry, self.rng)
+        self.enrolment = self._enrolment()
+        self.watch = Watch(self.store, [self.accounts.changed, self._on_changes])
+        await self._open_ports()
+        self._begin(self.worker.run())
+        self._begin(self.watch.run())
+        self._begin(self.deadlines.run())
+        self._begin(self.contexts.watch(time.time))
+        self._begin(self._look_for_load())
+        gc.collect()
+        gc.freeze()  # what exists now lives as long as the server
+
+    def _gateway(self) -> Gateway:
+        config = self.config
+        return Gateway(
+            accounts=self.accounts,
+            registry=self.registry,
+            admission=self.admission,
+            deadlines=self.deadlines,
+            bus=self.bus,
+            metrics=self.metrics,
+            patience=Patience(
+                first_byte=config.first_byte_timeout,
+                idle=config.idle_timeout,
+                slow_reader=config.slow_reader_timeout,
+                total=config.stream_limit,
+            ),
+        )
+
+    def _enrolment(self) -> Enrolment:
+        return Enrolment(
+            self.store,
+            self.certificates,
+            host=self.config.names()[0],
+            port=lambda name: self.listeners[name].port,
+            lifetime=self.config.node_certificate_days * 86_400.0,
+        )
+
+    def _limits(self) -> Limits:
+        config = self.config
+        return Limits(
+            body=config.body_limit,
+            headers=config.headers_limit,
+            header_count=config.headers_count,
+            header_seconds=config.header_timeout,
+            body_rate=config.body_rate,
+            keepalive_seconds=config.keepalive_timeout,
+        )
+
+    async def _open_ports(self) -> None:
+        """The numbers of the node ports must be known before a node can be told them."""
+        config, contexts = self.config, self.contexts
+        proxy = self._listen("proxy", config.proxy_port, self.tunnels, contexts.tunnel, TUNNEL_ALPN)
+        self.links = Links(
+            registry=self.registry,
+            store=self.store,
+            renewals=self.enrolment,
+            bus=self.bus,
+            rng=self.rng,
+            proxy_port=proxy.port,
+            tunnels=config.tunnels,
+            tunnels_most=config.tunnels_most,
+            heartbeat_seconds=config.heartbeat_seconds,
+        )
+        self._listen("control", config.control_port, self.links, contexts.control, CONTROL_ALPN)
+        self._listen("public", config.public_port, self.edge, contexts.public)
+        self._api = web.AppRunner(api.make(self), handle_signals=False, shutdown_timeout=5.0)
+        await self._api.setup()
+        assert self._api.server is not None
+        self._listen("api", config.api_port, api.protocol(self._api.server), contexts.public)
+
+    def _listen(
+        self,
+        name: str,
+        number: int,
+        protocol: Callable[[], asyncio.BaseProtocol],
+        context: Callable[[], ssl.SSLContext],
+        alpn: str | None = None,
+    ) -> Listener:
+        plaintext: Literal["loopback", "never"] = "never" if alpn else "loopback"
+        listener = Listener(
+            Port(name, self.config.host, number, protocol, context, plaintext, alpn)
+        )
+        listener.open()
+        self.listeners[name] = listener
+        return listener
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.append(asyncio.get_running_loop().create_task(work))
+
+    # ── running ───────────────────────────────────────────────────────────────────────────────
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until ``stop`` is set.  A part that fails is a defect and ends the server."""
+        stopping = asyncio.get_running_loop().create_task(stop.wait())
+        try:
+            done, _ = await asyncio.wait(
+                (stopping, *self._tasks), return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done:
+                task.result()
+        finally:
+            stopping.cancel()
+
+    async def _look_for_load(self) -> None:
+        while True:
+            await asyncio.sleep(LOAD_SECONDS)
+            self.links.look_for_load()
+
+    def _on_changes(self, changes: Changes) -> None:
+        """Nodes that another process has revoked, or that a restored store never knew."""
+        lasting = {node.id for node in changes.nodes if node.revoked_at is None}
+        gone = {node.id for node in changes.nodes if node.revoked_at is not None}
+        if changes.everything:
+            gone |= {node.id for node in self.registry.nodes()} - lasting
+        for node_id in gone:
+            self.links.revoked(node_id)
+
+    # ── stopping ──────────────────────────────────────────────────────────────────────────────
+
+    async def drain(self) -> None:
+        """Stop accepting, let what runs finish, at most for ``drain_seconds``."""
+        self.draining = True
+        seconds = self.config.drain_seconds
+        log.info("draining", extra={"requests": self.gateway.active, "seconds": seconds})
+        for name in ("public", "control", "proxy"):
+            self.listeners[name].stop_accepting()
+        self.links.drain(seconds)
+        self.edge.drain()
+        try:
+            async with asyncio.timeout(seconds):
+                await self.gateway.idle()
+        except TimeoutError:
+            log.warning("requests broken off", extra={"count": self.gateway.active})
+
+    async def stop(self) -> None:
+        """Close everything, the store last; what the ledger still holds is written."""
+        self.draining = True
+        for listener in self.listeners.values():
+            await listener.close()
+        if "proxy" in self.listeners:
+            self.edge.close()
+            await self.gateway.idle()
+            self.tunnels.close()
+            self.links.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if hasattr(self, "_api"):
+            await self._api.cleanup()
+        if hasattr(self, "bus"):
+            await self.bus.close()
+            await self.cache.close()
+            await self.store.close()

@@ -1,0 +1,235 @@
+"""The fabric's CA: what it signs, and what can be read off what it signed.  No files, no sockets.
+
+A node's certificate names it in its subject and as the URI ``fabric:node:<id>``, and is good for
+clients only; the server's is good for servers only and always names ``server.fabric``.
+All keys are ECDSA P-256: an RSA-4096 signature costs a server 200 times as much.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from protocol.names import SERVER_NAME
+
+DAY = 86_400.0
+AUTHORITY_SECONDS = 3650 * DAY
+SERVER_SECONDS = 90 * DAY
+NODE_SECONDS = 30 * DAY
+BACKDATED = 3600.0
+"""Seconds by which certificates begin in the past, for machines whose clock is behind."""
+LONGEST_REQUEST = 8192
+"""Characters of the longest certificate signing request that is looked at."""
+
+_NODE_URI = "fabric:node:"
+
+
+class BadRequest(ValueError):
+    """A certificate signing request can't be signed; the message says why."""
+
+
+def fingerprint(certificate: x509.Certificate) -> bytes:
+    """SHA-256 of the certificate (DER): how a join token names the CA."""
+    return certificate.fingerprint(hashes.SHA256())
+
+
+def public_key_sha256(owner: x509.Certificate | x509.CertificateSigningRequest) -> bytes:
+    """SHA-256 of the SubjectPublicKeyInfo (DER): what is remembered of a node's key."""
+    return hashlib.sha256(
+        owner.public_key().public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+    ).digest()
+
+
+def node_id(peer_certificate: dict[str, Any] | None) -> str | None:
+    """Which node a verified client certificate names, given what ``getpeercert()`` told.
+
+    None for certificates that are not a node's.
+    """
+    for kind, value in (peer_certificate or {}).get("subjectAltName", ()):
+        if kind == "URI" and value.startswith(_NODE_URI):
+            return str(value[len(_NODE_URI) :])
+    return None
+
+
+def read_request(pem: str) -> x509.CertificateSigningRequest:
+    """A request whose key is P-256 and signed the request.  Raises ``BadRequest``.
+
+    What the request asks for besides is not looked at: we write the subject.
+    """
+    if len(pem) > LONGEST_REQUEST:
+        raise BadRequest(f"the certificate request is longer than {LONGEST_REQUEST} characters")
+    try:
+        request = x509.load_pem_x509_csr(pem.encode())
+        key = request.public_key()
+        valid = request.is_signature_valid
+    except Exception:
+        # Parsing what a stranger sent: cryptography names no exhaustive list of what it raises.
+        raise BadRequest("this is no certificate request in PEM") from None
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise BadRequest("the key of the certificate request is not ECDSA P-256")
+    if not valid:
+        raise BadRequest("the certificate request is not signed by its own key")
+    return request
+
+
+@dataclass(frozen=True)
+class Authority:
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+    @classmethod
+    def make(cls, now: float, key: ec.EllipticCurvePrivateKey | None = None) -> Authority:
+        """A new CA, or a new certificate for a ``key`` that signed already."""
+        key = key or ec.generate_private_key(ec.SECP256R1())
+        identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+        # A name of its own, so that two fabrics' certificates are told apart before signatures
+        # are compared, and a node of another fabric is told "unknown CA".
+        name = _name(f"Fabric CA {identifier.digest.hex()[:8]}")
+        certificate = (
+            _builder(name, name, key.public_key(), key.public_key(), now, AUTHORITY_SECONDS)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_usage(key_cert_sign=True, crl_sign=True), critical=True)
+            .sign(key, hashes.SHA256())
+        )
+        return cls(certificate, key)
+
+    @property
+    def pem(self) -> str:
+        return to_pem(self.certificate)
+
+    def sign_server(
+        self, key: ec.EllipticCurvePublicKey, names: Iterable[str], now: float, lifetime: float
+    ) -> x509.Certificate:
+        return self._sign(
+            key,
+            SERVER_NAME,
+            [general_name(name) for name in names],
+            ExtendedKeyUsageOID.SERVER_AUTH,
+            now,
+            lifetime,
+        )
+
+    def sign_node(
+        self, request: x509.CertificateSigningRequest, node: str, now: float, lifetime: float
+    ) -> str:
+        """A client certificate (PEM) for a request that ``read_request`` gave.
+
+        It can't be used as a server's, and ends with the CA's at the latest.
+        """
+        key = request.public_key()
+        assert isinstance(key, ec.EllipticCurvePublicKey)
+        uri = x509.UniformResourceIdentifier(_NODE_URI + node)
+        usage = ExtendedKeyUsageOID.CLIENT_AUTH
+        return to_pem(self._sign(key, node, [uri], usage, now, lifetime))
+
+    def _sign(
+        self,
+        key: ec.EllipticCurvePublicKey,
+        common_name: str,
+        names: list[x509.GeneralName],
+        usage: x509.ObjectIdentifier,
+        now: float,
+        lifetime: float,
+    ) -> x509.Certificate:
+        lifetime = min(lifetime, self.certificate.not_valid_after_utc.timestamp() - now)
+        subject, issuer = _name(common_name), self.certificate.subject
+        return (
+            _builder(subject, issuer, key, self.key.public_key(), now, lifetime)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_usage(digital_signature=True), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .sign(self.key, hashes.SHA256())
+        )
+
+
+def names_of(certificate: x509.Certificate) -> list[str]:
+    """The names and addresses a certificate is for."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    return [str(name.value) for name in names]
+
+
+def key_pem(key: ec.EllipticCurvePrivateKey) -> str:
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    ).decode("ascii")
+
+
+def general_name(name: str) -> x509.GeneralName:
+    """How a certificate names a host.  Raises ``ValueError``."""
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name.strip("[]")))
+    except ValueError:
+        pass
+    try:
+        ascii_name = name.strip().rstrip(".").lower().encode("idna").decode("ascii")
+        if not ascii_name or any(character in ascii_name for character in "/:@ "):
+            raise ValueError("not a host name")
+        return x509.DNSName(ascii_name)
+    except ValueError:
+        raise ValueError(f"'{name}' is neither a host name nor an address") from None
+
+
+def _builder(
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    issuer_key: ec.EllipticCurvePublicKey,
+    now: float,
+    lifetime: float,
+) -> x509.CertificateBuilder:
+    begins = datetime.fromtimestamp(now - BACKDATED, UTC)
+    ends = datetime.fromtimestamp(now, UTC) + timedelta(seconds=lifetime)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(begins)
+        .not_valid_after(ends)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), critical=False
+        )
+    )
+
+
+def _usage(
+    *, digital_signature: bool = False, key_cert_sign: bool = False, crl_sign: bool = False
+) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=digital_signature,
+        key_cert_sign=key_cert_sign,
+        crl_sign=crl_sign,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _name(common_name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+
+
+def to_pem(certificate: x509.Certificate) -> str:
+    return certificate.public_bytes(serialization.Encoding.PEM).decode("ascii")

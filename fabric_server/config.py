@@ -1,0 +1,205 @@
+"""What an operator can set on the server.  The defaults run on a laptop."""
+
+from __future__ import annotations
+
+import socket
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from protocol.program.settings import Conflict, about
+
+PREFIX = "FABRIC_SERVER_"
+
+_PORTS = ("control_port", "proxy_port", "public_port", "api_port")
+_SCHEMES = {
+    "store": ("sqlite", "postgresql"),
+    "cache": ("memory", "redis", "rediss"),
+    "bus": ("memory", "kafka"),
+}
+
+
+def _port(help: str) -> dict[str, object]:
+    return dict(about(f"{help}; 0 takes any free one.", least=0, most=65535))
+
+
+def _seconds(help: str) -> dict[str, object]:
+    return dict(about(help, unit="seconds", least=0.001))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Made by ``protocol.program.settings.load`` with ``PREFIX``; raises ``Conflict`` for values
+    that don't fit together."""
+
+    data: Path = field(
+        default_factory=lambda: Path.home() / ".fabric" / "server",
+        metadata=about("Where certificates, keys and the SQLite store live."),
+    )
+
+    host: tuple[str, ...] = field(
+        default=("::", "0.0.0.0"),  # noqa: S104 - a server on a public address is what this is
+        metadata=about("Addresses to listen on, for all four ports."),
+    )
+    control_port: int = field(default=17000, metadata=_port("Port of the nodes' links"))
+    proxy_port: int = field(default=17001, metadata=_port("Port of the nodes' tunnels"))
+    public_port: int = field(default=18080, metadata=_port("Port of the OpenAI-compatible API"))
+    api_port: int = field(
+        default=18081, metadata=_port("Port for operators, monitoring and enrolment")
+    )
+    address: tuple[str, ...] = field(
+        default=(),
+        metadata=about(
+            "Public names or addresses of this server: the first goes into invitations, all go "
+            "into its certificate. Empty means this machine's own address."
+        ),
+    )
+    public_certificate: Path | None = field(
+        default=None,
+        metadata=about(
+            "Certificate chain (PEM) for the public and api ports, instead of the fabric's own."
+        ),
+    )
+    public_key: Path | None = field(
+        default=None, metadata=about("Private key (PEM) of public_certificate.")
+    )
+
+    store: str = field(
+        default="",
+        metadata=about(
+            "Where keys, nodes and the ledger are kept: sqlite:///path or postgresql://…. "
+            "Empty means fabric.sqlite in data."
+        ),
+    )
+    cache: str = field(
+        default="memory://", metadata=about("Where keys are cached: memory:// or redis://….")
+    )
+    bus: str = field(
+        default="memory://",
+        metadata=about("How the ledger reaches the store: memory:// or kafka://…."),
+    )
+
+    body_limit: int = field(
+        default=32 * 2**20,
+        metadata=about("Largest request body.", unit="bytes", least=1024),
+    )
+    headers_limit: int = field(
+        default=32 * 2**10,
+        metadata=about("Largest request head, all headers together.", unit="bytes", least=1024),
+    )
+    headers_count: int = field(default=100, metadata=about("Most headers in a request.", least=1))
+    header_timeout: float = field(
+        default=10.0, metadata=_seconds("A request's head must have come within this time.")
+    )
+    body_rate: int = field(
+        default=1024,
+        metadata=about(
+            "Slowest request body, bytes per second, measured once it has been coming for 10 s.",
+            unit="bytes",
+            least=1,
+        ),
+    )
+    keepalive_timeout: float = field(
+        default=60.0, metadata=_seconds("An idle connection of a user is closed after this time.")
+    )
+    first_byte_timeout: float = field(
+        default=300.0,
+        metadata=_seconds("An engine must begin its answer within this time; it may be loading."),
+    )
+    idle_timeout: float = field(
+        default=120.0, metadata=_seconds("Longest silence of an engine in mid-answer.")
+    )
+    slow_reader_timeout: float = field(
+        default=30.0, metadata=_seconds("A user who reads nothing for this long is cut off.")
+    )
+    stream_limit: float = field(
+        default=7200.0, metadata=_seconds("Longest time any one answer may take.")
+    )
+    queue_length: int = field(
+        default=512, metadata=about("Most requests waiting for a free slot.", least=0)
+    )
+    queue_timeout: float = field(default=60.0, metadata=_seconds("Longest wait for a free slot."))
+
+    heartbeat_seconds: float = field(
+        default=15.0, metadata=_seconds("How often a node reports how it is.")
+    )
+    tunnels: int = field(default=2, metadata=about("Tunnels a node keeps open.", least=1, most=16))
+    tunnels_most: int = field(
+        default=4, metadata=about("Tunnels a node may be asked for under load.", least=1, most=16)
+    )
+    node_certificate_days: float = field(
+        default=30.0,
+        metadata=about("Lifetime of a node's certificate; renewed at a third of it.", least=0.01),
+    )
+    drain_seconds: float = field(
+        default=60.0,
+        metadata=about(
+            "How long running answers may finish when the server is told to stop.",
+            unit="seconds",
+            least=0,
+        ),
+    )
+
+    log_level: Literal["debug", "info", "warning", "error"] = field(
+        default="info", metadata=about("Least important lines to log.")
+    )
+    log_json: bool | None = field(
+        default=None,
+        metadata=about("Log JSON lines; not set means unless standard error is a terminal."),
+    )
+
+    def __post_init__(self) -> None:
+        if not self.host:
+            raise Conflict("host is empty: name at least one address to listen on.", "host")
+        users: defaultdict[int, list[str]] = defaultdict(list)
+        for name in _PORTS:
+            users[getattr(self, name)].append(name)
+        for port, names in users.items():
+            if port and len(names) > 1:
+                both = " and ".join(names)
+                raise Conflict(f"{both} are both {port}: give each its own port.", *names)
+        if self.tunnels_most < self.tunnels:
+            raise Conflict(
+                f"tunnels_most is {self.tunnels_most}, less than tunnels, {self.tunnels}: "
+                f"raise it to at least that.",
+                "tunnels_most",
+                "tunnels",
+            )
+        if (self.public_certificate is None) != (self.public_key is None):
+            raise Conflict(
+                "public_certificate and public_key go together: set both or neither.",
+                "public_certificate",
+                "public_key",
+            )
+        for name, schemes in _SCHEMES.items():
+            url: str = getattr(self, name)
+            scheme, colon, _ = url.partition("://")
+            if url and not (colon and scheme in schemes):
+                # The URL itself may hold a password.
+                options = " or ".join(f"{one}://…" for one in schemes)
+                raise Conflict(f"{name} is no URL of a kind known here: use {options}.", name)
+
+    @property
+    def store_url(self) -> str:
+        return self.store or f"sqlite:///{(self.data / 'fabric.sqlite').as_posix()}"
+
+    def names(self) -> tuple[str, ...]:
+        """``address``, or what other machines most likely reach this one by; never empty."""
+        return self.address or (_own_address() or socket.gethostname(),)
+
+
+def _own_address() -> str | None:
+    """The address this machine would send from; connecting a UDP socket sends nothing."""
+    # Addresses reserved for documentation (RFC 5737, RFC 3849): routed like any other.
+    for family, anywhere in (
+        (socket.AF_INET, "192.0.2.1"),
+        (socket.AF_INET6, "2001:db8::1"),
+    ):
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                probe.connect((anywhere, 9))
+                return str(probe.getsockname()[0])
+        except OSError:
+            continue
+    return None

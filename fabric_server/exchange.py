@@ -1,0 +1,308 @@
+"""One attempt at one engine: from the opened stream to the answer's last byte, by callback.
+
+Until the first byte of the answer's body nothing has reached the user, so that another node can be
+tried.  After it, what goes wrong is told inside the answer: as an error event in a stream, and by a
+cut connection otherwise; never by an answer that only looks complete.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from fabric_server.ask import Ask
+from fabric_server.deadlines import Deadlines
+from fabric_server.nodes import Engine, Registry
+from fabric_server.refusals import Refusal
+from fabric_server.request import Headers, Request
+from fabric_server.usage import BodyMeter, Meter, NoMeter, StreamMeter, Usage
+from protocol.aio.tunnel import Stream, Tunnel
+from protocol.errors import Code
+from protocol.messages import Figures, RequestHead, ResponseHead
+
+_RESPONSE_HEADERS = frozenset(
+    {"content-type", "content-language", "openai-processing-ms", "retry-after"}
+)
+_STREAM_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+_BAD_IN_HEADER = ("\r", "\n", "\0")
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long each part of an answer may take, in seconds."""
+
+    first_byte: float
+    idle: float
+    """Silence in the middle of an answer."""
+    slow_reader: float
+    """A user who does not read."""
+    total: float
+
+
+@dataclass(slots=True)
+class Ending:
+    """How an attempt went."""
+
+    outcome: str
+    """A ledger outcome."""
+    code: int = Code.NONE
+    reason: str = ""
+    refusal: Refusal | None = None
+    """The user's own body was at fault."""
+
+
+class Exchange:
+    """Handles one stream (``protocol.aio.tunnel.AnswerHandler``); ``done`` tells how it ended.
+
+    The engine's slot is given back when the node says that the work has stopped, which may be
+    later.
+    """
+
+    __slots__ = (
+        "_announced",
+        "_checked_bytes",
+        "_deadlines",
+        "_engine",
+        "_head",
+        "_limit_at",
+        "_loop",
+        "_meter",
+        "_over",
+        "_owed",
+        "_passed_5xx",
+        "_patience",
+        "_registry",
+        "_room",
+        "_stream",
+        "_streamed",
+        "_usage_asked",
+        "bytes_seen",
+        "deadline",
+        "done",
+        "first_byte_at",
+        "relayed",
+        "request",
+    )
+
+    def __init__(
+        self,
+        request: Request,
+        engine: Engine,
+        ask: Ask,
+        *,
+        registry: Registry,
+        deadlines: Deadlines,
+        patience: Patience,
+        pass_5xx: bool,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        """``pass_5xx``: an engine's 5xx is the user's answer, because nobody else can be asked."""
+        self.request = request
+        self.done: asyncio.Future[Ending] = loop.create_future()
+        self.relayed = False
+        """Something has reached the user."""
+        self.first_byte_at: float | None = None
+        self.bytes_seen = 0
+        self._engine = engine
+        self._usage_asked = ask.usage_asked
+        self._registry = registry
+        self._deadlines = deadlines
+        self._patience = patience
+        self._passed_5xx = pass_5xx
+        self._loop = loop
+        self._head: ResponseHead | None = None
+        self._meter: Meter = NoMeter()
+        self._streamed = False
+        self._announced: int | None = None
+        self._over = False
+        self._owed = 0
+        """Bytes passed on that the user has not taken yet, and the node not been credited for."""
+        self._stream: Stream | None = None
+        self._room: asyncio.Event | None = None
+        now = loop.time()
+        self._limit_at = now + patience.total
+        self._checked_bytes = 0
+        self.deadline = now + patience.first_byte
+
+    # ── what the gateway calls ────────────────────────────────────────────────────────────────
+
+    @property
+    def usage(self) -> Usage:
+        return self._meter.usage
+
+    @property
+    def status(self) -> int:
+        return self._head.status if self._head else 0
+
+    def begin(self, tunnel: Tunnel, head: RequestHead, body: bytes, *, ended: bool) -> None:
+        stream = self._stream = tunnel.open(head, self, ended=ended and not body)
+        if body:
+            stream.send(body, ended)
+        self._deadlines.add(self)
+        self.request.on_drained = self._on_drained
+
+    async def upload(self) -> None:
+        """Send what is still to come of the body, as fast as the node takes it."""
+        body, stream = self.request.body, self._stream
+        assert stream is not None
+        try:
+            while not body.complete:
+                await body.more()
+                if not stream.send(body.take(), body.complete):
+                    self._room = asyncio.Event()
+                    await self._room.wait()
+        except Refusal as refusal:
+            stream.reset(Code.CANCELLED, "the request's body broke off")
+            self._finish(Ending("refused", refusal=refusal))
+
+    def cancel(self) -> None:
+        """The user has gone; does nothing when the attempt is over."""
+        if not self._over:
+            assert self._stream is not None
+            self._stream.reset(Code.CANCELLED, "the user has hung up")
+            self._finish(Ending("cancelled"))
+
+    # ── what the stream tells ─────────────────────────────────────────────────────────────────
+
+    def on_writable(self) -> None:
+        if self._room is not None:
+            self._room.set()
+
+    def on_head(self, head: ResponseHead) -> None:
+        if self._over:
+            return
+        if head.status >= 500 and not self._passed_5xx:
+            self._give_up(Code.ENGINE_DOWN, f"the engine answered {head.status}")
+            return
+        self._head = head
+
+    def on_data(self, data: bytes, ended: bool) -> None:
+        stream = self._stream
+        assert stream is not None
+        count = len(data)
+        if self._over:
+            stream.consumed(count)
+            return
+        if not self.relayed:
+            self._start()
+        self.bytes_seen += count
+        if self._announced is not None and self.bytes_seen > self._announced:
+            self._give_up(Code.ENGINE_FAILED, "the answer is longer than announced")
+            return
+        data = self._meter.feed(data)
+        request = self.request
+        if data:
+            request.write(data)
+        if request.paused:
+            if not self._owed:
+                self.deadline = self._loop.time() + self._patience.slow_reader
+            self._owed += count
+        else:
+            stream.consumed(count)
+
+    def on_end(self, figures: Figures) -> None:
+        self._registry.release(self._engine)
+        if self._over:
+            return
+        if not self.relayed:
+            self._start()
+        request = self.request
+        rest = self._meter.end()
+        if rest:
+            request.write(rest)
+        if self._announced is not None and self.bytes_seen < self._announced:
+            self._break(Code.ENGINE_FAILED, "the answer is shorter than announced")
+        elif self.status >= 400:
+            request.finish()
+            self._finish(Ending("engine_error"))
+        elif self._meter.failed:
+            request.finish()
+            self._finish(Ending("failed", Code.ENGINE_FAILED, "the engine reported an error"))
+        elif not self._meter.complete:
+            self._tell("incomplete", "The answer ended before it was complete.")
+            self._finish(Ending("incomplete", Code.ENGINE_FAILED, "no terminal marker"))
+        else:
+            request.finish()
+            self._finish(Ending("ok"))
+
+    def on_reset(self, code: int, reason: str) -> None:
+        self._registry.release(self._engine)
+        if not self._over:
+            self._break(code, reason)
+
+    # ── what the user's connection and the clock tell ─────────────────────────────────────────
+
+    def _on_drained(self) -> None:
+        owed, self._owed = self._owed, 0
+        if owed and self._stream is not None:
+            self.deadline = self._loop.time() + self._patience.idle
+            self._stream.consumed(owed)
+
+    def expire(self, now: float) -> None:
+        if self._owed:
+            self._give_up(Code.SLOW_READER, "the user does not read")
+        elif not self.relayed:
+            self._give_up(Code.TIMEOUT, "no first byte in time")
+        elif now >= self._limit_at:
+            self._give_up(Code.TIMEOUT, "the answer took too long")
+        elif self.bytes_seen == self._checked_bytes:
+            self._give_up(Code.TIMEOUT, "the engine fell silent")
+        else:
+            self._checked_bytes = self.bytes_seen
+            self.deadline = min(now + self._patience.idle, self._limit_at)
+
+    # ── small parts ───────────────────────────────────────────────────────────────────────────
+
+    def _start(self) -> None:
+        """The first byte: from here on this is the user's answer."""
+        now = self.first_byte_at = self._loop.time()
+        self.relayed = True
+        self.deadline = now + self._patience.idle
+        head = self._head
+        assert head is not None  # the protocol puts HEAD before DATA and END
+        headers: Headers = []
+        for name, value in head.headers:
+            if name in _RESPONSE_HEADERS and not any(bad in value for bad in _BAD_IN_HEADER):
+                headers.append((name.encode(), value.encode("latin-1", "replace")))
+                if name == "content-type" and value.startswith("text/event-stream"):
+                    self._streamed = True
+            elif name == "content-length" and value.isascii() and value.isdigit():
+                self._announced = int(value)
+        if self._streamed:
+            headers += _STREAM_HEADERS
+            self._announced = None  # our share may be taken out
+        if head.status < 400:
+            self._meter = StreamMeter(self._usage_asked) if self._streamed else BodyMeter()
+        self.request.start(head.status, headers, self._announced)
+
+    def _give_up(self, code: Code, reason: str) -> None:
+        assert self._stream is not None
+        self._stream.reset(code, reason)
+        self._break(code, reason)
+
+    def _break(self, code: int, reason: str) -> None:
+        """The attempt has failed: tell the user, if anything of it has reached them."""
+        outcome = "timeout" if code == Code.TIMEOUT else "failed"
+        if self.relayed:
+            if code == Code.SLOW_READER:
+                self.request.abort()
+            else:
+                self._tell("upstream_lost", "The node was lost in the middle of the answer.")
+        self._finish(Ending(outcome, code, reason))
+
+    def _tell(self, code: str, message: str) -> None:
+        """End a broken answer so that the user can tell."""
+        request = self.request
+        if not self._streamed:
+            request.abort()
+            return
+        self._meter.end()  # half an event is of no use to anyone
+        error = Refusal(502, code, message, type="server_error")
+        request.write(b"data: " + error.body() + b"\n\n")
+        request.finish()
+
+    def _finish(self, ending: Ending) -> None:
+        self._over = True
+        self._deadlines.discard(self)
+        if not self.done.done():  # a cancelled gateway has cancelled it
+            self.done.set_result(ending)

@@ -1,0 +1,346 @@
+"""A request's story: whose it is, what it asks for, which node takes it, and what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from time import time
+from typing import Protocol
+from urllib.parse import unquote
+
+import msgspec
+
+from consumer.records import LEDGER, LedgerEntry
+from fabric_server import refusals
+from fabric_server.accounts import Accounts, Key
+from fabric_server.admission import Admission
+from fabric_server.ask import Ask, EarlyAsk, read_ask
+from fabric_server.deadlines import Deadlines
+from fabric_server.exchange import Ending, Exchange, Patience
+from fabric_server.metrics import Metrics
+from fabric_server.nodes import Registry
+from fabric_server.refusals import Refusal
+from fabric_server.request import Request
+from fabric_server.usage import Usage
+from protocol.errors import Code
+from protocol.messages import RequestHead
+
+log = logging.getLogger("fabric.gateway")
+
+WHOLE_BODY = 256 * 1024
+"""Bodies up to this size are read whole before anything is done; larger ones may flow through."""
+MOST_TRIES = 2
+_TRY_ELSEWHERE = frozenset(
+    {
+        Code.REFUSED,
+        Code.ENGINE_DOWN,
+        Code.ENGINE_FAILED,
+        Code.DRAINING,
+        Code.LOST,
+        Code.INTERNAL,
+        Code.PROTOCOL,
+    }
+)
+_REQUEST_HEADERS = (b"content-type", b"accept", b"openai-beta")
+
+RELAYED = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
+
+
+class Bus(Protocol):
+    def publish(self, topic: str, record: LedgerEntry) -> None: ...
+
+
+@dataclass(slots=True)
+class Draft:
+    """What is known of a request so far; becomes its ledger entry."""
+
+    key: Key
+    model: str = ""
+    stream: bool = False
+    engine: str | None = None
+    node_id: str | None = None
+    attempts: int = 0
+    queued: float = 0.0
+    first_byte_at: float | None = None
+    outcome: str = "failed"
+    error: str | None = None
+    usage: Usage | None = None
+
+
+class Gateway:
+    def __init__(
+        self,
+        *,
+        accounts: Accounts,
+        registry: Registry,
+        admission: Admission,
+        deadlines: Deadlines,
+        bus: Bus,
+        metrics: Metrics,
+        patience: Patience,
+    ) -> None:
+        self._accounts = accounts
+        self._registry = registry
+        self._admission = admission
+        self._deadlines = deadlines
+        self._bus = bus
+        self._metrics = metrics
+        self._patience = patience
+        self._started = int(time())
+        self._loop = asyncio.get_running_loop()
+        self.active = 0
+        """Requests under way."""
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def idle(self) -> None:
+        """Wait until no request is under way."""
+        await self._idle.wait()
+
+    async def handle(self, request: Request) -> None:
+        """Answer one request of the public port; raises Refusal for what can't be answered."""
+        try:
+            await self._find(request)(request)
+        except Refusal as refusal:
+            self._metrics.refusals[refusal.code] += 1
+            raise
+
+    def _find(self, request: Request) -> Callable[[Request], Awaitable[None]]:
+        path, method = request.path, request.method
+        if len(path) > 1 and path.endswith("/"):
+            path = request.path = path.rstrip("/")
+        if path in RELAYED:
+            if method != "POST":
+                raise refusals.wrong_method(method, path, "POST")
+            return self.complete
+        if path == "/v1/models" or path.startswith("/v1/models/"):
+            if method not in ("GET", "HEAD"):
+                raise refusals.wrong_method(method, path, "GET")
+            return self.models
+        if path == "/" and method in ("GET", "HEAD"):
+            return self.greet
+        raise refusals.unknown_path(path)
+
+    async def greet(self, request: Request) -> None:
+        request.respond(200, b'{"name":"fabric","api":"/v1"}')
+
+    # ── /v1/models ────────────────────────────────────────────────────────────────────────────
+
+    async def models(self, request: Request) -> None:
+        key = await self._authenticate(request)
+        cards = {
+            name: {"id": name, "object": "model", "created": self._started, "owned_by": "fabric"}
+            for name in sorted(self._registry.models())
+            if key.allows(name)
+        }
+        wanted = unquote(request.path.removeprefix("/v1/models").removeprefix("/"))
+        if not wanted:
+            answer = msgspec.json.encode({"object": "list", "data": list(cards.values())})
+        elif wanted in cards:
+            answer = msgspec.json.encode(cards[wanted])
+        else:
+            raise refusals.model_not_found(wanted)
+        request.respond(200, answer)
+
+    # ── /v1/chat/completions and its like ─────────────────────────────────────────────────────
+
+    async def complete(self, request: Request) -> None:
+        draft = Draft(await self._authenticate(request))
+        self.active += 1
+        self._idle.clear()
+        try:
+            ask, body = await self._read_ask(request)
+            draft.model, draft.stream = ask.model, ask.stream
+            if not draft.key.allows(ask.model):
+                raise refusals.model_not_allowed(ask.model)
+            await self._relay(request, ask, body, draft)
+        except Refusal as refusal:
+            if draft.outcome == "failed" and not draft.error:
+                draft.outcome = "refused"
+            draft.error = draft.error or refusal.code
+            request.status = refusal.status
+            raise
+        except asyncio.CancelledError:
+            draft.outcome = "cancelled"
+            request.status = request.status or 499
+            raise
+        finally:
+            self.active -= 1
+            if not self.active:
+                self._idle.set()
+            self._record(request, draft)
+
+    async def _authenticate(self, request: Request) -> Key:
+        scheme, _, token = request.headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() != b"bearer" or not token:
+            raise refusals.no_key()
+        text = token.strip().decode("latin-1")
+        key = self._accounts.known(text) or await self._accounts.authenticate(text)
+        if key.management:
+            raise refusals.wrong_kind_of_key("an API key (sk-fab-…)")
+        return key
+
+    async def _read_ask(self, request: Request) -> tuple[Ask, bytes]:
+        """What is asked, and as much of the body as had to be read to know it."""
+        body = request.body
+        data = body.take()
+        if not body.complete:
+            pieces = [data]
+            size = len(data)
+            while not body.complete and size < WHOLE_BODY:
+                await body.more()
+                pieces.append(body.take())
+                size += len(pieces[-1])
+            data = b"".join(pieces)
+        if body.complete:
+            return read_ask(data), data
+        early = EarlyAsk()
+        ask = early.feed(data)
+        while ask is None and not body.complete:
+            await body.more()
+            ask = early.feed(body.take())
+        return ask or read_ask(early.text), early.text
+
+    async def _relay(self, request: Request, ask: Ask, body: bytes, draft: Draft) -> None:
+        size = len(body) if request.body.complete else request.body.length
+        if ask.patch is not None:
+            start, stop, text = ask.patch
+            body = body[:start] + text + body[stop:]
+            size = size and size + len(text) - (stop - start)
+        tried: list[str] = []
+        while True:
+            waited_from = self._loop.time()
+            engine = await self._admission.admit(ask.model, tried)
+            draft.queued += self._loop.time() - waited_from
+            draft.attempts += 1
+            node = engine.node
+            draft.node_id, draft.engine = node.id, engine.name
+            tunnel = node.tunnel()
+            if tunnel is None:  # it went away between being chosen and being used
+                self._registry.release(engine)
+                raise refusals.no_capacity(ask.model, 1.0)
+            tried.append(node.id)
+            whole = request.body.complete
+            may_retry = whole and len(tried) < MOST_TRIES
+            exchange = Exchange(
+                request,
+                engine,
+                ask,
+                registry=self._registry,
+                deadlines=self._deadlines,
+                patience=self._patience,
+                pass_5xx=not (may_retry and self._admission.another(ask.model, tried)),
+                loop=self._loop,
+            )
+            exchange.begin(
+                tunnel, self._head(request, engine.name, size, draft.attempts), body, ended=whole
+            )
+            ending = await self._await_ending(exchange, whole)
+            draft.usage = exchange.usage
+            draft.first_byte_at = exchange.first_byte_at
+            draft.outcome = ending.outcome
+            if ending.refusal is not None:
+                raise ending.refusal
+            if ending.code:
+                draft.error = Code.name_of(ending.code)
+                log.info(
+                    "attempt failed",
+                    extra={
+                        "request": request.id,
+                        "node": node.id,
+                        "engine": engine.name,
+                        "code": draft.error,
+                        "reason": ending.reason,
+                    },
+                )
+            if exchange.relayed or ending.outcome == "cancelled":
+                return
+            if (
+                may_retry
+                and ending.code in _TRY_ELSEWHERE
+                and self._admission.another(ask.model, tried)
+            ):
+                self._metrics.retries += 1
+                continue
+            raise self._explain(ending, ask.model)
+
+    async def _await_ending(self, exchange: Exchange, whole: bool) -> Ending:
+        upload = None if whole else self._loop.create_task(exchange.upload())
+        try:
+            return await exchange.done
+        finally:
+            if upload is not None:
+                upload.cancel()
+            exchange.cancel()
+
+    def _head(self, request: Request, engine: str, size: int | None, attempt: int) -> RequestHead:
+        headers = request.headers
+        passed = [
+            (name.decode(), headers[name].decode("latin-1"))
+            for name in _REQUEST_HEADERS
+            if name in headers
+        ]
+        return RequestHead(
+            request.id,
+            engine,
+            request.method,
+            request.path,
+            passed,
+            size,
+            int(self._patience.total * 1000),
+            attempt,
+        )
+
+    def _explain(self, ending: Ending, model: str) -> Refusal:
+        """What the user is told when nothing could be got for them."""
+        if ending.code == Code.TIMEOUT:
+            return refusals.upstream_timeout(self._patience.first_byte)
+        if ending.code in (Code.REFUSED, Code.DRAINING):
+            return refusals.no_capacity(model, 1.0)
+        if ending.code == Code.FORBIDDEN:
+            return refusals.upstream_error("The node does not serve this path.")
+        if ending.code == Code.LOST:
+            return refusals.upstream_error("The node was lost before it could answer.")
+        return refusals.upstream_error("The node's engine failed before it could answer.")
+
+    def _record(self, request: Request, draft: Draft) -> None:
+        now = self._loop.time()
+        total = now - request.arrived
+        first = draft.first_byte_at
+        usage = draft.usage or Usage()
+        self._bus.publish(
+            LEDGER,
+            LedgerEntry(
+                request.id,
+                time() - total,
+                draft.key.account,
+                draft.key.id,
+                draft.node_id,
+                draft.engine,
+                draft.model,
+                request.path,
+                draft.stream,
+                request.status,
+                draft.outcome,
+                draft.error,
+                draft.attempts,
+                usage.prompt_tokens,
+                usage.completion_tokens,
+                draft.queued * 1000,
+                None if first is None else (first - request.arrived) * 1000,
+                total * 1000,
+                request.body.received,
+                request.bytes_out,
+            ),
+        )
+        metrics = self._metrics
+        metrics.requests[request.path, draft.outcome] += 1
+        metrics.total.observe(total)
+        if first is not None:
+            metrics.first_byte.observe(first - request.arrived)
+        if usage.prompt_tokens:
+            metrics.tokens["prompt"] += usage.prompt_tokens
+        if usage.completion_tokens:
+            metrics.tokens["completion"] += usage.completion_tokens

@@ -1,0 +1,95 @@
+"""Figures for Prometheus.  Counting on the hot path is adding to an integer; labels are bounded."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+
+class Histogram:
+    """Counts of seconds by upper bound."""
+
+    __slots__ = ("counts", "sum")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(SECONDS) + 1)
+        self.sum = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self.counts[bisect_left(SECONDS, seconds)] += 1
+        self.sum += seconds
+
+    def family(self, name: str, documentation: str) -> HistogramMetricFamily:
+        total, buckets = 0, []
+        for bound, count in zip((*map(str, SECONDS), "+Inf"), self.counts, strict=True):
+            total += count
+            buckets.append((bound, total))
+        family = HistogramMetricFamily(name, documentation)
+        family.add_metric([], buckets, self.sum)
+        return family
+
+
+class Metrics:
+    """A prometheus collector.  Gauges are read when asked, from who owns the figure."""
+
+    def __init__(self) -> None:
+        self.requests: Counter[tuple[str, str]] = Counter()
+        """By endpoint, which is one of a table, and outcome."""
+        self.refusals: Counter[str] = Counter()
+        """By code, of requests that never got a key or a path."""
+        self.retries = 0
+        self.tokens: Counter[str] = Counter()
+        self.first_byte = Histogram()
+        self.total = Histogram()
+        self.gauges: dict[str, tuple[str, Callable[[], float]]] = {}
+        self.counters: dict[str, tuple[str, str, Callable[[], dict[str, float]]]] = {}
+
+    def gauge(self, name: str, documentation: str, read: Callable[[], float]) -> None:
+        self.gauges[name] = (documentation, read)
+
+    def counter(
+        self, name: str, documentation: str, label: str, read: Callable[[], dict[str, float]]
+    ) -> None:
+        """A counter kept elsewhere, by one label with bounded values."""
+        self.counters[name] = (documentation, label, read)
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily(
+            "fabric_requests", "Requests ended.", labels=["endpoint", "outcome"]
+        )
+        for (endpoint, outcome), count in self.requests.items():
+            requests.add_metric([endpoint, outcome], count)
+        yield requests
+        refusals = CounterMetricFamily(
+            "fabric_refusals", "Requests refused by the fabric itself.", labels=["code"]
+        )
+        for code, count in self.refusals.items():
+            refusals.add_metric([code], count)
+        yield refusals
+        tokens = CounterMetricFamily("fabric_tokens", "Tokens metered.", labels=["kind"])
+        for kind, count in self.tokens.items():
+            tokens.add_metric([kind], count)
+        yield tokens
+        yield CounterMetricFamily("fabric_retries", "Second attempts.", value=self.retries)
+        yield self.first_byte.family("fabric_first_byte_seconds", "Until the first byte.")
+        yield self.total.family("fabric_request_seconds", "Until the last byte.")
+        for name, (documentation, read) in self.gauges.items():
+            yield GaugeMetricFamily(name, documentation, value=read())
+        for name, (documentation, label, read_all) in self.counters.items():
+            family = CounterMetricFamily(name, documentation, labels=[label])
+            for value, figure in read_all().items():
+                family.add_metric([value], figure)
+            yield family

@@ -1,0 +1,205 @@
+"""Which nodes are here now, what their engines serve, and how busy they are."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from protocol.messages import EngineReport, Heartbeat, ModelReport, Register
+
+if TYPE_CHECKING:
+    from protocol.aio.link import LinkDriver
+    from protocol.aio.tunnel import Tunnel
+
+MOST_SERVED = 10_000
+"""Different models that one registration may report in its life."""
+
+
+class Engine:
+    """One engine of one node, with its slots: what routing chooses among."""
+
+    __slots__ = ("active", "healthy", "kind", "models", "name", "node", "problem", "slots")
+
+    def __init__(self, node: Node, report: EngineReport) -> None:
+        self.node = node
+        self.name = report.name
+        self.active = 0
+        """Requests that hold a slot, until the node says that their work has stopped."""
+        self.update(report)
+
+    def update(self, report: EngineReport) -> None:
+        self.kind = report.kind
+        self.healthy = report.healthy
+        self.problem = report.problem
+        self.slots = report.slots
+        self.models: dict[str, ModelReport] = {model.name: model for model in report.models}
+
+    @property
+    def has_room(self) -> bool:
+        return self.healthy and self.active < self.slots and self.node.reachable
+
+    def __repr__(self) -> str:
+        return f"<Engine {self.node.id}/{self.name} {self.active}/{self.slots}>"
+
+
+class Node:
+    """One registration of a node: a new one, with a new epoch, is a new object."""
+
+    def __init__(
+        self, id: str, epoch: int, register: Register, link: LinkDriver, at: float
+    ) -> None:
+        self.id = id
+        self.epoch = epoch
+        self.name = register.name
+        self.platform = register.platform
+        self.release = register.release
+        self.session = secrets.token_bytes(16)
+        self.link: LinkDriver | None = link
+        self.tunnels: list[Tunnel] = []
+        self.engines: dict[str, Engine] = {}
+        self.served: set[str] = set()
+        """Models it has reported so far."""
+        self.draining = False
+        self.connected_at = at
+        """Unix seconds."""
+        self.heartbeat: Heartbeat | None = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether it will take streams, if not this very moment."""
+        return self.link is not None and not self.draining and bool(self.tunnels)
+
+    @property
+    def reachable(self) -> bool:
+        """Whether a new stream could be opened now."""
+        if self.link is None or self.draining:
+            return False
+        return any(tunnel.connection.usable for tunnel in self.tunnels)
+
+    def tunnel(self) -> Tunnel | None:
+        """The usable tunnel with the fewest streams."""
+        best, fewest = None, 1 << 30
+        for tunnel in self.tunnels:
+            connection = tunnel.connection
+            if connection.usable and connection.active < fewest:
+                best, fewest = tunnel, connection.active
+        return best
+
+    @property
+    def active(self) -> int:
+        return sum(engine.active for engine in self.engines.values())
+
+    @property
+    def slots(self) -> int:
+        return sum(engine.slots for engine in self.engines.values())
+
+    def __repr__(self) -> str:
+        state = "gone" if self.link is None else "draining" if self.draining else "here"
+        return f"<Node {self.id} epoch {self.epoch} {state} tunnels={len(self.tunnels)}>"
+
+
+class Registry:
+    """The one owner of who is here.  Every change compares epochs by comparing the object."""
+
+    def __init__(self, known_models: Iterable[str] = ()) -> None:
+        self._nodes: dict[str, Node] = {}
+        self._sessions: dict[bytes, Node] = {}
+        self._candidates: dict[str, tuple[Engine, ...]] = {}
+        self._known: dict[str, None] = dict.fromkeys(known_models)
+        self.on_room: Callable[[Engine], None] = lambda engine: None
+        """Called when an engine may take one request more."""
+
+    # ── questions ─────────────────────────────────────────────────────────────────────────────
+
+    def nodes(self) -> Sequence[Node]:
+        return tuple(self._nodes.values())
+
+    def node(self, id: str) -> Node | None:
+        return self._nodes.get(id)
+
+    def by_session(self, session: bytes) -> Node | None:
+        return self._sessions.get(session)
+
+    def candidates(self, model: str) -> tuple[Engine, ...]:
+        """Engines that serve ``model``, busy or not.  Ollama's ``:latest`` may be left out."""
+        found = self._candidates.get(model)
+        if found is None:
+            names = (model,) if ":" in model else (model, f"{model}:latest")
+            found = tuple(
+                engine
+                for node in self._nodes.values()
+                for engine in node.engines.values()
+                if names[0] in engine.models
+                or (len(names) == 2 and engine.kind == "ollama" and names[1] in engine.models)
+            )
+            if found:  # names that nobody serves are users' inventions: not worth keeping
+                self._candidates[model] = found
+        return found
+
+    def is_known(self, model: str) -> bool:
+        """Whether some node served it before, though perhaps none does now."""
+        return model in self._known or f"{model}:latest" in self._known
+
+    def models(self) -> dict[str, list[Engine]]:
+        """What is served now, by name."""
+        models: dict[str, list[Engine]] = {}
+        for node in self._nodes.values():
+            for engine in node.engines.values():
+                for name in engine.models:
+                    models.setdefault(name, []).append(engine)
+        return models
+
+    # ── changes ───────────────────────────────────────────────────────────────────────────────
+
+    def add(self, node: Node) -> Node | None:
+        """A registration begins.  Returns the older one of the same node that it supersedes."""
+        older = self._nodes.pop(node.id, None)
+        if older is not None:
+            self._sessions.pop(older.session, None)
+        self._nodes[node.id] = node
+        self._sessions[node.session] = node
+        self._candidates.clear()
+        return older
+
+    def remove(self, node: Node) -> bool:
+        """A registration ends.  False when a newer one has taken its place already."""
+        self._sessions.pop(node.session, None)
+        node.link = None
+        if self._nodes.get(node.id) is not node:
+            return False
+        del self._nodes[node.id]
+        self._candidates.clear()
+        return True
+
+    def report(self, node: Node, reports: Sequence[EngineReport]) -> set[str]:
+        """A node's whole present list of engines.  Returns the models it had not before."""
+        kept: dict[str, Engine] = {}
+        for report in reports:
+            engine = node.engines.get(report.name)
+            if engine is None:
+                engine = Engine(node, report)
+            else:
+                engine.update(report)
+            kept[report.name] = engine
+        node.engines = kept
+        self._candidates.clear()
+        new = {name for engine in kept.values() for name in engine.models} - node.served
+        if len(node.served) + len(new) > MOST_SERVED:
+            new = set()  # a node that invents names must not fill our memory or the store
+        node.served |= new
+        self._known.update(dict.fromkeys(new))
+        self.room(node)
+        return new
+
+    def room(self, node: Node) -> None:
+        """A tunnel came up, or slots were added."""
+        for engine in node.engines.values():
+            if engine.has_room:
+                self.on_room(engine)
+
+    def release(self, engine: Engine) -> None:
+        """A request has given its slot back."""
+        engine.active -= 1
+        if engine.has_room:
+            self.on_room(engine)

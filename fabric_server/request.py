@@ -1,0 +1,204 @@
+"""One request of a user as the handlers see it, and the means to answer it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Protocol
+
+from fabric_server.refusals import Refusal
+
+Headers = list[tuple[bytes, bytes]]
+
+_STATUS_LINE = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
+}
+_JSON = (b"content-type", b"application/json")
+_CORS = (
+    b"access-control-allow-origin: *\r\n"
+    b"access-control-expose-headers: x-request-id, retry-after, openai-processing-ms\r\n"
+)
+
+
+class Connection(Protocol):
+    """What a request needs of the connection that it came on."""
+
+    peer: str
+    paused: bool
+
+    def want_body(self) -> None: ...
+    def worth_lingering(self, body: Body) -> bool: ...
+    def send(self, data: bytes) -> None: ...
+    def date(self) -> bytes: ...
+    def answered(self, request: Request) -> None: ...
+    def abort(self) -> None: ...
+
+
+class Body:
+    """A request's body while it arrives."""
+
+    __slots__ = ("_chunks", "_connection", "_waiter", "buffered", "complete", "error", "length",
+                 "received")  # fmt: skip
+
+    def __init__(self, connection: Connection, length: int | None) -> None:
+        self._connection = connection
+        self._chunks: list[bytes] = []
+        self._waiter: asyncio.Future[None] | None = None
+        self.length = length
+        """Bytes announced; None for a chunked body."""
+        self.received = 0
+        self.buffered = 0
+        self.complete = False
+        self.error: Refusal | None = None
+        """Why the rest will not come."""
+
+    def take(self) -> bytes:
+        """What has arrived since the last call."""
+        chunks = self._chunks
+        if not chunks:
+            return b""
+        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
+        self.buffered = 0
+        return data
+
+    async def more(self) -> None:
+        """Wait until there is something to take, or the body is complete.
+
+        Raises Refusal when the body is too large or too slow.
+        """
+        while not self._chunks and not self.complete:
+            if self.error is not None:
+                raise self.error
+            self._waiter = asyncio.get_running_loop().create_future()
+            self._connection.want_body()
+            await self._waiter
+
+    def add(self, data: bytes) -> None:
+        self._chunks.append(data)
+        self.received += len(data)
+        self.buffered += len(data)
+        self._wake()
+
+    def end(self, error: Refusal | None = None) -> None:
+        self.error = error
+        self.complete = error is None
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class Request:
+    """Answer it with ``respond`` or ``refuse``, or with ``start``, ``write`` … and ``finish``."""
+
+    __slots__ = ("_chunked", "_connection", "arrived", "body", "bytes_out", "expects", "finished",
+                 "headers", "id", "keep_alive", "method", "on_drained", "path", "query", "started",
+                 "status", "version")  # fmt: skip
+
+    def __init__(self, connection: Connection, request_id: str, arrived: float) -> None:
+        self._connection = connection
+        self.id = request_id
+        self.arrived = arrived
+        """Event-loop seconds."""
+        self.method = ""
+        self.path = ""
+        self.query = ""
+        self.version = "1.1"
+        self.headers: dict[bytes, bytes] = {}
+        """Names in lower case; of repeated ones the first."""
+        self.body = Body(connection, None)
+        self.keep_alive = True
+        self.expects = False
+        """``Expect: 100-continue``, not answered yet."""
+        self.started = False
+        self.finished = False
+        self.status = 0
+        self.bytes_out = 0
+        self.on_drained: Callable[[], None] | None = None
+        """Called when ``paused`` has become False again."""
+        self._chunked = False
+
+    @property
+    def peer(self) -> str:
+        return self._connection.peer
+
+    @property
+    def paused(self) -> bool:
+        """The user reads more slowly than the answer comes: stop writing until ``on_drained``."""
+        return self._connection.paused
+
+    def respond(self, status: int, body: bytes, headers: Headers | None = None) -> None:
+        """A whole answer at once."""
+        self.start(status, [_JSON, *(headers or [])], len(body))
+        self.write(body)
+        self.finish()
+
+    def refuse(self, refusal: Refusal) -> None:
+        headers: Headers = []
+        if refusal.retry_after is not None:
+            headers.append((b"retry-after", str(max(1, round(refusal.retry_after))).encode()))
+        if refusal.allow is not None:
+            headers.append((b"allow", refusal.allow.encode()))
+        if refusal.close:
+            self.keep_alive = False
+        self.respond(refusal.status, refusal.body(), headers)
+
+    def start(self, status: int, headers: Headers, length: int | None) -> None:
+        """``length`` is the body's; None sends it as it comes, to an end it marks itself."""
+        assert not self.started
+        self.started = True
+        self.status = status
+        connection = self._connection
+        if not self.body.complete and not connection.worth_lingering(self.body):
+            self.keep_alive = False
+        parts = [
+            _STATUS_LINE.get(status) or f"HTTP/1.1 {status} -\r\n".encode(),
+            connection.date(),
+            b"x-request-id: ",
+            self.id.encode(),
+            b"\r\n",
+        ]
+        for name, value in headers:
+            parts += (name, b": ", value, b"\r\n")
+        if b"origin" in self.headers:
+            parts.append(_CORS)
+        if length is not None:
+            parts.append(b"content-length: %d\r\n" % length)
+        elif self.version == "1.0":
+            self.keep_alive = False
+        else:
+            self._chunked = True
+            parts.append(b"transfer-encoding: chunked\r\n")
+        if not self.keep_alive:
+            parts.append(b"connection: close\r\n")
+        elif self.version == "1.0":
+            parts.append(b"connection: keep-alive\r\n")
+        parts.append(b"\r\n")
+        connection.send(b"".join(parts))
+
+    def write(self, data: bytes) -> None:
+        if self.method == "HEAD" or not data:
+            return
+        self.bytes_out += len(data)
+        if self._chunked:
+            self._connection.send(b"%x\r\n%b\r\n" % (len(data), data))
+        else:
+            self._connection.send(data)
+
+    def finish(self) -> None:
+        """The answer is complete."""
+        if self.finished:
+            return
+        self.finished = True
+        if self._chunked and self.method != "HEAD":
+            self._connection.send(b"0\r\n\r\n")
+        self._connection.answered(self)
+
+    def abort(self) -> None:
+        """Cut the connection, so that the user can tell that the answer is not complete."""
+        self.finished = True
+        self.on_drained = None
+        self._connection.abort()

@@ -1,0 +1,95 @@
+"""Port 17001: tunnels come in, prove which registration they belong to, and carry its streams."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from random import Random
+
+from fabric_server.links import node_id_of
+from fabric_server.nodes import Node, Registry
+from protocol.aio.tunnel import Tunnel
+from protocol.connection import Role
+from protocol.errors import Code
+from protocol.messages import Hello
+
+log = logging.getLogger("fabric.tunnels")
+
+MOST_TUNNELS = 16
+"""Per registration, whatever a node does."""
+
+
+class Tunnels:
+    """Makes tunnels for the listener, and owns them (``protocol.aio.tunnel.TunnelOwner``)."""
+
+    def __init__(self, registry: Registry, rng: Random) -> None:
+        self._registry = registry
+        self._rng = rng
+        self._open: set[Tunnel] = set()
+        self._nodes: dict[Tunnel, Node] = {}
+        self.refused = 0
+        self._received_before = 0
+        self._sent_before = 0
+
+    def __call__(self) -> Tunnel:
+        tunnel = Tunnel(Role.SERVER, self, asyncio.get_running_loop(), rng=self._rng)
+        self._open.add(tunnel)
+        return tunnel
+
+    @property
+    def count(self) -> int:
+        return len(self._nodes)
+
+    @property
+    def streams(self) -> int:
+        return sum(tunnel.connection.active for tunnel in self._nodes)
+
+    def bytes_by_direction(self) -> dict[str, float]:
+        received = self._received_before + sum(t.connection.bytes_received for t in self._open)
+        sent = self._sent_before + sum(t.connection.bytes_sent for t in self._open)
+        return {"in": received, "out": sent}
+
+    def drain(self, seconds: float) -> None:
+        for tunnel in list(self._open):
+            tunnel.drain("the server is shutting down", seconds)
+
+    def close(self) -> None:
+        for tunnel in list(self._open):
+            tunnel.close(Code.DRAINING, "the server is shutting down")
+
+    # ── what a tunnel tells ───────────────────────────────────────────────────────────────────
+
+    def on_hello(self, tunnel: Tunnel, hello: Hello) -> None:
+        node = self._registry.by_session(hello.session)
+        if node is None or node.id != node_id_of(tunnel.peer_certificate()):
+            self.refused += 1
+            tunnel.close(Code.UNAUTHORISED, "no such session: register again")
+            return
+        if len(node.tunnels) >= MOST_TUNNELS:
+            self.refused += 1
+            tunnel.close(Code.REFUSED, "too many tunnels")
+            return
+        node.tunnels.append(tunnel)
+        self._nodes[tunnel] = node
+        log.debug("tunnel up", extra={"node": node.id, "epoch": node.epoch, "peer": tunnel.peer})
+        self._registry.room(node)
+
+    def on_drain(self, tunnel: Tunnel, reason: str, seconds: float) -> None:
+        log.debug("tunnel drains", extra={"peer": tunnel.peer, "reason": reason})
+
+    def on_closed(self, tunnel: Tunnel, code: int, reason: str) -> None:
+        self._open.discard(tunnel)
+        self._received_before += tunnel.connection.bytes_received
+        self._sent_before += tunnel.connection.bytes_sent
+        node = self._nodes.pop(tunnel, None)
+        if node is None:
+            log.info(
+                "tunnel refused",
+                extra={"peer": tunnel.peer, "code": Code.name_of(code), "reason": reason},
+            )
+            return
+        node.tunnels.remove(tunnel)
+        log.info(
+            "tunnel down",
+            extra={"node": node.id, "code": Code.name_of(code), "reason": reason},
+        )

@@ -1,0 +1,141 @@
+"""What commands print: tables for people, JSON for scripts, one sentence when they can't.
+
+Results go to standard output, words about them to standard error: ``KEY=$(… keys create x)``
+holds the key and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import NoReturn
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+DEFECT = 1
+WRONG = 2
+"""Input, settings or surroundings that the user can put right."""
+REFUSED = 3
+"""Refused for good: asking again changes nothing."""
+
+log = logging.getLogger("fabric")
+
+
+class Failure(Exception):
+    """Ends the command with the sentence ``str()`` on standard error, and ``code``."""
+
+    def __init__(self, sentence: str, code: int = WRONG) -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
+def commands(help: str) -> typer.Typer:
+    """A group of commands, in which a name alone asks for help."""
+    # Plain help: flags as long as ours leave rich's columns no room for their description.
+    return typer.Typer(help=help, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+
+
+def main(app: typer.Typer, name: str, failures: Mapping[type[Exception], int]) -> NoReturn:
+    """Run the command on the command line, and exit.
+
+    ``failures`` are the exceptions whose ``str()`` is a sentence for the user, with exit codes.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # consoles that can't show a character show a mark
+            stream.reconfigure(errors="replace")
+    sys.exit(_run(app, name, {Failure: WRONG, **failures}))
+
+
+def _run(app: typer.Typer, name: str, failures: Mapping[type[Exception], int]) -> int:
+    try:
+        code = typer.main.get_command(app)(standalone_mode=False)
+    except typer.TyperException as error:
+        _usage(name, error)
+        return WRONG
+    except typer.Abort:
+        return DEFECT
+    except tuple(failures) as error:
+        _complain(name, str(error))
+        if isinstance(error, Failure):
+            return error.code
+        return next(code for kind, code in failures.items() if isinstance(error, kind))
+    except Exception:
+        log.critical("stopped by a defect in %s", name, exc_info=True)
+        return DEFECT
+    return code if isinstance(code, int) else 0
+
+
+def _complain(name: str, sentence: str) -> None:
+    note(f"{name}: {sentence}")
+
+
+def _usage(name: str, error: typer.TyperException) -> None:
+    said = error.format_message()
+    if said.startswith("Usage:"):  # the whole help, because nothing was asked for
+        note(said)
+        return
+    context = getattr(error, "ctx", None)
+    if not said.endswith((".", "?")):
+        said += "."
+    _complain(name, said if context is None else f"{said} See '{context.command_path} --help'.")
+
+
+# ── printing ──────────────────────────────────────────────────────────────────────────────────
+
+
+def say(text: str = "") -> None:
+    """A line on standard output."""
+    typer.echo(text)
+
+
+def note(text: str) -> None:
+    """A line on standard error, for people."""
+    typer.echo(text, err=True)
+
+
+def say_json(value: object, *, line: bool = False) -> None:
+    """Indented, or on one ``line``."""
+    text = msgspec.json.encode(value, enc_hook=str)
+    say((text if line else msgspec.json.format(text, indent=2)).decode())
+
+
+def say_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """On a terminal as wide as it is; elsewhere as wide as it needs to be, for grep and awk."""
+    # Markup off: a name in square brackets is a name.
+    width = None if sys.stdout.isatty() else 10_000
+    console = Console(markup=False, highlight=False, emoji=False, width=width)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(column, no_wrap=column == "id", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def moment(at: float | None) -> str:
+    """Unix seconds as local date and time; "-" for never."""
+    return "-" if at is None else datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M")
+
+
+def duration(seconds: float) -> str:
+    """``12 s``, ``5 min``, ``3 h`` or ``9 days``."""
+    for size, unit in ((86_400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{int(seconds // size)} {unit}"
+    return f"{max(0, int(seconds))} s"
+
+
+def program(name: str) -> str:
+    """What to type to start this program again as it was started now."""
+    typed = sys.argv[0]
+    if Path(typed).stem == "__main__":
+        return f"{os.path.basename(sys.executable)} -m {name.replace('-', '_')}"
+    return name if shutil.which(name) == shutil.which(typed) else typed
