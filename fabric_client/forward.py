@@ -94,6 +94,7 @@ class Forward:
 
     __slots__ = (
         "_answered",
+        "_asked",
         "_bytes",
         "_chunked",
         "_connection",
@@ -139,6 +140,7 @@ class Forward:
         """What was written of the body; None once it can't be written again."""
         self._sent = 0
         self._owed = 0
+        self._asked = False
         self._answered = False
         self._over = False
         self._bytes = 0
@@ -168,7 +170,10 @@ class Forward:
             # Held until there is a connection: the stream's credit bounds it.
             self._owed += len(data)
             return
-        self._write(data)
+        if self._asked:
+            self._connection.write(self._coded(data))
+        else:
+            self._ask()
         if self._connection.paused:
             self._owed += len(data)
         else:
@@ -242,11 +247,18 @@ class Forward:
 
     def _use(self, connection: EngineConnection) -> None:
         self._connection = connection
-        connection.ask(self, self._request())
-        body = b"".join(self._replay or ())
-        if body or (self._ended and self._chunked):
-            self._write(body)
-        self.on_upstream_writable()
+        self._asked = False
+        connection.attach(self)
+        if self._ended or self._replay:
+            self._ask()
+            self.on_upstream_writable()
+
+    def _ask(self) -> None:
+        """Head and what there is of the body in one write: mostly the body comes with the head."""
+        assert self._connection is not None
+        self._asked = True
+        body = self._coded(b"".join(self._replay or ()))
+        self._connection.write(self._request() + body)
 
     def _request(self) -> bytes:
         head = self._head
@@ -265,15 +277,11 @@ class Forward:
             lines.append(f"content-length: {head.body_size or 0}")
         return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
 
-    def _write(self, data: bytes) -> None:
-        assert self._connection is not None
+    def _coded(self, data: bytes) -> bytes:
         if not self._chunked:
-            self._connection.write(data)
-            return
-        if data:
-            self._connection.write(b"%x\r\n%b\r\n" % (len(data), data))
-        if self._ended:
-            self._connection.write(b"0\r\n\r\n")
+            return data
+        chunk = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+        return chunk + b"0\r\n\r\n" if self._ended else chunk
 
     def fail(self, code: Code, reason: str) -> None:
         """Break off and tell the server why."""

@@ -61,12 +61,11 @@ class EngineConnection(asyncio.Protocol):
 
     # ── what the reader calls ─────────────────────────────────────────────────────────────────
 
-    def ask(self, reader: Reader, head: bytes) -> None:
-        """Begin a request; its body may follow with ``write``."""
+    def attach(self, reader: Reader) -> None:
+        """The next answer is for ``reader``, who writes the request now or later."""
         self._reader = reader
         self._status = self._head_bytes = 0
         self._headers = []
-        self.write(head)
 
     def write(self, data: bytes) -> None:
         if self._transport is not None:

@@ -8,6 +8,7 @@ cut connection otherwise; never by an answer that only looks complete.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fabric_server.ask import Ask
@@ -62,6 +63,7 @@ class Exchange:
         "_announced",
         "_checked_bytes",
         "_deadlines",
+        "_elsewhere",
         "_engine",
         "_head",
         "_limit_at",
@@ -69,7 +71,6 @@ class Exchange:
         "_meter",
         "_over",
         "_owed",
-        "_passed_5xx",
         "_patience",
         "_registry",
         "_room",
@@ -93,10 +94,10 @@ class Exchange:
         registry: Registry,
         deadlines: Deadlines,
         patience: Patience,
-        pass_5xx: bool,
+        elsewhere: Callable[[], bool],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        """``pass_5xx``: an engine's 5xx is the user's answer, because nobody else can be asked."""
+        """``elsewhere`` tells whether somebody else could be asked when this engine answers 5xx."""
         self.request = request
         self.done: asyncio.Future[Ending] = loop.create_future()
         self.relayed = False
@@ -108,7 +109,7 @@ class Exchange:
         self._registry = registry
         self._deadlines = deadlines
         self._patience = patience
-        self._passed_5xx = pass_5xx
+        self._elsewhere = elsewhere
         self._loop = loop
         self._head: ResponseHead | None = None
         self._meter: Meter = NoMeter()
@@ -146,11 +147,15 @@ class Exchange:
         body, stream = self.request.body, self._stream
         assert stream is not None
         try:
-            while not body.complete:
-                await body.more()
-                if not stream.send(body.take(), body.complete):
+            while True:
+                data, ended = body.take(), body.complete
+                room = stream.send(data, ended)
+                if ended:
+                    return
+                if not room:
                     self._room = asyncio.Event()
                     await self._room.wait()
+                await body.more()
         except Refusal as refusal:
             stream.reset(Code.CANCELLED, "the request's body broke off")
             self._finish(Ending("refused", refusal=refusal))
@@ -171,7 +176,7 @@ class Exchange:
     def on_head(self, head: ResponseHead) -> None:
         if self._over:
             return
-        if head.status >= 500 and not self._passed_5xx:
+        if head.status >= 500 and self._elsewhere():
             self._give_up(Code.ENGINE_DOWN, f"the engine answered {head.status}")
             return
         self._head = head

@@ -20,7 +20,7 @@ from fabric_server.ask import Ask, EarlyAsk, read_ask
 from fabric_server.deadlines import Deadlines
 from fabric_server.exchange import Ending, Exchange, Patience
 from fabric_server.metrics import Metrics
-from fabric_server.nodes import Registry
+from fabric_server.nodes import Engine, Registry
 from fabric_server.refusals import Refusal
 from fabric_server.request import Request
 from fabric_server.usage import Usage
@@ -204,26 +204,22 @@ class Gateway:
         return ask or read_ask(early.text), early.text
 
     async def _relay(self, request: Request, ask: Ask, body: bytes, draft: Draft) -> None:
-        size = len(body) if request.body.complete else request.body.length
+        whole = (
+            request.body.complete
+        )  # otherwise ``body`` is its beginning, and can't be sent twice
+        size = len(body) if whole else request.body.length
         if ask.patch is not None:
             start, stop, text = ask.patch
             body = body[:start] + text + body[stop:]
             size = size and size + len(text) - (stop - start)
         tried: list[str] = []
+
+        def elsewhere() -> bool:
+            could = whole and len(tried) < MOST_TRIES
+            return could and self._admission.another(ask.model, tried)
+
         while True:
-            waited_from = self._loop.time()
-            engine = await self._admission.admit(ask.model, tried)
-            draft.queued += self._loop.time() - waited_from
-            draft.attempts += 1
-            node = engine.node
-            draft.node_id, draft.engine = node.id, engine.name
-            tunnel = node.tunnel()
-            if tunnel is None:  # it went away between being chosen and being used
-                self._registry.release(engine)
-                raise refusals.no_capacity(ask.model, 1.0)
-            tried.append(node.id)
-            whole = request.body.complete
-            may_retry = whole and len(tried) < MOST_TRIES
+            engine = await self._admit(ask.model, tried, draft)
             exchange = Exchange(
                 request,
                 engine,
@@ -231,40 +227,50 @@ class Gateway:
                 registry=self._registry,
                 deadlines=self._deadlines,
                 patience=self._patience,
-                pass_5xx=not (may_retry and self._admission.another(ask.model, tried)),
+                elsewhere=elsewhere,
                 loop=self._loop,
             )
-            exchange.begin(
-                tunnel, self._head(request, engine.name, size, draft.attempts), body, ended=whole
-            )
+            tunnel = engine.node.tunnel()
+            if tunnel is None:  # it went away between being chosen and being used
+                self._registry.release(engine)
+                raise refusals.no_capacity(ask.model, 1.0)
+            head = self._head(request, engine.name, size, draft.attempts)
+            exchange.begin(tunnel, head, body, ended=whole)
             ending = await self._await_ending(exchange, whole)
-            draft.usage = exchange.usage
-            draft.first_byte_at = exchange.first_byte_at
-            draft.outcome = ending.outcome
+            self._note(request, draft, exchange, ending)
             if ending.refusal is not None:
                 raise ending.refusal
-            if ending.code:
-                draft.error = Code.name_of(ending.code)
-                log.info(
-                    "attempt failed",
-                    extra={
-                        "request": request.id,
-                        "node": node.id,
-                        "engine": engine.name,
-                        "code": draft.error,
-                        "reason": ending.reason,
-                    },
-                )
-            if exchange.relayed or ending.outcome == "cancelled":
+            if exchange.relayed:
                 return
-            if (
-                may_retry
-                and ending.code in _TRY_ELSEWHERE
-                and self._admission.another(ask.model, tried)
-            ):
-                self._metrics.retries += 1
-                continue
-            raise self._explain(ending, ask.model)
+            if ending.code not in _TRY_ELSEWHERE or not elsewhere():
+                raise self._explain(ending, ask.model)
+            self._metrics.retries += 1
+
+    async def _admit(self, model: str, tried: list[str], draft: Draft) -> Engine:
+        began = self._loop.time()
+        engine = await self._admission.admit(model, tried)
+        draft.queued += self._loop.time() - began
+        draft.attempts += 1
+        draft.node_id, draft.engine = engine.node.id, engine.name
+        tried.append(engine.node.id)
+        return engine
+
+    def _note(self, request: Request, draft: Draft, exchange: Exchange, ending: Ending) -> None:
+        draft.usage = exchange.usage
+        draft.first_byte_at = exchange.first_byte_at
+        draft.outcome = ending.outcome
+        if ending.code:
+            draft.error = Code.name_of(ending.code)
+            log.info(
+                "attempt failed",
+                extra={
+                    "request": request.id,
+                    "node": draft.node_id,
+                    "engine": draft.engine,
+                    "code": draft.error,
+                    "reason": ending.reason,
+                },
+            )
 
     async def _await_ending(self, exchange: Exchange, whole: bool) -> Ending:
         upload = None if whole else self._loop.create_task(exchange.upload())

@@ -67,15 +67,17 @@ class Node:
 
     @property
     def connected(self) -> bool:
-        """Whether it will take streams, if not this very moment."""
-        return self.link is not None and not self.draining and bool(self.tunnels)
+        """Whether it will take streams: if not this very moment, then when its tunnels stand."""
+        return self.link is not None and not self.draining
 
     @property
     def reachable(self) -> bool:
         """Whether a new stream could be opened now."""
-        if self.link is None or self.draining:
-            return False
-        return any(tunnel.connection.usable for tunnel in self.tunnels)
+        if self.link is not None and not self.draining:
+            for tunnel in self.tunnels:  # a loop, for it is asked for each candidate
+                if tunnel.connection.usable:
+                    return True
+        return False
 
     def tunnel(self) -> Tunnel | None:
         """The usable tunnel with the fewest streams."""

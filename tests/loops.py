@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import warnings
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -18,7 +19,10 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 
 
 def on_both_loops(story: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Turns an ``async def`` test into two.  What the loop's exception handler hears fails it."""
+    """Turns an ``async def`` test into two.
+
+    What the loop's exception handler hears, and what is left open, fails it.
+    """
 
     async def told(heard: list[dict[str, Any]], arguments: dict[str, Any]) -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, said: heard.append(said))
@@ -30,9 +34,14 @@ def on_both_loops(story: Callable[..., Coroutine[Any, Any, None]]) -> Callable[.
 
     def test(loop_name: str, **arguments: Any) -> None:
         heard: list[dict[str, Any]] = []
-        with asyncio.Runner(debug=True, loop_factory=LOOPS[loop_name]) as runner:
-            runner.run(told(heard, arguments))
+        # As errors, warnings would be raised where uvloop closes its transports, and closing the
+        # loop would then wait for ever.
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            with asyncio.Runner(debug=True, loop_factory=LOOPS[loop_name]) as runner:
+                runner.run(told(heard, arguments))
         assert not heard
+        assert not [str(warning.message) for warning in warned]
 
     parameters = list(inspect.signature(story).parameters.values())
     loop_name = inspect.Parameter("loop_name", inspect.Parameter.POSITIONAL_OR_KEYWORD)

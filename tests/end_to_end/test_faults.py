@@ -64,7 +64,7 @@ async def test_an_unknown_model_is_404_and_one_whose_node_left_is_503(fabric: Fa
     assert (status, body["error"]["code"]) == (404, "model_not_found")
     await fabric.nodes[0].stop()
     async with asyncio.timeout(5):
-        while fabric.app.registry.nodes():
+        while fabric.app.registry.nodes():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     async with fabric.user() as user, user.post(CHAT, json=ASK) as answer:
         assert answer.status == 503
@@ -257,7 +257,7 @@ async def test_load_is_spread_and_slots_are_respected(
                 await engine.started()
                 await other.started()
             async with asyncio.timeout(5):
-                while fabric.app.admission.waiting != 2:
+                while fabric.app.admission.waiting != 2:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
             assert (len(engine.requests), len(other.requests)) == (4, 4)
             gate.set()
