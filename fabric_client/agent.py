@@ -98,6 +98,8 @@ class Agent:
             async with asyncio.timeout(REGISTER_SECONDS):
                 answer = await self._answer
             if isinstance(answer, LinkClosed):
+                if isinstance(link.error, OSError):
+                    raise link.error  # the server's TLS alert arrives after our handshake
                 return answer
             return await self._live(link, answer)
         finally:

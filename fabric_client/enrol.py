@@ -8,19 +8,25 @@ import platform as machine
 import ssl
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import msgspec
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fabric_client.identity import Facts, Identity, explain, request_for, write
+from fabric_client.identity import (
+    Facts,
+    Identity,
+    NotJoined,
+    explain,
+    request_for,
+    write,
+)
 from protocol import join as joining
 from protocol.join import Enrol, Enrolled, Token
 from protocol.names import SERVER_NAME
 
-PATIENCE = aiohttp.ClientTimeout(total=20.0)
+PATIENCE = aiohttp.ClientTimeout(total=20.0, connect=10.0)
 
 
 class JoinProblem(Exception):
@@ -30,7 +36,7 @@ class JoinProblem(Exception):
 async def join(text: str, directory: Path, *, name: str, replace: bool = False) -> Identity:
     """Make a key pair here, have it certified by the server that the token names, and keep both.
 
-    Raises ``BadToken`` or ``JoinProblem``; nothing is written then.
+    Raises ``BadToken`` or ``JoinProblem``.
     """
     token = joining.parse(text)
     if (directory / "node.json").exists() and not replace:
@@ -41,8 +47,16 @@ async def join(text: str, directory: Path, *, name: str, replace: bool = False) 
     ca = await _fetch_ca(token)
     key = ec.generate_private_key(ec.SECP256R1())
     enrolled = await _enrol(token, ca, key, name)
-    _keep(directory, token, ca, key, enrolled)
-    return Identity.load(directory)
+    try:
+        _keep(directory, token, ca, key, enrolled)
+        return Identity.load(directory)
+    except OSError as error:
+        raise JoinProblem(
+            f"{error.filename or directory} can't be written ({error.strerror}), so the "
+            "invitation is lost. Name a directory that can be with --data, and ask for a new one."
+        ) from None
+    except NotJoined as error:
+        raise JoinProblem(f"The server's answer is of no use. {error}") from None
 
 
 def _keep(
@@ -70,26 +84,30 @@ async def _fetch_ca(token: Token) -> str:
     anyone.verify_mode = ssl.CERT_NONE
     anyone.minimum_version = ssl.TLSVersion.TLSv1_3
     status, body = await _ask(token, anyone, "GET", joining.CA_PATH)
-    ca = body.decode("ascii", "replace")
     try:
-        digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(ca)).digest()
+        der = ssl.PEM_cert_to_DER_cert(body.decode("ascii"))
     except ValueError:
-        where = _where(token)
         raise JoinProblem(
-            f"What answers at {where} ({status}) is no Fabric server: check the address."
+            f"What answers at {_where(token)} ({status}) is no Fabric server: check the address."
         ) from None
-    if not hmac.compare_digest(digest, token.ca_sha256):
+    if not hmac.compare_digest(hashlib.sha256(der).digest(), token.ca_sha256):
         raise JoinProblem(
             f"The server at {_where(token)} is not the one that made this token, or someone is in "
             "between. Nothing was sent to it. Ask its operator for a new token."
         )
-    return ca
+    # Only what was compared: the text may hold a second certificate, which the decoder skips and
+    # OpenSSL would trust.
+    return ssl.DER_cert_to_PEM_cert(der)
 
 
 async def _enrol(token: Token, ca: str, key: ec.EllipticCurvePrivateKey, name: str) -> Enrolled:
     verified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     verified.minimum_version = ssl.TLSVersion.TLSv1_3
-    verified.load_verify_locations(cadata=ca)
+    verified.verify_flags |= ssl.VERIFY_X509_STRICT  # as Python does itself from 3.13 on
+    try:
+        verified.load_verify_locations(cadata=ca)
+    except ssl.SSLError as error:
+        raise JoinProblem(f"The CA of {_where(token)} can't be used ({error.reason}).") from None
     enrol = Enrol(
         secret=joining.to_text(token.secret),
         csr=request_for(key),
@@ -97,51 +115,74 @@ async def _enrol(token: Token, ca: str, key: ec.EllipticCurvePrivateKey, name: s
         platform=f"{machine.system()} {machine.machine()}",
         version=version("fabric"),
     )
-    status, body = await _ask(
-        token, verified, "POST", joining.ENROL_PATH, data=msgspec.json.encode(enrol)
-    )
-    if status != 200:
-        raise JoinProblem(_refusal(status, body))
+    body = msgspec.json.encode(enrol)
     try:
-        return msgspec.json.decode(body, type=Enrolled)
+        status, answer = await _ask(token, verified, "POST", joining.ENROL_PATH, body)
+    except _Lost:
+        # Whether the invitation is used up is not known; for the same key it may be used again.
+        status, answer = await _ask(token, verified, "POST", joining.ENROL_PATH, body)
+    if status != 200:
+        raise JoinProblem(_refusal(token, status, answer))
+    try:
+        return msgspec.json.decode(answer, type=Enrolled)
     except msgspec.MsgspecError as error:
         raise JoinProblem(f"The server's answer can't be read ({error}).") from None
 
 
+class _Lost(JoinProblem):
+    """The connection ended before the answer was complete."""
+
+
 async def _ask(
-    token: Token, context: ssl.SSLContext, method: str, path: str, **more: Any
+    token: Token, context: ssl.SSLContext, method: str, path: str, body: bytes | None = None
 ) -> tuple[int, bytes]:
-    host = f"[{token.host}]" if ":" in token.host else token.host
-    url = f"https://{host}:{token.api_port}{path}"
+    where = _where(token)
     try:
         async with (
             aiohttp.ClientSession(timeout=PATIENCE) as session,
             session.request(
-                method, url, ssl=context, server_hostname=SERVER_NAME, **more
+                method,
+                f"https://{where}{path}",
+                data=body,
+                ssl=context,
+                server_hostname=SERVER_NAME,
+                allow_redirects=False,
+                headers={"Content-Type": "application/json"} if body else None,
             ) as answer,
         ):
-            return answer.status, await answer.content.read(joining.LONGEST_BODY)
+            # One byte over the limit makes what is too long unreadable rather than cut.
+            content = bytearray()
+            while not answer.content.at_eof() and len(content) <= joining.LONGEST_BODY:
+                content += await answer.content.read(joining.LONGEST_BODY + 1 - len(content))
+            return answer.status, bytes(content)
     except aiohttp.ClientConnectorCertificateError as error:
-        raise JoinProblem(f"{_where(token)}: {explain(error.certificate_error)}.") from None
+        raise JoinProblem(f"{where}: {explain(error.certificate_error)}.") from None
     except aiohttp.ClientConnectorError as error:
         raise JoinProblem(
-            f"The server can't be reached at {_where(token)}: {explain(error.os_error)}."
+            f"The server can't be reached at {where}: {explain(error.os_error)}. The token names "
+            "this address; the server must be running, and its api_port open to this machine."
+        ) from None
+    except aiohttp.ConnectionTimeoutError:
+        raise JoinProblem(
+            f"The server can't be reached at {where}: no answer in time. Is a firewall or a "
+            "router in between that does not let api_port through?"
         ) from None
     except (aiohttp.ClientError, TimeoutError) as error:
         words = str(error) or "no answer in time"
-        raise JoinProblem(f"The server at {_where(token)} did not answer: {words}.") from None
+        raise _Lost(f"The server at {where} broke off: {words}. Try again.") from None
 
 
 def _where(token: Token) -> str:
-    return f"{token.host}:{token.api_port}"
+    host = f"[{token.host}]" if ":" in token.host else token.host
+    return f"{host}:{token.api_port}"
 
 
-def _refusal(status: int, body: bytes) -> str:
+def _refusal(token: Token, status: int, body: bytes) -> str:
     try:
         error = msgspec.json.decode(body)["error"]
         message, code = str(error["message"]), str(error["code"])
     except (msgspec.MsgspecError, KeyError, TypeError):
-        return f"The server refused ({status})."
+        return f"What answers at {_where(token)} ({status}) is no Fabric server."
     if code.startswith("invitation_"):
         return f"{message} Ask the operator for a new one ('fabric-server nodes invite')."
     return message

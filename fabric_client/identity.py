@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import ssl
 from pathlib import Path
 
 import msgspec
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from msgspec import Struct
 
 RENEW_AFTER = 1 / 3
@@ -59,14 +62,13 @@ class Identity:
         try:
             facts = msgspec.json.decode((directory / "node.json").read_bytes(), type=Facts)
             certificate = x509.load_pem_x509_certificate((directory / "node.pem").read_bytes())
-            (directory / "node.key").stat()
-            (directory / "ca.pem").stat()
+            _check(certificate, facts.node_id, directory)
         except FileNotFoundError:
             raise NotJoined(
                 f"This machine has not joined a server yet (nothing in {directory}): "
                 "run 'fabric-client join TOKEN' with a token from its operator."
             ) from None
-        except (OSError, ValueError, msgspec.MsgspecError) as error:
+        except (OSError, ValueError) as error:  # msgspec's errors are among the latter
             raise NotJoined(
                 f"What is in {directory} can't be used ({error}): "
                 "join again with 'fabric-client join --replace TOKEN'."
@@ -89,6 +91,7 @@ class Identity:
     def context(self, alpn: str) -> ssl.SSLContext:
         """For dialling the server: its certificate must be of our authority, ours is shown."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.verify_flags |= ssl.VERIFY_X509_STRICT  # as Python does itself from 3.13 on
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.load_verify_locations(self.directory / "ca.pem")
         context.load_cert_chain(self.directory / "node.pem", self.directory / "node.key")
@@ -97,24 +100,43 @@ class Identity:
 
     def request(self) -> str:
         """A certificate signing request (PEM) over the key that this node has."""
-        key = serialization.load_pem_private_key(
-            (self.directory / "node.key").read_bytes(), password=None
-        )
-        assert isinstance(key, ec.EllipticCurvePrivateKey)
-        return request_for(key)
+        return request_for(_read_key(self.directory))
 
     def store_certificate(self, pem: str) -> None:
         """Use a renewed certificate for connections from now on.
 
-        Raises ValueError for one that is not for our key.
+        Raises ValueError, and keeps the old one, for one that is not ours.
         """
         certificate = x509.load_pem_x509_certificate(pem.encode())
-        mine = x509.load_pem_x509_csr(self.request().encode()).public_key()
-        if certificate.public_key() != mine:
-            raise ValueError("the renewed certificate is for another key")
+        _check(certificate, self.node_id, self.directory)
         write(self.directory / "node.pem", pem)
         self._begins = certificate.not_valid_before_utc.timestamp()
         self._ends = certificate.not_valid_after_utc.timestamp()
+
+
+def _read_key(directory: Path) -> ec.EllipticCurvePrivateKey:
+    pem = (directory / "node.key").read_bytes()
+    try:
+        key = serialization.load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError):
+        raise ValueError("node.key holds no key that can be read") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ValueError("node.key is not an ECDSA key")
+    return key
+
+
+def _check(certificate: x509.Certificate, node_id: str, directory: Path) -> None:
+    """Raises ValueError unless the certificate is of our key, our name and our authority."""
+    if certificate.public_key() != _read_key(directory).public_key():
+        raise ValueError("the certificate is for another key")
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    if [name.value for name in names] != [node_id]:
+        raise ValueError("the certificate is for another node")
+    authority = x509.load_pem_x509_certificate((directory / "ca.pem").read_bytes())
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (InvalidSignature, TypeError, ValueError):
+        raise ValueError("the certificate is of another authority") from None
 
 
 def request_for(key: ec.EllipticCurvePrivateKey) -> str:
@@ -138,38 +160,68 @@ def write(path: Path, text: str, *, secret: bool = False) -> None:
     os.replace(temporary, path)
 
 
-_ALERTS = {
-    "CERTIFICATE_EXPIRED": (
-        "this node's certificate has expired, since it was away for too long: "
-        "ask the operator for a new invitation and join again with --replace"
+_OTHER_PORT = "it is another program's port: is it the right server and port?"
+_AGAIN = "ask the operator for a new invitation and join again with --replace"
+
+# By what OpenSSL calls the alert that the server sent, or what it found itself.
+_REASONS = {
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": (
+        f"this node's certificate has expired, since it was away for too long: {_AGAIN}"
     ),
-    "UNKNOWN_CA": (
-        "the server does not know this node's authority: it is another server than the one "
-        "joined, or it was set up anew; join again with --replace"
+    "SSLV3_ALERT_BAD_CERTIFICATE": (
+        "the server does not accept this node's certificate: if the clocks of both machines are "
+        f"right, {_AGAIN}"
     ),
-    "BAD_CERTIFICATE": "the server does not accept this node's certificate: join again",
-    "CERTIFICATE_REQUIRED": "the server wants a certificate and got none: join again",
-    "CERTIFICATE_REVOKED": "this node was revoked by the operator",
-    "NO_APPLICATION_PROTOCOL": "that port speaks something else: is it the right server and port?",
-    "WRONG_VERSION_NUMBER": "that port does not speak TLS: is it the right server and port?",
+    "SSLV3_ALERT_CERTIFICATE_REVOKED": f"this node was revoked by the operator: {_AGAIN}",
+    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": f"this node's certificate is not a node's: {_AGAIN}",
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": f"the server wants a certificate and got none: {_AGAIN}",
+    "TLSV1_ALERT_PROTOCOL_VERSION": "the server there does not speak TLS 1.3, so it is no Fabric",
+    "UNSUPPORTED_PROTOCOL": "the server there does not speak TLS 1.3, so it is no Fabric",
+    "TLSV1_ALERT_NO_APPLICATION_PROTOCOL": _OTHER_PORT,
+    "WRONG_VERSION_NUMBER": f"no TLS is spoken there, so {_OTHER_PORT}",
+    "RECORD_LAYER_FAILURE": f"no TLS is spoken there, so {_OTHER_PORT}",
 }
+_STRANGER = (
+    "the server does not know the authority that certified this node: it is another server, or "
+    f"was set up anew; {_AGAIN}"
+)
+_REASONS |= {"TLSV1_ALERT_UNKNOWN_CA": _STRANGER, "TLSV1_ALERT_DECRYPT_ERROR": _STRANGER}
+
+# OpenSSL's X509_V_ERR_… numbers.
+_NOT_YET_VALID, _EXPIRED = 9, 10
 
 
 def explain(error: BaseException) -> str:
-    """Why a server could not be reached, in words for the owner of a node."""
+    """Why a server could not be reached, in words for the owner of a node.
+
+    A server looks at the node's certificate when the node's side of the handshake is done already:
+    what it thinks of it comes with the end of the connection, as ``connection_lost``'s error.
+    """
     if isinstance(error, ssl.SSLCertVerificationError):
-        return (
-            f"the server's certificate is not of the authority that this node joined "
-            f"({error.verify_message}): it is another server, or someone is in between"
-        )
+        return _mistrust(error)
     if isinstance(error, ssl.SSLError):
         reason = error.reason or str(error)
-        for alert, words in _ALERTS.items():
-            if alert in reason:
-                return words
-        return f"TLS failed: {reason}"
+        return _REASONS.get(reason, f"TLS failed: {reason.lower().replace('_', ' ')}")
     if isinstance(error, TimeoutError):
         return str(error) or "no answer in time"
     if isinstance(error, ConnectionRefusedError):
         return "nobody listens there: is the server running?"
+    if isinstance(error, ConnectionError):
+        return "the connection was closed by the server, or by something in between"
+    if isinstance(error, socket.gaierror):
+        return f"this name has no address: {error.strerror}"
     return str(error) or type(error).__name__
+
+
+def _mistrust(error: ssl.SSLCertVerificationError) -> str:
+    if error.verify_code == _NOT_YET_VALID:
+        return "the server's certificate is not valid yet: is this machine's clock right?"
+    if error.verify_code == _EXPIRED:
+        return (
+            "the server's certificate has expired: is this machine's clock right? If it is, "
+            "tell the operator"
+        )
+    return (
+        "the server's certificate is not of the authority that this node joined "
+        f"({error.verify_message}): it is another server, or someone is in between"
+    )

@@ -103,7 +103,8 @@ class Tunnels:
             return "closed at once"
         tunnel.hello(self._registered.session)
         self._on_change()
-        return await asyncio.shield(closed)
+        reason = await asyncio.shield(closed)
+        return reason if tunnel.error is None else explain(tunnel.error)
 
     # ── what a tunnel tells ───────────────────────────────────────────────────────────────────
 

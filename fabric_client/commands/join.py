@@ -15,6 +15,7 @@ from fabric_client.commands import TOKEN, Json, of_the_node
 from fabric_client.commands.run import run_node
 from fabric_client.config import Config
 from fabric_client.identity import Identity, NotJoined
+from fabric_client.only_one import is_running
 from protocol.join import Token, parse
 from protocol.program.output import Failure, note, program, say_json
 from protocol.program.settings import describe
@@ -58,6 +59,8 @@ def join(
     if identity is not None:
         note(f"This machine is already {identity.node_id} of {identity.host}.")
     else:
+        if replace and is_running(settings.data):
+            raise Failure(f"the node in {settings.data} is running: stop it before replacing it.")
         try:
             identity = asyncio.run(
                 enrol.join(text, settings.data, name=settings.name, replace=replace)

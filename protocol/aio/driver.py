@@ -51,6 +51,8 @@ class Driver(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self.peer = ""
         """The other side's address, for logs."""
+        self.error: Exception | None = None
+        """What the transport ended with, such as the peer's TLS alert."""
 
     def _deliver(self, event: Any) -> None:
         raise NotImplementedError
@@ -85,6 +87,7 @@ class Driver(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        self.error = exc
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

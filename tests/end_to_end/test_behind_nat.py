@@ -21,8 +21,8 @@ ASK = {"model": "echo", "stream": True, "messages": [{"role": "user", "content":
 def lab() -> Iterator[NatLab]:
     if reason := NatLab.why_not():
         pytest.fail(
-            f"NOT RUN: the only test of a node behind a real NAT needs network namespaces: {reason}."
-            " Run the tests as root on Linux with iproute2 and nftables."
+            "NOT RUN: the only test of a node behind a real NAT needs network namespaces: "
+            f"{reason}. Run the tests as root on Linux with iproute2 and nftables."
         )
     with NatLab(delay_ms=25) as lab:
         yield lab

@@ -1,0 +1,267 @@
+"""Which nodes are let in, and what those that are not are told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import msgspec
+import pytest
+from cryptography import x509
+
+from fabric_client import state
+from fabric_client.config import Config as NodeConfig
+from fabric_client.enrol import JoinProblem, join
+from fabric_client.identity import Facts, Identity
+from fabric_client.supervisor import Supervisor
+from fabric_server.authority import read_request
+from protocol.aio.link import LinkDriver
+from protocol.aio.tls import dial
+from protocol.aio.tunnel import Tunnel
+from protocol.connection import Role
+from protocol.errors import Code, RemoteError
+from protocol.link import LinkClosed
+from protocol.messages import Message, Register
+from protocol.names import CONTROL_ALPN, TUNNEL_ALPN
+from tests.engine import ScriptedEngine
+from tests.fabric import Fabric
+
+ASK = {"model": "tiny", "messages": []}
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[ScriptedEngine]:
+    async with ScriptedEngine() as engine:
+        yield engine
+
+
+@pytest.fixture
+async def fabric(tmp_path: Path) -> AsyncIterator[Fabric]:
+    async with Fabric(tmp_path / "one") as fabric:
+        yield fabric
+
+
+async def answers(fabric: Fabric) -> bool:
+    async with fabric.user() as user, user.post("/v1/chat/completions", json=ASK) as answer:
+        return answer.status == 200
+
+
+async def complaint(directory: Path) -> str:
+    """What a node that starts there says of why it is not linked."""
+    config = NodeConfig(data=directory, name="attic", discover=False)
+    supervisor = Supervisor(config, Identity.load(directory), rng=Random())
+    state.path_in(directory).unlink(missing_ok=True)
+    task = asyncio.get_running_loop().create_task(supervisor.run())
+    try:
+        async with asyncio.timeout(10):
+            while True:
+                told = state.read(directory)
+                if task.done() or (told is not None and told.reason not in ("", "starting")):
+                    break
+                await asyncio.sleep(0.01)  # a file tells no event
+        await asyncio.wait([task], timeout=0.1)
+        if task.done():
+            error = task.exception()
+            assert isinstance(error, RemoteError)
+            return f"for good: {error.reason}"
+        assert told is not None
+        return told.reason
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_token_is_good_for_one_machine(fabric: Fabric, tmp_path: Path) -> None:
+    token = await fabric.invite()
+    await join(token, tmp_path / "first", name="first")
+    with pytest.raises(JoinProblem, match=r"used already.*Ask the operator"):
+        await join(token, tmp_path / "second", name="second")
+    assert not (tmp_path / "second").exists()
+
+
+async def test_a_machine_that_has_joined_joins_again_only_when_told(
+    fabric: Fabric, tmp_path: Path
+) -> None:
+    first = await join(await fabric.invite(), tmp_path / "node", name="attic")
+    with pytest.raises(JoinProblem, match="--replace"):
+        await join(await fabric.invite(), tmp_path / "node", name="attic")
+    again = await join(await fabric.invite(), tmp_path / "node", name="attic", replace=True)
+    assert again.node_id != first.node_id
+
+
+async def test_a_token_for_another_server_sends_it_no_secret(
+    fabric: Fabric, tmp_path: Path
+) -> None:
+    from protocol import join as joining
+
+    async with Fabric(tmp_path / "other") as other:
+        token = joining.parse(await fabric.invite())
+        port = other.app.listeners["api"].port
+        crossed = joining.Token("127.0.0.1", port, token.ca_sha256, token.secret)
+        with pytest.raises(JoinProblem, match="not the one that made this token"):
+            await join(joining.encode(crossed), tmp_path / "node", name="attic")
+
+
+async def test_keys_are_for_their_owner_s_eyes_only(fabric: Fabric) -> None:
+    directory = await fabric.enrol()
+    if os.name == "posix":
+        assert (directory / "node.key").stat().st_mode & 0o777 == 0o600
+        secret = fabric.config.data / "certs" / "ca.key"
+        assert secret.stat().st_mode & 0o777 == 0o600
+
+
+async def test_an_expired_certificate_is_refused_and_says_so(fabric: Fabric) -> None:
+    directory = await fabric.enrol()
+    identity = Identity.load(directory)
+    authority = fabric.app.certificates.authority
+    long_ago = time.time() - 40 * 86_400
+    request = read_request(identity.request())
+    expired = authority.sign_node(request, identity.node_id, long_ago, 30 * 86_400)
+    (directory / "node.pem").write_text(expired)
+    assert "certificate has expired" in await complaint(directory)
+    assert fabric.app.listeners["control"].refused["certificate"] >= 1
+
+
+async def test_a_node_of_another_fabric_trusts_this_server_as_little(
+    fabric: Fabric, tmp_path: Path
+) -> None:
+    async with Fabric(tmp_path / "other") as other:
+        directory = await other.enrol()
+        facts = msgspec.json.decode((directory / "node.json").read_bytes(), type=Facts)
+        here = msgspec.structs.replace(facts, control_port=fabric.app.listeners["control"].port)
+        (directory / "node.json").write_bytes(msgspec.json.encode(here))
+        assert "not of the authority that this node joined" in await complaint(directory)
+
+
+async def test_a_revoked_node_is_cut_off_at_once_and_told_for_good(
+    fabric: Fabric, engine: ScriptedEngine
+) -> None:
+    gone = await fabric.join(engine.url, name="gone")
+    await fabric.join(engine.url, name="stays")
+    await fabric.app.store.revoke_node(gone.id, time.time())
+    with pytest.raises(RemoteError, match="revoked"):
+        async with asyncio.timeout(2):
+            await gone.task
+    fabric.nodes.remove(gone)
+    assert fabric.app.registry.node(gone.id) is None
+    assert await answers(fabric)
+    assert await complaint(gone.config.data) == "for good: this node was revoked"
+
+
+async def test_a_certificate_is_renewed_over_the_link(tmp_path: Path) -> None:
+    async with Fabric(tmp_path, node_certificate_days=0.01) as fabric:
+        directory = await fabric.enrol()
+        before = serial(directory)
+        config = NodeConfig(data=directory, name="attic", discover=False)
+        identity = Identity.load(directory)
+        task = asyncio.get_running_loop().create_task(
+            Supervisor(config, identity, rng=Random()).run()
+        )
+        async with asyncio.timeout(10):
+            while serial(directory) == before:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)  # a file tells no event
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        node = await fabric.run_node(directory, name="attic")  # with the new one
+        assert node.id == identity.node_id
+
+
+def serial(directory: Path) -> int:
+    return x509.load_pem_x509_certificate((directory / "node.pem").read_bytes()).serial_number
+
+
+# ── a peer that speaks for itself ─────────────────────────────────────────────────────────────
+
+
+class Peer:
+    """Owns a link or tunnel of the test's own making, and remembers how it was closed."""
+
+    def __init__(self) -> None:
+        self.closed: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
+
+    def on_message(self, link: LinkDriver, message: Message) -> None: ...
+    def on_hello(self, *_: Any) -> None: ...
+    def on_drain(self, *_: Any) -> None: ...
+
+    def on_closed(self, _: object, how: LinkClosed | int, reason: str = "") -> None:
+        code, reason = (how.code, how.reason) if isinstance(how, LinkClosed) else (how, reason)
+        if not self.closed.done():
+            self.closed.set_result((code, reason))
+
+
+async def open_link(fabric: Fabric, identity: Identity, peer: Peer) -> LinkDriver:
+    loop = asyncio.get_running_loop()
+    return await dial(
+        lambda: LinkDriver(peer, loop, rng=Random()),  # type: ignore[arg-type]
+        "127.0.0.1",
+        identity.control_port,
+        identity.context(CONTROL_ALPN),
+    )
+
+
+async def test_an_old_protocol_version_is_refused_with_both_numbers(fabric: Fabric) -> None:
+    identity = Identity.load(await fabric.enrol())
+    peer = Peer()
+    link = await open_link(fabric, identity, peer)
+    link.send(Register(0, "0.0.1", "old", "", []))
+    code, reason = await asyncio.wait_for(peer.closed, 5)
+    assert code == Code.OBSOLETE
+    assert "protocol 0 is not spoken here, 1 is" in reason
+
+
+async def test_a_tunnel_needs_the_session_of_its_own_node(fabric: Fabric) -> None:
+    other = await fabric.join(name="other")
+    registered = fabric.app.registry.node(other.id)
+    assert registered is not None
+    identity = Identity.load(await fabric.enrol("thief"))
+    loop = asyncio.get_running_loop()
+    for session in (b"guess", registered.session):
+        peer = Peer()
+        tunnel = await dial(
+            lambda peer=peer: Tunnel(Role.NODE, peer, loop, rng=Random(), accept=lambda *_: None),  # type: ignore[misc]
+            "127.0.0.1",
+            fabric.app.listeners["proxy"].port,
+            identity.context(TUNNEL_ALPN),
+        )
+        tunnel.hello(session)
+        assert (await asyncio.wait_for(peer.closed, 5))[0] == Code.UNAUTHORISED
+    assert len(registered.tunnels) == 2
+
+
+async def test_an_old_link_that_dies_late_evicts_nothing(
+    fabric: Fabric, engine: ScriptedEngine
+) -> None:
+    directory = await fabric.enrol()
+    identity = Identity.load(directory)
+    old_peer = Peer()
+    old = await open_link(fabric, identity, old_peer)
+    old.send(Register(1, "0.1", "attic", "", []))
+    node = await fabric.run_node(directory, engine.url)
+    assert (await asyncio.wait_for(old_peer.closed, 5))[0] == Code.SUPERSEDED
+    assert fabric.app.registry.node(node.id) is not None
+    assert await answers(fabric)
+
+
+@pytest.mark.parametrize("port", ["control", "proxy", "public", "api"])
+@pytest.mark.parametrize("bytes_", [b"\x00" * 64, b"\x16\x03\x01\xff\xff" + b"x" * 200, b"\xff"])
+async def test_garbage_on_a_port_is_closed_and_counted_and_disturbs_nobody(
+    fabric: Fabric, engine: ScriptedEngine, port: str, bytes_: bytes
+) -> None:
+    await fabric.join(engine.url)
+    listener = fabric.app.listeners[port]
+    before = listener.refused.total() + listener.opened
+    reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+    writer.write(bytes_)
+    writer.write_eof()
+    async with asyncio.timeout(10):
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+    writer.close()
+    assert listener.refused.total() + listener.opened > before
+    assert await answers(fabric)
