@@ -35,8 +35,14 @@ _REPLAY_BYTES = 256 * 1024
 class Forwarder:
     """Takes the streams of all tunnels (``protocol.aio.tunnel.Accept``)."""
 
-    def __init__(self, find: Callable[[str], Engine | None]) -> None:
+    def __init__(
+        self,
+        find: Callable[[str], Engine | None],
+        on_trouble: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``on_trouble`` is called when an engine has failed a request."""
         self._find = find
+        self.on_trouble = on_trouble
         self._pools: dict[Address, Pool] = {}
         self.running: set[Forward] = set()
         self.served = 0
@@ -298,6 +304,8 @@ class Forward:
         )
         self._stop()
         self._stream.reset(code, reason)
+        if code in (Code.ENGINE_DOWN, Code.ENGINE_FAILED):
+            self._forwarder.on_trouble()
 
     def _stop(self) -> None:
         if not self._over:

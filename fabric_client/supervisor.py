@@ -26,7 +26,7 @@ from protocol.errors import RemoteError
 log = logging.getLogger("fabric.supervisor")
 
 NAP_SECONDS = 5.0
-"""How often the clocks are compared."""
+"""How often the clocks are compared, in seconds."""
 SLEPT_SECONDS = 20.0
 """A wall clock this far ahead of the machine's running time means that it was asleep."""
 
@@ -35,10 +35,22 @@ class Supervisor:
     """A whole node.  ``run`` ends by cancellation, or raises RemoteError when the server has
     refused this node for good."""
 
-    def __init__(self, config: Config, identity: Identity, *, rng: Random) -> None:
+    def __init__(
+        self,
+        config: Config,
+        identity: Identity,
+        *,
+        rng: Random,
+        clock: Callable[[], float] = time.time,
+        nap: float = NAP_SECONDS,
+    ) -> None:
+        """``clock`` gives Unix seconds; with the loop's own time it is looked at every ``nap``
+        seconds, to notice that the machine was asleep."""
         self._config = config
         self._identity = identity
         self._rng = rng
+        self._clock = clock
+        self._nap = nap
         self._agent: Agent | None = None
         self._watcher: Watcher | None = None
         self._forwarder: Forwarder | None = None
@@ -55,7 +67,7 @@ class Supervisor:
                 discover=self._config.discovers,
                 slots=self._config.slots,
             )
-            forwarder = self._forwarder = Forwarder(watcher.engine)
+            forwarder = self._forwarder = Forwarder(watcher.engine, watcher.poke)
             await watcher.refresh()
             for report in watcher.reports:
                 log.info(
@@ -84,6 +96,11 @@ class Supervisor:
                 forwarder.close()
                 self._write_state()
 
+    def poke(self) -> None:
+        """Look at the engines now: something may have changed."""
+        if self._watcher is not None:
+            self._watcher.poke()
+
     async def leave(self, seconds: float) -> None:
         """Take no new requests, and wait for those that run, at most so long."""
         if self._agent is not None:
@@ -104,12 +121,13 @@ class Supervisor:
                 self._agent.report(reports)
             self._write_state()
 
-    async def _notice_sleep(self, clock: Callable[[], float] = time.time) -> None:
+    async def _notice_sleep(self) -> None:
+        """What was open before a sleep is worth nothing after it: the router has forgotten it."""
         loop = asyncio.get_running_loop()
-        ahead = clock() - loop.time()
+        ahead = self._clock() - loop.time()
         while True:
-            await asyncio.sleep(NAP_SECONDS)
-            now_ahead = clock() - loop.time()
+            await asyncio.sleep(self._nap)
+            now_ahead = self._clock() - loop.time()
             if now_ahead - ahead > SLEPT_SECONDS and self._agent is not None:
                 log.info("the machine was asleep", extra={"seconds": round(now_ahead - ahead)})
                 self._agent.hang_up("the machine was asleep")

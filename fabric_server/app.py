@@ -41,6 +41,8 @@ log = logging.getLogger("fabric.server")
 LOAD_SECONDS = 0.25
 """How often busy nodes are looked for that could do with one tunnel more."""
 
+GC_THRESHOLD = (10_000, 20, 50)
+"""Requests leave no cycles behind, so that looking for some more rarely costs little memory."""
 KNOWN_SECONDS = 30 * 86_400.0
 """Models of nodes that were here in this time are called unavailable rather than unknown."""
 
@@ -97,6 +99,7 @@ class App:
         self._begin(self._look_for_load())
         gc.collect()
         gc.freeze()  # what exists now lives as long as the server
+        gc.set_threshold(*GC_THRESHOLD)
 
     def _gateway(self) -> Gateway:
         config = self.config

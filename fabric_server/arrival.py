@@ -117,7 +117,7 @@ class Arrival:
         self.host = host
         self.address = address
         self.local = ip.is_loopback
-        self.origin = str(ip) if isinstance(ip, IPv4Address) else str(int(ip) >> 64)
+        self.origin = _origin(ip)
         """What limits count by."""
         self.task: asyncio.Task[None]
         self._sock = sock
@@ -292,6 +292,15 @@ def _answer(port: Port, number: int) -> bytes:
         "Connection: close\r\n\r\n"
     )
     return head.encode("ascii") + body
+
+
+def origin(address: str) -> str:
+    """What limits count by: an IPv4 address, or the /64 that one customer of IPv6 has."""
+    return _origin(_ip(address))
+
+
+def _origin(ip: IPv4Address | IPv6Address) -> str:
+    return str(ip) if isinstance(ip, IPv4Address) else f"{int(ip) >> 64:x}"
 
 
 def _ip(address: str) -> IPv4Address | IPv6Address:

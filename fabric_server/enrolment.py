@@ -15,6 +15,7 @@ from aiohttp import web
 
 from consumer.errors import BackendError
 from fabric_server import refusals
+from fabric_server.arrival import origin
 from fabric_server.authority import BadRequest, public_key_sha256, read_request
 from fabric_server.backends.rows import InvitationRow, NodeRow, Redeemed
 from fabric_server.certificates import Certificates
@@ -96,7 +97,7 @@ class Enrolment:
             raise _REFUSED[Redeemed.UNKNOWN]() from None
         now = self._clock()
         node = NodeRow(
-            id=f"node_{secrets.token_hex(8)}",
+            id=_node_id(secret),
             name=enrol.name,
             public_key_sha256=public_key_sha256(request),
             created_at=now,
@@ -105,11 +106,23 @@ class Enrolment:
         )
         digest = hashlib.sha256(secret).digest()
         redeemed = await self._store.redeem_invitation(digest, node, now)
-        if redeemed is not Redeemed.OK:
+        if redeemed is Redeemed.USED and await self._is_repeated(node):
+            log.info("node enrolled again", extra={"node": node.id, "label": node.name})
+        elif redeemed is Redeemed.OK:
+            log.info("node enrolled", extra={"node": node.id, "label": node.name})
+        else:
             raise _REFUSED[redeemed]()
-        log.info("node enrolled", extra={"node": node.id, "label": node.name})
         certificate = self._certificates.authority.sign_node(request, node.id, now, self._lifetime)
         return Enrolled(node.id, certificate, self.ca, self._port("control"), self._port("proxy"))
+
+    async def _is_repeated(self, node: NodeRow) -> bool:
+        """Whether the same machine asks again, since the first answer never reached it."""
+        before = await self._store.node(node.id)
+        return (
+            before is not None
+            and before.revoked_at is None
+            and secrets.compare_digest(before.public_key_sha256, node.public_key_sha256)
+        )
 
     async def renew(self, node_id: str, csr: str) -> str:
         """A new certificate (PEM) for a node that holds the key it enrolled with.
@@ -127,6 +140,11 @@ class Enrolment:
             raise Refusal(403, "bad_csr", "The key is not the one that this node enrolled with.")
         now = self._clock()
         return self._certificates.authority.sign_node(request, node_id, now, self._lifetime)
+
+
+def _node_id(secret: bytes) -> str:
+    """The same for the same secret, so that a repeated request finds its node; tells nothing."""
+    return f"node_{hashlib.sha256(b'fabric node id' + secret).hexdigest()[:16]}"
 
 
 _REFUSED: dict[Redeemed, Callable[[], Refusal]] = {
@@ -169,7 +187,7 @@ def routes(enrolment: Enrolment) -> list[web.RouteDef]:
 
     async def enrol(request: web.Request) -> web.Response:
         try:
-            if not tries.allows(request.remote or "", time()):
+            if not tries.allows(origin(request.remote or "::"), time()):
                 raise Refusal(
                     429,
                     "rate_limit_exceeded",
@@ -179,6 +197,7 @@ def routes(enrolment: Enrolment) -> list[web.RouteDef]:
                 )
             enrolled = await enrolment.enrol(await _read(request))
         except Refusal as refusal:
+            log.info("joining refused", extra={"peer": request.remote, "reason": refusal.code})
             return _refused(refusal)
         except BackendError:
             return _refused(refusals.overloaded("The store can't be reached.", 5.0))

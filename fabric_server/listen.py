@@ -7,7 +7,6 @@ import asyncio
 import logging
 import socket
 from collections import Counter
-from typing import Any
 
 from fabric_server.arrival import REASONS, Arrival, Limits, Port
 from fabric_server.sockets import PortProblem, bind
@@ -111,7 +110,7 @@ class Listener:
                 self._full = False
                 log.info("accepting again", extra={"port": self.spec.name})
             sock.setblocking(False)
-            self._admit(sock, peer)
+            self.admit(sock, peer[0])
 
     def _pause(self, error: OSError) -> None:
         """No descriptors or memory: the queue stays readable, and asking on would only spin."""
@@ -127,9 +126,10 @@ class Listener:
         self._resuming = None
         self._listen()
 
-    def _admit(self, sock: socket.socket, peer: Any) -> None:
+    def admit(self, sock: socket.socket, address: str) -> None:
+        """Take on an accepted, non-blocking connection from ``address``."""
         self.accepted += 1
-        arrival, limits = Arrival(self, sock, peer[0]), self.limits
+        arrival, limits = Arrival(self, sock, address), self.limits
         many_of_its_own = self._by_origin[arrival.origin] >= limits.per_address
         if many_of_its_own and self.pending >= limits.total // 2 and not arrival.local:
             arrival.refuse("crowded_address")

@@ -1,0 +1,136 @@
+"""What a node lives through without its owner."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from fabric_client import state
+from fabric_client.config import Config as NodeConfig
+from fabric_client.identity import Identity
+from fabric_client.supervisor import Supervisor
+from fabric_server.nodes import Node
+from tests.engine import Plan, ScriptedEngine
+from tests.fabric import Fabric, RunningNode
+
+CHAT = "/v1/chat/completions"
+ASK = {"model": "tiny", "messages": []}
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[ScriptedEngine]:
+    async with ScriptedEngine() as engine:
+        yield engine
+
+
+@pytest.fixture
+async def fabric(tmp_path: Path) -> AsyncIterator[Fabric]:
+    async with Fabric(tmp_path, heartbeat_seconds=0.2) as fabric:
+        yield fabric
+
+
+def registration(fabric: Fabric, node: RunningNode) -> Node:
+    found = fabric.app.registry.node(node.id)
+    assert found is not None
+    return found
+
+
+async def until(what: object, timeout: float = 10) -> None:
+    """Waits for a condition on another side's doing, for which there is no event here."""
+    assert callable(what)
+    async with asyncio.timeout(timeout):
+        while not what():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_after_a_sleep_the_node_registers_again_at_once(
+    fabric: Fabric, engine: ScriptedEngine
+) -> None:
+    slept = 0.0
+    directory = await fabric.enrol()
+    config = NodeConfig(data=directory, name="laptop", engine=(engine.url,))
+    identity = Identity.load(directory)
+    supervisor = Supervisor(
+        config, identity, rng=Random(), clock=lambda: time.time() + slept, nap=0.05
+    )
+    task = asyncio.get_running_loop().create_task(supervisor.run())
+    node = RunningNode(identity.node_id, config, supervisor, task)
+    fabric.nodes.append(node)
+    await fabric.routed(node.id)
+    before = registration(fabric, node).epoch
+    slept = 3600.0
+    await until(lambda: (n := fabric.app.registry.node(node.id)) and n.epoch > before)
+    await fabric.routed(node.id)
+    async with fabric.user() as user, user.post(CHAT, json=ASK) as answer:
+        assert answer.status == 200
+
+
+async def test_models_that_come_and_go_are_reported(fabric: Fabric, engine: ScriptedEngine) -> None:
+    node = await fabric.join(engine.url)
+    assert set(fabric.app.registry.models()) == {"tiny"}
+    engine.models = ["tiny", "new"]
+    node.supervisor.poke()
+    await until(lambda: set(fabric.app.registry.models()) == {"tiny", "new"})
+
+
+async def test_an_engine_that_dies_is_known_to_be_down_and_one_that_comes_back_to_be_up(
+    fabric: Fabric, engine: ScriptedEngine
+) -> None:
+    node = await fabric.join(engine.url)
+    await engine.stop()
+    # The request that fails is what makes the node look at once.
+    async with fabric.user() as user, user.post(CHAT, json=ASK) as answer:
+        assert answer.status == 502
+    await until(lambda: not registration(fabric, node).engines["openai"].healthy, timeout=5)
+    async with fabric.user() as user, user.post(CHAT, json=ASK) as answer:
+        assert answer.status == 503
+    await engine.start()
+    await until(lambda: registration(fabric, node).engines["openai"].healthy)
+    async with fabric.user() as user, user.post(CHAT, json=ASK) as answer:
+        assert answer.status == 200
+
+
+async def test_heartbeats_reach_the_store(fabric: Fabric, engine: ScriptedEngine) -> None:
+    node = await fabric.join(engine.url)
+    await until(lambda: (beat := registration(fabric, node).heartbeat) and beat.seq >= 3)
+    await fabric.app.worker.flushed()
+    records = await fabric.app.store.heartbeats(node.id)
+    assert [record.seq for record in records] == list(range(len(records), 0, -1))
+    beat = records[0].heartbeat
+    assert beat.memory_bytes > 0
+    assert (beat.slots, beat.engines_healthy) == (4, 1)
+
+
+async def test_the_state_file_tells_how_the_node_is(fabric: Fabric, engine: ScriptedEngine) -> None:
+    node = await fabric.join(engine.url)
+    await until(lambda: (told := state.read(node.config.data)) and told.tunnels == 2)
+    told = state.read(node.config.data)
+    assert told is not None
+    assert told.linked
+    assert [model.name for report in told.engines for model in report.models] == ["tiny"]
+    await fabric.stop()
+    await until(lambda: (told := state.read(node.config.data)) and not told.linked)
+    told = state.read(node.config.data)
+    assert told is not None
+    assert told.reason
+    await fabric.start()
+
+
+async def test_a_busy_node_is_given_more_tunnels(fabric: Fabric, engine: ScriptedEngine) -> None:
+    node = await fabric.join(engine.url, slots=100)
+    gate = asyncio.Event()
+    engine.plan = Plan(hold=gate)
+
+    async def ask() -> int:
+        async with fabric.user() as user, user.post(CHAT, json=ASK) as answer:
+            return answer.status
+
+    asked = [asyncio.ensure_future(ask()) for _ in range(70)]
+    await fabric.routed(node.id, tunnels=3)
+    gate.set()
+    assert set(await asyncio.gather(*asked)) == {200}
