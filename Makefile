@@ -1,0 +1,78 @@
+# Everything here works on a fresh machine with make and Python 3.11 or newer.
+
+VENV := .venv
+BIN := $(VENV)/bin
+DATA := .fabric
+
+# The first of these that is new enough makes the virtual environment.
+PYTHONS := $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# The project itself: what builds it was just installed, so nothing is fetched for it.
+INSTALL_SELF := $(INSTALL) --no-index --no-deps --no-build-isolation --editable .
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
+
+.DELETE_ON_ERROR:
+.PHONY: help run test check format fuzz bench certs lock clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(VENV)/.installed ## Start server and node here, ask something, stay until Ctrl-C
+	@exec $(BIN)/python examples/one_machine.py --data "$(DATA)"
+
+test: check ## Everything that .ci/run runs: check, then all tests (ARGS="-k …" for some)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.installed-dev ## Lint, format, types, imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mypy examples
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev ## Format, and correct what ruff can
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+fuzz: $(VENV)/.installed-dev ## Throw bytes at the protocol for a while
+	$(BIN)/python -m tests.protocol.fuzz $(ARGS)
+
+bench: $(VENV)/.installed-dev ## Measure, beside others (ARGS=--quick for a look)
+	$(BIN)/python -m benchmarks.run $(ARGS)
+
+certs: $(VENV)/.installed ## Make the server's CA and certificate, or renew what is due
+	$(BIN)/python certs/make.py "$(DATA)/server/certs" $(NAMES)
+
+lock: $(BIN)/uv ## Write the lock files again (ARGS=--upgrade for newer versions)
+	$(COMPILE) $(ARGS) pyproject.toml -o requirements.lock
+	$(COMPILE) $(ARGS) --extra dev pyproject.toml -o requirements-dev.lock
+	printf 'editables\nhatchling\n' | $(COMPILE) $(ARGS) -c requirements-dev.lock - -o requirements-build.lock
+
+clean: ## Remove what can be made again (the virtual environment too; not $(DATA): keys and nodes)
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ── the virtual environment ─────────────────────────────────────────────────────────────────────
+
+$(BIN)/python:
+	@for python in $(PYTHONS); do \
+		if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; \
+		then echo "Making $(VENV) with $$($$python --version)"; exec $$python -m venv --clear $(VENV); fi; \
+	done; \
+	echo "Python 3.11 or newer is needed, with its venv module (Debian and Ubuntu: apt install" \
+		"python3-venv). If you have one under another name: make PYTHON=/path/to/python" >&2; exit 1
+
+$(VENV)/.installed: $(BIN)/python requirements.lock requirements-build.lock pyproject.toml
+	@echo "Installing what is needed to run into $(VENV)"
+	@$(INSTALL) --require-hashes -r requirements.lock -r requirements-build.lock
+	@$(INSTALL_SELF)
+	@touch $@
+
+$(VENV)/.installed-dev: $(BIN)/python requirements-dev.lock pyproject.toml
+	@echo "Installing what is needed to develop and test into $(VENV)"
+	@$(INSTALL) --require-hashes -r requirements-dev.lock
+	@$(INSTALL_SELF)
+	@touch $(VENV)/.installed $@
+
+$(BIN)/uv: $(BIN)/python
+	@$(INSTALL) uv

@@ -1,0 +1,74 @@
+"""The answers of the mock engine, known beforehand by the load generator that checks them.
+
+All token events have one size and carry their number, so that a stream is right exactly when its
+bytes are those of `body`, and how many events have come is a division.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+MODEL = "mock"
+"""Answers at once: JSON, or events as fast as they are taken."""
+BURST_MODEL = "mock-burst"
+"""The same, `BURST` events in one write."""
+BURST = 16
+PACED_MODEL = "mock-paced"
+"""Streams one event per `PACE` seconds."""
+PACE = 0.010
+FAST_EVENTS = 256
+"""Events in an unpaced stream."""
+
+SMALL = (
+    b'{"id":"chatcmpl-mock","object":"chat.completion","created":1700000000,"model":"mock",'
+    b'"choices":[{"index":0,"message":{"role":"assistant","content":"Hello from the mock engine."},'
+    b'"finish_reason":"stop"}],'
+    b'"usage":{"prompt_tokens":9,"completion_tokens":6,"total_tokens":15}}'
+)
+MODELS = (
+    b'{"object":"list","data":['
+    b'{"id":"mock","object":"model","created":1700000000,"owned_by":"mock"},'
+    b'{"id":"mock-burst","object":"model","created":1700000000,"owned_by":"mock"},'
+    b'{"id":"mock-paced","object":"model","created":1700000000,"owned_by":"mock"}]}'
+)
+
+_START = b'data: {"id":"chatcmpl-mock","object":"chat.completion.chunk","created":1700000000,'
+_TOKEN = _START + (
+    b'"model":"mock","choices":[{"index":0,"delta":{"content":" %07d"},"finish_reason":null}]}\n\n'
+)
+FINISH = _START + b'"model":"mock","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+USAGE = _START + (
+    b'"model":"mock","choices":[],'
+    b'"usage":{"prompt_tokens":9,"completion_tokens":256,"total_tokens":265}}\n\n'
+)
+DONE = b"data: [DONE]\n\n"
+EVENT_BYTES = len(_TOKEN % 0)
+
+
+@cache
+def tokens(count: int) -> bytes:
+    return b"".join(_TOKEN % number for number in range(count))
+
+
+@cache
+def body(count: int) -> bytes:
+    """What a user reads, who did not ask for usage."""
+    return tokens(count) + FINISH + DONE
+
+
+def chunk(data: bytes) -> bytes:
+    """One chunk of HTTP/1.1's chunked coding (RFC 9112, 7.1)."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+CHUNK_BYTES = len(chunk(_TOKEN % 0))
+
+
+@cache
+def token_chunks(count: int) -> bytes:
+    """Each event a chunk of its own, as engines send them."""
+    return b"".join(chunk(_TOKEN % number) for number in range(count))
+
+
+def last_chunks(usage: bool) -> bytes:
+    return chunk(FINISH) + (chunk(USAGE) if usage else b"") + chunk(DONE) + b"0\r\n\r\n"

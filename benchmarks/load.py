@@ -1,0 +1,308 @@
+"""Load for one URL: streams as fast as they come, paced streams, or one request at a time.
+
+    python -m benchmarks.load streams URL [--model mock-burst] [--concurrency 32] [--seconds 5]
+    python -m benchmarks.load paced   URL [--concurrency 1000] [--seconds 60]
+    python -m benchmarks.load probe   URL [--beside URL] [--stream] [--seconds 5]
+
+The API key, if one is needed, is taken from FABRIC_KEY.
+Prints one line of JSON.  Every byte of a stream is compared with what the mock engine must have
+sent: an event lost, changed or out of order makes its stream `wrong`.  `--seconds` of `paced` is
+the length of each stream and has to be that of the mock engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import cast
+from urllib.parse import urlsplit
+
+import httptools
+import uvloop
+
+from benchmarks import canned
+from benchmarks.processes import raise_file_limit
+
+PATH = "/v1/chat/completions"
+RAMP_SECONDS = 1.0
+"""Time over which paced streams begin."""
+GRACE_SECONDS = 15.0
+"""What a paced stream may take beyond its length before it counts as lost."""
+WARM_UP_SECONDS = 0.5
+BUCKET = 0.0001
+BUCKETS = 50_000
+
+
+class Histogram:
+    """Counts durations in buckets of a tenth of a millisecond; what exceeds 5 s is 5 s."""
+
+    def __init__(self) -> None:
+        self.counts = [0] * BUCKETS
+        self.total = 0
+
+    def add(self, seconds: float, times: int = 1) -> None:
+        self.counts[min(int(seconds / BUCKET), BUCKETS - 1)] += times
+        self.total += times
+
+    def quantile_ms(self, share: float) -> float | None:
+        seen = 0
+        for bucket, count in enumerate(self.counts):
+            seen += count
+            if count and seen >= share * self.total:
+                return round((bucket + 1) * BUCKET * 1000, 1)
+        return None
+
+
+@dataclass
+class Tally:
+    """What came of all requests of a run."""
+
+    requests: int = 0
+    """Answered in full, and right."""
+    events: int = 0
+    wrong: int = 0
+    """Other bytes than expected."""
+    refused: int = 0
+    """Other status than 200."""
+    lost: int = 0
+    """Not answered in full."""
+    problem: str | None = None
+    """The first one, for people."""
+    gaps: Histogram = field(default_factory=Histogram)
+
+    def note(self, kind: str, problem: object) -> None:
+        setattr(self, kind, getattr(self, kind) + 1)
+        self.problem = self.problem or f"{kind}: {problem!s:.200}"
+
+
+def request_bytes(url: str, body: dict[str, object]) -> bytes:
+    payload = json.dumps(body, separators=(",", ":")).encode()
+    head = f"POST {PATH} HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n"
+    if key := os.environ.get("FABRIC_KEY"):
+        head += f"Authorization: Bearer {key}\r\n"
+    return head.encode() + b"\r\n" + payload
+
+
+def ask(model: str, stream: bool) -> dict[str, object]:
+    messages = [{"role": "user", "content": "Say hello."}]
+    return {"model": model, "messages": messages, "stream": stream}
+
+
+class Reader(asyncio.Protocol):
+    """Sends a request, compares the answer with what is expected, and calls `done`."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, request: bytes, expected: bytes, tally: Tally) -> None:
+        self._request = request
+        self._expected = expected
+        self._tally = tally
+        self._parser = httptools.HttpResponseParser(self)
+        self._position = 0
+        self._events = 0
+        self._last = 0.0
+        self.first = 0.0
+        """When the answer's first byte of body came, by time.perf_counter."""
+        self._asked = False
+        self.done: Callable[[], None] = lambda: None
+
+    def ask(self) -> None:
+        if self.transport.is_closing():
+            return
+        self._position = self._events = 0
+        self._asked = True
+        self.transport.write(self._request)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed_data(data)
+        events = self._position // canned.EVENT_BYTES
+        if fresh := events - self._events:
+            now = time.perf_counter()
+            if self._events:
+                self._tally.gaps.add(now - self._last)
+                self._tally.gaps.add(0, fresh - 1)
+            self._last, self._events = now, events
+
+    def on_body(self, body: bytes) -> None:
+        if not self._position:
+            self.first = time.perf_counter()
+        if not self._expected.startswith(body, self._position):
+            if self._parser.get_status_code() == 200:
+                self._tally.note("wrong", f"at byte {self._position}: {body!r}")
+            else:
+                self._tally.note("refused", f"{self._parser.get_status_code()} {body!r}")
+            self._asked = False
+            self.transport.abort()
+        self._position += len(body)
+
+    def on_message_complete(self) -> None:
+        if not self._asked:
+            return
+        self._asked = False
+        if self._position == len(self._expected):
+            self._tally.requests += 1
+            self._tally.events += self._position // canned.EVENT_BYTES
+        else:
+            self._tally.note("lost", f"complete after {self._position} bytes")
+        self.done()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._asked:
+            self._tally.note("lost", f"connection lost at byte {self._position}: {exc}")
+            self._asked = False
+        self.done()
+
+
+async def connect(url: str, request: bytes, expected: bytes, tally: Tally) -> Reader:
+    address = urlsplit(url)
+    assert address.hostname
+    assert address.port
+    _, reader = await asyncio.get_running_loop().create_connection(
+        lambda: Reader(request, expected, tally), address.hostname, address.port
+    )
+    return reader
+
+
+async def streams(url: str, model: str, concurrency: int, seconds: float) -> dict[str, object]:
+    """Unpaced streams, the next on each connection as soon as the last has ended."""
+    tally = Tally()
+    request = request_bytes(url, ask(model, stream=True))
+    readers = [
+        await connect(url, request, canned.body(canned.FAST_EVENTS), tally)
+        for _ in range(concurrency)
+    ]
+    for reader in readers:
+        reader.done = reader.ask
+        reader.ask()
+    await asyncio.sleep(WARM_UP_SECONDS)
+    before, began = tally.events, time.perf_counter()
+    await asyncio.sleep(seconds)
+    rate = (tally.events - before) / (time.perf_counter() - began)
+    for reader in readers:
+        reader.done = lambda: None
+    return {"events_per_second": round(rate), **report(tally)}
+
+
+async def paced(url: str, concurrency: int, seconds: float) -> dict[str, object]:
+    """Paced streams, one on each connection, begun evenly over a second."""
+    tally = Tally()
+    request = request_bytes(url, ask(canned.PACED_MODEL, stream=True))
+    expected = canned.body(round(seconds / canned.PACE))
+    loop = asyncio.get_running_loop()
+    ended: list[asyncio.Future[None]] = [loop.create_future() for _ in range(concurrency)]
+    began = time.perf_counter()
+    for number, end in enumerate(ended):
+        reader = await connect(url, request, expected, tally)
+        reader.done = partial(settle, end)
+        reader.ask()
+        ahead = began + (number + 1) / concurrency * RAMP_SECONDS - time.perf_counter()
+        await asyncio.sleep(max(0, ahead))
+    _, late = await asyncio.wait(ended, timeout=seconds + GRACE_SECONDS)
+    for _ in late:
+        tally.note("lost", "still running")
+    rate = tally.events / (time.perf_counter() - began)
+    return {
+        "streams": concurrency,
+        "events_per_second": round(rate),
+        "gap_p50_ms": tally.gaps.quantile_ms(0.50),
+        "gap_p99_ms": tally.gaps.quantile_ms(0.99),
+        "gap_max_ms": tally.gaps.quantile_ms(1),
+        **report(tally),
+    }
+
+
+def settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+async def probe(urls: list[str], stream: bool, seconds: float) -> dict[str, object]:
+    """One request after the other, to each URL in turn: what the first takes, and what it adds.
+
+    Asked in turn, both meet the machine in the same mood: how soon an idle core wakes up differs
+    from second to second by more than is measured here.
+    """
+    tally = Tally()
+    expected = canned.body(canned.FAST_EVENTS) if stream else canned.SMALL
+    readers = [
+        await connect(url, request_bytes(url, ask(canned.MODEL, stream)), expected, tally)
+        for url in urls
+    ]
+    turns = itertools.cycle(readers)
+    firsts: dict[Reader, list[float]] = {reader: [] for reader in readers}
+    wholes: dict[Reader, list[float]] = {reader: [] for reader in readers}
+    finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    began = time.perf_counter()
+
+    def ask_next(reader: Reader) -> None:
+        asked = time.perf_counter()
+        reader.done = lambda: on_done(reader, asked)
+        reader.ask()
+
+    def on_done(reader: Reader, asked: float) -> None:
+        now = time.perf_counter()
+        firsts[reader].append(reader.first - asked)
+        wholes[reader].append(now - asked)
+        if now - began < seconds and not reader.transport.is_closing():
+            ask_next(next(turns))
+        else:
+            settle(finished)
+
+    ask_next(next(turns))
+    await finished
+    told: dict[str, object] = {}
+    for name, times in (("first_byte", firsts), ("whole", wholes)):
+        here, *beside = (quantile_ms(times[reader], 0.5) for reader in readers)
+        told[f"{name}_p50_ms"] = here
+        told[f"{name}_p99_ms"] = quantile_ms(times[readers[0]], 0.99)
+        if beside:
+            told[f"{name}_added_ms"] = round(here - beside[0], 3)
+    return {**told, **report(tally)}
+
+
+def quantile_ms(times: list[float], share: float) -> float:
+    warm = sorted(times[len(times) // 10 :])  # the way is cold at first
+    return round(warm[int(len(warm) * share)] * 1000, 3)
+
+
+def report(tally: Tally) -> dict[str, object]:
+    return {name: value for name, value in vars(tally).items() if name != "gaps"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Load for one URL.")
+    parser.add_argument("kind", choices=["streams", "paced", "probe"])
+    parser.add_argument("url")
+    parser.add_argument(
+        "--beside", metavar="URL", help="probe this in turn, and tell the difference"
+    )
+    parser.add_argument("--model", default=canned.MODEL, help="of streams")
+    parser.add_argument("--concurrency", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--stream", action="store_true", help="probe with streamed answers")
+    given = parser.parse_args()
+    raise_file_limit()
+    match given.kind:
+        case "streams":
+            run = streams(given.url, given.model, given.concurrency, given.seconds)
+        case "paced":
+            run = paced(given.url, given.concurrency, given.seconds)
+        case _:
+            urls = [given.url, given.beside] if given.beside else [given.url]
+            run = probe(urls, given.stream, given.seconds)
+    print(json.dumps(uvloop.run(run)))
+
+
+if __name__ == "__main__":
+    main()

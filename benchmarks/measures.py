@@ -1,0 +1,180 @@
+"""What is measured: each function puts one kind of load on a target and returns figures.
+
+`refused`, `lost` and `wrong` count answers of another status, incomplete ones, and ones of other
+bytes than the engine sent; a figure is worth something only where they are 0.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.canned import BURST_MODEL, MODEL
+from benchmarks.processes import Command, Site
+from benchmarks.systems import Target, need
+
+Figures = dict[str, Any]
+LOAD = [sys.executable, "-m", "benchmarks.load"]
+POST = Path(__file__).with_name("post.lua")
+CONCURRENCY = 32
+GROWTH_SECONDS = 30
+SETTLE_SECONDS = 5
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much of it."""
+
+    rounds: int
+    seconds: float
+    """Of each unpaced load."""
+    paced_streams: int
+    paced_seconds: float
+    growth_requests: int
+    """After which memory should be what it was."""
+    idle_nodes: int
+
+
+def small(site: Site, target: Target, extent: Extent) -> Figures:
+    """Small JSON requests at concurrency 32: requests per second."""
+    need("wrk")
+    command: Command = ["wrk", "-t1", f"-c{CONCURRENCY}", f"-d{extent.seconds:g}s"]
+    command = [*command, "-s", POST, target.url]
+    told: Figures = json.loads(site.run(command, environ=key(target)).splitlines()[-1])
+    return {**told, "per_second": round(told["requests"] / told["seconds"])}
+
+
+def streams(site: Site, target: Target, extent: Extent, model: str = MODEL) -> Figures:
+    """Streams at concurrency 32, the engine as fast as it can: events per second.
+
+    An event a write, as engines do; the mock engine's own limit is near then.
+    """
+    load = ["streams", target.url, "--concurrency", CONCURRENCY, "--seconds", extent.seconds]
+    return put(site, target, [*load, "--model", model])
+
+
+def bursts(site: Site, target: Target, extent: Extent) -> Figures:
+    """The same with several events in a write, which shows what is between: events per second."""
+    return streams(site, target, extent, BURST_MODEL)
+
+
+def probe(site: Site, target: Target, extent: Extent) -> Figures:
+    """Small JSON requests one after the other: milliseconds each, and how many more than direct."""
+    load = ["probe", target.url, "--beside", target.engine, "--seconds", extent.seconds]
+    return put(site, target, load)
+
+
+def first_byte(site: Site, target: Target, extent: Extent) -> Figures:
+    """Streams one after the other: milliseconds until the first byte."""
+    return put(site, target, ["probe", target.url, "--stream", "--seconds", extent.seconds])
+
+
+def paced(site: Site, target: Target, extent: Extent) -> Figures:
+    """Many streams of one event in 10 ms each: what is lost, and the gaps between events."""
+    count, seconds = extent.paced_streams, extent.paced_seconds
+    before = memory(target)
+    load = ["paced", target.url, "--concurrency", count, "--seconds", seconds]
+    peak = 0
+
+    def watch() -> None:
+        nonlocal peak
+        peak = max(peak, memory(target))
+
+    told = put(site, target, load, watch)
+    return {**told, "memory_before": before, "memory_per_stream": (peak - before) // count}
+
+
+def growth(site: Site, target: Target, extent: Extent) -> Figures:
+    """Bytes by which many small requests make the process larger that users connect to."""
+    small(site, target, extent)  # what is allocated once is not growth
+    before, began, requests = memory(target), time.monotonic(), 0
+    while requests < extent.growth_requests and time.monotonic() - began < GROWTH_SECONDS:
+        requests += small(site, target, extent)["requests"]
+    return {"requests": requests, "memory_before": before, "growth": memory(target) - before}
+
+
+def nodes(site: Site, target: Target, extent: Extent) -> Figures:
+    """Bytes that each further node costs the process users connect to.  Measure it last."""
+    assert target.add_node
+    before = memory(target)
+    for _ in range(extent.idle_nodes):
+        target.add_node()
+    time.sleep(SETTLE_SECONDS)
+    each = (memory(target) - before) // extent.idle_nodes
+    return {"nodes": extent.idle_nodes, "memory_before": before, "memory_per_node": each}
+
+
+MEASURES: Mapping[str, Callable[[Site, Target, Extent], Figures]] = {
+    "small": small,
+    "streams": streams,
+    "bursts": bursts,
+    "probe": probe,
+    "growth": growth,
+    "paced": paced,
+    "nodes": nodes,
+}
+ONCE = ("growth", "paced", "nodes")
+"""What takes long and is measured in the first round only."""
+
+
+def applies(kind: str, target: Target) -> bool:
+    if kind == "nodes":
+        return target.add_node is not None
+    return kind != "growth" or target.front is not None
+
+
+GREATER_IS_BETTER = {
+    "small": "per_second",
+    "streams": "events_per_second",
+    "bursts": "events_per_second",
+}
+LESS_IS_BETTER = {"probe": "whole_added_ms"}
+
+
+def better(kind: str, figures: Figures, other: Figures | None) -> Figures:
+    """The better of two rounds, unless there was something wrong in one."""
+    if other is None:
+        return figures
+    if faults(figures) != faults(other):
+        return min(figures, other, key=faults)
+    if figure := GREATER_IS_BETTER.get(kind):
+        return max(figures, other, key=lambda one: one[figure])
+    return min(figures, other, key=lambda one: one[LESS_IS_BETTER[kind]])
+
+
+def faults(figures: Figures) -> int:
+    return sum(figures.get(name, 0) for name in ("refused", "lost", "wrong"))
+
+
+def put(
+    site: Site, target: Target, load: list[Any], watch: Callable[[], None] = lambda: None
+) -> Figures:
+    command = [*LOAD, *map(str, load)]
+    told: Figures = json.loads(
+        site.run(command, at_node=target.at_node, environ=key(target), watch=watch)
+    )
+    return told
+
+
+def key(target: Target) -> dict[str, str]:
+    return {"FABRIC_KEY": target.key} if target.key else {}
+
+
+def memory(target: Target) -> int:
+    """Bytes resident in the process users connect to, and in its children; 0 for the engine."""
+    if target.front is None:
+        return 0
+    total = 0
+    front = psutil.Process(target.front.pid)
+    for process in (front, *front.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            total += process.memory_info().rss
+    return total

@@ -1,0 +1,258 @@
+"""The systems under test: each puts something between a user and the mock engine.
+
+`start` brings a system up at a `Site`, which also ends it, and returns when it answers.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from benchmarks.canned import MODEL
+from benchmarks.processes import CACHE, Command, Site
+
+VLLM_ROUTER = "0.1.17"
+SERVER = [sys.executable, "-m", "fabric_server"]
+NODE = [sys.executable, "-m", "fabric_client"]
+RIVALS = Path(__file__).with_name("rivals")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where load goes."""
+
+    url: str
+    engine: str
+    """Where it ends."""
+    front: subprocess.Popen[bytes] | None
+    """The process users connect to; None for the engine itself."""
+    key: str | None = None
+    at_node: bool = False
+    """Whether the load comes from the node's place."""
+    add_node: Callable[[], object] | None = None
+    """Starts one more node of the same system, idle."""
+
+
+class System(ABC):
+    name: str
+    far = False
+    """Whether it can reach an engine behind NAT."""
+
+    @abstractmethod
+    def start(self, site: Site, engine: str) -> Target:
+        """Raises RuntimeError when it cannot run here, with the reason."""
+
+    @abstractmethod
+    def version(self) -> str: ...
+
+
+class Direct(System):
+    name = "engine asked directly"
+    far = True
+
+    def start(self, site: Site, engine: str) -> Target:
+        return Target(engine, engine, None)
+
+    def version(self) -> str:
+        return f"Python {sys.version.split()[0]}, uvloop {version('uvloop')}"
+
+
+def nginx(site: Site, template: Path, **values: str) -> subprocess.Popen[bytes]:
+    """Starts one with a configuration whose `@name@`s are filled in."""
+    need("nginx")
+    work = site.folder()
+    self_signed(work)
+    values["user"] = "user root;" if os.geteuid() == 0 else ""  # it keeps files in `work`
+    text = template.read_text()
+    for name, value in {**values, "work": str(work)}.items():
+        text = text.replace(f"@{name}@", value)
+    (work / "nginx.conf").write_text(text)
+    return site.start(["nginx", "-p", work, "-c", work / "nginx.conf", "-e", "stderr"])
+
+
+class Nginx(System):
+    def __init__(self, hops: int) -> None:
+        self.name = "nginx, one hop" if hops == 1 else f"nginx, {hops} hops, TLS between"
+        self.hops = hops
+
+    def start(self, site: Site, engine: str) -> Target:
+        ports = site.free_ports(self.hops)
+        next_hop, scheme = urlsplit(engine).netloc, "http"
+        for port in reversed(ports):
+            first = port == ports[0]
+            listen = f"127.0.0.1:{port} {'' if first else 'ssl'} backlog=2048"
+            front = self._hop(site, listen=listen, next=next_hop, scheme=scheme)
+            next_hop, scheme = f"127.0.0.1:{port}", "https"
+        url = f"http://127.0.0.1:{ports[0]}"
+        site.wait_for_answer(f"{url}/v1/models", front)
+        return Target(url, engine, front)
+
+    def _hop(self, site: Site, **values: str) -> subprocess.Popen[bytes]:
+        return nginx(site, RIVALS / "nginx.conf", **values)
+
+    def version(self) -> str:
+        told = subprocess.run(["nginx", "-v"], capture_output=True, text=True).stderr
+        return re.sub(r".*nginx/", "nginx ", told.strip())
+
+
+class VllmRouter(System):
+    name = "vllm-router"
+
+    def start(self, site: Site, engine: str) -> Target:
+        port, metrics_port = site.free_ports(2)
+        command: list[str | Path] = [
+            self._installed(),
+            "--worker-urls",
+            engine,
+            "--policy",
+            "round_robin",
+        ]
+        command += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error"]
+        command += ["--prometheus-host", "127.0.0.1", "--prometheus-port", str(metrics_port)]
+        command += ["--max-concurrent-requests", "4096", "--worker-startup-check-interval", "1"]
+        front = site.start(command, stderr=subprocess.DEVNULL)
+        url = f"http://127.0.0.1:{port}"
+        site.wait_for_answer(f"{url}/v1/models", front)
+        return Target(url, engine, front)
+
+    def _installed(self) -> Path:
+        """Its program, in a virtual environment of its own: it wants other versions than we do."""
+        home = CACHE / f"vllm-router-{VLLM_ROUTER}"
+        if not (home / "complete").exists():
+            venv.create(home, with_pip=True, clear=True)
+            pip: list[str | Path] = [
+                home / "bin" / "pip",
+                "install",
+                "-q",
+                f"vllm-router=={VLLM_ROUTER}",
+            ]
+            if subprocess.run(pip).returncode:
+                raise RuntimeError("vllm-router could not be installed; the reason is above")
+            (home / "complete").touch()
+        return home / "bin" / "vllm-router"
+
+    def version(self) -> str:
+        return f"vllm-router {VLLM_ROUTER}"
+
+
+class DialBack(System):
+    name = "dial-back per request"
+    far = True
+
+    def start(self, site: Site, engine: str) -> Target:
+        work = site.folder()
+        certificate, key = self_signed(work)
+        public, port = site.free_ports(2)
+        program: Command = [sys.executable, "-m", "benchmarks.rivals.dialback"]
+        front, _ = site.start_and_read(
+            [*program, "server", str(public), str(port), certificate, key]
+        )
+        node = [*program, "node", site.server_address, str(port), certificate]
+        site.start([*node, str(urlsplit(engine).port)], at_node=True)
+        url = f"http://127.0.0.1:{public}"
+        site.wait_for_answer(f"{url}/v1/models", front)
+        return Target(url, engine, front)
+
+    def version(self) -> str:
+        return "benchmarks/rivals/dialback.py"
+
+
+class Fabric(System):
+    name = "fabric"
+    far = True
+
+    def start(self, site: Site, engine: str) -> Target:
+        control, proxy, public, api = map(str, site.free_ports(4))
+        environ = {
+            "FABRIC_SERVER_DATA": str(site.folder()),
+            "FABRIC_SERVER_HOST": "0.0.0.0",
+            "FABRIC_SERVER_ADDRESS": site.server_address,
+            "FABRIC_SERVER_CONTROL_PORT": control,
+            "FABRIC_SERVER_PROXY_PORT": proxy,
+            "FABRIC_SERVER_PUBLIC_PORT": public,
+            "FABRIC_SERVER_API_PORT": api,
+            "FABRIC_SERVER_LOG_LEVEL": "warning",
+            "FABRIC_NODE_ENGINE": engine,
+            "FABRIC_NODE_SLOTS": "4096",
+            "FABRIC_NODE_LOG_LEVEL": "warning",
+        }
+        front = site.start([*SERVER, "up"], environ=environ)
+        site.wait_for_answer(f"http://127.0.0.1:{api}/health/live", front)
+        created = site.run([*SERVER, "keys", "create", "bench", "--json"], environ=environ)
+        key = json.loads(created)["text"]
+        add_node = partial(self._add_node, site, environ)
+        add_node()
+        url = f"http://127.0.0.1:{public}"
+        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        question = json.dumps({"model": MODEL, "messages": []})
+        # A model is listed before its node's tunnels stand, so only an answer tells that they do.
+        site.wait_for_answer(f"{url}/v1/chat/completions", front, headers, question)
+        return Target(url, engine, front, key, add_node=add_node)
+
+    def _add_node(self, site: Site, environ: Mapping[str, str]) -> None:
+        invited = site.run([*SERVER, "nodes", "invite", "--json"], environ=environ)
+        at_node = {**environ, "FABRIC_NODE_DATA": str(site.folder())}
+        join = [*NODE, "join", json.loads(invited)["token"], "--json"]
+        site.run(join, at_node=True, environ=at_node)
+        site.start([*NODE, "run"], at_node=True, environ=at_node)
+
+    def version(self) -> str:
+        return f"fabric {version('fabric')}"
+
+
+SYSTEMS: dict[str, System] = {
+    "direct": Direct(),
+    "fabric": Fabric(),
+    "nginx1": Nginx(1),
+    "nginx2": Nginx(2),
+    "vllm-router": VllmRouter(),
+    "dialback": DialBack(),
+}
+
+
+def need(program: str) -> None:
+    """Installs a Debian package that is named as its program, where that is allowed."""
+    if shutil.which(program):
+        return
+    if os.geteuid() == 0 and shutil.which("apt-get"):
+        for command in (["update", "-q"], ["install", "-qy", "--no-install-recommends", program]):
+            subprocess.run(["apt-get", *command], stdout=subprocess.DEVNULL)
+    if not shutil.which(program):
+        raise RuntimeError(f"{program} is not installed (Debian: apt install {program})")
+
+
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    """A certificate for "server", P-256 as the fabric's own, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "server")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("server")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(pem))
+    (folder / "key.pem").write_bytes(
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return folder / "cert.pem", folder / "key.pem"
