@@ -35,7 +35,7 @@ format: $(VENV)/.installed-dev ## Format, and correct what ruff can
 	$(BIN)/ruff format .
 
 fuzz: $(VENV)/.installed-dev ## Throw bytes at the protocol for a while
-	$(BIN)/python -m tests.protocol.fuzz $(ARGS)
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 bench: $(VENV)/.installed-dev ## Measure, beside others (ARGS=--quick for a look)
 	$(BIN)/python -m benchmarks.run $(ARGS)

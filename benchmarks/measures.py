@@ -73,8 +73,11 @@ def probe(site: Site, target: Target, extent: Extent) -> Figures:
 
 
 def first_byte(site: Site, target: Target, extent: Extent) -> Figures:
-    """Streams one after the other: milliseconds until the first byte."""
-    return put(site, target, ["probe", target.url, "--stream", "--seconds", extent.seconds])
+    """Requests one after the other: milliseconds until the first byte.
+
+    Small answers: behind the first byte of a stream the engine would compete for the two cores.
+    """
+    return put(site, target, ["probe", target.url, "--seconds", extent.seconds])
 
 
 def paced(site: Site, target: Target, extent: Extent) -> Figures:

@@ -122,7 +122,7 @@ class Agent:
         if self.tunnels is not None:
             self.tunnels.close(reason)
         if self._link is not None:
-            self._link.close(Code.LOST, reason)
+            self._link.close(Code.NONE, reason)
 
     # ── what the link tells ───────────────────────────────────────────────────────────────────
 

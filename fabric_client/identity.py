@@ -200,7 +200,8 @@ def explain(error: BaseException) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return _mistrust(error)
     if isinstance(error, ssl.SSLError):
-        reason = error.reason or str(error)
+        # Those that Python itself raises, rather than OpenSSL, have no reason.
+        reason: str = getattr(error, "reason", None) or str(error)
         return _REASONS.get(reason, f"TLS failed: {reason.lower().replace('_', ' ')}")
     if isinstance(error, TimeoutError):
         return str(error) or "no answer in time"

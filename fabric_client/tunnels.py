@@ -73,7 +73,7 @@ class Tunnels:
 
     def close(self, reason: str) -> None:
         for tunnel in list(self._open):
-            tunnel.close(Code.LOST, reason)
+            tunnel.close(Code.NONE, reason)
 
     async def _keep_one(self) -> None:
         loop = asyncio.get_running_loop()

@@ -18,6 +18,8 @@ VERSION = 1
 Name = Annotated[str, Meta(max_length=256)]
 Text = Annotated[str, Meta(max_length=1024)]
 Count = Annotated[int, Meta(ge=0)]
+Figure = Annotated[float, Meta(ge=0, le=1e18)]
+"""A measurement: neither NaN nor infinite, which no database and no JSON would take."""
 
 Headers = Annotated[list[tuple[str, str]], Meta(max_length=100)]
 
@@ -59,9 +61,9 @@ class ResponseHead(Struct, frozen=True, array_like=True, gc=False):
 class Figures(Struct, frozen=True, array_like=True, gc=False):
     """Payload of END: what the node measured at its engine."""
 
-    first_byte_ms: float
+    first_byte_ms: Figure
     """From handing the request to the engine until the first byte of its answer."""
-    total_ms: float
+    total_ms: Figure
     body_bytes: Count
 
 
@@ -118,23 +120,23 @@ class Gpu(Struct, frozen=True, omit_defaults=True):
     name: Name
     memory_bytes: Count | None = None
     memory_used_bytes: Count | None = None
-    utilisation_percent: float | None = None
-    temperature_celsius: float | None = None
-    power_watts: float | None = None
+    utilisation_percent: Figure | None = None
+    temperature_celsius: Annotated[float, Meta(ge=-1000, le=1e6)] | None = None
+    power_watts: Figure | None = None
 
 
 class Heartbeat(Struct, frozen=True, tag="heartbeat", omit_defaults=True):
     seq: Count
     """Counts up from 1 within one registration."""
-    at: float
+    at: Figure
     """The node's clock, Unix seconds."""
-    cpu_percent: float
+    cpu_percent: Figure
     memory_bytes: Count
     memory_used_bytes: Count
     disk_bytes: Count
     disk_used_bytes: Count
-    network_in_bytes_per_second: float
-    network_out_bytes_per_second: float
+    network_in_bytes_per_second: Figure
+    network_out_bytes_per_second: Figure
     slots: Count
     active: Count
     """Streams running now."""

@@ -17,7 +17,7 @@ from fabric_client.config import Config
 from fabric_client.identity import Identity, NotJoined
 from fabric_client.only_one import is_running
 from protocol.join import Token, parse
-from protocol.program.output import Failure, note, program, say_json
+from protocol.program.output import Failure, make_directory, note, program, say_json
 from protocol.program.settings import describe
 
 
@@ -61,6 +61,7 @@ def join(
     else:
         if replace and is_running(settings.data):
             raise Failure(f"the node in {settings.data} is running: stop it before replacing it.")
+        make_directory(settings.data)  # before the token is used up
         try:
             identity = asyncio.run(
                 enrol.join(text, settings.data, name=settings.name, replace=replace)

@@ -11,6 +11,7 @@ from fabric_client.config import Config
 from fabric_client.identity import Identity
 from fabric_client.only_one import only_one
 from protocol.program import logs, run
+from protocol.program.output import make_directory
 from protocol.program.run import Signals
 
 log = logging.getLogger("fabric.node")
@@ -33,6 +34,7 @@ def run_node(settings: Config) -> int:
     """Raises ``NotJoined``, ``Taken``, or ``RemoteError`` when refused for good."""
     logs.configure(settings.log_level, json=settings.log_json)
     identity = Identity.load(settings.data)
+    make_directory(settings.data)
     with only_one(settings.data):
         return run.run(lambda signals: _serve(settings, identity, signals))
 

@@ -89,6 +89,10 @@ class Stream:
         if self._connection.has_output:
             self._tunnel._soon()
 
+    def give_up(self, reason: str) -> None:
+        """Close the whole tunnel, because its peer does not do what this stream needs."""
+        self._tunnel.close(Code.TIMEOUT, reason)
+
 
 Accept = Callable[[Stream, RequestHead, bool], StreamHandler | None]
 """Node side: takes a new stream; None when it was answered or reset on the spot."""

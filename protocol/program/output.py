@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -71,6 +72,18 @@ def _run(app: typer.Typer, name: str, failures: Mapping[type[Exception], int]) -
         log.critical("stopped by a defect in %s", name, exc_info=True)
         return DEFECT
     return code if isinstance(code, int) else 0
+
+
+def make_directory(directory: Path) -> None:
+    """A program's own, with what only its user may see.  Raises ``Failure`` when it can't write
+    there."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise Failure(f"{directory} can't be written to ({reason}): set data to another.") from None
 
 
 def _complain(name: str, sentence: str) -> None:
