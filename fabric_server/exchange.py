@@ -25,6 +25,8 @@ _RESPONSE_HEADERS = frozenset(
     {"content-type", "content-language", "openai-processing-ms", "retry-after"}
 )
 _STREAM_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+CONFIRM_SECONDS = 30.0
+"""When a RESET is not confirmed in this time, the node's tunnel is closed: slots can't wait."""
 _BAD_IN_HEADER = ("\r", "\n", "\0")
 
 
@@ -157,15 +159,14 @@ class Exchange:
                     await self._room.wait()
                 await body.more()
         except Refusal as refusal:
-            stream.reset(Code.CANCELLED, "the request's body broke off")
             self._finish(Ending("refused", refusal=refusal))
+            self._reset(Code.CANCELLED, "the request's body broke off")
 
     def cancel(self) -> None:
         """The user has gone; does nothing when the attempt is over."""
         if not self._over:
-            assert self._stream is not None
-            self._stream.reset(Code.CANCELLED, "the user has hung up")
             self._finish(Ending("cancelled"))
+            self._reset(Code.CANCELLED, "the user has hung up")
 
     # ── what the stream tells ─────────────────────────────────────────────────────────────────
 
@@ -206,7 +207,7 @@ class Exchange:
             stream.consumed(count)
 
     def on_end(self, figures: Figures) -> None:
-        self._registry.release(self._engine)
+        self._gone()
         if self._over:
             return
         if not self.relayed:
@@ -231,7 +232,7 @@ class Exchange:
             self._finish(Ending("ok"))
 
     def on_reset(self, code: int, reason: str) -> None:
-        self._registry.release(self._engine)
+        self._gone()
         if not self._over:
             self._break(code, reason)
 
@@ -244,7 +245,10 @@ class Exchange:
             self._stream.consumed(owed)
 
     def expire(self, now: float) -> None:
-        if self._owed:
+        if self._over:
+            assert self._stream is not None
+            self._stream.give_up("a RESET was not confirmed")
+        elif self._owed:
             self._give_up(Code.SLOW_READER, "the user does not read")
         elif not self.relayed:
             self._give_up(Code.TIMEOUT, "no first byte in time")
@@ -281,9 +285,15 @@ class Exchange:
         self.request.start(head.status, headers, self._announced)
 
     def _give_up(self, code: Code, reason: str) -> None:
-        assert self._stream is not None
-        self._stream.reset(code, reason)
         self._break(code, reason)
+        self._reset(code, reason)
+
+    def _reset(self, code: Code, reason: str) -> None:
+        """Order the node to stop; ``on_reset`` or ``on_end`` will tell that it has."""
+        assert self._stream is not None
+        self.deadline = self._loop.time() + CONFIRM_SECONDS
+        self._deadlines.add(self)
+        self._stream.reset(code, reason)
 
     def _break(self, code: int, reason: str) -> None:
         """The attempt has failed: tell the user, if anything of it has reached them."""
@@ -305,6 +315,11 @@ class Exchange:
         error = Refusal(502, code, message, type="server_error")
         request.write(b"data: " + error.body() + b"\n\n")
         request.finish()
+
+    def _gone(self) -> None:
+        """The stream is gone: nothing works for it any more at the node."""
+        self._deadlines.discard(self)
+        self._registry.release(self._engine)
 
     def _finish(self, ending: Ending) -> None:
         self._over = True
