@@ -134,8 +134,7 @@ class Agent:
             if self.tunnels is not None:
                 self.tunnels.keep(message.count)
         elif isinstance(message, Renewed):
-            self._identity.store_certificate(message.certificate)
-            log.info("certificate renewed", extra={"node": self._identity.node_id})
+            self._keep_certificate(message.certificate)
         elif isinstance(message, Leaving):
             log.info("server is leaving", extra={"reason": message.reason})
         else:
@@ -146,6 +145,14 @@ class Agent:
             self._answer.set_result(closed)
         if not self._closed.done():
             self._closed.set_result(closed)
+
+    def _keep_certificate(self, pem: str) -> None:
+        try:
+            self._identity.store_certificate(pem)
+        except (OSError, ValueError) as error:  # the present one is good for weeks; we ask again
+            log.error("certificate not renewed", extra={"reason": str(error)})
+        else:
+            log.info("certificate renewed", extra={"node": self._identity.node_id})
 
     # ── while registered ──────────────────────────────────────────────────────────────────────
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from fabric_server import enrolment
 from fabric_server.api.answering import answer, protocol
 from fabric_server.api.asking import MOST_BODY, Patience
 from fabric_server.api.figures import Exposition, Sources
@@ -34,7 +33,6 @@ def make(
     """What an ``AppRunner`` runs; ``protocol`` makes the connections from its server."""
     application = web.Application(middlewares=[answer], client_max_size=MOST_BODY)
     mount(application, routes(app, clock), app.accounts, patience or Patience())
-    application.add_routes(enrolment.routes(app.enrolment))
     return application
 
 
