@@ -120,23 +120,23 @@ class Gpu(Struct, frozen=True, omit_defaults=True):
     name: Name
     memory_bytes: Count | None = None
     memory_used_bytes: Count | None = None
-    utilisation_percent: Figure | None = None
-    temperature_celsius: Annotated[float, Meta(ge=-1000, le=1e6)] | None = None
-    power_watts: Figure | None = None
+    utilisation_percent: float | None = None
+    temperature_celsius: float | None = None
+    power_watts: float | None = None
 
 
 class Heartbeat(Struct, frozen=True, tag="heartbeat", omit_defaults=True):
     seq: Count
     """Counts up from 1 within one registration."""
-    at: Figure
+    at: float
     """The node's clock, Unix seconds."""
-    cpu_percent: Figure
+    cpu_percent: float
     memory_bytes: Count
     memory_used_bytes: Count
     disk_bytes: Count
     disk_used_bytes: Count
-    network_in_bytes_per_second: Figure
-    network_out_bytes_per_second: Figure
+    network_in_bytes_per_second: float
+    network_out_bytes_per_second: float
     slots: Count
     active: Count
     """Streams running now."""
