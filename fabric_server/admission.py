@@ -8,7 +8,7 @@ from collections.abc import Collection
 from random import Random
 
 from fabric_server import refusals
-from fabric_server.nodes import Engine, Registry
+from fabric_server.nodes import Engine, Node, Registry
 from fabric_server.routing import choose
 
 RETRY_AFTER_NODE = 5.0
@@ -16,24 +16,32 @@ RETRY_AFTER_NODE = 5.0
 
 
 class _Waiter:
-    __slots__ = ("exclude", "future")
+    __slots__ = ("exclude", "future", "number")
 
-    def __init__(self, future: asyncio.Future[Engine], exclude: Collection[str]) -> None:
+    def __init__(
+        self, number: int, future: asyncio.Future[Engine], exclude: Collection[str]
+    ) -> None:
+        self.number = number
         self.future = future
         self.exclude = exclude
 
 
 class Admission:
-    """One line per model, first come first served; a slot that becomes free is given at once."""
+    """One line per model; a slot that becomes free goes at once to who has waited longest for it.
+
+    So, while an engine has room, nobody waits who could use it, and whoever comes may take it.
+    """
 
     def __init__(
         self, registry: Registry, *, rng: Random, queue_length: int, queue_timeout: float
     ) -> None:
+        """``queue_length`` is the most requests that may wait for one model; times in seconds."""
         self._registry = registry
         self._rng = rng
         self._queue_length = queue_length
         self._queue_timeout = queue_timeout
         self._lines: dict[str, deque[_Waiter]] = {}
+        self._count = 0
         registry.on_room = self._on_room
 
     @property
@@ -47,70 +55,78 @@ class Admission:
         too long.
         """
         candidates = self._registry.candidates(model)
-        if model not in self._lines:
-            engine = choose(candidates, self._rng, exclude)
-            if engine is not None:
-                engine.active += 1
-                return engine
-        self._refuse_hopeless(model, candidates, exclude)
+        engine = choose(candidates, self._rng, exclude)
+        if engine is not None:
+            engine.active += 1
+            return engine
+        if not candidates and not self._registry.is_known(model):
+            raise refusals.model_not_found(model)
+        if not any(_may_serve(engine, exclude) for engine in candidates):
+            raise refusals.no_capacity(model, RETRY_AFTER_NODE)
         return await self._wait(model, exclude)
 
     def another(self, model: str, exclude: Collection[str]) -> bool:
         """Whether some other node could take the request now."""
         return choose(self._registry.candidates(model), self._rng, exclude) is not None
 
-    def _refuse_hopeless(
-        self, model: str, candidates: tuple[Engine, ...], exclude: Collection[str]
-    ) -> None:
-        if not candidates and not self._registry.is_known(model):
-            raise refusals.model_not_found(model)
-        alive = [
-            engine
-            for engine in candidates
-            if engine.healthy and engine.slots and engine.node.connected
-        ]
-        if all(engine.node.id in exclude for engine in alive):
-            raise refusals.no_capacity(model, RETRY_AFTER_NODE)
-
     async def _wait(self, model: str, exclude: Collection[str]) -> Engine:
-        line = self._lines.setdefault(model, deque())
+        line = self._lines.get(model, ())
         if len(line) >= self._queue_length:
             raise refusals.overloaded(f"Too many requests wait for '{model}'.", RETRY_AFTER_NODE)
-        waiter = _Waiter(asyncio.get_running_loop().create_future(), exclude)
-        line.append(waiter)
+        self._count += 1
+        waiter = _Waiter(self._count, asyncio.get_running_loop().create_future(), exclude)
+        self._lines.setdefault(model, deque()).append(waiter)
         try:
             async with asyncio.timeout(self._queue_timeout):
                 return await waiter.future
-        except (TimeoutError, asyncio.CancelledError) as error:
+        except TimeoutError:
             self._leave(model, waiter)
-            if isinstance(error, TimeoutError):
-                raise refusals.no_capacity(model, RETRY_AFTER_NODE) from None
+            raise refusals.no_capacity(model, RETRY_AFTER_NODE) from None
+        except asyncio.CancelledError:
+            self._leave(model, waiter)
             raise
 
     def _leave(self, model: str, waiter: _Waiter) -> None:
+        if waiter.future.done() and not waiter.future.cancelled():
+            # Given a slot in the same turn in which the wait was given up: pass it on.
+            self._registry.release(waiter.future.result())
+        else:
+            self._remove(model, waiter)
+
+    def _remove(self, model: str, waiter: _Waiter) -> None:
         line = self._lines.get(model)
         if line is not None and waiter in line:
             line.remove(waiter)
             if not line:
                 del self._lines[model]
-        if waiter.future.done() and not waiter.future.cancelled():
-            # Given a slot in the same turn in which the wait was given up: pass it on.
-            self._registry.release(waiter.future.result())
 
-    def _on_room(self, engine: Engine) -> None:
+    def _on_room(self, node: Node) -> None:
         if not self._lines:
             return
-        for model in list(self._lines):
-            if engine not in self._registry.candidates(model):
-                continue
-            line = self._lines[model]
-            while line and engine.has_room:
-                waiter = next((w for w in line if engine.node.id not in w.exclude), None)
-                if waiter is None:
-                    break
-                line.remove(waiter)
+        for engine in node.engines.values():
+            while engine.has_room and (first := self._first_for(engine)):
+                model, waiter = first
+                self._remove(model, waiter)
                 if not waiter.future.done():
                     engine.active += 1
                     waiter.future.set_result(engine)
-            if not line:
-                del self._lines[model]
+
+    def _first_for(self, engine: Engine) -> tuple[str, _Waiter] | None:
+        """Who has waited longest of those that this engine could serve."""
+        first: tuple[str, _Waiter] | None = None
+        for model, line in self._lines.items():
+            if engine in self._registry.candidates(model):
+                waiter = next((w for w in line if engine.node.id not in w.exclude), None)
+                if waiter and (first is None or waiter.number < first[1].number):
+                    first = model, waiter
+        return first
+
+
+def _may_serve(engine: Engine, exclude: Collection[str]) -> bool:
+    """Whether it is worth waiting for."""
+    return (
+        engine.healthy
+        and engine.slots > 0
+        and engine.node.connected
+        and engine.node.id not in exclude
+    )

@@ -239,7 +239,6 @@ class App:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if hasattr(self, "_api"):
             await self._api.cleanup()
-        if hasattr(self, "bus"):
-            await self.bus.close()
-            await self.cache.close()
-            await self.store.close()
+        for name in ("bus", "cache", "store"):  # the start may have failed between them
+            if hasattr(self, name):
+                await getattr(self, name).close()

@@ -8,17 +8,20 @@ it was written.
 from __future__ import annotations
 
 import re
+from itertools import islice, product
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from fabric_server import refusals
+from fabric_server.refusals import Refusal
+from fabric_server.scanner import Scanner
 
-WITH_USAGE = b'"stream_options":{"include_usage":true}'
 MOST_MODEL = 256
-MOST_MARKS = 100_000
-"""Brackets, commas and strings that are looked at before a body is complete: some 50 ms of work."""
+_WITH_USAGE = b'"stream_options":{"include_usage":true}'
+_MOST_PLACES = 16
 _OPEN_BRACE = re.compile(rb"[ \t\r\n]*\{")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 
 
 class Ask(Struct, frozen=True, gc=False):
@@ -30,30 +33,36 @@ class Ask(Struct, frozen=True, gc=False):
     """Replace the body's bytes from the first offset up to the second by these."""
 
 
+class _Body(Struct, gc=False):
+    model: str | UnsetType = UNSET
+    stream: bool | None = None
+    stream_options: Raw | UnsetType = UNSET
+
+
 class _StreamOptions(Struct, gc=False):
     include_usage: bool | None = None
 
 
-class _Body(Struct, gc=False):
-    model: str | UnsetType = UNSET
-    stream: bool | None = None
-    stream_options: _StreamOptions | UnsetType | None = UNSET
-
-
 _decode_body = msgspec.json.Decoder(_Body).decode
-_decode_options = msgspec.json.Decoder(dict[str, Raw] | None).decode
+_decode_options = msgspec.json.Decoder(_StreamOptions | None).decode
+_decode_raw_options = msgspec.json.Decoder(dict[str, Raw] | None).decode
+_UNREADABLE = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
 
 
 def read_ask(body: bytes) -> Ask:
     """Read a complete body.  Raises Refusal naming the field or the position that is wrong."""
     fields = _read_fields(body)
+    model = _model(fields)
+    # Almost never true, so that it has to cost little.
+    if body.lower().count(b'"model"') != body.count(b'"model"') or rb"\u00" in body:
+        _refuse_two_models(body)
     if not fields.stream:
-        return Ask(_model(fields), False, False, None)
-    options = fields.stream_options
-    if options and options.include_usage:
-        return Ask(_model(fields), True, True, None)
-    span = None if options is UNSET else _value_span(body, b"stream_options")
-    return Ask(_model(fields), True, False, _usage_patch(body, span))
+        return Ask(model, False, False, None)
+    if fields.stream_options is UNSET:
+        return Ask(model, True, False, _put_in_front(body))
+    options = bytes(fields.stream_options)
+    asked, clearly = _usage_asked(options)
+    return Ask(model, True, asked, None if clearly else _usage_patch(body, options))
 
 
 def _read_fields(body: bytes) -> _Body:
@@ -61,7 +70,10 @@ def _read_fields(body: bytes) -> _Body:
         return _decode_body(body)
     except msgspec.ValidationError as error:
         raise _explain(error) from None
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
+        readable = _SURROGATE.sub(rb"\\u003f", body)
+        if readable != body:  # half an emoji in a text: msgspec minds, most engines don't
+            return _read_fields(readable)
         words = str(error)
         if "truncated" in words:
             words = f"the JSON ends too early, at byte {len(body)}"
@@ -77,19 +89,7 @@ def _model(fields: _Body) -> str:
     return model
 
 
-def _usage_patch(text: bytes, span: tuple[int, int] | None) -> tuple[int, int, bytes]:
-    """``span`` is where the value of ``stream_options`` stands; None when there is none."""
-    if span is None:
-        brace = _OPEN_BRACE.match(text)
-        if brace is None:
-            raise refusals.bad_field("body", "The request body must be a JSON object.")
-        return brace.end(), brace.end(), WITH_USAGE + b","
-    options = _decode_options(text[slice(*span)]) or {}
-    options["include_usage"] = Raw(b"true")
-    return *span, msgspec.json.encode(options)
-
-
-def _explain(error: msgspec.ValidationError) -> refusals.Refusal:
+def _explain(error: msgspec.ValidationError) -> Refusal:
     words = str(error)
     field = re.search(r"at `\$\.(\w+)", words)
     if field is None:
@@ -98,94 +98,67 @@ def _explain(error: msgspec.ValidationError) -> refusals.Refusal:
     return refusals.bad_field(field[1], f"'{field[1]}' is of the wrong type: {expected}.")
 
 
-# ── top-level keys of a JSON object that need not be complete ─────────────────────────────────
+# ── other spellings of "model" ────────────────────────────────────────────────────────────────
+#
+# Engines written in Go, such as Ollama, take "Model" for "model", and the last one counts.  Nobody
+# must be let in for one model and get another, which a key or a node's owner keeps from them.
 
-_MARK = re.compile(rb'["{}\[\],:]')
-_DEEP_MARK = re.compile(rb'["{}\[\]]')
-_STRING_END = re.compile(rb'["\\]')
-
-
-class Scanner:
-    """Finds top-level values of a JSON object while it arrives, without parsing what is inside.
-
-    ``feed`` takes the pieces in order.  ``spans`` maps each of the wanted keys met so far to the
-    (start, stop) of its complete value.  It trusts the text to be JSON: on other text it finds
-    nothing or something wrong, and the engine will say so; it never raises.  On a body of very many
-    parts it gives up, and finds nothing more.
-    """
-
-    def __init__(self, wanted: frozenset[bytes]) -> None:
-        self.spans: dict[bytes, tuple[int, int]] = {}
-        self._wanted = wanted
-        self._text = bytearray()
-        self._at = 0
-        self._marks = 0
-        self._depth = 0
-        self._string_from = -1
-        self._last_string: bytes = b""
-        self._key: bytes | None = None
-        self._value_from = -1
-
-    @property
-    def text(self) -> bytes:
-        return bytes(self._text)
-
-    def feed(self, data: bytes) -> None:
-        text = self._text
-        text += data
-        at, end = self._at, len(text)
-        while at < end and self._marks < MOST_MARKS:
-            if self._string_from >= 0:
-                found = _STRING_END.search(text, at)
-                if found is None:
-                    at = end
-                    break
-                if found[0] == b"\\":
-                    if found.end() == end:
-                        at = found.start()  # what is escaped has not come yet
-                        break
-                    at = found.end() + 1
-                    continue
-                at = found.end()
-                if self._depth == 1 and self._key is None:
-                    self._last_string = bytes(text[self._string_from : at - 1])
-                self._string_from = -1
-                continue
-            self._marks += 1
-            found = (_MARK if self._depth < 2 else _DEEP_MARK).search(text, at)
-            if found is None:
-                at = end
-                break
-            at = found.end()
-            self._on_mark(found[0], at)
-        self._at = at
-
-    def _on_mark(self, mark: bytes, at: int) -> None:
-        if mark == b'"':
-            self._string_from = at
-        elif mark in b"{[":
-            self._depth += 1
-        elif mark == b":":
-            if self._depth == 1 and self._key is None:
-                self._key, self._value_from = self._last_string, at
-        elif mark == b",":
-            if self._depth == 1:
-                self._end_value(at - 1)
-        else:
-            if self._depth == 1:
-                self._end_value(at - 1)
-            self._depth -= 1
-
-    def _end_value(self, stop: int) -> None:
-        if self._key in self._wanted:
-            start = self._value_from
-            value = bytes(self._text[start:stop])
-            start += len(value) - len(value.lstrip())
-            self.spans[self._key] = start, start + len(value.strip())
-        self._key = None
+_SPELLINGS = ["".join(letters) for letters in product(*zip("model", "MODEL", strict=True))]
+_Spelled = msgspec.defstruct(
+    "_Spelled",
+    [
+        (spelling, Raw | UnsetType, UNSET)  # names that differ by case only
+        for spelling in _SPELLINGS
+    ],
+    gc=False,
+)
+_decode_spelled = msgspec.json.Decoder(_Spelled).decode
 
 
-_WANTED = frozenset({b"model", b"stream", b"stream_options"})
+def _refuse_two_models(body: bytes) -> None:
+    fields = _decode_spelled(_SURROGATE.sub(rb"\\u003f", body))
+    if sum(getattr(fields, spelling) is not UNSET for spelling in _SPELLINGS) > 1:
+        raise refusals.bad_field("model", "'model' must be there once, in small letters.")
+
+
+# ── stream_options ────────────────────────────────────────────────────────────────────────────
+
+
+def _usage_asked(options: bytes) -> tuple[bool, bool]:
+    """Whether the user asks for usage, and whether no engine could take it otherwise."""
+    try:
+        wanted = _decode_options(options)
+        keys = _decode_raw_options(options) or {}
+    except msgspec.ValidationError:
+        words = "'stream_options' must be an object, its 'include_usage' true or false."
+        raise refusals.bad_field("stream_options", words) from None
+    except _UNREADABLE as error:
+        raise refusals.bad_json(f"{error}, within 'stream_options'") from None
+    asked = wanted is not None and wanted.include_usage is True
+    return asked, asked and sum(key.casefold() == "include_usage" for key in keys) == 1
+
+
+def _put_in_front(text: bytes) -> tuple[int, int, bytes] | None:
+    brace = _OPEN_BRACE.match(text)
+    return (brace.end(), brace.end(), _WITH_USAGE + b",") if brace else None
+
+
+def _usage_patch(body: bytes, options: bytes) -> tuple[int, int, bytes] | None:
+    """Exchanges the value of ``stream_options``; None when it can't be told where that stands."""
+    others = (_decode_raw_options(options) or {}).items()
+    kept = {key: value for key, value in others if key.casefold() != "include_usage"}
+    new = msgspec.json.encode(kept | {"include_usage": Raw(b"true")})
+    # Inside a string its quotes would be escaped; but it may be a key further inside as well.
+    places = re.finditer(rb'"stream_options"\s*:\s*(%b)' % re.escape(options), body)
+    for place in reversed(list(islice(places, _MOST_PLACES))):
+        start, stop = place.span(1)
+        there = _read_fields(body[:start] + new + body[stop:]).stream_options
+        if isinstance(there, Raw) and bytes(there) == new:
+            return start, stop, new
+    return None
+
+
+# ── bodies too large to be read whole ─────────────────────────────────────────────────────────
 
 
 class EarlyAsk:
@@ -197,7 +170,7 @@ class EarlyAsk:
     """
 
     def __init__(self) -> None:
-        self._scanner = Scanner(_WANTED)
+        self._scanner = Scanner(frozenset({b"model", b"stream", b"stream_options"}))
 
     @property
     def text(self) -> bytes:
@@ -205,20 +178,21 @@ class EarlyAsk:
         return self._scanner.text
 
     def feed(self, data: bytes) -> Ask | None:
+        """None: not yet.  Raises Refusal naming the field that is wrong."""
         self._scanner.feed(data)
         spans = self._scanner.spans
         if b"model" not in spans or b"stream" not in spans:
             return None
         text = self._scanner.text
-        found = {key.decode(): Raw(text[slice(*spans[key])]) for key in spans}
-        ask = read_ask(msgspec.json.encode(found))
+        fields = [b'"%b":%b' % (key, text[slice(*span)]) for key, span in spans.items()]
+        try:
+            ask = read_ask(b"{%b}" % b",".join(fields))
+        except Refusal as refusal:
+            if refusal.code == "invalid_json":
+                return None  # read whole, it can be told where
+            raise
         if ask.patch is None:
             return ask
-        patch = _usage_patch(text, spans.get(b"stream_options"))
-        return Ask(ask.model, ask.stream, ask.usage_asked, patch)
-
-
-def _value_span(body: bytes, key: bytes) -> tuple[int, int] | None:
-    scanner = Scanner(frozenset({key}))
-    scanner.feed(body)
-    return scanner.spans.get(key)
+        span = spans.get(b"stream_options")
+        patch = (*span, ask.patch[2]) if span else _put_in_front(text)
+        return Ask(ask.model, ask.stream, ask.usage_asked, patch) if patch else None

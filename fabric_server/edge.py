@@ -1,7 +1,7 @@
-"""The public port: bytes of HTTP/1.1 in, requests out; answers in, bytes out.
+"""The public port: one connection of a user, which asks and is answered in turn.
 
-One connection handles its requests one after the other; pipelined ones wait in line.  The body of
-a request is not awaited: it arrives in ``Body`` while the request is handled, and is only read from
+A connection handles its requests one after the other; pipelined ones wait in line.  The body of a
+request is not awaited: it arrives in ``Body`` while the request is handled, and is only read from
 the socket as fast as it is used.
 """
 
@@ -9,32 +9,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from email.utils import formatdate
 from random import Random
 from time import time
 from typing import cast
 
-import httptools
-
 from fabric_server import refusals
 from fabric_server.deadlines import NEVER, Deadlines
+from fabric_server.intake import Intake, Limits
 from fabric_server.refusals import Refusal
 from fabric_server.request import Body, Request
+
+__all__ = ["Connection", "Edge", "Limits"]
 
 log = logging.getLogger("fabric.edge")
 
 MOST_PIPELINED = 64
-MOST_TARGET = 4096
 BODY_GRACE_SECONDS = 10.0
 """A body may be slow for so long before its rate is looked at."""
-LINGER_SECONDS = 5.0
-"""How long the rest of a body is read and thrown away after an early answer."""
-LINGER_BYTES = 1024 * 1024
 READ_AHEAD = 256 * 1024
 """Body bytes taken from the socket before somebody has asked for them."""
+LINGER_BYTES = 1024 * 1024
+"""So much of an unwanted body is read to its end, in order to keep the connection."""
+LINGER_SECONDS = 5.0
+"""How long the next bytes of an unwanted body are awaited: cut off at once, a client that is still
+sending could not read its answer."""
+MOST_LINGER_SECONDS = 30.0
+CLOSING_SECONDS = 30.0
+"""How long a user may take to read the last bytes."""
 
 _PREFLIGHT = (
     (b"access-control-allow-methods", b"GET, HEAD, POST, OPTIONS"),
@@ -42,18 +46,6 @@ _PREFLIGHT = (
 )
 
 Handler = Callable[[Request], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What a user's connection may cost: sizes in bytes, times in seconds; see ``Config``."""
-
-    body: int
-    headers: int
-    header_count: int
-    header_seconds: float
-    body_rate: float
-    keepalive_seconds: float
 
 
 class Connection(asyncio.Protocol):
@@ -67,22 +59,14 @@ class Connection(asyncio.Protocol):
         self._edge = edge
         self._limits = edge.limits
         self._loop = loop
-        self._parser = httptools.HttpRequestParser(self)
+        self._intake = Intake(self, edge.limits)
         self._transport: asyncio.Transport | None = None
         self._out: list[bytes] = []
         self._flush_due = False
         self._reading = True
         self._closing = False
-        self._head_bytes = 0
-        """Bytes read since the last head was complete: bounds a header that never ends."""
-        self._head_size = 0
+        self._linger_until = 0.0
         self._body_since = 0.0
-        self._arriving: Request | None = None
-        """The request whose head or body is coming in."""
-        self._target = b""
-        self._in_head = False
-        self._count = 0
-        self._broken: Refusal | None = None
         self._line: deque[Request] = deque()
         self._current: Request | None = None
         """The request that is being answered."""
@@ -100,22 +84,15 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._closing:
+            self.deadline = min(self._loop.time() + LINGER_SECONDS, self._linger_until)
             return
-        if self._in_head or self._arriving is None:
-            self._head_bytes += len(data)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._break(refusals.bad_request("Connection upgrades are not possible here."))
-        except httptools.HttpParserError as error:
-            if self._broken is None:
-                self._broken = refusals.bad_request(f"This is not HTTP/1.1: {error}.")
-            self._break(self._broken)
-        else:
-            if self._in_head and self._head_bytes > self._limits.headers:
-                self._break(self._too_large())
-        body = self._arriving and self._arriving.body
-        if body and body.buffered > READ_AHEAD:
+        intake = self._intake
+        if intake.refusal is not None:
+            return  # was on its way when reading was paused
+        intake.feed(data)
+        if intake.refusal is not None:
+            self._break(intake.refusal)
+        elif intake.request is not None and intake.request.body.buffered > READ_AHEAD:
             self._pause_reading()
 
     def eof_received(self) -> bool:
@@ -125,92 +102,66 @@ class Connection(asyncio.Protocol):
         self._edge.closed(self)
         self._closing = True
         self._transport = None
+        self._out.clear()
         self._line.clear()
+        self._intake.close()
         if self._task is not None:
             self._task.cancel()
+            self._task = self._current = None
 
     def pause_writing(self) -> None:
         self.paused = True
 
     def resume_writing(self) -> None:
         self.paused = False
-        if self._current is not None and self._current.on_drained is not None:
+        if self._current is None:
+            self._next()
+        elif self._current.on_drained is not None:
             self._current.on_drained()
 
-    # ── the parser calls these ────────────────────────────────────────────────────────────────
+    # ── requests come in ──────────────────────────────────────────────────────────────────────
 
-    def on_message_begin(self) -> None:
-        now = self._loop.time()
-        self._in_head = True
-        self._target = b""
-        self._count = 0
-        self._head_size = 0
-        self._arriving = Request(self, self._edge.new_id(), now)
-        if not self._line and self._current is None:
-            self.deadline = now + self._limits.header_seconds
+    def new_request(self) -> Request:
+        return Request(self, self._edge.new_id(), self._loop.time())
 
-    def on_url(self, url: bytes) -> None:
-        self._target += url
-        if len(self._target) > MOST_TARGET:
-            self._fail(refusals.headers_too_large("The request's URL is too long."))
+    def on_head_begun(self, request: Request) -> None:
+        if self._current is None and not self._line:
+            self.deadline = request.arrived + self._limits.header_seconds
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._count += 1
-        if self._count > self._limits.header_count:
-            self._fail(
-                refusals.headers_too_large(
-                    f"The request has more than {self._limits.header_count} headers."
-                )
-            )
-        self._head_size += len(name) + len(value) + 4
-        if self._head_size > self._limits.headers:
-            self._fail(self._too_large())
-        assert self._arriving is not None
-        self._arriving.headers.setdefault(name.lower(), value)
-
-    def on_headers_complete(self) -> None:
-        request = self._arriving
-        assert request is not None
-        self._in_head = False
-        self._head_bytes = 0
-        parser, headers = self._parser, request.headers
-        request.method = parser.get_method().decode()
-        request.version = parser.get_http_version()
-        target = self._target.decode("ascii", "replace")
-        request.path, _, request.query = target.partition("?")
-        request.keep_alive = parser.should_keep_alive() and not self.draining
-        length = headers.get(b"content-length")
-        if length is not None:
-            request.body.length = int(length)
-            if request.body.length > self._limits.body:
-                self._fail(refusals.body_too_large(self._limits.body))
-        request.expects = headers.get(b"expect", b"").lower() == b"100-continue"
+    def on_request(self, request: Request) -> Refusal | None:
+        if len(self._line) >= MOST_PIPELINED:
+            return refusals.bad_request("Too many requests at once on one connection.")
         self._body_since = self._loop.time()
-        self.deadline = self._body_since + BODY_GRACE_SECONDS
         self._enqueue(request)
+        if self._current is not None:
+            self.deadline = self._body_since + BODY_GRACE_SECONDS
+        return None
 
-    def on_body(self, data: bytes) -> None:
-        request = self._arriving
-        assert request is not None
-        if request.finished:  # an early answer: what still comes is thrown away
-            request.body.received += len(data)
-            if request.body.received > LINGER_BYTES:
-                self.close()
-            return
-        if request.body.received + len(data) > self._limits.body:
-            self._fail(refusals.body_too_large(self._limits.body))
-        request.body.add(data)
-
-    def on_message_complete(self) -> None:
-        request = self._arriving
-        assert request is not None
-        self._arriving = None
-        self.deadline = NEVER
-        request.body.end()
+    def on_body_complete(self, request: Request) -> None:
         if request.finished:
             self._next()
+        elif self._current is not None:
+            self.deadline = NEVER
 
-    # ── reading ───────────────────────────────────────────────────────────────────────────────
+    def _break(self, refusal: Refusal) -> None:
+        """What comes in can't be read on: answer what was asked before, then this, then close."""
+        self._pause_reading()
+        intake = self._intake
+        request = intake.request or self.new_request()
+        request.keep_alive = False
+        if request.finished:
+            self.close()
+            return
+        request.body.end(refusal)
+        if intake.request is None or intake.in_head:
+            self._enqueue(request)
+
+    def _enqueue(self, request: Request) -> None:
+        if self._current is None and not self._line and not self.paused:
+            self._begin(request)
+        else:
+            self._line.append(request)
+            self._pause_reading()
 
     def want_body(self) -> None:
         """Somebody waits for the body: read on, and tell a client that asked first to send it."""
@@ -226,60 +177,28 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def _resume_reading(self) -> None:
-        if not self._reading and self._transport is not None and not self._closing:
-            self._reading = True
-            self._body_since = self._loop.time()
-            if self._arriving is not None:
-                self.deadline = self._body_since + BODY_GRACE_SECONDS
-                self._body_since -= self._arriving.body.received / self._limits.body_rate
-            self._transport.resume_reading()
-
-    def _too_large(self) -> Refusal:
-        return refusals.headers_too_large(
-            f"The request's headers are larger than {self._limits.headers} bytes."
-        )
-
-    def _fail(self, refusal: Refusal) -> None:
-        """Inside a parser's callback: stop parsing, and answer with this."""
-        self._broken = refusal
-        raise refusal
-
-    def _break(self, refusal: Refusal) -> None:
-        """What comes in can't be read on: answer what was asked before, then this, then close."""
-        self._pause_reading()
-        self._in_head = False
-        request, self._arriving = self._arriving, None
-        if request is None:
-            request = Request(self, self._edge.new_id(), self._loop.time())
-        if request is self._current or request in self._line:
-            if not request.finished:
-                request.keep_alive = False
-                request.body.end(refusal)
-                return
-            self.close()
+        if self._reading or self._transport is None:
             return
-        request.keep_alive = False
-        request.body.end(refusal)
-        self._enqueue(request)
+        self._reading = True
+        request = self._intake.request
+        if request is not None and not self._intake.in_head:
+            now = self._loop.time()
+            self.deadline = now + BODY_GRACE_SECONDS
+            self._body_since = now - request.body.received / self._limits.body_rate
+        self._transport.resume_reading()
 
-    # ── answering, one request after the other ────────────────────────────────────────────────
-
-    def _enqueue(self, request: Request) -> None:
-        if self._current is None:
-            self._begin(request)
-        elif len(self._line) < MOST_PIPELINED:
-            self._line.append(request)
-            self._pause_reading()
-        else:
-            self.close()
+    # ── and are answered, one after the other ─────────────────────────────────────────────────
 
     def _begin(self, request: Request) -> None:
         self._current = request
+        if self.draining and not self._line:
+            request.keep_alive = False
         self._task = self._loop.create_task(self._serve(request))
 
     async def _serve(self, request: Request) -> None:
         try:
             if request.body.error is not None:
+                self._edge.refused[request.body.error.code] += 1
                 raise request.body.error
             if request.method == "OPTIONS":
                 self._preflight(request)
@@ -288,11 +207,9 @@ class Connection(asyncio.Protocol):
                 if not request.finished:
                     raise RuntimeError("the handler left a request unanswered")
         except Refusal as refusal:
-            if self._transport is None:
-                return
             if request.started:
                 request.abort()
-            else:
+            elif self._transport is not None:
                 request.refuse(refusal)
         except asyncio.CancelledError:
             if self._transport is not None:  # not the user but the server is leaving
@@ -300,12 +217,12 @@ class Connection(asyncio.Protocol):
             raise
         except Exception:
             log.exception("request failed", extra={"request": request.id, "path": request.path})
-            if request.started:
-                request.abort()
-            else:
+            if not request.started:
                 request.refuse(
                     Refusal(500, "internal_error", "The server failed.", type="server_error")
                 )
+            elif not request.finished:
+                request.abort()
 
     def _preflight(self, request: Request) -> None:
         wanted = request.headers.get(b"access-control-request-headers", b"authorization")
@@ -323,25 +240,45 @@ class Connection(asyncio.Protocol):
     def answered(self, request: Request) -> None:
         """``request`` has its whole answer: go on to the next one, or close."""
         request.on_drained = None
-        if not request.keep_alive:
+        self._let_go()
+        if not request.keep_alive or (self.draining and not self._line):
             self.close()
         elif request.body.complete:
             self._next()
         else:
-            self.deadline = self._loop.time() + LINGER_SECONDS
+            request.body.drop()
             self._resume_reading()
+            self.deadline = self._loop.time() + LINGER_SECONDS
+
+    def cut(self) -> None:
+        """The answer to the current request has failed half-way, and the user must see it."""
+        self._let_go()
+        self.abort()
+
+    def _let_go(self) -> None:
+        # Its task may have some bookkeeping left, which the connection's end must not break off.
+        self._current = self._task = None
 
     def _next(self) -> None:
-        self._current = self._task = None
         if self._closing:
+            return
+        if self.paused:  # a user who does not read is not answered on
+            self.deadline = self._loop.time() + self._limits.keepalive_seconds
             return
         if self._line:
             self._begin(self._line.popleft())
-            return
-        self._resume_reading()
-        if self._arriving is None:
-            self.deadline = self._loop.time() + self._limits.keepalive_seconds
-        elif self._in_head:
+        if not self._line:
+            self._resume_reading()
+        if self._current is None:
+            self._idle()
+
+    def _idle(self) -> None:
+        if self._intake.request is None:
+            if self.draining:
+                self.close()
+            else:
+                self.deadline = self._loop.time() + self._limits.keepalive_seconds
+        elif self._intake.in_head:
             self.deadline = self._loop.time() + self._limits.header_seconds
 
     # ── writing ───────────────────────────────────────────────────────────────────────────────
@@ -367,11 +304,15 @@ class Connection(asyncio.Protocol):
 
     def expire(self, now: float) -> None:
         """What was awaited of the user has not come in time."""
-        request = self._arriving
-        if self._in_head:
+        request = self._intake.request
+        if self._closing:
+            self.abort()
+        elif self.paused and self._current is None:
+            self.close()
+        elif self._intake.in_head:
             self._break(refusals.too_slow("head"))
         elif request is None or request.finished:
-            self.close()  # idle, or lingering over an unwanted body
+            self.close()  # idle, or sending on what nobody wants
         elif not self._reading:
             pass  # it is us who don't read; resuming sets a new deadline
         elif request.expects or self._fast_enough(request, now):
@@ -385,18 +326,32 @@ class Connection(asyncio.Protocol):
     def drain(self) -> None:
         """Finish what was asked, then close."""
         self.draining = True
-        if self._current is None and self._arriving is None:
-            self.close()
-        elif self._current is not None and not self._current.started:
-            self._current.keep_alive = False
+        if self._current is not None:
+            if not self._current.started and not self._line:
+                self._current.keep_alive = False
+        elif not self._line:
+            self._idle()
 
     def close(self) -> None:
-        """After what was written has gone out."""
+        """After what was written has gone out; what is still coming is thrown away meanwhile."""
+        if self._closing:
+            return
         self._closing = True
         self._flush()
-        if self._transport is not None:
-            self.deadline = NEVER
+        if self._transport is None:
+            return
+        now = self._loop.time()
+        if self._intake.request is None and self._intake.refusal is None:
+            self.deadline = now + CLOSING_SECONDS
             self._transport.close()
+            return
+        self._linger_until = now + MOST_LINGER_SECONDS
+        self.deadline = now + LINGER_SECONDS
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        if not self._reading:
+            self._reading = True
+            self._transport.resume_reading()
 
     def abort(self) -> None:
         self._closing = True
@@ -414,6 +369,8 @@ class Edge:
         self._deadlines = deadlines
         self._rng = rng
         self._connections: set[Connection] = set()
+        self.refused: Counter[str] = Counter()
+        """Requests that could not be read, by the refusal's code."""
         self._date_second = 0
         self._date_line = b""
 

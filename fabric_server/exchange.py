@@ -27,7 +27,8 @@ _RESPONSE_HEADERS = frozenset(
 _STREAM_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 CONFIRM_SECONDS = 30.0
 """When a RESET is not confirmed in this time, the node's tunnel is closed: slots can't wait."""
-_BAD_IN_HEADER = ("\r", "\n", "\0")
+_LOOKS_PER_IDLE = 4
+"""How finely silence is measured: a look at the clock costs more than most of an answer's bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Patience:
 
     first_byte: float
     idle: float
-    """Silence in the middle of an answer."""
+    """Silence in the middle of an answer; noticed up to a quarter later."""
     slow_reader: float
     """A user who does not read."""
     total: float
@@ -67,7 +68,8 @@ class Exchange:
         "_deadlines",
         "_elsewhere",
         "_engine",
-        "_head",
+        "_headers",
+        "_heard_at",
         "_limit_at",
         "_loop",
         "_meter",
@@ -85,6 +87,7 @@ class Exchange:
         "first_byte_at",
         "relayed",
         "request",
+        "status",
     )
 
     def __init__(
@@ -106,6 +109,8 @@ class Exchange:
         """Something has reached the user."""
         self.first_byte_at: float | None = None
         self.bytes_seen = 0
+        self.status = 0
+        """The engine's."""
         self._engine = engine
         self._usage_asked = ask.usage_asked
         self._registry = registry
@@ -113,7 +118,7 @@ class Exchange:
         self._patience = patience
         self._elsewhere = elsewhere
         self._loop = loop
-        self._head: ResponseHead | None = None
+        self._headers: Headers = []
         self._meter: Meter = NoMeter()
         self._streamed = False
         self._announced: int | None = None
@@ -125,6 +130,7 @@ class Exchange:
         now = loop.time()
         self._limit_at = now + patience.total
         self._checked_bytes = 0
+        self._heard_at = now
         self.deadline = now + patience.first_byte
 
     # ── what the gateway calls ────────────────────────────────────────────────────────────────
@@ -132,10 +138,6 @@ class Exchange:
     @property
     def usage(self) -> Usage:
         return self._meter.usage
-
-    @property
-    def status(self) -> int:
-        return self._head.status if self._head else 0
 
     def begin(self, tunnel: Tunnel, head: RequestHead, body: bytes, *, ended: bool) -> None:
         stream = self._stream = tunnel.open(head, self, ended=ended and not body)
@@ -150,6 +152,8 @@ class Exchange:
         assert stream is not None
         try:
             while True:
+                if not self.relayed:
+                    self.deadline = self._loop.time() + self._patience.first_byte
                 data, ended = body.take(), body.complete
                 room = stream.send(data, ended)
                 if ended:
@@ -180,7 +184,21 @@ class Exchange:
         if head.status >= 500 and self._elsewhere():
             self._give_up(Code.ENGINE_DOWN, f"the engine answered {head.status}")
             return
-        self._head = head
+        self.status = head.status
+        for name, value in head.headers:
+            if name == "content-length":
+                # Longer numbers are no lengths, and take Python long to read.
+                if value.isascii() and value.isdigit() and len(value) < 16:
+                    self._announced = int(value)
+            elif name in _RESPONSE_HEADERS and value.isprintable():
+                self._headers.append((name.encode(), value.encode("latin-1", "replace")))
+                if name == "content-type":
+                    self._streamed = value.lower().startswith("text/event-stream")
+        if self._streamed:
+            self._headers += _STREAM_HEADERS
+            self._announced = None  # our share may be taken out
+        if head.status < 300:
+            self._meter = StreamMeter(self._usage_asked) if self._streamed else BodyMeter()
 
     def on_data(self, data: bytes, ended: bool) -> None:
         stream = self._stream
@@ -210,26 +228,27 @@ class Exchange:
         self._gone()
         if self._over:
             return
+        if self.bytes_seen < (self._announced or 0):
+            self._break(Code.ENGINE_FAILED, "the answer is shorter than announced")
+            return
         if not self.relayed:
+            if self._streamed and self.status < 300:
+                self._break(Code.ENGINE_FAILED, "the stream was empty")
+                return
             self._start()
         request = self.request
-        rest = self._meter.end()
-        if rest:
-            request.write(rest)
-        if self._announced is not None and self.bytes_seen < self._announced:
-            self._break(Code.ENGINE_FAILED, "the answer is shorter than announced")
-        elif self.status >= 400:
-            request.finish()
-            self._finish(Ending("engine_error"))
+        request.write(self._meter.end())
+        if self.status >= 300:
+            ending = Ending("engine_error")
         elif self._meter.failed:
-            request.finish()
-            self._finish(Ending("failed", Code.ENGINE_FAILED, "the engine reported an error"))
+            ending = Ending("failed", Code.ENGINE_FAILED, "the engine reported an error")
         elif not self._meter.complete:
             self._tell("incomplete", "The answer ended before it was complete.")
-            self._finish(Ending("incomplete", Code.ENGINE_FAILED, "no terminal marker"))
+            ending = Ending("incomplete", Code.ENGINE_FAILED, "no terminal marker")
         else:
-            request.finish()
-            self._finish(Ending("ok"))
+            ending = Ending("ok")
+        request.finish()
+        self._finish(ending)
 
     def on_reset(self, code: int, reason: str) -> None:
         self._gone()
@@ -241,7 +260,7 @@ class Exchange:
     def _on_drained(self) -> None:
         owed, self._owed = self._owed, 0
         if owed and self._stream is not None:
-            self.deadline = self._loop.time() + self._patience.idle
+            self._hear(self._loop.time())
             self._stream.consumed(owed)
 
     def expire(self, now: float) -> None:
@@ -254,11 +273,20 @@ class Exchange:
             self._give_up(Code.TIMEOUT, "no first byte in time")
         elif now >= self._limit_at:
             self._give_up(Code.TIMEOUT, "the answer took too long")
-        elif self.bytes_seen == self._checked_bytes:
+        elif self.bytes_seen != self._checked_bytes:
+            self._hear(now)
+        elif now - self._heard_at >= self._patience.idle:
             self._give_up(Code.TIMEOUT, "the engine fell silent")
         else:
-            self._checked_bytes = self.bytes_seen
-            self.deadline = min(now + self._patience.idle, self._limit_at)
+            self._look_again(now)
+
+    def _hear(self, now: float) -> None:
+        self._heard_at = now
+        self._checked_bytes = self.bytes_seen
+        self._look_again(now)
+
+    def _look_again(self, now: float) -> None:
+        self.deadline = min(now + self._patience.idle / _LOOKS_PER_IDLE, self._limit_at)
 
     # ── small parts ───────────────────────────────────────────────────────────────────────────
 
@@ -266,23 +294,9 @@ class Exchange:
         """The first byte: from here on this is the user's answer."""
         now = self.first_byte_at = self._loop.time()
         self.relayed = True
-        self.deadline = now + self._patience.idle
-        head = self._head
-        assert head is not None  # the protocol puts HEAD before DATA and END
-        headers: Headers = []
-        for name, value in head.headers:
-            if name in _RESPONSE_HEADERS and not any(bad in value for bad in _BAD_IN_HEADER):
-                headers.append((name.encode(), value.encode("latin-1", "replace")))
-                if name == "content-type" and value.startswith("text/event-stream"):
-                    self._streamed = True
-            elif name == "content-length" and value.isascii() and value.isdigit():
-                self._announced = int(value)
-        if self._streamed:
-            headers += _STREAM_HEADERS
-            self._announced = None  # our share may be taken out
-        if head.status < 400:
-            self._meter = StreamMeter(self._usage_asked) if self._streamed else BodyMeter()
-        self.request.start(head.status, headers, self._announced)
+        self._hear(now)
+        self.request.body.kept = b""
+        self.request.start(self.status, self._headers, self._announced)
 
     def _give_up(self, code: Code, reason: str) -> None:
         self._break(code, reason)
@@ -311,18 +325,19 @@ class Exchange:
         if not self._streamed:
             request.abort()
             return
-        self._meter.end()  # half an event is of no use to anyone
+        # Half an event that was held back is of no use to anyone; one that was not must be ended.
         error = Refusal(502, code, message, type="server_error")
-        request.write(b"data: " + error.body() + b"\n\n")
+        request.write((b"\n\n" if self._meter.torn else b"") + b"data: " + error.body() + b"\n\n")
         request.finish()
-
-    def _gone(self) -> None:
-        """The stream is gone: nothing works for it any more at the node."""
-        self._deadlines.discard(self)
-        self._registry.release(self._engine)
 
     def _finish(self, ending: Ending) -> None:
         self._over = True
         self._deadlines.discard(self)
+        self.request.on_drained = None
         if not self.done.done():  # a cancelled gateway has cancelled it
             self.done.set_result(ending)
+
+    def _gone(self) -> None:
+        """Nothing runs at the node any more."""
+        self._deadlines.discard(self)
+        self._registry.release(self._engine)

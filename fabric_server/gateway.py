@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from time import time
@@ -22,8 +23,9 @@ from fabric_server.exchange import Ending, Exchange, Patience
 from fabric_server.metrics import Metrics
 from fabric_server.nodes import Engine, Registry
 from fabric_server.refusals import Refusal
-from fabric_server.request import Request
+from fabric_server.request import Body, Request
 from fabric_server.usage import Usage
+from protocol.aio.tunnel import Tunnel
 from protocol.errors import Code
 from protocol.messages import RequestHead
 
@@ -44,8 +46,13 @@ _TRY_ELSEWHERE = frozenset(
     }
 )
 _REQUEST_HEADERS = (b"content-type", b"accept", b"openai-beta")
+_MOST_HEADER = 1024
+"""Longer ones are not passed on: what opens a stream must fit into one frame."""
 
 RELAYED = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
+
+
+_json = msgspec.json.Encoder().encode
 
 
 class Bus(Protocol):
@@ -110,7 +117,7 @@ class Gateway:
     def _find(self, request: Request) -> Callable[[Request], Awaitable[None]]:
         path, method = request.path, request.method
         if len(path) > 1 and path.endswith("/"):
-            path = request.path = path.rstrip("/")
+            path = request.path = path.rstrip("/") or "/"
         if path in RELAYED:
             if method != "POST":
                 raise refusals.wrong_method(method, path, "POST")
@@ -119,7 +126,9 @@ class Gateway:
             if method not in ("GET", "HEAD"):
                 raise refusals.wrong_method(method, path, "GET")
             return self.models
-        if path == "/" and method in ("GET", "HEAD"):
+        if path == "/":
+            if method not in ("GET", "HEAD"):
+                raise refusals.wrong_method(method, path, "GET")
             return self.greet
         raise refusals.unknown_path(path)
 
@@ -130,19 +139,17 @@ class Gateway:
 
     async def models(self, request: Request) -> None:
         key = await self._authenticate(request)
-        cards = {
-            name: {"id": name, "object": "model", "created": self._started, "owned_by": "fabric"}
-            for name in sorted(self._registry.models())
-            if key.allows(name)
-        }
         wanted = unquote(request.path.removeprefix("/v1/models").removeprefix("/"))
         if not wanted:
-            answer = msgspec.json.encode({"object": "list", "data": list(cards.values())})
-        elif wanted in cards:
-            answer = msgspec.json.encode(cards[wanted])
+            names = [name for name in sorted(self._registry.models()) if key.allows(name)]
+            request.respond(200, _json({"object": "list", "data": list(map(self._card, names))}))
+        elif key.allows(wanted) and self._registry.candidates(wanted):
+            request.respond(200, _json(self._card(wanted)))
         else:
             raise refusals.model_not_found(wanted)
-        request.respond(200, answer)
+
+    def _card(self, name: str) -> dict[str, object]:
+        return {"id": name, "object": "model", "created": self._started, "owned_by": "fabric"}
 
     # ── /v1/chat/completions and its like ─────────────────────────────────────────────────────
 
@@ -151,11 +158,11 @@ class Gateway:
         self.active += 1
         self._idle.clear()
         try:
-            ask, body = await self._read_ask(request)
+            ask = await self._read_ask(request, draft.key)
             draft.model, draft.stream = ask.model, ask.stream
             if not draft.key.allows(ask.model):
                 raise refusals.model_not_allowed(ask.model)
-            await self._relay(request, ask, body, draft)
+            await self._relay(request, ask, draft)
         except Refusal as refusal:
             if draft.outcome == "failed" and not draft.error:
                 draft.outcome = "refused"
@@ -165,6 +172,10 @@ class Gateway:
         except asyncio.CancelledError:
             draft.outcome = "cancelled"
             request.status = request.status or 499
+            raise
+        except Exception:
+            draft.outcome, draft.error = "failed", "internal_error"
+            request.status = request.status or 500
             raise
         finally:
             self.active -= 1
@@ -182,36 +193,44 @@ class Gateway:
             raise refusals.wrong_kind_of_key("an API key (sk-fab-…)")
         return key
 
-    async def _read_ask(self, request: Request) -> tuple[Ask, bytes]:
-        """What is asked, and as much of the body as had to be read to know it."""
+    async def _read_ask(self, request: Request, key: Key) -> Ask:
+        """What is asked.  As much of the body as had to be read to know it is in ``kept``."""
         body = request.body
-        data = body.take()
-        if not body.complete:
-            pieces = [data]
-            size = len(data)
-            while not body.complete and size < WHOLE_BODY:
-                await body.more()
-                pieces.append(body.take())
-                size += len(pieces[-1])
-            data = b"".join(pieces)
+        pieces = [body.take()]
+        size = len(pieces[0])
+        # What is further on could name another model, so that a key for some is read to its end.
+        most = WHOLE_BODY if key.models is None else math.inf
+        while not body.complete and size < most:
+            await body.more()
+            pieces.append(body.take())
+            size += len(pieces[-1])
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         if body.complete:
-            return read_ask(data), data
+            ask = read_ask(data)
+        else:
+            ask, data = await self._read_early(body, data)
+        if ask.patch is not None:
+            start, stop, text = ask.patch
+            data = data[:start] + text + data[stop:]
+        body.kept = data
+        return ask
+
+    async def _read_early(self, body: Body, data: bytes) -> tuple[Ask, bytes]:
         early = EarlyAsk()
         ask = early.feed(data)
         while ask is None and not body.complete:
             await body.more()
             ask = early.feed(body.take())
-        return ask or read_ask(early.text), early.text
+        text = early.text
+        return ask or read_ask(text), text
 
-    async def _relay(self, request: Request, ask: Ask, body: bytes, draft: Draft) -> None:
-        whole = (
-            request.body.complete
-        )  # otherwise ``body`` is its beginning, and can't be sent twice
-        size = len(body) if whole else request.body.length
-        if ask.patch is not None:
+    async def _relay(self, request: Request, ask: Ask, draft: Draft) -> None:
+        body = request.body
+        whole = body.complete  # otherwise what is kept is its beginning, and can't be sent twice
+        size = len(body.kept) if whole else body.length
+        if size is not None and not whole and ask.patch is not None:
             start, stop, text = ask.patch
-            body = body[:start] + text + body[stop:]
-            size = size and size + len(text) - (stop - start)
+            size += len(text) - (stop - start)
         tried: list[str] = []
 
         def elsewhere() -> bool:
@@ -219,7 +238,7 @@ class Gateway:
             return could and self._admission.another(ask.model, tried)
 
         while True:
-            engine = await self._admit(ask.model, tried, draft)
+            engine, tunnel = await self._admit(ask.model, tried, draft)
             exchange = Exchange(
                 request,
                 engine,
@@ -230,12 +249,8 @@ class Gateway:
                 elsewhere=elsewhere,
                 loop=self._loop,
             )
-            tunnel = engine.node.tunnel()
-            if tunnel is None:  # it went away between being chosen and being used
-                self._registry.release(engine)
-                raise refusals.no_capacity(ask.model, 1.0)
             head = self._head(request, engine.name, size, draft.attempts)
-            exchange.begin(tunnel, head, body, ended=whole)
+            exchange.begin(tunnel, head, body.kept, ended=whole)
             ending = await self._await_ending(exchange, whole)
             self._note(request, draft, exchange, ending)
             if ending.refusal is not None:
@@ -246,19 +261,24 @@ class Gateway:
                 raise self._explain(ending, ask.model)
             self._metrics.retries += 1
 
-    async def _admit(self, model: str, tried: list[str], draft: Draft) -> Engine:
+    async def _admit(self, model: str, tried: list[str], draft: Draft) -> tuple[Engine, Tunnel]:
         began = self._loop.time()
-        engine = await self._admission.admit(model, tried)
+        while True:
+            engine = await self._admission.admit(model, tried)
+            tunnel = engine.node.tunnel()
+            if tunnel is not None:
+                break
+            self._registry.release(engine)  # it went away between being given and being taken
         draft.queued += self._loop.time() - began
         draft.attempts += 1
         draft.node_id, draft.engine = engine.node.id, engine.name
         tried.append(engine.node.id)
-        return engine
+        return engine, tunnel
 
     def _note(self, request: Request, draft: Draft, exchange: Exchange, ending: Ending) -> None:
         draft.usage = exchange.usage
         draft.first_byte_at = exchange.first_byte_at
-        draft.outcome = ending.outcome
+        draft.outcome, draft.error = ending.outcome, None
         if ending.code:
             draft.error = Code.name_of(ending.code)
             log.info(
@@ -286,7 +306,7 @@ class Gateway:
         passed = [
             (name.decode(), headers[name].decode("latin-1"))
             for name in _REQUEST_HEADERS
-            if name in headers
+            if 0 < len(headers.get(name, b"")) <= _MOST_HEADER
         ]
         return RequestHead(
             request.id,

@@ -46,7 +46,7 @@ class Metrics:
         self.requests: Counter[tuple[str, str]] = Counter()
         """By endpoint, which is one of a table, and outcome."""
         self.refusals: Counter[str] = Counter()
-        """By code, of requests that never got a key or a path."""
+        """By code, of requests answered by the fabric itself."""
         self.retries = 0
         self.tokens: Counter[str] = Counter()
         self.first_byte = Histogram()

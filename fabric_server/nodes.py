@@ -109,8 +109,8 @@ class Registry:
         self._sessions: dict[bytes, Node] = {}
         self._candidates: dict[str, tuple[Engine, ...]] = {}
         self._known: dict[str, None] = dict.fromkeys(known_models)
-        self.on_room: Callable[[Engine], None] = lambda engine: None
-        """Called when an engine may take one request more."""
+        self.on_room: Callable[[Node], None] = lambda node: None
+        """Called when an engine of this node may be able to take one request more."""
 
     # ── questions ─────────────────────────────────────────────────────────────────────────────
 
@@ -196,12 +196,9 @@ class Registry:
 
     def room(self, node: Node) -> None:
         """A tunnel came up, or slots were added."""
-        for engine in node.engines.values():
-            if engine.has_room:
-                self.on_room(engine)
+        self.on_room(node)
 
     def release(self, engine: Engine) -> None:
         """A request has given its slot back."""
         engine.active -= 1
-        if engine.has_room:
-            self.on_room(engine)
+        self.on_room(engine.node)  # not only the engine: its tunnels may have been full of streams

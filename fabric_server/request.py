@@ -14,6 +14,7 @@ Headers = list[tuple[bytes, bytes]]
 _STATUS_LINE = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
 }
+_NO_BODY = frozenset({204, 304})
 _JSON = (b"content-type", b"application/json")
 _CORS = (
     b"access-control-allow-origin: *\r\n"
@@ -32,35 +33,38 @@ class Connection(Protocol):
     def send(self, data: bytes) -> None: ...
     def date(self) -> bytes: ...
     def answered(self, request: Request) -> None: ...
-    def abort(self) -> None: ...
+    def cut(self) -> None: ...
 
 
 class Body:
     """A request's body while it arrives."""
 
-    __slots__ = ("_chunks", "_connection", "_waiter", "buffered", "complete", "error", "length",
-                 "received")  # fmt: skip
+    __slots__ = ("_connection", "_data", "_waiter", "complete", "error", "kept", "length",
+                 "received", "unwanted")  # fmt: skip
 
-    def __init__(self, connection: Connection, length: int | None) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._chunks: list[bytes] = []
+        self._data = bytearray()  # not a list of chunks: a chunk may be one byte
         self._waiter: asyncio.Future[None] | None = None
-        self.length = length
+        self.length: int | None = None
         """Bytes announced; None for a chunked body."""
         self.received = 0
-        self.buffered = 0
         self.complete = False
+        self.unwanted = False
+        """What still comes is thrown away."""
         self.error: Refusal | None = None
         """Why the rest will not come."""
+        self.kept = b""
+        """What was taken and may be needed once more, until an engine has begun to answer."""
+
+    @property
+    def buffered(self) -> int:
+        return len(self._data)
 
     def take(self) -> bytes:
         """What has arrived since the last call."""
-        chunks = self._chunks
-        if not chunks:
-            return b""
-        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        chunks.clear()
-        self.buffered = 0
+        data = bytes(self._data)
+        self._data.clear()
         return data
 
     async def more(self) -> None:
@@ -68,7 +72,7 @@ class Body:
 
         Raises Refusal when the body is too large or too slow.
         """
-        while not self._chunks and not self.complete:
+        while not self._data and not self.complete:
             if self.error is not None:
                 raise self.error
             self._waiter = asyncio.get_running_loop().create_future()
@@ -76,15 +80,20 @@ class Body:
             await self._waiter
 
     def add(self, data: bytes) -> None:
-        self._chunks.append(data)
         self.received += len(data)
-        self.buffered += len(data)
-        self._wake()
+        if not self.unwanted:
+            self._data += data
+            self._wake()
 
     def end(self, error: Refusal | None = None) -> None:
         self.error = error
         self.complete = error is None
         self._wake()
+
+    def drop(self) -> None:
+        """Nobody will take it any more."""
+        self.unwanted = True
+        self._data.clear()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -94,9 +103,9 @@ class Body:
 class Request:
     """Answer it with ``respond`` or ``refuse``, or with ``start``, ``write`` … and ``finish``."""
 
-    __slots__ = ("_chunked", "_connection", "arrived", "body", "bytes_out", "expects", "finished",
-                 "headers", "id", "keep_alive", "method", "on_drained", "path", "query", "started",
-                 "status", "version")  # fmt: skip
+    __slots__ = ("_chunked", "_connection", "_silent", "arrived", "body", "bytes_out", "expects",
+                 "finished", "headers", "id", "keep_alive", "method", "on_drained", "path", "query",
+                 "started", "status", "version")  # fmt: skip
 
     def __init__(self, connection: Connection, request_id: str, arrived: float) -> None:
         self._connection = connection
@@ -109,7 +118,7 @@ class Request:
         self.version = "1.1"
         self.headers: dict[bytes, bytes] = {}
         """Names in lower case; of repeated ones the first."""
-        self.body = Body(connection, None)
+        self.body = Body(connection)
         self.keep_alive = True
         self.expects = False
         """``Expect: 100-continue``, not answered yet."""
@@ -120,6 +129,7 @@ class Request:
         self.on_drained: Callable[[], None] | None = None
         """Called when ``paused`` has become False again."""
         self._chunked = False
+        self._silent = False
 
     @property
     def peer(self) -> str:
@@ -151,6 +161,8 @@ class Request:
         assert not self.started
         self.started = True
         self.status = status
+        no_body = status in _NO_BODY
+        self._silent = no_body or self.method == "HEAD"
         connection = self._connection
         if not self.body.complete and not connection.worth_lingering(self.body):
             self.keep_alive = False
@@ -165,7 +177,9 @@ class Request:
             parts += (name, b": ", value, b"\r\n")
         if b"origin" in self.headers:
             parts.append(_CORS)
-        if length is not None:
+        if no_body:
+            pass  # RFC 9110, 8.6: not even a length
+        elif length is not None:
             parts.append(b"content-length: %d\r\n" % length)
         elif self.version == "1.0":
             self.keep_alive = False
@@ -180,7 +194,7 @@ class Request:
         connection.send(b"".join(parts))
 
     def write(self, data: bytes) -> None:
-        if self.method == "HEAD" or not data:
+        if self._silent or self.finished or not data:
             return
         self.bytes_out += len(data)
         if self._chunked:
@@ -192,13 +206,13 @@ class Request:
         """The answer is complete."""
         if self.finished:
             return
-        self.finished = True
-        if self._chunked and self.method != "HEAD":
+        if self._chunked and not self._silent:
             self._connection.send(b"0\r\n\r\n")
+        self.finished = True
         self._connection.answered(self)
 
     def abort(self) -> None:
         """Cut the connection, so that the user can tell that the answer is not complete."""
         self.finished = True
         self.on_drained = None
-        self._connection.abort()
+        self._connection.cut()

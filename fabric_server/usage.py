@@ -2,35 +2,45 @@
 
 A streamed answer goes on in whole events, at once.  Complete means a terminal marker was seen,
 never that the bytes ended.  In JSON text a quote inside a string is written ``\\"``, so ``"usage"``
-with its plain quotes can only be a key.
+with its plain quotes before a colon can only be a key.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 MOST_EVENT = 1024 * 1024
 """An event longer than this passes in pieces, unread."""
 _EDGE = 8192
 """Bytes kept of both ends of an unstreamed answer, where ``usage`` stands."""
+_MOST_GUESSES = 4
+"""Objects called ``usage`` that are looked at in one of these ends."""
+_OVERLAP = 64
+"""Bytes of an endless event that are kept, for marks and ends that lie across pieces."""
 
-_FINISH = re.compile(rb'"finish_reason"\s*:\s*"')
-_ERROR = re.compile(rb'(?:^|\n)(?:event: ?error|data: ?\{"error")')
-_DONE = b"data: [DONE]"
-_EVENT_END = re.compile(rb"\r?\n\r?\n")
+_FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
+_DONE = re.compile(rb"(?:^|[\r\n])data: ?\[DONE\][\r\n]+\Z")
+_DONE_ENDS = (b"[DONE]\n\n", b"[DONE]\r\n\r\n", b"[DONE]\r\r")
+_ERROR = re.compile(rb'(?:^|[\r\n])(?:event: ?error|(?:data|error): ?\{\s*"error"\s*:\s*[{"])')
+_USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
+_BLANK_LINES = (b"\n\n", b"\n\r\n", b"\r\r")
+_EVENT_END = re.compile(b"|".join(_BLANK_LINES))
+_DATA = re.compile(rb"(?:^|[\r\n])data:([^\r\n]*)")
 _raw_json = json.JSONDecoder().raw_decode
+
+Count = Annotated[int, Meta(ge=0, lt=2**53)]
 
 
 class Usage(Struct, gc=False):
     """Tokens as the engine counts them; None where it does not tell."""
 
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
 
 
 class _Chunk(Struct, gc=False):
@@ -39,6 +49,7 @@ class _Chunk(Struct, gc=False):
 
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
+_UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
 class Meter(Protocol):
@@ -47,6 +58,8 @@ class Meter(Protocol):
     """A terminal marker was seen."""
     failed: bool
     """The engine reported an error inside its answer."""
+    torn: bool
+    """The user has got the beginning of an event, and not its end."""
 
     def feed(self, data: bytes) -> bytes:
         """Take the next bytes; return those that may go on to the user now."""
@@ -62,35 +75,47 @@ class StreamMeter:
         self.usage = Usage()
         self.complete = False
         self.failed = False
+        self.torn = False
         self._strip = not usage_asked
-        self._held = b""
+        self._held = bytearray()
 
     def feed(self, data: bytes) -> bytes:
-        if self._held:
-            data = self._held + data
-        if data.endswith(b"\n\n"):
-            self._held = b""
-        else:
-            end = _last_event_end(data)
-            if end == 0 and len(data) > MOST_EVENT:
-                self._held = b""
-                return data
-            self._held = data[end:]
-            data = data[:end]
-        return self._read(data) if data else data
+        held = self._held
+        if not held and data.endswith(b"\n\n"):
+            return self._read(data)
+        looked_at = max(0, len(held) - 2)  # but for the last bytes: a blank line has up to three
+        held += data
+        end = _last_event_end(held, looked_at)
+        if end:
+            self.torn = False
+            return self._read(self._release(end))
+        if len(held) <= MOST_EVENT:
+            return b""
+        self.torn = True
+        self._look(bytes(held))
+        return self._release(len(held) - _OVERLAP)
 
     def end(self) -> bytes:
-        held, self._held = self._held, b""
-        return self._read(held) if held else held
+        return self._read(self._release(len(self._held)))
+
+    def _release(self, count: int) -> bytes:
+        data = bytes(self._held[:count])
+        del self._held[:count]
+        return data
 
     def _read(self, events: bytes) -> bytes:
-        if not self.complete:
-            self.complete = _FINISH.search(events) is not None
-        if b'"error"' in events and _ERROR.search(events):
-            self.failed = True
-        if b'"usage"' in events:
+        self._look(events)
+        if b'"usage"' in events and _USAGE.search(events):
             return self._read_usage(events)
         return events
+
+    def _look(self, events: bytes) -> None:
+        if not self.complete and (
+            _FINISHED.search(events) or (events.endswith(_DONE_ENDS) and _DONE.search(events))
+        ):
+            self.complete = True
+        if b'"error"' in events and _ERROR.search(events):
+            self.failed = True
 
     def _read_usage(self, events: bytes) -> bytes:
         kept: list[bytes] = []
@@ -106,22 +131,26 @@ class StreamMeter:
 
     def _is_usage_chunk(self, event: bytes) -> bool:
         """Note the figures; True when the event has nothing else to tell."""
-        if not event.startswith(b"data:"):
+        data = _DATA.search(event)
+        if data is None:
             return False
         try:
-            chunk = _decode_chunk(event[5:])
-        except (msgspec.MsgspecError, ValueError, RecursionError):
+            chunk = _decode_chunk(data[1])
+        except _UNREADABLE:
             return False  # not of OpenAI's shape: none of our business
-        if chunk.usage is not None:
-            self.usage = chunk.usage
-        return chunk.usage is not None and chunk.choices == []
+        usage = chunk.usage
+        if usage is None:
+            return False
+        if usage.prompt_tokens or usage.completion_tokens or self.usage.prompt_tokens is None:
+            self.usage = usage  # some say 0 and 0 wherever they don't know
+        return chunk.choices == []
 
 
 class BodyMeter:
     """For an answer in one piece: passes untouched; the figures are read when it has ended."""
 
     complete = True
-    failed = False
+    failed = torn = False
 
     def __init__(self) -> None:
         self.usage = Usage()
@@ -129,12 +158,9 @@ class BodyMeter:
         self._last = b""
 
     def feed(self, data: bytes) -> bytes:
-        if not self._first:
-            self._first = data
-        elif len(data) >= _EDGE:
-            self._last = data
-        else:
-            self._last = (self._last + data)[-_EDGE:]
+        if len(self._first) < _EDGE:
+            self._first = (self._first + data)[:_EDGE] if self._first else data
+        self._last = data if len(data) >= _EDGE else (self._last + data)[-_EDGE:]
         return data
 
     def end(self) -> bytes:
@@ -146,7 +172,7 @@ class NoMeter:
     """For what is not metered, such as an engine's error."""
 
     complete = True
-    failed = False
+    failed = torn = False
     usage = Usage()
 
     def feed(self, data: bytes) -> bytes:
@@ -156,21 +182,21 @@ class NoMeter:
         return b""
 
 
-def _last_event_end(data: bytes) -> int:
-    """The offset behind the last blank line; 0 when there is none."""
-    plain, with_returns = data.rfind(b"\n\n"), data.rfind(b"\n\r\n")
-    return max(plain + 2 if plain >= 0 else 0, with_returns + 3 if with_returns >= 0 else 0)
+def _last_event_end(data: bytearray, start: int) -> int:
+    """The offset behind the last blank line that ends behind ``start``; 0 when there is none."""
+    ends = [at + len(mark) for mark in _BLANK_LINES if (at := data.rfind(mark, start)) >= 0]
+    return max(ends, default=0)
 
 
 def _usage_in(text: bytes) -> Usage | None:
-    at = text.rfind(b'"usage"')
-    if at < 0:
-        return None
-    brace = text.find(b"{", at)
-    if brace < 0 or text[at + 7 : brace].strip() != b":":
-        return None
-    try:
-        figures, _ = _raw_json(text[brace:].decode(errors="replace"))
-        return msgspec.convert(figures, Usage)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        return None
+    """Those of the last object called ``usage`` that has figures."""
+    guesses = [found.end() for found in _USAGE.finditer(text)]
+    for at in guesses[: -_MOST_GUESSES - 1 : -1]:
+        try:
+            figures, _ = _raw_json(text[at:].decode(errors="replace"))
+            usage = msgspec.convert(figures, Usage)
+        except _UNREADABLE:
+            continue
+        if usage.prompt_tokens is not None or usage.completion_tokens is not None:
+            return usage
+    return None

@@ -18,7 +18,7 @@ from fabric_server.commands.ready import Ports, Ready, remember
 from fabric_server.config import PREFIX, Config
 from protocol.program import logs
 from protocol.program.flags import takes_settings
-from protocol.program.output import program, say, say_json
+from protocol.program.output import make_directory, program, say, say_json
 from protocol.program.run import Signals, run
 from protocol.program.settings import describe
 
@@ -48,6 +48,7 @@ def up(
     The log goes to standard error.  The first Ctrl-C or SIGTERM lets running answers finish, the
     second does not; SIGHUP loads certificates again.
     """
+    make_directory(settings.data)
     logs.configure(settings.log_level, json=settings.log_json)
     return run(lambda signals: _serve(settings, signals, json or not sys.stdout.isatty()))
 

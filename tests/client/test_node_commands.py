@@ -8,8 +8,6 @@ import re
 import signal
 import socket
 import stat
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,8 +21,6 @@ from tests.commands import PATIENCE, Program, Shell
 
 ALONE = "--no-discover"
 """The machine that runs the tests may have an engine."""
-
-POSIX_ONLY = ("uvloop", "fcntl", "grp", "pwd", "termios")  # and "resource", which psutil takes here
 
 
 @pytest.fixture
@@ -146,7 +142,13 @@ def test_tokens_that_can_not_be_used_are_refused_with_the_reason(
     server.signal(signal.SIGTERM)
     assert server.exit_code() == 0
     assert "can't be reached at localhost" in refused(shell, "join", token)
-    assert not shell.node_data.exists()
+    assert status(shell)[1]["joined"] is False
+
+
+def test_a_directory_that_can_not_be_made_costs_no_token(shell: Shell, token: str) -> None:
+    (shell.home / "file").touch()
+    assert "file/node can't be written to" in refused(shell, "join", "--data=file/node", token)
+    shell.ok("fabric-client", "join", token)
 
 
 def test_a_server_that_is_not_the_one_that_invited_is_refused(shell: Shell, token: str) -> None:
@@ -251,37 +253,6 @@ def test_join_and_run_in_one_may_be_repeated_as_containers_do(shell: Shell, toke
             node.signal(signal.SIGTERM)
             assert node.exit_code() == 0
     assert len(seen) == 1
-
-
-def test_a_node_needs_nothing_that_only_posix_has(shell: Shell, joined: None) -> None:
-    program = f"""
-import sys
-for name in {POSIX_ONLY}:
-    sys.modules[name] = None
-import asyncio
-del asyncio.SelectorEventLoop.add_signal_handler
-from fabric_client.__main__ import main
-sys.argv = ["fabric-client", "run", "--no-discover"]
-main()
-"""
-    node = subprocess.Popen([sys.executable, "-c", program], env=shell.environ, cwd=shell.home)
-    try:
-        give_up = time.monotonic() + PATIENCE
-        while not linked(shell):
-            assert node.poll() is None
-            assert time.monotonic() < give_up
-            time.sleep(0.1)
-        node.send_signal(signal.SIGINT)
-        assert node.wait(timeout=PATIENCE) == 130
-    finally:
-        node.kill()
-        node.wait()
-
-
-def linked(shell: Shell) -> bool:
-    """As the node itself writes down; without locks, nobody can tell whether it still runs."""
-    file = shell.node_data / "state.json"
-    return file.exists() and json.loads(file.read_text())["linked"]
 
 
 def test_a_server_that_can_not_be_reached_is_tried_again(shell: Shell, joined: None) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import select
 import signal
 import socket
 import ssl
@@ -193,6 +194,13 @@ def test_up_names_the_back_end_it_does_not_know(shell: Shell, flag: str, said: s
     assert "secret" not in done.stderr
 
 
+def test_up_names_the_directory_that_can_not_be_made(shell: Shell) -> None:
+    (shell.home / "file").touch()
+    assert "file/server can't be written to" in refused(shell, "up", "--data=file/server")
+    assert "file/server" in refused(shell, "keys", "list", "--data=file/server")
+    assert "file/server" in refused(shell, "nodes", "invite", "--data=file/server")
+
+
 def test_up_names_the_certificate_that_is_broken(shell: Shell) -> None:
     certs = shell.server_data / "certs"
     certs.mkdir(parents=True)
@@ -209,10 +217,7 @@ def test_up_tells_people_on_a_terminal_what_to_do_next(shell: Shell) -> None:
         program = Path(sys.executable).with_name("fabric-server")
         words = [str(program), "up", *FREE_PORTS, "--address=fabric.example.org"]
         os.execve(program, words, {**shell.environ, "FABRIC_SERVER_DATA": str(shell.home / "s")})
-    said = ""
-    while "There is no node yet" not in said:
-        said += os.read(terminal, 4096).decode()
-    said += os.read(terminal, 4096).decode()
+    said = read_to(terminal, r"There is no node yet.*\r\n")
     assert re.search(r"public +https://fabric\.example\.org:\d+/v1 ", said)
     assert re.search(r"http://localhost:\d+/v1 .*on this machine", said)
     assert re.search(r"CA +sha256 [0-9a-f]{64}\b", said)
@@ -228,9 +233,7 @@ def test_up_leaves_when_its_terminal_is_closed(shell: Shell) -> None:
     if not pid:
         program = Path(sys.executable).with_name("fabric-server")
         os.execve(program, [str(program), "up", *FREE_PORTS], shell.environ)
-    said = ""
-    while "There is no node yet" not in said:
-        said += os.read(terminal, 4096).decode()
+    read_to(terminal, "There is no node yet")
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
@@ -394,6 +397,15 @@ def status_of(url: str, key: str = "", context: ssl.SSLContext | None = None) ->
     except urllib.error.HTTPError as error:
         with error:
             return error.code
+
+
+def read_to(terminal: int, pattern: str) -> str:
+    said = ""
+    while not re.search(pattern, said):
+        readable, _, _ = select.select([terminal], [], [], PATIENCE)
+        assert readable, said
+        said += os.read(terminal, 4096).decode()
+    return said
 
 
 def read_to_end(terminal: int) -> None:
