@@ -1,0 +1,347 @@
+"""A gateway and its edge with scripted nodes: tunnels in memory, users by hand, no sockets.
+
+    site = Site()
+    node = site.node(["tiny"])
+    user = site.user()
+    user.send(request("POST", CHAT, ASK, **site.key))
+    call = await node.call()              # the request as it arrives at the node
+    call.answer(200, b"{}")
+    answer = await user.answer()
+    [entry] = site.ledger
+
+``site.wait(seconds)`` lets deadlines pass without waiting for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from random import Random
+from typing import Any
+
+from msgspec import Struct
+
+from consumer.records import LedgerEntry
+from fabric_server.accounts import Accounts, mint
+from fabric_server.admission import Admission
+from fabric_server.backends.memory import MemoryCache
+from fabric_server.backends.rows import KeyRow
+from fabric_server.deadlines import Deadlines
+from fabric_server.edge import Edge, Limits
+from fabric_server.exchange import Patience
+from fabric_server.gateway import Gateway
+from fabric_server.metrics import Metrics
+from fabric_server.nodes import Engine, Node, Registry
+from protocol.aio.link import LinkDriver
+from protocol.aio.memory import connect
+from protocol.aio.tunnel import Stream, Tunnel
+from protocol.connection import Role
+from protocol.errors import Code
+from protocol.link import LinkClosed
+from protocol.messages import (
+    EngineReport,
+    Figures,
+    Hello,
+    Message,
+    ModelReport,
+    Register,
+    RequestHead,
+    ResponseHead,
+)
+from tests.users import PATIENCE, MemoryUser
+
+CHAT = "/v1/chat/completions"
+ASK = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
+STREAM = {**ASK, "stream": True}
+
+LIMITS = Limits(
+    body=32 * 2**20,
+    headers=32 * 2**10,
+    header_count=100,
+    header_seconds=10.0,
+    body_rate=1024,
+    keepalive_seconds=60.0,
+)
+PATIENT = Patience(first_byte=300.0, idle=120.0, slow_reader=30.0, total=7200.0)
+
+
+def event(value: Any) -> bytes:
+    return b"data: " + (value if isinstance(value, bytes) else json.dumps(value).encode()) + b"\n\n"
+
+
+def chunk(text: str | None, **more: Any) -> bytes:
+    """An event of a streamed chat; None is the last one."""
+    delta = {} if text is None else {"content": text}
+    finish = "stop" if text is None else None
+    return event({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}], **more})
+
+
+def usage_chunk(prompt: int, completion: int) -> bytes:
+    usage = {"prompt_tokens": prompt, "completion_tokens": completion}
+    return event({"choices": [], "usage": usage})
+
+
+DONE = event(b"[DONE]")
+
+
+class Keys:
+    def __init__(self) -> None:
+        self.rows: dict[bytes, KeyRow] = {}
+
+    async def key_by_hash(self, digest: bytes) -> KeyRow | None:
+        return self.rows.get(digest)
+
+
+class Ledger(list[LedgerEntry]):
+    """A bus that keeps what it is told."""
+
+    def publish(self, topic: str, record: Struct) -> None:
+        assert topic == "ledger"
+        assert isinstance(record, LedgerEntry)
+        self.append(record)
+
+
+class Site:
+    """Everything behind the public port; make it inside a running loop."""
+
+    def __init__(
+        self,
+        *,
+        limits: Limits = LIMITS,
+        patience: Patience = PATIENT,
+        queue_length: int = 512,
+        queue_timeout: float = 60.0,
+        ledger: Ledger | None = None,
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.rng = Random(7)
+        self.metrics = Metrics()
+        self.deadlines = Deadlines()
+        self.ledger = Ledger() if ledger is None else ledger
+        self.keys = Keys()
+        self.registry = Registry()
+        self.admission = Admission(
+            self.registry, rng=self.rng, queue_length=queue_length, queue_timeout=queue_timeout
+        )
+        self.gateway = Gateway(
+            accounts=Accounts(self.keys, MemoryCache()),
+            registry=self.registry,
+            admission=self.admission,
+            deadlines=self.deadlines,
+            bus=self.ledger,
+            metrics=self.metrics,
+            patience=patience,
+        )
+        self.edge = Edge(self.gateway.handle, limits, self.deadlines, self.rng)
+        self.key = self.make_key()
+
+    def make_key(self, **properties: Any) -> dict[str, str]:
+        """The header that a new key makes."""
+        new = mint("user", now=time.time(), account="tests", **properties)
+        self.keys.rows[new.row.hash] = new.row
+        return {"authorization": f"Bearer {new.text}"}
+
+    def user(self) -> MemoryUser:
+        return MemoryUser(self.edge)
+
+    def node(
+        self, models: list[str] | None = None, *, slots: int = 4, kind: str = "vllm"
+    ) -> ScriptedNode:
+        """One more node, here at once."""
+        number = len(self.registry.nodes()) + 1
+        return ScriptedNode(self, f"node_{number}", models or ["tiny"], slots, kind)
+
+    def wait(self, seconds: float) -> None:
+        """Everything whose deadline is less than so far away expires now."""
+        self.deadlines.check(self.loop.time() + seconds)
+
+    async def entry(self) -> LedgerEntry:
+        """The one entry, once everything is over."""
+        async with asyncio.timeout(PATIENCE):
+            await self.gateway.idle()
+        assert self.gateway.active == 0
+        [entry] = self.ledger
+        return entry
+
+    def taken(self) -> int:
+        """Slots taken on all nodes."""
+        return sum(node.active for node in self.registry.nodes())
+
+    async def free(self) -> None:
+        """Wait until every slot has been given back."""
+        async with asyncio.timeout(PATIENCE):
+            while self.taken():  # noqa: ASYNC110 - some turns of the loop
+                await asyncio.sleep(0)
+
+
+class NoLink:
+    """Owns a link that was never connected."""
+
+    def on_message(self, link: LinkDriver, message: Message) -> None: ...
+    def on_closed(self, link: LinkDriver, closed: LinkClosed) -> None: ...
+
+
+class ScriptedNode:
+    """Both ends of one tunnel: the server's in the registry, the node's in a test's hands."""
+
+    def __init__(self, site: Site, id: str, models: list[str], slots: int, kind: str) -> None:
+        self._site = site
+        loop, rng = site.loop, site.rng
+        self.kind = kind
+        reports = [self.report(models, slots=slots)]
+        register = Register(1, "0", id, "test", reports)
+        self.node = Node(id, 1, register, LinkDriver(NoLink(), loop, rng=rng), time.time())
+        site.registry.add(self.node)
+        site.registry.report(self.node, reports)
+        self._calls: asyncio.Queue[Call] = asyncio.Queue()
+        self.refuses: int | None = None
+        """A code with which every request is refused."""
+        self.takes_bodies = True
+        self.tunnels: list[Tunnel] = []
+        """The node's ends."""
+        self.add_tunnel()
+
+    def report(self, models: list[str], *, slots: int = 4, healthy: bool = True) -> EngineReport:
+        cards = [ModelReport(name) for name in models]
+        return EngineReport("engine", self.kind, healthy, slots, cards)
+
+    def add_tunnel(self) -> None:
+        """Usable at once: HELLO has been said."""
+        site = self._site
+        server = Tunnel(Role.SERVER, self, site.loop, rng=site.rng)
+        end = Tunnel(Role.NODE, self, site.loop, rng=site.rng, accept=self._accept)
+        end.hello(self.node.session)
+        connect(server, end, site.loop)
+        server.data_received(b"".join(end.connection.data_to_send()))
+        self.tunnels.append(end)
+
+    @property
+    def engine(self) -> Engine:
+        return self.node.engines["engine"]
+
+    async def call(self) -> Call:
+        """The next request, as soon as its head is here."""
+        async with asyncio.timeout(PATIENCE):
+            return await self._calls.get()
+
+    @property
+    def idle(self) -> bool:
+        """No request has come that ``call`` did not return."""
+        return self._calls.empty()
+
+    def vanish(self) -> None:
+        """The network takes every tunnel."""
+        for end in self.tunnels:
+            assert end._transport is not None
+            end._transport.abort()
+
+    def leave(self) -> None:
+        self._site.registry.remove(self.node)
+
+    # ── what the tunnels tell their owner ─────────────────────────────────────────────────────
+
+    def _accept(self, stream: Stream, head: RequestHead, ended: bool) -> Call | None:
+        if self.refuses is not None:
+            stream.reset(self.refuses, "scripted")
+            return None
+        call = Call(stream, head, ended, self.takes_bodies)
+        self._calls.put_nowait(call)
+        return call
+
+    def on_hello(self, tunnel: Tunnel, hello: Hello) -> None:
+        self.node.tunnels.append(tunnel)
+        self._site.registry.room(self.node)
+
+    def on_drain(self, tunnel: Tunnel, reason: str, seconds: float) -> None: ...
+
+    def on_closed(self, tunnel: Tunnel, code: int, reason: str) -> None:
+        if tunnel in self.node.tunnels:
+            self.node.tunnels.remove(tunnel)
+
+
+class Call:
+    """One request at a node (``protocol.aio.tunnel.StreamHandler``)."""
+
+    def __init__(self, stream: Stream, request: RequestHead, ended: bool, takes_body: bool) -> None:
+        self.stream = stream
+        self.request = request
+        self.takes_body = takes_body
+        self.body = bytearray()
+        self.reset: Code | None = None
+        """Why the server wants this stopped; ``confirm`` tells it that it is."""
+        self._ended = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self._writable = asyncio.Event()
+        if ended:
+            self._ended.set()
+
+    # ── what a test does ──────────────────────────────────────────────────────────────────────
+
+    async def whole_body(self) -> bytes:
+        async with asyncio.timeout(PATIENCE):
+            await self._ended.wait()
+        return bytes(self.body)
+
+    async def stopped(self) -> Code:
+        async with asyncio.timeout(PATIENCE):
+            await self._stopped.wait()
+        assert self.reset is not None
+        return self.reset
+
+    def head(self, status: int = 200, *headers: tuple[str, str]) -> None:
+        self.stream.send_head(ResponseHead(status, list(headers)))
+
+    def begin_stream(self) -> None:
+        self.head(200, ("content-type", "text/event-stream"))
+
+    def data(self, data: bytes) -> bool:
+        return self.stream.send(data)
+
+    async def all_data(self, data: bytes) -> None:
+        """In pieces, as the server takes them."""
+        for at in range(0, len(data), 16_000):
+            if not self.stream.send(data[at : at + 16_000]):
+                self._writable.clear()
+                async with asyncio.timeout(PATIENCE):
+                    await self._writable.wait()
+
+    def end(self) -> None:
+        self.stream.end(Figures(1.0, 2.0, 3))
+
+    def answer(self, status: int, body: bytes, content_type: str = "application/json") -> None:
+        self.head(status, ("content-type", content_type), ("content-length", str(len(body))))
+        self.data(body)
+        self.end()
+
+    def stream_all(self, *events: bytes) -> None:
+        self.begin_stream()
+        self.data(b"".join(events))
+        self.end()
+
+    def fail(self, code: Code, reason: str = "scripted") -> None:
+        self.stream.reset(code, reason)
+
+    def confirm(self) -> None:
+        self.stream.confirm_reset()
+
+    def take_body(self) -> None:
+        """From now on, and what has come already."""
+        self.takes_body = True
+        self.stream.consumed(len(self.body))
+
+    # ── what the stream tells ─────────────────────────────────────────────────────────────────
+
+    def on_data(self, data: bytes, ended: bool) -> None:
+        self.body += data
+        if self.takes_body:
+            self.stream.consumed(len(data))
+        if ended:
+            self._ended.set()
+
+    def on_writable(self) -> None:
+        self._writable.set()
+
+    def on_reset(self, code: int, reason: str) -> None:
+        self.reset = Code(code)
+        self._stopped.set()
