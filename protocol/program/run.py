@@ -10,6 +10,7 @@ Windows has SIGINT and SIGBREAK only, and its loop can't watch them: they come a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -81,8 +82,24 @@ def run(program: Callable[[Signals], Coroutine[Any, Any, None]]) -> int:
                 raise
         return INTERRUPTED if signals.interrupted else 0
 
+    _allow_many_files()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(watched())
+
+
+def _allow_many_files() -> None:
+    """Each connection is one file; the usual soft limit of 1,024 is for programs that use select.
+
+    Where there is no such limit, as on Windows, nothing is to do.
+    """
+    try:
+        import resource
+    except ImportError:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # some systems name a limit they don't grant
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -118,3 +118,23 @@ def test_what_the_program_raises_is_raised() -> None:
         assert process.wait(PATIENCE) == 1
         assert process.stderr is not None
         assert process.stderr.read().endswith("ValueError: a defect\n")
+
+
+def test_a_program_may_open_as_many_files_as_the_system_allows() -> None:
+    told = subprocess.run(
+        [
+            "bash",
+            "-c",
+            f'ulimit -Sn 256; exec "{sys.executable}" -c "$1"',
+            "bash",
+            "import resource\n"
+            "from protocol.program.run import run\n"
+            "async def program(signals): print(resource.getrlimit(resource.RLIMIT_NOFILE))\n"
+            "run(program)",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    soft, hard = told.stdout.strip("()\n").split(", ")
+    assert soft == hard != "256"
