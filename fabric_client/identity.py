@@ -206,7 +206,7 @@ def explain(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return str(error) or "no answer in time"
     if isinstance(error, ConnectionRefusedError):
-        return "nobody listens there: is the server running?"
+        return "nobody listens there (is the server running?)"
     if isinstance(error, ConnectionError):
         return "the connection was closed by the server, or by something in between"
     if isinstance(error, socket.gaierror):
