@@ -19,7 +19,8 @@ from fabric_server.scanner import Scanner
 
 MOST_MODEL = 256
 _WITH_USAGE = b'"stream_options":{"include_usage":true}'
-_MOST_PLACES = 16
+_MOST_PLACES = 4
+_MOST_ESCAPES = 20_000
 _OPEN_BRACE = re.compile(rb"[ \t\r\n]*\{")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 
@@ -71,13 +72,20 @@ def _read_fields(body: bytes) -> _Body:
     except msgspec.ValidationError as error:
         raise _explain(error) from None
     except _UNREADABLE as error:
-        readable = _SURROGATE.sub(rb"\\u003f", body)
-        if readable != body:  # half an emoji in a text: msgspec minds, most engines don't
+        readable = _readable(body)
+        if readable != body:
             return _read_fields(readable)
         words = str(error)
         if "truncated" in words:
             words = f"the JSON ends too early, at byte {len(body)}"
         raise refusals.bad_json(words) from None
+
+
+def _readable(body: bytes) -> bytes:
+    """Without half emojis, which msgspec minds and most engines don't; no offset changes."""
+    if body.count(rb"\u") > _MOST_ESCAPES:
+        return body
+    return _SURROGATE.sub(rb"\\u003f", body)
 
 
 def _model(fields: _Body) -> str:
@@ -116,7 +124,10 @@ _decode_spelled = msgspec.json.Decoder(_Spelled).decode
 
 
 def _refuse_two_models(body: bytes) -> None:
-    fields = _decode_spelled(_SURROGATE.sub(rb"\\u003f", body))
+    try:
+        fields = _decode_spelled(body)
+    except _UNREADABLE:
+        fields = _decode_spelled(_readable(body))
     if sum(getattr(fields, spelling) is not UNSET for spelling in _SPELLINGS) > 1:
         raise refusals.bad_field("model", "'model' must be there once, in small letters.")
 

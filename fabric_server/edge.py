@@ -207,10 +207,10 @@ class Connection(asyncio.Protocol):
                 if not request.finished:
                     raise RuntimeError("the handler left a request unanswered")
         except Refusal as refusal:
-            if request.started:
-                request.abort()
-            elif self._transport is not None:
+            if not request.started:
                 request.refuse(refusal)
+            elif not request.finished:
+                request.abort()
         except asyncio.CancelledError:
             if self._transport is not None:  # not the user but the server is leaving
                 self.abort()
@@ -241,12 +241,13 @@ class Connection(asyncio.Protocol):
         """``request`` has its whole answer: go on to the next one, or close."""
         request.on_drained = None
         self._let_go()
+        if not request.body.complete:
+            request.body.drop()
         if not request.keep_alive or (self.draining and not self._line):
             self.close()
         elif request.body.complete:
             self._next()
         else:
-            request.body.drop()
             self._resume_reading()
             self.deadline = self._loop.time() + LINGER_SECONDS
 

@@ -232,8 +232,8 @@ class Exchange:
             self._break(Code.ENGINE_FAILED, "the answer is shorter than announced")
             return
         if not self.relayed:
-            if self._streamed and self.status < 300:
-                self._break(Code.ENGINE_FAILED, "the stream was empty")
+            if self.status == 200 and self._announced is None:
+                self._break(Code.ENGINE_FAILED, "the answer was empty")
                 return
             self._start()
         request = self.request

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from time import time
 from typing import Protocol
 from urllib.parse import unquote
@@ -19,12 +18,12 @@ from fabric_server.accounts import Accounts, Key
 from fabric_server.admission import Admission
 from fabric_server.ask import Ask, EarlyAsk, read_ask
 from fabric_server.deadlines import Deadlines
+from fabric_server.draft import Draft
 from fabric_server.exchange import Ending, Exchange, Patience
 from fabric_server.metrics import Metrics
 from fabric_server.nodes import Engine, Registry
 from fabric_server.refusals import Refusal
 from fabric_server.request import Body, Request
-from fabric_server.usage import Usage
 from protocol.aio.tunnel import Tunnel
 from protocol.errors import Code
 from protocol.messages import RequestHead
@@ -57,23 +56,6 @@ _json = msgspec.json.Encoder().encode
 
 class Bus(Protocol):
     def publish(self, topic: str, record: LedgerEntry) -> None: ...
-
-
-@dataclass(slots=True)
-class Draft:
-    """What is known of a request so far; becomes its ledger entry."""
-
-    key: Key
-    model: str = ""
-    stream: bool = False
-    engine: str | None = None
-    node_id: str | None = None
-    attempts: int = 0
-    queued: float = 0.0
-    first_byte_at: float | None = None
-    outcome: str = "failed"
-    error: str | None = None
-    usage: Usage | None = None
 
 
 class Gateway:
@@ -332,41 +314,6 @@ class Gateway:
         return refusals.upstream_error("The node's engine failed before it could answer.")
 
     def _record(self, request: Request, draft: Draft) -> None:
-        now = self._loop.time()
-        total = now - request.arrived
-        first = draft.first_byte_at
-        usage = draft.usage or Usage()
-        self._bus.publish(
-            LEDGER,
-            LedgerEntry(
-                request.id,
-                time() - total,
-                draft.key.account,
-                draft.key.id,
-                draft.node_id,
-                draft.engine,
-                draft.model,
-                request.path,
-                draft.stream,
-                request.status,
-                draft.outcome,
-                draft.error,
-                draft.attempts,
-                usage.prompt_tokens,
-                usage.completion_tokens,
-                draft.queued * 1000,
-                None if first is None else (first - request.arrived) * 1000,
-                total * 1000,
-                request.body.received,
-                request.bytes_out,
-            ),
-        )
-        metrics = self._metrics
-        metrics.requests[request.path, draft.outcome] += 1
-        metrics.total.observe(total)
-        if first is not None:
-            metrics.first_byte.observe(first - request.arrived)
-        if usage.prompt_tokens:
-            metrics.tokens["prompt"] += usage.prompt_tokens
-        if usage.completion_tokens:
-            metrics.tokens["completion"] += usage.completion_tokens
+        entry = draft.entry(request, self._loop.time())
+        self._bus.publish(LEDGER, entry)
+        self._metrics.count(entry)

@@ -60,6 +60,7 @@ class Intake:
         self._target = b""
         self._count = 0
         self._size = 0
+        self._most_fruitless = limits.headers + 2 * MOST_TARGET  # with the request's first line
         self._fruitless = 0
         """Bytes since a head was complete or a piece of a body came: headers that do not end,
         trailers, blank lines."""
@@ -77,7 +78,7 @@ class Intake:
         except httptools.HttpParserError as error:
             self.refusal = refusals.bad_request(f"This is not HTTP/1.1: {error}.")
         else:
-            if self._fruitless > self._limits.headers:
+            if self._fruitless > self._most_fruitless:
                 self.refusal = self._too_large()
 
     def close(self) -> None:

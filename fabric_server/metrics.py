@@ -13,6 +13,8 @@ from prometheus_client.core import (
     Metric,
 )
 
+from consumer.records import LedgerEntry
+
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 
@@ -53,6 +55,17 @@ class Metrics:
         self.total = Histogram()
         self.gauges: dict[str, tuple[str, Callable[[], float]]] = {}
         self.counters: dict[str, tuple[str, str, Callable[[], dict[str, float]]]] = {}
+
+    def count(self, entry: LedgerEntry) -> None:
+        """A request is over."""
+        self.requests[entry.path, entry.outcome] += 1
+        self.total.observe(entry.total_ms / 1000)
+        if entry.first_byte_ms is not None:
+            self.first_byte.observe(entry.first_byte_ms / 1000)
+        if entry.prompt_tokens:
+            self.tokens["prompt"] += entry.prompt_tokens
+        if entry.completion_tokens:
+            self.tokens["completion"] += entry.completion_tokens
 
     def gauge(self, name: str, documentation: str, read: Callable[[], float]) -> None:
         self.gauges[name] = (documentation, read)

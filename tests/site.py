@@ -34,7 +34,7 @@ from fabric_server.gateway import Gateway
 from fabric_server.metrics import Metrics
 from fabric_server.nodes import Engine, Node, Registry
 from protocol.aio.link import LinkDriver
-from protocol.aio.memory import connect
+from protocol.aio.memory import MemoryTransport, connect
 from protocol.aio.tunnel import Stream, Tunnel
 from protocol.connection import Role
 from protocol.errors import Code
@@ -198,8 +198,7 @@ class ScriptedNode:
         self.refuses: int | None = None
         """A code with which every request is refused."""
         self.takes_bodies = True
-        self.tunnels: list[Tunnel] = []
-        """The node's ends."""
+        self._wires: list[MemoryTransport] = []
         self.add_tunnel()
 
     def report(self, models: list[str], *, slots: int = 4, healthy: bool = True) -> EngineReport:
@@ -212,17 +211,17 @@ class ScriptedNode:
         server = Tunnel(Role.SERVER, self, site.loop, rng=site.rng)
         end = Tunnel(Role.NODE, self, site.loop, rng=site.rng, accept=self._accept)
         end.hello(self.node.session)
-        connect(server, end, site.loop)
+        _, wire = connect(server, end, site.loop)
         server.data_received(b"".join(end.connection.data_to_send()))
-        self.tunnels.append(end)
+        self._wires.append(wire)
 
     @property
     def engine(self) -> Engine:
         return self.node.engines["engine"]
 
-    async def call(self) -> Call:
+    async def call(self, *, patience: float | None = PATIENCE) -> Call:
         """The next request, as soon as its head is here."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(patience):
             return await self._calls.get()
 
     @property
@@ -232,9 +231,9 @@ class ScriptedNode:
 
     def vanish(self) -> None:
         """The network takes every tunnel."""
-        for end in self.tunnels:
-            assert end._transport is not None
-            end._transport.abort()
+        wires, self._wires = self._wires, []
+        for wire in wires:
+            wire.abort()
 
     def leave(self) -> None:
         self._site.registry.remove(self.node)
@@ -283,8 +282,8 @@ class Call:
             await self._ended.wait()
         return bytes(self.body)
 
-    async def stopped(self) -> Code:
-        async with asyncio.timeout(PATIENCE):
+    async def stopped(self, *, patience: float | None = PATIENCE) -> Code:
+        async with asyncio.timeout(patience):
             await self._stopped.wait()
         assert self.reset is not None
         return self.reset

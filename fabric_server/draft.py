@@ -1,0 +1,56 @@
+"""What is known of a request so far; when it is over, that becomes its ledger entry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import time
+
+from consumer.records import LedgerEntry
+from fabric_server.accounts import Key
+from fabric_server.request import Request
+from fabric_server.usage import Usage
+
+
+@dataclass(slots=True)
+class Draft:
+    key: Key
+    model: str = ""
+    stream: bool = False
+    engine: str | None = None
+    node_id: str | None = None
+    attempts: int = 0
+    queued: float = 0.0
+    """Seconds waited for slots, all attempts together."""
+    first_byte_at: float | None = None
+    """Event-loop seconds."""
+    outcome: str = "failed"
+    error: str | None = None
+    usage: Usage | None = None
+
+    def entry(self, request: Request, now: float) -> LedgerEntry:
+        """``now`` in event-loop seconds."""
+        total = now - request.arrived
+        first = self.first_byte_at
+        usage = self.usage or Usage()
+        return LedgerEntry(
+            request_id=request.id,
+            at=time() - total,
+            account=self.key.account,
+            key_id=self.key.id,
+            node_id=self.node_id,
+            engine=self.engine,
+            model=self.model,
+            path=request.path,
+            stream=self.stream,
+            status=request.status,
+            outcome=self.outcome,
+            error=self.error,
+            attempts=self.attempts,
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            queue_ms=self.queued * 1000,
+            first_byte_ms=None if first is None else (first - request.arrived) * 1000,
+            total_ms=total * 1000,
+            bytes_in=request.body.received,
+            bytes_out=request.bytes_out,
+        )
