@@ -87,7 +87,9 @@ class App:
             queue_timeout=config.queue_timeout,
         )
         self.gateway = self._gateway()
-        self.edge = Edge(self.gateway.handle, self._limits(), self.deadlines, self.rng)
+        self.edge = Edge(
+            self.gateway.handle, self._limits(), self.deadlines, self.rng, self.metrics.refusals
+        )
         self.tunnels = Tunnels(self.registry, self.rng)
         self.enrolment = self._enrolment()
         self.watch = Watch(self.store, [self.accounts.changed, self._on_changes])

@@ -364,14 +364,21 @@ class Connection(asyncio.Protocol):
 class Edge:
     """Makes connections for the listener, and keeps them in sight for draining."""
 
-    def __init__(self, handler: Handler, limits: Limits, deadlines: Deadlines, rng: Random) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        limits: Limits,
+        deadlines: Deadlines,
+        rng: Random,
+        refused: Counter[str] | None = None,
+    ) -> None:
+        """``refused`` counts requests that could not be read, by the refusal's code."""
         self.handler = handler
         self.limits = limits
         self._deadlines = deadlines
         self._rng = rng
         self._connections: set[Connection] = set()
-        self.refused: Counter[str] = Counter()
-        """Requests that could not be read, by the refusal's code."""
+        self.refused: Counter[str] = Counter() if refused is None else refused
         self._date_second = 0
         self._date_line = b""
 

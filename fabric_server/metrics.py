@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from prometheus_client.core import (
     CounterMetricFamily,
-    GaugeMetricFamily,
     HistogramMetricFamily,
     Metric,
 )
@@ -42,7 +41,7 @@ class Histogram:
 
 
 class Metrics:
-    """A prometheus collector.  Gauges are read when asked, from who owns the figure."""
+    """A prometheus collector of what the requests leave behind; ``api.figures`` asks the rest."""
 
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, str]] = Counter()
@@ -53,8 +52,6 @@ class Metrics:
         self.tokens: Counter[str] = Counter()
         self.first_byte = Histogram()
         self.total = Histogram()
-        self.gauges: dict[str, tuple[str, Callable[[], float]]] = {}
-        self.counters: dict[str, tuple[str, str, Callable[[], dict[str, float]]]] = {}
 
     def count(self, entry: LedgerEntry) -> None:
         """A request is over."""
@@ -66,15 +63,6 @@ class Metrics:
             self.tokens["prompt"] += entry.prompt_tokens
         if entry.completion_tokens:
             self.tokens["completion"] += entry.completion_tokens
-
-    def gauge(self, name: str, documentation: str, read: Callable[[], float]) -> None:
-        self.gauges[name] = (documentation, read)
-
-    def counter(
-        self, name: str, documentation: str, label: str, read: Callable[[], dict[str, float]]
-    ) -> None:
-        """A counter kept elsewhere, by one label with bounded values."""
-        self.counters[name] = (documentation, label, read)
 
     def describe(self) -> list[Metric]:
         return []
@@ -99,10 +87,3 @@ class Metrics:
         yield CounterMetricFamily("fabric_retries", "Second attempts.", value=self.retries)
         yield self.first_byte.family("fabric_first_byte_seconds", "Until the first byte.")
         yield self.total.family("fabric_request_seconds", "Until the last byte.")
-        for name, (documentation, read) in self.gauges.items():
-            yield GaugeMetricFamily(name, documentation, value=read())
-        for name, (documentation, label, read_all) in self.counters.items():
-            family = CounterMetricFamily(name, documentation, labels=[label])
-            for value, figure in read_all().items():
-                family.add_metric([value], figure)
-            yield family

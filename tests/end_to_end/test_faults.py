@@ -296,3 +296,12 @@ async def test_a_model_that_is_known_is_503_after_a_restart_before_its_node_is_b
     await fabric.restart()
     status, body, _ = await ask(fabric, ASK)
     assert (status, body["error"]["code"]) == (503, "no_capacity")
+
+
+async def test_what_can_t_be_read_is_counted_where_operators_look(fabric: Fabric) -> None:
+    port = fabric.app.listeners["public"].port
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET / HTTP/1.1\r\nbroken\r\n\r\n")
+    assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
+    writer.close()
+    assert fabric.app.metrics.refusals["bad_request"] == 1

@@ -47,8 +47,6 @@ def test_what_was_counted_is_what_is_shown() -> None:
     metrics.tokens["prompt"] += 40
     metrics.retries += 1
     metrics.first_byte.observe(0.2)
-    metrics.gauge("fabric_nodes", "Nodes here.", lambda: 5)
-    metrics.counter("fabric_refused", "Refused.", "reason", lambda: {"plain": 7.0})
     shown = read(metrics)
     assert shown["fabric_requests_total", (("endpoint", CHAT), ("outcome", "ok"))] == 3
     assert shown["fabric_refusals_total", (("code", "invalid_api_key"),)] == 2
@@ -56,8 +54,6 @@ def test_what_was_counted_is_what_is_shown() -> None:
     assert shown["fabric_retries_total", ()] == 1
     assert shown["fabric_first_byte_seconds_count", ()] == 1
     assert shown["fabric_first_byte_seconds_bucket", (("le", "0.25"),)] == 1
-    assert shown["fabric_nodes", ()] == 5
-    assert shown["fabric_refused_total", (("reason", "plain"),)] == 7
 
 
 async def test_labels_are_of_a_few_kinds_whatever_users_and_nodes_send() -> None:
