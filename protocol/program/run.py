@@ -20,6 +20,8 @@ from typing import Any
 INTERRUPTED = 130
 """The exit code of a program that Ctrl-C ended, as shells have it."""
 
+WAKE_SECONDS = 0.5
+
 _STOPPING = ("SIGINT", "SIGTERM", "SIGBREAK")
 
 
@@ -119,3 +121,10 @@ def _handle(number: int, handler: Callable[[int], None]) -> None:
         loop.add_signal_handler(number, handler, number)
     except NotImplementedError:
         signal.signal(number, lambda *_: loop.call_soon_threadsafe(handler, number) and None)
+        _stay_awake(loop)
+
+
+def _stay_awake(loop: asyncio.AbstractEventLoop) -> None:
+    """A plain handler runs when the loop wakes: one that comes just before it goes to sleep would
+    wait for as long as the loop sleeps."""
+    loop.call_later(WAKE_SECONDS, _stay_awake, loop)
