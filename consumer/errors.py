@@ -16,3 +16,7 @@ class StoreError(BackendError):
 
 class RecordError(BackendError):
     """The store is well, but can't take this very record: trying again will not help."""
+
+
+class Unreachable(StoreError):
+    """Nobody answers there: wrong address, or not up yet.  Waiting may help."""

@@ -9,8 +9,10 @@ from msgspec import Struct
 
 from protocol.messages import Heartbeat
 
-LEDGER = "ledger"
-HEARTBEATS = "heartbeats"
+LEDGER = "request-ledger"
+HEARTBEATS = "client-heartbeats"
+DEAD_LETTERS = "dead-letters"
+"""Topics of the bus; the last is for what the store can't take."""
 
 Outcome = Literal[
     "ok",
@@ -86,3 +88,17 @@ class Batch(NamedTuple):
             Batch(self.heartbeats[:h], self.ledger[:n]),
             Batch(self.heartbeats[h:], self.ledger[n:]),
         )
+
+
+class UsageRow(Struct, frozen=True):
+    """The sum of some ledger entries."""
+
+    group: dict[str, str | int | None]
+    """What they have in common, by the names asked for; hours and days by their first second."""
+    requests: int
+    succeeded: int
+    """Those with outcome ``ok``."""
+    prompt_tokens: int
+    completion_tokens: int
+    bytes_in: int
+    bytes_out: int

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
+from msgspec import Struct
 
 from consumer.errors import RecordError, StoreError
 from consumer.records import Batch, HeartbeatRecord, LedgerEntry
@@ -20,6 +21,7 @@ from consumer.records import Batch, HeartbeatRecord, LedgerEntry
 log = logging.getLogger("fabric.worker")
 
 DAY = 86_400.0
+HOUSEKEEPING_SECONDS = 60.0
 
 
 class Source(Protocol):
@@ -31,6 +33,9 @@ class Source(Protocol):
 
     async def done(self) -> None:
         """What the last ``take`` gave is stored and need not be given again."""
+
+    async def reject(self, record: Struct, reason: str) -> None:
+        """The store can't take this record of the last ``take``: put it aside, for a person."""
 
     async def settled(self) -> None:
         """Returns when all that was published before this call is stored, and hurries that on."""
@@ -45,8 +50,15 @@ class Sink(Protocol):
         """All of it in one transaction; rows that are there already are left alone.  Raises
         ``StoreError`` when it may succeed later, ``RecordError`` when a record is impossible."""
 
-    async def forget_heartbeats(self, before: float, most: int) -> int:
-        """Deletes up to ``most`` that arrived before that time; says how many."""
+
+class Housekeeping(Protocol):
+    """What is to be done to a store from time to time, by whoever writes it."""
+
+    async def forget_heartbeats(self, before: float, now: float, most: int) -> bool:
+        """Deletes some that arrived before that time; whether there may be more to delete."""
+
+    async def mark_offline(self, unseen_since: float) -> list[str]:
+        """Nodes of which nothing was heard since are offline from now on; returns their ids."""
 
 
 class Worker:
@@ -60,6 +72,7 @@ class Worker:
         self,
         source: Source,
         sink: Sink,
+        house: Housekeeping | None = None,
         *,
         batch_size: int = 500,
         most: int = 5_000,
@@ -67,10 +80,12 @@ class Worker:
         retry_seconds: tuple[float, float] = (0.5, 10.0),
         drain_seconds: float = 5.0,
         keep_heartbeats_days: float = 7.0,
+        offline_seconds: float = 60.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._source = source
         self._sink = sink
+        self._house = house
         self._batch_size = batch_size
         self._most = most
         self._batch_seconds = batch_seconds
@@ -79,7 +94,8 @@ class Worker:
         self._keep_seconds = keep_heartbeats_days * DAY
         self._clock = clock
         self._held: Batch | None = None  # taken and not yet settled
-        self._forget_at = clock()
+        self._offline_seconds = offline_seconds
+        self._forget_at = self._sweep_at = clock()
         self.written = 0
         """Records stored since the start; those that were there already count too."""
         self.rejected = 0
@@ -94,8 +110,11 @@ class Worker:
     async def run(self) -> None:
         try:
             while True:
-                await self._move(self._batch_seconds)
-                await self._forget_old_heartbeats()
+                moved = await self._move(self._batch_seconds)
+                if self._house is not None:
+                    await self._forget_old_heartbeats(self._house)
+                    if moved < self._batch_size:  # otherwise some that came in time still wait
+                        await self._mark_offline(self._house)
         finally:
             await self._drain()
 
@@ -133,16 +152,17 @@ class Worker:
             await self._sink.write(batch.heartbeats, batch.ledger)
         except RecordError as error:
             if batch.size == 1:
-                self._reject(batch, error)
+                await self._reject(batch, error)
                 return
             # One record spoils the transaction for all: halve until it stands alone.
             for half in batch.halves():
                 await self._write(half)
 
-    def _reject(self, batch: Batch, error: RecordError) -> None:
-        self.rejected += 1
+    async def _reject(self, batch: Batch, error: RecordError) -> None:
         record = (*batch.heartbeats, *batch.ledger)[0]
         text = msgspec.json.encode(record).decode()
+        await self._source.reject(record, str(error))
+        self.rejected += 1
         log.error("record can't be stored", extra={"record": text, "reason": str(error)})
 
     def _failing(self, problem: str, defect: Exception | None) -> None:
@@ -155,17 +175,30 @@ class Worker:
             log.info("the store takes records again")
         self.problem = None
 
-    async def _forget_old_heartbeats(self) -> None:
+    async def _forget_old_heartbeats(self, house: Housekeeping) -> None:
         now = self._clock()
         if now < self._forget_at:
             return
         try:
-            gone = await self._sink.forget_heartbeats(now - self._keep_seconds, self._most)
+            more = await house.forget_heartbeats(now - self._keep_seconds, now, self._most)
         except StoreError as error:
             log.warning("old heartbeats were not deleted", extra={"reason": str(error)})
-            gone = 0
-        # A full piece means that there is more: go on after the next batch, not before it.
-        self._forget_at = now if gone == self._most else now + 60.0
+            more = False
+        # When there is more, go on after the next batch, not before it.
+        self._forget_at = now if more else now + HOUSEKEEPING_SECONDS
+
+    async def _mark_offline(self, house: Housekeeping) -> None:
+        now = self._clock()
+        if now < self._sweep_at:
+            return
+        try:
+            nodes = await house.mark_offline(now - self._offline_seconds)
+        except StoreError as error:
+            log.warning("nodes were not marked offline", extra={"reason": str(error)})
+        else:
+            for node_id in nodes:
+                log.info("node offline", extra={"node": node_id})
+        self._sweep_at = now + self._offline_seconds / 4
 
     async def _drain(self) -> None:
         moved = 0

@@ -76,7 +76,7 @@ class App:
         self.store = await open_store(config.store_url)
         self.cache = await open_cache(config.cache)
         self.bus = await open_bus(config.bus)
-        self.worker = Worker(self.bus, self.store)
+        self.worker = Worker(self.bus, self.store, self.store)
         self.accounts = Accounts(self.store, self.cache)
         known = await self.store.known_models(now - KNOWN_SECONDS)
         self.registry = Registry(known)

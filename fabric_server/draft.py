@@ -7,11 +7,12 @@ from time import time
 
 from consumer.records import LedgerEntry
 from fabric_server.accounts import Key
+from fabric_server.exchange import Exchange
 from fabric_server.request import Request
 from fabric_server.usage import Usage
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Draft:
     key: Key
     model: str = ""
@@ -26,6 +27,12 @@ class Draft:
     outcome: str = "failed"
     error: str | None = None
     usage: Usage | None = None
+    exchange: Exchange | None = None
+    """The attempt under way."""
+    cut: bool = False
+    """Its key was taken away meanwhile."""
+    recorded: bool = False
+    """It is in the ledger."""
 
     def entry(self, request: Request, now: float) -> LedgerEntry:
         """``now`` in event-loop seconds."""

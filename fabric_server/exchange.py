@@ -52,7 +52,7 @@ class Ending:
     code: int = Code.NONE
     reason: str = ""
     refusal: Refusal | None = None
-    """The user's own body was at fault."""
+    """The user's own body or key was at fault."""
 
 
 class Exchange:
@@ -70,9 +70,11 @@ class Exchange:
         "_engine",
         "_headers",
         "_heard_at",
+        "_last",
         "_limit_at",
         "_loop",
         "_meter",
+        "_on_over",
         "_over",
         "_owed",
         "_patience",
@@ -100,9 +102,13 @@ class Exchange:
         deadlines: Deadlines,
         patience: Patience,
         elsewhere: Callable[[], bool],
+        on_over: Callable[[Exchange, Ending], None],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        """``elsewhere`` tells whether somebody else could be asked when this engine answers 5xx."""
+        """``elsewhere`` tells whether somebody else could be asked when this engine answers 5xx.
+
+        ``on_over`` is told the ending before the user has the last byte of the answer.
+        """
         self.request = request
         self.done: asyncio.Future[Ending] = loop.create_future()
         self.relayed = False
@@ -117,11 +123,14 @@ class Exchange:
         self._deadlines = deadlines
         self._patience = patience
         self._elsewhere = elsewhere
+        self._on_over = on_over
         self._loop = loop
         self._headers: Headers = []
         self._meter: Meter = NoMeter()
         self._streamed = False
         self._announced: int | None = None
+        self._last = b""
+        """The end of an announced answer, until the node says that it is one."""
         self._over = False
         self._owed = 0
         """Bytes passed on that the user has not taken yet, and the node not been credited for."""
@@ -172,6 +181,16 @@ class Exchange:
             self._finish(Ending("cancelled"))
             self._reset(Code.CANCELLED, "the user has hung up")
 
+    def cut(self, refusal: Refusal) -> None:
+        """The user may not go on; does nothing when the attempt is over."""
+        if self._over:
+            return
+        if self.relayed:
+            self._end_broken(refusal, Ending("cancelled", refusal=refusal))
+        else:
+            self._finish(Ending("cancelled", refusal=refusal))
+        self._reset(Code.CANCELLED, refusal.code)
+
     # ── what the stream tells ─────────────────────────────────────────────────────────────────
 
     def on_writable(self) -> None:
@@ -215,7 +234,9 @@ class Exchange:
             return
         data = self._meter.feed(data)
         request = self.request
-        if data:
+        if self.bytes_seen == self._announced:
+            self._last = data
+        elif data:
             request.write(data)
         if request.paused:
             if not self._owed:
@@ -237,18 +258,19 @@ class Exchange:
                 return
             self._start()
         request = self.request
-        request.write(self._meter.end())
+        request.write(self._last + self._meter.end())
         if self.status >= 300:
             ending = Ending("engine_error")
         elif self._meter.failed:
             ending = Ending("failed", Code.ENGINE_FAILED, "the engine reported an error")
         elif not self._meter.complete:
-            self._tell("incomplete", "The answer ended before it was complete.")
-            ending = Ending("incomplete", Code.ENGINE_FAILED, "no terminal marker")
+            said = _broken("incomplete", "The answer ended before it was complete.")
+            self._end_broken(said, Ending("incomplete", Code.ENGINE_FAILED, "no terminal marker"))
+            return
         else:
             ending = Ending("ok")
-        request.finish()
         self._finish(ending)
+        request.finish()
 
     def on_reset(self, code: int, reason: str) -> None:
         self._gone()
@@ -311,29 +333,35 @@ class Exchange:
 
     def _break(self, code: int, reason: str) -> None:
         """The attempt has failed: tell the user, if anything of it has reached them."""
-        outcome = "timeout" if code == Code.TIMEOUT else "failed"
-        if self.relayed:
-            if code == Code.SLOW_READER:
-                self.request.abort()
-            else:
-                self._tell("upstream_lost", "The node was lost in the middle of the answer.")
-        self._finish(Ending(outcome, code, reason))
+        ending = Ending("timeout" if code == Code.TIMEOUT else "failed", code, reason)
+        if not self.relayed:
+            self._finish(ending)
+        elif code == Code.SLOW_READER:
+            self._finish(ending)
+            self.request.abort()
+        else:
+            said = _broken("upstream_lost", "The node was lost in the middle of the answer.")
+            self._end_broken(said, ending)
 
-    def _tell(self, code: str, message: str) -> None:
+    def _end_broken(self, said: Refusal, ending: Ending) -> None:
         """End a broken answer so that the user can tell."""
         request = self.request
-        if not self._streamed:
+        if self._streamed:
+            # Half an event that was held back is of no use; one that was not must be ended.
+            torn = b"\n\n" if self._meter.torn else b""
+            request.write(torn + b"data: " + said.body() + b"\n\n")
+            self._finish(ending)
+            request.finish()
+        else:
+            self._finish(ending)
             request.abort()
-            return
-        # Half an event that was held back is of no use to anyone; one that was not must be ended.
-        error = Refusal(502, code, message, type="server_error")
-        request.write((b"\n\n" if self._meter.torn else b"") + b"data: " + error.body() + b"\n\n")
-        request.finish()
 
     def _finish(self, ending: Ending) -> None:
+        """Nothing more will be written.  What was is still here: it leaves after this."""
         self._over = True
         self._deadlines.discard(self)
         self.request.on_drained = None
+        self._on_over(self, ending)
         if not self.done.done():  # a cancelled gateway has cancelled it
             self.done.set_result(ending)
 
@@ -341,3 +369,7 @@ class Exchange:
         """Nothing runs at the node any more."""
         self._deadlines.discard(self)
         self._registry.release(self._engine)
+
+
+def _broken(code: str, message: str) -> Refusal:
+    return Refusal(502, code, message, type="server_error")

@@ -55,6 +55,8 @@ _json = msgspec.json.Encoder().encode
 
 
 class Bus(Protocol):
+    @property
+    def full(self) -> bool: ...
     def publish(self, topic: str, record: LedgerEntry) -> None: ...
 
 
@@ -81,12 +83,21 @@ class Gateway:
         self._loop = asyncio.get_running_loop()
         self.active = 0
         """Requests under way."""
+        self._drafts: dict[str, set[Draft]] = {}
+        """Requests under way by the ids of their keys."""
         self._idle = asyncio.Event()
         self._idle.set()
 
     async def idle(self) -> None:
         """Wait until no request is under way."""
         await self._idle.wait()
+
+    def cut(self, key_id: str) -> None:
+        """This key is worth nothing from now on: end what runs on it."""
+        for draft in tuple(self._drafts.get(key_id, ())):
+            draft.cut = True
+            if draft.exchange is not None:
+                draft.exchange.cut(refusals.key_withdrawn())
 
     async def handle(self, request: Request) -> None:
         """Answer one request of the public port; raises Refusal for what can't be answered."""
@@ -137,9 +148,10 @@ class Gateway:
 
     async def complete(self, request: Request) -> None:
         draft = Draft(await self._authenticate(request))
-        self.active += 1
-        self._idle.clear()
+        self._begin(draft)
         try:
+            if self._bus.full:
+                raise refusals.ledger_full()
             ask = await self._read_ask(request, draft.key)
             draft.model, draft.stream = ask.model, ask.stream
             if not draft.key.allows(ask.model):
@@ -160,10 +172,26 @@ class Gateway:
             request.status = request.status or 500
             raise
         finally:
-            self.active -= 1
-            if not self.active:
-                self._idle.set()
+            self._end(draft)
             self._record(request, draft)
+
+    def _begin(self, draft: Draft) -> None:
+        self.active += 1
+        self._idle.clear()
+        key_id = draft.key.id
+        if key_id in self._drafts:
+            self._drafts[key_id].add(draft)
+        else:
+            self._drafts[key_id] = {draft}
+
+    def _end(self, draft: Draft) -> None:
+        self.active -= 1
+        if not self.active:
+            self._idle.set()
+        drafts = self._drafts[draft.key.id]
+        drafts.discard(draft)
+        if not drafts:
+            del self._drafts[draft.key.id]
 
     async def _authenticate(self, request: Request) -> Key:
         scheme, _, token = request.headers.get(b"authorization", b"").partition(b" ")
@@ -219,9 +247,14 @@ class Gateway:
             could = whole and len(tried) < MOST_TRIES
             return could and self._admission.another(ask.model, tried)
 
+        def over(exchange: Exchange, ending: Ending) -> None:
+            self._note(request, draft, exchange, ending)
+            if exchange.relayed:
+                self._record(request, draft)
+
         while True:
             engine, tunnel = await self._admit(ask.model, tried, draft)
-            exchange = Exchange(
+            exchange = draft.exchange = Exchange(
                 request,
                 engine,
                 ask,
@@ -229,13 +262,13 @@ class Gateway:
                 deadlines=self._deadlines,
                 patience=self._patience,
                 elsewhere=elsewhere,
+                on_over=over,
                 loop=self._loop,
             )
             head = self._head(request, engine.name, size, draft.attempts)
             exchange.begin(tunnel, head, body.kept, ended=whole)
             ending = await self._await_ending(exchange, whole)
-            self._note(request, draft, exchange, ending)
-            if ending.refusal is not None:
+            if ending.refusal is not None and not request.finished:
                 raise ending.refusal
             if exchange.relayed:
                 return
@@ -247,6 +280,9 @@ class Gateway:
         began = self._loop.time()
         while True:
             engine = await self._admission.admit(model, tried)
+            if draft.cut:  # while it waited in line
+                self._registry.release(engine)
+                raise refusals.key_withdrawn()
             tunnel = engine.node.tunnel()
             if tunnel is not None:
                 break
@@ -258,9 +294,11 @@ class Gateway:
         return engine, tunnel
 
     def _note(self, request: Request, draft: Draft, exchange: Exchange, ending: Ending) -> None:
+        draft.exchange = None
         draft.usage = exchange.usage
         draft.first_byte_at = exchange.first_byte_at
-        draft.outcome, draft.error = ending.outcome, None
+        draft.outcome = ending.outcome
+        draft.error = ending.refusal.code if ending.refusal is not None else None
         if ending.code:
             draft.error = Code.name_of(ending.code)
             log.info(
@@ -314,6 +352,11 @@ class Gateway:
         return refusals.upstream_error("The node's engine failed before it could answer.")
 
     def _record(self, request: Request, draft: Draft) -> None:
+        """Into the ledger, once; of an answer before its last byte has left: whatever ends this
+        process then, whoever has a whole answer is billed for it."""
+        if draft.recorded:
+            return
+        draft.recorded = True
         entry = draft.entry(request, self._loop.time())
         self._bus.publish(LEDGER, entry)
         self._metrics.count(entry)

@@ -59,6 +59,26 @@ def no_key() -> Refusal:
     )
 
 
+def key_withdrawn() -> Refusal:
+    """While the request was under way."""
+    return Refusal(
+        401,
+        "key_withdrawn",
+        "This API key was revoked or disabled.",
+        type="authentication_error",
+    )
+
+
+def ledger_full() -> Refusal:
+    return Refusal(
+        503,
+        "ledger_full",
+        "Requests can't be accounted for at the moment. Try again shortly.",
+        type="server_error",
+        retry_after=10.0,
+    )
+
+
 def wrong_key() -> Refusal:
     return Refusal(
         401,

@@ -22,7 +22,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from consumer.records import LedgerEntry
+from consumer.records import LEDGER, LedgerEntry
 from fabric_server.accounts import Accounts, mint
 from fabric_server.admission import Admission
 from fabric_server.backends.memory import MemoryCache
@@ -96,8 +96,10 @@ class Keys:
 class Ledger(list[LedgerEntry]):
     """A bus that keeps what it is told."""
 
+    full = False
+
     def publish(self, topic: str, record: Struct) -> None:
-        assert topic == "ledger"
+        assert topic == LEDGER
         assert isinstance(record, LedgerEntry)
         self.append(record)
 

@@ -9,10 +9,9 @@ from typing import Annotated, Literal, Protocol
 
 from msgspec import Meta, Struct
 
-from consumer.records import LedgerEntry, Outcome
+from consumer.records import LedgerEntry, Outcome, UsageRow
 from fabric_server import refusals
 from fabric_server.api.asking import not_found
-from fabric_server.backends.rows import UsageRow
 from fabric_server.nodes import Engine
 
 DAY = 86_400.0

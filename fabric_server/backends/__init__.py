@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from msgspec import Struct
 
 from consumer.errors import BackendError
+from consumer.store import open_database
+from consumer.urls import shown
 from consumer.worker import Source
 from fabric_server.backends.memory import MemoryBus, MemoryCache
-from fabric_server.backends.sqlite import SqliteDatabase, path_of
 from fabric_server.backends.store import SqlStore
 
 
@@ -28,6 +29,18 @@ class Cache(Protocol):
 class Bus(Source, Protocol):
     """Takes records from whoever has no time to wait, to ``consumer.Worker``."""
 
+    @property
+    def waiting(self) -> Mapping[str, int]:
+        """Records published and not yet taken, by topic."""
+
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        """Records lost for want of room since the start, by topic."""
+
+    @property
+    def full(self) -> bool:
+        """No more requests should be let in: their ledger entries could not be held."""
+
     def publish(self, topic: str, record: Struct) -> None:
         """Never blocks and never raises; topics are named in ``consumer.records``."""
 
@@ -37,18 +50,8 @@ class Bus(Source, Protocol):
 async def open_store(
     url: str, *, setting: str = "store", clock: Callable[[], float] = time.time
 ) -> SqlStore:
-    """The store at ``url``, its schema brought up to date.
-
-    ``sqlite:///relative/path``, ``sqlite:////absolute/path``, or ``sqlite://`` for memory.  What
-    follows the third slash is the path as it is, with nothing escaped.  Raises ``BackendError``;
-    its text names ``setting`` when it is the URL that is wrong.
-    """
-    _check(url, setting, "sqlite", "sqlite:///path/to/file.db")
-    try:
-        path = path_of(url)
-    except ValueError as error:
-        raise BackendError(f"{setting} = '{_shown(url)}': {error}") from error
-    return await SqlStore.open(SqliteDatabase(path), clock)
+    """The store at ``url``, its schema brought up to date: see ``consumer.store.open_database``."""
+    return await SqlStore.open(await open_database(url, setting=setting), clock)
 
 
 async def open_cache(url: str, *, setting: str = "cache") -> Cache:
@@ -66,13 +69,4 @@ async def open_bus(url: str, *, setting: str = "bus") -> Bus:
 def _check(url: str, setting: str, known: str, example: str) -> None:
     scheme, mark, rest = url.partition("://")
     if scheme != known or not mark or (known == "memory" and rest):
-        raise BackendError(f"{setting} = '{_shown(url)}': this version knows only {example}")
-
-
-def _shown(url: str) -> str:
-    """A URL as it may appear in a message: without a password."""
-    head, at, tail = url.rpartition("@")
-    if not at:
-        return url
-    scheme, mark, _ = head.partition("://")
-    return f"{scheme}{mark}***@{tail}"
+        raise BackendError(f"{setting} = '{shown(url)}': this version knows only {example}")

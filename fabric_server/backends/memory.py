@@ -52,12 +52,11 @@ class MemoryCache:
 class _Queue(Generic[R]):
     """Records of one topic, in order.  Positions count what was ever published."""
 
-    def __init__(self, topic: str, most: int, keep_old: bool) -> None:
+    def __init__(self, topic: str, most: int) -> None:
         self.topic = topic
         self.records: deque[R] = deque()
         self.dropped = 0
         self._most = most
-        self._keep_old = keep_old
         self._dropping_since = 0
         self._ended = 0  # position up to which all is dropped or taken
         self._settled = 0
@@ -66,16 +65,13 @@ class _Queue(Generic[R]):
     def published(self) -> int:
         return self._ended + len(self.records)
 
-    def make_room(self) -> bool:
-        """Called when full; whether the new record may still be added."""
+    def make_room(self) -> None:
+        """Drops the oldest record."""
         if self.dropped == self._dropping_since:
             log.error("records are being dropped", extra={"topic": self.topic, "held": self._most})
         self.dropped += 1
-        if self._keep_old:
-            return False
         self.records.popleft()
         self._ended += 1
-        return True
 
     def full(self) -> bool:
         return len(self.records) >= self._most
@@ -104,15 +100,14 @@ class _Queue(Generic[R]):
 class MemoryBus:
     """Both ends of a bus, for the event loop of one thread.
 
-    When the store is away for long, the oldest heartbeats make room for new ones; ledger entries
-    are dropped only over a far larger bound (some 540 bytes each).  Both are counted and logged.
+    When the store is away for long, the oldest heartbeats make room for new ones, counted and
+    logged.  Ledger entries are never dropped: at a far larger bound (some 540 bytes each) the bus
+    is ``full``, and whoever makes more of them is to stop.
     """
 
     def __init__(self, *, most_heartbeats: int = 10_000, most_ledger: int = 200_000) -> None:
-        self._ledger: _Queue[LedgerEntry] = _Queue(LEDGER, most_ledger, keep_old=True)
-        self._heartbeats: _Queue[HeartbeatRecord] = _Queue(
-            HEARTBEATS, most_heartbeats, keep_old=False
-        )
+        self._ledger: _Queue[LedgerEntry] = _Queue(LEDGER, most_ledger)
+        self._heartbeats: _Queue[HeartbeatRecord] = _Queue(HEARTBEATS, most_heartbeats)
         self._queues: dict[str, _Queue[Any]] = {LEDGER: self._ledger, HEARTBEATS: self._heartbeats}
         self._missing = 0  # records until the one who sleeps is woken; below, nobody cares
         self._sleeper: asyncio.Future[None] | None = None  # whoever waits in take
@@ -132,10 +127,15 @@ class MemoryBus:
         """Records lost for want of room since the start, by topic."""
         return {topic: queue.dropped for topic, queue in self._queues.items()}
 
+    @property
+    def full(self) -> bool:
+        """No more requests should be let in: their entries could not be held."""
+        return self._ledger.full()
+
     def publish(self, topic: str, record: Struct) -> None:
         queue = self._queues[topic]
-        if queue.full() and not queue.make_room():
-            return
+        if queue is self._heartbeats and queue.full():
+            queue.make_room()
         queue.records.append(record)
         self._missing -= 1
         if self._missing == 0:
@@ -170,6 +170,9 @@ class MemoryBus:
                 still.append(waiter)
         self._settling = still
         self._hurried = bool(still)
+
+    async def reject(self, record: Struct, reason: str) -> None:
+        """There is no place to put it but the log, where the worker writes it in full."""
 
     async def settled(self) -> None:
         ledger, heartbeats = self._ledger.published, self._heartbeats.published

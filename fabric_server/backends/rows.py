@@ -37,6 +37,8 @@ class NodeRow(Struct, frozen=True):
     last_seen_at: float | None = None
     platform: str = ""
     version: str = ""
+    online: bool = False
+    """As far as the store knows; the server that has its link knows better."""
 
 
 class InvitationRow(Struct, frozen=True):
@@ -70,17 +72,3 @@ class Changes(Struct, frozen=True):
     ``keys`` and ``nodes`` are then all of them."""
     keys: Sequence[KeyRow] = ()
     nodes: Sequence[NodeRow] = ()
-
-
-class UsageRow(Struct, frozen=True):
-    """The sum of some ledger entries."""
-
-    group: dict[str, str | int | None]
-    """What they have in common, by the names asked for; hours and days by their first second."""
-    requests: int
-    succeeded: int
-    """Those with outcome ``ok``."""
-    prompt_tokens: int
-    completion_tokens: int
-    bytes_in: int
-    bytes_out: int

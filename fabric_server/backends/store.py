@@ -11,16 +11,19 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from fabric_server.backends import migrations
-from fabric_server.backends.database import Database, Row, Session
-from fabric_server.backends.measured import Measured
+from consumer.database import Database, Row, Session, insertion
+from consumer.measured import Measured
+from consumer.store import migrate
 from fabric_server.backends.rows import Changes, InvitationRow, KeyRow, NodeRow, Redeemed
 
 # In the order of KeyRow and of NodeRow.
 _KEY = "id, account, name, prefix, hash, management, created_at, expires_at, revoked_at, models"
 _NODE = (
-    "id, name, public_key_sha256, created_at, revoked_at, epoch, last_seen_at, platform, version"
+    "id, name, public_key_sha256, created_at, revoked_at, epoch, last_seen_at, platform, version,"
+    " online"
 )
+
+_SERVED = insertion("served_models", {"node_id": "TEXT", "model": "TEXT"})
 
 
 class AmbiguousKey(Exception):
@@ -43,8 +46,7 @@ class SqlStore(Measured):
     async def open(cls, database: Database, clock: Callable[[], float] = time.time) -> SqlStore:
         """Brings the schema up to date first.  Closes the database when it can't."""
         try:
-            known = migrations.find(migrations.directory())
-            await migrations.migrate(database, known, clock())
+            await migrate(database, clock())
             return cls(database, await _revision(database))
         except BaseException:
             await database.close()
@@ -68,7 +70,7 @@ class SqlStore(Measured):
         keys = await fetch(f"SELECT {_KEY} FROM keys WHERE revision > $1", after)
         nodes = await fetch(f"SELECT {_NODE} FROM nodes WHERE revision > $1", after)
         return Changes(
-            revision, everything, [_key(row) for row in keys], [NodeRow(*row) for row in nodes]
+            revision, everything, [_key(row) for row in keys], [_node(row) for row in nodes]
         )
 
     # ── keys ──────────────────────────────────────────────────────────────────────────────────
@@ -157,7 +159,7 @@ class SqlStore(Measured):
                 return Redeemed.EXPIRED if rows[0][0] is None else Redeemed.USED
             await session.execute(
                 f"INSERT INTO nodes ({_NODE}, revision)"
-                " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+                " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
                 *msgspec.structs.astuple(node),
                 await _bump(session),
             )
@@ -168,12 +170,12 @@ class SqlStore(Measured):
 
     async def node(self, id: str) -> NodeRow | None:
         rows = await self._database.fetch(f"SELECT {_NODE} FROM nodes WHERE id = $1", id)
-        return NodeRow(*rows[0]) if rows else None
+        return _node(rows[0]) if rows else None
 
     async def nodes(self) -> list[NodeRow]:
         """All of them, oldest first."""
         rows = await self._database.fetch(f"SELECT {_NODE} FROM nodes ORDER BY created_at, id")
-        return [NodeRow(*row) for row in rows]
+        return [_node(row) for row in rows]
 
     async def revoke_node(self, id: str, at: float) -> NodeRow | None:
         """Returns the revoked node, or None when there is none.  One revoked before stays as is."""
@@ -186,7 +188,7 @@ class SqlStore(Measured):
                 id,
             )
             rows = await session.fetch(f"SELECT {_NODE} FROM nodes WHERE id = $1", id)
-            return NodeRow(*rows[0]) if rows else None
+            return _node(rows[0]) if rows else None
 
     async def next_epoch(self, node_id: str) -> int | None:
         """The number of a new registration; None when the node is unknown or revoked."""
@@ -203,7 +205,7 @@ class SqlStore(Measured):
         """A node has models that it did not have before."""
         rows = [(node_id, model) for model in models]
         async with self._database.transaction() as session:
-            await session.insert("served_models", ("node_id", "model"), rows)
+            await session.many(_SERVED, rows)
 
     async def known_models(self, since: float, *, most: int = 10_000) -> list[str]:
         """Models of nodes that were seen after ``since`` and not revoked."""
@@ -219,7 +221,8 @@ class SqlStore(Measured):
         """At registration.  Later ``last_seen_at`` follows the heartbeats by itself."""
         async with self._database.transaction() as session:
             await session.execute(
-                "UPDATE nodes SET last_seen_at = $1, platform = $2, version = $3 WHERE id = $4",
+                "UPDATE nodes SET last_seen_at = $1, platform = $2, version = $3, online = TRUE"
+                " WHERE id = $4",
                 at,
                 platform,
                 version,
@@ -236,6 +239,12 @@ async def _bump(session: Session) -> int:
     """The revision of the change that this transaction makes."""
     rows = await session.fetch("UPDATE revision SET number = number + 1 RETURNING number")
     return int(rows[0][0])
+
+
+def _node(row: Row) -> NodeRow:
+    *others, online = row
+    values = [*others, bool(online)]  # SQLite has no truth values of its own
+    return NodeRow(*values)
 
 
 def _key(row: Row) -> KeyRow:

@@ -27,17 +27,22 @@ class Shelf:
         self.batches: list[Batch] = []
         self.forgotten: list[tuple[float, int]] = []
         self.old_heartbeats = 0
+        self.swept: list[float] = []
 
     async def write(
         self, heartbeats: Sequence[HeartbeatRecord], ledger: Sequence[LedgerEntry]
     ) -> None:
         self.batches.append(Batch(heartbeats, ledger))
 
-    async def forget_heartbeats(self, before: float, most: int) -> int:
+    async def forget_heartbeats(self, before: float, now: float, most: int) -> bool:
         self.forgotten.append((before, most))
         gone = min(self.old_heartbeats, most)
         self.old_heartbeats -= gone
-        return gone
+        return gone == most
+
+    async def mark_offline(self, unseen_since: float) -> list[str]:
+        self.swept.append(unseen_since)
+        return ["node_gone"]
 
     @property
     def ledger(self) -> list[str]:
@@ -282,7 +287,13 @@ async def test_old_heartbeats_are_forgotten_in_pieces_and_then_once_a_minute() -
     bus, shelf, now = MemoryBus(), Shelf(), [NOON]
     shelf.old_heartbeats = 25
     worker = Worker(
-        bus, shelf, most=10, batch_seconds=0.001, keep_heartbeats_days=7, clock=lambda: now[0]
+        bus,
+        shelf,
+        shelf,
+        most=10,
+        batch_seconds=0.001,
+        keep_heartbeats_days=7,
+        clock=lambda: now[0],
     )
 
     async with running(worker):
@@ -295,9 +306,36 @@ async def test_old_heartbeats_are_forgotten_in_pieces_and_then_once_a_minute() -
         await until(lambda: len(shelf.forgotten) == 4)
 
 
+async def test_nodes_that_missed_their_deadline_are_marked_offline(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    bus, shelf, now = MemoryBus(), Shelf(), [NOON]
+    worker = Worker(
+        bus, shelf, shelf, batch_seconds=0.001, offline_seconds=60.0, clock=lambda: now[0]
+    )
+    async with running(worker):
+        await until(lambda: shelf.swept == [NOON - 60.0])
+        publish(bus, range(1))
+        await worker.flushed()
+        assert len(shelf.swept) == 1
+        now[0] += 15.0
+        await until(lambda: shelf.swept == [NOON - 60.0, NOON - 45.0])
+    said = [record for record in caplog.records if record.message == "node offline"]
+    assert [vars(record)["node"] for record in said] == ["node_gone", "node_gone"]
+
+
+async def test_nobody_is_marked_offline_while_heartbeats_may_wait_unread() -> None:
+    bus, shelf = MemoryBus(), Shelf()
+    async with running(Worker(bus, shelf, shelf, batch_size=10, batch_seconds=60.0)) as worker:
+        publish(bus, range(10))  # a full batch: there may be more behind it
+        await until(lambda: worker.written == 10)
+        assert shelf.swept == []
+
+
 async def test_with_the_real_store_each_request_is_there_once() -> None:
     store, bus = await open_store("sqlite://"), MemoryBus()
-    async with running(Worker(bus, store, batch_size=100, keep_heartbeats_days=1e6)) as worker:
+    async with running(Worker(bus, store, batch_size=100)) as worker:
         for start in range(0, 3000, 30):
             publish(bus, range(start, start + 30))
             publish(bus, range(start, start + 3))  # told twice

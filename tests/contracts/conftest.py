@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 import pytest
 
 from fabric_server.backends import Bus, Cache, open_bus, open_cache, open_store
 from fabric_server.backends.store import SqlStore
 
-SHARED_STORES: dict[str, Callable[[Path], str]] = {
-    "sqlite": lambda folder: f"sqlite:///{folder / 'store.db'}",
-}
+SHARED_STORES = ("sqlite", "postgresql")
 """Those that several processes can use at once."""
-STORES = {**SHARED_STORES, "sqlite in memory": lambda folder: "sqlite://"}
+STORES = (*SHARED_STORES, "sqlite in memory")
 CACHES = {"memory": "memory://"}
 BUSES = {"memory": "memory://"}
 
 
-@pytest.fixture(params=list(STORES))
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[SqlStore]:
-    store = await open_store(STORES[request.param](tmp_path))
+def store_url(kind: str, request: pytest.FixtureRequest) -> str:
+    """Of a store of this kind that is still empty."""
+    if kind == "postgresql":
+        url: str = request.getfixturevalue("postgres").new_database()
+        return url
+    if kind == "sqlite":
+        return f"sqlite:///{request.getfixturevalue('tmp_path') / 'store.db'}"
+    return "sqlite://"
+
+
+@pytest.fixture(params=STORES)
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[SqlStore]:
+    store = await open_store(store_url(request.param, request))
     yield store
     await store.close()
 
 
-@pytest.fixture(params=list(SHARED_STORES))
-def shared_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return SHARED_STORES[request.param](tmp_path)
+@pytest.fixture(params=SHARED_STORES)
+def shared_url(request: pytest.FixtureRequest) -> str:
+    return store_url(request.param, request)
 
 
 @pytest.fixture(params=list(CACHES))

@@ -112,13 +112,15 @@ async def test_a_full_memory_drops_old_heartbeats_and_counts_them(
     assert [r.levelno for r in caplog.records] == [logging.ERROR, logging.WARNING]
 
 
-async def test_a_full_memory_keeps_the_ledger_entries_it_has() -> None:
+async def test_a_memory_full_of_ledger_entries_says_so_and_keeps_them_all() -> None:
     bus = MemoryBus(most_heartbeats=3, most_ledger=5)
     for number in range(8):
+        assert bus.full is (number >= 5)
         bus.publish(LEDGER, entry(number))
-    assert bus.dropped[LEDGER] == 3
-    batch = await bus.take(1, 100, 0)
-    assert batch.ledger == [entry(number) for number in range(5)]
+    assert bus.dropped[LEDGER] == 0
+    batch = await bus.take(1, 6, 0)
+    assert batch.ledger == [entry(number) for number in range(6)]
+    assert not bus.full
 
 
 async def test_dropped_records_do_not_keep_settled_waiting() -> None:

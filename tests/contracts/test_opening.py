@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from consumer import migrations
 from consumer.errors import BackendError, StoreError
-from fabric_server.backends import migrations, open_bus, open_cache, open_store
-from fabric_server.backends.measured import Measured
-from fabric_server.backends.migrations import Migration, migrate, pending
-from fabric_server.backends.sqlite import SqliteDatabase, explain
+from consumer.measured import Measured
+from consumer.migrations import Migration, migrate, pending
+from consumer.sqlite import SqliteDatabase, explain
+from fabric_server.backends import open_bus, open_cache, open_store
 from tests.contracts.samples import NOON, entry, key
 
 FIRST = Migration(1, "0001_first.sql", "CREATE TABLE a (x BIGINT);\n")

@@ -156,7 +156,7 @@ async def test_a_node_that_was_seen_says_with_what(store: SqlStore) -> None:
     await store.redeem_invitation(digest("secret"), node(), NOON)
     await store.node_seen("node_attic", NOON + 7, platform="windows", version="0.2.0")
     assert await store.node("node_attic") == replace(
-        node(), last_seen_at=NOON + 7, platform="windows", version="0.2.0"
+        node(), last_seen_at=NOON + 7, platform="windows", version="0.2.0", online=True
     )
 
 

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from consumer.errors import RecordError
+from consumer.measured import GROUPS
 from consumer.records import HeartbeatRecord, LedgerEntry
 from fabric_server.backends import open_store
-from fabric_server.backends.measured import GROUPS
 from fabric_server.backends.store import SqlStore
 from tests.contracts.samples import NOON, beat, digest, entry, invitation, node
 
 FOREVER = 1e12
+DAY = 86_400.0
 
 
 async def test_an_entry_comes_back_as_it_was_written(store: SqlStore) -> None:
@@ -233,13 +234,54 @@ async def test_no_number_a_node_can_send_spoils_a_batch(store: SqlStore) -> None
     assert await store.requests() == [entry(1)]
 
 
-async def test_old_heartbeats_are_forgotten_in_pieces_oldest_first(store: SqlStore) -> None:
+async def test_old_heartbeats_are_forgotten_in_pieces_oldest_first() -> None:
+    store = await open_store("sqlite://")
     await store.write([beat(n) for n in range(10)], [])
-    assert await store.forget_heartbeats(NOON + 6, 4) == 4
+    assert await store.forget_heartbeats(NOON + 6, NOON, 4)
     assert await _seqs(store) == [9, 8, 7, 6, 5, 4]
-    assert await store.forget_heartbeats(NOON + 6, 4) == 2
-    assert await store.forget_heartbeats(NOON + 6, 4) == 0
+    assert not await store.forget_heartbeats(NOON + 6, NOON, 4)
     assert await _seqs(store) == [9, 8, 7, 6]
+    await store.close()
+
+
+async def test_heartbeats_older_than_a_day_before_are_forgotten(store: SqlStore) -> None:
+    """Where they are kept by day, days go as a whole: none earlier than was asked for."""
+    for day in range(10):
+        await store.forget_heartbeats(0, NOON + day * DAY, 1000)  # makes room for the day
+        await store.write([_beat_at(day * 10 + n, NOON + day * DAY + n) for n in range(3)], [])
+    await store.forget_heartbeats(NOON + 7 * DAY + 1, NOON + 9 * DAY, 1000)
+    left = await _seqs(store)
+    assert left[:8] == [92, 91, 90, 82, 81, 80, 72, 71]
+    assert set(left[8:]) <= {70}
+
+
+async def test_heartbeats_of_any_time_are_kept(store: SqlStore) -> None:
+    """Clocks may be far off; and days are made for what came before them."""
+    await store.write([_beat_at(n, NOON + n * 40 * DAY) for n in range(5)], [])
+    await store.forget_heartbeats(0, NOON + 40 * DAY, 1000)
+    await store.write([_beat_at(n, NOON + n * 40 * DAY) for n in range(7)], [])
+    assert await _seqs(store) == [6, 5, 4, 3, 2, 1, 0]
+    await store.forget_heartbeats(NOON + 100 * DAY, NOON + 120 * DAY, 1000)
+    assert await _seqs(store) == [6, 5, 4, 3]
+
+
+async def test_nodes_unheard_of_are_marked_offline_until_they_are_heard_again(
+    store: SqlStore,
+) -> None:
+    for name in ("attic", "barn"):
+        await store.create_invitation(invitation(name))
+        await store.redeem_invitation(digest(name), node(name), NOON)
+        await store.node_seen(f"node_{name}", NOON, platform="linux", version="0.1.0")
+    await store.write([beat(100, node="node_barn")], [])
+    assert await store.mark_offline(NOON + 60) == ["node_attic"]
+    assert await store.mark_offline(NOON + 60) == []
+    assert [row.online for row in await store.nodes()] == [False, True]
+    await store.write([beat(200)], [])
+    assert [row.online for row in await store.nodes()] == [True, True]
+
+
+def _beat_at(seq: int, at: float) -> HeartbeatRecord:
+    return replace(beat(seq), at=at)
 
 
 async def _seqs(store: SqlStore) -> list[int]:

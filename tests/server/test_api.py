@@ -22,6 +22,7 @@ from aiohttp import web
 from msgspec import Struct
 from prometheus_client.parser import text_string_to_metric_families
 
+from consumer.measured import GROUPS
 from consumer.records import HEARTBEATS, LEDGER
 from fabric_client.enrol import JoinProblem, join
 from fabric_server import api
@@ -31,7 +32,6 @@ from fabric_server.api.asking import Patience
 from fabric_server.api.reports import Group
 from fabric_server.api.routes import Route, mount
 from fabric_server.app import App
-from fabric_server.backends.measured import GROUPS
 from fabric_server.config import Config
 from fabric_server.listen import REASONS, Listener, Port
 from protocol import messages
@@ -938,7 +938,7 @@ async def test_metrics_tell_what_goes_on_and_never_name_a_model_a_key_or_a_node(
     assert seen["fabric_connections_refused_total", "control", "garbage"] == 1
     assert seen["fabric_public_connections",] == 1
     assert seen["fabric_refusals_total", "unknown_path"] == 1
-    assert seen["fabric_bus_waiting", "ledger"] == 0
+    assert seen["fabric_bus_waiting", "request-ledger"] == 0
     assert seen["fabric_tunnel_bytes_total", "in"] > 0
     assert 0 <= seen["fabric_event_loop_lag_seconds",] < 5
     assert seen["process_resident_memory_bytes",] > 1_000_000

@@ -11,28 +11,71 @@ from typing import Any
 
 import msgspec
 
+from consumer import partitions, rollup
+from consumer.database import Database, Many, Row, Value, insertion
 from consumer.errors import StoreError
-from consumer.records import HeartbeatRecord, LedgerEntry
-from fabric_server.backends.database import Database, Row, Value
-from fabric_server.backends.rows import UsageRow
+from consumer.records import HeartbeatRecord, LedgerEntry, UsageRow
 from protocol.messages import Heartbeat
 
-_LEDGER = LedgerEntry.__struct_fields__
-_STREAM = _LEDGER.index("stream")
-_HEARTBEAT = (
-    *("node_id", "epoch", "seq", "at"),
-    *("cpu_percent", "memory_percent", "active", "slots", "payload"),
+_TEXT, _BIGINT, _DOUBLE, _BOOLEAN = "TEXT", "BIGINT", "DOUBLE PRECISION", "BOOLEAN"
+
+_LEDGER = {
+    "request_id": _TEXT,
+    "at": _DOUBLE,
+    "account": _TEXT,
+    "key_id": _TEXT,
+    "node_id": _TEXT,
+    "engine": _TEXT,
+    "model": _TEXT,
+    "path": _TEXT,
+    "stream": _BOOLEAN,
+    "status": _BIGINT,
+    "outcome": _TEXT,
+    "error": _TEXT,
+    "attempts": _BIGINT,
+    "prompt_tokens": _BIGINT,
+    "completion_tokens": _BIGINT,
+    "queue_ms": _DOUBLE,
+    "first_byte_ms": _DOUBLE,
+    "total_ms": _DOUBLE,
+    "bytes_in": _BIGINT,
+    "bytes_out": _BIGINT,
+}
+assert tuple(_LEDGER) == LedgerEntry.__struct_fields__
+_STREAM = LedgerEntry.__struct_fields__.index("stream")
+_ENTRY = ", ".join(_LEDGER)
+
+_HEARTBEAT = {
+    "node_id": _TEXT,
+    "epoch": _BIGINT,
+    "seq": _BIGINT,
+    "at": _DOUBLE,
+    "cpu_percent": _DOUBLE,
+    "memory_percent": _DOUBLE,
+    "active": _BIGINT,
+    "slots": _BIGINT,
+    "payload": _TEXT,
+}
+
+_ADD_ENTRIES = insertion("ledger", _LEDGER, returning=("request_id",))
+_ADD_HEARTBEATS = insertion("heartbeats", _HEARTBEAT)
+_SEEN = Many(
+    "WITH given (id, at) AS (given)"
+    " UPDATE nodes SET last_seen_at = given.at, online = TRUE FROM given"
+    " WHERE nodes.id = given.id AND (last_seen_at IS NULL OR last_seen_at < given.at)",
+    (_TEXT, _DOUBLE),
 )
+
 _GROUPS = {
     "account": "account",
     "key": "key_id",
     "model": "model",
-    "node": "node_id",
-    "engine": "engine",
+    "node": "NULLIF(node_id, '')",
+    "engine": "NULLIF(engine, '')",
     "path": "path",
     "outcome": "outcome",
-    "hour": "CAST(FLOOR(at / 3600.0) AS BIGINT) * 3600",
-    "day": "CAST(FLOOR(at / 86400.0) AS BIGINT) * 86400",
+    "hour": "hour",
+    "day": "hour / 86400 * 86400",
 }
 GROUPS = tuple(_GROUPS)
 """What usage can be summed by."""
@@ -60,31 +103,43 @@ class Measured:
             if ledger:
                 # Sorted, so that two writers never wait for each other crosswise.
                 entries = sorted(ledger, key=attrgetter("request_id"))
-                await session.insert("ledger", _LEDGER, map(msgspec.structs.astuple, entries))
+                rows = list(map(msgspec.structs.astuple, entries))
+                new = {row[0] for row in await session.many(_ADD_ENTRIES, rows)}
+                await rollup.add(session, entries, new)
             if heartbeats:
                 beats = sorted(heartbeats, key=attrgetter("node_id", "epoch", "seq"))
-                await session.insert("heartbeats", _HEARTBEAT, map(_heartbeat_values, beats))
-                await session.executemany(
-                    "UPDATE nodes SET last_seen_at = $1"
-                    " WHERE id = $2 AND (last_seen_at IS NULL OR last_seen_at < $1)",
-                    _last_seen(beats),
-                )
+                await session.many(_ADD_HEARTBEATS, list(map(_heartbeat_values, beats)))
+                await session.many(_SEEN, _last_seen(beats))
 
-    async def forget_heartbeats(self, before: float, most: int) -> int:
-        """Deletes up to ``most`` of those that arrived before; says how many."""
+    async def forget_heartbeats(self, before: float, now: float, most: int) -> bool:
+        """Deletes some of those that arrived before; whether there may be more to delete."""
+        if self._database.partitioned:
+            await partitions.keep(self._database, before, now)
+            return False
         async with self._database.transaction() as session:
-            return await session.execute(
+            gone = await session.execute(
                 "DELETE FROM heartbeats WHERE (node_id, epoch, seq) IN"
                 " (SELECT node_id, epoch, seq FROM heartbeats WHERE at < $1 ORDER BY at LIMIT $2)",
                 before,
                 most,
             )
+            return gone == most
+
+    async def mark_offline(self, unseen_since: float) -> list[str]:
+        """Nodes of which nothing was heard since are offline from now on; returns their ids."""
+        async with self._database.transaction() as session:
+            rows = await session.fetch(
+                "UPDATE nodes SET online = FALSE"
+                " WHERE online AND (last_seen_at IS NULL OR last_seen_at < $1) RETURNING id",
+                unseen_since,
+            )
+            return [str(row[0]) for row in rows]
 
     # ── read by the API ───────────────────────────────────────────────────────────────────────
 
     async def request(self, request_id: str) -> LedgerEntry | None:
         rows = await self._database.fetch(
-            f"SELECT {', '.join(_LEDGER)} FROM ledger WHERE request_id = $1", request_id
+            f"SELECT {_ENTRY} FROM ledger WHERE request_id = $1", request_id
         )
         return _entry(rows[0]) if rows else None
 
@@ -121,7 +176,7 @@ class Measured:
                 where.append(f"{column} = ${len(args)}")
         args.append(limit)
         rows = await self._report(
-            f"SELECT {', '.join(_LEDGER)} FROM ledger"
+            f"SELECT {_ENTRY} FROM ledger"
             f"{' WHERE ' if where else ''}{' AND '.join(where)}"
             f" ORDER BY at DESC, request_id DESC LIMIT ${len(args)}",
             args,
@@ -140,16 +195,18 @@ class Measured:
             if name not in _GROUPS:
                 raise ValueError(f"usage is not kept by '{name}'; it is by {', '.join(GROUPS)}")
         groups = ", ".join(_GROUPS[name] for name in by)
+        sums = ", ".join(
+            f"CAST(COALESCE(SUM({what}), 0) AS BIGINT)"
+            for what in (
+                "requests",
+                "CASE WHEN outcome = 'ok' THEN requests ELSE 0 END",
+                *rollup.SUMMED,
+            )
+        )
         rows = await self._report(
-            f"SELECT {groups}{', ' if by else ''}COUNT(*),"
-            " CAST(COALESCE(SUM(CASE WHEN outcome = 'ok' THEN 1 ELSE 0 END), 0) AS BIGINT),"
-            " CAST(COALESCE(SUM(prompt_tokens), 0) AS BIGINT),"
-            " CAST(COALESCE(SUM(completion_tokens), 0) AS BIGINT),"
-            " CAST(COALESCE(SUM(bytes_in), 0) AS BIGINT),"
-            " CAST(COALESCE(SUM(bytes_out), 0) AS BIGINT)"
-            " FROM ledger WHERE at >= $1 AND at < $2"
-            f"{f' GROUP BY {groups} ORDER BY {groups}' if by else ''} LIMIT $3",
-            [since, until, limit],
+            f"SELECT {groups}{', ' if by else ''}{sums} FROM ({rollup.PARTS}) AS parts"
+            f"{f' GROUP BY {groups} ORDER BY {groups}' if by else ''} LIMIT $7",
+            [*rollup.parts_of(since, until), limit],
         )
         n = len(by)
         return [UsageRow(dict(zip(by, row[:n], strict=True)), *row[n:]) for row in rows]
@@ -207,8 +264,8 @@ def _heartbeat_values(record: HeartbeatRecord) -> tuple[Value, ...]:
     )
 
 
-def _last_seen(beats: Iterable[HeartbeatRecord]) -> list[tuple[float, str]]:
+def _last_seen(beats: Iterable[HeartbeatRecord]) -> list[tuple[str, float]]:
     latest: dict[str, float] = {}
     for beat in beats:
         latest[beat.node_id] = max(beat.at, latest.get(beat.node_id, 0.0))
-    return [(at, node_id) for node_id, at in sorted(latest.items())]
+    return sorted(latest.items())

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from consumer.database import Database
 from consumer.errors import StoreError
-from fabric_server.backends.database import Database
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS schema_migrations (
@@ -34,7 +34,7 @@ class Migration(NamedTuple):
 
 def directory() -> Path:
     """Inside the package when installed from a wheel, at the top of the checkout otherwise."""
-    package = Path(__file__).parents[1]
+    package = Path(__file__).parent
     packed = package / "sql"
     return packed if packed.is_dir() else package.parent / "sql"
 
@@ -80,6 +80,7 @@ async def migrate(database: Database, known: Sequence[Migration], now: float) ->
     done: list[str] = []
     while True:
         async with database.transaction(durable=True) as session:
+            await session.alone("migrations")
             await session.execute(_TABLE)
             rows = await session.fetch("SELECT number, name, sha256 FROM schema_migrations")
             todo = pending(known, {row[0]: (row[1], row[2]) for row in rows})

@@ -12,15 +12,15 @@ import math
 import re
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
+from consumer.database import Many, Row, Session, Value
 from consumer.errors import BackendError, RecordError, StoreError
-from fabric_server.backends.database import Row, Session, Value
 
 OLDEST = (3, 35, 0)  # RETURNING
 READERS = 2
@@ -28,13 +28,15 @@ READERS = 2
 # Python's driver gives up the interpreter lock around every statement it steps, and wakes whoever
 # waits for it.  Many rows in one statement keep that, and the parsing, off the price of a row.
 # 100,000 ledger rows, 2026-11: one by one 3.0 us of CPU each, 100 at once 2.3; as JSON 8.5.
-ROWS_AT_ONCE = (256, 32)
+ROWS_AT_ONCE = (256, 32, 1)
 
 T = TypeVar("T")
 
 
 class SqliteDatabase:
     """``Database`` over the file at ``path``, or over memory that ends with it when None."""
+
+    partitioned = False
 
     def __init__(self, path: Path | None, *, busy_seconds: float = 5.0) -> None:
         """Opens the file, making it (0600) and its folder where missing.  Raises ``StoreError``."""
@@ -98,19 +100,17 @@ class _SqliteSession:
     async def execute(self, sql: str, *args: Value) -> int:
         return await self._lane.run(_execute, _numbered(sql), args)
 
-    async def executemany(self, sql: str, rows: Iterable[Sequence[Value]]) -> None:
-        await self._lane.run(_executemany, _numbered(sql), rows)
-
     async def fetch(self, sql: str, *args: Value) -> Sequence[Row]:
         return await self._lane.run(_fetch, _numbered(sql), args)
 
-    async def insert(
-        self, table: str, columns: Sequence[str], rows: Iterable[Sequence[Value]]
-    ) -> int:
-        return await self._lane.run(_insert, table, tuple(columns), rows)
+    async def many(self, statement: Many, rows: Sequence[Sequence[Value]]) -> Sequence[Row]:
+        return await self._lane.run(_many, statement, rows)
 
     async def script(self, text: str) -> None:
         await self._lane.run(_script, text)
+
+    async def alone(self, name: str) -> None:
+        """Nothing to do: there is one writer at a time, whatever it is about."""
 
 
 class _Lane:
@@ -268,30 +268,22 @@ def _execute(connection: sqlite3.Connection, sql: str, args: Sequence[Value]) ->
     return connection.execute(sql, args).rowcount
 
 
-def _executemany(connection: sqlite3.Connection, sql: str, rows: Iterable[Sequence[Value]]) -> None:
-    connection.executemany(sql, rows)
-
-
 def _fetch(connection: sqlite3.Connection, sql: str, args: Sequence[Value]) -> Sequence[Row]:
     return connection.execute(sql, args).fetchall()
 
 
-def _insert(
-    connection: sqlite3.Connection,
-    table: str,
-    columns: tuple[str, ...],
-    rows: Iterable[Sequence[Value]],
-) -> int:
-    before = connection.total_changes
-    left = list(rows)
+def _many(
+    connection: sqlite3.Connection, statement: Many, rows: Sequence[Sequence[Value]]
+) -> Sequence[Row]:
+    returned: list[Row] = []
     at = 0
     for size in ROWS_AT_ONCE:
-        sql = _insertion(table, columns, size)
-        while len(left) - at >= size:
-            connection.execute(sql, tuple(chain.from_iterable(left[at : at + size])))
+        sql = _given(statement, size)
+        while len(rows) - at >= size:
+            values = tuple(chain.from_iterable(rows[at : at + size]))
+            returned += connection.execute(sql, values).fetchall()
             at += size
-    connection.executemany(_insertion(table, columns, 1), left[at:])
-    return connection.total_changes - before
+    return returned
 
 
 def _script(connection: sqlite3.Connection, text: str) -> None:
@@ -306,12 +298,9 @@ def _script(connection: sqlite3.Connection, text: str) -> None:
 
 
 @functools.lru_cache(maxsize=64)
-def _insertion(table: str, columns: tuple[str, ...], rows: int) -> str:
-    row = f"({', '.join('?' * len(columns))})"
-    return (
-        f"INSERT INTO {table} ({', '.join(columns)}) "  # noqa: S608 - names of ours, no input
-        f"VALUES {', '.join([row] * rows)} ON CONFLICT DO NOTHING"
-    )
+def _given(statement: Many, rows: int) -> str:
+    row = f"({', '.join('?' * len(statement.types))})"
+    return statement.sql.replace("(given)", f"(VALUES {', '.join([row] * rows)})")
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,0 +1,79 @@
+# ruff: noqa: S608 - only column names of ours are put into a text
+"""Usage by the hour: kept beside the ledger, in the same transaction, and so always its sum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+
+from consumer.database import Many, Session
+from consumer.records import LedgerEntry
+
+HOUR = 3600
+
+SUMMED = ("prompt_tokens", "completion_tokens", "bytes_in", "bytes_out")
+_NAMED = ("account", "key_id", "node_id", "engine", "model", "path", "outcome")
+_KEY = f"hour, {', '.join(_NAMED)}"
+_ALL = f"{_KEY}, requests, {', '.join(SUMMED)}"
+
+_ADD = Many(
+    f"WITH given ({_ALL}) AS (given) INSERT INTO usage_by_hour ({_ALL})"
+    f" SELECT {_ALL} FROM given WHERE true ON CONFLICT ({_KEY}) DO UPDATE SET "
+    + ", ".join(f"{c} = usage_by_hour.{c} + excluded.{c}" for c in ("requests", *SUMMED)),
+    ("BIGINT", *["TEXT"] * len(_NAMED), *["BIGINT"] * (1 + len(SUMMED))),
+)
+
+_OF_LEDGER = (
+    "SELECT CAST(FLOOR(at) AS BIGINT) / 3600 * 3600 AS hour, account, key_id,"
+    " COALESCE(node_id, '') AS node_id, COALESCE(engine, '') AS engine, model, path, outcome,"
+    " 1 AS requests, COALESCE(prompt_tokens, 0) AS prompt_tokens,"
+    " COALESCE(completion_tokens, 0) AS completion_tokens, bytes_in, bytes_out FROM ledger"
+)
+PARTS = (
+    f"SELECT {_ALL} FROM usage_by_hour WHERE hour >= $1 AND hour < $2"
+    f" UNION ALL {_OF_LEDGER} WHERE at >= $3 AND at < $4"
+    f" UNION ALL {_OF_LEDGER} WHERE at >= $5 AND at < $6"
+)
+"""The usage of any time: its whole hours, and the ledger before and after them."""
+
+_FURTHEST = 2**53
+"""Seconds: beyond, a double no longer counts single ones, and BIGINT is not far."""
+
+
+def parts_of(since: float, until: float) -> tuple[int, int, float, float, float, float]:
+    """The arguments of ``PARTS`` for ``since <= at < until``."""
+    earliest, latest = (min(max(at, -_FURTHEST), _FURTHEST) for at in (since, until))
+    first, last = math.ceil(earliest / HOUR) * HOUR, math.floor(latest / HOUR) * HOUR
+    if first >= last:  # no whole hour
+        return 0, 0, since, until, 0.0, 0.0
+    return first, last, since, float(first), float(last), until
+
+
+async def add(session: Session, entries: Sequence[LedgerEntry], new: Collection[str]) -> None:
+    """Counts those of ``entries`` whose ids are in ``new``, each id once."""
+    left = set(new)
+    sums: dict[tuple[int | str, ...], list[int]] = {}
+    for entry in entries:
+        if entry.request_id not in left:
+            continue
+        left.discard(entry.request_id)
+        key = (
+            math.floor(entry.at) // HOUR * HOUR,
+            entry.account,
+            entry.key_id,
+            entry.node_id or "",
+            entry.engine or "",
+            entry.model,
+            entry.path,
+            entry.outcome,
+        )
+        sum_ = sums.get(key)
+        if sum_ is None:
+            sum_ = sums[key] = [0, 0, 0, 0, 0]
+        sum_[0] += 1
+        sum_[1] += entry.prompt_tokens or 0
+        sum_[2] += entry.completion_tokens or 0
+        sum_[3] += entry.bytes_in
+        sum_[4] += entry.bytes_out
+    # Sorted, so that two writers never wait for each other crosswise.
+    await session.many(_ADD, [(*key, *sum_) for key, sum_ in sorted(sums.items())])

@@ -1,0 +1,22 @@
+-- PostgreSQL keeps heartbeats in one table per day (consumer/partitions.py makes and drops them):
+-- deleting ten million old rows would cost it more than writing them did.  SQLite, which is for
+-- small fabrics, goes on deleting row by row.
+--
+-- `at` joins the primary key because PostgreSQL wants the partition's column in it.  A heartbeat's
+-- `at` never changes once it is published, so (node_id, epoch, seq) still names it.
+
+--postgresql DROP TABLE heartbeats;
+--postgresql CREATE TABLE heartbeats (
+--postgresql     node_id TEXT NOT NULL,
+--postgresql     epoch BIGINT NOT NULL,
+--postgresql     seq BIGINT NOT NULL,
+--postgresql     at DOUBLE PRECISION NOT NULL,
+--postgresql     cpu_percent DOUBLE PRECISION NOT NULL,
+--postgresql     memory_percent DOUBLE PRECISION NOT NULL,
+--postgresql     active BIGINT NOT NULL,
+--postgresql     slots BIGINT NOT NULL,
+--postgresql     payload TEXT NOT NULL,
+--postgresql     PRIMARY KEY (node_id, epoch, seq, at)
+--postgresql ) PARTITION BY RANGE (at);
+-- For what fits no day's table: clocks that are far off.  A write never fails for want of a table.
+--postgresql CREATE TABLE heartbeats_rest PARTITION OF heartbeats DEFAULT;
