@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import re
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeAlias
 
 import asyncpg
@@ -32,12 +32,23 @@ class PostgresDatabase:
 
     partitioned = True
 
-    def __init__(self, pool: asyncpg.Pool[asyncpg.Record], where: str) -> None:
+    def __init__(
+        self, pool: asyncpg.Pool[asyncpg.Record], where: str, connect_seconds: float
+    ) -> None:
         self._pool = pool
         self._where = where
+        self._connect_seconds = connect_seconds
 
     @classmethod
-    async def open(cls, url: str, *, connections: int = 10) -> PostgresDatabase:
+    async def open(
+        cls,
+        url: str,
+        *,
+        connections: int = 10,
+        connect_seconds: float = CONNECT_SECONDS,
+        statement_seconds: float = STATEMENT_SECONDS,
+        oldest: int = OLDEST,
+    ) -> PostgresDatabase:
         """Raises ``Unreachable`` when nobody answers there, ``StoreError`` when it is no use."""
         where = f"PostgreSQL at {shown(url)}"
         try:
@@ -45,18 +56,18 @@ class PostgresDatabase:
                 url,
                 min_size=1,
                 max_size=connections,
-                timeout=CONNECT_SECONDS,
-                command_timeout=STATEMENT_SECONDS,
+                timeout=connect_seconds,
+                command_timeout=statement_seconds,
                 server_settings={"application_name": "fabric"},
             )
         except (asyncpg.PostgresError, ValueError, *_AWAY) as error:
             raise _no_entry(error, where) from error
-        database = cls(pool, where)
+        database = cls(pool, where, connect_seconds)
         try:
             (version,) = (await database.fetch("SHOW server_version_num"))[0]
-            if int(version) < OLDEST * 10_000:
+            if int(version) < oldest * 10_000:
                 raise StoreError(
-                    f"{where} is version {int(version) // 10_000}; {OLDEST} or newer is needed"
+                    f"{where} is version {int(version) // 10_000}; {oldest} or newer is needed"
                 )
         except BaseException:
             await database.close()
@@ -87,18 +98,18 @@ class PostgresDatabase:
     async def _connection(self) -> AsyncIterator[Connection]:
         """One of the pool; what goes wrong on it comes out in our own words."""
         try:
-            connection = await self._pool.acquire(timeout=CONNECT_SECONDS)
+            connection = await self._pool.acquire(timeout=self._connect_seconds)
         except (asyncpg.PostgresError, *_AWAY) as error:
             raise explain(error, self._where) from error
         try:
             yield connection
         except (asyncpg.PostgresError, ValueError, OverflowError, *_AWAY) as error:
             if isinstance(error, _AWAY) and not isinstance(error, ValueError):
-                connection.terminate()  # its state is unknown, and a server that hangs stays so
+                _terminate(connection)  # its state is unknown, and a server that hangs stays so
             raise explain(error, self._where) from error
         except asyncio.CancelledError:
             # asyncpg would wait for the server to confirm, which a server that hangs never does.
-            connection.terminate()
+            _terminate(connection)
             raise
         finally:
             await self._pool.release(connection)
@@ -132,6 +143,11 @@ class _PostgresSession:
     async def alone(self, name: str) -> None:
         number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
         await self._connection.execute("SELECT pg_advisory_xact_lock($1)", number)
+
+
+def _terminate(connection: Connection) -> None:
+    with suppress(asyncpg.InterfaceError):  # the pool has noticed already that it is dead
+        connection.terminate()
 
 
 def _count(tag: str) -> int:

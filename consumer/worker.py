@@ -64,6 +64,8 @@ class Housekeeping(Protocol):
 class Worker:
     """``run`` moves records until it is cancelled, then writes what is left and ends.
 
+    With ``leave_rest`` it ends with the batch in hand: the source keeps the rest for the next one.
+
     A batch is written when ``batch_size`` records wait or ``batch_seconds`` have passed; under
     load it grows to ``most``, because a transaction costs the same for many rows as for few.
     """
@@ -79,6 +81,7 @@ class Worker:
         batch_seconds: float = 1.0,
         retry_seconds: tuple[float, float] = (0.5, 10.0),
         drain_seconds: float = 5.0,
+        leave_rest: bool = False,
         keep_heartbeats_days: float = 7.0,
         offline_seconds: float = 60.0,
         clock: Callable[[], float] = time.time,
@@ -91,6 +94,7 @@ class Worker:
         self._batch_seconds = batch_seconds
         self._retry_seconds = retry_seconds
         self._drain_seconds = drain_seconds
+        self._leave_rest = leave_rest
         self._keep_seconds = keep_heartbeats_days * DAY
         self._clock = clock
         self._held: Batch | None = None  # taken and not yet settled
@@ -102,6 +106,8 @@ class Worker:
         """Records that the store can't take; each is in the log in full."""
         self.problem: str | None = None
         """Why nothing is being written at the moment."""
+        self.on_written: Callable[[int, float], None] = lambda records, seconds: None
+        """Told of each batch: how many records, and how long the last attempt at it took."""
 
     def __repr__(self) -> str:
         held = self._held.size if self._held else 0
@@ -135,6 +141,7 @@ class Worker:
     async def _write_until_done(self, batch: Batch) -> None:
         delay, longest = self._retry_seconds
         while True:
+            began = time.perf_counter()
             try:
                 await self._write(batch)
             except StoreError as error:
@@ -143,6 +150,7 @@ class Worker:
                 self._failing(repr(error), error)
             else:
                 self._well()
+                self.on_written(batch.size, time.perf_counter() - began)
                 return
             await asyncio.sleep(delay)
             delay = min(delay * 2, longest)
@@ -201,15 +209,14 @@ class Worker:
         self._sweep_at = now + self._offline_seconds / 4
 
     async def _drain(self) -> None:
-        moved = 0
         try:
             async with asyncio.timeout(self._drain_seconds):
                 if self._held is not None:
                     await self._write_until_done(self._held)
                     await self._source.done()
                     self._held = None
-                while await self._move(0.0):
-                    moved += 1
+                while not self._leave_rest and await self._move(0.0):
+                    pass
         except TimeoutError:
             held = self._held.size if self._held else 0
             log.error("records were left behind", extra={"held": held, "reason": self.problem})

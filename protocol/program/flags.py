@@ -93,7 +93,7 @@ def read(
 ) -> T:
     """``settings.load`` with the file that is meant: the one named, or ``FILE`` in ``data``."""
     file = locate(file, environ=environ, prefix=prefix)
-    if file is None:
+    if file is None and any(field.name == "data" for field in dataclasses.fields(cls)):
         data = flags.get("data") or environ.get(f"{prefix}DATA") or _default(cls, "data")
         beside = Path(str(data)).expanduser() / FILE
         file = beside if beside.is_file() else None

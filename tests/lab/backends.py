@@ -46,9 +46,10 @@ APT = ("apt-get", "-qy", "-o", "DPkg::Lock::Timeout=300")
 
 # Linux gives outgoing connections ports from 32768 on.  A port below is not taken by one of them
 # while its server is down, and nobody who dials it over and over can end up talking to himself.
-PORTS = range(15000, 22000)
+# Above are Fabric's own ports; 10000 further, a Redis cluster has its bus.
+PORTS = range(19000, 22700)
 
-# Tells nobody when it is killed, but its standard input then ends, whoever killed it and how.
+# The end of its input tells it of the end of its parent, however that came about.
 GUARD = """
 import contextlib, sys, psutil
 watched = {}
@@ -282,7 +283,7 @@ def halt(process: psutil.Process) -> None:
 
 def alive(process: psutil.Process) -> bool:
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

@@ -65,7 +65,7 @@ async def exists(kafka: KafkaServer | Given, topic: str) -> bool:
     await admin.start()
     try:
         (found,) = await admin.describe_topics([topic])
-        return found["error_code"] == 0
+        return bool(found["error_code"] == 0)
     finally:
         await admin.close()
 
@@ -80,7 +80,7 @@ async def receive(kafka: KafkaServer | Given, topic: str) -> bytes:
     async with AIOKafkaConsumer(
         topic, bootstrap_servers=address(kafka), auto_offset_reset="earliest"
     ) as consumer:
-        return (await consumer.getone()).value
+        return bytes((await consumer.getone()).value)
 
 
 # ── the fixtures ────────────────────────────────────────────────────────────────────────────────
@@ -185,7 +185,7 @@ async def test_redis_falls_silent(tmp_path: Path) -> None:
         async with aioredis.from_url(server.url, socket_timeout=None) as client:
             await client.ping()
             server.pause()
-            asking = asyncio.create_task(client.ping())
+            asking = asyncio.ensure_future(client.ping())
             assert await asyncio.wait([asking], timeout=SILENCE) == (set(), {asking})
             server.resume()
             assert await asking

@@ -1,0 +1,125 @@
+"""``fabric-consumer``: moves records from Kafka into PostgreSQL until it is told to stop.
+
+Exit codes: 0 told to stop; 1 a defect; 2 something the operator can put right, said in one sentence
+on standard error; 130 ended by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from importlib.metadata import version as version_of
+from typing import NoReturn
+
+import typer
+from aiohttp import web
+
+from consumer.config import PREFIX, Config
+from consumer.errors import BackendError
+from consumer.figures import Figures
+from consumer.kafka import KafkaSource
+from consumer.measured import Measured
+from consumer.store import migrate, open_database
+from consumer.waiting import reached
+from consumer.worker import Worker
+from protocol.program import logs, output
+from protocol.program.flags import about_settings, takes_settings
+from protocol.program.output import Failure
+from protocol.program.run import Signals, run
+from protocol.program.settings import SettingsError
+
+log = logging.getLogger("fabric.consumer")
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command(epilog=about_settings(PREFIX))
+@takes_settings(Config, PREFIX)
+def consume(settings: Config) -> int:
+    """Move heartbeats and ledger entries from the bus into the store, in batches.
+
+    Each batch is one transaction, and only then is it settled with the bus: nothing is lost when
+    this, the store or the bus is killed. Several may run; they share the work. The first Ctrl-C or
+    SIGTERM lets it finish the batch in hand, the second does not.
+    """
+    logs.configure(settings.log_level, json=settings.log_json)
+    return run(lambda signals: _serve(settings, signals))
+
+
+async def _serve(settings: Config, signals: Signals) -> None:
+    stopping = asyncio.ensure_future(signals.stop.wait())
+    working = asyncio.ensure_future(_consume(settings))
+    try:
+        await asyncio.wait((stopping, working), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        working.cancel()
+        try:
+            await working
+        except asyncio.CancelledError:
+            log.info("stopped")
+
+
+async def _consume(settings: Config) -> None:
+    wait = settings.wait_for_backends
+    database = await reached(lambda: open_database(settings.store), wait=wait)
+    try:
+        applied = await migrate(database, time.time())
+        if applied:
+            log.info("store brought up to date", extra={"migrations": ", ".join(applied)})
+        source = await reached(
+            lambda: KafkaSource.open(settings.bus, group=settings.group), wait=wait
+        )
+        try:
+            await _work(settings, Measured(database), source)
+        finally:
+            await source.close()
+    finally:
+        await database.close()
+
+
+async def _work(settings: Config, store: Measured, source: KafkaSource) -> None:
+    worker = Worker(
+        source,
+        store,
+        store,
+        batch_size=settings.batch_size,
+        batch_seconds=settings.batch_timeout,
+        most=settings.batch_most,
+        keep_heartbeats_days=settings.keep_heartbeats_days,
+        offline_seconds=settings.offline_seconds,
+        leave_rest=True,
+    )
+    runner = web.AppRunner(
+        Figures(worker, source).application(), handle_signals=False, access_log=None
+    )
+    await runner.setup()
+    try:
+        port = await _listen(runner, settings)
+        log.info("ready", extra={"version": version_of("fabric"), "metrics": port})
+        await worker.run()
+    finally:
+        await runner.cleanup()
+
+
+async def _listen(runner: web.AppRunner, settings: Config) -> int:
+    """The number of the port; the real one, also where 0 was asked for."""
+    site = web.TCPSite(runner, settings.host, settings.port)
+    try:
+        await site.start()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise Failure(
+            f"port {settings.port} on {settings.host} can't be opened ({reason}): "
+            "set port to another number (0 takes any free one), or host to another address."
+        ) from None
+    return int(runner.addresses[0][1])
+
+
+def main() -> NoReturn:
+    output.main(app, "fabric-consumer", {SettingsError: output.WRONG, BackendError: output.WRONG})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""What an operator can set on the consumer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from protocol.program.settings import Conflict, about
+
+PREFIX = "FABRIC_CONSUMER_"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Made by ``protocol.program.settings.load`` with ``PREFIX``; raises ``Conflict`` for values
+    that don't fit together."""
+
+    store: str = field(
+        metadata=about("Where records go: postgresql://user:password@host/database, as on the "
+                       "server."),
+    )  # fmt: skip
+    bus: str = field(
+        metadata=about("Where they come from: kafka://host:port,…, as on the server."),
+    )
+    group: str = field(
+        default="fabric-consumer",
+        metadata=about("Consumers of one group share the work; each group gets all of it."),
+    )
+    batch_size: int = field(
+        default=500,
+        metadata=about("As many records are written at once as soon as they wait.", least=1),
+    )
+    batch_timeout: float = field(
+        default=1.0,
+        metadata=about("Fewer are written after this time.", unit="seconds", least=0.01),
+    )
+    batch_most: int = field(
+        default=5000,
+        metadata=about("Most of each kind in one transaction, when many wait.", least=1),
+    )
+    keep_heartbeats_days: float = field(
+        default=7.0,
+        metadata=about("Heartbeats are deleted after so many days.", least=0.01),
+    )
+    offline_seconds: float = field(
+        default=60.0,
+        metadata=about(
+            "A node unheard of for so long is marked offline: some heartbeats' worth.",
+            unit="seconds",
+            least=1,
+        ),
+    )
+    host: str = field(
+        default="127.0.0.1",
+        metadata=about("Address for /metrics and /health, which ask for no key."),
+    )
+    port: int = field(
+        default=18082,
+        metadata=about("Port for them; 0 takes any free one.", least=0, most=65535),
+    )
+    wait_for_backends: bool = field(
+        default=False,
+        metadata=about("Wait for store and bus to come up, instead of ending when they are away."),
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = field(
+        default="info", metadata=about("Least important lines to log.")
+    )
+    log_json: bool | None = field(
+        default=None,
+        metadata=about("Log JSON lines; not set means unless standard error is a terminal."),
+    )
+
+    def __post_init__(self) -> None:
+        if self.batch_most < self.batch_size:
+            raise Conflict(
+                f"batch_most is {self.batch_most}, less than batch_size, {self.batch_size}: "
+                "raise it to at least that.",
+                "batch_most",
+                "batch_size",
+            )
