@@ -13,10 +13,10 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from tests.lab.netlab import NatLab, end, in_namespace
 
@@ -24,6 +24,8 @@ CACHE = Path(os.environ.get("FABRIC_TEST_CACHE") or Path.home() / ".cache" / "fa
 REPOSITORY = Path(__file__).parents[1]
 READY_SECONDS = 30
 WATCH_SECONDS = 0.5
+
+T = TypeVar("T")
 Command = Sequence[str | Path]
 
 
@@ -88,6 +90,10 @@ class Site:
             named = " ".join(map(str, command[:4]))  # further words may be secret
             raise RuntimeError(f"{named} failed; the reason is above")
         return printed.decode()
+
+    def enter(self, server: AbstractContextManager[T]) -> T:
+        """Something that starts and stops by itself, and before what was started later."""
+        return self._stack.enter_context(server)
 
     def folder(self) -> Path:
         return Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="fabric-bench-")))

@@ -27,6 +27,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from benchmarks.canned import MODEL
 from benchmarks.processes import CACHE, Command, Site
+from tests.lab.kafka_server import KafkaServer
+from tests.lab.postgres_server import PostgresServer
+from tests.lab.redis_server import RedisServer
 
 VLLM_ROUTER = "0.1.17"
 SERVER = [sys.executable, "-m", "fabric_server"]
@@ -178,6 +181,10 @@ class Fabric(System):
     name = "fabric"
     far = True
 
+    def back_ends(self, site: Site) -> dict[str, str]:
+        """Settings that name other back ends than the embedded ones."""
+        return {}
+
     def start(self, site: Site, engine: str) -> Target:
         control, proxy, public, api = map(str, site.free_ports(4))
         environ = {
@@ -192,6 +199,7 @@ class Fabric(System):
             "FABRIC_NODE_ENGINE": engine,
             "FABRIC_NODE_SLOTS": "4096",
             "FABRIC_NODE_LOG_LEVEL": "warning",
+            **self.back_ends(site),
         }
         front = site.start([*SERVER, "up"], environ=environ)
         site.wait_for_answer(f"http://127.0.0.1:{api}/health/live", front)
@@ -217,9 +225,38 @@ class Fabric(System):
         return f"fabric {version('fabric')}"
 
 
+class FullStack(Fabric):
+    """With PostgreSQL, Redis, Kafka and a consumer, on the same cores as all the rest.
+
+    The consumer and what it writes to may come late and so have the lowest priority, as on a server
+    where requests matter more than their accounting.
+    """
+
+    name = "fabric, PostgreSQL, Redis, Kafka"
+    far = False
+
+    def back_ends(self, site: Site) -> dict[str, str]:
+        postgres = site.enter(PostgresServer(site.folder(), durable=True))
+        redis = site.enter(RedisServer(site.folder()))
+        kafka = site.enter(KafkaServer(site.folder()))
+        os.setpriority(os.PRIO_PROCESS, postgres.pid, 19)
+        urls = {"STORE": postgres.url, "BUS": kafka.url}
+        (port,) = site.free_ports(1)
+        consumer = {f"FABRIC_CONSUMER_{name}": url for name, url in urls.items()}
+        consumer |= {"FABRIC_CONSUMER_PORT": str(port), "FABRIC_CONSUMER_LOG_LEVEL": "warning"}
+        process = site.start([sys.executable, "-m", "consumer"], environ=consumer)
+        os.setpriority(os.PRIO_PROCESS, process.pid, 19)
+        site.wait_for_answer(f"http://127.0.0.1:{port}/health/ready", process)
+        return {
+            "FABRIC_SERVER_CACHE": redis.url,
+            **{f"FABRIC_SERVER_{name}": url for name, url in urls.items()},
+        }
+
+
 SYSTEMS: dict[str, System] = {
     "direct": Direct(),
     "fabric": Fabric(),
+    "fabric-stack": FullStack(),
     "nginx1": Nginx(1),
     "nginx2": Nginx(2),
     "vllm-router": VllmRouter(),

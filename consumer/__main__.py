@@ -6,7 +6,6 @@ on standard error; 130 ended by Ctrl-C.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from importlib.metadata import version as version_of
@@ -26,7 +25,7 @@ from consumer.worker import Worker
 from protocol.program import logs, output
 from protocol.program.flags import about_settings, takes_settings
 from protocol.program.output import Failure
-from protocol.program.run import Signals, run
+from protocol.program.run import Signals, run, unless_stopped
 from protocol.program.settings import SettingsError
 
 log = logging.getLogger("fabric.consumer")
@@ -48,17 +47,8 @@ def consume(settings: Config) -> int:
 
 
 async def _serve(settings: Config, signals: Signals) -> None:
-    stopping = asyncio.ensure_future(signals.stop.wait())
-    working = asyncio.ensure_future(_consume(settings))
-    try:
-        await asyncio.wait((stopping, working), return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        stopping.cancel()
-        working.cancel()
-        try:
-            await working
-        except asyncio.CancelledError:
-            log.info("stopped")
+    await unless_stopped(signals, _consume(settings))
+    log.info("stopped")
 
 
 async def _consume(settings: Config) -> None:

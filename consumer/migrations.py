@@ -72,6 +72,23 @@ def pending(
     return [m for m in known if m.number not in applied]
 
 
+class Status(NamedTuple):
+    name: str
+    applied_at: float | None
+    """Unix seconds; None: not yet."""
+
+
+async def status(database: Database, known: Sequence[Migration]) -> list[Status]:
+    """Where the database stands.  Raises ``StoreError`` as ``pending`` does."""
+    async with database.transaction() as session:
+        await session.alone("migrations")
+        await session.execute(_TABLE)
+        rows = await session.fetch("SELECT number, name, sha256, applied_at FROM schema_migrations")
+    pending(known, {row[0]: (row[1], row[2]) for row in rows})
+    applied = {row[0]: row[3] for row in rows}
+    return [Status(m.name, applied.get(m.number)) for m in known]
+
+
 async def migrate(database: Database, known: Sequence[Migration], now: float) -> list[str]:
     """Applies what is pending, each migration in a transaction of its own; returns their names.
 

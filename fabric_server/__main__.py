@@ -13,7 +13,7 @@ import typer
 
 from consumer.errors import BackendError
 from fabric_server.certificates import CertificateProblem
-from fabric_server.commands import Json, certs, keys, nodes
+from fabric_server.commands import Json, accounts, certs, db, keys, nodes
 from fabric_server.commands.up import up
 from fabric_server.config import PREFIX, Config
 from fabric_server.listen import PortProblem
@@ -26,9 +26,11 @@ app = output.commands(
     "The server of the fabric: takes requests, and sends each to a node that answers it."
 )
 app.command(epilog=about_settings(PREFIX))(up)
+app.add_typer(accounts.app, name="accounts")
 app.add_typer(keys.app, name="keys")
 app.add_typer(nodes.app, name="nodes")
 app.add_typer(certs.app, name="certs")
+app.add_typer(db.app, name="db")
 
 
 @app.command(epilog=about_settings(PREFIX))

@@ -3,8 +3,9 @@
     known         this process's own memory; what a warm request costs: one hash, no waiting
     authenticate  memory -> cache -> store, one look-up per key however many wait for it
 
-Revocations come from ``backends.watch.Watch``, which calls ``changed``.  A key's text is never
-kept, logged or compared: only its SHA-256 is, which cannot be guessed byte by byte.
+What others revoke, disable and enable comes from ``backends.watch.Watch``, which calls ``changed``.
+A key's text is never kept, logged or compared: only its SHA-256 is, which cannot be guessed byte by
+byte.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from msgspec import Struct
 from consumer.errors import BackendError
 from fabric_server import refusals
 from fabric_server.backends.cached import Cache, CachedKeys, KeyStore
-from fabric_server.backends.rows import Changes, KeyRow
+from fabric_server.backends.rows import AccountRow, Changes, KeyRow
 from fabric_server.refusals import Refusal
 
 _SHAPE = re.compile(r"[sm]k-fab-[A-Za-z0-9_-]{43}")
 _PREFIX = len("sk-fab-") + 6
 _LONGEST_NAME = 256
+_LONGEST_NOTE = 1000
 
 
 class Key(Struct, frozen=True):
@@ -47,6 +49,14 @@ class Key(Struct, frozen=True):
     def allows(self, model: str) -> bool:
         """Whether it may use this model; ``name`` and ``name:latest`` are the same."""
         return self.models is None or _plain(model) in self.models
+
+
+def new_account(name: str, *, now: float, note: str = "") -> AccountRow:
+    """To be stored with ``store.create_account``.  ``ValueError`` says what is wrong with it."""
+    _check_account(name, "an account's name")
+    if len(note) > _LONGEST_NOTE or (note and not note.isprintable()):
+        raise ValueError(f"an account's note is at most {_LONGEST_NOTE} printable characters")
+    return AccountRow(name, note, now)
 
 
 class NewKey(NamedTuple):
@@ -68,9 +78,8 @@ def mint(
 
     ``ValueError`` says what is wrong with its properties.
     """
-    for what, value in (("name", name), ("account", account)):
-        if not value.strip() or len(value) > _LONGEST_NAME or not value.isprintable():
-            raise ValueError(f"a key's {what} is 1 to {_LONGEST_NAME} printable characters")
+    _check_name(name, "a key's name")
+    _check_account(account, "a key's account")
     if expires_at is not None and expires_at <= now:
         raise ValueError("the key would have expired already")
     if models is not None and (management or not models or not all(models)):
@@ -90,13 +99,26 @@ def mint(
     return NewKey(text, row)
 
 
-class _Entry:
-    """What this process remembers of one key; ``key`` is None when it is unknown or revoked."""
+def _check_account(name: str, what: str) -> None:
+    _check_name(name, what)
+    if name in (".", ".."):  # in the path of a URL these are something else, even when quoted
+        raise ValueError(f"{what} can't be “{name}”")
 
-    __slots__ = ("expires_at", "fresh_until", "key")
+
+def _check_name(name: str, what: str) -> None:
+    if not name.strip() or len(name) > _LONGEST_NAME or not name.isprintable():
+        raise ValueError(f"{what} is 1 to {_LONGEST_NAME} printable characters")
+
+
+class _Entry:
+    """What this process remembers of one key; ``key`` is None when it is of no use, and ``reason``
+    makes the refusal that tells why."""
+
+    __slots__ = ("expires_at", "fresh_until", "key", "reason")
 
     def __init__(self, row: KeyRow | None, fresh_until: float) -> None:
-        self.key = None if row is None or row.revoked_at is not None else _key(row)
+        self.key = _key(row) if row is not None and row.usable else None
+        self.reason = _reason(row)
         self.expires_at = math.inf if row is None or row.expires_at is None else row.expires_at
         self.fresh_until = min(fresh_until, self.expires_at)
 
@@ -123,9 +145,12 @@ class Accounts:
         cache_seconds: float = 0.25,
         grace_seconds: float = 30.0,
     ) -> None:
+        self._revision = store.revision_at_open
         self._keys = CachedKeys(
             store,
             cache,
+            revision=lambda: self._revision,
+            clock=clock,
             good_seconds=fresh_seconds,
             wrong_seconds=wrong_seconds,
             store_seconds=store_seconds,
@@ -139,9 +164,17 @@ class Accounts:
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()  # good keys, the last used last
         self._told: OrderedDict[bytes, _Entry] = OrderedDict()  # what ``changed`` brought
         self._lookups: dict[bytes, asyncio.Future[_Entry | None]] = {}
+        self.on_cut: Callable[[str], None] = lambda key_id: None
+        """Told the id of a key that was revoked or disabled, perhaps not for the first time: what
+        runs on it is to end.  Must not raise.  Keys that expire are not told."""
 
     def __repr__(self) -> str:
         return f"<Accounts keys={len(self._entries)} lookups={len(self._lookups)}>"
+
+    @property
+    def cache_problem(self) -> str | None:
+        """Why the cache does not help at the moment; keys are then asked of the store."""
+        return self._keys.problem
 
     def known(self, token: str) -> Key | None:
         """The key when this process knows it; None means: ask ``authenticate``."""
@@ -161,12 +194,15 @@ class Accounts:
         entry = await self._entry(sha256(token.encode()).digest())
         if entry is None:
             raise _store_is_away()
-        if entry.key is None or self._clock() >= entry.expires_at:
+        if self._clock() >= entry.expires_at:
             raise refusals.wrong_key()
+        if entry.key is None:
+            raise entry.reason()
         return entry.key
 
     def changed(self, changes: Changes) -> None:
-        """For ``Watch``: what other processes revoked or made."""
+        """For ``Watch``: what was made, revoked, disabled and enabled, by whatever process."""
+        self._revision = changes.revision
         if changes.everything:
             self.forget_all()
         now = self._clock()
@@ -175,14 +211,18 @@ class Accounts:
         while self._told and next(iter(self._told.values())).fresh_until <= now:
             self._told.popitem(last=False)
         for row in changes.keys:
-            if changes.everything and row.revoked_at is None:
+            if changes.everything and row.usable:
                 continue
             entry = _Entry(row, until)
             self._told[row.hash] = entry
             self._told.move_to_end(row.hash)
             if len(self._told) > self._most:
                 self._told.popitem(last=False)
+                self._keys.forget_all()  # nothing goes before an older row in the cache any more
             self._keep(row.hash, entry)
+        for row in changes.keys:
+            if not row.usable:
+                self.on_cut(row.id)
 
     def forget_all(self) -> None:
         """Every key is asked of the store again when it is next used."""
@@ -204,7 +244,7 @@ class Accounts:
                 return await self._look_up(digest)
             await asyncio.wait([running])
             if not running.cancelled():
-                return running.result()
+                return self._newest(digest, running.result())
             # Whoever looked it up for all of us has gone; one of us is next.
 
     async def _look_up(self, digest: bytes) -> _Entry | None:
@@ -229,14 +269,18 @@ class Accounts:
         try:
             row = await self._keys.find(digest)
         except (BackendError, TimeoutError):
-            return stale
-        now = self._clock()
-        entry = _Entry(row, now + self._fresh_seconds)
-        told = self._told.get(digest)
-        if told is not None and now < told.fresh_until:  # while we asked: it is the newer one
-            entry = told
+            # It may have been revoked, or forgotten, while we asked.
+            lasting = stale if self._entries.get(digest) is stale else None
+            return self._newest(digest, lasting)
+        found = _Entry(row, self._clock() + self._fresh_seconds)
+        entry = self._newest(digest, found) or found
         self._keep(digest, entry)
         return entry
+
+    def _newest(self, digest: bytes, entry: _Entry | None) -> _Entry | None:
+        """What was told of the key while somebody asked goes before what he found."""
+        told = self._told.get(digest)
+        return entry if told is None or self._clock() >= told.fresh_until else told
 
     def _keep(self, digest: bytes, entry: _Entry) -> None:
         if entry.key is None:
@@ -251,6 +295,13 @@ class Accounts:
 def _key(row: KeyRow) -> Key:
     models = None if row.models is None else frozenset(map(_plain, row.models))
     return Key(row.id, row.account, row.name, row.prefix, row.management, models)
+
+
+def _reason(row: KeyRow | None) -> Callable[[], Refusal]:
+    """What to say when the key is of no use."""
+    if row is None or row.revoked_at is not None:
+        return refusals.wrong_key
+    return refusals.account_disabled if row.enabled else refusals.key_disabled
 
 
 def _plain(model: str) -> str:

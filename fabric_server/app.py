@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from aiohttp import web
 
+from consumer.waiting import reached
 from consumer.worker import Worker
 from fabric_server import api
 from fabric_server.accounts import Accounts
@@ -37,6 +38,9 @@ from fabric_server.tunnels import Tunnels
 from protocol.names import CONTROL_ALPN, TUNNEL_ALPN
 
 log = logging.getLogger("fabric.server")
+
+OFFLINE_HEARTBEATS = 4
+"""After so many were missed, a node counts as offline."""
 
 LOAD_SECONDS = 0.25
 """How often busy nodes are looked for that could do with one tunnel more."""
@@ -73,10 +77,7 @@ class App:
         now = time.time()
         self.certificates = Certificates.open(config.data / "certs", config.names(), now=now)
         self.contexts = Contexts(self.certificates, config.public_certificate, config.public_key)
-        self.store = await open_store(config.store_url)
-        self.cache = await open_cache(config.cache)
-        self.bus = await open_bus(config.bus)
-        self.worker = Worker(self.bus, self.store, self.store)
+        await self._open_back_ends()
         self.accounts = Accounts(self.store, self.cache)
         known = await self.store.known_models(now - KNOWN_SECONDS)
         self.registry = Registry(known)
@@ -87,12 +88,14 @@ class App:
             queue_timeout=config.queue_timeout,
         )
         self.gateway = self._gateway()
+        self.accounts.on_cut = self.gateway.cut
         self.edge = Edge(
             self.gateway.handle, self._limits(), self.deadlines, self.rng, self.metrics.refusals
         )
         self.tunnels = Tunnels(self.registry, self.rng)
         self.enrolment = self._enrolment()
-        self.watch = Watch(self.store, [self.accounts.changed, self._on_changes])
+        listeners = [self.accounts.changed, self._on_changes]
+        self.watch = Watch(self.store, listeners, self.cache)
         await self._open_ports()
         self._begin(self.worker.run())
         self._begin(self.watch.run())
@@ -102,6 +105,21 @@ class App:
         gc.collect()
         gc.freeze()  # what exists now lives as long as the server
         gc.set_threshold(*GC_THRESHOLD)
+
+    async def _open_back_ends(self) -> None:
+        config, wait = self.config, self.config.wait_for_backends
+        self.store = await reached(lambda: open_store(config.store_url), wait=wait)
+        self.cache = await reached(lambda: open_cache(config.cache), wait=wait)
+        self.way = await reached(
+            lambda: open_bus(config.bus, directory=config.data / "spool", limit=config.spool_limit),
+            wait=wait,
+        )
+        self.bus = self.way.bus
+        if self.way.onward is None:
+            offline = OFFLINE_HEARTBEATS * config.heartbeat_seconds
+            self.worker = Worker(self.bus, self.store, self.store, offline_seconds=offline)
+        else:  # the store is written, and kept in order, by fabric-consumer
+            self.worker = Worker(self.bus, self.way.onward)
 
     def _gateway(self) -> Gateway:
         config = self.config
@@ -241,6 +259,6 @@ class App:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if hasattr(self, "_api"):
             await self._api.cleanup()
-        for name in ("bus", "cache", "store"):  # the start may have failed between them
+        for name in ("way", "cache", "store"):  # the start may have failed between them
             if hasattr(self, name):
                 await getattr(self, name).close()

@@ -15,8 +15,11 @@ PREFIX = "FABRIC_SERVER_"
 _PORTS = ("control_port", "proxy_port", "public_port", "api_port")
 _SCHEMES = {
     "store": ("sqlite", "postgresql"),
-    "cache": ("memory", "redis", "rediss"),
-    "bus": ("memory", "kafka"),
+    "cache": (
+        *("memory", "redis", "rediss"),
+        *("redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"),
+    ),
+    "bus": ("memory", "spool", "kafka"),
 }
 
 
@@ -77,7 +80,23 @@ class Config:
     )
     bus: str = field(
         default="memory://",
-        metadata=about("How the ledger reaches the store: memory:// or kafka://…."),
+        metadata=about(
+            "How the ledger reaches the store: memory://, spool:// (through files in data, so "
+            "that a killed server loses nothing) or kafka://host:port,… with fabric-consumer."
+        ),
+    )
+    spool_limit: int = field(
+        default=2**30,
+        metadata=about(
+            "Most that the files in data/spool may hold while the bus is away. Heartbeats are "
+            "dropped first; full of ledger entries, the server takes no requests.",
+            unit="bytes",
+            least=2**20,
+        ),
+    )
+    wait_for_backends: bool = field(
+        default=False,
+        metadata=about("Wait for store, cache and bus to come up, instead of ending when away."),
     )
 
     body_limit: int = field(

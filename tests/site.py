@@ -86,6 +86,8 @@ DONE = event(b"[DONE]")
 
 
 class Keys:
+    revision_at_open = 0
+
     def __init__(self) -> None:
         self.rows: dict[bytes, KeyRow] = {}
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
+from fabric_server.api.accounts import Accounts
 from fabric_server.api.answering import answer, protocol
 from fabric_server.api.asking import MOST_BODY, Patience
 from fabric_server.api.figures import Exposition, Sources
@@ -38,8 +39,17 @@ def make(
 
 def routes(app: App, clock: Callable[[], float]) -> list[Row]:
     """All there is on this port."""
-    health = Health(app.watch, app.worker, app.registry, app.listeners, lambda: app.draining)
+    health = Health(
+        app.watch,
+        app.accounts,
+        app.worker,
+        app.bus,
+        app.registry,
+        app.listeners,
+        lambda: app.draining,
+    )
     nodes = Nodes(app.store, app.registry, app.watch, app.enrolment, clock)
+    accounts = Accounts(app.store, app.watch, clock)
     keys = Keys(app.store, app.watch, clock)
     reports = Reports(app.store, app.registry, clock)
     exposition = Exposition(app.metrics, _sources(app))
@@ -57,8 +67,15 @@ def routes(app: App, clock: Callable[[], float]) -> list[Row]:
         Route("GET", "/api/v1/nodes/{id}", nodes.show_node),
         Route("POST", "/api/v1/nodes/{id}/revoke", nodes.revoke_node),
         Route("POST", "/api/v1/invitations", nodes.invite_node, status=201),
+        Route("GET", "/api/v1/accounts", accounts.list_accounts),
+        Route("POST", "/api/v1/accounts", accounts.create_account, status=201),
+        Route("GET", "/api/v1/accounts/{name}", accounts.show_account),
+        Route("POST", "/api/v1/accounts/{name}/disable", accounts.disable_account),
+        Route("POST", "/api/v1/accounts/{name}/enable", accounts.enable_account),
         Route("GET", "/api/v1/keys", keys.list_keys),
         Route("POST", "/api/v1/keys", keys.create_key, status=201),
+        Route("POST", "/api/v1/keys/{id}/disable", keys.disable_key),
+        Route("POST", "/api/v1/keys/{id}/enable", keys.enable_key),
         Route("POST", "/api/v1/keys/{id}/revoke", keys.revoke_key),
         Route("GET", "/api/v1/models", reports.list_models),
         Route("GET", "/api/v1/requests", reports.list_requests),

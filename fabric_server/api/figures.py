@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -62,14 +62,13 @@ class Worker(Protocol):
     problem: str | None
 
 
-@runtime_checkable
-class CountingBus(Protocol):
-    """A bus that holds records in this process."""
-
+class Bus(Protocol):
     @property
     def waiting(self) -> Mapping[str, int]: ...
     @property
     def dropped(self) -> Mapping[str, int]: ...
+    @property
+    def full(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class Sources:
     tunnels: Tunnels
     links: Links
     worker: Worker
-    bus: object
+    bus: Bus
     public_connections: Callable[[], int]
     requests_active: Callable[[], int]
     requests_waiting: Callable[[], int]
@@ -163,14 +162,16 @@ class Figures:
     def _records(self) -> Iterator[Metric]:
         worker, bus = self._sources.worker, self._sources.bus
         yield _counter(
-            "records_written", "Ledger entries and heartbeats stored.", value=worker.written
+            "records_written",
+            "Ledger entries and heartbeats that the store, or Kafka, has taken.",
+            value=worker.written,
         )
-        yield _counter("records_rejected", "Records the store can't take.", value=worker.rejected)
+        yield _counter("records_rejected", "Records it can't take.", value=worker.rejected)
         failing = worker.problem is not None
-        yield _gauge("records_failing", "1 while nothing can be stored.", value=failing)
-        if isinstance(bus, CountingBus):
-            yield _gauge("bus_waiting", "Records to be stored.", "topic", bus.waiting)
-            yield _counter("bus_dropped", "Records lost for want of room.", "topic", bus.dropped)
+        yield _gauge("records_failing", "1 while it takes none.", value=failing)
+        yield _gauge("bus_waiting", "Records it has not taken yet.", "topic", bus.waiting)
+        yield _counter("bus_dropped", "Records lost for want of room.", "topic", bus.dropped)
+        yield _gauge("bus_full", "1 while requests are refused for want of room.", value=bus.full)
 
 
 class Exposition:

@@ -17,9 +17,16 @@ class Checks(Struct, frozen=True):
         Literal["ok", "away"],
         Meta(description="away: keys already in memory still work, others are refused."),
     ]
-    worker: Annotated[
-        Literal["ok", "failing"],
-        Meta(description="failing: ledger entries wait in memory until the store takes them."),
+    cache: Annotated[
+        Literal["ok", "away"], Meta(description="away: keys are looked up in the store instead.")
+    ]
+    bus: Annotated[
+        Literal["ok", "away", "failing", "full"],
+        Meta(
+            description="away: ledger entries and heartbeats wait in the server until they are "
+            "taken. failing: its disk fails, and they wait in memory. full: there is no room for "
+            "more, and requests are refused."
+        ),
     ]
     public_port: Literal["open", "closed"]
     nodes: Annotated[int, Meta(description="Nodes connected now.")]
@@ -31,6 +38,18 @@ class Ready(Struct, frozen=True):
 
 
 class Troubled(Protocol):
+    @property
+    def problem(self) -> str | None: ...
+
+
+class Accounts(Protocol):
+    @property
+    def cache_problem(self) -> str | None: ...
+
+
+class Bus(Protocol):
+    @property
+    def full(self) -> bool: ...
     @property
     def problem(self) -> str | None: ...
 
@@ -50,13 +69,17 @@ class Health:
     def __init__(
         self,
         watch: Troubled,
+        accounts: Accounts,
         worker: Troubled,
+        bus: Bus,
         registry: Registry,
         ports: Mapping[str, Port],
         draining: Callable[[], bool],
     ) -> None:
         self._watch = watch
+        self._accounts = accounts
         self._worker = worker
+        self._bus = bus
         self._registry = registry
         self._ports = ports
         self._draining = draining
@@ -73,7 +96,8 @@ class Health:
         """
         checks = Checks(
             store="ok" if self._watch.problem is None else "away",
-            worker="ok" if self._worker.problem is None else "failing",
+            cache="ok" if self._accounts.cache_problem is None else "away",
+            bus=self._state_of_bus(),
             public_port="open" if self._ports["public"].accepting else "closed",
             nodes=len(self._registry.nodes()),
         )
@@ -81,6 +105,13 @@ class Health:
             return 503, Ready("draining", checks)
         if checks.public_port == "closed":
             return 503, Ready("not_ready", checks)
-        if checks.store != "ok" or checks.worker != "ok":
+        if not checks.store == checks.cache == checks.bus == "ok":
             return 200, Ready("degraded", checks)
         return 200, Ready("ready", checks)
+
+    def _state_of_bus(self) -> Literal["ok", "away", "failing", "full"]:
+        if self._bus.full:
+            return "full"
+        if self._bus.problem is not None:
+            return "failing"
+        return "ok" if self._worker.problem is None else "away"

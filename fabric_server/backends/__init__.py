@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 from msgspec import Struct
 
 from consumer.errors import BackendError
 from consumer.store import open_database
 from consumer.urls import shown
-from consumer.worker import Source
+from consumer.worker import Sink, Source
+from fabric_server.backends.kafka import KafkaSink
 from fabric_server.backends.memory import MemoryBus, MemoryCache
+from fabric_server.backends.spool import Spool
 from fabric_server.backends.store import SqlStore
 
 
 class Cache(Protocol):
-    """Remembers bytes for a while, perhaps shorter.  Raises ``BackendError`` when it can't."""
+    """Remembers bytes for a while, perhaps shorter, and brings notices to those who share it.
+
+    Raises ``BackendError`` when it can't.
+    """
 
     async def get(self, name: str) -> bytes | None: ...
 
     async def set(self, name: str, value: bytes, seconds: float) -> None: ...
+
+    async def tell(self) -> None:
+        """All processes that share this cache: look at the store now.  May be lost."""
+
+    async def heard(self) -> None:
+        """Returns when somebody has told since the last call, or may have.  Raises nothing, and
+        waits while the cache is away.  For one caller at a time; may be cancelled."""
 
     async def close(self) -> None: ...
 
@@ -41,10 +55,17 @@ class Bus(Source, Protocol):
     def full(self) -> bool:
         """No more requests should be let in: their ledger entries could not be held."""
 
+    @property
+    def problem(self) -> str | None:
+        """Why records can't be held as they should be, in one line."""
+
     def publish(self, topic: str, record: Struct) -> None:
         """Never blocks and never raises; topics are named in ``consumer.records``."""
 
     async def close(self) -> None: ...
+
+
+BUSES = "memory://, spool:// and kafka://host:port,…"
 
 
 async def open_store(
@@ -55,15 +76,59 @@ async def open_store(
 
 
 async def open_cache(url: str, *, setting: str = "cache") -> Cache:
-    """The cache at ``url``: ``memory://``.  Raises ``BackendError``."""
-    _check(url, setting, "memory", "memory://")
-    return MemoryCache()
+    """The cache at ``url``: ``memory://``, or a Redis, by ``backends.redis.parse``.
+
+    Raises ``BackendError``, ``Unreachable`` when nobody answers there; the text names ``setting``.
+    """
+    if not url.startswith(("redis:", "rediss:", "redis+", "rediss+")):
+        _check(url, setting, "memory", "memory:// and redis://host")
+        return MemoryCache()
+    from fabric_server.backends.redis import RedisCache  # costs 0.1 s, which most commands can save
+
+    try:
+        return await RedisCache.open(url)
+    except ValueError as error:
+        raise BackendError(f"{setting} = '{shown(url)}': {error}") from error
+    except BackendError as error:
+        raise type(error)(f"{setting}: {error}") from error
 
 
-async def open_bus(url: str, *, setting: str = "bus") -> Bus:
-    """The bus at ``url``: ``memory://``.  Raises ``BackendError``."""
-    _check(url, setting, "memory", "memory://")
-    return MemoryBus()
+class Way(NamedTuple):
+    """How records leave the server."""
+
+    bus: Bus
+    """Where they are published, and taken from again by the server's own worker."""
+    onward: Sink | None
+    """Where that worker takes them; None is the store."""
+    close: Callable[[], Awaitable[None]]
+
+
+async def open_bus(url: str, *, directory: Path, limit: int, setting: str = "bus") -> Way:
+    """The bus at ``url``: ``memory://``, ``spool://`` or ``kafka://host:port,…``.
+
+    With the latter two, records wait in files in ``directory``, up to ``limit`` bytes, until the
+    store or Kafka has them.  Raises ``BackendError``, ``Unreachable`` when nobody answers there.
+    """
+    if url == "memory://":
+        memory = MemoryBus()
+        return Way(memory, None, memory.close)
+    if url == "spool://":
+        spool = await asyncio.to_thread(Spool.open, directory, limit=limit)
+        return Way(spool, None, spool.close)
+    if not url.startswith("kafka://"):
+        raise BackendError(f"{setting} = '{shown(url)}': this version knows only {BUSES}")
+    kafka = await KafkaSink.open(url, setting=setting)
+    try:
+        spool = await asyncio.to_thread(Spool.open, directory, limit=limit)
+    except BaseException:
+        await kafka.close()
+        raise
+
+    async def close() -> None:
+        await spool.close()
+        await kafka.close()
+
+    return Way(spool, kafka, close)
 
 
 def _check(url: str, setting: str, known: str, example: str) -> None:

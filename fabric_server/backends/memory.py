@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 from msgspec import Struct
 
 from consumer.records import HEARTBEATS, LEDGER, Batch, HeartbeatRecord, LedgerEntry
+from fabric_server.backends.waiting import Waiting, is_settled
 
 log = logging.getLogger("fabric.bus")
 
@@ -25,6 +26,7 @@ class MemoryCache:
         self._most = most
         self._clock = clock
         self._values: OrderedDict[str, tuple[bytes, float]] = OrderedDict()
+        self._told = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._values)
@@ -45,6 +47,13 @@ class MemoryCache:
         if len(self._values) > self._most:
             self._values.popitem(last=False)
 
+    async def tell(self) -> None:
+        self._told.set()
+
+    async def heard(self) -> None:
+        await self._told.wait()
+        self._told.clear()
+
     async def close(self) -> None:
         self._values.clear()
 
@@ -59,7 +68,7 @@ class _Queue(Generic[R]):
         self._most = most
         self._dropping_since = 0
         self._ended = 0  # position up to which all is dropped or taken
-        self._settled = 0
+        self.settled = 0
 
     @property
     def published(self) -> int:
@@ -91,10 +100,7 @@ class _Queue(Generic[R]):
         return taken
 
     def settle(self) -> None:
-        self._settled = self._ended
-
-    def is_settled(self, position: int) -> bool:
-        return self._settled >= position
+        self.settled = self._ended
 
 
 class MemoryBus:
@@ -109,10 +115,9 @@ class MemoryBus:
         self._ledger: _Queue[LedgerEntry] = _Queue(LEDGER, most_ledger)
         self._heartbeats: _Queue[HeartbeatRecord] = _Queue(HEARTBEATS, most_heartbeats)
         self._queues: dict[str, _Queue[Any]] = {LEDGER: self._ledger, HEARTBEATS: self._heartbeats}
-        self._missing = 0  # records until the one who sleeps is woken; below, nobody cares
-        self._sleeper: asyncio.Future[None] | None = None  # whoever waits in take
-        self._hurried = False
-        self._settling: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._waiting = Waiting()
+        self.problem: str | None = None
+        """Never: memory does not fail."""
 
     def __repr__(self) -> str:
         return f"<MemoryBus waiting={self.waiting} dropped={self.dropped}>"
@@ -137,59 +142,29 @@ class MemoryBus:
         if queue is self._heartbeats and queue.full():
             queue.make_room()
         queue.records.append(record)
-        self._missing -= 1
-        if self._missing == 0:
-            self._wake()
+        self._waiting.arrived()
 
     async def take(self, enough: int, most: int, wait: float) -> Batch:
         ledger, heartbeats = self._ledger, self._heartbeats
-        waiting = len(ledger.records) + len(heartbeats.records)
-        if wait > 0 and waiting < enough and not self._hurried:
-            self._missing = enough - waiting
-            loop = asyncio.get_running_loop()
-            self._sleeper = loop.create_future()
-            alarm = loop.call_later(wait, self._wake)
-            try:
-                await self._sleeper
-            finally:
-                alarm.cancel()
-                self._sleeper = None
-        self._hurried = False
+        missing = enough - len(ledger.records) - len(heartbeats.records)
+        if wait > 0 and missing > 0 and not self._waiting.hurried:
+            await self._waiting.for_records(missing, wait)
+        self._waiting.hurried = False
         return Batch(heartbeats.take(most), ledger.take(most))
 
     async def done(self) -> None:
         self._ledger.settle()
         self._heartbeats.settle()
-        still = []
-        for waiter in self._settling:
-            ledger, heartbeats, future = waiter
-            if self._ledger.is_settled(ledger) and self._heartbeats.is_settled(heartbeats):
-                if not future.done():
-                    future.set_result(None)
-            else:
-                still.append(waiter)
-        self._settling = still
-        self._hurried = bool(still)
+        self._waiting.settle((self._ledger.settled, self._heartbeats.settled))
 
     async def reject(self, record: Struct, reason: str) -> None:
         """There is no place to put it but the log, where the worker writes it in full."""
 
     async def settled(self) -> None:
-        ledger, heartbeats = self._ledger.published, self._heartbeats.published
-        if self._ledger.is_settled(ledger) and self._heartbeats.is_settled(heartbeats):
-            return
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._settling.append((ledger, heartbeats, future))
-        self._hurried = True
-        self._wake()
-        await future
+        published = self._ledger.published, self._heartbeats.published
+        if not is_settled(published, (self._ledger.settled, self._heartbeats.settled)):
+            await self._waiting.until(published)
 
     async def close(self) -> None:
         """Whoever waits in ``settled`` waits no longer."""
-        for _, _, future in self._settling:
-            future.cancel()
-        self._settling.clear()
-
-    def _wake(self) -> None:
-        if self._sleeper is not None and not self._sleeper.done():
-            self._sleeper.set_result(None)
+        self._waiting.close()

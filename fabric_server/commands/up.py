@@ -19,7 +19,7 @@ from fabric_server.config import PREFIX, Config
 from protocol.program import logs
 from protocol.program.flags import takes_settings
 from protocol.program.output import make_directory, program, say, say_json
-from protocol.program.run import Signals, run
+from protocol.program.run import Signals, run, unless_stopped
 from protocol.program.settings import describe
 
 if TYPE_CHECKING:
@@ -58,7 +58,9 @@ async def _serve(settings: Config, signals: Signals, json: bool) -> None:
 
     app = App(settings, rng=Random())  # noqa: S311 - spreads load, guards nothing
     try:
-        await app.start()
+        await unless_stopped(signals, app.start())  # it may be waiting for its back ends
+        if signals.stop.is_set():
+            return
         signals.on_hangup = lambda: _reload(app)
         await _announce(app, json)
         await app.run(signals.stop)

@@ -15,12 +15,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 INTERRUPTED = 130
 """The exit code of a program that Ctrl-C ended, as shells have it."""
 
 WAKE_SECONDS = 0.5
+
+T = TypeVar("T")
 
 _STOPPING = ("SIGINT", "SIGTERM", "SIGBREAK")
 
@@ -87,6 +89,23 @@ def run(program: Callable[[Signals], Coroutine[Any, Any, None]]) -> int:
     _allow_many_files()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(watched())
+
+
+async def unless_stopped(signals: Signals, work: Coroutine[Any, Any, T]) -> T | None:
+    """What ``work`` gives or raises; None when a stop was wanted before it was done.
+
+    It is cancelled then, and waited for.
+    """
+    loop = asyncio.get_running_loop()
+    working, stopping = loop.create_task(work), loop.create_task(signals.stop.wait())
+    try:
+        await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        stopping.cancel()
+        if not working.done():
+            working.cancel()
+            await asyncio.wait((working,))
 
 
 def _allow_many_files() -> None:

@@ -3,31 +3,110 @@
 from __future__ import annotations
 
 import asyncio
+from uuid import uuid4
 
-from fabric_server.backends import Cache
+import pytest
+
+from fabric_server.backends import Cache, open_cache
 from fabric_server.backends.memory import MemoryCache
 
 
-async def test_what_was_set_can_be_got(cache: Cache) -> None:
-    assert await cache.get("name") is None
-    await cache.set("name", b"value", 60)
-    assert await cache.get("name") == b"value"
-    assert await cache.get("other") is None
+@pytest.fixture
+def name() -> str:
+    """Nobody else's: a cache may be shared."""
+    return f"test:{uuid4().hex}"
 
 
-async def test_a_value_set_again_takes_the_place_of_the_first(cache: Cache) -> None:
-    await cache.set("name", b"old", 60)
-    await cache.set("name", b"", 60)
-    assert await cache.get("name") == b""
+async def told(cache: Cache) -> None:
+    """Fails when nobody is heard for long."""
+    async with asyncio.timeout(10):
+        await cache.heard()
 
 
-async def test_a_value_is_gone_after_its_time(cache: Cache) -> None:
-    await cache.set("brief", b"value", 0.02)
-    await cache.set("long", b"value", 60)
+async def settled(cache: Cache) -> None:
+    """It listens, and what may be heard because it began to has been heard."""
+    await cache.tell()
+    await told(cache)
+    await silent(cache)
+
+
+async def silent(cache: Cache) -> None:
+    try:
+        while True:
+            async with asyncio.timeout(0.05):
+                await cache.heard()
+    except TimeoutError:
+        pass
+
+
+async def test_what_was_set_can_be_got(cache: Cache, name: str) -> None:
+    assert await cache.get(name) is None
+    await cache.set(name, b"value", 60)
+    assert await cache.get(name) == b"value"
+    assert await cache.get(name + "other") is None
+
+
+async def test_a_value_set_again_takes_the_place_of_the_first(cache: Cache, name: str) -> None:
+    await cache.set(name, b"old", 60)
+    await cache.set(name, b"", 60)
+    assert await cache.get(name) == b""
+
+
+async def test_values_are_bytes_of_any_kind_and_many(cache: Cache, name: str) -> None:
+    values = {f"{name}:{n}": bytes(range(256)) * n for n in range(100)}
+    await asyncio.gather(*(cache.set(one, value, 60) for one, value in values.items()))
+    found = await asyncio.gather(*map(cache.get, values))
+    assert found == list(values.values())
+
+
+async def test_a_value_is_gone_after_its_time(cache: Cache, name: str) -> None:
+    await cache.set(name + "brief", b"value", 0.02)
+    await cache.set(name + "long", b"value", 60)
     async with asyncio.timeout(5):
-        while await cache.get("brief") is not None:  # noqa: ASYNC110 - nothing tells
+        while await cache.get(name + "brief") is not None:  # noqa: ASYNC110 - nothing tells
             await asyncio.sleep(0.005)
-    assert await cache.get("long") == b"value"
+    assert await cache.get(name + "long") == b"value"
+
+
+async def test_who_tells_is_heard_once(cache: Cache) -> None:
+    await settled(cache)
+    hearing = asyncio.create_task(cache.heard())
+    await asyncio.sleep(0)
+    assert not hearing.done()
+    await cache.tell()
+    async with asyncio.timeout(10):
+        await hearing
+    again = asyncio.create_task(cache.heard())
+    assert await asyncio.wait([again], timeout=0.05) == (set(), {again})
+    again.cancel()
+    await asyncio.wait([again])
+
+
+async def test_what_is_told_while_nobody_hears_is_heard_afterwards(cache: Cache) -> None:
+    await settled(cache)
+    hearing = asyncio.create_task(cache.heard())
+    await asyncio.sleep(0)
+    hearing.cancel()  # as a watch does every half second
+    await asyncio.wait([hearing])
+    await cache.tell()
+    await told(cache)
+
+
+async def test_all_who_share_a_cache_find_its_values_and_hear_each_other(
+    shared_cache_url: str, name: str
+) -> None:
+    one, other = [await open_cache(shared_cache_url) for _ in range(2)]
+    await one.set(name, b"value", 60)
+    assert await other.get(name) == b"value"
+    for cache in (one, other):
+        await settled(cache)
+    await silent(one)
+    hearing = [asyncio.create_task(cache.heard()) for cache in (one, other)]
+    await other.tell()
+    async with asyncio.timeout(10):
+        await asyncio.gather(*hearing)
+    await one.close()
+    await other.close()
 
 
 async def test_memory_holds_a_bounded_number_of_values() -> None:

@@ -73,8 +73,8 @@ async def test_a_store_url_of_another_kind_is_refused_with_what_is_known(
 async def test_the_setting_that_is_wrong_is_named() -> None:
     with pytest.raises(BackendError, match="--store = 'x'"):
         await open_store("x", setting="--store")
-    with pytest.raises(BackendError, match="cache = 'redis://host': this version knows only mem"):
-        await open_cache("redis://host")
+    with pytest.raises(BackendError, match="cache = 'mysql://host': this version knows only mem"):
+        await open_cache("mysql://host")
     with pytest.raises(BackendError, match="bus = 'memory://big': this version knows only mem"):
         await open_bus("memory://big")
 

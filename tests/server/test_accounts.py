@@ -9,13 +9,15 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consumer.errors import BackendError, StoreError
 from fabric_server.accounts import Accounts, Key, NewKey, mint
 from fabric_server.backends import open_store
+from fabric_server.backends import watch as watching
 from fabric_server.backends.memory import MemoryCache
 from fabric_server.backends.rows import Changes, KeyRow
 from fabric_server.backends.store import SqlStore
@@ -34,6 +36,8 @@ class Clock:
 
 class Keys:
     """A store that counts, and that can be slow or away."""
+
+    revision_at_open = 1
 
     def __init__(self, *new: NewKey) -> None:
         self.rows = {one.row.hash: one.row for one in new}
@@ -449,9 +453,371 @@ async def test_another_key_in_the_cache_is_not_believed(clock: Clock) -> None:
     good, evil = mint("good", now=NOON), mint("evil", now=NOON)
     cache = MemoryCache(clock=clock)
     await Accounts(Keys(good), cache, clock=clock).authenticate(good.text)
-    row = await cache.get(f"key:0:{good.row.hash.hex()}")
-    assert row is not None
-    assert (await refusal(Accounts(Keys(), Rubbish(row), clock=clock), evil.text)).status == 401
+    value = await cache.get(f"key:{good.row.hash.hex()}")
+    assert value is not None
+    assert (await refusal(Accounts(Keys(), Rubbish(value), clock=clock), evil.text)).status == 401
+
+
+# ── one cache, several servers ────────────────────────────────────────────────────────────────
+
+
+async def test_a_server_that_began_after_a_revocation_believes_no_row_from_before(
+    cache: MemoryCache, clock: Clock
+) -> None:
+    new, other = mint("laptop", now=NOON), mint("other", now=NOON)
+    keys = Keys(new, other)
+    await Accounts(keys, cache, clock=clock).authenticate(new.text)
+    keys.rows[new.row.hash] = revoked(new)
+    keys.revision_at_open += 1
+    late = Accounts(keys, cache, clock=clock)
+    assert (await refusal(late, new.text)).status == 401
+    await late.authenticate(other.text)
+    asked = keys.asked
+    await Accounts(keys, cache, clock=clock).authenticate(other.text)  # begun at the same revision
+    assert keys.asked == asked
+
+
+async def test_a_value_the_cache_kept_too_late_ends_when_it_would_have(clock: Clock) -> None:
+    new = mint("laptop", now=NOON)
+    keys = Keys(new)
+    cache = MemoryCache(clock=clock)
+    await Accounts(keys, cache, clock=clock).authenticate(new.text)
+    value = await cache.get(f"key:{new.row.hash.hex()}")
+    assert value is not None
+    keys.rows[new.row.hash] = revoked(new)
+    clock.now += 301
+    await cache.set(f"key:{new.row.hash.hex()}", value, 300)  # a Redis that had been stopped
+    assert (await refusal(Accounts(keys, cache, clock=clock), new.text)).status == 401
+
+
+async def test_a_value_from_the_far_future_is_not_believed(clock: Clock) -> None:
+    new = mint("laptop", now=NOON)
+    keys, cache = Keys(new), MemoryCache(clock=clock)
+    ahead = Clock()
+    ahead.now += 3600
+    await Accounts(keys, cache, clock=ahead).authenticate(new.text)
+    await Accounts(keys, cache, clock=clock).authenticate(new.text)
+    assert keys.asked == 2
+
+
+async def test_what_was_cached_before_everything_changed_is_not_believed(
+    cache: MemoryCache, clock: Clock
+) -> None:
+    gone = mint("gone", now=NOON)
+    keys = Keys(gone)
+    keys.revision_at_open = 50
+    accounts = Accounts(keys, cache, clock=clock)
+    await Accounts(keys, cache, clock=clock).authenticate(gone.text)
+    keys.rows.clear()
+    accounts.changed(Changes(20, True, []))
+    assert (await refusal(accounts, gone.text)).status == 401
+    await cache.set(f"key:{gone.row.hash.hex()}", b"", 1)
+    await Accounts(Keys(gone), cache, clock=clock).authenticate(gone.text)
+    keys.revision_at_open = 20  # and it has been written by one who has not noticed yet
+    assert (await refusal(Accounts(keys, cache, clock=clock), gone.text)).status == 401
+
+
+async def test_when_more_is_told_than_is_kept_the_cache_is_not_believed(
+    cache: MemoryCache, clock: Clock
+) -> None:
+    new = [mint(f"k{n}", now=NOON) for n in range(4)]
+    keys = Keys(*new)
+    await Accounts(keys, cache, clock=clock).authenticate(new[0].text)
+    accounts = Accounts(keys, cache, clock=clock, most=3)
+    for n, one in enumerate(new):
+        keys.rows[one.row.hash] = revoked(one)
+        accounts.changed(Changes(n + 2, False, [revoked(one)]))
+    assert (await refusal(accounts, new[0].text)).status == 401
+
+
+async def test_a_key_revoked_while_the_store_fails_is_not_used_on(clock: Clock) -> None:
+    new = mint("laptop", now=NOON)
+    keys = Keys(new)
+    accounts = Accounts(keys, Forgetful(), clock=clock)
+    await accounts.authenticate(new.text)
+    clock.now += 301
+    keys.gate.clear()
+    keys.entered.clear()
+    keys.away = True
+    asking = asyncio.create_task(accounts.authenticate(new.text))
+    await keys.entered.wait()
+    accounts.changed(Changes(2, False, [revoked(new)]))
+    keys.gate.set()
+    await asyncio.wait([asking])
+    error = asking.exception()
+    assert isinstance(error, Refusal)
+    assert error.status == 401
+
+
+async def test_a_cache_that_is_away_is_told_of_until_it_is_back(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    class Flaky(MemoryCache):
+        away = False
+
+        async def get(self, name: str) -> bytes | None:
+            if self.away:
+                raise BackendError("gone")
+            return await super().get(name)
+
+    new = [mint(f"k{n}", now=NOON) for n in range(4)]
+    cache = Flaky(clock=clock)
+    accounts = Accounts(Keys(*new), cache, clock=clock)
+    await accounts.authenticate(new[0].text)
+    assert accounts.cache_problem is None
+    cache.away = True
+    for one in new[1:3]:
+        await accounts.authenticate(one.text)
+    assert accounts.cache_problem == "gone"
+    cache.away = False
+    await accounts.authenticate(new[3].text)
+    assert accounts.cache_problem is None
+    assert [r.message for r in caplog.records] == ["the cache is away", "the cache is back"]
+
+
+async def test_a_cache_that_hangs_is_waited_for_once(clock: Clock) -> None:
+    class Hanging:
+        entered = 0
+
+        async def get(self, name: str) -> bytes | None:
+            self.entered += 1
+            await asyncio.Event().wait()
+            return None
+
+        async def set(self, name: str, value: bytes, seconds: float) -> None:
+            self.entered += 1
+            await asyncio.Event().wait()
+
+    new, cache = mint("laptop", now=NOON), Hanging()
+    accounts = Accounts(Keys(new), cache, clock=clock, cache_seconds=0.01)
+    await accounts.authenticate(new.text)
+    assert cache.entered == 1
+    assert accounts.cache_problem == "it does not answer"
+
+
+class World:
+    """A store, a cache that may keep values late, and two servers, all moved by hand.
+
+    Everything that a server waits for stands in ``gates`` until it is let go.
+    """
+
+    def __init__(self) -> None:
+        self.now = NOON
+        self.new = [mint(f"k{n}", now=NOON) for n in range(3)]
+        self.rows = {one.row.hash: one.row for one in self.new[:2]}
+        self.revision = 1
+        self.changed_at = dict.fromkeys(self.rows, 1)
+        self.backup = (dict(self.rows), dict(self.changed_at), self.revision)
+        self.values: dict[str, tuple[bytes, float]] = {}
+        self.late: list[tuple[str, bytes, float]] = []
+        self.gates: list[asyncio.Future[None]] = []
+        self.servers = [OneOfSeveral(self, skew) for skew in (-12.0, 12.0)]
+
+    def change(self, row: KeyRow) -> None:
+        for server in self.servers:  # they look far more often than revisions are made up for
+            if server.since > self.revision:
+                server.look()
+        self.revision += 1
+        self.rows[row.hash] = row
+        self.changed_at[row.hash] = self.revision
+
+    async def gate(self) -> None:
+        future = asyncio.get_running_loop().create_future()
+        self.gates.append(future)
+        await future
+
+    async def settle(self) -> None:
+        for _ in range(12):  # as many steps as there are layers
+            await asyncio.sleep(0)
+
+    async def let_go(self, which: int) -> None:
+        gate = self.gates.pop(which % len(self.gates))
+        if not gate.done():
+            gate.set_result(None)
+        await self.settle()
+
+    async def let_all_go(self) -> None:
+        await self.settle()
+        while self.gates:
+            await self.let_go(0)
+
+    def keep_late(self, which: int) -> None:
+        name, value, seconds = self.late.pop(which % len(self.late))
+        self.values[name] = (value, self.now + seconds)
+
+    def put_back(self) -> None:
+        for server in self.servers:  # who looks twice a second has seen what was last changed
+            server.look()
+        rows, changed_at, self.revision = self.backup
+        self.rows, self.changed_at = dict(rows), dict(changed_at)
+        # What cached.py says is left: read in the half second before the backup's revision passed.
+        fits = self._fits
+        self.values = {name: kept for name, kept in self.values.items() if fits(kept[0])}
+        self.late = [kept for kept in self.late if fits(kept[1])]
+
+    def _fits(self, value: bytes) -> bool:
+        row, as_of, _, _ = msgspec.msgpack.decode(value)
+        if as_of != self.revision:
+            return True
+        known = row is not None and self.rows.get(msgspec.convert(row, KeyRow).hash)
+        return bool(known) and known == msgspec.convert(row, KeyRow)
+
+
+class OneOfSeveral:
+    """A server process, and what it asks."""
+
+    def __init__(self, world: World, skew: float) -> None:
+        self.world = world
+        self.skew = skew
+        self.tasks: list[tuple[NewKey, asyncio.Task[Key]]] = []
+        self.start()
+
+    def start(self) -> None:
+        for _, task in self.tasks:
+            task.cancel()
+        self.tasks.clear()
+        self.since = self.revision_at_open = self.world.revision
+        self.accounts = Accounts(
+            self, self, clock=lambda: self.world.now + self.skew, most=2, cache_seconds=5.0
+        )
+
+    async def key_by_hash(self, digest: bytes) -> KeyRow | None:
+        await self.world.gate()
+        row = self.world.rows.get(digest)
+        await self.world.gate()
+        return row
+
+    async def get(self, name: str) -> bytes | None:
+        value, until = self.world.values.get(name, (None, 0.0))
+        await self.world.gate()
+        return value if self.world.now < until else None
+
+    async def set(self, name: str, value: bytes, seconds: float) -> None:
+        self.world.late.append((name, value, seconds))
+
+    def ask(self, new: NewKey) -> None:
+        self.tasks.append((new, asyncio.create_task(self.accounts.authenticate(new.text))))
+
+    def look(self) -> None:
+        world = self.world
+        everything = world.revision < self.since
+        after = 0 if everything else self.since
+        rows = [row for digest, row in world.rows.items() if world.changed_at[digest] > after]
+        if world.revision != self.since:
+            self.since = world.revision
+            self.accounts.changed(Changes(self.since, everything, rows))
+
+    def refuses(self, new: NewKey) -> bool:
+        """It has seen that the key is not good any more."""
+        if self.since != self.world.revision:
+            changed = self.world.changed_at.get(new.row.hash, self.world.revision)
+            if self.since > self.world.revision or changed > self.since:
+                return False
+        row = self.world.rows.get(new.row.hash)
+        return row is None or row.revoked_at is not None
+
+    def check(self) -> None:
+        for new in self.world.new:
+            if self.refuses(new):
+                assert self.accounts.known(new.text) is None
+        for new, task in list(self.tasks):
+            if task.done():
+                self.tasks.remove((new, task))
+                if task.exception() is None:
+                    assert not self.refuses(new)
+
+
+ANY = st.integers(0, 5)
+USES = st.tuples(st.sampled_from(["use", "use, kept late", "ask", "keep, use"]), ANY)
+ENDS = st.tuples(
+    st.sampled_from(["revoke", "revoke all", "revoke, all look", "put back", "look", "start"]), ANY
+)
+WAITS = st.tuples(st.just("wait"), st.sampled_from([1, 20, 40, 200, 290, 345]))
+PARTS = st.tuples(
+    st.sampled_from(["go", "go all", "keep", "make", "back up", "look", "start"]), ANY
+)
+FEW = st.lists(st.one_of(USES, ENDS, WAITS, PARTS), max_size=2)
+# What any flaw needs, with anything between: a row is read, it comes to an end, time passes.
+STORY = st.tuples(FEW, USES, FEW, ENDS, FEW, WAITS)
+STORIES = st.lists(STORY, min_size=1, max_size=2).map(
+    lambda stories: [
+        step
+        for story in stories
+        for part in story
+        for step in (part if isinstance(part, list) else [part])
+    ]
+)
+
+
+async def play(steps: list[tuple[str, int]]) -> None:
+    world = World()
+    for step, number in steps:
+        new = world.new[
+            0 if not 4 <= number <= 5 else number - 3
+        ]  # one key has the most adventures
+        server = world.servers[number % 2]
+        match step:
+            case "make":
+                if new.row.hash not in world.rows:
+                    world.change(new.row)
+            case "revoke" | "revoke all" | "revoke, all look":
+                for one in world.new if step == "revoke all" else [new]:
+                    if one.row.hash in world.rows:
+                        world.change(revoked(one))
+                if step == "revoke, all look":
+                    for other in world.servers:
+                        other.look()
+            case "ask" | "use" | "use, kept late" | "keep, use":
+                while step == "keep, use" and world.late:
+                    world.keep_late(0)
+                server.ask(new)
+                await world.settle()
+                if step != "ask":
+                    await world.let_all_go()
+                while step == "use" and world.late:
+                    world.keep_late(0)
+            case "look":
+                server.look()
+            case "start":
+                server.start()
+                await world.settle()
+            case "go" if world.gates:
+                await world.let_go(number)
+            case "keep" if world.late:
+                world.keep_late(number)
+            case "go all":
+                await world.let_all_go()
+            case "wait":
+                if number > 1:  # nobody waits so long for the store
+                    await world.let_all_go()
+                world.now += number
+            case "back up":
+                world.backup = (dict(world.rows), dict(world.changed_at), world.revision)
+            case "put back":
+                await world.let_all_go()
+                world.put_back()
+        for one in world.servers:
+            one.check()
+    await world.let_all_go()
+    while world.late:
+        world.keep_late(0)
+    for one in world.servers:
+        for new in world.new:
+            one.ask(new)
+        await world.let_all_go()
+        one.check()
+        one.start()
+    await world.settle()
+
+
+@settings(max_examples=500, deadline=None)
+@given(steps=STORIES)
+def test_a_revoked_key_is_never_accepted_by_who_knows_or_began_later(
+    steps: list[tuple[str, int]],
+) -> None:
+    asyncio.run(play(steps))
 
 
 # ── with the real store, watched ──────────────────────────────────────────────────────────────
@@ -471,7 +837,7 @@ async def test_a_key_revoked_by_another_process_is_refused_within_a_second(
     await store.create_key(new.row)
     await store.create_key(other.row)
     accounts = Accounts(store, MemoryCache())
-    watching = asyncio.create_task(Watch(store, [accounts.changed]).run())
+    running = asyncio.create_task(Watch(store, [accounts.changed]).run())
     await accounts.authenticate(new.text)
     await accounts.authenticate(other.text)
 
@@ -498,8 +864,8 @@ async def test_a_key_revoked_by_another_process_is_refused_within_a_second(
     assert refused_at - float(said) < 1.0
     assert (await refusal(accounts, new.text)).status == 401
     assert accounts.known(other.text) is not None
-    watching.cancel()
-    await asyncio.wait([watching])
+    running.cancel()
+    await asyncio.wait([running])
 
 
 async def test_a_change_between_opening_and_watching_is_not_missed(store: SqlStore) -> None:
@@ -554,3 +920,97 @@ async def test_watching_goes_on_when_the_store_comes_back(
         "the store can't be watched",
         "the store is watched again",
     ]
+
+
+class Slow:
+    """A store whose changes come when they are let through."""
+
+    revision_at_open = 1
+
+    def __init__(self) -> None:
+        self.looking = self.most = self.looks = 0
+        self.revision = 1
+        self.entered = asyncio.Event()
+        self.gate = asyncio.Event()
+
+    async def changes(self, since: int) -> Changes:
+        self.looks += 1
+        self.looking += 1
+        self.most = max(self.most, self.looking)
+        self.entered.set()
+        revision = self.revision
+        try:
+            await self.gate.wait()
+        finally:
+            self.looking -= 1
+        return Changes(revision, False)
+
+
+async def test_looks_never_overlap_so_that_changes_come_in_order() -> None:
+    store = Slow()
+    seen: list[int] = []
+    watch = Watch(store, [lambda changes: seen.append(changes.revision)])
+    store.revision = 2
+    first = asyncio.create_task(watch.look())
+    await store.entered.wait()
+    store.revision = 3
+    second = asyncio.create_task(watch.look())
+    await asyncio.sleep(0)
+    assert store.looks == 1
+    store.gate.set()
+    await asyncio.gather(first, second)
+    assert (seen, store.looks, store.most) == ([2, 3], 2, 1)
+
+
+async def test_a_store_that_hangs_while_it_is_watched_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watching, "LOOK_SECONDS", 0.02)
+    store = Slow()
+    watch = Watch(store, [])
+    await asyncio.gather(watch.look(), watch.look())  # he who waits for the other gives up, too
+    assert watch.problem == "it does not answer"
+    assert store.looking == 0
+    store.gate.set()
+    await watch.look()
+    assert watch.problem is None
+
+
+async def test_a_watch_looks_at_once_when_told_and_tells_of_its_own_changes() -> None:
+    store, notices = Slow(), MemoryCache()
+    store.gate.set()
+    seen = asyncio.Event()
+    watch = Watch(store, [lambda changes: seen.set()], notices, every=600)
+    running = asyncio.create_task(watch.run())
+    await store.entered.wait()
+    assert not seen.is_set()
+    store.revision = 2
+    await notices.tell()
+    async with asyncio.timeout(10):
+        await seen.wait()
+    running.cancel()
+    await asyncio.wait([running])
+
+    looks = store.looks
+    await watch.look()
+    assert store.looks == looks + 1
+    async with asyncio.timeout(10):
+        await notices.heard()
+
+
+async def test_without_notices_it_looks_now_and_then() -> None:
+    class Deaf(MemoryCache):
+        async def tell(self) -> None:
+            raise BackendError("gone")
+
+    store = Slow()
+    store.gate.set()
+    seen = asyncio.Event()
+    watch = Watch(store, [lambda changes: seen.set()], Deaf(), every=0.01)
+    await watch.look()  # raises nothing
+    running = asyncio.create_task(watch.run())
+    store.revision = 2
+    async with asyncio.timeout(10):
+        await seen.wait()
+    running.cancel()
+    await asyncio.wait([running])

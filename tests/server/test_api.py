@@ -119,7 +119,7 @@ class Server:
         if response.status >= 400 and "error" in body:
             fits(body, schemas["Error"], schemas)
             return
-        parts = response.url.path.split("/")
+        parts = response.url.raw_path.split("/")
         for template, operations in self.description["paths"].items():
             wanted = template.split("/")
             if len(wanted) == len(parts) and all(
@@ -287,7 +287,13 @@ async def test_health_needs_no_key(server: Server) -> None:
     assert ready.status == 200
     assert ready.body == {
         "status": "ready",
-        "checks": {"store": "ok", "worker": "ok", "public_port": "open", "nodes": 0},
+        "checks": {
+            "store": "ok",
+            "cache": "ok",
+            "bus": "ok",
+            "public_port": "open",
+            "nodes": 0,
+        },
     }
 
 
@@ -366,7 +372,7 @@ async def test_a_server_that_can_store_nothing_is_degraded_until_it_can(server: 
     await until(lambda: server.app.worker.problem)
     ready = await server.get("/health/ready")
     assert (ready.status, ready.body["status"]) == (200, "degraded")
-    assert (ready.body["checks"]["store"], ready.body["checks"]["worker"]) == ("ok", "failing")
+    assert (ready.body["checks"]["store"], ready.body["checks"]["bus"]) == ("ok", "away")
     assert (await figures(server))["fabric_records_failing",] == 1
     assert (await server.get("/api/v1/requests")).code == "store_unavailable"
 

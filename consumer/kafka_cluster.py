@@ -1,0 +1,395 @@
+"""Kafka as both ends of the bus see it: where it is, which topics it must have, how to write there.
+
+aiokafka's errors end here, and so do its log lines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import socket
+import time
+import zlib
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple, Self
+from urllib.parse import parse_qsl
+
+from aiokafka import AIOKafkaProducer
+from aiokafka import errors as kafka_errors
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError
+
+from consumer.errors import BackendError, RecordError, StoreError, Unreachable
+from consumer.records import DEAD_LETTERS, HEARTBEATS, LEDGER
+from consumer.urls import shown
+
+log = logging.getLogger("fabric.kafka")
+
+DEFAULT_PORT = 9092
+KNOCK_SECONDS = 3.0
+OPEN_SECONDS = 6.0
+"""For all that must go well before a connection is of use."""
+REQUEST_SECONDS = 5.0
+"""How long a broker may take to answer, and how long a batch is offered to it."""
+PUBLISH_SECONDS = 10.0
+
+PARTITIONS = 6
+DAY_MS = 86_400_000
+RETENTION_MS = {LEDGER: 30 * DAY_MS, HEARTBEATS: DAY_MS, DEAD_LETTERS: -1}
+LEAST_LEDGER_MS = 7 * DAY_MS
+"""Less than this, and a consumer that was away over the holidays finds that requests are gone."""
+
+BATCH_BYTES = 128 * 1024
+"""Before compression, which holds up the event loop: for one batch of each partition, 3 ms."""
+RECORDS_PER_TURN = 250
+"""Records after which others have their turn on the event loop: about a millisecond."""
+
+_NAME = re.compile(r"[a-zA-Z0-9._-]*")
+
+# When Kafka is away, ``problem`` and what is raised here say so, once; aiokafka logs an error for
+# each attempt at each connection, several times a second.  What it raises it need not log as well.
+_library_log = logging.getLogger("aiokafka")
+if _library_log.level == logging.NOTSET:
+    _library_log.setLevel(logging.CRITICAL)
+
+
+class Message(NamedTuple):
+    topic: str
+    """Without prefix."""
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes]]
+
+
+class Cluster(NamedTuple):
+    """Where Kafka is, and what stands before the names of this fabric's topics and groups there."""
+
+    brokers: tuple[tuple[str, int], ...]
+    prefix: str = ""
+
+    @classmethod
+    def parse(cls, url: str) -> Self:
+        """``kafka://host:port,host:port?prefix=…``; a port left out is 9092.
+
+        Raises ``ValueError``, which says what is wrong.
+        """
+        scheme, _, rest = url.partition("://")
+        if scheme != "kafka":
+            raise ValueError("it must begin with kafka://")
+        rest, _, query = rest.partition("?")
+        if "@" in rest:
+            raise ValueError("user names and passwords for Kafka are not supported yet")
+        rest = rest.removesuffix("/")
+        if "/" in rest:
+            raise ValueError(f"there is nothing to name by the path '/{rest.partition('/')[2]}'")
+        brokers = tuple(_broker(part.strip()) for part in rest.split(","))
+        return cls(brokers, _prefix(query))
+
+    def __str__(self) -> str:
+        return "kafka://" + ",".join(self.servers)
+
+    @property
+    def servers(self) -> list[str]:
+        return [
+            f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.brokers
+        ]
+
+    def topic(self, name: str) -> str:
+        return self.prefix + name
+
+    def client(self, servers: list[str]) -> dict[str, Any]:
+        """What every client is told."""
+        return {
+            "bootstrap_servers": servers,
+            "client_id": "fabric",
+            "request_timeout_ms": int(REQUEST_SECONDS * 1000),
+            "retry_backoff_ms": 200,
+            # Topics, partitions and brokers that are added are noticed after a minute, not five.
+            "metadata_max_age_ms": 60_000,
+        }
+
+    async def reach(self) -> list[str]:
+        """The servers that accept connections.  Raises ``Unreachable`` when there is none."""
+        found = await asyncio.gather(*(_knock(host, port) for host, port in self.brokers))
+        servers = [
+            server for server, problem in zip(self.servers, found, strict=True) if problem is None
+        ]
+        if not servers:
+            reasons = ", ".join(dict.fromkeys(filter(None, found)))
+            raise Unreachable(f"Kafka at {self} can't be reached ({reasons}): is it running?")
+        return servers
+
+    async def prepare(self, servers: list[str]) -> None:
+        """Makes the topics that are missing; those that are there are taken as they are."""
+        admin = AIOKafkaAdminClient(**self.client(servers))
+        try:
+            await admin.start()
+            # Asked for by name, a broker may make them, with settings of its own.
+            there = set(await admin.list_topics())
+            missing = [name for name in RETENTION_MS if self.topic(name) not in there]
+            if missing:
+                await self._create(admin, missing)
+            if self.topic(LEDGER) in there:
+                await self._check_ledger(admin)
+        finally:
+            await admin.close()
+
+    async def _create(self, admin: AIOKafkaAdminClient, names: list[str]) -> None:
+        copies = min(3, len((await admin.describe_cluster())["brokers"]))
+        topics = []
+        for name in names:
+            settings = {
+                "retention.ms": str(RETENTION_MS[name]),
+                "min.insync.replicas": "2" if copies >= 3 else "1",
+                "compression.type": "producer",
+            }
+            topics.append(NewTopic(self.topic(name), PARTITIONS, copies, topic_configs=settings))
+        answer = await admin.create_topics(topics)
+        for topic, code, *said in answer.topic_errors:
+            error = kafka_errors.for_code(code)
+            if error is kafka_errors.TopicAlreadyExistsError:  # the other end was faster
+                continue
+            if error is not kafka_errors.NoError:
+                why = (said[0] if said else None) or _said(error())
+                raise StoreError(f"Kafka at {self}: topic '{topic}' can't be made: {why}")
+            made = {"topic": topic, "partitions": PARTITIONS, "copies": copies}
+            log.info("topic made", extra=made)
+
+    async def _check_ledger(self, admin: AIOKafkaAdminClient) -> None:
+        topic = self.topic(LEDGER)
+        asked = ConfigResource(ConfigResourceType.TOPIC, topic, {"retention.ms": ""})
+        (answer,) = await admin.describe_configs([asked])
+        for _, _, _, _, entries in answer.resources:
+            for name, value, *_ in entries:  # none when we may not ask
+                if name == "retention.ms" and 0 <= int(value) < LEAST_LEDGER_MS:
+                    days = f"{int(value) / DAY_MS:.3g}"
+                    log.warning("Kafka forgets requests soon", extra={"topic": topic, "days": days})
+
+    @asynccontextmanager
+    async def opening(self) -> AsyncIterator[list[str]]:
+        """Around all that makes a connection; gives ``servers``.  Raises ``StoreError``."""
+        try:
+            async with asyncio.timeout(OPEN_SECONDS):
+                yield await self.reach()
+        except (TimeoutError, kafka_errors.KafkaConnectionError):
+            raise Unreachable(
+                f"Kafka at {self} accepts connections but does not answer:"
+                " is it a broker, and is it well?"
+            ) from None
+        except kafka_errors.NodeNotReadyError:
+            raise Unreachable(
+                f"Kafka at {self} answers, but not under the address that it gives for itself:"
+                " see the broker's advertised.listeners"
+            ) from None
+        except KafkaError as error:
+            raise self.explained(error) from error
+
+    def explained(self, error: BaseException, topic: str | None = None) -> BackendError:
+        """A library's error in one line."""
+        where = f"Kafka at {self}"
+        about = f": topic '{topic}'" if topic else ""
+        match error:
+            case kafka_errors.MessageSizeTooLargeError() | kafka_errors.RecordListTooLargeError():
+                return RecordError(f"{where}{about}: the record is larger than it takes")
+            case kafka_errors.UnknownTopicOrPartitionError():
+                return StoreError(f"{where}{about or ': a topic'} does not exist")
+            case kafka_errors.TopicAuthorizationFailedError():
+                return StoreError(f"{where}{about or ': a topic'} is not open to us")
+            case (
+                kafka_errors.NotEnoughReplicasError()
+                | kafka_errors.NotEnoughReplicasAfterAppendError()
+            ):
+                return StoreError(f"{where}{about} has too few brokers in sync to be safe")
+            case (
+                TimeoutError()
+                | kafka_errors.KafkaTimeoutError()
+                | kafka_errors.RequestTimedOutError()
+            ):
+                return Unreachable(f"{where} does not answer")
+            case kafka_errors.KafkaConnectionError() | kafka_errors.NodeNotReadyError():
+                return Unreachable(f"{where} can't be reached: is it running?")
+            case _:
+                return StoreError(f"{where}{about}: {_said(error)}")
+
+
+def cluster_at(url: str, setting: str) -> Cluster:
+    """Raises ``BackendError``; the text names ``setting``."""
+    try:
+        return Cluster.parse(url)
+    except ValueError as error:
+        raise BackendError(f"{setting} = '{shown(url)}': {error}") from error
+
+
+class Publisher:
+    """Writes to topics, for one caller at a time; connects when it first has to.
+
+    Not an idempotent producer: that one of aiokafka offers a batch for ever and can neither be
+    stopped nor closed while Kafka is away.  It would save duplicates only while one connection
+    lives; the spool before and the rows behind this live with duplicates anyway.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._producer: AIOKafkaProducer | None = None
+
+    async def connect(self) -> None:
+        """Makes the topics, too.  Raises ``StoreError``."""
+        if self._producer is not None:
+            return
+        cluster = self._cluster
+        async with cluster.opening() as servers:
+            await cluster.prepare(servers)
+            producer = AIOKafkaProducer(
+                **cluster.client(servers),
+                acks="all",
+                # The cheapest here (µs for a record of 450 bytes, times smaller; 2026-11-21): zstd
+                # 0.8 and 5.4; lz4, of which aiokafka takes the slow kind, 4.5 and 3.6.
+                compression_type="zstd",
+                max_batch_size=BATCH_BYTES,
+            )
+            try:
+                await producer.start()
+                for name in RETENTION_MS:
+                    await producer.partitions_for(cluster.topic(name))
+            except BaseException:
+                await producer.stop()
+                raise
+        self._producer = producer
+
+    async def publish(self, messages: Iterable[Message | tuple[Any, ...]]) -> None:
+        """Returns when all brokers that must have them have them; those of one key in order.
+
+        Raises ``StoreError`` when that can't be done now and ``RecordError`` when one is too large.
+        Then some may have been written all the same; publish them all again.
+        """
+        await self.connect()
+        try:
+            async with asyncio.timeout(PUBLISH_SECONDS):
+                await self._publish(messages)
+        except TimeoutError as error:
+            # What is still on its way is given up by the producer itself: close waits for that.
+            raise self._cluster.explained(error) from None
+        except RecordError:
+            raise
+        except StoreError:
+            # A new one begins with what the URL says, and with no memory of what went wrong.
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """What was on its way when ``publish`` was cancelled is offered for ``REQUEST_SECONDS``."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await producer.stop()
+
+    async def _publish(self, messages: Iterable[Message | tuple[Any, ...]]) -> None:
+        producer = self._producer
+        assert producer is not None
+        now = int(time.time() * 1000)  # not the record's own time: retention is counted from this
+        sent: list[tuple[str, asyncio.Future[Any]]] = []
+        partitions: dict[str, int] = {}
+        batches: dict[tuple[str, int], Any] = {}
+
+        async def send(topic: str, partition: int, batch: Any) -> None:
+            future = await producer.send_batch(batch, topic, partition=partition)
+            future.add_done_callback(_seen)
+            sent.append((topic, future))
+
+        topic = None
+        try:
+            for count, (name, key, value, headers) in enumerate(messages, 1):
+                topic = self._cluster.topic(name)
+                if topic not in partitions:
+                    partitions[topic] = len(await producer.partitions_for(topic))
+                # Kafka's own murmur2 takes 4.2 µs in Python, this 0.1.  Another producer would put
+                # a key elsewhere, but there is no other.
+                place = topic, zlib.crc32(key or b"") % partitions[topic]
+                batch = batches.get(place)
+                if batch is None or (
+                    batch.append(timestamp=now, key=key, value=value, headers=headers) is None
+                ):
+                    if batch is not None:  # it is full
+                        await send(*place, batch)
+                    batch = batches[place] = producer.create_batch()
+                    batch.append(timestamp=now, key=key, value=value, headers=headers)
+                if not count % RECORDS_PER_TURN:
+                    await asyncio.sleep(0)
+            for (topic, partition), batch in batches.items():
+                await send(topic, partition, batch)
+        except KafkaError as error:
+            raise self._cluster.explained(error, topic) from error
+        if sent:
+            # Not gather, which when cancelled cancels these: what then becomes of a batch would
+            # be told to nobody, and of that asyncio complains.
+            await asyncio.wait([future for _, future in sent])
+        self._check(sent)
+
+    def _check(self, sent: Iterable[tuple[str, asyncio.Future[Any]]]) -> None:
+        problems = [
+            self._cluster.explained(error, topic)
+            for topic, future in sent
+            if (error := future.exception()) is not None
+        ]
+        # Whether a record is impossible can be told only when nothing else is wrong.
+        for problem in sorted(problems, key=lambda one: isinstance(one, RecordError)):
+            raise problem
+
+
+def _broker(text: str) -> tuple[str, int]:
+    if text.startswith("["):
+        host, mark, rest = text[1:].partition("]")
+        if not mark or (rest and not rest.startswith(":")):
+            raise ValueError(f"'{text}' is no host and port")
+        port = rest[1:] if rest else str(DEFAULT_PORT)
+    else:
+        host, mark, port = text.partition(":")
+        port = port if mark else str(DEFAULT_PORT)
+    if not host:
+        raise ValueError("a host is missing; it is kafka://host:port,host:port")
+    if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
+        raise ValueError(f"'{port}' is no port of host {host}; it is a number up to 65535")
+    return host, int(port)
+
+
+def _prefix(query: str) -> str:
+    given = dict(parse_qsl(query, keep_blank_values=True))
+    prefix = given.pop("prefix", "")
+    if given:
+        raise ValueError(f"'{next(iter(given))}' is unknown here; there is only ?prefix=")
+    if len(prefix) > 100 or not _NAME.fullmatch(prefix):
+        raise ValueError("prefix may hold letters, digits, '.', '_' and '-', up to 100 of them")
+    return prefix
+
+
+async def _knock(host: str, port: int) -> str | None:
+    """What keeps us from connecting."""
+    try:
+        async with asyncio.timeout(KNOCK_SECONDS):
+            _, writer = await asyncio.open_connection(host, port)
+    except TimeoutError:
+        return "no answer"
+    except socket.gaierror as error:
+        return f"{host}: {(error.strerror or str(error)).lower()}"
+    except OSError as error:
+        return os.strerror(error.errno).lower() if error.errno else str(error)
+    writer.close()
+    return None
+
+
+def _said(error: BaseException) -> str:
+    described = getattr(error, "description", None)
+    return str(described or str(error) or type(error).__name__).rstrip(".")
+
+
+def _seen(future: asyncio.Future[Any]) -> None:
+    """Nobody complains that an exception was never looked at: the one who would was cancelled."""
+    if not future.cancelled():
+        future.exception()
+
+
+def headers_of(values: Mapping[str, str | int]) -> list[tuple[str, bytes]]:
+    return [(name, str(value).encode()) for name, value in values.items()]

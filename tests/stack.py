@@ -1,0 +1,297 @@
+"""The whole stack as processes of its own: PostgreSQL, Redis, Kafka, server, consumer, nodes.
+
+async with Stack(tmp_path) as stack:
+    await stack.join(engine.url)
+    key = await stack.command("keys", "create", "alice")
+    await stack.parts["kafka"].kill()
+    await stack.parts["kafka"].start()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import ssl
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import aiohttp
+
+from tests.lab.backends import Daemon, free_port
+from tests.lab.kafka_server import KafkaServer
+from tests.lab.postgres_server import PostgresServer
+from tests.lab.redis_server import RedisServer
+
+PATIENCE = 60.0
+READY = '"event":"ready"'
+
+
+class Part(Protocol):
+    """What can be killed, and comes back where it was."""
+
+    async def start(self) -> None: ...
+    async def kill(self) -> None: ...
+    async def stop(self) -> None: ...
+
+
+class Process:
+    """One of our programs; its log is read as it comes."""
+
+    def __init__(self, words: Sequence[str], environ: Mapping[str, str], ready: str) -> None:
+        self._words = words
+        self._environ = environ
+        self._ready = ready
+        self._news = asyncio.Condition()
+        self._process: asyncio.subprocess.Process | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._from = 0
+        self.lines: list[str] = []
+        """All that it ever said."""
+
+    async def start(self) -> None:
+        """Returns when it says that it is ready."""
+        self._from = len(self.lines)
+        self._reading = None
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            *self._words,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env=self._environ,
+        )
+        self._reading = asyncio.create_task(self._read(self._process))
+        await self.said(self._ready)
+
+    async def said(self, text: str) -> str:
+        """The first line with ``text`` since it was last started, perhaps one still to come."""
+        at = self._from
+        try:
+            async with asyncio.timeout(PATIENCE), self._news:
+                while True:
+                    for line in self.lines[at:]:
+                        if text in line:
+                            return line
+                    at = len(self.lines)
+                    if self._reading is not None and self._reading.done():
+                        raise AssertionError(f"ended without {text!r}: {self.lines[-20:]}")
+                    await self._news.wait()
+        except TimeoutError:
+            raise AssertionError(f"no {text!r} in time: {self.lines[-20:]}") from None
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
+    @property
+    def code(self) -> int | None:
+        """How it ended."""
+        assert self._process is not None
+        return self._process.returncode
+
+    def signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    async def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        await self._ended()
+
+    async def stop(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            self._process.terminate()
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    await self._process.wait()
+            except TimeoutError:
+                self._process.kill()
+                raise AssertionError(f"did not stop: {self.lines[-20:]}") from None
+            finally:
+                await self._ended()
+
+    async def _ended(self) -> None:
+        assert self._process is not None and self._reading is not None
+        await self._process.wait()
+        await self._reading
+
+    async def _read(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        async for line in process.stdout:
+            async with self._news:
+                self.lines.append(line.decode(errors="replace").rstrip())
+                self._news.notify_all()
+        async with self._news:
+            self._news.notify_all()
+
+
+class Backend:
+    """One of tests/lab's servers; what it does is waited for in a thread."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.daemon = daemon
+
+    async def start(self) -> None:
+        await asyncio.to_thread(self.daemon.start)
+
+    async def kill(self) -> None:
+        await asyncio.to_thread(self.daemon.kill)
+
+    async def stop(self) -> None:
+        await asyncio.to_thread(self.daemon.stop)
+
+
+class Stack:
+    def __init__(self, directory: Path, **settings: str) -> None:
+        """``settings`` of the server, as in its environment: ``spool_limit="2MiB"``."""
+        self.directory = directory
+        self.data = directory / "server"
+        self.ports = {
+            name: free_port() for name in ("control", "proxy", "public", "api", "consumer")
+        }
+        self.postgres = PostgresServer(directory / "postgres")
+        self.redis = RedisServer(directory / "redis")
+        self.kafka = KafkaServer(directory / "kafka")
+        self._settings = settings
+        self._more: list[Process] = []
+        self._servers: dict[str, dict[str, int]] = {}
+        self._exits = AsyncExitStack()
+        self.parts: dict[str, Part] = {
+            "postgres": Backend(self.postgres),
+            "redis": Backend(self.redis),
+            "kafka": Backend(self.kafka),
+        }
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as exits:
+            async with asyncio.TaskGroup() as group:
+                for part in self.parts.values():
+                    exits.push_async_callback(part.stop)
+                    group.create_task(part.start())
+            await asyncio.to_thread(self._make_programs)
+            for name in ("server", "consumer"):
+                exits.push_async_callback(self.parts[name].stop)
+                await self.parts[name].start()
+            self._exits = exits.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for process in reversed(self._more):
+            await process.stop()
+        await self._exits.aclose()
+
+    def _make_programs(self) -> None:
+        server = {
+            f"{name}_port": str(self.ports[name]) for name in self.ports if name != "consumer"
+        }
+        self.environ = {k: v for k, v in os.environ.items() if not k.startswith("FABRIC_")}
+        self.store_url = self.postgres.url
+        urls = {"store": self.store_url, "bus": self.kafka.url, "wait_for_backends": "true"}
+        self._add(
+            "FABRIC_SERVER_",
+            {
+                **server,
+                **urls,
+                "cache": self.redis.url,
+                "data": str(self.data),
+                "host": "127.0.0.1",
+                "address": "127.0.0.1",
+                "drain_seconds": "5",
+                **self._settings,
+            },
+        )
+        self._add("FABRIC_CONSUMER_", {**urls, "port": str(self.ports["consumer"])})
+        self.server = Process(("fabric_server", "up"), self.environ, READY)
+        self.consumer = Process(("consumer",), self.environ, READY)
+        self.parts |= {"server": self.server, "consumer": self.consumer}
+
+    def _add(self, prefix: str, settings: Mapping[str, str]) -> None:
+        self.environ |= {f"{prefix}{name.upper()}": value for name, value in settings.items()}
+
+    @property
+    def public(self) -> str:
+        return f"https://127.0.0.1:{self.ports['public']}"
+
+    @property
+    def api(self) -> str:
+        return f"https://127.0.0.1:{self.ports['api']}"
+
+    @property
+    def figures(self) -> str:
+        return f"http://127.0.0.1:{self.ports['consumer']}"
+
+    def trust(self) -> ssl.SSLContext:
+        return ssl.create_default_context(cafile=str(self.data / "certs" / "ca.pem"))
+
+    def session(self) -> aiohttp.ClientSession:
+        """For asking this stack; to be closed."""
+        return aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=self.trust()))
+
+    async def command(self, *words: str) -> Any:
+        """What ``fabric-server …`` prints with ``--json``."""
+        return json.loads(await self._run("fabric_server", *words, "--json"))
+
+    async def join(self, engine: str, name: str = "attic") -> Process:
+        """A node that runs and is registered."""
+        data = self.directory / f"node-{name}"
+        token = (await self.command("nodes", "invite", "--name", name))["token"]
+        await self._run("fabric_client", "join", token, "--data", str(data))
+        words = ("fabric_client", "run", "--data", str(data), "--engine", engine, "--no-discover")
+        node = Process(words, self.environ, "registered")
+        self._more.append(node)
+        await node.start()
+        return node
+
+    async def join_server(self, name: str) -> Process:
+        """One more server on the same back ends, with data and ports of its own."""
+        ports = self._servers[name] = {
+            kind: free_port() for kind in ("control", "proxy", "public", "api")
+        }
+        settings = {f"{kind}_port": str(port) for kind, port in ports.items()}
+        settings["data"] = str(self.directory / name)
+        own = {f"FABRIC_SERVER_{key.upper()}": value for key, value in settings.items()}
+        server = Process(("fabric_server", "up"), {**self.environ, **own}, READY)
+        self._more.append(server)
+        await server.start()
+        return server
+
+    def addresses(self, name: str) -> tuple[str, str]:
+        """The public and the API address of a server that has joined."""
+        ports = self._servers[name]
+        # Its certificate is of its own making: from loopback, it can be asked without.
+        return f"http://127.0.0.1:{ports['public']}", f"http://127.0.0.1:{ports['api']}"
+
+    async def join_consumer(self) -> str:
+        """One more of the same group; returns where it tells its figures."""
+        port = free_port()
+        environ = {**self.environ, "FABRIC_CONSUMER_PORT": str(port)}
+        consumer = Process(("consumer",), environ, READY)
+        self._more.append(consumer)
+        await consumer.start()
+        return f"http://127.0.0.1:{port}"
+
+    async def _run(self, *words: str) -> str:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            *words,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=self.environ,
+        )
+        async with asyncio.timeout(PATIENCE):
+            out, err = await process.communicate()
+        assert process.returncode == 0, err.decode()
+        return out.decode()
