@@ -12,10 +12,10 @@ INSTALL_SELF := $(INSTALL) --no-index --no-deps --no-build-isolation --editable 
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
 
 .DELETE_ON_ERROR:
-.PHONY: help run test check format fuzz bench certs lock clean
+.PHONY: help run test check format fuzz bench docker-test certs lock clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/.installed ## Start server and node here, ask something, stay until Ctrl-C
 	@exec $(BIN)/python examples/one_machine.py --data "$(DATA)"
@@ -39,6 +39,9 @@ fuzz: $(VENV)/.installed-dev ## Throw bytes at the protocol for a while
 
 bench: $(VENV)/.installed-dev ## Measure, beside others (ARGS=--quick for a look)
 	$(BIN)/python -m benchmarks.run $(ARGS)
+
+docker-test: ## Build the images and run them, with PostgreSQL, Redis and Kafka (ARGS=server for less)
+	@docker/test.sh $(ARGS)
 
 certs: $(VENV)/.installed ## Make the server's CA and certificate, or renew what is due
 	$(BIN)/python certs/make.py "$(DATA)/server/certs" $(NAMES)

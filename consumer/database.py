@@ -53,6 +53,9 @@ class Database(Protocol):
     async def fetch(self, sql: str, *args: Value) -> Sequence[Row]:
         """For reading alone: never waits for a transaction, never sees half of one."""
 
+    async def writable(self) -> bool:
+        """Whether it takes changes, as far as that can be told without making one."""
+
     def transaction(self, *, durable: bool = False) -> AbstractAsyncContextManager[Session]:
         """Commits at the end of the block, rolls back when it is left by an exception.
 

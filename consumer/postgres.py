@@ -82,6 +82,10 @@ class PostgresDatabase:
             rows: Sequence[Row] = await connection.fetch(sql, *args)
             return rows
 
+    async def writable(self) -> bool:
+        ((read_only,),) = await self.fetch("SHOW transaction_read_only")
+        return bool(read_only == "off")
+
     @asynccontextmanager
     async def transaction(self, *, durable: bool = False) -> AsyncIterator[Session]:
         async with self._connection() as connection, connection.transaction():

@@ -73,6 +73,9 @@ class SqliteDatabase:
         finally:
             self._readers.put_nowait(lane)
 
+    async def writable(self) -> bool:
+        return True
+
     @asynccontextmanager
     async def transaction(self, *, durable: bool = False) -> AsyncIterator[Session]:
         async with self._turn:

@@ -88,6 +88,27 @@ def wrong_key() -> Refusal:
     )
 
 
+def key_disabled() -> Refusal:
+    """Told apart from a wrong key, because whoever has all of it may know; clients that stop at
+    ``invalid_api_key`` are right to stop."""
+    return Refusal(
+        401,
+        "invalid_api_key",
+        "This API key is disabled. Whoever gave it to you can enable it again.",
+        type="authentication_error",
+    )
+
+
+def account_disabled() -> Refusal:
+    """With OpenAI's code for it."""
+    return Refusal(
+        401,
+        "account_deactivated",
+        "The account of this API key is disabled. Whoever gave it to you can enable it again.",
+        type="authentication_error",
+    )
+
+
 def wrong_kind_of_key(needed: str) -> Refusal:
     return Refusal(
         403,

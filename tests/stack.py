@@ -55,8 +55,12 @@ class Process:
 
     async def start(self) -> None:
         """Returns when it says that it is ready."""
+        await self.begin()
+        await self.said(self._ready)
+
+    async def begin(self) -> None:
+        """Returns at once."""
         self._from = len(self.lines)
-        self._reading = None
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -67,7 +71,6 @@ class Process:
             env=self._environ,
         )
         self._reading = asyncio.create_task(self._read(self._process))
-        await self.said(self._ready)
 
     async def said(self, text: str) -> str:
         """The first line with ``text`` since it was last started, perhaps one still to come."""
@@ -79,15 +82,11 @@ class Process:
                         if text in line:
                             return line
                     at = len(self.lines)
-                    if self._reading is not None and self._reading.done():
+                    if self._reading is None or self._reading.done():
                         raise AssertionError(f"ended without {text!r}: {self.lines[-20:]}")
                     await self._news.wait()
         except TimeoutError:
             raise AssertionError(f"no {text!r} in time: {self.lines[-20:]}") from None
-
-    @property
-    def running(self) -> bool:
-        return self._process is not None and self._process.returncode is None
 
     @property
     def code(self) -> int | None:

@@ -96,8 +96,8 @@ async def read_body(request: web.Request, kind: type[T], seconds: float) -> T:
         raise refusals.bad_json(str(error)) from None
 
 
-def not_found(what: str, id: str) -> Refusal:
-    return Refusal(404, f"{what}_not_found", f"There is no {what} '{id}'.", param="id")
+def not_found(what: str, id: str, *, param: str = "id") -> Refusal:
+    return Refusal(404, f"{what}_not_found", f"There is no {what} '{id}'.", param=param)
 
 
 def is_list(kind: Any) -> bool:

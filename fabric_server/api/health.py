@@ -14,8 +14,11 @@ class Live(Struct, frozen=True):
 
 class Checks(Struct, frozen=True):
     store: Annotated[
-        Literal["ok", "away"],
-        Meta(description="away: keys already in memory still work, others are refused."),
+        Literal["ok", "read_only", "away"],
+        Meta(
+            description="away: keys already in memory still work, others are refused. read_only: "
+            "no key can be made, and no node can register."
+        ),
     ]
     cache: Annotated[
         Literal["ok", "away"], Meta(description="away: keys are looked up in the store instead.")
@@ -40,6 +43,11 @@ class Ready(Struct, frozen=True):
 class Troubled(Protocol):
     @property
     def problem(self) -> str | None: ...
+
+
+class Watch(Troubled, Protocol):
+    @property
+    def read_only(self) -> bool: ...
 
 
 class Accounts(Protocol):
@@ -68,7 +76,7 @@ class Health:
 
     def __init__(
         self,
-        watch: Troubled,
+        watch: Watch,
         accounts: Accounts,
         worker: Troubled,
         bus: Bus,
@@ -95,7 +103,7 @@ class Health:
         or not ready. A server without nodes is ready: it can tell users so.
         """
         checks = Checks(
-            store="ok" if self._watch.problem is None else "away",
+            store=self._state_of_store(),
             cache="ok" if self._accounts.cache_problem is None else "away",
             bus=self._state_of_bus(),
             public_port="open" if self._ports["public"].accepting else "closed",
@@ -108,6 +116,11 @@ class Health:
         if not checks.store == checks.cache == checks.bus == "ok":
             return 200, Ready("degraded", checks)
         return 200, Ready("ready", checks)
+
+    def _state_of_store(self) -> Literal["ok", "read_only", "away"]:
+        if self._watch.problem is not None:
+            return "away"
+        return "read_only" if self._watch.read_only else "ok"
 
     def _state_of_bus(self) -> Literal["ok", "away", "failing", "full"]:
         if self._bus.full:

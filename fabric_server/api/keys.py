@@ -1,16 +1,16 @@
-"""Keys: listed, made and revoked."""
+"""Keys: listed, made, disabled, enabled and revoked."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Annotated, Literal, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Protocol
 
 from msgspec import Meta, Struct
 
 from fabric_server.accounts import Key, mint
 from fabric_server.api.asking import not_found
-from fabric_server.backends.rows import KeyRow
+from fabric_server.backends.rows import KeyRow, KeyState
 from fabric_server.backends.store import AmbiguousKey
 from fabric_server.refusals import Refusal
 
@@ -19,9 +19,16 @@ log = logging.getLogger("fabric.api")
 CENTURY = 36_525 * 86_400.0
 
 
+class KeyQuery(Struct, frozen=True, forbid_unknown_fields=True):
+    account: Annotated[
+        Annotated[str, Meta(max_length=256)] | None, Meta(description="Only its keys.")
+    ] = None
+
+
 class KeyView(Struct, frozen=True, kw_only=True):
     id: str
-    state: Literal["good", "expired", "revoked"]
+    state: KeyState
+    enabled: Annotated[bool, Meta(description="The key's own: its account may be disabled.")]
     account: str
     name: str
     prefix: Annotated[str, Meta(description="The first characters of the key's text.")]
@@ -50,9 +57,10 @@ class MintedKey(Struct, frozen=True):
 
 
 class Store(Protocol):
-    async def keys(self) -> list[KeyRow]: ...
-    async def create_key(self, key: KeyRow) -> None: ...
+    async def keys(self, *, account: str | None) -> list[KeyRow]: ...
+    async def create_key(self, key: KeyRow) -> KeyRow: ...
     async def revoke_key(self, id_or_prefix: str, at: float) -> KeyRow | None: ...
+    async def set_key_enabled(self, id_or_prefix: str, enabled: bool) -> KeyRow | None: ...
 
 
 class Watch(Protocol):
@@ -65,13 +73,16 @@ class Keys:
         self._watch = watch
         self._clock = clock
 
-    async def list_keys(self) -> KeyList:
-        """All keys, oldest first, revoked and expired ones too."""
-        return KeyList([self._view(row) for row in await self._store.keys()])
+    async def list_keys(self, query: KeyQuery) -> KeyList:
+        """All keys, or those of one account, oldest first; those that do not work, too."""
+        rows = await self._store.keys(account=query.account)
+        now = self._clock()
+        return KeyList([view(row, now) for row in rows])
 
     async def create_key(self, body: NewKey, by: Key) -> MintedKey:
         """Make a key. Its text is in this answer and nowhere else.
 
+        Its account is made, too, when there is none of that name.
         An API key calls models; a management key does what is described here, and nothing else.
         """
         now = self._clock()
@@ -86,37 +97,65 @@ class Keys:
             )
         except ValueError as error:
             raise Refusal(400, "invalid_value", f"This is not possible: {error}.") from None
-        await self._store.create_key(new.row)
+        row = await self._store.create_key(new.row)
         await self._watch.look()
-        log.info("key made", extra={"key": new.row.id, "account": new.row.account, "by": by.id})
-        return MintedKey(new.text, self._view(new.row))
+        log.info("key made", extra={"key": row.id, "account": row.account, "by": by.id})
+        return MintedKey(new.text, view(row, now))
 
     async def revoke_key(self, id: str, by: Key) -> KeyView:
         """Revoke a key, named by its id or prefix. It is refused from now on.
 
-        Revoking a revoked key changes nothing. What it had begun may finish.
+        What runs on it is cut. Revoking a revoked key changes nothing.
         """
+        now = self._clock()
+        row = await self._change(id, lambda: self._store.revoke_key(id, now))
+        log.info("key revoked", extra={"key": row.id, "by": by.id})
+        return view(row, now)
+
+    async def disable_key(self, id: str, by: Key) -> KeyView:
+        """Disable a key, named by its id or prefix. It is refused until it is enabled again.
+
+        What runs on it is cut. Disabling a key that is disabled or revoked changes nothing.
+        """
+        row = await self._change(id, lambda: self._store.set_key_enabled(id, False))
+        if row.revoked_at is None:
+            log.info("key disabled", extra={"key": row.id, "by": by.id})
+        return view(row, self._clock())
+
+    async def enable_key(self, id: str, by: Key) -> KeyView:
+        """Enable a key that was disabled, named by its id or prefix. A revoked one stays revoked.
+
+        It works at once, unless it has expired or its account is disabled: see its state.
+        """
+        row = await self._change(id, lambda: self._store.set_key_enabled(id, True))
+        if row.revoked_at is not None:
+            words = f"{row.id} was revoked, which can't be taken back. Make another key."
+            raise Refusal(409, "key_revoked", words, param="id")
+        log.info("key enabled", extra={"key": row.id, "by": by.id})
+        return view(row, self._clock())
+
+    async def _change(self, id: str, change: Callable[[], Awaitable[KeyRow | None]]) -> KeyRow:
         try:
-            row = await self._store.revoke_key(id, self._clock())
+            row = await change()
         except AmbiguousKey as error:
             raise Refusal(409, "ambiguous_key", f"{error}.", param="id") from None
         if row is None:
             raise not_found("key", id)
         await self._watch.look()
-        log.info("key revoked", extra={"key": row.id, "by": by.id})
-        return self._view(row)
+        return row
 
-    def _view(self, row: KeyRow) -> KeyView:
-        ended = row.expires_at is not None and row.expires_at <= self._clock()
-        return KeyView(
-            id=row.id,
-            state="revoked" if row.revoked_at is not None else "expired" if ended else "good",
-            account=row.account,
-            name=row.name,
-            prefix=row.prefix,
-            management=row.management,
-            created_at=row.created_at,
-            expires_at=row.expires_at,
-            revoked_at=row.revoked_at,
-            models=row.models,
-        )
+
+def view(row: KeyRow, now: float) -> KeyView:
+    return KeyView(
+        id=row.id,
+        state=row.state(now),
+        enabled=row.enabled,
+        account=row.account,
+        name=row.name,
+        prefix=row.prefix,
+        management=row.management,
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        revoked_at=row.revoked_at,
+        models=row.models,
+    )

@@ -117,8 +117,10 @@ def mount(
 ) -> None:
     for row in rows:
         handler = _handler(row, accounts, patience)
+        # aiohttp's own parts hold no braces, but an account's name may; "/" is quoted there.
+        path = row.path.replace("}", ":[^/]+}")
         for method in ("GET", "HEAD") if row.method == "GET" else (row.method,):
-            application.router.add_route(method, row.path, handler)
+            application.router.add_route(method, path, handler)
 
 
 def _handler(row: Row, accounts: Accounts, patience: Patience) -> Handler:

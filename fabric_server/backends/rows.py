@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import Literal
 
 from msgspec import Struct
+
+KeyState = Literal["good", "revoked", "expired", "disabled", "account_disabled"]
+
+
+class AccountRow(Struct, frozen=True):
+    name: str
+    note: str
+    """For operators: whose it is, how to reach them."""
+    created_at: float
+    enabled: bool = True
 
 
 class KeyRow(Struct, frozen=True):
@@ -23,6 +34,24 @@ class KeyRow(Struct, frozen=True):
     revoked_at: float | None = None
     models: list[str] | None = None
     """The only models it may use; None is all of them."""
+    enabled: bool = True
+    """The key's own; it works only while its account is enabled, too."""
+    account_enabled: bool = True
+
+    @property
+    def usable(self) -> bool:
+        """Whether nobody has revoked or disabled it or its account.  It may have expired."""
+        return self.revoked_at is None and self.enabled and self.account_enabled
+
+    def state(self, now: float) -> KeyState:
+        """Why it does not work, what lasts longest first; or "good"."""
+        if self.revoked_at is not None:
+            return "revoked"
+        if self.expires_at is not None and self.expires_at <= now:
+            return "expired"
+        if not self.enabled:
+            return "disabled"
+        return "good" if self.account_enabled else "account_disabled"
 
 
 class NodeRow(Struct, frozen=True):

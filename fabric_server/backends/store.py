@@ -1,7 +1,7 @@
 # ruff: noqa: S608 - only column names of ours are put into a text
 """The store, in SQL that SQLite and PostgreSQL both understand.
 
-Keys, nodes and invitations here; what is measured (ledger, heartbeats) in ``measured``.
+Accounts, keys, nodes and invitations here; what is measured (ledger, heartbeats) in ``measured``.
 """
 
 from __future__ import annotations
@@ -14,10 +14,27 @@ import msgspec
 from consumer.database import Database, Row, Session, insertion
 from consumer.measured import Measured
 from consumer.store import migrate
-from fabric_server.backends.rows import Changes, InvitationRow, KeyRow, NodeRow, Redeemed
+from fabric_server.backends.rows import (
+    AccountRow,
+    Changes,
+    InvitationRow,
+    KeyRow,
+    NodeRow,
+    Redeemed,
+)
 
-# In the order of KeyRow and of NodeRow.
-_KEY = "id, account, name, prefix, hash, management, created_at, expires_at, revoked_at, models"
+# In the order of AccountRow, of KeyRow and of NodeRow.
+_ACCOUNT = "name, note, created_at, enabled"
+_KEY = (
+    "id, account, name, prefix, hash, management, created_at, expires_at, revoked_at, models,"
+    " enabled"
+)
+# A server of the release before makes keys whose account has no row.
+_KEYS = (
+    f"SELECT {', '.join(f'keys.{column}' for column in _KEY.split(', '))},"
+    " COALESCE(accounts.enabled, TRUE)"
+    " FROM keys LEFT JOIN accounts ON accounts.name = keys.account"
+)
 _NODE = (
     "id, name, public_key_sha256, created_at, revoked_at, epoch, last_seen_at, platform, version,"
     " online"
@@ -33,8 +50,8 @@ class AmbiguousKey(Exception):
 class SqlStore(Measured):
     """All that outlives the process.  Every method raises ``StoreError`` when the database can't.
 
-    Changes of keys, nodes and invitations bump ``revision`` in their own transaction; ``changes``
-    tells other processes what to forget.
+    Changes of accounts, keys, nodes and invitations bump ``revision`` in their own transaction;
+    ``changes`` tells other processes what to forget.
     """
 
     def __init__(self, database: Database, revision: int) -> None:
@@ -55,11 +72,18 @@ class SqlStore(Measured):
     async def close(self) -> None:
         await self._database.close()
 
+    async def writable(self) -> bool:
+        """Whether the database takes changes: a replica, for one, does not."""
+        return await self._database.writable()
+
     async def revision(self) -> int:
         return await _revision(self._database)
 
     async def changes(self, since: int) -> Changes:
-        """The keys and nodes changed after revision ``since``.  Costs one small query if none."""
+        """The keys and nodes changed after revision ``since``.  Costs one small query if none.
+
+        When an account is enabled or disabled, all its keys have changed.
+        """
         # The number first: a change between the queries is then told twice rather than never.
         revision = await _revision(self._database)
         everything = revision < since
@@ -67,19 +91,63 @@ class SqlStore(Measured):
             return Changes(revision, everything)
         after = 0 if everything else since
         fetch = self._database.fetch
-        keys = await fetch(f"SELECT {_KEY} FROM keys WHERE revision > $1", after)
+        keys = await fetch(f"{_KEYS} WHERE keys.revision > $1", after)
         nodes = await fetch(f"SELECT {_NODE} FROM nodes WHERE revision > $1", after)
         return Changes(
             revision, everything, [_key(row) for row in keys], [_node(row) for row in nodes]
         )
 
+    # ── accounts ──────────────────────────────────────────────────────────────────────────────
+
+    async def create_account(self, account: AccountRow) -> bool:
+        """False when there is one of this name: it stays as it is."""
+        async with self._database.transaction(durable=True) as session:
+            return await _add_account(session, account, await _bump(session))
+
+    async def account(self, name: str) -> AccountRow | None:
+        rows = await self._database.fetch(f"SELECT {_ACCOUNT} FROM accounts WHERE name = $1", name)
+        return _account(rows[0]) if rows else None
+
+    async def accounts(self) -> list[AccountRow]:
+        """All of them, oldest first."""
+        rows = await self._database.fetch(
+            f"SELECT {_ACCOUNT} FROM accounts ORDER BY created_at, name"
+        )
+        return [_account(row) for row in rows]
+
+    async def set_account_enabled(self, name: str, enabled: bool) -> AccountRow | None:
+        """Returns the account as it is now, or None when there is none.
+
+        While it is disabled none of its keys works; each keeps its own ``enabled``.
+        """
+        async with self._database.transaction(durable=True) as session:
+            # First, because it locks: no key of this account is made until we are done.
+            revision = await _bump(session)
+            rows = await session.fetch(
+                "UPDATE accounts SET enabled = $1, revision = $2 WHERE name = $3"
+                f" RETURNING {_ACCOUNT}",
+                enabled,
+                revision,
+                name,
+            )
+            await session.execute(
+                "UPDATE keys SET revision = $1 WHERE account = $2", revision, name
+            )
+            return _account(rows[0]) if rows else None
+
     # ── keys ──────────────────────────────────────────────────────────────────────────────────
 
-    async def create_key(self, key: KeyRow) -> None:
+    async def create_key(self, key: KeyRow) -> KeyRow:
+        """Makes the key's account, too, when there is none.
+
+        Returns the key as it is stored: its account may have been disabled.
+        """
         async with self._database.transaction(durable=True) as session:
+            revision = await _bump(session)
+            await _add_account(session, AccountRow(key.account, "", key.created_at), revision)
             await session.execute(
                 f"INSERT INTO keys ({_KEY}, revision)"
-                " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+                " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
                 key.id,
                 key.account,
                 key.name,
@@ -90,17 +158,23 @@ class SqlStore(Measured):
                 key.expires_at,
                 key.revoked_at,
                 None if key.models is None else msgspec.json.encode(key.models).decode(),
-                await _bump(session),
+                key.enabled,
+                revision,
             )
+            rows = await session.fetch("SELECT enabled FROM accounts WHERE name = $1", key.account)
+            return msgspec.structs.replace(key, account_enabled=bool(rows[0][0]))
 
     async def key_by_hash(self, digest: bytes) -> KeyRow | None:
-        """The key in whatever state it is: look at ``expires_at`` and ``revoked_at``."""
-        rows = await self._database.fetch(f"SELECT {_KEY} FROM keys WHERE hash = $1", digest)
+        """The key in whatever state it is: look at ``usable`` and ``expires_at``."""
+        rows = await self._database.fetch(f"{_KEYS} WHERE hash = $1", digest)
         return _key(rows[0]) if rows else None
 
-    async def keys(self) -> list[KeyRow]:
-        """All of them, oldest first."""
-        rows = await self._database.fetch(f"SELECT {_KEY} FROM keys ORDER BY created_at, id")
+    async def keys(self, *, account: str | None = None) -> list[KeyRow]:
+        """All of them, or those of one account, oldest first."""
+        where, args = ("", ()) if account is None else (" WHERE account = $1", (account,))
+        rows = await self._database.fetch(
+            f"{_KEYS}{where} ORDER BY keys.created_at, keys.id", *args
+        )
         return [_key(row) for row in rows]
 
     async def revoke_key(self, id_or_prefix: str, at: float) -> KeyRow | None:
@@ -109,24 +183,36 @@ class SqlStore(Measured):
         Raises ``AmbiguousKey`` when the prefix is that of several.
         """
         async with self._database.transaction(durable=True) as session:
-            rows = await session.fetch(
-                f"SELECT {_KEY} FROM keys WHERE id = $1 OR prefix = $1", id_or_prefix
-            )
-            if len(rows) > 1:
-                names = ", ".join(row[0] for row in rows)
-                raise AmbiguousKey(f"several keys begin with {id_or_prefix}: {names}; name one")
-            if not rows:
-                return None
-            key = _key(rows[0])
-            if key.revoked_at is not None:
+            revision = await _bump(session)
+            key = await _named(session, id_or_prefix)
+            if key is None or key.revoked_at is not None:
                 return key
             await session.execute(
                 "UPDATE keys SET revoked_at = $1, revision = $2 WHERE id = $3",
                 at,
-                await _bump(session),
+                revision,
                 key.id,
             )
             return msgspec.structs.replace(key, revoked_at=at)
+
+    async def set_key_enabled(self, id_or_prefix: str, enabled: bool) -> KeyRow | None:
+        """Returns the key as it is now, or None when there is none.
+
+        A revoked one stays as it is, which its ``revoked_at`` tells: that can't be taken back.
+        Raises ``AmbiguousKey`` when the prefix is that of several.
+        """
+        async with self._database.transaction(durable=True) as session:
+            revision = await _bump(session)
+            key = await _named(session, id_or_prefix)
+            if key is None or key.revoked_at is not None:
+                return key
+            await session.execute(
+                "UPDATE keys SET enabled = $1, revision = $2 WHERE id = $3",
+                enabled,
+                revision,
+                key.id,
+            )
+            return msgspec.structs.replace(key, enabled=enabled)
 
     # ── invitations and nodes ─────────────────────────────────────────────────────────────────
 
@@ -236,9 +322,37 @@ async def _revision(database: Database) -> int:
 
 
 async def _bump(session: Session) -> int:
-    """The revision of the change that this transaction makes."""
+    """The revision of the change that this transaction makes.
+
+    It also makes all others that change something wait for the end of this one, so whoever bumps
+    before he looks acts on what he sees.
+    """
     rows = await session.fetch("UPDATE revision SET number = number + 1 RETURNING number")
     return int(rows[0][0])
+
+
+async def _add_account(session: Session, account: AccountRow, revision: int) -> bool:
+    return bool(
+        await session.execute(
+            f"INSERT INTO accounts ({_ACCOUNT}, revision) VALUES ($1, $2, $3, $4, $5)"
+            " ON CONFLICT (name) DO NOTHING",
+            *msgspec.structs.astuple(account),
+            revision,
+        )
+    )
+
+
+async def _named(session: Session, id_or_prefix: str) -> KeyRow | None:
+    rows = await session.fetch(f"{_KEYS} WHERE id = $1 OR prefix = $1", id_or_prefix)
+    if len(rows) > 1:
+        names = ", ".join(row[0] for row in rows)
+        raise AmbiguousKey(f"several keys begin with {id_or_prefix}: {names}; name one")
+    return _key(rows[0]) if rows else None
+
+
+def _account(row: Row) -> AccountRow:
+    name, note, created, enabled = row
+    return AccountRow(name, note, created, bool(enabled))
 
 
 def _node(row: Row) -> NodeRow:
@@ -248,7 +362,8 @@ def _node(row: Row) -> NodeRow:
 
 
 def _key(row: Row) -> KeyRow:
-    id, account, name, prefix, digest, management, created, expires, revoked, models = row
+    id, account, name, prefix, digest, management, created, expires, revoked, models, *flags = row
+    enabled, account_enabled = flags
     return KeyRow(
         id=id,
         account=account,
@@ -260,4 +375,6 @@ def _key(row: Row) -> KeyRow:
         expires_at=expires,
         revoked_at=revoked,
         models=None if models is None else msgspec.json.decode(models, type=list[str]),
+        enabled=bool(enabled),
+        account_enabled=bool(account_enabled),
     )

@@ -25,6 +25,8 @@ class Changing(Protocol):
 
     async def changes(self, since: int) -> Changes: ...
 
+    async def writable(self) -> bool: ...
+
 
 class Notices(Protocol):
     """How processes tell each other to look.  A notice may be lost: they look anyway, later."""
@@ -58,6 +60,8 @@ class Watch:
         self._looking = asyncio.Lock()
         self.problem: str | None = None
         """Why changes can't be seen at the moment."""
+        self.read_only = False
+        """Changes can be seen, and none can be made."""
 
     async def run(self) -> None:
         """Until cancelled.  While the store is away it goes on asking."""
@@ -81,14 +85,23 @@ class Watch:
         try:
             # Waiting for whoever looks already is part of it: he waits for the same store.
             async with asyncio.timeout(LOOK_SECONDS), self._looking:
+                writable = await self._store.writable()
                 changes = await self._store.changes(self._revision)
                 # No await from here on, so what is told is told to the end and in order.
+                self._is_writable(writable)
                 self._seen(changes)
         except (BackendError, TimeoutError) as error:
             reason = str(error) or "it does not answer"
             if self.problem is None:
                 log.error("the store can't be watched", extra={"reason": reason})
             self.problem = reason
+
+    def _is_writable(self, writable: bool) -> None:
+        if self.read_only and writable:
+            log.info("the store can be written again")
+        elif not self.read_only and not writable:
+            log.error("the store is read-only: no key can be made and no node can register")
+        self.read_only = not writable
 
     def _seen(self, changes: Changes) -> None:
         if self.problem is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 from hashlib import sha256
 from typing import Annotated, Any
 
@@ -15,9 +16,13 @@ from fabric_server.commands import Json, of_the_store, with_store
 from fabric_server.config import Config
 from protocol.program.output import Failure, commands, moment, note, say, say_json, say_table
 
-app = commands("API keys: create, list, revoke.")
+app = commands("API keys: create, list, disable, enable, revoke.")
 
 DAY = 86_400.0
+
+Named = Annotated[
+    str, typer.Argument(metavar="KEY", help="Its id, its visible beginning, or all of it.")
+]
 
 
 @app.command()
@@ -26,7 +31,7 @@ def create(
     settings: Config,
     name: Annotated[str, typer.Argument(metavar="NAME", help="To recognise the key by.")],
     account: Annotated[
-        str, typer.Option(metavar="NAME", help="Whose requests it makes, in the ledger.")
+        str, typer.Option(metavar="NAME", help="Whose it is; made when there is no such account.")
     ] = "default",
     management: Annotated[
         bool, typer.Option("--management", help="For the api port; can't call models.")
@@ -53,23 +58,29 @@ def create(
         )
     except ValueError as error:
         raise Failure(f"{error}.") from None
-    with_store(settings, lambda store: store.create_key(new.row))
+    row = with_store(settings, lambda store: store.create_key(new.row))
     if json:
-        say_json({"text": new.text, "key": _described(new.row, now)})
+        say_json({"text": new.text, "key": described(row, now)})
         return
     kind = "Management key" if management else "Key"
-    note(f"{kind} {new.row.id}, “{name}”. Keep it: it is not shown again.")
+    note(f"{kind} {row.id}, “{name}”. Keep it: it is not shown again.")
+    if not row.account_enabled:
+        note(_waits_for_its_account(row))
     say(new.text)
 
 
 @app.command("list")
 @of_the_store
-def list_(settings: Config, json: Json = False) -> None:
+def list_(
+    settings: Config,
+    account: Annotated[str | None, typer.Option(metavar="NAME", help="Only its keys.")] = None,
+    json: Json = False,
+) -> None:
     """Show all keys, oldest first."""
     now = time.time()
-    keys = with_store(settings, lambda store: store.keys())
+    keys = with_store(settings, lambda store: store.keys(account=account))
     if json:
-        say_json([_described(key, now) for key in keys])
+        say_json([described(key, now) for key in keys])
         return
     say_table(
         ("id", "begins", "name", "account", "kind", "models", "created", "expires", "state"),
@@ -83,7 +94,7 @@ def list_(settings: Config, json: Json = False) -> None:
                 "all" if key.models is None else ", ".join(key.models),
                 moment(key.created_at),
                 moment(key.expires_at),
-                _state(key, now),
+                key.state(now).replace("_", " "),
             )
             for key in keys
         ],
@@ -92,19 +103,69 @@ def list_(settings: Config, json: Json = False) -> None:
 
 @app.command()
 @of_the_store
-def revoke(
-    settings: Config,
-    key: Annotated[
-        str, typer.Argument(metavar="KEY", help="Its id, its visible beginning, or all of it.")
-    ],
-    json: Json = False,
-) -> None:
-    """Make a key worthless, in a running server within a second."""
+def disable(settings: Config, key: Named, json: Json = False) -> None:
+    """Make a key worthless until it is enabled again.
+
+    A running server knows within a second, and cuts what runs on it.
+    """
     now = time.time()
+    row = _change(settings, key, lambda store, name: store.set_key_enabled(name, False))
+    if json:
+        say_json(described(row, now))
+    elif row.revoked_at is not None:
+        say(f"{row.id}, “{row.name}”, was revoked already on {moment(row.revoked_at)}.")
+    else:
+        say(f"Disabled {row.id}, “{row.name}”.")
+
+
+@app.command()
+@of_the_store
+def enable(settings: Config, key: Named, json: Json = False) -> None:
+    """Let a key that was disabled work again."""
+    now = time.time()
+    row = _change(settings, key, lambda store, name: store.set_key_enabled(name, True))
+    if row.revoked_at is not None:
+        raise Failure(
+            f"{row.id}, “{row.name}”, was revoked on {moment(row.revoked_at)}, which can't be"
+            " taken back: make another with 'fabric-server keys create'."
+        )
+    if json:
+        say_json(described(row, now))
+        return
+    say(f"Enabled {row.id}, “{row.name}”.")
+    if row.state(now) == "expired":
+        note(f"It is worth nothing all the same: it expired on {moment(row.expires_at)}.")
+    elif not row.account_enabled:
+        note(_waits_for_its_account(row))
+
+
+@app.command()
+@of_the_store
+def revoke(settings: Config, key: Named, json: Json = False) -> None:
+    """Make a key worthless for good.
+
+    A running server knows within a second, and cuts what runs on it.
+    """
+    now = time.time()
+    row = _change(settings, key, lambda store, name: store.revoke_key(name, now))
+    if json:
+        say_json(described(row, now))
+    elif row.revoked_at == now:
+        say(f"Revoked {row.id}, “{row.name}”.")
+    else:
+        say(f"{row.id}, “{row.name}”, was revoked already on {moment(row.revoked_at)}.")
+
+
+def _change(
+    settings: Config,
+    key: str,
+    change: Callable[[SqlStore, str], Awaitable[KeyRow | None]],
+) -> KeyRow:
+    """Does it to the key, whichever way that is named."""
 
     async def work(store: SqlStore) -> KeyRow | None:
-        whole = await store.key_by_hash(sha256(key.encode()).digest())
-        return await store.revoke_key(whole.id if whole else key, now)
+        whole = await store.key_by_hash(sha256(key.encode("utf-8", "replace")).digest())
+        return await change(store, whole.id if whole else key)
 
     try:
         row = with_store(settings, work)
@@ -112,21 +173,14 @@ def revoke(
         raise Failure(f"{error}.") from None
     if row is None:
         raise Failure("there is no such key: 'fabric-server keys list' shows all.")
-    if json:
-        say_json(_described(row, now))
-    elif row.revoked_at == now:
-        say(f"Revoked {row.id}, “{row.name}”.")
-    else:
-        say(f"{row.id}, “{row.name}”, was revoked already on {moment(row.revoked_at)}.")
+    return row
 
 
-def _state(key: KeyRow, now: float) -> str:
-    if key.revoked_at is not None:
-        return "revoked"
-    return "expired" if key.expires_at is not None and key.expires_at <= now else "good"
+def _waits_for_its_account(row: KeyRow) -> str:
+    return f"It does not work while account “{row.account}” is disabled."
 
 
-def _described(key: KeyRow, now: float) -> dict[str, Any]:
+def described(key: KeyRow, now: float) -> dict[str, Any]:
     """All but the hash; times are Unix seconds."""
     return {
         "id": key.id,
@@ -138,5 +192,6 @@ def _described(key: KeyRow, now: float) -> dict[str, Any]:
         "created_at": key.created_at,
         "expires_at": key.expires_at,
         "revoked_at": key.revoked_at,
-        "state": _state(key, now),
+        "enabled": key.enabled,
+        "state": key.state(now),
     }

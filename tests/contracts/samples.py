@@ -6,7 +6,7 @@ import hashlib
 from typing import Any
 
 from consumer.records import HeartbeatRecord, LedgerEntry
-from fabric_server.backends.rows import InvitationRow, KeyRow, NodeRow
+from fabric_server.backends.rows import AccountRow, InvitationRow, KeyRow, NodeRow
 from protocol.messages import Gpu, Heartbeat
 
 NOON = 1_750_000_000.0 - 1_750_000_000.0 % 86_400 + 43_200
@@ -14,6 +14,11 @@ NOON = 1_750_000_000.0 - 1_750_000_000.0 % 86_400 + 43_200
 
 def digest(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
+
+
+def account(name: str = "acme", **changes: Any) -> AccountRow:
+    values: dict[str, Any] = {"name": name, "note": "", "created_at": NOON}
+    return AccountRow(**(values | changes))
 
 
 def key(name: str = "laptop", **changes: Any) -> KeyRow:

@@ -70,13 +70,13 @@ async def test_a_store_url_of_another_kind_is_refused_with_what_is_known(
     assert "\n" not in str(caught.value)
 
 
-async def test_the_setting_that_is_wrong_is_named() -> None:
+async def test_the_setting_that_is_wrong_is_named(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match="--store = 'x'"):
         await open_store("x", setting="--store")
     with pytest.raises(BackendError, match="cache = 'mysql://host': this version knows only mem"):
         await open_cache("mysql://host")
     with pytest.raises(BackendError, match="bus = 'memory://big': this version knows only mem"):
-        await open_bus("memory://big")
+        await open_bus("memory://big", directory=tmp_path, limit=2**20)
 
 
 async def test_the_path_is_taken_as_it_stands(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What every store does with keys, invitations and nodes."""
+"""What every store does with accounts, keys, invitations and nodes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
+from consumer import migrations
 from consumer.errors import RecordError, StoreError
+from consumer.store import open_database
 from fabric_server.backends import open_store
 from fabric_server.backends.rows import Redeemed
 from fabric_server.backends.store import AmbiguousKey, SqlStore
-from tests.contracts.samples import NOON, digest, invitation, key, node
+from tests.contracts.samples import NOON, account, digest, invitation, key, node
 
 
 async def test_a_key_is_found_by_its_hash_with_all_its_properties(store: SqlStore) -> None:
@@ -68,6 +70,189 @@ async def test_a_prefix_of_two_keys_revokes_neither(store: SqlStore) -> None:
     with pytest.raises(AmbiguousKey, match="key_one, key_two"):
         await store.revoke_key("sk-fab-same", NOON)
     assert [row.revoked_at for row in await store.keys()] == [None, None]
+
+
+@pytest.mark.parametrize("name", ["key_laptop", "sk-fab-laptop"])
+async def test_a_key_is_disabled_and_enabled_by_id_or_prefix(store: SqlStore, name: str) -> None:
+    await store.create_key(key())
+    disabled = await store.set_key_enabled(name, False)
+    assert disabled == key(enabled=False)
+    assert not disabled.usable
+    assert await store.key_by_hash(key().hash) == disabled
+    assert await store.set_key_enabled(name, True) == key()
+    assert await store.key_by_hash(key().hash) == key()
+
+
+async def test_a_revoked_key_is_not_enabled_again(store: SqlStore) -> None:
+    await store.create_key(key())
+    await store.set_key_enabled("key_laptop", False)
+    await store.revoke_key("key_laptop", NOON + 1)
+    revoked = key(revoked_at=NOON + 1, enabled=False)
+    assert await store.set_key_enabled("key_laptop", True) == revoked
+    assert await store.keys() == [revoked]
+
+
+async def test_enabling_what_does_not_exist_gives_nothing(store: SqlStore) -> None:
+    assert await store.set_key_enabled("key_nobody", True) is None
+    assert await store.set_account_enabled("nobody", True) is None
+    assert await store.account("nobody") is None
+    assert await store.accounts() == []
+
+
+async def test_a_prefix_of_two_keys_disables_neither(store: SqlStore) -> None:
+    await store.create_key(key("one", prefix="sk-fab-same"))
+    await store.create_key(key("two", prefix="sk-fab-same"))
+    before = await store.revision()
+    with pytest.raises(AmbiguousKey, match="key_one, key_two"):
+        await store.set_key_enabled("sk-fab-same", False)
+    assert [row.enabled for row in await store.keys()] == [True, True]
+    assert await store.revision() == before
+
+
+async def test_accounts_are_listed_oldest_first(store: SqlStore) -> None:
+    young, old = account("young", created_at=NOON + 9, note="Ada, ada@acme.example"), account("old")
+    assert await store.create_account(young)
+    assert await store.create_account(old)
+    assert await store.accounts() == [old, young]
+    assert await store.account("young") == young
+
+
+async def test_an_account_that_exists_already_stays_as_it_is(store: SqlStore) -> None:
+    await store.create_account(account(note="the first"))
+    await store.set_account_enabled("acme", False)
+    assert not await store.create_account(account(note="the second"))
+    assert await store.accounts() == [account(note="the first", enabled=False)]
+
+
+async def test_a_key_makes_its_account_when_there_is_none(store: SqlStore) -> None:
+    await store.create_account(account(note="the first"))
+    assert await store.create_key(key("a", account="acme")) == key("a", account="acme")
+    await store.create_key(key("b", account="new", created_at=NOON + 1))
+    assert await store.accounts() == [
+        account(note="the first"),
+        account("new", created_at=NOON + 1),
+    ]
+
+
+async def test_a_key_that_can_not_be_made_makes_no_account(store: SqlStore) -> None:
+    await store.create_key(key())
+    with pytest.raises(RecordError):
+        await store.create_key(key(account="new"))
+    assert [row.name for row in await store.accounts()] == ["default"]
+
+
+async def test_keys_of_one_account_are_listed_alone(store: SqlStore) -> None:
+    names = ("acme", "other/{co} ä", "acme")
+    for number, name in enumerate(names):
+        await store.create_key(key(f"k{number}", account=name, created_at=NOON + number))
+    assert [row.name for row in await store.keys(account="acme")] == ["k0", "k2"]
+    assert [row.name for row in await store.keys(account="other/{co} ä")] == ["k1"]
+    assert await store.keys(account="nobody") == []
+
+
+async def test_an_account_takes_its_keys_along_and_gives_them_back_as_they_were(
+    store: SqlStore,
+) -> None:
+    good, off = key("good", account="acme"), key("off", account="acme", created_at=NOON + 1)
+    other = key("other", created_at=NOON + 2)
+    for row in (good, off, other):
+        await store.create_key(row)
+    await store.set_key_enabled("key_off", False)
+    assert await store.set_account_enabled("acme", False) == account(enabled=False)
+    assert await store.keys() == [
+        replace(good, account_enabled=False),
+        replace(off, enabled=False, account_enabled=False),
+        other,
+    ]
+    found = await store.key_by_hash(good.hash)
+    assert found is not None and not found.usable
+    assert await store.set_account_enabled("acme", True) == account()
+    assert await store.keys() == [good, replace(off, enabled=False), other]
+
+
+async def test_a_key_made_for_a_disabled_account_says_so(store: SqlStore) -> None:
+    await store.create_account(account())
+    await store.set_account_enabled("acme", False)
+    made = await store.create_key(key(account="acme"))
+    assert made == key(account="acme", account_enabled=False)
+    assert await store.keys() == [made]
+    assert await store.revoke_key(made.id, NOON) == replace(made, revoked_at=NOON)
+
+
+async def test_what_is_disabled_and_enabled_is_a_change_of_each_key_concerned(
+    store: SqlStore,
+) -> None:
+    mine, other = key("mine", account="acme"), key("other")
+    for row in (mine, other):
+        await store.create_key(row)
+    for enabled in (False, True):
+        before = await store.revision()
+        await store.set_account_enabled("acme", enabled)
+        changes = await store.changes(before)
+        assert changes.keys == [replace(mine, account_enabled=enabled)]
+        await store.set_key_enabled("key_other", enabled)
+        (changed,) = (await store.changes(changes.revision)).keys
+        assert changed == replace(other, enabled=enabled)
+
+
+async def test_accounts_are_made_of_what_keys_named_before_there_were_any(shared_url: str) -> None:
+    database = await open_database(shared_url)
+    await migrations.migrate(database, migrations.find(migrations.directory())[:1], NOON)
+    async with database.transaction() as session:
+        for number, name in enumerate(("acme", "a/b {c}", "acme"), 1):
+            await session.execute(
+                "INSERT INTO keys (id, account, name, prefix, hash, management, created_at,"
+                " revision) VALUES ($1, $2, $1, $1, $3, FALSE, $4, $5)",
+                f"key_{number}",
+                name,
+                digest(name + str(number)),
+                NOON + number,
+                number,
+            )
+    await database.close()
+    store = await open_store(shared_url)
+    assert await store.accounts() == [
+        account("acme", created_at=NOON + 1),
+        account("a/b {c}", created_at=NOON + 2),
+    ]
+    assert [row.usable for row in await store.keys()] == [True] * 3
+    await store.close()
+
+
+async def test_a_key_whose_account_has_no_row_works(shared_url: str) -> None:
+    """A server of the release before makes such keys, on a store that was upgraded meanwhile."""
+    store = await open_store(shared_url)
+    await store.create_key(key())
+    database = await open_database(shared_url)
+    async with database.transaction() as session:
+        await session.execute("DELETE FROM accounts")
+    await database.close()
+    found = await store.key_by_hash(key().hash)
+    assert found == key() and found.usable
+    # And its account can be made, to be disabled.
+    await store.create_account(account("default"))
+    await store.set_account_enabled("default", False)
+    assert await store.keys() == [key(account_enabled=False)]
+    await store.close()
+
+
+async def test_no_key_slips_past_the_disabling_of_its_account(shared_url: str) -> None:
+    stores = [await open_store(shared_url) for _ in range(4)]
+    await stores[0].create_account(account())
+    before = await stores[0].revision()
+    await asyncio.gather(
+        *(
+            store.create_key(key(f"k{number}-{turn}", account="acme"))
+            for number, store in enumerate(stores[1:])
+            for turn in range(5)
+        ),
+        stores[0].set_account_enabled("acme", False),
+    )
+    changes = await stores[0].changes(before)
+    assert len(changes.keys) == 15
+    assert not any(row.usable for row in changes.keys)
+    for store in stores:
+        await store.close()
 
 
 async def test_changes_tell_what_is_new_since_a_revision(store: SqlStore) -> None:

@@ -490,6 +490,21 @@ async def test_a_value_the_cache_kept_too_late_ends_when_it_would_have(clock: Cl
     assert (await refusal(Accounts(keys, cache, clock=clock), new.text)).status == 401
 
 
+async def test_between_servers_whose_clocks_are_wrong_revisions_count(
+    cache: MemoryCache, clock: Clock
+) -> None:
+    new = mint("laptop", now=NOON)
+    keys, ahead = Keys(new), Clock()
+    ahead.now += 60
+    await Accounts(keys, cache, clock=ahead).authenticate(new.text)
+    keys.rows[new.row.hash] = revoked(new)
+    keys.revision_at_open += 1
+    clock.now += 25
+    late = Accounts(keys, cache, clock=clock)
+    clock.now += 15  # by now the value looks as if it had been read after that
+    assert (await refusal(late, new.text)).status == 401
+
+
 async def test_a_value_from_the_far_future_is_not_believed(clock: Clock) -> None:
     new = mint("laptop", now=NOON)
     keys, cache = Keys(new), MemoryCache(clock=clock)
@@ -798,17 +813,17 @@ async def play(steps: list[tuple[str, int]]) -> None:
             case "put back":
                 await world.let_all_go()
                 world.put_back()
-        for one in world.servers:
-            one.check()
+        for each in world.servers:
+            each.check()
     await world.let_all_go()
     while world.late:
         world.keep_late(0)
-    for one in world.servers:
+    for each in world.servers:
         for new in world.new:
-            one.ask(new)
+            each.ask(new)
         await world.let_all_go()
-        one.check()
-        one.start()
+        each.check()
+        each.start()
     await world.settle()
 
 
@@ -906,6 +921,9 @@ async def test_watching_goes_on_when_the_store_comes_back(
                 raise StoreError("gone")
             return Changes(2, False)
 
+        async def writable(self) -> bool:
+            return True
+
     heard: list[Changes] = []
     flaky = Flaky()
     watch = Watch(flaky, [heard.append])
@@ -926,6 +944,9 @@ class Slow:
     """A store whose changes come when they are let through."""
 
     revision_at_open = 1
+
+    async def writable(self) -> bool:
+        return True
 
     def __init__(self) -> None:
         self.looking = self.most = self.looks = 0
