@@ -1,0 +1,73 @@
+#!/bin/sh
+# From a checkout to the first token: builds the images, starts the stack, makes a key and a join
+# token, and says what to do with them.
+#
+#     docker/up.sh [--monitoring] [ADDRESS]
+#
+# ADDRESS is the public name or IP address of this machine; it is needed the first time only.  Run
+# it again after an update: what is there is kept, and no second key is made.  With FABRIC_NO_BUILD=1
+# it takes the images that are there, as built with `docker build`.
+set -eu
+cd "$(dirname "$0")"
+
+monitoring=
+if [ "${1:-}" = --monitoring ]; then
+    monitoring=yes
+    shift
+fi
+./setup.sh "$@"
+
+compose() {
+    docker compose --file compose.yaml "$@"
+}
+
+server() {
+    compose exec -T server "$@"
+}
+
+# As compose sees it: the environment, then .env, then what compose.yaml says.
+setting() {
+    given=$(printenv "$1" || sed -n "s/^$1=//p" .env)
+    echo "${given:-$2}"
+}
+
+if [ -z "${FABRIC_NO_BUILD:-}" ]; then
+    compose build
+fi
+compose up --detach --wait --wait-timeout 300 postgres redis kafka server consumer
+
+# For curl and for Prometheus: who signed the server's certificate.
+server cat /var/lib/fabric/certs/ca.pem > secrets/.ca.pem.new
+chmod 644 secrets/.ca.pem.new
+mv secrets/.ca.pem.new secrets/ca.pem
+
+if [ -n "$monitoring" ]; then
+    if [ ! -s secrets/metrics.key ]; then
+        server fabric-server keys create prometheus --management > secrets/.metrics.key.new
+        chmod 644 secrets/.metrics.key.new
+        mv secrets/.metrics.key.new secrets/metrics.key
+    fi
+    compose --profile monitoring up --detach
+    echo "Grafana: http://localhost:$(setting GRAFANA_PORT 3000), user admin, password in docker/secrets/grafana-password."
+fi
+
+if [ ! -s secrets/first.key ]; then
+    (umask 077 && server fabric-server keys create first > secrets/.first.key.new)
+    mv secrets/.first.key.new secrets/first.key
+fi
+token=$(server fabric-server nodes invite --name first 2> /dev/null)
+address=$(setting FABRIC_SERVER_ADDRESS "")
+
+cat << END
+
+The fabric is up. On the machine with the GPU (the token is good for one machine, for a day):
+
+  fabric-client join $token
+  fabric-client run
+
+Then ask, here, from the checkout:
+
+  curl --no-buffer --cacert docker/secrets/ca.pem https://${address%%,*}:$(setting FABRIC_SERVER_PUBLIC_PORT 18080)/v1/chat/completions \\
+    -H "Authorization: Bearer \$(cat docker/secrets/first.key)" -H 'Content-Type: application/json' \\
+    -d '{"model": "MODEL", "stream": true, "messages": [{"role": "user", "content": "Hello!"}]}'
+END
