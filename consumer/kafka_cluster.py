@@ -25,7 +25,7 @@ from aiokafka.errors import KafkaError
 
 from consumer.errors import BackendError, RecordError, StoreError, Unreachable
 from consumer.records import DEAD_LETTERS, HEARTBEATS, LEDGER
-from consumer.urls import shown
+from protocol.program.shown import without_password
 
 log = logging.getLogger("fabric.kafka")
 
@@ -221,7 +221,7 @@ def cluster_at(url: str, setting: str) -> Cluster:
     try:
         return Cluster.parse(url)
     except ValueError as error:
-        raise BackendError(f"{setting} = '{shown(url)}': {error}") from error
+        raise BackendError(f"{setting} = '{without_password(url)}': {error}") from error
 
 
 class Publisher:

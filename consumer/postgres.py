@@ -13,7 +13,7 @@ import asyncpg
 
 from consumer.database import Many, Row, Session, Value
 from consumer.errors import BackendError, RecordError, StoreError, Unreachable
-from consumer.urls import shown
+from protocol.program.shown import without_password
 
 OLDEST = 13
 CONNECT_SECONDS = 5.0
@@ -50,7 +50,7 @@ class PostgresDatabase:
         oldest: int = OLDEST,
     ) -> PostgresDatabase:
         """Raises ``Unreachable`` when nobody answers there, ``StoreError`` when it is no use."""
-        where = f"PostgreSQL at {shown(url)}"
+        where = f"PostgreSQL at {without_password(url)}"
         try:
             pool = await asyncpg.create_pool(
                 url,

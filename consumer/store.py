@@ -7,7 +7,7 @@ from consumer.database import Database
 from consumer.errors import BackendError, StoreError
 from consumer.postgres import PostgresDatabase
 from consumer.sqlite import SqliteDatabase, path_of
-from consumer.urls import shown
+from protocol.program.shown import without_password
 
 KINDS = "sqlite:///path/to/file.db or postgresql://user:password@host/database"
 
@@ -28,10 +28,10 @@ async def open_database(url: str, *, setting: str = "store") -> Database:
         if mark and scheme in ("postgresql", "postgres"):
             return await PostgresDatabase.open(url)
     except ValueError as error:
-        raise BackendError(f"{setting} = '{shown(url)}': {error}") from error
+        raise BackendError(f"{setting} = '{without_password(url)}': {error}") from error
     except StoreError as error:
         raise type(error)(f"{setting}: {error}") from error
-    raise BackendError(f"{setting} = '{shown(url)}': this version knows only {KINDS}")
+    raise BackendError(f"{setting} = '{without_password(url)}': this version knows only {KINDS}")
 
 
 async def migrate(database: Database, now: float) -> list[str]:

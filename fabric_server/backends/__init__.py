@@ -12,12 +12,12 @@ from msgspec import Struct
 
 from consumer.errors import BackendError
 from consumer.store import open_database
-from consumer.urls import shown
 from consumer.worker import Sink, Source
 from fabric_server.backends.kafka import KafkaSink
 from fabric_server.backends.memory import MemoryBus, MemoryCache
 from fabric_server.backends.spool import Spool
 from fabric_server.backends.store import SqlStore
+from protocol.program.shown import without_password
 
 
 class Cache(Protocol):
@@ -80,15 +80,16 @@ async def open_cache(url: str, *, setting: str = "cache") -> Cache:
 
     Raises ``BackendError``, ``Unreachable`` when nobody answers there; the text names ``setting``.
     """
-    if not url.startswith(("redis:", "rediss:", "redis+", "rediss+")):
-        _check(url, setting, "memory", "memory:// and redis://host")
+    if url == "memory://":
         return MemoryCache()
+    if not url.startswith(("redis:", "rediss:", "redis+", "rediss+")):
+        raise _unknown(url, setting, "memory:// and redis://host")
     from fabric_server.backends.redis import RedisCache  # costs 0.1 s, which most commands can save
 
     try:
         return await RedisCache.open(url)
     except ValueError as error:
-        raise BackendError(f"{setting} = '{shown(url)}': {error}") from error
+        raise BackendError(f"{setting} = '{without_password(url)}': {error}") from error
     except BackendError as error:
         raise type(error)(f"{setting}: {error}") from error
 
@@ -116,7 +117,7 @@ async def open_bus(url: str, *, directory: Path, limit: int, setting: str = "bus
         spool = await asyncio.to_thread(Spool.open, directory, limit=limit)
         return Way(spool, None, spool.close)
     if not url.startswith("kafka://"):
-        raise BackendError(f"{setting} = '{shown(url)}': this version knows only {BUSES}")
+        raise _unknown(url, setting, BUSES)
     kafka = await KafkaSink.open(url, setting=setting)
     try:
         spool = await asyncio.to_thread(Spool.open, directory, limit=limit)
@@ -131,7 +132,5 @@ async def open_bus(url: str, *, directory: Path, limit: int, setting: str = "bus
     return Way(spool, kafka, close)
 
 
-def _check(url: str, setting: str, known: str, example: str) -> None:
-    scheme, mark, rest = url.partition("://")
-    if scheme != known or not mark or (known == "memory" and rest):
-        raise BackendError(f"{setting} = '{shown(url)}': this version knows only {example}")
+def _unknown(url: str, setting: str, known: str) -> BackendError:
+    return BackendError(f"{setting} = '{without_password(url)}': this version knows only {known}")

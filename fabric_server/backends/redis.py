@@ -37,7 +37,7 @@ from redis.exceptions import (
 )
 
 from consumer.errors import BackendError, Unreachable
-from consumer.urls import shown
+from protocol.program.shown import without_password
 
 log = logging.getLogger("fabric.cache")
 
@@ -258,7 +258,7 @@ class RedisCache:
         """Raises ``ValueError`` when the URL is wrong, ``Unreachable`` when nobody answers there
         now, ``BackendError`` when what answers is no use."""
         place = parse(url)
-        where = f"Redis at {shown(url)}"
+        where = f"Redis at {without_password(url)}"
         async with AsyncExitStack() as stack:
             try:
                 links = _connect(place, stack)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Annotated, Any, TypeVar
 
 import typer
 
-from fabric_server.backends import open_store
+from consumer.errors import BackendError
+from fabric_server.backends import open_cache, open_store
 from fabric_server.backends.store import SqlStore
 from fabric_server.config import PREFIX, Config
 from protocol.program.flags import takes_settings
 
 T = TypeVar("T")
+
+TELL_SECONDS = 1.0
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -27,8 +31,22 @@ def with_store(settings: Config, work: Callable[[SqlStore], Coroutine[Any, Any, 
     async def opened() -> T:
         store = await open_store(settings.store_url)
         try:
-            return await work(store)
+            done = await work(store)
+            if settings.cache != "memory://" and await store.revision() != store.revision_at_open:
+                await _tell_servers(settings.cache)
+            return done
         finally:
             await store.close()
 
     return asyncio.run(opened())
+
+
+async def _tell_servers(url: str) -> None:
+    """That they should look at the store now.  They do so anyway, twice a second."""
+    with suppress(BackendError, TimeoutError):
+        async with asyncio.timeout(TELL_SECONDS):
+            cache = await open_cache(url)
+            try:
+                await cache.tell()
+            finally:
+                await cache.close()

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 _SIZES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg]i?b|b)?", re.IGNORECASE)
-_PASSWORD = re.compile(r"(?<=://)([^/@:]*):[^/]*@")
+# Greedy: a password may hold an @ itself, though in a URL it should be written %40.
+_PASSWORD = re.compile(r"(?<=://)((?:[^/@:\s]*:)?)\S*@")
+_IN_QUERY = re.compile(r"([?&]\w*password=)[^&\s'\"]*")
 
 
 class Secret(str):
@@ -58,8 +60,11 @@ def shown(value: object, unit: str | None = None) -> str:
 
 
 def without_password(text: str) -> str:
-    """``postgresql://fabric:secret@host/db`` with the password as ``***``."""
-    return _PASSWORD.sub(r"\1:***@", text)
+    """``postgresql://fabric:secret@host/db`` with the password as ``***``, also in its query.
+
+    A word alone before the ``@`` may be one that stands in the wrong place, and is masked too.
+    """
+    return _IN_QUERY.sub(r"\1***", _PASSWORD.sub(r"\1***@", text))
 
 
 def _size(count: int) -> str:

@@ -54,7 +54,7 @@ async def _make(path: Path) -> None:
     ("url", "words"),
     [
         ("mysql://host/db", "store = 'mysql://host/db': this version knows only sqlite:///path"),
-        ("postgresql://joe:secret@host/db", r"postgresql://\*\*\*@host/db"),
+        ("postgresql://joe:secret@host/db", r"postgresql://joe:\*\*\*@host/db"),
         ("store.db", "store = 'store.db': this version knows only sqlite:///path"),
         ("", "this version knows only sqlite:///path"),
         ("sqlite:store.db", "this version knows only sqlite:///path"),
