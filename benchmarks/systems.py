@@ -185,9 +185,10 @@ class Fabric(System):
         """Settings that name other back ends than the embedded ones."""
         return {}
 
-    def start(self, site: Site, engine: str) -> Target:
+    def environ(self, site: Site) -> dict[str, str]:
+        """Of the server, and of commands for it."""
         control, proxy, public, api = map(str, site.free_ports(4))
-        environ = {
+        return {
             "FABRIC_SERVER_DATA": str(site.folder()),
             "FABRIC_SERVER_HOST": "0.0.0.0",
             "FABRIC_SERVER_ADDRESS": site.server_address,
@@ -196,18 +197,28 @@ class Fabric(System):
             "FABRIC_SERVER_PUBLIC_PORT": public,
             "FABRIC_SERVER_API_PORT": api,
             "FABRIC_SERVER_LOG_LEVEL": "warning",
+            **self.back_ends(site),
+        }
+
+    def start_server(self, site: Site, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        server = site.start([*SERVER, "up"], environ=environ)
+        api = environ["FABRIC_SERVER_API_PORT"]
+        site.wait_for_answer(f"http://127.0.0.1:{api}/health/live", server)
+        return server
+
+    def start(self, site: Site, engine: str) -> Target:
+        environ = {
+            **self.environ(site),
             "FABRIC_NODE_ENGINE": engine,
             "FABRIC_NODE_SLOTS": "4096",
             "FABRIC_NODE_LOG_LEVEL": "warning",
-            **self.back_ends(site),
         }
-        front = site.start([*SERVER, "up"], environ=environ)
-        site.wait_for_answer(f"http://127.0.0.1:{api}/health/live", front)
+        front = self.start_server(site, environ)
         created = site.run([*SERVER, "keys", "create", "bench", "--json"], environ=environ)
         key = json.loads(created)["text"]
         add_node = partial(self._add_node, site, environ)
         add_node()
-        url = f"http://127.0.0.1:{public}"
+        url = f"http://127.0.0.1:{environ['FABRIC_SERVER_PUBLIC_PORT']}"
         headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         question = json.dumps({"model": MODEL, "messages": []})
         # A model is listed before its node's tunnels stand, so only an answer tells that they do.
