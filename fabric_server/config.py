@@ -79,10 +79,11 @@ class Config:
         default="memory://", metadata=about("Where keys are cached: memory:// or redis://….")
     )
     bus: str = field(
-        default="memory://",
+        default="spool://",
         metadata=about(
-            "How the ledger reaches the store: memory://, spool:// (through files in data, so "
-            "that a killed server loses nothing) or kafka://host:port,… with fabric-consumer."
+            "How the ledger reaches the store: spool:// (through files in data, so that a killed "
+            "server loses nothing), memory:// (which may lose a second) or kafka://host:port,… "
+            "with fabric-consumer."
         ),
     )
     spool_limit: int = field(

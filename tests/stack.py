@@ -1,4 +1,5 @@
 """The whole stack as processes of its own: PostgreSQL, Redis, Kafka, server, consumer, nodes.
+``Alone`` is the server and its nodes without the rest.
 
 async with Stack(tmp_path) as stack:
     await stack.join(engine.url)
@@ -154,18 +155,12 @@ class Stack:
         self.ports = {
             name: free_port() for name in ("control", "proxy", "public", "api", "consumer")
         }
-        self.postgres = PostgresServer(directory / "postgres")
-        self.redis = RedisServer(directory / "redis")
-        self.kafka = KafkaServer(directory / "kafka")
         self._settings = settings
         self._more: list[Process] = []
         self._servers: dict[str, dict[str, int]] = {}
         self._exits = AsyncExitStack()
-        self.parts: dict[str, Part] = {
-            "postgres": Backend(self.postgres),
-            "redis": Backend(self.redis),
-            "kafka": Backend(self.kafka),
-        }
+        self.parts: dict[str, Part] = {}
+        self._make_back_ends()
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as exits:
@@ -174,7 +169,7 @@ class Stack:
                     exits.push_async_callback(part.stop)
                     group.create_task(part.start())
             await asyncio.to_thread(self._make_programs)
-            for name in ("server", "consumer"):
+            for name in self._programs:
                 exits.push_async_callback(self.parts[name].stop)
                 await self.parts[name].start()
             self._exits = exits.pop_all()
@@ -190,19 +185,38 @@ class Stack:
             await process.stop()
         await self._exits.aclose()
 
+    def _make_back_ends(self) -> None:
+        self.postgres = PostgresServer(self.directory / "postgres")
+        self.redis = RedisServer(self.directory / "redis")
+        self.kafka = KafkaServer(self.directory / "kafka")
+        self.parts |= {
+            "postgres": Backend(self.postgres),
+            "redis": Backend(self.redis),
+            "kafka": Backend(self.kafka),
+        }
+        self._programs = ["server", "consumer"]
+
+    def _urls(self) -> dict[str, str]:
+        """Settings that server and consumer have in common."""
+        self.store_url = self.postgres.url
+        return {"store": self.store_url, "bus": self.kafka.url, "wait_for_backends": "true"}
+
+    def _own(self) -> dict[str, str]:
+        """Settings that only the server has."""
+        return {"cache": self.redis.url}
+
     def _make_programs(self) -> None:
         server = {
             f"{name}_port": str(self.ports[name]) for name in self.ports if name != "consumer"
         }
         self.environ = {k: v for k, v in os.environ.items() if not k.startswith("FABRIC_")}
-        self.store_url = self.postgres.url
-        urls = {"store": self.store_url, "bus": self.kafka.url, "wait_for_backends": "true"}
+        urls = self._urls()
         self._add(
             "FABRIC_SERVER_",
             {
                 **server,
                 **urls,
-                "cache": self.redis.url,
+                **self._own(),
                 "data": str(self.data),
                 "host": "127.0.0.1",
                 "address": "127.0.0.1",
@@ -213,7 +227,8 @@ class Stack:
         self._add("FABRIC_CONSUMER_", {**urls, "port": str(self.ports["consumer"])})
         self.server = Process(("fabric_server", "up"), self.environ, READY)
         self.consumer = Process(("consumer",), self.environ, READY)
-        self.parts |= {"server": self.server, "consumer": self.consumer}
+        programs = {"server": self.server, "consumer": self.consumer}
+        self.parts |= {name: programs[name] for name in self._programs}
 
     def _add(self, prefix: str, settings: Mapping[str, str]) -> None:
         self.environ |= {f"{prefix}{name.upper()}": value for name, value in settings.items()}
@@ -294,3 +309,17 @@ class Stack:
             out, err = await process.communicate()
         assert process.returncode == 0, err.decode()
         return out.decode()
+
+
+class Alone(Stack):
+    """With the embedded back ends."""
+
+    def _make_back_ends(self) -> None:
+        self._programs = ["server"]
+
+    def _urls(self) -> dict[str, str]:
+        self.store_url = f"sqlite:///{self.data / 'fabric.sqlite'}"
+        return {}
+
+    def _own(self) -> dict[str, str]:
+        return {}

@@ -11,8 +11,9 @@ import aiohttp
 import asyncpg
 import pytest
 
+from fabric_server.backends import open_store
 from tests.engine import ScriptedEngine
-from tests.stack import Stack
+from tests.stack import Alone, Stack
 
 SEED = 20261121
 KILLS = 24
@@ -110,6 +111,35 @@ async def test_whatever_is_killed_every_finished_request_is_in_the_ledger_once(
         figures = await _figures(stack)
         assert "fabric_consumer_records_dead_total 0.0" in figures
     print(f"{KILLS} kills: {len(crowd.finished)} finished, {crowd.broken} broken off")
+
+
+async def test_a_server_alone_that_is_killed_again_and_again_loses_no_finished_request(
+    tmp_path: Path, engine: ScriptedEngine
+) -> None:
+    rng = Random(SEED)
+    async with Alone(tmp_path) as stack:
+        await stack.join(engine.url)
+        key = (await stack.command("keys", "create", "crowd"))["text"]
+        crowd = Crowd(stack, key)
+        users = [asyncio.create_task(crowd.ask(seed)) for seed in range(USERS)]
+        try:
+            for _ in range(6):
+                await crowd.until_finished(10)
+                await asyncio.sleep(rng.uniform(0.0, 0.5))
+                await stack.server.kill()
+                await stack.server.start()
+        finally:
+            for user in users:
+                user.cancel()
+            await asyncio.gather(*users, return_exceptions=True)
+        await stack.server.stop()  # what its spool held is in the store by now
+        store = await open_store(stack.store_url)
+        entries = await store.requests(limit=1_000_000)
+        (total,) = await store.usage(0, 1e12)
+        await store.close()
+    found = [entry.request_id for entry in entries if entry.outcome == "ok"]
+    assert set(found) >= crowd.finished
+    assert total.requests == len(entries) == len({entry.request_id for entry in entries})
 
 
 async def _all_in_the_ledger(stack: Stack, finished: set[str]) -> None:
