@@ -88,6 +88,14 @@ async def fill(url: str, beats: Sequence[HeartbeatRecord], ledger: Sequence[Ledg
     await sink.close()
 
 
+async def warm(bus: str, store: str, count: int) -> None:
+    """Moves so many entries all the way, so that everything has done its work before."""
+    now = time.time() - 86_400.0
+    some = list(entries(count, now))
+    await fill(bus, [], some)
+    await stored(store, "ledger", count)
+
+
 async def stored(url: str, table: str, count: int) -> float:
     """Returns when so many rows are there: the time."""
     connection = await asyncpg.connect(url)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import json
 import os
@@ -25,6 +26,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from benchmarks import consumer as consumer_bench
 from benchmarks.canned import MODEL
 from benchmarks.processes import CACHE, Command, Site
 from tests.lab.kafka_server import KafkaServer
@@ -246,6 +248,9 @@ class FullStack(Fabric):
     name = "fabric, PostgreSQL, Redis, Kafka"
     far = False
 
+    WARM_RECORDS = 200_000
+    """Moved before anything is measured: a JVM that has just started is busy with itself."""
+
     def back_ends(self, site: Site) -> dict[str, str]:
         postgres = site.enter(PostgresServer(site.folder(), durable=True))
         redis = site.enter(RedisServer(site.folder()))
@@ -258,6 +263,7 @@ class FullStack(Fabric):
         process = site.start([sys.executable, "-m", "consumer"], environ=consumer)
         os.setpriority(os.PRIO_PROCESS, process.pid, 19)
         site.wait_for_answer(f"http://127.0.0.1:{port}/health/ready", process)
+        asyncio.run(consumer_bench.warm(kafka.url, postgres.url, self.WARM_RECORDS))
         return {
             "FABRIC_SERVER_CACHE": redis.url,
             **{f"FABRIC_SERVER_{name}": url for name, url in urls.items()},

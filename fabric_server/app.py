@@ -39,6 +39,9 @@ from protocol.names import CONTROL_ALPN, TUNNEL_ALPN
 
 log = logging.getLogger("fabric.server")
 
+ONWARD_RECORDS = 5_000
+ONWARD_SECONDS = 0.5
+"""Kafka's broker spends more on each batch than on what is in it."""
 OFFLINE_HEARTBEATS = 4
 """After so many were missed, a node counts as offline."""
 
@@ -119,7 +122,9 @@ class App:
             offline = OFFLINE_HEARTBEATS * config.heartbeat_seconds
             self.worker = Worker(self.bus, self.store, self.store, offline_seconds=offline)
         else:  # the store is written, and kept in order, by fabric-consumer
-            self.worker = Worker(self.bus, self.way.onward)
+            self.worker = Worker(
+                self.bus, self.way.onward, batch_size=ONWARD_RECORDS, batch_seconds=ONWARD_SECONDS
+            )
 
     def _gateway(self) -> Gateway:
         config = self.config
