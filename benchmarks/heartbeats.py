@@ -14,6 +14,7 @@ import ssl
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 
@@ -131,12 +132,19 @@ async def join_all(identities: Identities, port: int, count: int) -> None:
     await asyncio.gather(*(join_some() for _ in range(AT_ONCE)))
 
 
-async def main(count: int, seconds: float) -> None:
+def main(count: int, seconds: float) -> None:
     raise_file_limit()
-    with Site() as site, tempfile.TemporaryDirectory() as folder:
+    with Site() as site:
         stack = FullStack()
         environ = stack.environ(site)
         server = psutil.Process(stack.start_server(site, environ).pid)
+        uvloop.run(measure(environ, server, count, seconds))
+
+
+async def measure(
+    environ: Mapping[str, str], server: psutil.Process, count: int, seconds: float
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
         await make_nodes(environ["FABRIC_SERVER_STORE"], count)
         bare = server.memory_info().rss
         identities = Identities(Path(environ["FABRIC_SERVER_DATA"]), Path(folder))
@@ -159,4 +167,4 @@ async def main(count: int, seconds: float) -> None:
 if __name__ == "__main__":
     os.environ.setdefault("FABRIC_SERVER_HEARTBEAT_SECONDS", str(BEAT_SECONDS))
     given = [float(word) for word in sys.argv[1:]]
-    uvloop.run(main(int(given[0]) if given else NODES, given[1] if len(given) > 1 else SECONDS))
+    main(int(given[0]) if given else NODES, given[1] if len(given) > 1 else SECONDS)

@@ -30,7 +30,7 @@ from fabric_server.edge import Edge, Limits
 from fabric_server.enrolment import Enrolment
 from fabric_server.exchange import Patience
 from fabric_server.gateway import Gateway
-from fabric_server.links import Links
+from fabric_server.links import BUSY_TUNNEL, Links
 from fabric_server.listen import Listener, Port
 from fabric_server.metrics import Metrics
 from fabric_server.nodes import Registry
@@ -221,7 +221,8 @@ class App:
     async def _look_for_load(self) -> None:
         while True:
             await asyncio.sleep(LOAD_SECONDS)
-            self.links.look_for_load()
+            if self.gateway.active > BUSY_TUNNEL:  # fewer can't fill any node's tunnels
+                self.links.look_for_load()
 
     def _on_changes(self, changes: Changes) -> None:
         """Nodes that another process has revoked, or that a restored store never knew."""
