@@ -42,6 +42,7 @@ class Admission:
         self._queue_timeout = queue_timeout
         self._lines: dict[str, deque[_Waiter]] = {}
         self._count = 0
+        self._loop = asyncio.get_running_loop()
         registry.on_room = self._on_room
 
     @property
@@ -54,12 +55,12 @@ class Admission:
         Raises Refusal: the model is unknown, no node for it is up, the line is full, or the wait
         too long.
         """
-        candidates = self._registry.candidates(model)
+        candidates = self._registry.able(model, self._loop.time())
         engine = choose(candidates, self._rng, exclude)
         if engine is not None:
             engine.active += 1
             return engine
-        if not candidates and not self._registry.is_known(model):
+        if not self._registry.candidates(model) and not self._registry.is_known(model):
             raise refusals.model_not_found(model)
         if not any(_may_serve(engine, exclude) for engine in candidates):
             raise refusals.no_capacity(model, RETRY_AFTER_NODE)
@@ -67,7 +68,8 @@ class Admission:
 
     def another(self, model: str, exclude: Collection[str]) -> bool:
         """Whether some other node could take the request now."""
-        return choose(self._registry.candidates(model), self._rng, exclude) is not None
+        able = self._registry.able(model, self._loop.time())
+        return choose(able, self._rng, exclude) is not None
 
     async def _wait(self, model: str, exclude: Collection[str]) -> Engine:
         line = self._lines.get(model, ())
@@ -114,8 +116,9 @@ class Admission:
     def _first_for(self, engine: Engine) -> tuple[str, _Waiter] | None:
         """Who has waited longest of those that this engine could serve."""
         first: tuple[str, _Waiter] | None = None
+        now = self._loop.time()
         for model, line in self._lines.items():
-            if engine in self._registry.candidates(model):
+            if engine in self._registry.able(model, now):
                 waiter = next((w for w in line if engine.node.id not in w.exclude), None)
                 if waiter and (first is None or waiter.number < first[1].number):
                     first = model, waiter

@@ -137,6 +137,7 @@ class App:
             metrics=self.metrics,
             patience=Patience(
                 first_byte=config.first_byte_timeout,
+                stall=config.stall_timeout,
                 idle=config.idle_timeout,
                 slow_reader=config.slow_reader_timeout,
                 total=config.stream_limit,

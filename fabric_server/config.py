@@ -127,6 +127,12 @@ class Config:
         default=300.0,
         metadata=_seconds("An engine must begin its answer within this time; it may be loading."),
     )
+    stall_timeout: float = field(
+        default=30.0,
+        metadata=_seconds(
+            "After so long without the first byte another node is asked, if one has room."
+        ),
+    )
     idle_timeout: float = field(
         default=120.0, metadata=_seconds("Longest silence of an engine in mid-answer.")
     )

@@ -29,6 +29,9 @@ CONFIRM_SECONDS = 30.0
 """When a RESET is not confirmed in this time, the node's tunnel is closed: slots can't wait."""
 _LOOKS_PER_IDLE = 4
 """How finely silence is measured: a look at the clock costs more than most of an answer's bytes."""
+WHOLE_ANSWER = 256 * 1024
+"""Unstreamed answers up to this size reach the user whole or not at all: until then another node
+can be asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,8 @@ class Patience:
     """How long each part of an answer may take, in seconds."""
 
     first_byte: float
+    stall: float
+    """After so long without a first byte another node is asked, if one has room."""
     idle: float
     """Silence in the middle of an answer; noticed up to a quarter later."""
     slow_reader: float
@@ -53,6 +58,8 @@ class Ending:
     reason: str = ""
     refusal: Refusal | None = None
     """The user's own body or key was at fault."""
+    stalled: bool = False
+    """Given up although it might still have come, because another node has room."""
 
 
 class Exchange:
@@ -68,9 +75,11 @@ class Exchange:
         "_deadlines",
         "_elsewhere",
         "_engine",
+        "_first_byte_due",
         "_headers",
         "_heard_at",
-        "_last",
+        "_held",
+        "_held_size",
         "_limit_at",
         "_loop",
         "_meter",
@@ -129,8 +138,10 @@ class Exchange:
         self._meter: Meter = NoMeter()
         self._streamed = False
         self._announced: int | None = None
-        self._last = b""
-        """The end of an announced answer, until the node says that it is one."""
+        self._held: list[bytes] = []
+        """An unstreamed answer so far, or the end of one that is too large for that, until the node
+        says that it is over."""
+        self._held_size = 0
         self._over = False
         self._owed = 0
         """Bytes passed on that the user has not taken yet, and the node not been credited for."""
@@ -140,7 +151,8 @@ class Exchange:
         self._limit_at = now + patience.total
         self._checked_bytes = 0
         self._heard_at = now
-        self.deadline = now + patience.first_byte
+        self._first_byte_due = now + patience.first_byte
+        self.deadline = now + min(patience.stall, patience.first_byte)
 
     # ── what the gateway calls ────────────────────────────────────────────────────────────────
 
@@ -161,8 +173,9 @@ class Exchange:
         assert stream is not None
         try:
             while True:
-                if not self.relayed:
-                    self.deadline = self._loop.time() + self._patience.first_byte
+                if self.first_byte_at is None:
+                    now = self._loop.time()
+                    self._first_byte_due = self.deadline = now + self._patience.first_byte
                 data, ended = body.take(), body.complete
                 room = stream.send(data, ended)
                 if ended:
@@ -226,18 +239,21 @@ class Exchange:
         if self._over:
             stream.consumed(count)
             return
-        if not self.relayed:
-            self._start()
+        if self.first_byte_at is None:
+            self._first_byte()
         self.bytes_seen += count
         if self._announced is not None and self.bytes_seen > self._announced:
             self._give_up(Code.ENGINE_FAILED, "the answer is longer than announced")
             return
         data = self._meter.feed(data)
         request = self.request
-        if self.bytes_seen == self._announced:
-            self._last = data
-        elif data:
-            request.write(data)
+        if not self._streamed:
+            self._hold(data)
+        else:
+            if not self.relayed:
+                self._start()
+            if data:
+                request.write(data)
         if request.paused:
             if not self._owed:
                 self.deadline = self._loop.time() + self._patience.slow_reader
@@ -252,13 +268,16 @@ class Exchange:
         if self.bytes_seen < (self._announced or 0):
             self._break(Code.ENGINE_FAILED, "the answer is shorter than announced")
             return
-        if not self.relayed:
+        if self.first_byte_at is None:
             if self.status == 200 and self._announced is None:
                 self._break(Code.ENGINE_FAILED, "the answer was empty")
                 return
+            self._first_byte()
+        if not self.relayed:
             self._start()
         request = self.request
-        request.write(self._last + self._meter.end())
+        self._held.append(self._meter.end())
+        request.write(b"".join(self._held))
         if self.status >= 300:
             ending = Ending("engine_error")
         elif self._meter.failed:
@@ -291,8 +310,8 @@ class Exchange:
             self._stream.give_up("a RESET was not confirmed")
         elif self._owed:
             self._give_up(Code.SLOW_READER, "the user does not read")
-        elif not self.relayed:
-            self._give_up(Code.TIMEOUT, "no first byte in time")
+        elif self.first_byte_at is None:
+            self._await_first_byte(now)
         elif now >= self._limit_at:
             self._give_up(Code.TIMEOUT, "the answer took too long")
         elif self.bytes_seen != self._checked_bytes:
@@ -301,6 +320,16 @@ class Exchange:
             self._give_up(Code.TIMEOUT, "the engine fell silent")
         else:
             self._look_again(now)
+
+    def _await_first_byte(self, now: float) -> None:
+        if now >= self._first_byte_due:
+            self._give_up(Code.TIMEOUT, "no first byte in time")
+        elif self._elsewhere():
+            reason = "no first byte yet, and another node has room"
+            self._finish(Ending("timeout", Code.TIMEOUT, reason, stalled=True))
+            self._reset(Code.TIMEOUT, reason)
+        else:
+            self.deadline = min(now + self._patience.stall, self._first_byte_due)
 
     def _hear(self, now: float) -> None:
         self._heard_at = now
@@ -312,11 +341,23 @@ class Exchange:
 
     # ── small parts ───────────────────────────────────────────────────────────────────────────
 
-    def _start(self) -> None:
-        """The first byte: from here on this is the user's answer."""
+    def _first_byte(self) -> None:
         now = self.first_byte_at = self._loop.time()
-        self.relayed = True
         self._hear(now)
+
+    def _hold(self, data: bytes) -> None:
+        self._held.append(data)
+        self._held_size += len(data)
+        if self._held_size > WHOLE_ANSWER and self.bytes_seen != self._announced:
+            if not self.relayed:
+                self._start()
+            self.request.write(b"".join(self._held))
+            self._held.clear()
+            self._held_size = 0
+
+    def _start(self) -> None:
+        """From here on this is the user's answer."""
+        self.relayed = True
         self.request.body.kept = b""
         self.request.start(self.status, self._headers, self._announced)
 

@@ -17,6 +17,8 @@ from fabric_server import refusals
 from fabric_server.accounts import Accounts, Key
 from fabric_server.admission import Admission
 from fabric_server.ask import Ask, EarlyAsk, read_ask
+from fabric_server.breaker import Breaker
+from fabric_server.budget import RetryBudget
 from fabric_server.deadlines import Deadlines
 from fabric_server.draft import Draft
 from fabric_server.exchange import Ending, Exchange, Patience
@@ -32,7 +34,7 @@ log = logging.getLogger("fabric.gateway")
 
 WHOLE_BODY = 256 * 1024
 """Bodies up to this size are read whole before anything is done; larger ones may flow through."""
-MOST_TRIES = 2
+MOST_TRIES = 3
 _TRY_ELSEWHERE = frozenset(
     {
         Code.REFUSED,
@@ -44,6 +46,7 @@ _TRY_ELSEWHERE = frozenset(
         Code.PROTOCOL,
     }
 )
+_ENGINES_FAULT = frozenset({Code.ENGINE_DOWN, Code.ENGINE_FAILED, Code.INTERNAL, Code.TIMEOUT})
 _REQUEST_HEADERS = (b"content-type", b"accept", b"openai-beta")
 _MOST_HEADER = 1024
 """Longer ones are not passed on: what opens a stream must fit into one frame."""
@@ -79,6 +82,7 @@ class Gateway:
         self._bus = bus
         self._metrics = metrics
         self._patience = patience
+        self._budget = RetryBudget()
         self._started = int(time())
         self._loop = asyncio.get_running_loop()
         self.active = 0
@@ -242,13 +246,15 @@ class Gateway:
             start, stop, text = ask.patch
             size += len(text) - (stop - start)
         tried: list[str] = []
+        self._budget.earn()
 
         def elsewhere() -> bool:
-            could = whole and len(tried) < MOST_TRIES
+            could = whole and len(tried) < MOST_TRIES and self._budget.allows
             return could and self._admission.another(ask.model, tried)
 
         def over(exchange: Exchange, ending: Ending) -> None:
             self._note(request, draft, exchange, ending)
+            self._judge(engine, ask.model, ending)
             if exchange.relayed:
                 self._record(request, draft)
 
@@ -272,8 +278,10 @@ class Gateway:
                 raise ending.refusal
             if exchange.relayed:
                 return
-            if ending.code not in _TRY_ELSEWHERE or not elsewhere():
+            again = ending.stalled or ending.code in _TRY_ELSEWHERE
+            if not again or not elsewhere():
                 raise self._explain(ending, ask.model)
+            self._budget.spend()
             self._metrics.retries += 1
 
     async def _admit(self, model: str, tried: list[str], draft: Draft) -> tuple[Engine, Tunnel]:
@@ -287,7 +295,10 @@ class Gateway:
             if tunnel is not None:
                 break
             self._registry.release(engine)  # it went away between being given and being taken
-        draft.queued += self._loop.time() - began
+        now = self._loop.time()
+        if (breaker := engine.breakers.get(model)) is not None:
+            breaker.begun(now)
+        draft.queued += now - began
         draft.attempts += 1
         draft.node_id, draft.engine = engine.node.id, engine.name
         tried.append(engine.node.id)
@@ -311,6 +322,31 @@ class Gateway:
                     "reason": ending.reason,
                 },
             )
+
+    def _judge(self, engine: Engine, model: str, ending: Ending) -> None:
+        """What this attempt tells of the engine."""
+        breaker = engine.breakers.get(model)
+        if ending.outcome in ("ok", "engine_error"):
+            if breaker is not None:
+                del engine.breakers[model]
+        elif ending.code in _ENGINES_FAULT or ending.stalled:
+            if breaker is None:
+                breaker = engine.breakers[model] = Breaker()
+            seconds = breaker.failed(self._loop.time())
+            if seconds is not None:
+                self._loop.call_later(seconds, self._registry.room, engine.node)
+                log.warning(
+                    "engine avoided",
+                    extra={
+                        "node": engine.node.id,
+                        "engine": engine.name,
+                        "model": model,
+                        "seconds": seconds,
+                        "reason": ending.reason,
+                    },
+                )
+        elif breaker is not None:
+            breaker.let_go()
 
     async def _await_ending(self, exchange: Exchange, whole: bool) -> Ending:
         upload = None if whole else self._loop.create_task(exchange.upload())

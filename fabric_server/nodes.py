@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from fabric_server.breaker import Breaker
 from protocol.messages import EngineReport, Heartbeat, ModelReport, Register
 
 if TYPE_CHECKING:
@@ -19,13 +20,25 @@ MOST_SERVED = 10_000
 class Engine:
     """One engine of one node, with its slots: what routing chooses among."""
 
-    __slots__ = ("active", "healthy", "kind", "models", "name", "node", "problem", "slots")
+    __slots__ = (
+        "active",
+        "breakers",
+        "healthy",
+        "kind",
+        "models",
+        "name",
+        "node",
+        "problem",
+        "slots",
+    )
 
     def __init__(self, node: Node, report: EngineReport) -> None:
         self.node = node
         self.name = report.name
         self.active = 0
         """Requests that hold a slot, until the node says that their work has stopped."""
+        self.breakers: dict[str, Breaker] = {}
+        """By model, of those that have failed lately."""
         self.update(report)
 
     def update(self, report: EngineReport) -> None:
@@ -38,6 +51,11 @@ class Engine:
     @property
     def has_room(self) -> bool:
         return self.healthy and self.active < self.slots and self.node.reachable
+
+    def allows(self, model: str, now: float) -> bool:
+        """Whether it has not failed too often for this model lately."""
+        breaker = self.breakers.get(model)
+        return breaker is None or breaker.allows(now)
 
     def __repr__(self) -> str:
         return f"<Engine {self.node.id}/{self.name} {self.active}/{self.slots}>"
@@ -138,6 +156,14 @@ class Registry:
             if found:  # names that nobody serves are users' inventions: not worth keeping
                 self._candidates[model] = found
         return found
+
+    def able(self, model: str, now: float) -> Sequence[Engine]:
+        """Candidates without those that have failed too often for it lately."""
+        candidates = self.candidates(model)
+        for engine in candidates:
+            if engine.breakers and not engine.allows(model, now):
+                return [engine for engine in candidates if engine.allows(model, now)]
+        return candidates
 
     def is_known(self, model: str) -> bool:
         """Whether some node served it before, though perhaps none does now."""

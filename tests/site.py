@@ -63,7 +63,7 @@ LIMITS = Limits(
     body_rate=1024,
     keepalive_seconds=60.0,
 )
-PATIENT = Patience(first_byte=300.0, idle=120.0, slow_reader=30.0, total=7200.0)
+PATIENT = Patience(first_byte=300.0, stall=300.0, idle=120.0, slow_reader=30.0, total=7200.0)
 
 
 def event(value: Any) -> bytes:

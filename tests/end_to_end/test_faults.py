@@ -155,8 +155,9 @@ async def test_an_unstreamed_answer_cut_short_is_never_a_whole_one(
 ) -> None:
     engine.plan = Plan(cut_after=1)
     async with fabric.openai() as client:
-        with pytest.raises(openai.APIConnectionError):
+        with pytest.raises(openai.InternalServerError, match="engine failed") as caught:
             await client.chat.completions.create(**ASK)  # type: ignore[call-overload]
+    assert caught.value.status_code == 502
 
 
 async def test_an_engine_s_4xx_passes_untouched(fabric: Fabric, engine: ScriptedEngine) -> None:

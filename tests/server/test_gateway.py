@@ -7,12 +7,13 @@ import gc
 import json
 import logging
 import weakref
+from dataclasses import replace
 from random import Random
 from typing import Any
 
 import pytest
 
-from fabric_server.exchange import CONFIRM_SECONDS, Exchange
+from fabric_server.exchange import CONFIRM_SECONDS, WHOLE_ANSWER, Exchange
 from fabric_server.request import Request
 from protocol.errors import Code
 from tests.site import (
@@ -460,33 +461,34 @@ async def test_a_length_that_is_none_is_ignored(length: str) -> None:
     assert answer.headers["transfer-encoding"] == "chunked"
 
 
-async def test_an_answer_longer_than_announced_is_cut_off() -> None:
-    site = Site()
-    node = site.node()
-    user = ask(site)
-    call = await node.call()
-    call.head(200, ("content-length", "3"))
-    call.data(b"ab")
-    await user.until(b"ab")
-    call.data(b"cdef")
-    assert (await user.end()).endswith(b"\r\n\r\nab")
-    assert user.aborted
-    assert (await site.entry()).outcome == "failed"
-    await call.stopped()
-    call.confirm()
-    await site.free()
-
-
-async def test_an_answer_shorter_than_announced_is_cut_off() -> None:
+@pytest.mark.parametrize("sent", [b"ab", b"x" * 40])
+async def test_an_answer_of_another_length_than_announced_is_an_error(sent: bytes) -> None:
     site = Site()
     node = site.node()
     user = ask(site)
     call = await node.call()
     call.head(200, ("content-length", "30"))
-    call.data(b"ab")
+    call.data(sent)
     call.end()
-    await user.end()
-    assert user.aborted
+    answer = await user.answer()
+    assert (answer.status, answer.code) == (502, "upstream_error")
+    assert (await site.entry()).outcome == "failed"
+
+
+@pytest.mark.parametrize("length", [WHOLE_ANSWER + 20_000, WHOLE_ANSWER - 20_000])
+async def test_a_large_answer_of_another_length_than_announced_is_cut_off(length: int) -> None:
+    site = Site()
+    node = site.node()
+    user = ask(site)
+    call = await node.call()
+    call.head(200, ("content-length", str(length + 1)))
+    await call.all_data(b"x" * (WHOLE_ANSWER + 10_000))
+    call.end()
+    if length > WHOLE_ANSWER:  # it had begun to flow
+        await user.end()
+        assert user.aborted
+    else:
+        assert (await user.answer()).status == 502
     assert (await site.entry()).outcome == "failed"
 
 
@@ -572,13 +574,91 @@ async def test_without_another_node_the_user_is_told_what_was_wrong(
     assert site.taken() == 0
 
 
-async def test_a_request_is_tried_twice_and_not_three_times() -> None:
+async def test_a_request_is_tried_three_times_and_not_four_times() -> None:
     site = Site()
-    for _ in range(3):
+    for _ in range(4):
         site.node().refuses = Code.ENGINE_DOWN
     answer = await ask(site).answer()
     assert answer.status == 502
-    assert (await site.entry()).attempts == 2
+    assert (await site.entry()).attempts == 3
+
+
+async def test_retries_never_become_the_load() -> None:
+    """When everything fails, a tenth of the requests is tried again, and a few at the beginning."""
+    site = Site()
+    for _ in range(4):
+        site.node(slots=64).refuses = Code.LOST
+    for _ in range(200):
+        assert (await ask(site).answer()).status == 502
+    attempts = sum(entry.attempts for entry in site.ledger)
+    assert 200 + 20 <= attempts <= 200 + 20 + 10
+
+
+async def test_a_node_that_stalls_before_the_first_byte_is_replaced_by_one_with_room() -> None:
+    site = Site(patience=replace(PATIENT, stall=5.0))
+    nodes = [site.node(), site.node()]
+    user = ask(site)
+    call, first = await _first_call(nodes)
+    site.wait(4.0)
+    assert call.reset is None
+    site.wait(6.0)
+    [second] = [node for node in nodes if node is not first]
+    (await second.call()).answer(200, ANSWER)
+    assert (await user.answer()).body == ANSWER
+    assert await call.stopped() == Code.TIMEOUT
+    call.confirm()
+    await site.free()
+    entry = await site.entry()
+    assert (entry.outcome, entry.attempts, entry.node_id) == ("ok", 2, second.node.id)
+
+
+async def test_a_node_that_stalls_is_waited_for_when_there_is_no_other() -> None:
+    site = Site(patience=replace(PATIENT, stall=5.0, first_byte=60.0))
+    node = site.node()
+    user = ask(site)
+    call = await node.call()
+    site.wait(30.0)
+    call.answer(200, ANSWER)
+    assert (await user.answer()).status == 200
+
+
+async def test_a_stalled_node_is_given_up_when_its_time_is_over() -> None:
+    site = Site(patience=replace(PATIENT, stall=5.0, first_byte=60.0))
+    node = site.node()
+    user = ask(site)
+    call = await node.call()
+    site.wait(61.0)
+    assert (await user.answer()).code == "upstream_timeout"
+    call.confirm()
+    await site.free()
+
+
+async def test_an_engine_that_fails_again_and_again_is_left_alone_for_a_while() -> None:
+    site = Site()
+    bad, good = site.node(slots=1000), site.node(slots=1)
+    bad.refuses = Code.ENGINE_DOWN
+    good.engine.active = 1  # so that the bad one is asked first
+    for _ in range(3):
+        await ask(site).answer()
+    assert not bad.engine.allows("tiny", site.loop.time())
+    assert bad.engine.allows("other", site.loop.time())
+    assert bad.engine.allows("tiny", site.loop.time() + 6.0)
+    good.engine.active = 0
+    user = ask(site)
+    (await good.call()).answer(200, ANSWER)
+    assert (await user.answer()).status == 200
+    assert site.ledger[-1].attempts == 1
+
+
+async def test_a_user_s_own_mistakes_never_make_an_engine_avoided() -> None:
+    site = Site()
+    node = site.node()
+    for _ in range(10):
+        user = ask(site)
+        (await node.call()).answer(400, b'{"error":{}}')
+        assert (await user.answer()).status == 400
+    assert node.engine.allows("tiny", site.loop.time())
+    assert node.engine.breakers == {}
 
 
 async def test_a_body_that_was_not_kept_is_not_sent_twice() -> None:
@@ -632,19 +712,41 @@ async def test_an_event_of_which_half_has_gone_out_is_ended_before_the_error() -
     _last_event_is_an_error((await user.answer()).body, "upstream_lost")
 
 
-async def test_an_unstreamed_answer_lost_in_the_middle_is_cut_and_not_tried_again() -> None:
+async def test_an_unstreamed_answer_lost_in_the_middle_is_asked_for_again_as_a_whole() -> None:
+    site = Site()
+    nodes = [site.node(), site.node()]
+    user = ask(site)
+    call, first = await _first_call(nodes)
+    call.head(200, ("content-type", "application/json"), ("content-length", "100"))
+    call.data(b'{"choices"')
+    call.data(b":[")
+    await _turns(10)
+    first.vanish()
+    [second] = [node for node in nodes if node is not first]
+    (await second.call()).answer(200, ANSWER)
+    assert (await user.answer()).body == ANSWER
+    entry = await site.entry()
+    assert (entry.outcome, entry.attempts, entry.completion_tokens) == ("ok", 2, 7)
+
+
+async def test_an_answer_too_large_to_be_kept_is_cut_when_it_is_lost_in_the_middle() -> None:
     site = Site()
     nodes = [site.node(), site.node()]
     user = ask(site)
     call, _ = await _first_call(nodes)
-    call.head(200, ("content-type", "application/json"), ("content-length", "100"))
-    call.data(b'{"choices"')
-    await user.until(b"choices")
+    call.head(200, ("content-type", "application/json"), ("content-length", "1000000"))
+    await call.all_data(b"x" * (WHOLE_ANSWER + 50_000))
+    await user.until(b"xxx")
     call.fail(Code.ENGINE_FAILED)
     await user.end()
     assert user.aborted
     assert all(node.idle for node in nodes)
     assert (await site.entry()).outcome == "failed"
+
+
+async def _turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
 
 
 async def test_a_stream_that_just_ends_is_not_complete() -> None:

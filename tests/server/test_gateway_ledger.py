@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from msgspec import Struct
 
+from fabric_server.exchange import WHOLE_ANSWER
 from protocol.errors import Code
 from tests.site import ASK, CHAT, DONE, STREAM, Call, Ledger, ScriptedNode, Site, chunk
 from tests.users import MemoryUser, request
@@ -40,7 +41,7 @@ def ask(site: Site, body: object = ASK, **headers: str) -> MemoryUser:
 
 
 @pytest.mark.parametrize("connection", ["keep-alive", "close"])
-async def test_an_announced_answer_is_in_the_ledger_before_its_last_byte_leaves(
+async def test_an_announced_answer_is_in_the_ledger_before_anything_of_it_leaves(
     connection: str,
 ) -> None:
     ledger = Watchful()
@@ -49,15 +50,32 @@ async def test_an_announced_answer_is_in_the_ledger_before_its_last_byte_leaves(
     ledger.user = user = ask(site, connection=connection)
     call = await node.call()
     call.head(200, ("content-type", "application/json"), ("content-length", str(len(ANSWER))))
-    call.data(ANSWER[:20])
-    await user.until(ANSWER[:20])
-    call.data(ANSWER[20:])
+    call.data(ANSWER)
     await _turns(10)
-    assert user.received.endswith(ANSWER[:20]), "its end waits for the node's word that it is one"
+    assert user.received == b"", "it waits for the node's word that it is over"
     call.end()
     assert (await user.answer()).body == ANSWER
-    assert ledger.received[0].endswith(ANSWER[:20])
+    assert ledger.received == [b""]
     assert (await site.entry()).bytes_out == len(ANSWER)
+
+
+@pytest.mark.parametrize("connection", ["keep-alive", "close"])
+async def test_a_large_announced_answer_is_in_the_ledger_before_its_end_leaves(
+    connection: str,
+) -> None:
+    ledger = Watchful()
+    site = Site(ledger=ledger)
+    node = site.node()
+    ledger.user = user = ask(site, connection=connection)
+    call = await node.call()
+    answer = ANSWER + b" " * (WHOLE_ANSWER + 50_000)
+    call.head(200, ("content-type", "application/json"), ("content-length", str(len(answer))))
+    await call.all_data(answer)
+    await user.until(ANSWER)
+    assert len(user.received) < len(answer)
+    call.end()
+    assert (await user.answer()).body == answer
+    assert len(ledger.received[0]) < len(answer)
 
 
 @pytest.mark.parametrize("connection", ["keep-alive", "close"])
@@ -90,17 +108,16 @@ async def test_a_broken_stream_is_in_the_ledger_before_the_user_is_told() -> Non
     assert b"upstream_lost" not in ledger.received[0]
 
 
-async def test_an_announced_answer_whose_node_breaks_off_at_the_very_end_is_cut() -> None:
+async def test_an_announced_answer_whose_node_breaks_off_at_the_very_end_is_an_error() -> None:
     site = Site()
     node = site.node()
     user = ask(site)
     call = await node.call()
     call.head(200, ("content-type", "application/json"), ("content-length", str(len(ANSWER))))
     call.data(ANSWER)
-    await user.until(b"content-length")
+    await _turns(10)
     call.fail(Code.ENGINE_FAILED)
-    await user.end()
-    assert user.aborted
+    assert (await user.answer()).status == 502
     assert (await site.entry()).outcome == "failed"
 
 
@@ -152,17 +169,23 @@ async def test_a_request_whose_answer_has_not_begun_is_refused_when_its_key_is_w
     assert (entry.outcome, entry.error, entry.status) == ("cancelled", "key_withdrawn", 401)
 
 
-async def test_an_unstreamed_answer_under_way_is_cut_when_its_key_is_withdrawn() -> None:
+@pytest.mark.parametrize("large", [False, True])
+async def test_an_unstreamed_answer_under_way_is_ended_when_its_key_is_withdrawn(
+    large: bool,
+) -> None:
     site = Site()
     node = site.node()
     user = ask(site)
     call = await node.call()
-    call.head(200, ("content-type", "application/json"), ("content-length", str(len(ANSWER))))
-    call.data(ANSWER[:20])
-    await user.until(ANSWER[:20])
+    call.head(200, ("content-type", "application/json"), ("content-length", "1000000"))
+    await call.all_data(b"x" * (WHOLE_ANSWER + 50_000 if large else 20))
+    await _turns(10)
     site.gateway.cut(key_id(site))
-    await user.end()
-    assert user.aborted
+    if large:
+        await user.end()
+        assert user.aborted
+    else:
+        assert (await user.answer()).code == "key_withdrawn"
     assert await call.stopped() == Code.CANCELLED
 
 
