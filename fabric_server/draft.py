@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from time import time
+from typing import Any
 
 from consumer.records import LedgerEntry
 from fabric_server.accounts import Key
 from fabric_server.exchange import Exchange
+from fabric_server.refusals import Refusal
 from fabric_server.request import Request
 from fabric_server.usage import Usage
 
@@ -15,6 +18,9 @@ from fabric_server.usage import Usage
 @dataclass(slots=True, eq=False)
 class Draft:
     key: Key
+    request: Request
+    task: asyncio.Task[Any] | None
+    """Which answers it."""
     model: str = ""
     stream: bool = False
     engine: str | None = None
@@ -29,13 +35,25 @@ class Draft:
     usage: Usage | None = None
     exchange: Exchange | None = None
     """The attempt under way."""
-    cut: bool = False
-    """Its key was taken away meanwhile."""
+    cut: Refusal | None = None
+    """Why it may not go on."""
     recorded: bool = False
     """It is in the ledger."""
 
-    def entry(self, request: Request, now: float) -> LedgerEntry:
+    def end(self, refusal: Refusal) -> None:
+        """It may not go on, wherever it is: waiting for its body, in line, or answered already in
+        part."""
+        if self.cut is not None or self.recorded:
+            return
+        self.cut = refusal
+        if self.exchange is not None:
+            self.exchange.cut(refusal)
+        elif self.task is not None:
+            self.task.cancel()
+
+    def entry(self, now: float) -> LedgerEntry:
         """``now`` in event-loop seconds."""
+        request = self.request
         total = now - request.arrived
         first = self.first_byte_at
         usage = self.usage or Usage()

@@ -99,9 +99,20 @@ class Gateway:
     def cut(self, key_id: str) -> None:
         """This key is worth nothing from now on: end what runs on it."""
         for draft in tuple(self._drafts.get(key_id, ())):
-            draft.cut = True
-            if draft.exchange is not None:
-                draft.exchange.cut(refusals.key_withdrawn())
+            draft.end(refusals.key_withdrawn())
+
+    def running(self) -> list[Draft]:
+        """Requests under way, the oldest first."""
+        drafts = [draft for some in self._drafts.values() for draft in some]
+        return sorted(drafts, key=lambda draft: draft.request.arrived)
+
+    def cancel(self, request_id: str) -> Draft | None:
+        """The operator wants this request ended; None when it is not under way."""
+        for draft in self.running():
+            if draft.request.id == request_id:
+                draft.end(refusals.cancelled())
+                return draft
+        return None
 
     async def handle(self, request: Request) -> None:
         """Answer one request of the public port; raises Refusal for what can't be answered."""
@@ -151,7 +162,8 @@ class Gateway:
     # ── /v1/chat/completions and its like ─────────────────────────────────────────────────────
 
     async def complete(self, request: Request) -> None:
-        draft = Draft(await self._authenticate(request))
+        key = await self._authenticate(request)
+        draft = Draft(key, request, asyncio.current_task(self._loop))
         self._begin(draft)
         try:
             if self._bus.full:
@@ -169,15 +181,19 @@ class Gateway:
             raise
         except asyncio.CancelledError:
             draft.outcome = "cancelled"
-            request.status = request.status or 499
-            raise
+            if draft.cut is None or draft.task is None:  # the user has hung up
+                request.status = request.status or 499
+                raise
+            draft.task.uncancel()
+            draft.error, request.status = draft.cut.code, draft.cut.status
+            raise draft.cut from None
         except Exception:
             draft.outcome, draft.error = "failed", "internal_error"
             request.status = request.status or 500
             raise
         finally:
             self._end(draft)
-            self._record(request, draft)
+            self._record(draft)
 
     def _begin(self, draft: Draft) -> None:
         self.active += 1
@@ -256,7 +272,7 @@ class Gateway:
             self._note(request, draft, exchange, ending)
             self._judge(engine, ask.model, ending)
             if exchange.relayed:
-                self._record(request, draft)
+                self._record(draft)
 
         while True:
             engine, tunnel = await self._admit(ask.model, tried, draft)
@@ -288,9 +304,6 @@ class Gateway:
         began = self._loop.time()
         while True:
             engine = await self._admission.admit(model, tried)
-            if draft.cut:  # while it waited in line
-                self._registry.release(engine)
-                raise refusals.key_withdrawn()
             tunnel = engine.node.tunnel()
             if tunnel is not None:
                 break
@@ -387,12 +400,12 @@ class Gateway:
             return refusals.upstream_error("The node was lost before it could answer.")
         return refusals.upstream_error("The node's engine failed before it could answer.")
 
-    def _record(self, request: Request, draft: Draft) -> None:
+    def _record(self, draft: Draft) -> None:
         """Into the ledger, once; of an answer before its last byte has left: whatever ends this
         process then, whoever has a whole answer is billed for it."""
         if draft.recorded:
             return
         draft.recorded = True
-        entry = draft.entry(request, self._loop.time())
+        entry = draft.entry(self._loop.time())
         self._bus.publish(LEDGER, entry)
         self._metrics.count(entry)

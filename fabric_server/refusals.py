@@ -69,6 +69,11 @@ def key_withdrawn() -> Refusal:
     )
 
 
+def cancelled() -> Refusal:
+    """By the operator.  No status that clients try again after."""
+    return Refusal(403, "cancelled_by_operator", "The operator has ended this request.")
+
+
 def ledger_full() -> Refusal:
     return Refusal(
         503,

@@ -51,7 +51,7 @@ def routes(app: App, clock: Callable[[], float]) -> list[Row]:
     nodes = Nodes(app.store, app.registry, app.watch, app.enrolment, clock)
     accounts = Accounts(app.store, app.watch, clock)
     keys = Keys(app.store, app.watch, clock)
-    reports = Reports(app.store, app.registry, clock)
+    reports = Reports(app.store, app.registry, app.gateway, clock)
     exposition = Exposition(app.metrics, _sources(app))
 
     async def openapi() -> dict[str, Any]:
@@ -80,6 +80,8 @@ def routes(app: App, clock: Callable[[], float]) -> list[Row]:
         Route("GET", "/api/v1/models", reports.list_models),
         Route("GET", "/api/v1/requests", reports.list_requests),
         Route("GET", "/api/v1/requests/{id}", reports.show_request),
+        Route("POST", "/api/v1/requests/{id}/cancel", reports.cancel_request),
+        Route("GET", "/api/v1/running", reports.list_running),
         Route("GET", "/api/v1/usage", reports.usage),
         *map(Joining, joining(app.enrolment)),
     ]

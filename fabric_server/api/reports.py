@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -11,8 +13,12 @@ from msgspec import Meta, Struct
 
 from consumer.records import LedgerEntry, Outcome, UsageRow
 from fabric_server import refusals
+from fabric_server.accounts import Key
 from fabric_server.api.asking import not_found
+from fabric_server.draft import Draft
 from fabric_server.nodes import Engine
+
+log = logging.getLogger("fabric.api")
 
 DAY = 86_400.0
 MOST_ROWS = 10_000
@@ -70,6 +76,30 @@ class ModelList(Struct, frozen=True):
     data: list[ModelView]
 
 
+class RunningView(Struct, frozen=True, kw_only=True):
+    request_id: str
+    state: Literal["waiting", "asked", "answering"]
+    """waiting: for its body or for a slot.  asked: an engine, of which nothing has come yet."""
+    account: str
+    key_id: str
+    model: str
+    node_id: str | None
+    engine: str | None
+    stream: bool
+    attempts: int
+    seconds: Annotated[float, Meta(description="Since it arrived.")]
+    bytes_out: int
+
+
+class RunningList(Struct, frozen=True):
+    data: list[RunningView]
+
+
+class Gateway(Protocol):
+    def running(self) -> list[Draft]: ...
+    def cancel(self, request_id: str) -> Draft | None: ...
+
+
 class Store(Protocol):
     async def request(self, request_id: str) -> LedgerEntry | None: ...
 
@@ -95,8 +125,11 @@ class Registry(Protocol):
 
 
 class Reports:
-    def __init__(self, store: Store, registry: Registry, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, store: Store, registry: Registry, gateway: Gateway, clock: Callable[[], float]
+    ) -> None:
         self._store = store
+        self._gateway = gateway
         self._registry = registry
         self._clock = clock
 
@@ -120,6 +153,23 @@ class Reports:
         last = data[-1] if len(found) > query.limit else None
         return RequestList(data, None if last is None else f"{last.at!r},{last.request_id}")
 
+    async def list_running(self) -> RunningList:
+        """Requests under way on this server, the oldest first."""
+        now = asyncio.get_running_loop().time()
+        return RunningList([_running(draft, now) for draft in self._gateway.running()])
+
+    async def cancel_request(self, id: str, by: Key) -> RunningView:
+        """End a request that is under way here, wherever it is; its engine is told to stop.
+
+        A stream that has begun ends with an error event, any other request with 403
+        `cancelled_by_operator`.
+        """
+        draft = self._gateway.cancel(id)
+        if draft is None:
+            raise not_found("running request", id)
+        log.info("request cancelled", extra={"request": id, "by": by.id})
+        return _running(draft, asyncio.get_running_loop().time())
+
     async def show_request(self, id: str) -> LedgerEntry:
         """One request, by the x-request-id of its answer."""
         entry = await self._store.request(id)
@@ -139,6 +189,27 @@ class Reports:
         by = list(dict.fromkeys(query.by))
         rows = await self._store.usage(since, until, by, limit=query.limit + 1)
         return UsageReport(since, until, by, rows[: query.limit], len(rows) <= query.limit)
+
+
+def _running(draft: Draft, now: float) -> RunningView:
+    exchange = draft.exchange
+    return RunningView(
+        request_id=draft.request.id,
+        state="waiting"
+        if exchange is None
+        else "asked"
+        if exchange.first_byte_at is None
+        else "answering",
+        account=draft.key.account,
+        key_id=draft.key.id,
+        model=draft.model,
+        node_id=draft.node_id,
+        engine=draft.engine,
+        stream=draft.stream,
+        attempts=draft.attempts,
+        seconds=now - draft.request.arrived,
+        bytes_out=draft.request.bytes_out,
+    )
 
 
 def _model(name: str, engines: Sequence[Engine]) -> ModelView:

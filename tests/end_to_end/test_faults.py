@@ -168,6 +168,27 @@ async def test_an_engine_s_4xx_passes_untouched(fabric: Fabric, engine: Scripted
     assert (await fabric.ledger())[0].outcome == "engine_error"
 
 
+async def test_the_operator_ends_a_request_under_way(
+    fabric: Fabric, engine: ScriptedEngine
+) -> None:
+    engine.plan = Plan(chunks=("Hel", asyncio.Event()))
+    management = {"authorization": f"Bearer {fabric.management_key}"}
+    async with fabric.user() as user, user.post(CHAT, json=STREAM) as answer:
+        await answer.content.readuntil(b"\n\n")
+        async with user.get(f"{fabric.api}/api/v1/running", headers=management) as running:
+            [one] = (await running.json())["data"]
+        assert one["request_id"] == answer.headers["x-request-id"]
+        assert (one["state"], one["model"], one["attempts"]) == ("answering", "tiny", 1)
+        url = f"{fabric.api}/api/v1/requests/{one['request_id']}/cancel"
+        async with user.post(url, headers=management) as cancelled:
+            assert cancelled.status == 200
+        assert b"cancelled_by_operator" in await answer.read()
+        async with user.post(url, headers=management) as again:
+            assert again.status == 404
+    await (await engine.started()).aborted()
+    assert (await fabric.ledger())[0].error == "cancelled_by_operator"
+
+
 async def test_a_user_who_hangs_up_stops_the_engine_streamed_or_not(
     fabric: Fabric, engine: ScriptedEngine
 ) -> None:

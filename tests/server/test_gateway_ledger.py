@@ -189,7 +189,7 @@ async def test_an_unstreamed_answer_under_way_is_ended_when_its_key_is_withdrawn
     assert await call.stopped() == Code.CANCELLED
 
 
-async def test_who_waits_in_line_on_a_withdrawn_key_gets_no_slot() -> None:
+async def test_who_waits_in_line_on_a_withdrawn_key_leaves_it_at_once() -> None:
     site = Site()
     node = site.node(slots=1)
     other = site.make_key()
@@ -199,11 +199,77 @@ async def test_who_waits_in_line_on_a_withdrawn_key_gets_no_slot() -> None:
     await _turns(10)
     assert site.admission.waiting == 1
     site.gateway.cut(key_id(site, 1))
+    assert (await second.answer()).code == "key_withdrawn"
+    assert site.admission.waiting == 0
     call.answer(200, ANSWER)
     assert (await first.answer()).status == 200
-    assert (await second.answer()).code == "key_withdrawn"
     assert node.idle
     await site.free()
+    assert [entry.outcome for entry in site.ledger] == ["cancelled", "ok"]
+
+
+async def test_a_body_on_a_withdrawn_key_is_not_waited_for() -> None:
+    site = Site()
+    user = site.user()
+    user.send(request("POST", CHAT, ASK, **site.key)[:-10])
+    await _turns(10)
+    site.gateway.cut(key_id(site))
+    assert (await user.answer()).code == "key_withdrawn"
+    assert (await site.entry()).error == "key_withdrawn"
+
+
+async def test_who_is_cut_when_just_given_a_slot_gives_it_back() -> None:
+    site = Site()
+    node = site.node(slots=1)
+    other = site.make_key()
+    first = ask(site)
+    call = await node.call()
+    second = ask(site, authorization=other["authorization"])
+    await _turns(10)
+    call.answer(200, ANSWER)
+    await first.answer()  # the slot goes to the second in this very turn
+    site.gateway.cut(key_id(site, 1))
+    assert (await second.answer()).code == "key_withdrawn"
+    if not node.idle:  # it was asked already
+        (await node.call()).confirm()
+    await site.free()
+
+
+# ── the operator ends a request ───────────────────────────────────────────────────────────────
+
+
+async def test_the_operator_sees_what_runs_and_ends_one_of_it() -> None:
+    site = Site()
+    node = site.node(slots=1)
+    streaming, call = await _begun(site, node)
+    waiting = ask(site)
+    await _turns(10)
+    begun, queued = site.gateway.running()
+    assert (begun.model, begun.node_id, queued.node_id) == ("tiny", "node_1", None)
+    assert site.gateway.cancel("req_nobody") is None
+    assert site.gateway.cancel(begun.request.id) is begun
+    assert b"cancelled_by_operator" in (await streaming.answer()).body
+    assert await call.stopped() == Code.CANCELLED
+    call.confirm()
+    (await node.call()).answer(200, ANSWER)
+    assert (await waiting.answer()).status == 200
+    assert [(entry.outcome, entry.error) for entry in site.ledger] == [
+        ("cancelled", "cancelled_by_operator"),
+        ("ok", None),
+    ]
+    assert site.gateway.running() == []
+    assert site.gateway.cancel(begun.request.id) is None, "it is over"
+
+
+async def test_a_request_in_line_that_the_operator_ends_is_refused() -> None:
+    site = Site()
+    await _begun(site, site.node(slots=1))
+    user = ask(site)
+    await _turns(10)
+    site.gateway.cancel(site.gateway.running()[1].request.id)
+    answer = await user.answer()
+    assert (answer.status, answer.code) == (403, "cancelled_by_operator")
+    assert site.admission.waiting == 0
 
 
 async def _begun(site: Site, node: ScriptedNode) -> tuple[MemoryUser, Call]:
