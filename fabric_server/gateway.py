@@ -16,14 +16,19 @@ from consumer.records import LEDGER, LedgerEntry
 from fabric_server import refusals
 from fabric_server.accounts import Accounts, Key
 from fabric_server.admission import Admission
+from fabric_server.affinity import prefix_hashes
+from fabric_server.aliases import Aliases, rename, resolve
 from fabric_server.ask import Ask, EarlyAsk, read_ask
 from fabric_server.deadlines import Deadlines
 from fabric_server.draft import Draft
 from fabric_server.exchange import Ending, Exchange, Patience
 from fabric_server.metrics import Metrics
+from fabric_server.needs import estimate_tokens, read_needs
 from fabric_server.nodes import Engine, Registry
 from fabric_server.refusals import Refusal
 from fabric_server.request import Body, Request
+from fabric_server.routing import is_cold, relax
+from fabric_server.wish import Wish
 from protocol.aio.tunnel import Tunnel
 from protocol.errors import Code
 from protocol.messages import RequestHead
@@ -44,6 +49,8 @@ _TRY_ELSEWHERE = frozenset(
         Code.PROTOCOL,
     }
 )
+_ITS_FAULT = (_TRY_ELSEWHERE | {Code.TIMEOUT}) - {Code.DRAINING}
+"""What speaks against the engine, when the next one is chosen."""
 _REQUEST_HEADERS = (b"content-type", b"accept", b"openai-beta")
 _MOST_HEADER = 1024
 """Longer ones are not passed on: what opens a stream must fit into one frame."""
@@ -71,6 +78,7 @@ class Gateway:
         bus: Bus,
         metrics: Metrics,
         patience: Patience,
+        aliases: Aliases | None = None,
     ) -> None:
         self._accounts = accounts
         self._registry = registry
@@ -79,6 +87,8 @@ class Gateway:
         self._bus = bus
         self._metrics = metrics
         self._patience = patience
+        self._aliases = aliases or {}
+        self._known = admission.router.knowledge
         self._started = int(time())
         self._loop = asyncio.get_running_loop()
         self.active = 0
@@ -134,12 +144,17 @@ class Gateway:
         key = await self._authenticate(request)
         wanted = unquote(request.path.removeprefix("/v1/models").removeprefix("/"))
         if not wanted:
-            names = [name for name in sorted(self._registry.models()) if key.allows(name)]
+            served = {*self._registry.models(), *filter(self._serves, self._aliases)}
+            names = [name for name in sorted(served) if key.allows(name)]
             request.respond(200, _json({"object": "list", "data": list(map(self._card, names))}))
-        elif key.allows(wanted) and self._registry.candidates(wanted):
+        elif key.allows(wanted) and self._serves(wanted):
             request.respond(200, _json(self._card(wanted)))
         else:
             raise refusals.model_not_found(wanted)
+
+    def _serves(self, name: str) -> bool:
+        names = self._aliases.get(name, (name,))
+        return any(self._registry.candidates(name) for name in names)
 
     def _card(self, name: str) -> dict[str, object]:
         return {"id": name, "object": "model", "created": self._started, "owned_by": "fabric"}
@@ -241,19 +256,24 @@ class Gateway:
         if size is not None and not whole and ask.patch is not None:
             start, stop, text = ask.patch
             size += len(text) - (stop - start)
-        tried: list[str] = []
+        wish, longer = self._wish(request, ask.model, size, draft.key)
+        size = None if size is None else size + longer
+        tried = wish.tried
 
         def elsewhere() -> bool:
             could = whole and len(tried) < MOST_TRIES
-            return could and self._admission.another(ask.model, tried)
+            return could and self._admission.another(wish.model, tried)
 
         def over(exchange: Exchange, ending: Ending) -> None:
             self._note(request, draft, exchange, ending)
+            self._learn(exchange, ending, engine, wish.model, began, cold=cold, stream=ask.stream)
             if exchange.relayed:
                 self._record(request, draft)
 
         while True:
-            engine, tunnel = await self._admit(ask.model, tried, draft)
+            engine, tunnel = await self._admit(wish, draft)
+            began, cold = self._loop.time(), is_cold(engine, wish.model)
+            self._known.affinity.remember(wish.prefix, engine)
             exchange = draft.exchange = Exchange(
                 request,
                 engine,
@@ -264,6 +284,7 @@ class Gateway:
                 elsewhere=elsewhere,
                 on_over=over,
                 loop=self._loop,
+                route=wish.why,
             )
             head = self._head(request, engine.name, size, draft.attempts)
             exchange.begin(tunnel, head, body.kept, ended=whole)
@@ -273,13 +294,33 @@ class Gateway:
             if exchange.relayed:
                 return
             if ending.code not in _TRY_ELSEWHERE or not elsewhere():
-                raise self._explain(ending, ask.model)
+                raise self._explain(ending, wish.model)
             self._metrics.retries += 1
 
-    async def _admit(self, model: str, tried: list[str], draft: Draft) -> tuple[Engine, Tunnel]:
+    def _wish(self, request: Request, model: str, size: int | None, key: Key) -> tuple[Wish, int]:
+        """What is wanted of an engine, and by how much the body has become longer for it."""
+        body, registry = request.body, self._registry
+        longer = -len(body.kept)
+        if model in self._aliases:
+            model = resolve(
+                self._aliases,
+                model,
+                lambda name: any(engine.has_room for engine in registry.candidates(name)),
+                lambda name: bool(registry.candidates(name)),
+            )
+            body.kept = rename(body.kept, model)
+        longer += len(body.kept)
+        needs = read_needs(request.path, body.kept)
+        prefix = prefix_hashes(body.kept, f"{key.account}\n{model}".encode())
+        tokens = estimate_tokens(size, needs)
+        wish = Wish(model, key.id, needs=needs, prefix=prefix, tokens=tokens)
+        relax(registry.candidates(model), wish)
+        return wish, longer
+
+    async def _admit(self, wish: Wish, draft: Draft) -> tuple[Engine, Tunnel]:
         began = self._loop.time()
         while True:
-            engine = await self._admission.admit(model, tried)
+            engine = await self._admission.admit(wish.model, wish.tried, wish)
             if draft.cut:  # while it waited in line
                 self._registry.release(engine)
                 raise refusals.key_withdrawn()
@@ -290,8 +331,33 @@ class Gateway:
         draft.queued += self._loop.time() - began
         draft.attempts += 1
         draft.node_id, draft.engine = engine.node.id, engine.name
-        tried.append(engine.node.id)
+        wish.tried.append(engine.node.id)
         return engine, tunnel
+
+    def _learn(
+        self,
+        exchange: Exchange,
+        ending: Ending,
+        engine: Engine,
+        model: str,
+        began: float,
+        *,
+        cold: bool,
+        stream: bool,
+    ) -> None:
+        """For the next choice: how fast this engine was."""
+        now, first = self._loop.time(), exchange.first_byte_at
+        experience = self._known.experience
+        if ending.code in _ITS_FAULT or exchange.status >= 500:
+            experience.fail(engine, model, now=now)
+        elif ending.outcome == "ok" and first is not None:
+            tokens = exchange.usage.completion_tokens
+            if stream:
+                experience.learn(
+                    engine, model, first - began, tokens, now - first, now=now, cold=cold
+                )
+            else:  # it came in one piece
+                experience.learn(engine, model, None, tokens, now - began, now=now, cold=cold)
 
     def _note(self, request: Request, draft: Draft, exchange: Exchange, ending: Ending) -> None:
         draft.exchange = None

@@ -122,6 +122,12 @@ def card(engine: Engine, model: str) -> ModelReport | None:
     return found
 
 
+def is_cold(engine: Engine, model: str) -> bool:
+    """Whether it has to load the model first, so far as it tells."""
+    report = card(engine, model)
+    return report is not None and report.loaded is False
+
+
 def suits(engine: Engine, wish: Wish) -> bool:
     """Whether it could take the request once it has room, so far as it tells."""
     if wish.tried and engine.node.id in wish.tried:
@@ -170,7 +176,11 @@ def _some(candidates: Sequence[Engine], wish: Wish, rng: Random, seen: int) -> l
             able.append(engine)
             if len(able) == seen:
                 return able
-    free = [engine for engine in candidates if engine.active < engine.slots]
+    free = [
+        engine
+        for engine in candidates
+        if engine.active < engine.slots and engine.healthy and not engine.node.draining
+    ]
     first = int(random() * len(free))
     for engine in (*free[first:], *free[:first]):
         if engine.has_room and engine not in able and suits(engine, wish):
@@ -194,7 +204,7 @@ def _rank(engine: Engine, wish: Wish, knowledge: Knowledge, now: float) -> tuple
     """Less is better.  An idle engine of which nothing is known comes first: one request will tell;
     while that runs it counts as one like all."""
     expected = knowledge.experience.of(engine, wish.model, now)
-    if not expected.known and not engine.active and not _is_cold(engine, wish.model):
+    if not expected.known and not engine.active and not is_cold(engine, wish.model):
         return -1.0, 0.0
     return _seconds(engine, wish, knowledge, expected), engine.active / engine.slots
 
@@ -205,17 +215,12 @@ def _seconds(
     """Until the first byte, and for the next ``ANSWER_TOKENS``."""
     seconds = expected.first_byte * (1.0 - CACHED * cached) + ANSWER_TOKENS / expected.rate
     seconds *= 1.0 + CROWD * engine.active / engine.slots
-    if _is_cold(engine, wish.model):
+    if is_cold(engine, wish.model):
         seconds += expected.load
     if knowledge.weights:
         weights, node = knowledge.weights, engine.node
         seconds /= weights.get(node.id) or weights.get(node.name) or 1.0
     return seconds
-
-
-def _is_cold(engine: Engine, model: str) -> bool:
-    report = card(engine, model)
-    return report is not None and report.loaded is False
 
 
 def _worth_it(
@@ -231,7 +236,7 @@ def _worth_it(
 
 
 def _choice(engine: Engine, wish: Wish, why: str) -> Choice:
-    cold = _is_cold(engine, wish.model)
+    cold = is_cold(engine, wish.model)
     loading = ", cold start" if cold else ""
     return Choice(engine, f"{why}, {engine.active}/{engine.slots} slots{loading}", cold)
 
