@@ -9,8 +9,8 @@ from zlib import crc32
 if TYPE_CHECKING:
     from fabric_server.nodes import Engine
 
-MOST_PREFIXES = 65_536
-"""Beginnings remembered; about 10 MiB."""
+MOST_PREFIXES = 2**18
+"""Beginnings remembered, of some 20,000 conversations; about 40 MiB."""
 LOOKED_AT = 16 * 1024
 """Bytes of a prompt that tell one conversation from another."""
 BOUNDS = tuple(round(64 * 2 ** (step / 2)) for step in range(17))

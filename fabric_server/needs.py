@@ -1,4 +1,4 @@
-"""What a request's body asks of an engine, guessed from its text: hints, never reasons to refuse."""
+"""What a body asks of an engine, guessed from its text: hints, never reasons to refuse."""
 
 from __future__ import annotations
 
