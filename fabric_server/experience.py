@@ -18,6 +18,9 @@ SHARE_OF_ALL = 0.02
 """The same in the mean over all engines."""
 FEWEST_TOKENS = 8
 """Shorter answers tell nothing about tokens a second."""
+MOST_RATE = 10_000.0
+MOST_SECONDS = 600.0
+"""Nobody gets all requests for claiming a miracle, nor is unsettled by one disaster."""
 ASSUMED_FIRST_BYTE = 1.0
 ASSUMED_RATE = 30.0
 ASSUMED_LOAD = 10.0
@@ -91,9 +94,11 @@ class Experience:
         """
         rate = None
         if tokens is not None and tokens >= FEWEST_TOKENS and seconds > 0:
-            rate = tokens / seconds
+            rate = min(tokens / seconds, MOST_RATE)
         if cold and first_byte_s is None:
             return  # neither can be told from the other
+        if first_byte_s is not None:
+            first_byte_s = min(first_byte_s, MOST_SECONDS)
         self._take(engine, model, first_byte_s, rate, now, cold=cold)
 
     def fail(self, engine: Engine, model: str, *, now: float) -> None:
