@@ -53,7 +53,7 @@ BYTES_A_TOKEN = 4
 # ── a loop without waiting ────────────────────────────────────────────────────────────────────
 
 
-class _Jump(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
+class _Jump(selectors.DefaultSelector):
     loop: VirtualLoop
 
     def select(self, timeout: float | None = None) -> list[Any]:

@@ -144,7 +144,7 @@ class Site:
 
     def make_key(self, **properties: Any) -> dict[str, str]:
         """The header that a new key makes."""
-        new = mint("user", now=time.time(), account="tests", **properties)
+        new = mint("user", now=time.time(), **{"account": "tests", **properties})
         self.keys.rows[new.row.hash] = new.row
         return {"authorization": f"Bearer {new.text}"}
 
