@@ -26,8 +26,8 @@ FEW = 8
 """So many candidates are all compared."""
 SEEN = 4
 """Of more, so many that have room are.  With the two of the power of two choices, p99 of the first
-byte was half as long again (benchmarks/simulation.py, 2026-11-21), for 3 µs less."""
-MOST_DRAWS = 16
+byte was a third to a half longer (benchmarks/simulation.py, 2026-11-21), for 3 µs less."""
+MOST_DRAWS = 8
 """Then those with room are listed, instead of drawing on."""
 ANSWER_TOKENS = 100
 """How much of the answer counts beside its first byte."""
@@ -37,18 +37,20 @@ MARGIN = 0.75
 """The most by which whoever has a whole prompt in its cache may be busier than another, as a share
 of its slots; less for part of a prompt."""
 PATIENCE = 3.0
-"""How many times as long it may take, cache and all.  With 1.5 the fleet found a sixth less in its
-caches: whoever moves a conversation for its own good makes others wait (simulated as above)."""
+"""How many times as long it may take, cache and all.  With 1.5 an eighth to a quarter less was found
+in caches: who moves a conversation for its own good makes others wait (simulated as above)."""
 LEAST_SHARED = 0.1
 """A smaller share of a prompt in a cache counts for nothing."""
 CACHED = 0.9
 """How much of the first byte's time a whole prompt in the cache saves."""
 
+LEAST_CONTEXT = 512
+"""Prompts of fewer tokens fit everywhere."""
 _SILENT = frozenset(
     {("llama-server", "tools"), ("lm-studio", "tools"), ("llama-server", "embeddings")}
 )
 """What these kinds of engine can do without saying so, though they tell of other capabilities."""
-_SPELLINGS = {"embeddings": ("embeddings", "embedding")}
+_SPELLINGS = {"embeddings": "embedding"}
 
 
 class Choice(NamedTuple):
@@ -97,6 +99,8 @@ def choose(
             affine = None
     if not able:  # if anybody had room, somebody was found
         return None
+    if len(able) == 1 and affine is None:
+        return _choice(able[0], wish, "the only one that can")
     best, quickest = able[0], _rank(able[0], wish, knowledge, now)
     ties = 1
     for engine in able[1:]:
@@ -134,7 +138,7 @@ def suits(engine: Engine, wish: Wish) -> bool:
     """Whether it could take the request once it has room, so far as it tells."""
     if wish.tried and engine.node.id in wish.tried:
         return False
-    if not wish.needs and not wish.tokens:
+    if not wish.needs and wish.tokens < LEAST_CONTEXT:
         return True
     report = card(engine, wish.model)
     if report is None:
@@ -142,22 +146,26 @@ def suits(engine: Engine, wish: Wish) -> bool:
     if report.context_length and wish.tokens > report.context_length:
         return False
     able = report.capabilities
-    return not able or all(
-        (engine.kind, need) in _SILENT
-        or any(name in able for name in _SPELLINGS.get(need, (need,)))
-        for need in wish.needs
-    )
+    if able:
+        for need in wish.needs:
+            told = need in able or _SPELLINGS.get(need) in able
+            if not told and (engine.kind, need) not in _SILENT:
+                return False
+    return True
 
 
 def relax(candidates: Sequence[Engine], wish: Wish) -> None:
     """Strike from the wish what nobody who serves the model can do: the engine itself will say so
     best, and an estimate is nothing to refuse a request for."""
+    if not wish.needs and wish.tokens < LEAST_CONTEXT:
+        return
     tokens, needs, nothing = wish.tokens, wish.needs, frozenset[str]()
     for wish.tokens, wish.needs in (tokens, needs), (0, needs), (tokens, nothing), (0, nothing):
         if not wish.tokens and not wish.needs:
             return
-        if any(suits(engine, wish) for engine in candidates):
-            return
+        for engine in candidates:
+            if suits(engine, wish):
+                return
 
 
 # ── who is seen ───────────────────────────────────────────────────────────────────────────────
@@ -206,22 +214,29 @@ def _rank(engine: Engine, wish: Wish, knowledge: Knowledge, now: float) -> tuple
     """Less is better.  An idle engine of which nothing is known comes first: one request will tell;
     while that runs it counts as one like all."""
     expected = knowledge.experience.of(engine, wish.model, now)
-    if not expected.known and not engine.active and not is_cold(engine, wish.model):
+    cold = is_cold(engine, wish.model)
+    if not (expected.known or engine.active or cold):
         return -1.0, 0.0
-    return _seconds(engine, wish, knowledge, expected), engine.active / engine.slots
+    load = engine.active / engine.slots
+    return _seconds(engine, expected, load, 0.0, cold, knowledge.weights), load
 
 
 def _seconds(
-    engine: Engine, wish: Wish, knowledge: Knowledge, expected: Expected, cached: float = 0.0
+    engine: Engine,
+    expected: Expected,
+    load: float,
+    cached: float,
+    cold: bool,
+    weights: Mapping[str, float],
 ) -> float:
     """Until the first byte, and for the next ``ANSWER_TOKENS``."""
-    seconds = expected.first_byte * (1.0 - CACHED * cached) + ANSWER_TOKENS / expected.rate
-    seconds *= 1.0 + CROWD * engine.active / engine.slots
-    if is_cold(engine, wish.model):
-        seconds += expected.load
-    if knowledge.weights:
-        weights, node = knowledge.weights, engine.node
-        seconds /= weights.get(node.id) or weights.get(node.name) or 1.0
+    first_byte, rate, loading, _ = expected
+    seconds = first_byte * (1.0 - CACHED * cached) + ANSWER_TOKENS / rate
+    seconds *= 1.0 + CROWD * load
+    if cold:
+        seconds += loading
+    if weights:
+        seconds /= weights.get(engine.node.id) or weights.get(engine.node.name) or 1.0
     return seconds
 
 
@@ -229,12 +244,21 @@ def _worth_it(
     affine: Engine, best: Engine, shared: float, wish: Wish, knowledge: Knowledge, now: float
 ) -> bool:
     """Whether a cache is worth that its engine is busier, or slower."""
-    busier = affine.active / affine.slots - best.active / best.slots
-    if busier > MARGIN * shared:
+    loads = affine.active / affine.slots, best.active / best.slots
+    if loads[0] - loads[1] > MARGIN * shared:
         return False
-    of = knowledge.experience.of
-    slower = _seconds(affine, wish, knowledge, of(affine, wish.model, now), shared)
-    return slower <= PATIENCE * _seconds(best, wish, knowledge, of(best, wish.model, now))
+    slower, quicker = (
+        _seconds(
+            engine,
+            knowledge.experience.of(engine, wish.model, now),
+            load,
+            cached,
+            is_cold(engine, wish.model),
+            knowledge.weights,
+        )
+        for engine, load, cached in zip((affine, best), loads, (shared, 0.0), strict=True)
+    )
+    return slower <= PATIENCE * quicker
 
 
 def _choice(engine: Engine, wish: Wish, why: str) -> Choice:
