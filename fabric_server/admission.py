@@ -9,7 +9,8 @@ from random import Random
 
 from fabric_server import refusals
 from fabric_server.nodes import Engine, Node, Registry
-from fabric_server.routing import choose
+from fabric_server.routing import Router
+from fabric_server.wish import Wish
 
 RETRY_AFTER_NODE = 5.0
 """Seconds after which a node that went away may be back: reconnecting takes it about so long."""
@@ -33,11 +34,17 @@ class Admission:
     """
 
     def __init__(
-        self, registry: Registry, *, rng: Random, queue_length: int, queue_timeout: float
+        self,
+        registry: Registry,
+        *,
+        rng: Random,
+        queue_length: int,
+        queue_timeout: float,
+        router: Router | None = None,
     ) -> None:
         """``queue_length`` is the most requests that may wait for one model; times in seconds."""
         self._registry = registry
-        self._rng = rng
+        self.router = router or Router(registry.engine, rng)
         self._queue_length = queue_length
         self._queue_timeout = queue_timeout
         self._lines: dict[str, deque[_Waiter]] = {}
@@ -49,27 +56,34 @@ class Admission:
     def waiting(self) -> int:
         return sum(len(line) for line in self._lines.values())
 
-    async def admit(self, model: str, exclude: Collection[str] = ()) -> Engine:
+    async def admit(
+        self, model: str, exclude: Collection[str] = (), wish: Wish | None = None
+    ) -> Engine:
         """An engine with one of its slots taken; give it back with ``Registry.release``.
 
         Raises Refusal: the model is unknown, no node for it is up, the line is full, or the wait
         too long.
         """
-        candidates = self._registry.able(model, self._loop.time())
-        engine = choose(candidates, self._rng, exclude)
-        if engine is not None:
-            engine.active += 1
-            return engine
+        now = self._loop.time()
+        candidates = self._registry.able(model, now)
+        wish = wish or Wish(model, tried=list(exclude))
+        choice = self.router.choose(candidates, wish, now)
+        if choice is not None:
+            wish.why = choice.why
+            choice.engine.active += 1
+            return choice.engine
         if not self._registry.candidates(model) and not self._registry.is_known(model):
             raise refusals.model_not_found(model)
         if not any(_may_serve(engine, exclude) for engine in candidates):
             raise refusals.no_capacity(model, RETRY_AFTER_NODE)
+        wish.why = "the first free one after a wait"
         return await self._wait(model, exclude)
 
     def another(self, model: str, exclude: Collection[str]) -> bool:
         """Whether some other node could take the request now."""
-        able = self._registry.able(model, self._loop.time())
-        return choose(able, self._rng, exclude) is not None
+        wish = Wish(model, tried=list(exclude))
+        now = self._loop.time()
+        return self.router.choose(self._registry.able(model, now), wish, now) is not None
 
     async def _wait(self, model: str, exclude: Collection[str]) -> Engine:
         line = self._lines.get(model, ())

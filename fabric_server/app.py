@@ -18,6 +18,7 @@ from consumer.worker import Worker
 from fabric_server import api
 from fabric_server.accounts import Accounts
 from fabric_server.admission import Admission
+from fabric_server.aliases import parse_aliases
 from fabric_server.backends import open_bus, open_cache, open_store
 from fabric_server.backends.rows import Changes
 from fabric_server.backends.store import SqlStore
@@ -34,7 +35,9 @@ from fabric_server.links import BUSY_TUNNEL, Links
 from fabric_server.listen import Listener, Port
 from fabric_server.metrics import Metrics
 from fabric_server.nodes import Registry
+from fabric_server.routing import Router
 from fabric_server.tunnels import Tunnels
+from fabric_server.weights import parse_weights
 from protocol.names import CONTROL_ALPN, TUNNEL_ALPN
 
 log = logging.getLogger("fabric.server")
@@ -89,6 +92,7 @@ class App:
             rng=self.rng,
             queue_length=config.queue_length,
             queue_timeout=config.queue_timeout,
+            router=Router(self.registry.engine, self.rng, weights=parse_weights(config.weights)),
         )
         self.gateway = self._gateway()
         self.accounts.on_cut = self.gateway.cut
@@ -142,6 +146,7 @@ class App:
                 slow_reader=config.slow_reader_timeout,
                 total=config.stream_limit,
             ),
+            aliases=parse_aliases(config.aliases),
         )
 
     def _enrolment(self) -> Enrolment:

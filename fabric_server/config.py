@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from fabric_server.aliases import parse_aliases
+from fabric_server.weights import parse_weights
 from protocol.program.settings import Conflict, about
 
 PREFIX = "FABRIC_SERVER_"
@@ -147,6 +149,20 @@ class Config:
     )
     queue_timeout: float = field(default=60.0, metadata=_seconds("Longest wait for a free slot."))
 
+    aliases: tuple[str, ...] = field(
+        default=(),
+        metadata=about(
+            "Public names for models, as public=real|other: the first of these models that has a "
+            "free slot answers."
+        ),
+    )
+    weights: tuple[str, ...] = field(
+        default=(),
+        metadata=about(
+            "Nodes to prefer, or to spare, by id or name, as node=2: counts as twice as fast."
+        ),
+    )
+
     heartbeat_seconds: float = field(
         default=15.0, metadata=_seconds("How often a node reports how it is.")
     )
@@ -198,6 +214,11 @@ class Config:
                 "public_certificate",
                 "public_key",
             )
+        for setting, parse in (("aliases", parse_aliases), ("weights", parse_weights)):
+            try:
+                parse(getattr(self, setting))
+            except ValueError as error:
+                raise Conflict(f"{setting}: {error}.", setting) from None
         for name, schemes in _SCHEMES.items():
             url: str = getattr(self, name)
             scheme, colon, _ = url.partition("://")

@@ -113,10 +113,12 @@ class Exchange:
         elsewhere: Callable[[], bool],
         on_over: Callable[[Exchange, Ending], None],
         loop: asyncio.AbstractEventLoop,
+        route: str = "",
     ) -> None:
         """``elsewhere`` tells whether somebody else could be asked when this engine answers 5xx.
 
-        ``on_over`` is told the ending before the user has the last byte of the answer.
+        ``on_over`` is told the ending before the user has the last byte of the answer.  ``route``
+        is told the user: why this engine.
         """
         self.request = request
         self.done: asyncio.Future[Ending] = loop.create_future()
@@ -134,7 +136,7 @@ class Exchange:
         self._elsewhere = elsewhere
         self._on_over = on_over
         self._loop = loop
-        self._headers: Headers = []
+        self._headers: Headers = [(b"x-fabric-route", route.encode())] if route else []
         self._meter: Meter = NoMeter()
         self._streamed = False
         self._announced: int | None = None

@@ -16,6 +16,8 @@ from consumer.records import LEDGER, LedgerEntry
 from fabric_server import refusals
 from fabric_server.accounts import Accounts, Key
 from fabric_server.admission import Admission
+from fabric_server.affinity import prefix_hashes
+from fabric_server.aliases import Aliases, rename, resolve
 from fabric_server.ask import Ask, EarlyAsk, read_ask
 from fabric_server.breaker import Breaker
 from fabric_server.budget import RetryBudget
@@ -23,9 +25,12 @@ from fabric_server.deadlines import Deadlines
 from fabric_server.draft import Draft
 from fabric_server.exchange import Ending, Exchange, Patience
 from fabric_server.metrics import Metrics
+from fabric_server.needs import estimate_tokens, read_needs
 from fabric_server.nodes import Engine, Registry
 from fabric_server.refusals import Refusal
 from fabric_server.request import Body, Request
+from fabric_server.routing import is_cold, relax
+from fabric_server.wish import Wish
 from protocol.aio.tunnel import Tunnel
 from protocol.errors import Code
 from protocol.messages import RequestHead
@@ -47,6 +52,8 @@ _TRY_ELSEWHERE = frozenset(
     }
 )
 _ENGINES_FAULT = frozenset({Code.ENGINE_DOWN, Code.ENGINE_FAILED, Code.INTERNAL, Code.TIMEOUT})
+_ITS_FAULT = (_TRY_ELSEWHERE | {Code.TIMEOUT}) - {Code.DRAINING}
+"""What speaks against the engine, when the next one is chosen."""
 _REQUEST_HEADERS = (b"content-type", b"accept", b"openai-beta")
 _MOST_HEADER = 1024
 """Longer ones are not passed on: what opens a stream must fit into one frame."""
@@ -74,6 +81,7 @@ class Gateway:
         bus: Bus,
         metrics: Metrics,
         patience: Patience,
+        aliases: Aliases | None = None,
     ) -> None:
         self._accounts = accounts
         self._registry = registry
@@ -83,6 +91,8 @@ class Gateway:
         self._metrics = metrics
         self._patience = patience
         self._budget = RetryBudget()
+        self._aliases = aliases or {}
+        self._known = admission.router.knowledge
         self._started = int(time())
         self._loop = asyncio.get_running_loop()
         self.active = 0
@@ -149,12 +159,17 @@ class Gateway:
         key = await self._authenticate(request)
         wanted = unquote(request.path.removeprefix("/v1/models").removeprefix("/"))
         if not wanted:
-            names = [name for name in sorted(self._registry.models()) if key.allows(name)]
+            served = {*self._registry.models(), *filter(self._serves, self._aliases)}
+            names = [name for name in sorted(served) if key.allows(name)]
             request.respond(200, _json({"object": "list", "data": list(map(self._card, names))}))
-        elif key.allows(wanted) and self._registry.candidates(wanted):
+        elif key.allows(wanted) and self._serves(wanted):
             request.respond(200, _json(self._card(wanted)))
         else:
             raise refusals.model_not_found(wanted)
+
+    def _serves(self, name: str) -> bool:
+        names = self._aliases.get(name, (name,))
+        return any(self._registry.candidates(name) for name in names)
 
     def _card(self, name: str) -> dict[str, object]:
         return {"id": name, "object": "model", "created": self._started, "owned_by": "fabric"}
@@ -261,21 +276,26 @@ class Gateway:
         if size is not None and not whole and ask.patch is not None:
             start, stop, text = ask.patch
             size += len(text) - (stop - start)
-        tried: list[str] = []
+        wish, longer = self._wish(request, ask.model, size, draft.key)
+        size = None if size is None else size + longer
+        tried = wish.tried
         self._budget.earn()
 
         def elsewhere() -> bool:
             could = whole and len(tried) < MOST_TRIES and self._budget.allows
-            return could and self._admission.another(ask.model, tried)
+            return could and self._admission.another(wish.model, tried)
 
         def over(exchange: Exchange, ending: Ending) -> None:
             self._note(request, draft, exchange, ending)
-            self._judge(engine, ask.model, ending)
+            self._judge(engine, wish.model, ending)
+            self._learn(exchange, ending, engine, wish.model, began, cold=cold, stream=ask.stream)
             if exchange.relayed:
                 self._record(draft)
 
         while True:
-            engine, tunnel = await self._admit(ask.model, tried, draft)
+            engine, tunnel = await self._admit(wish, draft)
+            began, cold = self._loop.time(), is_cold(engine, wish.model)
+            self._known.affinity.remember(wish.prefix, engine)
             exchange = draft.exchange = Exchange(
                 request,
                 engine,
@@ -286,6 +306,7 @@ class Gateway:
                 elsewhere=elsewhere,
                 on_over=over,
                 loop=self._loop,
+                route=wish.why,
             )
             head = self._head(request, engine.name, size, draft.attempts)
             exchange.begin(tunnel, head, body.kept, ended=whole)
@@ -296,26 +317,71 @@ class Gateway:
                 return
             again = ending.stalled or ending.code in _TRY_ELSEWHERE
             if not again or not elsewhere():
-                raise self._explain(ending, ask.model)
+                raise self._explain(ending, wish.model)
             self._budget.spend()
             self._metrics.retries += 1
 
-    async def _admit(self, model: str, tried: list[str], draft: Draft) -> tuple[Engine, Tunnel]:
+    def _wish(self, request: Request, model: str, size: int | None, key: Key) -> tuple[Wish, int]:
+        """What is wanted of an engine, and by how much the body has become longer for it."""
+        body, registry = request.body, self._registry
+        longer = -len(body.kept)
+        if model in self._aliases:
+            model = resolve(
+                self._aliases,
+                model,
+                lambda name: any(engine.has_room for engine in registry.candidates(name)),
+                lambda name: bool(registry.candidates(name)),
+            )
+            body.kept = rename(body.kept, model)
+        longer += len(body.kept)
+        needs = read_needs(request.path, body.kept)
+        prefix = prefix_hashes(body.kept, f"{key.account}\n{model}".encode())
+        tokens = estimate_tokens(size, needs)
+        wish = Wish(model, key.id, needs=needs, prefix=prefix, tokens=tokens)
+        relax(registry.candidates(model), wish)
+        return wish, longer
+
+    async def _admit(self, wish: Wish, draft: Draft) -> tuple[Engine, Tunnel]:
         began = self._loop.time()
         while True:
-            engine = await self._admission.admit(model, tried)
+            engine = await self._admission.admit(wish.model, wish.tried, wish)
             tunnel = engine.node.tunnel()
             if tunnel is not None:
                 break
             self._registry.release(engine)  # it went away between being given and being taken
         now = self._loop.time()
-        if (breaker := engine.breakers.get(model)) is not None:
+        if (breaker := engine.breakers.get(wish.model)) is not None:
             breaker.begun(now)
         draft.queued += now - began
         draft.attempts += 1
         draft.node_id, draft.engine = engine.node.id, engine.name
-        tried.append(engine.node.id)
+        wish.tried.append(engine.node.id)
         return engine, tunnel
+
+    def _learn(
+        self,
+        exchange: Exchange,
+        ending: Ending,
+        engine: Engine,
+        model: str,
+        began: float,
+        *,
+        cold: bool,
+        stream: bool,
+    ) -> None:
+        """For the next choice: how fast this engine was."""
+        now, first = self._loop.time(), exchange.first_byte_at
+        experience = self._known.experience
+        if ending.code in _ITS_FAULT or exchange.status >= 500:
+            experience.fail(engine, model, now=now)
+        elif ending.outcome == "ok" and first is not None:
+            tokens = exchange.usage.completion_tokens
+            if stream:
+                experience.learn(
+                    engine, model, first - began, tokens, now - first, now=now, cold=cold
+                )
+            else:  # it came in one piece
+                experience.learn(engine, model, None, tokens, now - began, now=now, cold=cold)
 
     def _note(self, request: Request, draft: Draft, exchange: Exchange, ending: Ending) -> None:
         draft.exchange = None

@@ -138,6 +138,10 @@ class Registry:
     def node(self, id: str) -> Node | None:
         return self._nodes.get(id)
 
+    def engine(self, node_id: str, name: str) -> Engine | None:
+        node = self._nodes.get(node_id)
+        return node.engines.get(name) if node is not None else None
+
     def by_session(self, session: bytes) -> Node | None:
         return self._sessions.get(session)
 

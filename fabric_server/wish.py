@@ -29,3 +29,5 @@ class Wish:
     """The prompt's length, estimated; 0 is not known."""
     tried: list[str] = field(default_factory=list)
     """Nodes that are not to be asked again."""
+    why: str = ""
+    """How its engine was chosen, once it is: for people."""

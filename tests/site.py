@@ -117,6 +117,7 @@ class Site:
         queue_length: int = 512,
         queue_timeout: float = 60.0,
         ledger: Ledger | None = None,
+        aliases: dict[str, tuple[str, ...]] | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.rng = Random(7)
@@ -136,13 +137,14 @@ class Site:
             bus=self.ledger,
             metrics=self.metrics,
             patience=patience,
+            aliases=aliases,
         )
         self.edge = Edge(self.gateway.handle, limits, self.deadlines, self.rng)
         self.key = self.make_key()
 
     def make_key(self, **properties: Any) -> dict[str, str]:
         """The header that a new key makes."""
-        new = mint("user", now=time.time(), account="tests", **properties)
+        new = mint("user", now=time.time(), **{"account": "tests", **properties})
         self.keys.rows[new.row.hash] = new.row
         return {"authorization": f"Bearer {new.text}"}
 
