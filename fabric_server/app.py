@@ -88,6 +88,7 @@ class App:
             self.registry,
             rng=self.rng,
             queue_length=config.queue_length,
+            queue_length_per_key=config.queue_length_per_key,
             queue_timeout=config.queue_timeout,
         )
         self.gateway = self._gateway()

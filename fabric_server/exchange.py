@@ -1,15 +1,15 @@
 """One attempt at one engine: from the opened stream to the answer's last byte, by callback.
 
-Until the first byte of the answer's body nothing has reached the user, so that another node can be
-tried.  After it, what goes wrong is told inside the answer: as an error event in a stream, and by a
-cut connection otherwise; never by an answer that only looks complete.
+Until the first byte of the answer's body nothing of it has reached the user, so that another node
+can be tried.  After it, what goes wrong is told inside the answer: as an error event in a stream,
+and by a cut connection otherwise; never by an answer that only looks complete.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fabric_server.ask import Ask
 from fabric_server.deadlines import Deadlines
@@ -27,6 +27,7 @@ _RESPONSE_HEADERS = frozenset(
 _STREAM_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 CONFIRM_SECONDS = 30.0
 """When a RESET is not confirmed in this time, the node's tunnel is closed: slots can't wait."""
+NO_STREAM = "the answer is not the stream that was begun"
 _LOOKS_PER_IDLE = 4
 """How finely silence is measured: a look at the clock costs more than most of an answer's bytes."""
 
@@ -41,6 +42,13 @@ class Patience:
     slow_reader: float
     """A user who does not read."""
     total: float
+
+    def within(self, seconds: float) -> Patience:
+        """For a user who has no more than so much."""
+        if seconds >= self.total:
+            return self
+        seconds = max(seconds, 0.001)
+        return replace(self, first_byte=min(self.first_byte, seconds), total=seconds)
 
 
 @dataclass(slots=True)
@@ -83,6 +91,7 @@ class Exchange:
         "_stream",
         "_streamed",
         "_usage_asked",
+        "began_at",
         "bytes_seen",
         "deadline",
         "done",
@@ -112,7 +121,7 @@ class Exchange:
         self.request = request
         self.done: asyncio.Future[Ending] = loop.create_future()
         self.relayed = False
-        """Something has reached the user."""
+        """Something of the answer has reached the user; comments are nothing of it."""
         self.first_byte_at: float | None = None
         self.bytes_seen = 0
         self.status = 0
@@ -136,7 +145,7 @@ class Exchange:
         """Bytes passed on that the user has not taken yet, and the node not been credited for."""
         self._stream: Stream | None = None
         self._room: asyncio.Event | None = None
-        now = loop.time()
+        now = self.began_at = loop.time()
         self._limit_at = now + patience.total
         self._checked_bytes = 0
         self._heard_at = now
@@ -227,6 +236,9 @@ class Exchange:
             stream.consumed(count)
             return
         if not self.relayed:
+            if self._unfit:
+                self._give_up(Code.ENGINE_FAILED, NO_STREAM)
+                return
             self._start()
         self.bytes_seen += count
         if self._announced is not None and self.bytes_seen > self._announced:
@@ -255,6 +267,9 @@ class Exchange:
         if not self.relayed:
             if self.status == 200 and self._announced is None:
                 self._break(Code.ENGINE_FAILED, "the answer was empty")
+                return
+            if self._unfit:
+                self._break(Code.ENGINE_FAILED, NO_STREAM)
                 return
             self._start()
         request = self.request
@@ -311,6 +326,11 @@ class Exchange:
         self.deadline = min(now + self._patience.idle / _LOOKS_PER_IDLE, self._limit_at)
 
     # ── small parts ───────────────────────────────────────────────────────────────────────────
+
+    @property
+    def _unfit(self) -> bool:
+        """The user has got the head of a stream, and this is neither one nor an error."""
+        return self.request.commented and self.status < 300 and not self._streamed
 
     def _start(self) -> None:
         """The first byte: from here on this is the user's answer."""

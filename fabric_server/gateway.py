@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from time import time
 from typing import Protocol
 from urllib.parse import unquote
@@ -17,6 +18,7 @@ from fabric_server import refusals
 from fabric_server.accounts import Accounts, Key
 from fabric_server.admission import Admission
 from fabric_server.ask import Ask, EarlyAsk, read_ask
+from fabric_server.comments import STREAMED, Comments
 from fabric_server.deadlines import Deadlines
 from fabric_server.draft import Draft
 from fabric_server.exchange import Ending, Exchange, Patience
@@ -24,6 +26,8 @@ from fabric_server.metrics import Metrics
 from fabric_server.nodes import Engine, Registry
 from fabric_server.refusals import Refusal
 from fabric_server.request import Body, Request
+from fabric_server.terms import Terms, read_terms
+from fabric_server.wish import Wish
 from protocol.aio.tunnel import Tunnel
 from protocol.errors import Code
 from protocol.messages import RequestHead
@@ -156,12 +160,15 @@ class Gateway:
             draft.model, draft.stream = ask.model, ask.stream
             if not draft.key.allows(ask.model):
                 raise refusals.model_not_allowed(ask.model)
-            await self._relay(request, ask, draft)
+            terms = read_terms(request.headers)
+            with self._comments(request, ask):
+                await self._relay(request, ask, terms, draft)
         except Refusal as refusal:
             if draft.outcome == "failed" and not draft.error:
                 draft.outcome = "refused"
             draft.error = draft.error or refusal.code
-            request.status = refusal.status
+            if not request.commented:  # otherwise it is told within a stream
+                request.status = refusal.status
             raise
         except asyncio.CancelledError:
             draft.outcome = "cancelled"
@@ -174,6 +181,11 @@ class Gateway:
         finally:
             self._end(draft)
             self._record(request, draft)
+
+    def _comments(self, request: Request, ask: Ask) -> AbstractContextManager[None]:
+        if not ask.stream or request.path not in STREAMED:
+            return nullcontext()
+        return Comments(request, self._deadlines, self._admission.position, self._loop.time())
 
     def _begin(self, draft: Draft) -> None:
         self.active += 1
@@ -234,18 +246,19 @@ class Gateway:
         text = early.text
         return ask or read_ask(text), text
 
-    async def _relay(self, request: Request, ask: Ask, draft: Draft) -> None:
+    async def _relay(self, request: Request, ask: Ask, terms: Terms, draft: Draft) -> None:
         body = request.body
         whole = body.complete  # otherwise what is kept is its beginning, and can't be sent twice
         size = len(body.kept) if whole else body.length
         if size is not None and not whole and ask.patch is not None:
             start, stop, text = ask.patch
             size += len(text) - (stop - start)
-        tried: list[str] = []
+        wish = Wish(ask.model, draft.key.id, terms.priority)
+        deadline = request.arrived + terms.seconds
 
         def elsewhere() -> bool:
-            could = whole and len(tried) < MOST_TRIES
-            return could and self._admission.another(ask.model, tried)
+            could = whole and len(wish.tried) < MOST_TRIES
+            return could and self._admission.another(wish)
 
         def over(exchange: Exchange, ending: Ending) -> None:
             self._note(request, draft, exchange, ending)
@@ -253,19 +266,20 @@ class Gateway:
                 self._record(request, draft)
 
         while True:
-            engine, tunnel = await self._admit(ask.model, tried, draft)
+            engine, tunnel = await self._admit(wish, deadline, request, draft)
+            patience = self._patience.within(deadline - self._loop.time())
             exchange = draft.exchange = Exchange(
                 request,
                 engine,
                 ask,
                 registry=self._registry,
                 deadlines=self._deadlines,
-                patience=self._patience,
+                patience=patience,
                 elsewhere=elsewhere,
                 on_over=over,
                 loop=self._loop,
             )
-            head = self._head(request, engine.name, size, draft.attempts)
+            head = self._head(request, engine.name, size, patience.total, draft.attempts)
             exchange.begin(tunnel, head, body.kept, ended=whole)
             ending = await self._await_ending(exchange, whole)
             if ending.refusal is not None and not request.finished:
@@ -273,30 +287,36 @@ class Gateway:
             if exchange.relayed:
                 return
             if ending.code not in _TRY_ELSEWHERE or not elsewhere():
-                raise self._explain(ending, ask.model)
+                raise self._explain(ending, ask.model, patience)
             self._metrics.retries += 1
 
-    async def _admit(self, model: str, tried: list[str], draft: Draft) -> tuple[Engine, Tunnel]:
+    async def _admit(
+        self, wish: Wish, deadline: float, request: Request, draft: Draft
+    ) -> tuple[Engine, Tunnel]:
         began = self._loop.time()
-        while True:
-            engine = await self._admission.admit(model, tried)
-            if draft.cut:  # while it waited in line
-                self._registry.release(engine)
-                raise refusals.key_withdrawn()
-            tunnel = engine.node.tunnel()
-            if tunnel is not None:
-                break
-            self._registry.release(engine)  # it went away between being given and being taken
-        draft.queued += self._loop.time() - began
+        try:
+            while True:
+                engine = await self._admission.admit(wish, deadline, request.id)
+                if draft.cut:  # while it waited in line
+                    self._registry.release(engine)
+                    raise refusals.key_withdrawn()
+                tunnel = engine.node.tunnel()
+                if tunnel is not None:
+                    break
+                self._registry.release(engine)  # it went away between being given and being taken
+        finally:
+            draft.queued += self._loop.time() - began
         draft.attempts += 1
         draft.node_id, draft.engine = engine.node.id, engine.name
-        tried.append(engine.node.id)
+        wish.tried.append(engine.node.id)
         return engine, tunnel
 
     def _note(self, request: Request, draft: Draft, exchange: Exchange, ending: Ending) -> None:
         draft.exchange = None
         draft.usage = exchange.usage
         draft.first_byte_at = exchange.first_byte_at
+        if exchange.relayed:  # others say nothing of how long answers take
+            self._admission.learn(draft.model, self._loop.time() - exchange.began_at)
         draft.outcome = ending.outcome
         draft.error = ending.refusal.code if ending.refusal is not None else None
         if ending.code:
@@ -321,7 +341,9 @@ class Gateway:
                 upload.cancel()
             exchange.cancel()
 
-    def _head(self, request: Request, engine: str, size: int | None, attempt: int) -> RequestHead:
+    def _head(
+        self, request: Request, engine: str, size: int | None, seconds: float, attempt: int
+    ) -> RequestHead:
         headers = request.headers
         passed = [
             (name.decode(), headers[name].decode("latin-1"))
@@ -335,14 +357,14 @@ class Gateway:
             request.path,
             passed,
             size,
-            int(self._patience.total * 1000),
+            max(1, int(seconds * 1000)),
             attempt,
         )
 
-    def _explain(self, ending: Ending, model: str) -> Refusal:
+    def _explain(self, ending: Ending, model: str, patience: Patience) -> Refusal:
         """What the user is told when nothing could be got for them."""
         if ending.code == Code.TIMEOUT:
-            return refusals.upstream_timeout(self._patience.first_byte)
+            return refusals.upstream_timeout(patience.first_byte)
         if ending.code in (Code.REFUSED, Code.DRAINING):
             return refusals.no_capacity(model, 1.0)
         if ending.code == Code.FORBIDDEN:
