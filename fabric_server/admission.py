@@ -160,17 +160,13 @@ class Admission:
         return [self._figures(model, line, now) for model, line in sorted(self._lines.items())]
 
     def _figures(self, model: str, line: Line[Waiter], now: float) -> LineFigures:
-        by_priority = [0, 0, 0]
-        oldest = now
-        for waiter in line:
-            by_priority[waiter.wish.priority] += 1
-            oldest = min(oldest, waiter.since)
+        oldest = line.oldest
         return LineFigures(
             model=model,
             length=len(line),
-            by_priority=tuple(by_priority),
+            by_priority=line.by_priority,
             keys=line.keys,
-            oldest=now - oldest,
+            oldest=0.0 if oldest is None else now - oldest.since,
             slots=self._slots(model),
             service=self._service.get(model, USUAL_SECONDS),
             estimate=self._estimate(model, len(line) + 1),

@@ -10,8 +10,8 @@ next, however many each has waiting.  Within a key, who came first.
                                        low  a2
     bob     turn 9                     …
 
-Both are ordered dicts: joining and leaving cost the same however long the line is, and looking for
-the next one costs no more than there are keys.
+Both are ordered dicts: joining and leaving cost the same however long the line is.  Who is next is
+mostly found at whose turn it is, and costs at the most as much as there are keys.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class Waiter(Protocol):
 
 
 W = TypeVar("W", bound=Waiter)
+_Lanes = tuple[OrderedDict[W, None], ...]
+"""By priority; in each who came first first."""
 
 Rank = tuple[int, int]
 """Class and turn: of two lines' first, the smaller goes first."""
@@ -49,6 +51,10 @@ def present_class(waiter: Waiter, now: float) -> int:
     return max(0, waiter.wish.priority - int((now - waiter.since) / AGEING_SECONDS))
 
 
+def _lanes() -> _Lanes[W]:
+    return tuple(OrderedDict() for _ in Priority)
+
+
 class _Share(Generic[W]):
     """What one key has waiting in one line."""
 
@@ -56,7 +62,7 @@ class _Share(Generic[W]):
 
     def __init__(self, turn: int) -> None:
         self.turn = turn
-        self.lanes: tuple[OrderedDict[W, None], ...] = tuple(OrderedDict() for _ in Priority)
+        self.lanes: _Lanes[W] = _lanes()
 
     def __len__(self) -> int:
         return sum(map(len, self.lanes))
@@ -87,21 +93,26 @@ class Line(Generic[W]):
         """``turns`` numbers turns, upwards; lines that are compared have it in common."""
         self._turns = turns
         self._shares: OrderedDict[str, _Share[W]] = OrderedDict()
-        self._length = 0
+        self._all: _Lanes[W] = _lanes()
         self._positions: dict[W, int] | None = None
         self._as_of = 0.0
 
     def __len__(self) -> int:
-        return self._length
+        return sum(map(len, self._all))
 
     def __contains__(self, waiter: W) -> bool:
-        share = self._shares.get(waiter.wish.key_id)
-        return share is not None and waiter in share.lanes[waiter.wish.priority]
+        return waiter in self._all[waiter.wish.priority]
 
-    def __iter__(self) -> Iterator[W]:
-        for share in self._shares.values():
-            for lane in share.lanes:
-                yield from lane
+    @property
+    def by_priority(self) -> tuple[int, ...]:
+        return tuple(map(len, self._all))
+
+    @property
+    def oldest(self) -> W | None:
+        return min(self._heads(), key=lambda waiter: waiter.since, default=None)
+
+    def _heads(self) -> list[W]:
+        return [next(iter(lane)) for lane in self._all if lane]
 
     @property
     def keys(self) -> int:
@@ -127,17 +138,17 @@ class Line(Generic[W]):
         if share is None:
             share = self._shares[key_id] = _Share(next(self._turns))
         share.lanes[waiter.wish.priority][waiter] = None
-        self._length += 1
+        self._all[waiter.wish.priority][waiter] = None
         self._positions = None
 
     def remove(self, waiter: W) -> None:
         """It goes unserved.  Raises KeyError when it is not here."""
         key_id = waiter.wish.key_id
+        del self._all[waiter.wish.priority][waiter]
         share = self._shares[key_id]
         del share.lanes[waiter.wish.priority][waiter]
         if not len(share):
             del self._shares[key_id]
-        self._length -= 1
         self._positions = None
 
     def take(self, waiter: W) -> None:
@@ -154,12 +165,13 @@ class Line(Generic[W]):
     def first(self, now: float, fits: Callable[[W], bool]) -> tuple[Rank, W] | None:
         """The next of those that ``fits`` is true of; ``take`` it."""
         best: tuple[Rank, W] | None = None
+        highest = min((present_class(one, now) for one in self._heads()), default=0)
         for share in self._shares.values():
             found = share.first(now, fits)
             if found is not None and (best is None or found[0] < best[0][0]):
                 best = (found[0], share.turn), found[1]
-                if not found[0]:
-                    break  # nobody is above the highest, and it is this key's turn
+                if found[0] == highest:
+                    break  # nobody is above it, and it is this key's turn
         return best
 
     def order(self, now: float) -> list[W]:

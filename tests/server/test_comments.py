@@ -67,7 +67,7 @@ async def test_who_waits_is_told_where_and_that_again_and_again() -> None:
     assert not second.received, "an error would have a status of its own until now"
     site.wait(QUEUED_SECONDS + 0.1)
     await second.until(QUEUED)
-    head, _, body = bytes(second.received).partition(b"\r\n\r\n")
+    head, _, _ = bytes(second.received).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 OK\r\n")
     for name in (b"x-request-id: req_", b"cache-control: no-cache", b"x-accel-buffering: no"):
         assert b"\r\n" + name in head

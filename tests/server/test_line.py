@@ -126,7 +126,9 @@ def test_positions_hold_after_some_have_gone(crowd: list[Waiter], data: st.DataO
         for one in here:
             assert line.position(one, 60.0) <= len(here)
     assert len(line) == len(here) == sum(line.held(key) for key in "abcd")
-    assert set(line) == set(here)
+    assert sum(line.by_priority) == len(here)
+    assert all(one in line for one in here)
+    assert line.oldest is None or line.oldest.since == min(one.since for one in here)
     assert set(take_all(line, 60.0)) == set(here)
     assert line.keys == 0
 
