@@ -171,7 +171,8 @@ class Exchange:
         try:
             while True:
                 if not self.relayed:
-                    self.deadline = self._loop.time() + self._patience.first_byte
+                    patient_until = self._loop.time() + self._patience.first_byte
+                    self.deadline = min(patient_until, self._limit_at)
                 data, ended = body.take(), body.complete
                 room = stream.send(data, ended)
                 if ended:
@@ -366,7 +367,7 @@ class Exchange:
     def _end_broken(self, said: Refusal, ending: Ending) -> None:
         """End a broken answer so that the user can tell."""
         request = self.request
-        if self._streamed:
+        if self._streamed or request.commented:
             # Half an event that was held back is of no use; one that was not must be ended.
             torn = b"\n\n" if self._meter.torn else b""
             request.write(torn + b"data: " + said.body() + b"\n\n")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from fabric_server.comments import AGAIN_SECONDS, LOADING_SECONDS, QUEUED_SECONDS
 from protocol.errors import Code
-from tests.site import ASK, CHAT, DONE, PATIENT, STREAM, Call, ScriptedNode, Site, chunk
+from tests.site import ASK, CHAT, DONE, LIMITS, PATIENT, STREAM, Call, ScriptedNode, Site, chunk
 from tests.users import Answer, MemoryUser, request
 
 QUEUED = b": queued, position 1\n\n"
@@ -291,6 +292,18 @@ async def test_an_engine_s_own_error_after_comments_is_an_event(body: bytes, mes
     await site.free()
 
 
+async def test_an_engine_lost_in_the_middle_of_its_error_is_told_too() -> None:
+    site = Site()
+    user, call = await loading(site, site.node())
+    call.head(400, ("content-type", "application/json"), ("content-length", "100"))
+    call.data(b'{"error": {"mess')
+    await turns()
+    call.fail(Code.ENGINE_FAILED)
+    assert error_of(await user.answer())["code"] == "upstream_error"
+    entry = await site.entry()
+    assert (entry.outcome, entry.status) == ("failed", 200)
+
+
 async def test_a_whole_answer_in_place_of_the_stream_that_was_begun_is_an_error() -> None:
     site = Site()
     user, call = await loading(site, site.node())
@@ -380,6 +393,26 @@ async def test_a_user_s_timeout_bounds_the_first_byte_and_the_whole_answer() -> 
     site.wait(21)
     assert await call.stopped() == Code.TIMEOUT
     assert b'"error"' in (await user.answer()).body
+
+
+async def test_a_user_s_timeout_holds_while_the_request_is_still_being_sent() -> None:
+    site = Site(limits=replace(LIMITS, body_rate=1))
+    node = site.node()
+    body = {**ASK, "stream": False, "x": "x" * 300_000}
+    data = request("POST", CHAT, body, **site.key, x_fabric_timeout="20")
+    user = site.user()
+    user.send(data[:-100])
+    call = await node.call()
+    user.send(data[-100:-20])
+    await turns()
+    site.wait(19)
+    await turns()
+    assert call.reset is None
+    site.wait(21)
+    assert await call.stopped() == Code.TIMEOUT
+    assert (await user.answer()).status == 504
+    call.confirm()
+    await site.free()
 
 
 async def test_a_user_s_timeout_can_t_be_longer_than_the_server_s() -> None:
