@@ -91,6 +91,7 @@ class App:
             self.registry,
             rng=self.rng,
             queue_length=config.queue_length,
+            queue_length_per_key=config.queue_length_per_key,
             queue_timeout=config.queue_timeout,
             router=Router(self.registry.engine, self.rng, weights=parse_weights(config.weights)),
         )

@@ -145,7 +145,13 @@ class Config:
         default=7200.0, metadata=_seconds("Longest time any one answer may take.")
     )
     queue_length: int = field(
-        default=512, metadata=about("Most requests waiting for a free slot.", least=0)
+        default=512, metadata=about("Most requests waiting for one model's free slots.", least=0)
+    )
+    queue_length_per_key: int = field(
+        default=128,
+        metadata=about(
+            "Most of these that one key may have, so that there is room for others'.", least=0
+        ),
     )
     queue_timeout: float = field(default=60.0, metadata=_seconds("Longest wait for a free slot."))
 

@@ -1,15 +1,15 @@
 """One attempt at one engine: from the opened stream to the answer's last byte, by callback.
 
-Until the first byte of the answer's body nothing has reached the user, so that another node can be
-tried.  After it, what goes wrong is told inside the answer: as an error event in a stream, and by a
-cut connection otherwise; never by an answer that only looks complete.
+Until the first byte of the answer's body nothing of it has reached the user, so that another node
+can be tried.  After it, what goes wrong is told inside the answer: as an error event in a stream,
+and by a cut connection otherwise; never by an answer that only looks complete.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fabric_server.ask import Ask
 from fabric_server.deadlines import Deadlines
@@ -27,6 +27,7 @@ _RESPONSE_HEADERS = frozenset(
 _STREAM_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 CONFIRM_SECONDS = 30.0
 """When a RESET is not confirmed in this time, the node's tunnel is closed: slots can't wait."""
+NO_STREAM = "the answer is not the stream that was begun"
 _LOOKS_PER_IDLE = 4
 """How finely silence is measured: a look at the clock costs more than most of an answer's bytes."""
 WHOLE_ANSWER = 256 * 1024
@@ -46,6 +47,13 @@ class Patience:
     slow_reader: float
     """A user who does not read."""
     total: float
+
+    def within(self, seconds: float) -> Patience:
+        """For a user who has no more than so much."""
+        if seconds >= self.total:
+            return self
+        seconds = max(seconds, 0.001)
+        return replace(self, first_byte=min(self.first_byte, seconds), total=seconds)
 
 
 @dataclass(slots=True)
@@ -92,6 +100,7 @@ class Exchange:
         "_stream",
         "_streamed",
         "_usage_asked",
+        "began_at",
         "bytes_seen",
         "deadline",
         "done",
@@ -123,7 +132,7 @@ class Exchange:
         self.request = request
         self.done: asyncio.Future[Ending] = loop.create_future()
         self.relayed = False
-        """Something has reached the user."""
+        """Something of the answer has reached the user; comments are nothing of it."""
         self.first_byte_at: float | None = None
         self.bytes_seen = 0
         self.status = 0
@@ -149,7 +158,7 @@ class Exchange:
         """Bytes passed on that the user has not taken yet, and the node not been credited for."""
         self._stream: Stream | None = None
         self._room: asyncio.Event | None = None
-        now = loop.time()
+        now = self.began_at = loop.time()
         self._limit_at = now + patience.total
         self._checked_bytes = 0
         self._heard_at = now
@@ -176,8 +185,8 @@ class Exchange:
         try:
             while True:
                 if self.first_byte_at is None:
-                    now = self._loop.time()
-                    self._first_byte_due = self.deadline = now + self._patience.first_byte
+                    patient_until = self._loop.time() + self._patience.first_byte
+                    self._first_byte_due = self.deadline = min(patient_until, self._limit_at)
                 data, ended = body.take(), body.complete
                 room = stream.send(data, ended)
                 if ended:
@@ -242,6 +251,9 @@ class Exchange:
             stream.consumed(count)
             return
         if self.first_byte_at is None:
+            if self._unfit:
+                self._give_up(Code.ENGINE_FAILED, NO_STREAM)
+                return
             self._first_byte()
         self.bytes_seen += count
         if self._announced is not None and self.bytes_seen > self._announced:
@@ -273,6 +285,9 @@ class Exchange:
         if self.first_byte_at is None:
             if self.status == 200 and self._announced is None:
                 self._break(Code.ENGINE_FAILED, "the answer was empty")
+                return
+            if self._unfit:
+                self._break(Code.ENGINE_FAILED, NO_STREAM)
                 return
             self._first_byte()
         if not self.relayed:
@@ -343,6 +358,11 @@ class Exchange:
 
     # ── small parts ───────────────────────────────────────────────────────────────────────────
 
+    @property
+    def _unfit(self) -> bool:
+        """The user has got the head of a stream, and this is neither one nor an error."""
+        return self.request.commented and self.status < 300 and not self._streamed
+
     def _first_byte(self) -> None:
         now = self.first_byte_at = self._loop.time()
         self._hear(now)
@@ -389,7 +409,7 @@ class Exchange:
     def _end_broken(self, said: Refusal, ending: Ending) -> None:
         """End a broken answer so that the user can tell."""
         request = self.request
-        if self._streamed:
+        if self._streamed or request.commented:
             # Half an event that was held back is of no use; one that was not must be ended.
             torn = b"\n\n" if self._meter.torn else b""
             request.write(torn + b"data: " + said.body() + b"\n\n")

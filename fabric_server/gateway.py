@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from time import time
 from typing import Protocol
 from urllib.parse import unquote
@@ -21,6 +22,7 @@ from fabric_server.aliases import Aliases, rename, resolve
 from fabric_server.ask import Ask, EarlyAsk, read_ask
 from fabric_server.breaker import Breaker
 from fabric_server.budget import RetryBudget
+from fabric_server.comments import STREAMED, Comments
 from fabric_server.deadlines import Deadlines
 from fabric_server.draft import Draft
 from fabric_server.exchange import Ending, Exchange, Patience
@@ -30,6 +32,7 @@ from fabric_server.nodes import Engine, Registry
 from fabric_server.refusals import Refusal
 from fabric_server.request import Body, Request
 from fabric_server.routing import is_cold, relax
+from fabric_server.terms import Terms, read_terms
 from fabric_server.wish import Wish
 from protocol.aio.tunnel import Tunnel
 from protocol.errors import Code
@@ -187,12 +190,15 @@ class Gateway:
             draft.model, draft.stream = ask.model, ask.stream
             if not draft.key.allows(ask.model):
                 raise refusals.model_not_allowed(ask.model)
-            await self._relay(request, ask, draft)
+            terms = read_terms(request.headers)
+            with self._comments(request, ask):
+                await self._relay(request, ask, terms, draft)
         except Refusal as refusal:
             if draft.outcome == "failed" and not draft.error:
                 draft.outcome = "refused"
             draft.error = draft.error or refusal.code
-            request.status = refusal.status
+            if not request.commented:  # otherwise it is told within a stream
+                request.status = refusal.status
             raise
         except asyncio.CancelledError:
             draft.outcome = "cancelled"
@@ -209,6 +215,11 @@ class Gateway:
         finally:
             self._end(draft)
             self._record(draft)
+
+    def _comments(self, request: Request, ask: Ask) -> AbstractContextManager[None]:
+        if not ask.stream or request.path not in STREAMED:
+            return nullcontext()
+        return Comments(request, self._deadlines, self._admission.position, self._loop.time())
 
     def _begin(self, draft: Draft) -> None:
         self.active += 1
@@ -269,7 +280,7 @@ class Gateway:
         text = early.text
         return ask or read_ask(text), text
 
-    async def _relay(self, request: Request, ask: Ask, draft: Draft) -> None:
+    async def _relay(self, request: Request, ask: Ask, terms: Terms, draft: Draft) -> None:
         body = request.body
         whole = body.complete  # otherwise what is kept is its beginning, and can't be sent twice
         size = len(body.kept) if whole else body.length
@@ -277,13 +288,14 @@ class Gateway:
             start, stop, text = ask.patch
             size += len(text) - (stop - start)
         wish, longer = self._wish(request, ask.model, size, draft.key)
+        wish.priority = terms.priority
         size = None if size is None else size + longer
-        tried = wish.tried
+        deadline = request.arrived + terms.seconds
         self._budget.earn()
 
         def elsewhere() -> bool:
-            could = whole and len(tried) < MOST_TRIES and self._budget.allows
-            return could and self._admission.another(wish.model, tried)
+            could = whole and len(wish.tried) < MOST_TRIES and self._budget.allows
+            return could and self._admission.another(wish)
 
         def over(exchange: Exchange, ending: Ending) -> None:
             self._note(request, draft, exchange, ending)
@@ -293,7 +305,8 @@ class Gateway:
                 self._record(draft)
 
         while True:
-            engine, tunnel = await self._admit(wish, draft)
+            engine, tunnel = await self._admit(wish, deadline, request, draft)
+            patience = self._patience.within(deadline - self._loop.time())
             began, cold = self._loop.time(), is_cold(engine, wish.model)
             self._known.affinity.remember(wish.prefix, engine)
             exchange = draft.exchange = Exchange(
@@ -302,13 +315,13 @@ class Gateway:
                 ask,
                 registry=self._registry,
                 deadlines=self._deadlines,
-                patience=self._patience,
+                patience=patience,
                 elsewhere=elsewhere,
                 on_over=over,
                 loop=self._loop,
                 route=wish.why,
             )
-            head = self._head(request, engine.name, size, draft.attempts)
+            head = self._head(request, engine.name, size, patience.total, draft.attempts)
             exchange.begin(tunnel, head, body.kept, ended=whole)
             ending = await self._await_ending(exchange, whole)
             if ending.refusal is not None and not request.finished:
@@ -317,7 +330,7 @@ class Gateway:
                 return
             again = ending.stalled or ending.code in _TRY_ELSEWHERE
             if not again or not elsewhere():
-                raise self._explain(ending, wish.model)
+                raise self._explain(ending, wish.model, patience)
             self._budget.spend()
             self._metrics.retries += 1
 
@@ -341,18 +354,22 @@ class Gateway:
         relax(registry.candidates(model), wish)
         return wish, longer
 
-    async def _admit(self, wish: Wish, draft: Draft) -> tuple[Engine, Tunnel]:
+    async def _admit(
+        self, wish: Wish, deadline: float, request: Request, draft: Draft
+    ) -> tuple[Engine, Tunnel]:
         began = self._loop.time()
-        while True:
-            engine = await self._admission.admit(wish.model, wish.tried, wish)
-            tunnel = engine.node.tunnel()
-            if tunnel is not None:
-                break
-            self._registry.release(engine)  # it went away between being given and being taken
-        now = self._loop.time()
+        try:
+            while True:
+                engine = await self._admission.admit(wish, deadline, request.id)
+                tunnel = engine.node.tunnel()
+                if tunnel is not None:
+                    break
+                self._registry.release(engine)  # it went away between being given and being taken
+        finally:
+            now = self._loop.time()
+            draft.queued += now - began
         if (breaker := engine.breakers.get(wish.model)) is not None:
             breaker.begun(now)
-        draft.queued += now - began
         draft.attempts += 1
         draft.node_id, draft.engine = engine.node.id, engine.name
         wish.tried.append(engine.node.id)
@@ -387,6 +404,8 @@ class Gateway:
         draft.exchange = None
         draft.usage = exchange.usage
         draft.first_byte_at = exchange.first_byte_at
+        if exchange.relayed:  # others say nothing of how long answers take
+            self._admission.learn(draft.model, self._loop.time() - exchange.began_at)
         draft.outcome = ending.outcome
         draft.error = ending.refusal.code if ending.refusal is not None else None
         if ending.code:
@@ -436,7 +455,9 @@ class Gateway:
                 upload.cancel()
             exchange.cancel()
 
-    def _head(self, request: Request, engine: str, size: int | None, attempt: int) -> RequestHead:
+    def _head(
+        self, request: Request, engine: str, size: int | None, seconds: float, attempt: int
+    ) -> RequestHead:
         headers = request.headers
         passed = [
             (name.decode(), headers[name].decode("latin-1"))
@@ -450,14 +471,14 @@ class Gateway:
             request.path,
             passed,
             size,
-            int(self._patience.total * 1000),
+            max(1, int(seconds * 1000)),
             attempt,
         )
 
-    def _explain(self, ending: Ending, model: str) -> Refusal:
+    def _explain(self, ending: Ending, model: str, patience: Patience) -> Refusal:
         """What the user is told when nothing could be got for them."""
         if ending.code == Code.TIMEOUT:
-            return refusals.upstream_timeout(self._patience.first_byte)
+            return refusals.upstream_timeout(patience.first_byte)
         if ending.code in (Code.REFUSED, Code.DRAINING):
             return refusals.no_capacity(model, 1.0)
         if ending.code == Code.FORBIDDEN:

@@ -52,11 +52,14 @@ class Metrics:
         self.tokens: Counter[str] = Counter()
         self.first_byte = Histogram()
         self.total = Histogram()
+        self.queued = Histogram()
 
     def count(self, entry: LedgerEntry) -> None:
         """A request is over."""
         self.requests[entry.path, entry.outcome] += 1
         self.total.observe(entry.total_ms / 1000)
+        if entry.queue_ms:
+            self.queued.observe(entry.queue_ms / 1000)
         if entry.first_byte_ms is not None:
             self.first_byte.observe(entry.first_byte_ms / 1000)
         if entry.prompt_tokens:
@@ -87,3 +90,4 @@ class Metrics:
         yield CounterMetricFamily("fabric_retries", "Second attempts.", value=self.retries)
         yield self.first_byte.family("fabric_first_byte_seconds", "Until the first byte.")
         yield self.total.family("fabric_request_seconds", "Until the last byte.")
+        yield self.queued.family("fabric_queue_seconds", "Until a slot was free, or given up.")

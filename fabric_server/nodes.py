@@ -57,6 +57,12 @@ class Engine:
         breaker = self.breakers.get(model)
         return breaker is None or breaker.allows(now)
 
+    def serves(self, model: str) -> bool:
+        """Busy or not.  Ollama's ``:latest`` may be left out."""
+        return model in self.models or (
+            self.kind == "ollama" and ":" not in model and f"{model}:latest" in self.models
+        )
+
     def __repr__(self) -> str:
         return f"<Engine {self.node.id}/{self.name} {self.active}/{self.slots}>"
 
@@ -146,16 +152,14 @@ class Registry:
         return self._sessions.get(session)
 
     def candidates(self, model: str) -> tuple[Engine, ...]:
-        """Engines that serve ``model``, busy or not.  Ollama's ``:latest`` may be left out."""
+        """Engines that serve ``model``, busy or not."""
         found = self._candidates.get(model)
         if found is None:
-            names = (model,) if ":" in model else (model, f"{model}:latest")
             found = tuple(
                 engine
                 for node in self._nodes.values()
                 for engine in node.engines.values()
-                if names[0] in engine.models
-                or (len(names) == 2 and engine.kind == "ollama" and names[1] in engine.models)
+                if engine.serves(model)
             )
             if found:  # names that nobody serves are users' inventions: not worth keeping
                 self._candidates[model] = found

@@ -206,3 +206,29 @@ def upstream_timeout(seconds: float) -> Refusal:
 
 def overloaded(message: str, retry_after: float) -> Refusal:
     return Refusal(503, "overloaded", message, type="server_error", retry_after=retry_after)
+
+
+def queue_full(model: str, retry_after: float) -> Refusal:
+    """Because of everybody's requests."""
+    return overloaded(f"Too many requests wait for '{model}'.", retry_after)
+
+
+def queue_share_full(model: str, retry_after: float) -> Refusal:
+    """Because of this key's own."""
+    return Refusal(
+        429,
+        "queue_share_full",
+        f"Too many requests of this key wait for '{model}'.",
+        type="rate_limit_error",
+        retry_after=retry_after,
+    )
+
+
+def queue_timeout(model: str, retry_after: float) -> Refusal:
+    return Refusal(
+        503,
+        "queue_timeout",
+        f"No slot for '{model}' became free in the time that the request could wait.",
+        type="server_error",
+        retry_after=retry_after,
+    )

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Protocol
 
+import msgspec
+
 from fabric_server.refusals import Refusal
 
 Headers = list[tuple[bytes, bytes]]
@@ -16,6 +18,13 @@ _STATUS_LINE = {
 }
 _NO_BODY = frozenset({204, 304})
 _JSON = (b"content-type", b"application/json")
+_EVENTS: Headers = [
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+_MOST_ERROR = 64 * 1024
+"""Bytes of an error that are told within a stream."""
 _CORS = (
     b"access-control-allow-origin: *\r\n"
     b"access-control-expose-headers: x-request-id, retry-after, openai-processing-ms\r\n"
@@ -101,11 +110,15 @@ class Body:
 
 
 class Request:
-    """Answer it with ``respond`` or ``refuse``, or with ``start``, ``write`` … and ``finish``."""
+    """Answer it with ``respond`` or ``refuse``, or with ``start``, ``write`` … and ``finish``.
 
-    __slots__ = ("_chunked", "_connection", "_silent", "arrived", "body", "bytes_out", "expects",
-                 "finished", "headers", "id", "keep_alive", "method", "on_drained", "path", "query",
-                 "started", "status", "version")  # fmt: skip
+    A stream may be kept alive by ``comment`` before.  The user then has the head of a stream, and
+    an answer that is an error is told as an event of it.
+    """
+
+    __slots__ = ("_chunked", "_connection", "_error", "_silent", "arrived", "body", "bytes_out",
+                 "commented", "expects", "finished", "headers", "id", "keep_alive", "method",
+                 "on_drained", "path", "query", "started", "status", "version")  # fmt: skip
 
     def __init__(self, connection: Connection, request_id: str, arrived: float) -> None:
         self._connection = connection
@@ -122,14 +135,20 @@ class Request:
         self.keep_alive = True
         self.expects = False
         """``Expect: 100-continue``, not answered yet."""
+        self.commented = False
+        """The user has a head, 200, and comments."""
         self.started = False
+        """The answer has begun; comments are none."""
         self.finished = False
         self.status = 0
+        """What the user was told, or will be."""
         self.bytes_out = 0
         self.on_drained: Callable[[], None] | None = None
         """Called when ``paused`` has become False again."""
         self._chunked = False
         self._silent = False
+        self._error: bytearray | None = None
+        """An error that is to become an event."""
 
     @property
     def peer(self) -> str:
@@ -156,10 +175,28 @@ class Request:
             self.keep_alive = False
         self.respond(refusal.status, refusal.body(), headers)
 
+    def comment(self, text: str) -> None:
+        """Say something that is no part of the answer, which must not have begun."""
+        assert not self.started
+        if not self.commented:
+            self.commented = True
+            self._send_head(200, _EVENTS, None)
+        self.write(b": " + text.encode() + b"\n\n")
+
     def start(self, status: int, headers: Headers, length: int | None) -> None:
-        """``length`` is the body's; None sends it as it comes, to an end it marks itself."""
+        """``length`` is the body's; None sends it as it comes, to an end it marks itself.
+
+        After comments, what is below 300 has to be a stream of events.
+        """
         assert not self.started
         self.started = True
+        if not self.commented:
+            self._send_head(status, headers, length)
+        elif status >= 300:
+            self._silent = True
+            self._error = bytearray()
+
+    def _send_head(self, status: int, headers: Headers, length: int | None) -> None:
         self.status = status
         no_body = status in _NO_BODY
         self._silent = no_body or self.method == "HEAD"
@@ -195,6 +232,8 @@ class Request:
 
     def write(self, data: bytes) -> None:
         if self._silent or self.finished or not data:
+            if self._error is not None:
+                self._error += data[: _MOST_ERROR - len(self._error)]
             return
         self.bytes_out += len(data)
         if self._chunked:
@@ -206,6 +245,9 @@ class Request:
         """The answer is complete."""
         if self.finished:
             return
+        if self._error is not None:
+            error, self._error, self._silent = bytes(self._error), None, False
+            self.write(_as_event(error))
         if self._chunked and not self._silent:
             self._connection.send(b"0\r\n\r\n")
         self.finished = True
@@ -216,3 +258,17 @@ class Request:
         self.finished = True
         self.on_drained = None
         self._connection.cut()
+
+
+def _as_event(error: bytes) -> bytes:
+    """An error's body as an event, which clients know by its ``error``."""
+    try:
+        value = msgspec.json.decode(error)
+        told = error if isinstance(value, dict) and value.get("error") else b""
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        told = b""
+    if not told:
+        said = "The engine answered with an error that can't be shown here."
+        told = Refusal(502, "upstream_error", said, type="server_error").body()
+    # Line ends can't be within a JSON string, only between its parts.
+    return b"data: " + told.replace(b"\r", b" ").replace(b"\n", b" ") + b"\n\n"

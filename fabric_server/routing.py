@@ -38,7 +38,7 @@ MARGIN = 0.75
 of its slots; less for part of a prompt."""
 PATIENCE = 3.0
 """How many times as long it may take, cache and all.  With 1.5 an eighth to a quarter less was
-found in caches: who moves a conversation for its own good makes others wait (simulated as above)."""
+found in caches: who moves a conversation for its own good makes others wait (simulated)."""
 LEAST_SHARED = 0.1
 """A smaller share of a prompt in a cache counts for nothing."""
 CACHED = 0.9
@@ -94,7 +94,10 @@ def choose(
         able = _some(candidates, wish, rng, seen)
         affine = knowledge.find(*place) if place is not None else None
         if affine is not None and not (
-            card(affine, wish.model) and affine.has_room and suits(affine, wish)
+            card(affine, wish.model)
+            and affine.has_room
+            and affine.allows(wish.model, now)
+            and suits(affine, wish)
         ):
             affine = None
     if not able:  # if anybody had room, somebody was found

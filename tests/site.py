@@ -115,6 +115,7 @@ class Site:
         limits: Limits = LIMITS,
         patience: Patience = PATIENT,
         queue_length: int = 512,
+        queue_length_per_key: int = 128,
         queue_timeout: float = 60.0,
         ledger: Ledger | None = None,
         aliases: dict[str, tuple[str, ...]] | None = None,
@@ -127,7 +128,11 @@ class Site:
         self.keys = Keys()
         self.registry = Registry()
         self.admission = Admission(
-            self.registry, rng=self.rng, queue_length=queue_length, queue_timeout=queue_timeout
+            self.registry,
+            rng=self.rng,
+            queue_length=queue_length,
+            queue_length_per_key=queue_length_per_key,
+            queue_timeout=queue_timeout,
         )
         self.gateway = Gateway(
             accounts=Accounts(self.keys, MemoryCache()),

@@ -18,6 +18,7 @@ from fabric_server.api.joining import Joining
 from fabric_server.api.keys import Keys
 from fabric_server.api.nodes import Nodes
 from fabric_server.api.openapi import document
+from fabric_server.api.queue import Queues
 from fabric_server.api.reports import Reports
 from fabric_server.api.routes import Route, Row, mount
 from fabric_server.enrolment import routes as joining
@@ -52,6 +53,7 @@ def routes(app: App, clock: Callable[[], float]) -> list[Row]:
     accounts = Accounts(app.store, app.watch, clock)
     keys = Keys(app.store, app.watch, clock)
     reports = Reports(app.store, app.registry, app.gateway, clock)
+    queues = Queues(app.admission)
     exposition = Exposition(app.metrics, _sources(app))
 
     async def openapi() -> dict[str, Any]:
@@ -78,6 +80,8 @@ def routes(app: App, clock: Callable[[], float]) -> list[Row]:
         Route("POST", "/api/v1/keys/{id}/enable", keys.enable_key),
         Route("POST", "/api/v1/keys/{id}/revoke", keys.revoke_key),
         Route("GET", "/api/v1/models", reports.list_models),
+        Route("GET", "/api/v1/queue", queues.show_queue),
+        Route("GET", "/api/v1/queue/{id}", queues.show_place),
         Route("GET", "/api/v1/requests", reports.list_requests),
         Route("GET", "/api/v1/requests/{id}", reports.show_request),
         Route("POST", "/api/v1/requests/{id}/cancel", reports.cancel_request),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 import pytest
@@ -10,8 +11,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from fabric_server.admission import Admission, LineFigures
 from fabric_server.nodes import Engine
 from fabric_server.refusals import Refusal
+from fabric_server.wish import Priority, Wish
 from tests.site import ScriptedNode, Site
 
 
@@ -24,9 +27,18 @@ class Line:
         self.order: list[str] = []
         """Those that were let in, in that order."""
 
-    async def join(self, name: str, model: str = "tiny", *exclude: str) -> None:
+    async def join(
+        self,
+        name: str,
+        model: str = "tiny",
+        *tried: str,
+        key: str = "",
+        priority: Priority = Priority.MEDIUM,
+    ) -> None:
+        wish = Wish(model, key, priority, tried=list(tried))
+
         async def go() -> Engine:
-            engine = await self.site.admission.admit(model, exclude)
+            engine = await self.site.admission.admit(wish, request_id=name)
             self.order.append(name)
             return engine
 
@@ -54,7 +66,7 @@ async def turn() -> None:
 async def test_a_free_slot_is_given_in_the_same_turn() -> None:
     site = Site()
     node = site.node(slots=1)
-    admitting = site.admission.admit("tiny")
+    admitting = site.admission.admit(Wish("tiny"))
     with pytest.raises(StopIteration) as done:
         admitting.send(None)
     assert done.value.value is node.engine
@@ -74,15 +86,15 @@ async def test_who_came_first_is_served_first() -> None:
     assert site.taken() == 1
 
 
-async def test_models_that_share_an_engine_share_its_slots_fairly() -> None:
+async def test_models_that_share_an_engine_take_turns_at_its_slots() -> None:
     site = Site()
     site.node(["one", "two:latest"], slots=1, kind="ollama")
     line = Line(site)
-    for number, model in enumerate(["one", "one", "two", "one", "two:latest", "one"]):
+    for number, model in enumerate(["one", "one", "one", "one", "two", "two"]):
         await line.join(str(number), model)
-    for number in range(5):
-        await line.leave(str(number))
-    assert line.order == ["0", "1", "2", "3", "4", "5"]
+    for number in "01425":
+        await line.leave(number)
+    assert line.order == ["0", "1", "4", "2", "5", "3"]
 
 
 async def test_a_slot_that_is_given_back_is_nobody_else_s() -> None:
@@ -165,13 +177,12 @@ async def test_a_wait_ends_in_a_refusal_that_says_when_to_come_back() -> None:
     await line.join("a")
     await line.join("b")
     with pytest.raises(Refusal) as refused:
-        await site.admission.admit("tiny")
-    assert (refused.value.status, refused.value.code) == (503, "overloaded")
+        await site.admission.admit(Wish("tiny"))
+    assert (refused.value.status, refused.value.code) == (429, "queue_share_full")
     with pytest.raises(Refusal) as waited:
         await line.tasks["b"]
-    assert (waited.value.status, waited.value.code) == (503, "no_capacity")
-    assert refused.value.retry_after
-    assert waited.value.retry_after
+    assert (waited.value.status, waited.value.code) == (503, "queue_timeout")
+    assert (refused.value.retry_after, waited.value.retry_after) == (10.0, 5.0)
     assert site.admission.waiting == 0
 
 
@@ -182,10 +193,161 @@ async def test_a_line_of_no_length_refuses_at_once_and_forgets_it() -> None:
     await line.join("a")
     for _ in range(2):
         with pytest.raises(Refusal, match="Too many requests"):
-            await site.admission.admit("tiny")
+            await site.admission.admit(Wish("tiny"))
     await line.leave("a")
     await line.join("b")
     assert line.order == ["a", "b"]
+
+
+# ── whose turn it is; test_line.py has the rest ───────────────────────────────────────────────
+
+
+async def test_the_higher_goes_before_the_lower() -> None:
+    site = Site()
+    site.node(slots=1)
+    line = Line(site)
+    await line.join("first")
+    for priority in (Priority.LOW, Priority.MEDIUM, Priority.HIGH):
+        await line.join(priority.name, priority=priority)
+    for name in ("first", "HIGH", "MEDIUM"):
+        await line.leave(name)
+    assert line.order == ["first", "HIGH", "MEDIUM", "LOW"]
+
+
+async def test_a_key_with_a_hundred_requests_holds_up_one_with_one_for_one_turn() -> None:
+    site = Site()
+    site.node(slots=1)
+    line = Line(site)
+    for number in range(100):
+        await line.join(f"many {number}", key="many")
+    await line.join("one", key="one")
+    await line.leave("many 0")
+    await line.leave("many 1")
+    assert line.order == ["many 0", "many 1", "one"]
+
+
+async def test_a_slot_that_the_next_in_line_may_not_have_goes_to_the_one_behind() -> None:
+    site = Site()
+    first, second = site.node(slots=1), site.node(slots=1)
+    line = Line(site)
+    await line.join("a")
+    await line.join("b")
+    await line.join("retry", "tiny", first.node.id, key="k", priority=Priority.HIGH)
+    await line.join("c", key="k", priority=Priority.LOW)
+    site.registry.release(first.engine)
+    site.registry.release(second.engine)
+    await turn()
+    assert sorted(line.order) == ["a", "b", "c", "retry"]
+    assert line.engine("c") is first.engine
+    assert line.engine("retry") is second.engine
+
+
+# ── how long it will take ─────────────────────────────────────────────────────────────────────
+
+
+async def refused(site: Site, key: str, deadline: float = math.inf) -> tuple[int, str, float]:
+    with pytest.raises(Refusal) as refusal:
+        await site.admission.admit(Wish("tiny", key), deadline)
+    assert refusal.value.retry_after is not None
+    return refusal.value.status, refusal.value.code, refusal.value.retry_after
+
+
+async def test_a_full_line_is_429_for_who_fills_it_and_503_for_others() -> None:
+    site = Site(queue_length=4)
+    site.node(slots=1)
+    line = Line(site)
+    for number in range(5):
+        await line.join(str(number), key="greedy")
+    site.admission.learn("tiny", 3.0)
+    assert await refused(site, "greedy") == (429, "queue_share_full", 15.0)
+    assert await refused(site, "modest") == (503, "overloaded", 6.0), "behind one turn of greedy's"
+
+
+async def test_one_key_can_t_have_the_whole_line() -> None:
+    site = Site(queue_length=4, queue_length_per_key=2)
+    site.node(slots=1)
+    line = Line(site)
+    await line.join("inside", key="greedy")
+    for number in range(2):
+        await line.join(str(number), key="greedy")
+    assert (await refused(site, "greedy"))[:2] == (429, "queue_share_full")
+    await line.join("modest", key="modest")
+    assert site.admission.waiting == 3
+    await line.leave("inside")
+    await line.leave("0")
+    assert line.order == ["inside", "0", "modest"]
+
+
+async def test_the_time_to_come_back_is_measured_and_bounded() -> None:
+    site = Site(queue_length=3)
+    node = site.node(slots=2)
+    line = Line(site)
+    for number in range(5):
+        await line.join(str(number))
+    site.admission.learn("tiny", 10.0)
+    assert (await refused(site, "other"))[2] == 2 * 10.0 / 2
+    site.admission.learn("tiny", 20.0)
+    assert (await refused(site, "other"))[2] == 2 * 11.0 / 2
+    site.registry.report(node.node, [node.report(["tiny"], slots=1)])
+    assert (await refused(site, "other"))[2] == 2 * 11.0
+    for _ in range(100):
+        site.admission.learn("tiny", 10_000.0)
+    assert (await refused(site, "other"))[2] == 120.0
+    for _ in range(1000):
+        site.admission.learn("tiny", 0.001)
+    assert (await refused(site, "other"))[2] == 1.0
+
+
+async def test_a_deadline_that_has_passed_is_no_reason_to_begin() -> None:
+    site = Site()
+    site.node()
+    assert (await refused(site, "", site.loop.time()))[:2] == (503, "queue_timeout")
+    assert site.taken() == 0
+
+
+async def test_a_request_s_own_deadline_comes_before_the_queue_s() -> None:
+    site = Site()
+    site.node(slots=1)
+    line = Line(site)
+    await line.join("a")
+    assert (await refused(site, "", site.loop.time() + 0.01))[:2] == (503, "queue_timeout")
+    assert site.admission.waiting == 0
+
+
+async def test_everybody_s_place_can_be_seen() -> None:
+    site = Site()
+    now = float(round(site.loop.time()))
+    site.admission = Admission(
+        site.registry,
+        rng=site.rng,
+        queue_length=9,
+        queue_length_per_key=9,
+        queue_timeout=60.0,
+        clock=lambda: now,
+    )
+    node = site.node(slots=1)
+    line = Line(site)
+    await line.join("inside", key="a")
+    await line.join("a1", key="a")
+    now += 1
+    await line.join("a2", key="a")
+    await line.join("b1", key="b", priority=Priority.HIGH)
+    now += 2
+    admission = site.admission
+    assert [admission.position(name) for name in ("inside", "b1", "a1", "a2")] == [None, 1, 2, 3]
+    admission.learn("tiny", 4.0)
+    place = admission.place("a2")
+    assert place is not None
+    assert (place.waited, place.estimate) == (2.0, 12.0)
+    [figures] = admission.lines()
+    assert figures == LineFigures("tiny", 3, (1, 2, 0), 2, 3.0, 1, 4.0, 16.0)
+    node.leave()
+    [figures] = admission.lines()
+    assert (figures.slots, figures.estimate) == (0, None)
+    for name in ("a1", "a2", "b1"):
+        await line.cancel(name)
+        assert admission.place(name) is None
+    assert admission.lines() == []
 
 
 async def test_what_can_t_come_is_not_waited_for() -> None:
@@ -194,7 +356,7 @@ async def test_what_can_t_come_is_not_waited_for() -> None:
 
     async def code(model: str = "tiny", *exclude: str) -> str:
         with pytest.raises(Refusal) as refused:
-            await site.admission.admit(model, exclude)
+            await site.admission.admit(Wish(model, tried=list(exclude)))
         return refused.value.code
 
     assert await code("none") == "model_not_found"
@@ -272,7 +434,7 @@ class Anything(RuleBasedStateMachine):
         self.runner.run(self._begin())
 
     async def _begin(self) -> None:
-        self.site = Site(queue_length=5)
+        self.site = Site(queue_length=5, queue_length_per_key=3)
         self.nodes: list[ScriptedNode] = [self.site.node(["tiny"], slots=1)]
         self.line = Line(self.site)
         self.asked: dict[str, tuple[str, tuple[str, ...]]] = {}
@@ -294,12 +456,17 @@ class Anything(RuleBasedStateMachine):
     def waiting(self) -> list[str]:
         return [name for name, task in self.line.tasks.items() if not task.done()]
 
-    @rule(model=st.sampled_from(["tiny", "large", "none"]), exclude=st.booleans())
-    def join(self, model: str, exclude: bool) -> None:
+    @rule(
+        model=st.sampled_from(["tiny", "large", "none"]),
+        exclude=st.booleans(),
+        key=st.sampled_from("abc"),
+        priority=st.sampled_from(Priority),
+    )
+    def join(self, model: str, exclude: bool, key: str, priority: Priority) -> None:
         name = f"r{len(self.asked)}"
         excluded = (self.nodes[0].node.id,) if exclude else ()
         self.asked[name] = model, excluded
-        self.run(self.line.join(name, model, *excluded))
+        self.run(self.line.join(name, model, *excluded, key=key, priority=priority))
 
     @precondition(lambda self: self.inside)
     @rule(data=st.data())
@@ -364,6 +531,15 @@ class Anything(RuleBasedStateMachine):
             for engine in self.site.registry.candidates(model):
                 assert not engine.has_room or engine.node.id in exclude
         assert len(self.waiting) == self.site.admission.waiting
+
+    @invariant()
+    def everybody_in_line_has_a_place_of_their_own(self) -> None:
+        by_model: dict[str, list[int | None]] = {}
+        for name in self.waiting:
+            place = self.site.admission.position(name)
+            by_model.setdefault(self.asked[name][0], []).append(place)
+        for places in by_model.values():
+            assert sorted(places, key=lambda place: place or 0) == [*range(1, len(places) + 1)]
 
     def teardown(self) -> None:
         if hasattr(self, "runner"):

@@ -985,7 +985,8 @@ async def test_who_waits_is_served_in_order_and_the_line_is_bounded() -> None:
         await asyncio.sleep(0)
         await asyncio.sleep(0)
     refused = await users[4].answer()
-    assert (refused.status, refused.code) == (503, "overloaded")
+    assert (refused.status, refused.code) == (429, "queue_share_full")
+    assert refused.error["type"] == "rate_limit_error"
     assert "retry-after" in refused.headers
     for number in range(4):
         call = await node.call()
@@ -1003,7 +1004,9 @@ async def test_a_wait_that_is_too_long_ends_in_503() -> None:
     first, second = ask(site), ask(site)
     call = await node.call()
     answer = await second.answer()
-    assert (answer.status, answer.code) == (503, "no_capacity")
+    assert (answer.status, answer.code) == (503, "queue_timeout")
+    assert answer.headers["retry-after"] == "5", "nothing has been measured yet"
+    assert site.ledger[0].queue_ms >= 10
     call.answer(200, ANSWER)
     assert (await first.answer()).status == 200
     assert site.taken() == 0

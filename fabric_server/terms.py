@@ -1,0 +1,53 @@
+"""On what terms a request waits: what its headers say of its priority and its user's patience."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fabric_server import refusals
+from fabric_server.wish import Priority
+
+PRIORITY = b"x-fabric-priority"
+TIMEOUT = b"x-fabric-timeout"
+
+_PRIORITIES = {one.name.lower().encode(): one for one in Priority}
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    priority: Priority = Priority.MEDIUM
+    seconds: float = math.inf
+    """From the request's arrival to the last byte of its answer."""
+
+
+_USUAL = Terms()
+
+
+def read_terms(headers: Mapping[bytes, bytes]) -> Terms:
+    """Raises Refusal: 400, naming the header."""
+    if PRIORITY not in headers and TIMEOUT not in headers:
+        return _USUAL
+    return Terms(
+        _priority(headers.get(PRIORITY, b"medium")), _seconds(headers.get(TIMEOUT, b"inf"))
+    )
+
+
+def _priority(text: bytes) -> Priority:
+    found = _PRIORITIES.get(text.strip().lower())
+    if found is None:
+        name = PRIORITY.decode()
+        raise refusals.bad_field(name, f"{name} is one of high, medium, low.")
+    return found
+
+
+def _seconds(text: bytes) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not seconds > 0:
+        name = TIMEOUT.decode()
+        raise refusals.bad_field(name, f"{name} is a number of seconds, more than 0.")
+    return seconds
