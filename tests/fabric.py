@@ -165,9 +165,7 @@ class Fabric:
         await self.routed(node.id)
         return node
 
-    async def routed(
-        self, node_id: str, tunnels: int | None = None, timeout: float = 10
-    ) -> None:
+    async def routed(self, node_id: str, tunnels: int | None = None, timeout: float = 10) -> None:
         """Returns when the node is registered with all its tunnels."""
         if tunnels is None:
             tunnels = self.config.tunnels

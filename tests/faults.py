@@ -95,7 +95,9 @@ class Connection:
         self._reset = False
 
     def __repr__(self) -> str:
-        return f"<Connection {self.port} {({name: way.count for name, way in self.ways.items()})}>"
+        return (
+            f"<Connection {self.port} { ({name: way.count for name, way in self.ways.items()}) }>"
+        )
 
     @property
     def faulty(self) -> bool:
@@ -162,8 +164,7 @@ class Connection:
         except* OSError:
             self._reset = True  # what one side did to us is done to the other
         finally:
-            for _, writer in (self._node, self._server):
-                await _close(writer, reset=self._reset)
+            await _close(self._node[1], self._server[1], reset=self._reset)
 
 
 class FaultProxy:
@@ -238,11 +239,18 @@ class FaultProxy:
                 self.connections.remove(connection)
 
 
-async def _close(writer: asyncio.StreamWriter, *, reset: bool) -> None:
-    if reset and not writer.is_closing():
-        sock = writer.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NOW_AND_RST)
-        writer.transport.abort()
-    writer.close()
-    with contextlib.suppress(OSError):
-        await writer.wait_closed()
+async def _close(*writers: asyncio.StreamWriter, reset: bool) -> None:
+    """At once when ``reset`` or cancelled; otherwise behind what is still to be sent."""
+    try:
+        for writer in writers:
+            if reset and not writer.is_closing():
+                sock = writer.get_extra_info("socket")
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NOW_AND_RST)
+                writer.transport.abort()
+            writer.close()
+        for writer in writers:
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+    finally:
+        for writer in writers:
+            writer.transport.abort()
