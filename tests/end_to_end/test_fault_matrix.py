@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import pytest
 from tests.engine import Json, Plan, Request, ScriptedEngine
 from tests.fabric import Fabric, RunningNode
 from tests.faults import TO_NODE, TO_SERVER, Connection, FaultProxy
-from tests.questions import Seen, ask, pieces, question
+from tests.questions import Seen, ask, pieces, question, reply
 
 FAULTS: dict[str, Callable[[Connection], None]] = {
     "cut": Connection.cut,
@@ -40,6 +40,7 @@ FIRST = "before the first byte"
 FIRST_OF_TWO = "before the first byte, with another node"
 MIDDLE = "mid-stream"
 END = "at the end"
+LINK = "mid-stream, on the link"
 MOMENTS = (IDLE, FIRST, FIRST_OF_TWO, MIDDLE, END)
 
 
@@ -51,7 +52,7 @@ def expected(fault: str, moment: str, tunnels: int) -> dict[str, set[str]]:
     whole = {"complete": {"ok"}}
     if fault in HARMLESS:
         return whole
-    if moment == FIRST_OF_TWO:
+    if moment in (FIRST_OF_TWO, LINK):
         return whole
     if moment in (IDLE, FIRST):
         return {**whole, "refused": {"failed", "refused"}}
@@ -177,7 +178,7 @@ async def _hurt_request(
     case: Case, bench: Bench, engine: ScriptedEngine, proxy: FaultProxy
 ) -> Seen:
     """The fault strikes the tunnel that carries the request."""
-    stop = {FIRST: 0, FIRST_OF_TWO: 0, MIDDLE: COUNT // 2, END: COUNT}[case.moment]
+    stop = {MIDDLE: COUNT // 2, LINK: COUNT // 2, END: COUNT}.get(case.moment, 0)
     plan = engine.reply = Gated(stop)
     there = asyncio.Event()
     right = pieces(question(f"t{case.number}", COUNT, model="", stream=True))
@@ -197,6 +198,10 @@ async def _hurt_request(
     assert len(carries) == 1, f"{before} {proxy.tunnels}"
     if case.moment == FIRST_OF_TWO:
         await bench.share(case.model)
+    if case.moment == LINK:
+        await _hurt_link(case, bench, proxy)
+        plan.gate.set()
+        return await asking
     FAULTS[case.fault](carries[0])
     if case.fault in HARMLESS or case.moment == END:
         plan.gate.set()
@@ -207,6 +212,20 @@ async def _hurt_request(
         await _stopped(request, asking.result())
     plan.gate.set()
     return await asking
+
+
+async def _hurt_link(case: Case, bench: Bench, proxy: FaultProxy) -> None:
+    """Returns when the node has registered again, if the fault is of a kind that shows at once."""
+    [link] = proxy.links
+    [engine] = bench.fabric.app.registry.candidates(case.model)
+    FAULTS[case.fault](link)
+    if case.fault in ("cut", "reset"):
+        async with asyncio.timeout(20):
+            while True:
+                node = bench.fabric.app.registry.node(engine.node.id)
+                if node is not None and node is not engine.node and node.tunnels:
+                    return
+                await asyncio.sleep(0.02)  # the node's doing: no event for it here
 
 
 async def _stopped(request: Request, seen: Seen) -> None:
@@ -272,40 +291,57 @@ async def _accounted(bench: Bench) -> None:
         assert entry.outcome in allowed, (case, moment, entry)
 
 
-# In two halves, because a server lets thirty machines join in a minute, and not more.
-@pytest.mark.parametrize("silent", [False, True], ids=["loud", "silent"])
-@pytest.mark.parametrize("tunnels", [1, 2])
-async def test_every_fault_at_every_moment_ends_in_a_whole_answer_or_an_error(
-    tmp_path: Path, tunnels: int, silent: bool
-) -> None:
+@asynccontextmanager
+async def bench_of(directory: Path, tunnels: int) -> AsyncIterator[Bench]:
+    """Left when all that was begun on it has ended; fails when something has not."""
     before = asyncio.all_tasks()
-    faults = [fault for fault in FAULTS if (fault in SILENT) == silent]
-    names = [(fault, moment) for fault in faults for moment in MOMENTS]
-    cases = [Case(*name, tunnels, number) for number, name in enumerate(names)]
     async with AsyncExitStack() as exits:
         spare = await exits.enter_async_context(ScriptedEngine(models=["spare"]))
-        spare.reply = lambda asked: Plan(chunks=pieces(asked))
+        spare.reply = reply
         fabric = await exits.enter_async_context(
-            Fabric(tmp_path, tunnels=tunnels, tunnels_most=tunnels)
+            Fabric(directory, tunnels=tunnels, tunnels_most=tunnels)
         )
         bench = Bench(fabric, spare, await fabric.join(spare.url, name="spare", slots=64))
         connector = aiohttp.TCPConnector(limit=0)
         bench.session = await exits.enter_async_context(
             aiohttp.ClientSession(fabric.plain, connector=connector)
         )
-        results = await asyncio.gather(
-            *(run_case(case, bench) for case in cases), return_exceptions=True
-        )
-        failures = []
-        for case, result in zip(cases, results, strict=True):
-            if isinstance(result, BaseException):
-                result.add_note(str(case))
-                failures.append(result)
-            print(f"{case!s:70} {'FAILED' if isinstance(result, BaseException) else result}")
-        if failures:
-            raise BaseExceptionGroup(f"{len(failures)} of {len(cases)} cases", failures)
+        yield bench
         await _quiet(bench)
         await _accounted(bench)
     async with asyncio.timeout(10):
         while left := asyncio.all_tasks() - before:
             await asyncio.wait(left)
+
+
+async def side_by_side(cases: Sequence[Case], work: Callable[[Case], Awaitable[str]]) -> None:
+    """All of them to their end, then those that failed together."""
+    results = await asyncio.gather(*map(work, cases), return_exceptions=True)
+    failures = []
+    for case, result in zip(cases, results, strict=True):
+        if isinstance(result, BaseException):
+            result.add_note(str(case))
+            failures.append(result)
+        print(f"{case!s:70} {'FAILED' if isinstance(result, BaseException) else result}")
+    if failures:
+        raise BaseExceptionGroup(f"{len(failures)} of {len(cases)} cases", failures)
+
+
+# In two halves, because a server lets thirty machines join in a minute, and not more.
+@pytest.mark.parametrize("silent", [False, True], ids=["loud", "silent"])
+@pytest.mark.parametrize("tunnels", [1, 2])
+async def test_every_fault_at_every_moment_ends_in_a_whole_answer_or_an_error(
+    tmp_path: Path, tunnels: int, silent: bool
+) -> None:
+    faults = [fault for fault in FAULTS if (fault in SILENT) == silent]
+    names = [(fault, moment) for fault in faults for moment in MOMENTS]
+    cases = [Case(*name, tunnels, number) for number, name in enumerate(names)]
+    async with bench_of(tmp_path, tunnels) as bench:
+        await side_by_side(cases, lambda case: run_case(case, bench))
+
+
+async def test_no_fault_of_the_link_costs_an_answer(tmp_path: Path) -> None:
+    """What runs in tunnels goes on, while the node registers anew or is not missed yet."""
+    cases = [Case(fault, LINK, 2, number) for number, fault in enumerate(FAULTS)]
+    async with bench_of(tmp_path, 2) as bench:
+        await side_by_side(cases, lambda case: run_case(case, bench))
