@@ -153,11 +153,11 @@ class Chaos:
         self._pace = pace
         self._server = Part("server")
         self._faults: list[tuple[int, str, Callable[[], Awaitable[None]]]] = [
-            (3, "node killed", self._kill_node),
-            (3, "node frozen", self._freeze_node),
-            (9, "connection", self._hurt_connection),
-            (2, "path lost", self._lose_path),
-            (3, "engine killed", self._kill_engine),
+            (4, "node killed", self._kill_node),
+            (4, "node frozen", self._freeze_node),
+            (20, "connection", self._hurt_connection),
+            (3, "path lost", self._lose_path),
+            (5, "engine killed", self._kill_engine),
             (1, "server killed", self._kill_server),
             (1, "server frozen", self._freeze_server),
         ]
@@ -391,8 +391,9 @@ def _account(entries: Sequence[LedgerEntry], seen: Sequence[Seen]) -> str:
     assert len(rows) == len(entries)
     ids = [one.request_id for one in seen if one.request_id]
     assert len(ids) == len(set(ids)), "two requests of one name"
-    missing = [one for one in seen if one.ending == "complete" and one.request_id not in rows]
-    assert not missing, f"finished, and not in the ledger: {missing[:5]}"
+    ended = [one for one in seen if one.ending in ("complete", "refused", "broken")]
+    missing = [one for one in ended if one.request_id not in rows]
+    assert not missing, f"ended, and not in the ledger: {missing[:5]}"
     unlike = []
     for one in seen:
         entry = rows.get(one.request_id)
