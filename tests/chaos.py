@@ -99,7 +99,7 @@ class Users:
             rng.choice((1, 5, 20, 40)),
             model=rng.choice(MODELS),
             stream=rng.random() < 0.75,
-            padding=rng.choice((0, 0, 100, 20_000)),
+            padding=rng.choice((0, 0, 0, 100, 100, 20_000, 20_000, 400_000)),
         )
         began = time.monotonic()
         try:

@@ -20,8 +20,8 @@ from tests.stack import Alone
 
 MiB = 2**20
 PIECE = 64 * 1024
-LARGE = 96 * MiB
-MOST_SENT = LARGE / 2
+LARGE = 256 * MiB
+MOST_SENT = 128 * MiB
 """Until everybody on the way is full: nearly all of it is in the kernel's buffers, of three
 connections."""
 MOST_KEPT = 24 * MiB
