@@ -12,7 +12,7 @@ INSTALL_SELF := $(INSTALL) --no-index --no-deps --no-build-isolation --editable 
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
 
 .DELETE_ON_ERROR:
-.PHONY: help run test check format fuzz bench docker-test certs lock clean
+.PHONY: help run test check format fuzz soak bench docker-test certs lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ format: $(VENV)/.installed-dev ## Format, and correct what ruff can
 
 fuzz: $(VENV)/.installed-dev ## Throw bytes at the protocol for a while
 	$(BIN)/python -m tests.fuzz $(ARGS)
+
+soak: $(VENV)/.installed-dev ## Kill and cut everything for ten minutes (ARGS="--seconds 60 --seed 1")
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 bench: $(VENV)/.installed-dev ## Measure, beside others (ARGS=--quick for a look)
 	$(BIN)/python -m benchmarks.run $(ARGS)

@@ -402,6 +402,10 @@ class Exchange:
         elif code == Code.SLOW_READER:
             self._finish(ending)
             self.request.abort()
+        elif self._meter.done and not self._meter.failed:
+            # Only the news that this was all is missing; the user has seen that it was.
+            self._finish(Ending("ok"))
+            self.request.finish()
         else:
             said = _broken("upstream_lost", "The node was lost in the middle of the answer.")
             self._end_broken(said, ending)

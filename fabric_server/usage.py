@@ -56,6 +56,8 @@ class Meter(Protocol):
     usage: Usage
     complete: bool
     """A terminal marker was seen."""
+    done: bool
+    """The very last one was: whatever follows, users have stopped reading."""
     failed: bool
     """The engine reported an error inside its answer."""
     torn: bool
@@ -73,7 +75,7 @@ class StreamMeter:
 
     def __init__(self, usage_asked: bool) -> None:
         self.usage = Usage()
-        self.complete = False
+        self.complete = self.done = False
         self.failed = False
         self.torn = False
         self._strip = not usage_asked
@@ -110,9 +112,9 @@ class StreamMeter:
         return events
 
     def _look(self, events: bytes) -> None:
-        if not self.complete and (
-            _FINISHED.search(events) or (events.endswith(_DONE_ENDS) and _DONE.search(events))
-        ):
+        if events.endswith(_DONE_ENDS) and _DONE.search(events):
+            self.complete = self.done = True
+        elif not self.complete and _FINISHED.search(events):
             self.complete = True
         if b'"error"' in events and _ERROR.search(events):
             self.failed = True
@@ -150,7 +152,7 @@ class BodyMeter:
     """For an answer in one piece: passes untouched; the figures are read when it has ended."""
 
     complete = True
-    failed = torn = False
+    done = failed = torn = False
 
     def __init__(self) -> None:
         self.usage = Usage()
@@ -172,7 +174,7 @@ class NoMeter:
     """For what is not metered, such as an engine's error."""
 
     complete = True
-    failed = torn = False
+    done = failed = torn = False
     usage = Usage()
 
     def feed(self, data: bytes) -> bytes:

@@ -109,6 +109,8 @@ class ScriptedEngine:
         self.plan = Plan()
         self.plans: deque[Plan] = deque()
         self.requests: list[Request] = []
+        self.reply: Callable[[Json], Plan] | None = None
+        """Makes the plan from what is asked, where there is one."""
         self.probes: dict[str, object] = {}
         self.probed: list[str] = []
         """Paths of the GET requests so far."""
@@ -207,6 +209,8 @@ class ScriptedEngine:
             if plan.hold_body:
                 await plan.hold_body.wait()
             request.body = await http.read()
+            if self.reply is not None:
+                plan = self.reply(request.json)
             self._arrived.put_nowait(request)
             answer = await self._answer(http, request, plan)
             await answer.write_eof()

@@ -30,6 +30,7 @@ from fabric_client.supervisor import Supervisor
 from fabric_server.accounts import mint
 from fabric_server.app import App
 from fabric_server.config import Config
+from tests.faults import FaultProxy, redirected
 
 QUICK: dict[str, Any] = {
     "host": ("127.0.0.1",),
@@ -138,17 +139,18 @@ class Fabric:
         invitation = await self.app.enrolment.invite(name, 3600.0)
         return invitation.token
 
-    async def enrol(self, name: str = "attic") -> Path:
-        """A joined node's directory; nothing runs yet."""
+    async def enrol(self, name: str = "attic", *, via: str | None = None) -> Path:
+        """A joined node's directory; nothing runs yet.  ``via`` is the address that it dials."""
         directory = self.directory / f"node-{name}-{len(self.nodes)}"
-        await join(await self.invite(name), directory, name=name)
+        token = await self.invite(name)
+        await join(token if via is None else redirected(token, via), directory, name=name)
         return directory
 
     async def join(
-        self, *engines: str, name: str = "attic", slots: int | None = None
+        self, *engines: str, name: str = "attic", slots: int | None = None, via: str | None = None
     ) -> RunningNode:
         """A node that runs, with its models routed to."""
-        directory = await self.enrol(name)
+        directory = await self.enrol(name, via=via)
         return await self.run_node(directory, *engines, name=name, slots=slots)
 
     async def run_node(
@@ -163,14 +165,21 @@ class Fabric:
         await self.routed(node.id)
         return node
 
-    async def routed(self, node_id: str, tunnels: int = 2, timeout: float = 10) -> None:
+    async def routed(self, node_id: str, tunnels: int | None = None, timeout: float = 10) -> None:
         """Returns when the node is registered with all its tunnels."""
+        if tunnels is None:
+            tunnels = self.config.tunnels
         async with asyncio.timeout(timeout):
             while True:
                 node = self.app.registry.node(node_id)
                 if node is not None and len(node.tunnels) >= tunnels:
                     return
                 await asyncio.sleep(0.01)  # another side's doing, seen from here: no event for it
+
+    def faults(self, host: str) -> FaultProxy:
+        """A way to this server that can be made to fail, on ``host``; to be entered."""
+        names = ("api", "control", "proxy")
+        return FaultProxy(host, {name: self.app.listeners[name].port for name in names})
 
     # ── users ─────────────────────────────────────────────────────────────────────────────────
 

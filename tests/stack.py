@@ -23,6 +23,7 @@ from typing import Any, Protocol, Self
 
 import aiohttp
 
+from tests.faults import FaultProxy, redirected
 from tests.lab.backends import Daemon, free_port
 from tests.lab.kafka_server import KafkaServer
 from tests.lab.postgres_server import PostgresServer
@@ -94,6 +95,11 @@ class Process:
         """How it ended."""
         assert self._process is not None
         return self._process.returncode
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     def signal(self, number: int) -> None:
         assert self._process is not None
@@ -256,16 +262,28 @@ class Stack:
         """What ``fabric-server …`` prints with ``--json``."""
         return json.loads(await self._run("fabric_server", *words, "--json"))
 
-    async def join(self, engine: str, name: str = "attic") -> Process:
-        """A node that runs and is registered."""
-        data = self.directory / f"node-{name}"
+    async def join(
+        self, engine: str, name: str = "attic", *flags: str, via: str | None = None
+    ) -> Process:
+        """A node that runs and is registered.  ``via`` is the address that it dials."""
+        data = self.node_data(name)
         token = (await self.command("nodes", "invite", "--name", name))["token"]
+        token = token if via is None else redirected(token, via)
         await self._run("fabric_client", "join", token, "--data", str(data))
-        words = ("fabric_client", "run", "--data", str(data), "--engine", engine, "--no-discover")
+        own = ("--data", str(data), "--engine", engine, "--no-discover")
+        words = ("fabric_client", "run", *own, *flags)
         node = Process(words, self.environ, "registered")
         self._more.append(node)
         await node.start()
         return node
+
+    def node_data(self, name: str) -> Path:
+        return self.directory / f"node-{name}"
+
+    def faults(self, host: str) -> FaultProxy:
+        """A way to the server that can be made to fail, on ``host``; to be entered."""
+        names = ("api", "control", "proxy")
+        return FaultProxy(host, {name: self.ports[name] for name in names})
 
     async def join_server(self, name: str) -> Process:
         """One more server on the same back ends, with data and ports of its own."""

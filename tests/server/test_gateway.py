@@ -702,6 +702,34 @@ async def test_a_stream_lost_in_the_middle_ends_with_an_error_and_is_not_tried_a
     assert (await user.ask("GET", "/")).status == 200, "the connection is in step"
 
 
+async def test_a_stream_whose_node_is_lost_behind_its_terminal_marker_is_whole() -> None:
+    site = Site()
+    node = site.node()
+    user = ask(site, STREAM)
+    call = await node.call()
+    call.begin_stream()
+    call.data(chunk("Hel") + chunk(None) + usage_chunk(5, 7) + DONE)
+    await user.until(DONE)
+    node.vanish()
+    assert (await user.answer()).body == chunk("Hel") + chunk(None) + DONE
+    entry = await site.entry()
+    assert (entry.outcome, entry.error, entry.completion_tokens) == ("ok", None, 7)
+    assert site.taken() == 0
+
+
+async def test_a_reason_to_finish_is_not_the_end_of_a_stream_whose_node_is_lost() -> None:
+    site = Site()
+    node = site.node()
+    user = ask(site, STREAM)
+    call = await node.call()
+    call.begin_stream()
+    call.data(chunk("Hel") + chunk(None))
+    await user.until(chunk(None))
+    node.vanish()
+    _last_event_is_an_error((await user.answer()).body, "upstream_lost")
+    assert (await site.entry()).outcome == "failed"
+
+
 async def test_an_event_of_which_half_has_gone_out_is_ended_before_the_error() -> None:
     site = Site()
     node = site.node()

@@ -110,6 +110,7 @@ def test_complete_means_that_a_terminal_marker_was_seen(text: bytes, complete: b
         meter = StreamMeter(usage_asked=False)
         assert run(meter, pieces) == text
         assert meter.complete == complete
+        assert meter.done == (complete and b"[DONE]" in text)
 
 
 @pytest.mark.parametrize(

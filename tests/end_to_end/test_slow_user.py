@@ -1,0 +1,134 @@
+"""A user who stops reading, as seen by everybody else: real processes, and their memory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import ssl
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import psutil
+import pytest
+
+from tests.engine import Json, Plan, ScriptedEngine
+from tests.questions import ask, question, reply
+from tests.stack import Alone
+
+MiB = 2**20
+PIECE = 64 * 1024
+LARGE = 256 * MiB
+MOST_SENT = 128 * MiB
+"""Until everybody on the way is full: nearly all of it is in the kernel's buffers, of three
+connections."""
+MOST_KEPT = 24 * MiB
+"""In each process; far less than the answer, with room for what Python keeps by the way."""
+OTHERS = 8
+ROUNDS = 12
+LONGEST = 20.0
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[ScriptedEngine]:
+    async with ScriptedEngine() as engine:
+
+        def answer(asked: Json) -> Plan:
+            if "large" in asked:
+                return Plan(chunks=["x" * PIECE] * (LARGE // PIECE))
+            return reply(asked)
+
+        engine.reply = answer
+        yield engine
+
+
+class SlowUser:
+    """Asks for a large answer, reads its beginning, and then nothing more."""
+
+    async def __aenter__(self) -> SlowUser:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._writer.transport.abort()
+
+    async def ask(self, port: int, key: str, trust: ssl.SSLContext) -> None:
+        body = {"model": "tiny", "stream": True, "large": True, "messages": []}
+        data = json.dumps(body).encode()
+        # Little is read ahead here: what is not read is the server's to keep.
+        reader, self._writer = await asyncio.open_connection(
+            "127.0.0.1", port, ssl=trust, limit=1024
+        )
+        head = (
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: test\r\n"
+            f"authorization: Bearer {key}\r\ncontent-length: {len(data)}\r\n\r\n"
+        )
+        self._writer.write(head.encode() + data)
+        async with asyncio.timeout(LONGEST):
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+
+
+async def crowd(stack: Alone, key: str, name: str) -> list[float]:
+    """Others ask for small answers, and get them; returns how long each took, in seconds."""
+    took: list[float] = []
+
+    async def one(number: int, session: aiohttp.ClientSession) -> None:
+        for turn in range(ROUNDS):
+            body = question(f"{name}-{number}-{turn}", 30, model="tiny", stream=turn % 2 == 0)
+            began = time.monotonic()
+            url = f"{stack.public}/v1/chat/completions"
+            seen = await ask(session, url, key, body, deadline=LONGEST)
+            assert seen.ending == "complete", seen
+            took.append(time.monotonic() - began)
+
+    async with stack.session() as session, asyncio.TaskGroup() as group:
+        for number in range(OTHERS):
+            group.create_task(one(number, session))
+    return sorted(took)
+
+
+def p99(sorted_seconds: list[float]) -> float:
+    return sorted_seconds[math.ceil(len(sorted_seconds) * 0.99) - 1]
+
+
+async def test_a_user_who_stops_reading_costs_nobody_else_and_no_memory(
+    tmp_path: Path, engine: ScriptedEngine
+) -> None:
+    patient = {"slow_reader_timeout": "300"}  # while this lasts, nobody cuts the slow user off
+    async with Alone(tmp_path, **patient) as stack, SlowUser() as slow:
+        node = await stack.join(engine.url, "attic", "--slots", "32")
+        key = (await stack.command("keys", "create", "alice"))["text"]
+        processes = {"server": psutil.Process(stack.server.pid), "node": psutil.Process(node.pid)}
+        await crowd(stack, key, "warm")
+        before = await crowd(stack, key, "before")
+        kept = {name: process.memory_info().rss for name, process in processes.items()}
+
+        await slow.ask(stack.ports["public"], key, stack.trust())
+        [large] = [request for request in engine.requests if b"large" in request.body]
+        await _stands_still(lambda: large.sent)
+        during = await crowd(stack, key, "during")
+        grown = {
+            name: (process.memory_info().rss - kept[name]) / MiB
+            for name, process in processes.items()
+        }
+        assert large.outcome is None, "the slow user's answer is not over"
+        assert large.sent < MOST_SENT
+        assert max(grown.values()) < MOST_KEPT / MiB, grown
+    await large.aborted()
+    print(
+        f"p99 of {len(during)} others: {p99(before) * 1e3:.1f} ms before, "
+        f"{p99(during) * 1e3:.1f} ms beside a slow user; the engine could write "
+        f"{large.sent / MiB:.1f} of {LARGE / MiB:.0f} MiB; memory grew by "
+        + ", ".join(f"{size:.1f} MiB ({name})" for name, size in grown.items())
+    )
+
+
+async def _stands_still(count: object) -> None:
+    """Everybody between the engine and the user is full."""
+    assert callable(count)
+    last = -1
+    async with asyncio.timeout(LONGEST):
+        while count() != last:
+            last = count()
+            await asyncio.sleep(0.5)  # that nothing happens can only be seen in time
