@@ -8,6 +8,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +102,8 @@ def test_a_node_that_does_not_run_remembers_it(shell: Shell, joined: None) -> No
 
 
 def test_resuming_does_not_undo_what_was_set(shell: Shell, joined: None) -> None:
-    # A minute that was this time yesterday, or will be tomorrow.
-    minute = (time.localtime().tm_hour * 60 + time.localtime().tm_min + 720) % 1440
-    hours = f"{minute // 60:02}:{minute % 60:02}-{minute // 60:02}:{minute % 60:02}"
-    hours = hours[:-2] + f"{(minute % 60 + 1) % 60:02}" if minute % 60 < 59 else "00:00-00:01"
+    begin, end = (datetime.now() + timedelta(hours=ahead) for ahead in (2, 4))
+    hours = f"{begin:%H:%M}-{end:%H:%M}"
     with shell.start("fabric-client", "run", ALONE, f"--schedule={hours}"):
         becomes(shell, lambda told: told["linked"])
         assert "still paused: outside its hours" in shell.ok("fabric-client", "resume")
