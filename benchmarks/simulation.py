@@ -190,7 +190,12 @@ class Run:
         )
         self._knowledge = router.knowledge
         self._admission = Admission(
-            self._registry, rng=rng, queue_length=10_000, queue_timeout=600.0, router=router
+            self._registry,
+            rng=rng,
+            queue_length=10_000,
+            queue_length_per_key=10_000,
+            queue_timeout=600.0,
+            router=router,
         )
         self.first_bytes: list[tuple[int, float]] = []
         self.waited = self.refused = self.cached = self.prompts = 0
@@ -208,7 +213,7 @@ class Run:
         began = loop.time()
         wish = Wish(MODEL, prefix=prefix(turn), tokens=turn.prompt)
         try:
-            engine = await self._admission.admit(MODEL, (), wish)
+            engine = await self._admission.admit(wish)
         except Refusal:
             self.refused += 1
             return

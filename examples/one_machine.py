@@ -74,7 +74,9 @@ async def tell(data: Path) -> None:
         key = await key_for(data)
         await join(data, ready)
         engines, model = await find_engines(data, stack)
-        run = ("fabric_client", "run", "--data", f"{data}/node", *engines)
+        # It is here to be seen, on battery too.
+        flags = ("--data", f"{data}/node", "--no-pause-on-battery")
+        run = ("fabric_client", "run", *flags, *engines)
         node = await stack.enter_async_context(program(logs[1], *run))
         url = ready["local_url"]
         await model_served(url, key, model, node, logs[1])

@@ -12,7 +12,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from fabric_client.commands.drain import drain
 from fabric_client.commands.join import join
+from fabric_client.commands.pause import pause, resume
 from fabric_client.commands.run import run_
 from fabric_client.commands.status import status
 from fabric_client.config import PREFIX
@@ -29,6 +31,9 @@ app = output.commands("A node of the fabric: answers with the inference engines 
 app.command(epilog=about_settings(PREFIX))(join)
 app.command("run", epilog=about_settings(PREFIX))(run_)
 app.command()(status)
+app.command()(pause)
+app.command()(resume)
+app.command()(drain)
 
 
 @app.callback(invoke_without_command=True)

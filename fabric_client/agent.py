@@ -14,7 +14,7 @@ from fabric_client.devices import Devices
 from fabric_client.forward import Forwarder
 from fabric_client.identity import Identity
 from fabric_client.tunnels import Tunnels
-from fabric_client.watcher import Watcher, loaded_models
+from fabric_client.watcher import loaded_models
 from protocol import messages
 from protocol.aio.link import LinkDriver
 from protocol.aio.tls import dial
@@ -52,19 +52,21 @@ class Agent:
         name: str,
         release: str,
         identity: Identity,
-        watcher: Watcher,
+        reports: Callable[[], list[EngineReport]],
         devices: Devices,
         forwarder: Forwarder,
         rng: Random,
         on_change: Callable[[], None],
     ) -> None:
-        """``on_change`` is called when what ``status`` shows may have changed."""
+        """``reports`` gives what the server is told of the engines.
+
+        ``on_change`` is called when what ``status`` shows may have changed."""
         self.registered: Registered | None = None
         self.tunnels: Tunnels | None = None
         self._name = name
         self._release = release
         self._identity = identity
-        self._watcher = watcher
+        self._reports = reports
         self._devices = devices
         self._forwarder = forwarder
         self._rng = rng
@@ -91,7 +93,7 @@ class Agent:
                 self._release,
                 self._name,
                 f"{platform.system()} {platform.machine()}",
-                self._watcher.reports,
+                self._reports(),
             )
         )
         try:
@@ -194,7 +196,7 @@ class Agent:
             await asyncio.sleep(registered.heartbeat_seconds)
 
     async def _heartbeat(self, seq: int) -> Heartbeat:
-        reports = self._watcher.reports
+        reports = self._reports()
         # In a thread, because a GPU's driver may hang.
         sample = await asyncio.to_thread(self._devices.sample, self._loop.time())
         return Heartbeat(

@@ -8,11 +8,20 @@ from pathlib import Path
 from typing import Literal
 
 from fabric_client.addresses import AddressError, parse_address
+from fabric_client.schedule import ScheduleError, parse_schedule
+from protocol.join import is_name
 from protocol.program.settings import Conflict, about
 
 PREFIX = "FABRIC_NODE_"
 
+
+def host_name() -> str:
+    name = socket.gethostname()
+    return name if is_name(name) else "node"
+
+
 _MOST_ENGINES = 16  # as many as a report may list
+_LEAST_UPLOAD = 16 * 1024  # with less, answers that share it come so slowly that they seem dead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +33,12 @@ class Config:
         default_factory=lambda: Path.home() / ".fabric" / "node",
         metadata=about("Where this node's key and certificates live."),
     )
-    name: str = field(
-        default_factory=lambda: socket.gethostname() or "node",
-        metadata=about("What people call this node; the host name unless set."),
+    name: str | None = field(
+        default=None,
+        metadata=about(
+            "What people call this node; not set means as the invitation says, or else the host "
+            "name."
+        ),
     )
     engine: tuple[str, ...] = field(
         default=(),
@@ -51,6 +63,42 @@ class Config:
             most=4096,
         ),
     )
+    schedule: tuple[str, ...] = field(
+        default=(),
+        metadata=about(
+            "Hours in which it answers, local time, such as 22:00-08:00 or mon-fri 18:00-08:00, "
+            "several with commas between them; not set means always."
+        ),
+    )
+    pause_on_battery: bool = field(
+        default=True, metadata=about("Answer nothing while the machine runs from its battery.")
+    )
+    pause_gpu_percent: float | None = field(
+        default=None,
+        metadata=about(
+            "Answer nothing while other programs use the GPU more than this; not set means never "
+            "mind them.",
+            least=1,
+            most=99,
+        ),
+    )
+    pause_gpu_seconds: float = field(
+        default=30.0,
+        metadata=about(
+            "How long they have to use it, or not to, until that counts.",
+            unit="seconds",
+            least=0,
+            most=3600,
+        ),
+    )
+    upload_limit: int | None = field(
+        default=None,
+        metadata=about(
+            "Send at most so many bytes of answers in a second; not set means no limit.",
+            unit="bytes",
+            least=_LEAST_UPLOAD,
+        ),
+    )
     log_level: Literal["debug", "info", "warning", "error"] = field(
         default="info", metadata=about("Least important lines to log.")
     )
@@ -60,15 +108,23 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        if not 0 < len(self.name) <= 256 or not self.name.isprintable():
+        if self.name is not None and not is_name(self.name):
             raise Conflict("name must be 1 to 256 printable characters.", "name")
         if len(self.engine) > _MOST_ENGINES:
             raise Conflict(f"engine lists more than {_MOST_ENGINES}: leave some out.", "engine")
+        try:
+            parse_schedule(self.schedule)
+        except ScheduleError as error:
+            raise Conflict(str(error), "schedule") from None
         try:
             for text in self.engine:
                 parse_address(text)
         except AddressError as error:
             raise Conflict(str(error), "engine") from None
+
+    def called(self, joined_as: str = "") -> str:
+        """The node's name; ``joined_as`` is what the server called it when it joined."""
+        return self.name or joined_as or host_name()
 
     @property
     def discovers(self) -> bool:

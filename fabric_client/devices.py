@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -59,10 +60,16 @@ class Devices:
         now: float,
         drm: Path = Path("/sys/class/drm"),
         nvml: Any = None,
+        battery: Callable[[], Any] | None = None,
     ) -> None:
         """``now`` is of the same clock as ``sample`` gets.  ``drm`` is where Linux lists graphics
-        cards, ``nvml`` a stand-in for the module ``pynvml``; both are for tests."""
+        cards, ``nvml`` a stand-in for the module ``pynvml``, ``battery`` one for
+        ``psutil.sensors_battery``; all are for tests."""
         self._data = data
+        # Missing where psutil knows of no batteries at all.
+        own: Callable[[], Any] = getattr(psutil, "sensors_battery", lambda: None)
+        self._battery = own if battery is None else battery
+        self._of_gpus = threading.Lock()
         self._nvidia = Nvidia(nvml)
         self._amd = Amd(drm)
         self._failed: set[str] = set()
@@ -75,8 +82,6 @@ class Devices:
         memory, memory_used = self._try("memory", _memory, (0, 0))
         disk, disk_used = self._try("disk", self._disk, (0, 0))
         came, went = self._rates(now)
-        nvidia = self._try("NVIDIA GPUs", lambda: self._nvidia.sample(now), _NO_GPUS)
-        amd = self._try("AMD GPUs", self._amd.sample, _NO_GPUS)
         return Sample(
             cpu_percent=self._try("processor", _cpu_percent, 0.0),
             memory_bytes=memory,
@@ -85,8 +90,24 @@ class Devices:
             disk_used_bytes=disk_used,
             network_in_bytes_per_second=came,
             network_out_bytes_per_second=went,
-            gpus=[*nvidia, *amd][:_MOST_GPUS],
+            gpus=self.gpus(now),
         )
+
+    def gpus(self, now: float) -> list[Gpu]:
+        """``now`` as for ``sample``.  One thread at a time asks the drivers, the others wait."""
+        with self._of_gpus:
+            nvidia = self._try("NVIDIA GPUs", lambda: self._nvidia.sample(now), _NO_GPUS)
+            amd = self._try("AMD GPUs", self._amd.sample, _NO_GPUS)
+        return [*nvidia, *amd][:_MOST_GPUS]
+
+    def gpu_percent(self, now: float) -> float:
+        """How much the GPU that is used most is used, by whomever; 0 where none tells."""
+        return max((gpu.utilisation_percent or 0.0 for gpu in self.gpus(now)), default=0.0)
+
+    def on_battery(self) -> bool:
+        """Whether the machine runs from its battery now; False where it has none."""
+        battery = self._try("battery", self._battery, None)
+        return battery is not None and battery.power_plugged is False
 
     def close(self) -> None:
         """Let go of the GPU driver."""

@@ -14,6 +14,7 @@ import msgspec
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from fabric_client.config import host_name
 from fabric_client.identity import (
     Facts,
     Identity,
@@ -33,9 +34,10 @@ class JoinProblem(Exception):
     """Joining did not work; the message says why and what to do."""
 
 
-async def join(text: str, directory: Path, *, name: str, replace: bool = False) -> Identity:
+async def join(text: str, directory: Path, *, name: str | None, replace: bool = False) -> Identity:
     """Make a key pair here, have it certified by the server that the token names, and keep both.
 
+    ``name`` is what the owner calls the node; None leaves it to the invitation.
     Raises ``BadToken`` or ``JoinProblem``.
     """
     token = joining.parse(text)
@@ -48,7 +50,7 @@ async def join(text: str, directory: Path, *, name: str, replace: bool = False) 
     key = ec.generate_private_key(ec.SECP256R1())
     enrolled = await _enrol(token, ca, key, name)
     try:
-        _keep(directory, token, ca, key, enrolled)
+        _keep(directory, token, ca, key, enrolled, enrolled.name or name or "")
         return Identity.load(directory)
     except OSError as error:
         raise JoinProblem(
@@ -60,7 +62,12 @@ async def join(text: str, directory: Path, *, name: str, replace: bool = False) 
 
 
 def _keep(
-    directory: Path, token: Token, ca: str, key: ec.EllipticCurvePrivateKey, enrolled: Enrolled
+    directory: Path,
+    token: Token,
+    ca: str,
+    key: ec.EllipticCurvePrivateKey,
+    enrolled: Enrolled,
+    name: str,
 ) -> None:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     pem = key.private_bytes(
@@ -69,12 +76,17 @@ def _keep(
         serialization.NoEncryption(),
     )
     facts = Facts(
-        enrolled.node_id, token.host, token.api_port, enrolled.control_port, enrolled.proxy_port
+        enrolled.node_id,
+        token.host,
+        token.api_port,
+        enrolled.control_port,
+        enrolled.proxy_port,
+        name,
     )
     write(directory / "node.key", pem.decode("ascii"), secret=True)
     write(directory / "node.pem", enrolled.certificate)
     write(directory / "ca.pem", ca)
-    write(directory / "node.json", msgspec.json.encode(facts).decode("ascii"))
+    write(directory / "node.json", msgspec.json.encode(facts).decode())
 
 
 async def _fetch_ca(token: Token) -> str:
@@ -100,7 +112,9 @@ async def _fetch_ca(token: Token) -> str:
     return ssl.DER_cert_to_PEM_cert(der)
 
 
-async def _enrol(token: Token, ca: str, key: ec.EllipticCurvePrivateKey, name: str) -> Enrolled:
+async def _enrol(
+    token: Token, ca: str, key: ec.EllipticCurvePrivateKey, name: str | None
+) -> Enrolled:
     verified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     verified.minimum_version = ssl.TLSVersion.TLSv1_3
     verified.verify_flags |= ssl.VERIFY_X509_STRICT  # as Python does itself from 3.13 on
@@ -111,7 +125,8 @@ async def _enrol(token: Token, ca: str, key: ec.EllipticCurvePrivateKey, name: s
     enrol = Enrol(
         secret=joining.to_text(token.secret),
         csr=request_for(key),
-        name=name,
+        name=name or host_name(),
+        named=name is not None,
         platform=f"{machine.system()} {machine.machine()}",
         version=version("fabric"),
     )

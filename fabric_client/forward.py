@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 
 from fabric_client.addresses import Address
 from fabric_client.engines import Engine
+from fabric_client.uploads import PIECE, Uploads
 from fabric_client.upstream import EngineConnection, Pool
 from protocol.aio.tunnel import Stream
 from protocol.errors import Code
@@ -32,6 +34,11 @@ _REPLAY_BYTES = 256 * 1024
 """A body up to this size is kept until the engine answers, should a warm connection prove dead."""
 
 
+GRACE_SECONDS = 2.0
+"""For so long after a pause has begun, requests are still taken: they were sent before word of it
+reached the server."""
+
+
 class Forwarder:
     """Takes the streams of all tunnels (``protocol.aio.tunnel.Accept``)."""
 
@@ -39,19 +46,35 @@ class Forwarder:
         self,
         find: Callable[[str], Engine | None],
         on_trouble: Callable[[], None] = lambda: None,
+        uploads: Uploads | None = None,
     ) -> None:
-        """``on_trouble`` is called when an engine has failed a request."""
+        """``on_trouble`` is called when an engine has failed a request; ``uploads`` holds answers
+        to the most that this node sends."""
         self._find = find
         self.on_trouble = on_trouble
+        self.uploads = uploads
         self._pools: dict[Address, Pool] = {}
         self.running: set[Forward] = set()
         self.served = 0
+        self._worked_at = float("-inf")
+        self._paused: str | None = None
+        self._paused_at = 0.0
         self._idle = asyncio.Event()
         self._idle.set()
 
     @property
     def active(self) -> int:
         return len(self.running)
+
+    def worked_at(self, now: float) -> float:
+        """When a request last ran here, on the loop's clock."""
+        return now if self.running else self._worked_at
+
+    def pause(self, problem: str | None) -> None:
+        """Take nothing new, for the reason that is told; None: again."""
+        if problem is not None and self._paused is None:
+            self._paused_at = asyncio.get_running_loop().time()
+        self._paused = problem
 
     async def idle(self) -> None:
         """Wait until nothing runs."""
@@ -63,6 +86,7 @@ class Forwarder:
 
     def ended(self, forward: Forward) -> None:
         self.running.discard(forward)
+        self._worked_at = asyncio.get_running_loop().time()
         if not self.running:
             self._idle.set()
 
@@ -70,6 +94,11 @@ class Forwarder:
         if (head.method, head.path) not in ALLOWED:
             stream.reset(Code.FORBIDDEN, f"{head.method} {head.path} is not served here")
             return None
+        if self._paused is not None:
+            late = asyncio.get_running_loop().time() - self._paused_at
+            if late > GRACE_SECONDS:
+                stream.reset(Code.REFUSED, self._paused)
+                return None
         engine = self._find(head.engine)
         if engine is None:
             stream.reset(Code.REFUSED, f"no engine '{head.engine}' here")
@@ -87,6 +116,8 @@ class Forwarder:
             forward.fail(Code.DRAINING, "the node is shutting down")
         for pool in self._pools.values():
             pool.close()
+        if self.uploads is not None:
+            self.uploads.close()
 
     def _pool(self, address: Address) -> Pool:
         pool = self._pools.get(address)
@@ -106,9 +137,12 @@ class Forward:
         "_connection",
         "_ended",
         "_engine",
+        "_figures",
         "_first_byte_at",
         "_forwarder",
+        "_full",
         "_head",
+        "_held",
         "_loop",
         "_over",
         "_owed",
@@ -150,6 +184,13 @@ class Forward:
         self._answered = False
         self._over = False
         self._bytes = 0
+        # Only when there is a limit to what this node sends:
+        self._held: deque[bytes] = deque()
+        """What was read and not yet sent: at most what is read at once."""
+        self._full = False
+        """The stream takes no more; ``on_writable`` tells when it does."""
+        self._figures: Figures | None = None
+        """Set when the engine has ended, and what is held has not been sent."""
 
     def begin(self) -> None:
         self._forwarder.began(self)
@@ -186,7 +227,10 @@ class Forward:
             self._stream.consumed(len(data))
 
     def on_writable(self) -> None:
-        if self._connection is not None:
+        if self._forwarder.uploads is not None:
+            self._full = False
+            self._send_held(self._forwarder.uploads)
+        elif self._connection is not None:
             self._connection.resume()
 
     def on_reset(self, code: int, reason: str) -> None:
@@ -206,7 +250,10 @@ class Forward:
         if not self._bytes:
             self._first_byte_at = self._loop.time()
         self._bytes += len(data)
-        if not self._stream.send(data) and self._connection is not None:
+        if self._forwarder.uploads is not None:
+            self._held.append(data)
+            self._send_held(self._forwarder.uploads)
+        elif not self._stream.send(data) and self._connection is not None:
             self._connection.pause()
 
     def on_answer_end(self) -> None:
@@ -214,12 +261,39 @@ class Forward:
         first = self._first_byte_at or now
         start = self._started_at
         figures = Figures((first - start) * 1000, (now - start) * 1000, self._bytes)
-        connection = self._connection
-        self._finish()
+        connection, self._connection = self._connection, None
+        if not self._held:
+            self._finish()
         if connection is not None:
             connection.release(connection.reusable and self._ended)
-        self._forwarder.served += 1
-        self._stream.end(figures)
+        if self._held:
+            self._figures = figures
+        else:
+            self._forwarder.served += 1
+            self._stream.end(figures)
+
+    def may_send(self) -> None:
+        assert self._forwarder.uploads is not None
+        self._send_held(self._forwarder.uploads)
+
+    def _send_held(self, uploads: Uploads) -> None:
+        while self._held and not self._full and uploads.allows(self):
+            piece = self._held.popleft()
+            if len(piece) > PIECE:
+                self._held.appendleft(piece[PIECE:])
+                piece = piece[:PIECE]
+            uploads.sent(len(piece))
+            self._full = not self._stream.send(piece)
+        if self._figures is not None:
+            if not self._held:
+                self._finish()
+                self._forwarder.served += 1
+                self._stream.end(self._figures)
+        elif self._connection is not None:
+            if self._held or self._full:
+                self._connection.pause()
+            else:
+                self._connection.resume()
 
     def on_answer_lost(self, reason: str) -> None:
         connection = self._connection
@@ -317,5 +391,7 @@ class Forward:
         self._over = True
         self._engine.active -= 1
         self._forwarder.ended(self)
+        if self._forwarder.uploads is not None:
+            self._forwarder.uploads.forget(self)
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()

@@ -40,6 +40,8 @@ class Facts(Struct, frozen=True):
     api_port: int
     control_port: int
     proxy_port: int
+    name: str = ""
+    """What the server called it when it joined."""
 
 
 class Identity:
@@ -50,6 +52,7 @@ class Identity:
         self.node_id = facts.node_id
         self.host = facts.host
         self.control_port = facts.control_port
+        self.name = facts.name
         self._begins = certificate.not_valid_before_utc.timestamp()
         self._ends = certificate.not_valid_after_utc.timestamp()
 
@@ -153,7 +156,7 @@ def write(path: Path, text: str, *, secret: bool = False) -> None:
         temporary.unlink()
     mode = 0o600 if secret else 0o644
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "w", encoding="ascii", newline="\n") as file:
+    with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -33,6 +33,15 @@ class State(Struct, frozen=True):
     active: int
     served: int
     engines: list[EngineReport]
+    """As they are, paused or not."""
+    run: str = ""
+    """Names this run of the node; another start is another."""
+    paused: str = ""
+    """Why it takes nothing new; empty when it does."""
+    draining: bool = False
+    """It ends when what runs has ended."""
+    heard: float = 0.0
+    """``Control.at`` of what its owner said last and it has acted on."""
 
 
 def path_in(directory: Path) -> Path:
@@ -48,6 +57,11 @@ def write(directory: Path, state: State) -> None:
         os.replace(temporary, path)
     except OSError as error:
         log.warning("state not written", extra={"path": str(path), "reason": str(error)})
+
+
+def forget(directory: Path) -> None:
+    """A node starts: what the one before it wrote is no news any more."""
+    path_in(directory).unlink(missing_ok=True)
 
 
 def read(directory: Path) -> State | None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 import time
 from collections.abc import Callable
+from datetime import datetime
 from importlib.metadata import version
 from random import Random
 
 import aiohttp
 
-from fabric_client import state
+from fabric_client import control, state
 from fabric_client.addresses import parse_address
 from fabric_client.agent import Agent
 from fabric_client.backoff import Backoff
@@ -20,8 +22,12 @@ from fabric_client.config import Config
 from fabric_client.devices import Devices
 from fabric_client.forward import Forwarder
 from fabric_client.identity import Identity, explain
+from fabric_client.pausing import GpuUse, reason_to_pause, told_paused
+from fabric_client.schedule import parse_schedule
+from fabric_client.uploads import Uploads
 from fabric_client.watcher import Watcher
 from protocol.errors import RemoteError
+from protocol.messages import EngineReport
 
 log = logging.getLogger("fabric.supervisor")
 
@@ -29,6 +35,10 @@ NAP_SECONDS = 5.0
 """How often the clocks are compared, in seconds."""
 SLEPT_SECONDS = 20.0
 """A wall clock this far ahead of the machine's running time means that it was asleep."""
+HEED_SECONDS = 0.5
+"""How often it is looked whether the owner has said something, and what time it is."""
+FEEL_SECONDS = 2.0
+"""How often battery and GPU are looked at, if they matter."""
 
 
 class Supervisor:
@@ -43,14 +53,26 @@ class Supervisor:
         rng: Random,
         clock: Callable[[], float] = time.time,
         nap: float = NAP_SECONDS,
+        devices: Devices | None = None,
     ) -> None:
         """``clock`` gives Unix seconds; with the loop's own time it is looked at every ``nap``
-        seconds, to notice that the machine was asleep."""
+        seconds, to notice that the machine was asleep.  ``devices`` are the machine's own unless
+        given."""
         self._config = config
         self._identity = identity
         self._rng = rng
         self._clock = clock
         self._nap = nap
+        self._devices = devices or Devices(config.data, now=asyncio.get_running_loop().time())
+        self._name = config.called(identity.name)
+        self._run = secrets.token_hex(8)
+        self._control = control.Watched(config.data)
+        self._schedule = parse_schedule(config.schedule)
+        self._gpu = GpuUse(config.pause_gpu_percent or 100.0, config.pause_gpu_seconds)
+        self._on_battery = False
+        self._paused: str | None = None
+        self.drained = asyncio.Event()
+        """Set when the owner wants this run to end: ``leave``, then end it."""
         self._agent: Agent | None = None
         self._watcher: Watcher | None = None
         self._forwarder: Forwarder | None = None
@@ -67,7 +89,10 @@ class Supervisor:
                 discover=self._config.discovers,
                 slots=self._config.slots,
             )
-            forwarder = self._forwarder = Forwarder(watcher.engine, watcher.poke)
+            forwarder = self._forwarder = Forwarder(watcher.engine, watcher.poke, self._uploads())
+            if self._config.pause_on_battery:
+                self._on_battery = await asyncio.to_thread(self._devices.on_battery)
+            self._heed(watcher, forwarder)
             await watcher.refresh()
             for report in watcher.reports:
                 log.info(
@@ -89,6 +114,9 @@ class Supervisor:
                 async with asyncio.TaskGroup() as group:
                     group.create_task(self._watch(watcher))
                     group.create_task(self._notice_sleep())
+                    group.create_task(self._heed_always(watcher, forwarder))
+                    group.create_task(self._feel_gpu(forwarder))
+                    group.create_task(self._feel_battery())
                     group.create_task(self._stay_registered(watcher, forwarder))
             except* RemoteError as refusals:
                 raise refusals.exceptions[0] from None
@@ -101,8 +129,9 @@ class Supervisor:
         if self._watcher is not None:
             self._watcher.poke()
 
-    async def leave(self, seconds: float) -> None:
-        """Take no new requests, and wait for those that run, at most so long."""
+    async def leave(self, seconds: float | None) -> None:
+        """Take no new requests, and wait for those that run, at most so long; None is as long as
+        they take."""
         if self._agent is not None:
             self._agent.leave("the node is shutting down")
         forwarder = self._forwarder
@@ -118,8 +147,65 @@ class Supervisor:
     async def _watch(self, watcher: Watcher) -> None:
         async for reports in watcher.watch():
             if self._agent is not None:
-                self._agent.report(reports)
+                self._agent.report(told_paused(reports, self._problem))
             self._write_state()
+
+    async def _heed_always(self, watcher: Watcher, forwarder: Forwarder) -> None:
+        while True:
+            await asyncio.sleep(HEED_SECONDS)
+            self._heed(watcher, forwarder)
+
+    def _heed(self, watcher: Watcher, forwarder: Forwarder) -> None:
+        """Pause, go on, or end, as the owner said and set."""
+        before, heard = self._problem, self._control.said.at
+        if trouble := self._control.look():
+            log.warning("what the owner said can't be read", extra={"reason": trouble})
+        if self._control.said.drain == self._run:
+            self.drained.set()
+        now = self._clock()
+        self._paused = reason_to_pause(
+            now=now,
+            wall=datetime.fromtimestamp(now),
+            control=self._control.said,
+            schedule=self._schedule,
+            hours=", ".join(self._config.schedule),
+            on_battery=self._on_battery,
+            gpu_busy=self._gpu.busy,
+        )
+        if self._problem != before:
+            log.info(self._problem or "goes on")
+            forwarder.pause(self._problem)
+            if self._agent is not None:
+                self._agent.report(told_paused(watcher.reports, self._problem))
+        if self._problem != before or self._control.said.at != heard:
+            self._write_state()
+
+    @property
+    def _problem(self) -> str | None:
+        """Why the server is to send nothing."""
+        if self.drained.is_set():
+            return "draining: it finishes what runs, and ends"
+        return None if self._paused is None else f"paused: {self._paused}"
+
+    async def _feel_gpu(self, forwarder: Forwarder) -> None:
+        loop = asyncio.get_running_loop()
+        while self._config.pause_gpu_percent is not None:
+            # In a thread, because a GPU's driver may hang; then what was known stays known.
+            percent = await asyncio.to_thread(self._devices.gpu_percent, loop.time())
+            now = loop.time()
+            self._gpu.saw(now, percent, forwarder.worked_at(now))
+            await asyncio.sleep(FEEL_SECONDS)
+
+    async def _feel_battery(self) -> None:
+        while self._config.pause_on_battery:
+            await asyncio.sleep(FEEL_SECONDS)
+            self._on_battery = await asyncio.to_thread(self._devices.on_battery)
+
+    def _uploads(self) -> Uploads | None:
+        if self._config.upload_limit is None:
+            return None
+        loop = asyncio.get_running_loop()
+        return Uploads(self._config.upload_limit, clock=loop.time, call_later=loop.call_later)
 
     async def _notice_sleep(self) -> None:
         """What was open before a sleep is worth nothing after it: the router has forgotten it."""
@@ -135,16 +221,19 @@ class Supervisor:
 
     async def _stay_registered(self, watcher: Watcher, forwarder: Forwarder) -> None:
         loop = asyncio.get_running_loop()
-        devices = Devices(self._config.data, now=loop.time())
         backoff = Backoff(self._rng)
+
+        def reports() -> list[EngineReport]:
+            return told_paused(watcher.reports, self._problem)
+
         while True:
             began = loop.time()
             agent = self._agent = Agent(
-                name=self._config.name,
+                name=self._name,
                 release=version("fabric"),
                 identity=self._identity,
-                watcher=watcher,
-                devices=devices,
+                reports=reports,
+                devices=self._devices,
                 forwarder=forwarder,
                 rng=self._rng,
                 on_change=self._on_change,
@@ -189,7 +278,7 @@ class Supervisor:
                 pid=os.getpid(),
                 at=time.time(),
                 node_id=self._identity.node_id,
-                name=self._config.name,
+                name=self._name,
                 server=f"{self._identity.host}:{self._identity.control_port}",
                 linked=self._was_linked,
                 since=self._linked_since,
@@ -198,5 +287,9 @@ class Supervisor:
                 active=forwarder.active,
                 served=forwarder.served,
                 engines=watcher.reports,
+                run=self._run,
+                paused=self._paused or "",
+                draining=self.drained.is_set(),
+                heard=self._control.said.at,
             ),
         )

@@ -91,6 +91,7 @@ class EngineConnection(asyncio.Protocol):
         self._reader = None
         if reusable and self.usable:
             self.used = True
+            self.resume()  # the end may have come with what made its reader pause
             self._pool.put(self)
         elif self._transport is not None:
             self._transport.close()

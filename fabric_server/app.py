@@ -232,13 +232,15 @@ class App:
                 self.links.look_for_load()
 
     def _on_changes(self, changes: Changes) -> None:
-        """Nodes that another process has revoked, or that a restored store never knew."""
+        """Nodes that another process has revoked or drained, or a restored store never knew."""
         lasting = {node.id for node in changes.nodes if node.revoked_at is None}
         gone = {node.id for node in changes.nodes if node.revoked_at is not None}
         if changes.everything:
             gone |= {node.id for node in self.registry.nodes()} - lasting
         for node_id in gone:
             self.links.revoked(node_id)
+        for node in changes.nodes:
+            self.links.drained(node.id, node.draining)
 
     # ── stopping ──────────────────────────────────────────────────────────────────────────────
 

@@ -32,6 +32,7 @@ MOST_ADDRESSES = 10_000
 
 class Store(Protocol):
     async def create_invitation(self, invitation: InvitationRow) -> None: ...
+    async def invited_as(self, secret_hash: bytes) -> str | None: ...
     async def redeem_invitation(self, secret_hash: bytes, node: NodeRow, at: float) -> Redeemed: ...
     async def node(self, id: str) -> NodeRow | None: ...
 
@@ -96,15 +97,16 @@ class Enrolment:
         except ValueError:
             raise _REFUSED[Redeemed.UNKNOWN]() from None
         now = self._clock()
+        digest = hashlib.sha256(secret).digest()
+        wished = None if enrol.named else await self._store.invited_as(digest)
         node = NodeRow(
             id=_node_id(secret),
-            name=enrol.name,
+            name=wished if wished is not None and join.is_name(wished) else enrol.name,
             public_key_sha256=public_key_sha256(request),
             created_at=now,
             platform=enrol.platform,
             version=enrol.version,
         )
-        digest = hashlib.sha256(secret).digest()
         redeemed = await self._store.redeem_invitation(digest, node, now)
         if redeemed is Redeemed.USED and await self._is_repeated(node):
             log.info("node enrolled again", extra={"node": node.id, "label": node.name})
@@ -113,7 +115,14 @@ class Enrolment:
         else:
             raise _REFUSED[redeemed]()
         certificate = self._certificates.authority.sign_node(request, node.id, now, self._lifetime)
-        return Enrolled(node.id, certificate, self.ca, self._port("control"), self._port("proxy"))
+        return Enrolled(
+            node.id,
+            certificate,
+            self.ca,
+            self._port("control"),
+            self._port("proxy"),
+            node.name,
+        )
 
     async def _is_repeated(self, node: NodeRow) -> bool:
         """Whether the same machine asks again, since the first answer never reached it."""

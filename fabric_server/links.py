@@ -42,6 +42,7 @@ class Store(Protocol):
     async def next_epoch(self, node_id: str) -> int | None: ...
     async def node_seen(self, id: str, at: float, *, platform: str, version: str) -> None: ...
     async def served(self, node_id: str, models: Sequence[str]) -> None: ...
+    async def node_problem(self, id: str, epoch: int, problem: str) -> None: ...
 
 
 class Renewals(Protocol):
@@ -82,6 +83,7 @@ class Links:
         self._open: set[NodeLink] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining: Leaving | None = None
+        self._drained: dict[str, bool] = {}
 
     def __call__(self) -> LinkDriver:
         return LinkDriver(NodeLink(self), asyncio.get_running_loop(), rng=self._rng)
@@ -106,6 +108,24 @@ class Links:
                 tunnel.close(Code.UNAUTHORISED, "this node was revoked")
             if node.link is not None:
                 node.link.close(Code.UNAUTHORISED, "this node was revoked", again=False)
+
+    def drained(self, node_id: str, drained: bool) -> None:
+        """What the store says of a node now: whether the operator wants it to be given nothing new.
+
+        What runs on it finishes.
+        """
+        self._drained[node_id] = drained
+        node = self.registry.node(node_id)
+        if node is not None and node.drained is not drained:
+            node.drained = drained
+            log.info("node drained" if drained else "node undrained", extra={"node": node_id})
+            if not drained:
+                self.registry.room(node)
+
+    def is_drained(self, row: NodeRow) -> bool:
+        """For a node that registers.  Word of a change that came while ``row`` was on its way
+        counts more: it may be newer, and if it is older, newer word is still to come."""
+        return self._drained.get(row.id, row.draining)
 
     def look_for_load(self) -> None:
         """Ask busy nodes for one tunnel more; called now and then."""
@@ -139,6 +159,8 @@ class NodeLink:
         self._links = links
         self._node: Node | None = None
         self._registering = False
+        self._noted: str | None = None
+        self._noting = False
 
     # ── what the link tells ───────────────────────────────────────────────────────────────────
 
@@ -211,6 +233,7 @@ class NodeLink:
         if link.link.closed:
             return None
         node = Node(row.id, epoch, register, link, time())
+        node.drained = links.is_drained(row)
         self._node = node
         older = links.registry.add(node)
         if older is not None and older.link is not None:
@@ -245,6 +268,20 @@ class NodeLink:
         new = self._links.registry.report(node, engines)
         if new:
             self._links.spawn(self._remember(node, sorted(new)))
+        if not self._noting and node.problem != self._noted:
+            self._noting = True
+            self._links.spawn(self._note_problem(node))
+
+    async def _note_problem(self, node: Node) -> None:
+        """One write after the other, so that the last one is of what was said last."""
+        try:
+            while (problem := node.problem) != self._noted:
+                await self._links.store.node_problem(node.id, node.epoch, problem)
+                self._noted = problem
+        except BackendError as error:  # with the next report that differs
+            log.warning("node's problem not noted", extra={"node": node.id, "reason": str(error)})
+        finally:
+            self._noting = False
 
     async def _remember(self, node: Node, models: Sequence[str]) -> None:
         try:

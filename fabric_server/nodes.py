@@ -85,6 +85,9 @@ class Node:
         self.served: set[str] = set()
         """Models it has reported so far."""
         self.draining = False
+        """It has said that it leaves."""
+        self.drained = False
+        """The operator wants it to be given nothing new."""
         self.connected_at = at
         """Unix seconds."""
         self.heartbeat: Heartbeat | None = None
@@ -92,12 +95,12 @@ class Node:
     @property
     def connected(self) -> bool:
         """Whether it will take streams: if not this very moment, then when its tunnels stand."""
-        return self.link is not None and not self.draining
+        return self.link is not None and not self.draining and not self.drained
 
     @property
     def reachable(self) -> bool:
         """Whether a new stream could be opened now."""
-        if self.link is not None and not self.draining:
+        if self.link is not None and not self.draining and not self.drained:
             for tunnel in self.tunnels:  # a loop, for it is asked for each candidate
                 if tunnel.connection.usable:
                     return True
@@ -120,8 +123,18 @@ class Node:
     def slots(self) -> int:
         return sum(engine.slots for engine in self.engines.values())
 
+    @property
+    def problem(self) -> str:
+        """Why none of its engines is asked, as it says itself; empty when one is."""
+        engines = self.engines.values()
+        if any(engine.healthy and engine.slots > 0 for engine in engines):
+            return ""
+        said = dict.fromkeys(engine.problem or "an engine is down" for engine in engines)
+        return "; ".join(said)[:1024] or "no engine"
+
     def __repr__(self) -> str:
-        state = "gone" if self.link is None else "draining" if self.draining else "here"
+        leaves = self.draining or self.drained
+        state = "gone" if self.link is None else "draining" if leaves else "here"
         return f"<Node {self.id} epoch {self.epoch} {state} tunnels={len(self.tunnels)}>"
 
 

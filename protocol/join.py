@@ -56,6 +56,8 @@ class Enrol(Struct, frozen=True):
     """What people call the node."""
     platform: Annotated[str, Meta(max_length=256)] = ""
     version: Annotated[str, Meta(max_length=256)] = ""
+    named: bool = True
+    """Whether its owner chose ``name``; if not, a name that the invitation wishes goes first."""
 
     def __repr__(self) -> str:
         return f"<Enrol {self.name!r}>"
@@ -69,6 +71,13 @@ class Enrolled(Struct, frozen=True):
     """PEM."""
     control_port: Annotated[int, Meta(ge=1, le=65535)]
     proxy_port: Annotated[int, Meta(ge=1, le=65535)]
+    name: Annotated[str, Meta(max_length=256)] = ""
+    """What the node is called from now on; servers of the release before do not say."""
+
+
+def is_name(text: str) -> bool:
+    """Whether a node may be called that."""
+    return 0 < len(text) <= 256 and text.isprintable()
 
 
 class BadToken(FabricError):

@@ -28,6 +28,8 @@ class Shell:
         self.node_data = home / ".fabric" / "node"
         self.environ = {k: v for k, v in os.environ.items() if not k.startswith("FABRIC_")}
         self.environ |= {"HOME": str(home), "COLUMNS": "80"}
+        # Whoever runs the tests may do so on battery.
+        self.environ["FABRIC_NODE_PAUSE_ON_BATTERY"] = "false"
 
     def call(
         self, *words: str, stdin: str = "", environ: Mapping[str, str] | None = None

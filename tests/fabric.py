@@ -24,6 +24,7 @@ import openai
 
 from consumer.records import LedgerEntry
 from fabric_client.config import Config as NodeConfig
+from fabric_client.devices import Devices
 from fabric_client.enrol import join
 from fabric_client.identity import Identity
 from fabric_client.supervisor import Supervisor
@@ -147,18 +148,31 @@ class Fabric:
         return directory
 
     async def join(
-        self, *engines: str, name: str = "attic", slots: int | None = None, via: str | None = None
+        self,
+        *engines: str,
+        name: str = "attic",
+        slots: int | None = None,
+        via: str | None = None,
+        **settings: Any,
     ) -> RunningNode:
         """A node that runs, with its models routed to."""
         directory = await self.enrol(name, via=via)
-        return await self.run_node(directory, *engines, name=name, slots=slots)
+        return await self.run_node(directory, *engines, name=name, slots=slots, **settings)
 
     async def run_node(
-        self, directory: Path, *engines: str, name: str = "attic", slots: int | None = None
+        self,
+        directory: Path,
+        *engines: str,
+        name: str = "attic",
+        slots: int | None = None,
+        devices: Devices | None = None,
+        **settings: Any,
     ) -> RunningNode:
-        config = NodeConfig(data=directory, name=name, engine=engines, slots=slots)
+        # Whoever runs the tests may do so on battery.
+        settings = {"pause_on_battery": False, **settings}
+        config = NodeConfig(data=directory, name=name, engine=engines, slots=slots, **settings)
         identity = Identity.load(directory)
-        supervisor = Supervisor(config, identity, rng=Random())
+        supervisor = Supervisor(config, identity, rng=Random(), devices=devices)
         task = asyncio.get_running_loop().create_task(supervisor.run())
         node = RunningNode(identity.node_id, config, supervisor, task)
         self.nodes.append(node)

@@ -68,12 +68,13 @@ def join(
             )
         except enrol.JoinProblem as problem:
             raise Failure(str(problem)) from None
-        note(f"Joined {identity.host} as {identity.node_id}, “{settings.name}”.")
+        name = settings.called(identity.name)
+        note(f"Joined {identity.host} as {identity.node_id}, “{name}”.")
     if json:
         say_json(
             {
                 "node_id": identity.node_id,
-                "name": settings.name,
+                "name": settings.called(identity.name),
                 "server": f"{identity.host}:{identity.control_port}",
                 "directory": str(settings.data.absolute()),
             },

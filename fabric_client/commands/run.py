@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from random import Random
+from typing import TYPE_CHECKING
 
+from fabric_client import state
 from fabric_client.commands import of_the_node
 from fabric_client.config import Config
 from fabric_client.identity import Identity
@@ -13,6 +15,9 @@ from fabric_client.only_one import only_one
 from protocol.program import logs, run
 from protocol.program.output import make_directory
 from protocol.program.run import Signals
+
+if TYPE_CHECKING:
+    from fabric_client.supervisor import Supervisor
 
 log = logging.getLogger("fabric.node")
 
@@ -24,8 +29,9 @@ LEAVE_SECONDS = 60.0
 def run_(settings: Config) -> int:
     """Answer what the server sends, with the engines of this machine.
 
-    The log goes to standard error.  The first Ctrl-C or SIGTERM lets running answers finish, the
-    second does not.  Exit code 3: the server has refused this node for good.
+    The log goes to standard error.  The first Ctrl-C or SIGTERM lets running answers finish for a
+    minute, the second does not; 'fabric-client drain' lets them take their time.  Exit code 3: the
+    server has refused this node for good.
     """
     return run_node(settings)
 
@@ -36,7 +42,14 @@ def run_node(settings: Config) -> int:
     identity = Identity.load(settings.data)
     make_directory(settings.data)
     with only_one(settings.data):
+        state.forget(settings.data)
         return run.run(lambda signals: _serve(settings, identity, signals))
+
+
+async def _drained(supervisor: Supervisor) -> None:
+    """Returns when the owner wanted this run to end and its work is done."""
+    await supervisor.drained.wait()
+    await supervisor.leave(None)
 
 
 async def _serve(settings: Config, identity: Identity, signals: Signals) -> None:
@@ -46,14 +59,17 @@ async def _serve(settings: Config, identity: Identity, signals: Signals) -> None
     loop = asyncio.get_running_loop()
     working = loop.create_task(supervisor.run())
     stopping = loop.create_task(signals.stop.wait())
+    draining = loop.create_task(_drained(supervisor))
+    tasks = (working, stopping, draining)
     try:
-        await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             await working
-        log.info("leaving", extra={"seconds": LEAVE_SECONDS})
-        await supervisor.leave(LEAVE_SECONDS)
+        if stopping.done():
+            log.info("leaving", extra={"seconds": LEAVE_SECONDS})
+            await supervisor.leave(LEAVE_SECONDS)
     finally:
-        for task in (working, stopping):
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(working, stopping, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         log.info("stopped")

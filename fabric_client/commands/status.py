@@ -30,6 +30,7 @@ def status(settings: Config, json: Json = False) -> int:
     else:
         problem = "" if running else "It is not running: start it with 'fabric-client run'."
     now = state.read(settings.data) if running else None
+    problem = problem or ("It is starting." if now is None else "")
     if json:
         say_json(_described(identity, running, now, problem))
     else:
@@ -52,6 +53,8 @@ def _described(
         "server": None if identity is None else f"{identity.host}:{identity.control_port}",
         "certificate_ends": None if identity is None else identity.ends,
         "pid": None if now is None else now.pid,
+        "paused": now.paused or None if now is not None else None,
+        "draining": now is not None and now.draining,
         "tunnels": 0 if now is None else now.tunnels,
         "active": 0 if now is None else now.active,
         "served": 0 if now is None else now.served,
@@ -86,6 +89,10 @@ def _show(identity: Identity | None, now: State | None, problem: str) -> None:
         say(f"State   linked for {since}, {now.tunnels} tunnels")
     else:
         say(f"State   not linked for {since}: {now.reason}")
+    if now.draining:
+        say("Drains  it finishes what runs, and ends")
+    elif now.paused:
+        say(f"Paused  {now.paused}")
     say(f"Work    {now.active} now, {now.served} since it was started\n")
     if not now.engines:
         say("No engine: start Ollama, vLLM, llama-server or LM Studio, or name one with --engine.")

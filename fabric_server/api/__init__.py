@@ -67,6 +67,8 @@ def routes(app: App, clock: Callable[[], float]) -> list[Row]:
         Route("GET", "/api/v1/openapi.json", openapi),
         Route("GET", "/api/v1/nodes", nodes.list_nodes),
         Route("GET", "/api/v1/nodes/{id}", nodes.show_node),
+        Route("POST", "/api/v1/nodes/{id}/drain", nodes.drain_node),
+        Route("POST", "/api/v1/nodes/{id}/undrain", nodes.undrain_node),
         Route("POST", "/api/v1/nodes/{id}/revoke", nodes.revoke_node),
         Route("POST", "/api/v1/invitations", nodes.invite_node, status=201),
         Route("GET", "/api/v1/accounts", accounts.list_accounts),

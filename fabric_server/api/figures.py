@@ -119,7 +119,9 @@ class Figures:
         engines = [engine for node in nodes for engine in node.engines.values()]
         yield _gauge("nodes_connected", "Nodes with a link.", value=len(nodes))
         yield _gauge(
-            "nodes_draining", "Of these, leaving.", value=sum(node.draining for node in nodes)
+            "nodes_draining",
+            "Of these, leaving or drained by the operator.",
+            value=sum(node.draining or node.drained for node in nodes),
         )
         healthy = sum(engine.healthy for engine in engines)
         by_state = {"healthy": healthy, "failing": len(engines) - healthy}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from fabric_server.backends.rows import NodeState
 from protocol.messages import Gpu, ModelReport
 
 DAY = 86_400.0
@@ -72,7 +73,7 @@ class HeartbeatView(Struct, frozen=True, kw_only=True):
 
 class NodeView(Struct, frozen=True, kw_only=True):
     id: str
-    state: Literal["good", "revoked"]
+    state: Annotated[NodeState, Meta(description="What the operator has made of it.")]
     name: str
     platform: str
     release: str
@@ -83,6 +84,9 @@ class NodeView(Struct, frozen=True, kw_only=True):
     connected: bool
     connected_at: float | None
     draining: Annotated[bool, Meta(description="It finishes what runs, and takes nothing new.")]
+    problem: Annotated[
+        str | None, Meta(description="Why it gets no requests now. null: it may get some.")
+    ]
     tunnels: int
     streams: int
     slots: int

@@ -36,6 +36,7 @@ class Store(Protocol):
     async def node(self, id: str) -> NodeRow | None: ...
     async def nodes(self) -> list[NodeRow]: ...
     async def revoke_node(self, id: str, at: float) -> NodeRow | None: ...
+    async def set_node_draining(self, id: str, draining: bool) -> NodeRow | None: ...
     async def heartbeats(self, node: str, *, limit: int) -> list[HeartbeatRecord]: ...
 
 
@@ -90,6 +91,26 @@ class Nodes:
             ],
         )
 
+    async def drain_node(self, id: str, by: Key) -> NodeView:
+        """Give a node nothing new; what runs on it finishes.
+
+        It lasts until it is undrained, whatever is restarted meanwhile.
+        """
+        return await self._set_draining(id, True, by)
+
+    async def undrain_node(self, id: str, by: Key) -> NodeView:
+        """Give a node work again."""
+        return await self._set_draining(id, False, by)
+
+    async def _set_draining(self, id: str, draining: bool, by: Key) -> NodeView:
+        row = await self._store.set_node_draining(id, draining)
+        if row is None:
+            raise not_found("node", id)
+        await self._watch.look()
+        words = "node drained by" if draining else "node undrained by"
+        log.info(words, extra={"node": row.id, "by": by.id})
+        return view(row, self._registry.node(row.id))
+
     async def revoke_node(self, id: str, by: Key) -> NodeView:
         """Revoke a node: its connections are cut at once, and it can't come back.
 
@@ -125,7 +146,7 @@ def view(row: NodeRow, node: Node | None) -> NodeView:
     engines: Sequence[Engine] = tuple(node.engines.values()) if node else ()
     return NodeView(
         id=row.id,
-        state="good" if row.revoked_at is None else "revoked",
+        state=row.state,
         name=row.name,
         platform=node.platform if node else row.platform,
         release=node.release if node else row.version,
@@ -135,7 +156,8 @@ def view(row: NodeRow, node: Node | None) -> NodeView:
         epoch=node.epoch if node else row.epoch,
         connected=node is not None,
         connected_at=node.connected_at if node else None,
-        draining=node is not None and node.draining,
+        draining=row.draining or (node is not None and node.draining),
+        problem=_problem(row, node),
         tunnels=len(node.tunnels) if node else 0,
         streams=sum(tunnel.connection.active for tunnel in node.tunnels) if node else 0,
         slots=node.slots if node else 0,
@@ -143,6 +165,21 @@ def view(row: NodeRow, node: Node | None) -> NodeView:
         engines=list(map(_engine, engines)),
         heartbeat=_beat(node.heartbeat) if node and node.heartbeat else None,
     )
+
+
+def _problem(row: NodeRow, node: Node | None) -> str | None:
+    """Why it gets no requests: the first that would have to be put right."""
+    if row.revoked_at is not None:
+        return "revoked by the operator"
+    if node is None:
+        return "not connected"
+    if row.draining:
+        return "drained by the operator"
+    if node.draining:
+        return "leaving"
+    if node.problem:
+        return node.problem
+    return None if node.reachable else "no tunnel"
 
 
 def _engine(engine: Engine) -> EngineView:

@@ -9,6 +9,7 @@ from typing import Literal
 from msgspec import Struct
 
 KeyState = Literal["good", "revoked", "expired", "disabled", "account_disabled"]
+NodeState = Literal["good", "revoked", "draining"]
 
 
 class AccountRow(Struct, frozen=True):
@@ -68,6 +69,17 @@ class NodeRow(Struct, frozen=True):
     version: str = ""
     online: bool = False
     """As far as the store knows; the server that has its link knows better."""
+    draining: bool = False
+    """The operator wants it to finish what runs, and to be given nothing new."""
+    problem: str = ""
+    """Why its engines are asked nothing, as it last said."""
+
+    @property
+    def state(self) -> NodeState:
+        """What the operator has made of it, what lasts longest first."""
+        if self.revoked_at is not None:
+            return "revoked"
+        return "draining" if self.draining else "good"
 
 
 class InvitationRow(Struct, frozen=True):

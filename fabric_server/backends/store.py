@@ -37,7 +37,7 @@ _KEYS = (
 )
 _NODE = (
     "id, name, public_key_sha256, created_at, revoked_at, epoch, last_seen_at, platform, version,"
-    " online"
+    " online, draining, problem"
 )
 
 _SERVED = insertion("served_models", {"node_id": "TEXT", "model": "TEXT"})
@@ -226,6 +226,13 @@ class SqlStore(Measured):
             )
             await _bump(session)
 
+    async def invited_as(self, secret_hash: bytes) -> str | None:
+        """The name that an invitation wishes for its node, if it wishes one."""
+        rows = await self._database.fetch(
+            "SELECT name FROM invitations WHERE secret_hash = $1", secret_hash
+        )
+        return rows[0][0] if rows else None
+
     async def redeem_invitation(self, secret_hash: bytes, node: NodeRow, at: float) -> Redeemed:
         """Uses the invitation up and makes the node, both or neither."""
         async with self._database.transaction(durable=True) as session:
@@ -245,7 +252,7 @@ class SqlStore(Measured):
                 return Redeemed.EXPIRED if rows[0][0] is None else Redeemed.USED
             await session.execute(
                 f"INSERT INTO nodes ({_NODE}, revision)"
-                " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+                " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
                 *msgspec.structs.astuple(node),
                 await _bump(session),
             )
@@ -275,6 +282,24 @@ class SqlStore(Measured):
             )
             rows = await session.fetch(f"SELECT {_NODE} FROM nodes WHERE id = $1", id)
             return _node(rows[0]) if rows else None
+
+    async def set_node_draining(self, id: str, draining: bool) -> NodeRow | None:
+        """Returns the node as it is now, or None when there is none."""
+        async with self._database.transaction(durable=True) as session:
+            rows = await session.fetch(
+                f"UPDATE nodes SET draining = $1, revision = $2 WHERE id = $3 RETURNING {_NODE}",
+                draining,
+                await _bump(session),
+                id,
+            )
+            return _node(rows[0]) if rows else None
+
+    async def node_problem(self, id: str, epoch: int, problem: str) -> None:
+        """Why a registration's engines are asked nothing; a newer registration's word stands."""
+        async with self._database.transaction() as session:
+            await session.execute(
+                "UPDATE nodes SET problem = $1 WHERE id = $2 AND epoch = $3", problem, id, epoch
+            )
 
     async def next_epoch(self, node_id: str) -> int | None:
         """The number of a new registration; None when the node is unknown or revoked."""
@@ -356,8 +381,9 @@ def _account(row: Row) -> AccountRow:
 
 
 def _node(row: Row) -> NodeRow:
-    *others, online = row
-    values = [*others, bool(online)]  # SQLite has no truth values of its own
+    *others, online, draining, problem = row
+    # SQLite has no truth values of its own
+    values = [*others, bool(online), bool(draining), problem]
     return NodeRow(*values)
 
 

@@ -29,7 +29,7 @@ from protocol.program.output import (
 )
 from protocol.program.settings import describe
 
-app = commands("Nodes: invite, list, revoke.")
+app = commands("Nodes: invite, list, drain, undrain, revoke.")
 
 HOUR = 3600.0
 
@@ -39,7 +39,7 @@ HOUR = 3600.0
 def invite(
     settings: Config,
     name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Note whom the invitation is for.")
+        str | None, typer.Option(metavar="NAME", help="Name the node, unless its owner names it.")
     ] = None,
     valid: Annotated[float, typer.Option(metavar="HOURS", help="How long it may be used.")] = 24.0,
     json: Json = False,
@@ -50,6 +50,8 @@ def invite(
     """
     if valid <= 0:
         raise Failure("--valid must be more than 0 hours.")
+    if name is not None and not join.is_name(name):
+        raise Failure("--name must be 1 to 256 printable characters.")
     invited = with_store(
         settings, lambda store: _enrolment(settings, store).invite(name, valid * HOUR)
     )
@@ -82,22 +84,59 @@ def list_(settings: Config, json: Json = False) -> None:
         return
     now = time.time()
     say_table(
-        ("id", "name", "state", "last seen", "joined", "platform", "version"),
+        ("id", "name", "state", "last seen", "joined", "platform", "version", "problem"),
         [
             (
                 node.id,
                 node.name,
-                _state(node),
+                node.state,
                 "never"
                 if node.last_seen_at is None
                 else f"{duration(now - node.last_seen_at)} ago",
                 moment(node.created_at),
                 node.platform,
                 node.version,
+                _problem(node),
             )
             for node in nodes
         ],
     )
+
+
+@app.command()
+@of_the_store
+def drain(
+    settings: Config,
+    id: Annotated[str, typer.Argument(metavar="ID", help="As 'nodes list' shows it.")],
+    json: Json = False,
+) -> None:
+    """Give a node nothing new; what runs on it finishes.
+
+    A running server knows within a second.  It lasts until 'nodes undrain', whatever is restarted.
+    """
+    _set_draining(settings, id, True, json)
+
+
+@app.command()
+@of_the_store
+def undrain(
+    settings: Config,
+    id: Annotated[str, typer.Argument(metavar="ID", help="As 'nodes list' shows it.")],
+    json: Json = False,
+) -> None:
+    """Give a drained node work again."""
+    _set_draining(settings, id, False, json)
+
+
+def _set_draining(settings: Config, id: str, draining: bool, json: bool) -> None:
+    node = with_store(settings, lambda store: store.set_node_draining(id, draining))
+    if node is None:
+        raise Failure(f"there is no node {id}: 'fabric-server nodes list' shows all.")
+    if json:
+        say_json(_described(node))
+    else:
+        words = "gets nothing new" if draining else "gets work again"
+        say(f"{node.id}, “{node.name}”, {words}.")
 
 
 @app.command()
@@ -144,12 +183,11 @@ def _enrolment(settings: Config, store: SqlStore) -> Enrolment:
     )
 
 
-def _ago(at: float | None, now: float) -> str:
-    return "never" if at is None else f"{duration(now - at)} ago"
-
-
-def _state(node: NodeRow) -> str:
-    return "good" if node.revoked_at is None else "revoked"
+def _problem(node: NodeRow) -> str:
+    """Why it gets no requests, as far as the store knows."""
+    if node.state != "good":
+        return ""  # which says it
+    return node.problem if node.online else "offline"
 
 
 def _described(node: NodeRow) -> dict[str, Any]:
@@ -164,5 +202,7 @@ def _described(node: NodeRow) -> dict[str, Any]:
         "version": node.version,
         "epoch": node.epoch,
         "public_key_sha256": node.public_key_sha256.hex(),
-        "state": _state(node),
+        "state": node.state,
+        "online": node.online,
+        "problem": _problem(node) or None,
     }

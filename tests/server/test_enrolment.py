@@ -189,7 +189,8 @@ async def test_the_routes_give_the_ca_and_enrol(tmp_path: Path) -> None:
         body = msgspec.json.encode(asks(await door.token(), request_pem(new_key())))
         status, answer = await caller.post(body)
         assert status == 200
-        assert set(answer) == {"node_id", "certificate", "ca", "control_port", "proxy_port"}
+        fields = {"node_id", "certificate", "ca", "control_port", "proxy_port", "name"}
+        assert set(answer) == fields
         body = msgspec.json.encode(asks(await door.token(), "hello"))
         assert await caller.post(body) == (
             400,
