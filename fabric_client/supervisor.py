@@ -22,6 +22,7 @@ from fabric_client.forward import Forwarder
 from fabric_client.identity import Identity, explain
 from fabric_client.watcher import Watcher
 from protocol.errors import RemoteError
+from protocol.resume import Keeper
 
 log = logging.getLogger("fabric.supervisor")
 
@@ -137,6 +138,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         devices = Devices(self._config.data, now=loop.time())
         backoff = Backoff(self._rng)
+        keeper = Keeper()
         while True:
             began = loop.time()
             agent = self._agent = Agent(
@@ -148,6 +150,7 @@ class Supervisor:
                 forwarder=forwarder,
                 rng=self._rng,
                 on_change=self._on_change,
+                keeper=keeper,
             )
             try:
                 closed = await agent.serve()
