@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from random import Random
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -446,6 +446,51 @@ class ManyTunnels(RuleBasedStateMachine):
     def _pick(self, which, wanted):  # type: ignore[no-untyped-def]
         fitting = [told for told in self.streams.values() if wanted(told)]
         return [fitting[which % len(fitting)]] if fitting else []
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 2**32))
+def test_busy_tunnels_that_are_cut_again_and_again_lose_nothing(seed: int):
+    """Traffic as it is, with what the machine below draws too seldom: cuts in full flight."""
+    rng = Random(seed)
+    world = ManyTunnels()
+    world.begin()
+
+    def which() -> int:
+        return rng.randrange(1000)
+
+    def size() -> int:
+        return rng.choice([1, 7, 1000, 16_372, 16_373, 70_000, 300_000])
+
+    def some_bytes() -> int:
+        return rng.choice([0, rng.randrange(60), rng.randrange(20_000), rng.randrange(400_000)])
+
+    def role() -> Role:
+        return rng.choice(list(Role))
+
+    actions = [
+        (2, lambda: world.dial()),
+        (2, lambda: world.open(which(), rng.random() < 0.7, size())),
+        (1, lambda: world.upload(which(), size(), rng.random() < 0.5)),
+        (12, lambda: world.answer(which(), size(), "data")),
+        (1, lambda: world.answer(which(), 1, "end")),
+        (0.5, lambda: world.cancel(which())),
+        (0.2, lambda: world.give_up(which())),
+        (1, lambda: world.confirm(which())),
+        (6, lambda: world.consume(which(), role(), rng.choice([0.01, 0.5, 1.0]))),
+        (8, lambda: world.flush(which(), role(), rng.choice([1, 20_000, 256 * 1024]))),
+        (8, lambda: world.deliver(which(), role(), some_bytes())),
+        (1.5, lambda: world.settle()),
+        (1.5, lambda: world.cut(which(), some_bytes(), some_bytes())),
+        (4, lambda: world.notice(which(), role())),
+        (6, lambda: world.resume(which())),
+        (0.1, lambda: world.abandon(role(), 7 * which())),
+    ]
+    weights = [weight for weight, _ in actions]
+    for _, action in rng.choices(actions, weights, k=rng.choice([30, 100, 300])):
+        action()
+        world.what_is_kept_is_bounded()
+    world.teardown()
 
 
 def test_cut_anywhere_and_as_often_as_you_like_every_byte_arrives_once():
