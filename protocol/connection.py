@@ -741,7 +741,7 @@ class Connection:
 
     def _on_end(self, stream_id: int, flags: int, payload: bytes) -> None:
         stream = self._find(stream_id)
-        if self.resumes:
+        if self.resumes and not self.closed:
             self._ended_before += 1
             self._ack_due = True
         if stream is None:

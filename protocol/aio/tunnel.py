@@ -64,6 +64,7 @@ class Stream:
         self._connection = tunnel.connection
         self.id = id
         self.handler: Any = None
+        """None once it has heard the end, which also unties the knot of the two."""
 
     def move(self, tunnel: Tunnel, id: int) -> None:
         """It goes on there; only the two tunnels call this."""
@@ -241,9 +242,9 @@ class Tunnel(Driver):
             stream.handler.on_head(event.head)
 
     def _on_end(self, event: StreamEnded) -> None:
-        stream = self._streams.pop(event.stream_id, None)
-        if stream is not None:
-            stream.handler.on_end(event.figures)
+        handler = self._take_handler(event.stream_id)
+        if handler is not None:
+            handler.on_end(event.figures)
 
     def _on_opened(self, event: StreamOpened) -> None:
         assert self._accept is not None  # OPEN is refused before it gets here on a server
@@ -258,22 +259,30 @@ class Tunnel(Driver):
         stream: Stream | None = self.connection.owner(event.stream_id)
         if stream is not None:  # or its work has ended, and only its last bytes are asked for
             stream.move(self, event.stream_id)
-            self._streams[event.stream_id] = stream
+            if stream.handler is not None:  # or it has heard of a RESET, and will confirm it
+                self._streams[event.stream_id] = stream
 
     def _on_reset(self, event: StreamReset) -> None:
-        stream = self._streams.pop(event.stream_id, None)
-        if stream is not None:
-            stream.handler.on_reset(event.code, event.reason)
+        handler = self._take_handler(event.stream_id)
+        if handler is not None:
+            handler.on_reset(event.code, event.reason)
         else:  # its work had ended, and only its last bytes were still waiting here
             self.connection.confirm_reset(event.stream_id)
 
     def _on_confirmed(self, event: ResetConfirmed) -> None:
-        stream = self._streams.pop(event.stream_id, None)
-        if stream is not None:
-            stream.handler.on_reset(Code.NONE, "")
+        handler = self._take_handler(event.stream_id)
+        if handler is not None:
+            handler.on_reset(Code.NONE, "")
+
+    def _take_handler(self, stream_id: int) -> Any:
+        stream = self._streams.pop(stream_id, None)
+        if stream is None:
+            return None
+        handler, stream.handler = stream.handler, None
+        return handler
 
     def _forget(self, stream_id: int) -> None:
-        self._streams.pop(stream_id, None)
+        self._take_handler(stream_id)
         self._soon()
 
     def _on_writable(self, event: StreamWritable) -> None:
@@ -283,5 +292,6 @@ class Tunnel(Driver):
 
     def _on_closed(self, event: ConnectionClosed) -> None:
         if not self.connection.active:
-            self._streams.clear()
+            for stream_id in list(self._streams):
+                self._take_handler(stream_id)
         self.owner.on_closed(self, event.code, event.reason)

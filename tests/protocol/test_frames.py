@@ -28,6 +28,8 @@ LIMITS = [
     (FrameType.PONG, 0, 8, 8),
     (FrameType.DRAIN, 0, 1, 1280),
     (FrameType.CLOSE, 0, 2, 256),
+    (FrameType.RESUME, 1, 1, 256),
+    (FrameType.ACK, 0, 8, 8),
 ]
 
 
