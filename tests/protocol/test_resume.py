@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from random import Random
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -16,8 +17,9 @@ from hypothesis.stateful import (
 )
 from msgspec.structs import replace
 
-from protocol.connection import Connection, Role
-from protocol.errors import Code
+from protocol import messages
+from protocol.connection import MOST_UNACKNOWLEDGED, Connection, Role
+from protocol.errors import Code, LocalError
 from protocol.events import (
     ConnectionClosed,
     DataReceived,
@@ -31,9 +33,11 @@ from protocol.events import (
     StreamResumed,
     StreamWritable,
 )
+from protocol.frames import FrameType, encode
+from protocol.messages import Resume
 from protocol.resume import Keeper
 from protocol.streams import STREAM_WINDOW, TUNNEL_WINDOW
-from tests.pump import ANSWER, FIGURES, HEAD, SESSION
+from tests.pump import ANSWER, FIGURES, HEAD, SESSION, frames_in, words_of
 
 PERIOD = 65_521  # prime, so that a piece taken from the wrong place shows
 BLOB = Random(0).randbytes(PERIOD) * 64
@@ -301,7 +305,10 @@ class ManyTunnels(RuleBasedStateMachine):
         if closed:
             pair = closed[which % len(closed)]
             for told in self.streams.values():
-                if pair.side(role) in (told.at_server[0], told.at_node and told.at_node[0]):
+                at_node = told.at_node and told.at_node[0]
+                # One that has ended moves without its owner hearing where to.
+                unknown = role is Role.NODE and told.down.ended
+                if unknown or pair.side(role) in (told.at_server[0], at_node):
                     told.excused = True
             pair.side(role).abandon("nobody came")
             self.listen(pair, role)
@@ -504,3 +511,295 @@ def test_cut_anywhere_and_as_often_as_you_like_every_byte_arrives_once():
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+# ── one rule at a time ────────────────────────────────────────────────────────────────────────
+
+
+class Site:
+    """A server's and a node's side of as many tunnels as a test asks for."""
+
+    def __init__(self) -> None:
+        self.keeper = Keeper()
+        self.count = 0
+
+    def tunnel(self) -> Pair:
+        self.count += 1
+        pair = Pair(
+            Connection(Role.SERVER, now=0.0, rng=Random(1), resumes=True),
+            Connection(Role.NODE, now=0.0, rng=Random(1), number=self.count, keeper=self.keeper),
+        )
+        pair.node.hello(SESSION)
+        up(pair)
+        return pair
+
+    def answering(self, *, ended: bool = True) -> tuple[Pair, int]:
+        pair = self.tunnel()
+        stream = pair.server.open_stream(HEAD, now=0.0, ended=ended)
+        down(pair)
+        pair.node.send_head(stream, ANSWER)
+        up(pair)
+        return pair, stream
+
+
+def down(pair: Pair) -> list[str]:
+    """What the server says reaches the node; returns what that hears."""
+    pair.node.receive(b"".join(pair.server.data_to_send()), 0.0)
+    return [words_of(event) for event in pair.node.events()]
+
+
+def up(pair: Pair) -> list[str]:
+    pair.server.receive(b"".join(pair.node.data_to_send()), 0.0)
+    return [words_of(event) for event in pair.server.events()]
+
+
+def cut(pair: Pair) -> None:
+    for side in (pair.server, pair.node):
+        side.lost("cut")
+        assert [type(event) for event in side.events()] == [ConnectionClosed]
+
+
+def test_without_a_number_a_cut_ends_the_streams_of_both_sides_as_ever():
+    for resumes in (True, False):
+        pair = Pair(
+            Connection(Role.SERVER, now=0.0, rng=Random(1), resumes=resumes),
+            Connection(Role.NODE, now=0.0, rng=Random(1)),
+        )
+        pair.node.hello(SESSION)
+        up(pair)
+        pair.server.open_stream(HEAD, now=0.0, ended=True)
+        down(pair)
+        for side in (pair.server, pair.node):
+            side.lost("cut")
+            assert [words_of(event) for event in side.events()] == [
+                "reset 1 lost 'cut'",
+                "closed by peer: lost 'cut'",
+            ]
+        assert pair.node.kept == 0
+
+
+def test_a_node_without_a_number_takes_resume_for_the_breach_that_it_is():
+    for kind, stream in ((FrameType.RESUME, 1), (FrameType.ACK, 0)):
+        node = Connection(Role.NODE, now=0.0, rng=Random(1))
+        node.receive(encode(kind, 0, stream, bytes(8)), 0.0)
+        assert node.closed
+
+
+def test_a_number_is_for_servers_that_resume_and_others_ignore_it():
+    pair = Pair(
+        Connection(Role.SERVER, now=0.0, rng=Random(1)),
+        Connection(Role.NODE, now=0.0, rng=Random(1), number=1, keeper=Keeper()),
+    )
+    pair.node.hello(SESSION)
+    assert up(pair) == ["hello b'session'"]
+    pair.server.open_stream(HEAD, now=0.0, ended=True)
+    down(pair)
+    pair.node.send_head(1, ANSWER)
+    pair.node.end_stream(1, FIGURES)
+    assert up(pair) == ["head 1 200", "ended 1"]
+    assert not pair.server.has_output, "no ACK"
+
+
+def test_what_came_over_the_old_tunnel_is_not_credited_to_the_new_one():
+    site = Site()
+    old, stream = site.answering()
+    old.node.send_data(stream, bytes(200_000))
+    up(old)
+    cut(old)
+    new = site.tunnel()
+    stream = new.server.resume_stream(old.server, stream, now=0.0)
+    down(new)
+    new.node.send_data(stream, bytes(50_000))
+    assert up(new) == [f"data {stream} 16372 bytes"] * 3 + [f"data {stream} 884 bytes"]
+    new.server.consumed(stream, 200_000)
+    new.server.consumed(stream, 50_000)
+    assert new.server._inbound.consumed == new.server._inbound.received == 50_000
+
+
+def test_the_newer_of_two_claims_holds_whichever_comes_last():
+    site = Site()
+    old, stream = site.answering()
+    old.node.send_data(stream, b"one")
+    up(old)
+    old.server.lost("silent")
+    slow, quick = site.tunnel(), site.tunnel()
+    first = slow.server.resume_stream(old.server, stream, now=0.0)
+    late = b"".join(slow.server.data_to_send())
+    slow.server.lost("silent")
+    second = quick.server.resume_stream(slow.server, first, now=0.0)
+    assert down(quick) == [f"resumed {second}"]
+    quick.node.send_data(second, b"two")
+    slow.node.receive(late, 0.0)
+    assert slow.node.events() == []
+    assert [str(frame) for frame in frames_in(b"".join(slow.node.data_to_send()))] == [
+        "RESET 1 unknown 'this stream is not here any more'"
+    ]
+    assert up(quick) == [f"data {second} b'two'"]
+    assert old.node.active == slow.node.active == 0
+
+
+def test_a_question_that_lost_a_part_is_given_up_on_both_sides():
+    site = Site()
+    old, stream = site.answering(ended=False)
+    old.server.send_data(stream, b"half of it")
+    old.server.data_to_send()
+    cut(old)
+    new = site.tunnel()
+    stream = new.server.resume_stream(old.server, stream, now=0.0)
+    words = "'a part of the request was lost with its tunnel'"
+    assert down(new) == [f"resumed {stream}", f"reset {stream} unknown {words}"]
+    new.node.confirm_reset(stream)
+    assert up(new) == [f"reset {stream} lost {words}"]
+    assert new.server.active == new.node.active == 0
+
+
+def test_a_question_that_lost_nothing_goes_on_where_it_was():
+    site = Site()
+    old, stream = site.answering(ended=False)
+    old.server.send_data(stream, bytes(STREAM_WINDOW))
+    down(old)
+    old.node.consumed(stream, STREAM_WINDOW)
+    old.node.data_to_send()  # the WINDOW is lost
+    cut(old)
+    old.server.send_data(stream, b"and the rest")
+    new = site.tunnel()
+    stream = new.server.resume_stream(old.server, stream, now=0.0)
+    assert down(new) == [f"resumed {stream}"]
+    assert up(new) == []
+    assert down(new) == [f"data {stream} b'and the rest'"]
+    new.server.send_data(stream, b"", ended=True)
+    assert down(new) == [f"data {stream} b'', ended"]
+
+
+def test_the_end_of_a_question_said_between_tunnels_is_said_on_the_next_one():
+    site = Site()
+    old, stream = site.answering(ended=False)
+    cut(old)
+    old.server.send_data(stream, b"", ended=True)
+    new = site.tunnel()
+    stream = new.server.resume_stream(old.server, stream, now=0.0)
+    assert down(new) == [f"resumed {stream}", f"data {stream} b'', ended"]
+
+
+def test_what_was_granted_may_be_dropped_and_nothing_else_is():
+    site = Site()
+    pair, stream = site.answering()
+    for _ in range(16):
+        pair.node.send_data(stream, bytes(16_000))
+    up(pair)
+    assert pair.node.kept > 256_000
+    pair.server.consumed(stream, 140_000)
+    down(pair)
+    kept = pair.node.kept
+    assert 256_000 - 140_000 <= kept - 60 < 256_000 - 140_000 + 16_000
+
+
+def test_an_end_is_kept_until_it_is_acknowledged():
+    site = Site()
+    pair, stream = site.answering()
+    pair.node.send_data(stream, b"all of it")
+    pair.node.end_stream(stream, FIGURES)
+    up(pair)
+    assert pair.node.active == 0
+    assert pair.node.kept > 0
+    down(pair)
+    assert pair.node.kept == 0
+
+
+def test_an_acknowledgement_of_what_was_never_sent_closes():
+    site = Site()
+    pair, _ = site.answering()
+    pair.node.receive(encode(FrameType.ACK, 0, 0, (1).to_bytes(8, "big")), 0.0)
+    assert pair.node.closed
+
+
+def test_acknowledgements_that_tell_nothing_are_a_flood():
+    site = Site()
+    pair, _ = site.answering()
+    pair.node.receive(encode(FrameType.ACK, 0, 0, bytes(8)) * 101, 0.0)
+    closed = pair.node.events()[-1]
+    assert words_of(closed) == "closed by us: calm 'too much ACK that tells nothing'"
+
+
+def test_ends_that_nobody_acknowledges_are_kept_up_to_a_limit():
+    site = Site()
+    pair = site.tunnel()
+    for _ in range(2 * MOST_UNACKNOWLEDGED):
+        stream = pair.server.open_stream(HEAD, now=0.0, ended=True)
+        down(pair)
+        pair.node.send_head(stream, ANSWER)
+        pair.node.send_data(stream, bytes(10_000))
+        pair.node.end_stream(stream, FIGURES)
+        data = b"".join(pair.node.data_to_send())
+        pair.server.receive(data, 0.0)
+        pair.server._ack_due = False
+        for event in pair.server.events():
+            if isinstance(event, DataReceived):
+                pair.server.consumed(stream, len(event.data))
+        assert pair.node.kept <= TUNNEL_WINDOW
+        assert len(pair.node._ended) <= MOST_UNACKNOWLEDGED
+
+
+def test_a_claim_of_bytes_that_are_not_kept_breaks_that_stream_alone():
+    site = Site()
+    pair, stream = site.answering()
+    pair.node.send_data(stream, b"ten bytes.")
+    up(pair)
+    for attempt, (received, allowed) in enumerate([(11, 262_144), (5, 262_150)], 1):
+        claim = Resume(1, 1, attempt, True, received, allowed, 0, True)
+        frame = encode(FrameType.RESUME, 0, 1 + 2 * attempt, messages.encode(claim))
+        pair.node.receive(frame, 0.0)
+        if attempt == 1:
+            assert words_of(pair.node.events()[-1]).startswith("reset 3 protocol")
+            pair.node.confirm_reset(3)
+            assert not pair.node.closed
+
+
+def test_a_close_is_no_cut_but_crosses_a_resume():
+    site = Site()
+    old, stream = site.answering()
+    cut(old)
+    new, last = site.tunnel(), site.tunnel()
+    new.node.drain("restarting", 1.0)
+    stream = new.server.resume_stream(old.server, stream, now=0.0)
+    up(new)
+    up(new)
+    assert new.server.closed
+    assert new.server.active == 1
+    stream = last.server.resume_stream(new.server, stream, now=0.0)
+    assert down(last) == [f"resumed {stream}"]
+
+
+def test_one_that_is_being_stopped_moves_and_is_confirmed_where_it_is():
+    site = Site()
+    old, stream = site.answering()
+    old.server.reset(stream, Code.CANCELLED)
+    assert down(old) == ["reset 1 cancelled"]
+    cut(old)
+    new = site.tunnel()
+    stream = new.server.resume_stream(old.server, stream, now=0.0)
+    assert down(new) == [f"resumed {stream}"]
+    new.node.confirm_reset(stream)
+    assert up(new) == [f"confirmed {stream}"]
+
+
+def test_one_that_was_confirmed_on_the_way_is_confirmed_by_being_unknown():
+    site = Site()
+    old, stream = site.answering()
+    cut(old)
+    old.server.reset(stream, Code.CANCELLED)
+    old.node.reset(stream, Code.ENGINE_FAILED)
+    new = site.tunnel()
+    stream = new.server.resume_stream(old.server, stream, now=0.0)
+    assert down(new) == []
+    assert up(new) == [f"confirmed {stream}"]
+
+
+def test_a_stream_can_only_be_resumed_where_streams_can_be_opened_and_are_numbered():
+    site = Site()
+    old, stream = site.answering()
+    cut(old)
+    with pytest.raises(LocalError, match="no stream can be resumed"):
+        old.server.resume_stream(old.server, stream, now=0.0)
+    with pytest.raises(LocalError, match="is not closed"):
+        site.tunnel().server.abandon("too early")
