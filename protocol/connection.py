@@ -55,6 +55,8 @@ LEAVE_SECONDS = 60.0
 MOST_UNACKNOWLEDGED = 1024
 """Ended streams that a node keeps until their END is acknowledged, and no more bytes of them than
 the tunnel's window; the oldest go first, and could not be resumed any more."""
+ACK_DEBT, ACK_SHARE = 64 * 1024, 4 * 1024
+"""ENDs are acknowledged for so many bytes of answers at a time; each END counts as so many."""
 MOST_CONTROL = 4096
 """Control frames that may wait to be sent; a peer that provokes more is flooding us."""
 CALM_BURST, CALM_PER_SECOND = 100.0, 20.0
@@ -103,6 +105,7 @@ class Connection:
     # Beyond 30 attributes Python 3.11 gives up its fast ones for instances without slots: all
     # that a tunnel does takes a fifth longer then.
     __slots__ = (
+        "_ack_debt",
         "_ack_due",
         "_allowed",
         "_calm",
@@ -181,6 +184,7 @@ class Connection:
         """ENDs of the node's that came before those, or were received by the server."""
         self._ended_bytes = 0
         self._ack_due = False
+        self._ack_debt = 0
         self._most_streams = most_streams
         self._last_stream = last_stream
         self._streams: dict[int, Stream] = {}
@@ -384,7 +388,8 @@ class Connection:
         stream.answered = True
         if self.number:
             stream.head = payload
-        self._say(frames.encode(FrameType.HEAD, 0, stream_id, payload))
+        if not self.closed:
+            self._control.append(frames.encode(FrameType.HEAD, 0, stream_id, payload))
 
     def send_data(self, stream_id: int, data: bytes, *, ended: bool = False) -> bool:
         """Queue body bytes.  False: send no more before ``StreamWritable``.
@@ -547,7 +552,7 @@ class Connection:
         be overtaken by a RESET, what was handed out cannot.
         """
         if self._ack_due:
-            self._ack_due = False
+            self._ack_due, self._ack_debt = False, 0
             ended = OFFSET.pack(self._ended_before)
             self._control.append(frames.encode(FrameType.ACK, 0, 0, ended))
         elif self._leaving and self._is_done:
@@ -743,7 +748,8 @@ class Connection:
         stream = self._find(stream_id)
         if self.resumes and not self.closed:
             self._ended_before += 1
-            self._ack_due = True
+            self._ack_debt += ACK_SHARE + (0 if stream is None else stream.inbound.received)
+            self._ack_due = self._ack_debt >= ACK_DEBT
         if stream is None:
             return
         if not stream.answered and not stream.resetting:
@@ -955,9 +961,10 @@ class Connection:
             stream.outbound.clear()
             return
         stream.outbound.trailer = end
-        self._ended.append(stream)
+        ended = self._ended
+        ended.append(stream)
         self._ended_bytes += stream.kept
-        while len(self._ended) > MOST_UNACKNOWLEDGED or self._ended_bytes > TUNNEL_WINDOW:
+        while self._ended_bytes > TUNNEL_WINDOW or len(ended) > MOST_UNACKNOWLEDGED:
             self._forget_ended()
 
     def _forget_ended(self) -> None:

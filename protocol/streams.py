@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from itertools import accumulate
 from typing import Any
 
 STREAM_WINDOW = 256 * 1024
@@ -54,7 +52,7 @@ class Outbound:
     """Sender's side: bytes that wait for credit and for their turn.
 
     ``keeps`` those it has sent, too, until credit tells that they have gone on at the receiver:
-    ``rewind`` sends them again.  They are what one window holds, and the rest of a chunk::
+    ``rewind`` sends them again.  They are what two windows hold, and the rest of a chunk::
 
         kept_from      sent                    sent + queued
             │ kept      │ queued                     │
@@ -64,11 +62,13 @@ class Outbound:
     __slots__ = (
         "_at",
         "_chunks",
+        "_dropped",
         "_first_offset",
-        "_kept_from",
+        "_marks",
         "allowed",
         "ended",
         "keeps",
+        "kept_from",
         "queued",
         "sent",
         "trailer",
@@ -81,8 +81,12 @@ class Outbound:
         """The first chunk that was not sent whole; those before it are kept."""
         self._first_offset = 0
         """So much of that one was sent."""
-        self._kept_from = 0
+        self.kept_from = 0
         """The offset at which ``_chunks`` begin."""
+        self._dropped = 0
+        """Chunks that were there before those."""
+        self._marks: list[tuple[int, int]] | None = None
+        """Where chunks begin that were to be sent next: offset, and how many were before."""
         self.queued = 0
         self.sent = 0
         self.allowed = window
@@ -90,11 +94,6 @@ class Outbound:
         """Nothing more will be added."""
         self.trailer: bytes | None = None
         """A ready-made END frame that goes out behind the last byte."""
-
-    @property
-    def kept(self) -> int:
-        """Bytes that were sent and could be asked for again."""
-        return self.sent - self._kept_from if self.keeps else 0
 
     def add(self, data: bytes) -> None:
         self._chunks.append(data)
@@ -134,21 +133,28 @@ class Outbound:
         return payload
 
     def release(self, offset: int) -> None:
-        """What lies before ``offset`` has gone on at the receiver: nobody will ask for it again."""
-        if not self._at:
-            return
-        ends = list(accumulate(map(len, self._chunks), initial=0))
-        count = min(bisect_right(ends, offset - self._kept_from) - 1, self._at)
-        if count > 0:
-            del self._chunks[:count]
-            self._at -= count
-            self._kept_from += ends[count]
+        """What lies before ``offset`` has gone on at the receiver: nobody will ask for it again.
+
+        Dropped up to where this was called before, since looking for the very chunk would cost
+        more than sending it did: at most two windows are kept.
+        """
+        marks, at = self._marks, 0
+        if marks is None:
+            marks = self._marks = []
+        while marks and marks[0][0] <= offset:
+            self.kept_from, at = marks.pop(0)
+        if at:
+            at -= self._dropped
+            del self._chunks[:at]
+            self._at -= at
+            self._dropped += at
+        marks.append((self.sent - self._first_offset, self._dropped + self._at))
 
     def rewind(self, offset: int) -> bool:
         """Send again from ``offset`` on.  False when that is not kept, or was never sent."""
-        if not self._kept_from <= offset <= self.sent:
+        if not self.kept_from <= offset <= self.sent:
             return False
-        at, position = 0, self._kept_from
+        at, position = 0, self.kept_from
         while at < len(self._chunks) and position + len(self._chunks[at]) <= offset:
             position += len(self._chunks[at])
             at += 1
@@ -159,9 +165,10 @@ class Outbound:
 
     def clear(self) -> None:
         self._chunks.clear()
+        self._marks = None
         self._at = 0
         self._first_offset = 0
-        self._kept_from = self.sent
+        self.kept_from = self.sent
         self.queued = 0
         self.trailer = None
 
@@ -211,7 +218,10 @@ class Stream:
     @property
     def kept(self) -> int:
         """Bytes of what was sent that could be asked for again."""
-        return self.outbound.kept + len(self.head or b"")
+        outbound = self.outbound
+        if not outbound.keeps:
+            return 0
+        return outbound.sent - outbound.kept_from + (len(self.head) if self.head else 0)
 
     def __repr__(self) -> str:
         state = "resetting" if self.resetting else "answered" if self.answered else "open"

@@ -141,7 +141,6 @@ def resumption() -> str:
     another.resume_stream(server, first, now=0.0)
     carry(">", another, other)
     carry("<", other, another)
-    carry(">", another, other)
     return "\n".join(lines) + "\n"
 
 
@@ -242,6 +241,7 @@ def test_the_numbers_in_the_text_are_the_code_s():
         "control frames waiting": f"{tunnel.MOST_CONTROL:,}",
         "resumed within": f"{resume.RESUME_SECONDS:g} s",
         "kept for RESUME": f"{resume.KEEP_SECONDS:g} s",
+        "ACK": f"{tunnel.ACK_DEBT:,} bytes",
         "ENDs not acknowledged": f"{tunnel.MOST_UNACKNOWLEDGED:,}",
     }
 
