@@ -963,7 +963,8 @@ class Connection:
         stream.outbound.trailer = end
         ended = self._ended
         ended.append(stream)
-        self._ended_bytes += stream.kept
+        stream.weight = stream.kept
+        self._ended_bytes += stream.weight
         while self._ended_bytes > TUNNEL_WINDOW or len(ended) > MOST_UNACKNOWLEDGED:
             self._forget_ended()
 
@@ -971,13 +972,13 @@ class Connection:
         stream = self._ended.popleft()
         self._ended_before += 1
         if stream is not None:
-            self._ended_bytes -= stream.kept
+            self._ended_bytes -= stream.weight
 
     def _detach(self, stream: Stream) -> None:
         """It is here no more; what it holds remains."""
         if self._streams.get(stream.id) is not stream:
             self._ended[self._ended.index(stream)] = None
-            self._ended_bytes -= stream.kept
+            self._ended_bytes -= stream.weight
             return
         del self._streams[stream.id]
         if not self._streams:

@@ -188,6 +188,7 @@ class Stream:
         "owner",
         "resetting",
         "waiting",
+        "weight",
     )
 
     def __init__(self, id: int, *, keeps: bool = False) -> None:
@@ -214,6 +215,8 @@ class Stream:
         """The empty DATA that ends the question waits for another tunnel."""
         self.owner: Any = None
         """What ``Connection.own`` was told: goes along from tunnel to tunnel."""
+        self.weight: int
+        """What ``kept`` was when END was sent; not before."""
 
     @property
     def kept(self) -> int:
