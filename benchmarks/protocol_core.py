@@ -18,6 +18,7 @@ from protocol.events import DataReceived
 from protocol.frames import MOST_DATA, FrameType
 from protocol.link import Link
 from protocol.messages import Figures, RequestHead, ResponseHead
+from protocol.resume import Keeper
 
 ROUNDS = 7
 HEADERS = [("content-type", "application/json"), ("accept", "text/event-stream")]
@@ -30,8 +31,8 @@ TOKEN = b"data: " + b"x" * 192 + b"\n\n"
 
 
 def pair() -> tuple[Connection, Connection]:
-    server = Connection(Role.SERVER, now=0.0, rng=Random(1))
-    node = Connection(Role.NODE, now=0.0, rng=Random(2))
+    server = Connection(Role.SERVER, now=0.0, rng=Random(1), resumes=True)
+    node = Connection(Role.NODE, now=0.0, rng=Random(2), number=1, keeper=Keeper())
     node.hello(b"session")
     server.receive(b"".join(node.data_to_send()), 0.0)
     server.events()

@@ -32,6 +32,7 @@ from protocol.messages import (
     Renewed,
 )
 from protocol.names import CONTROL_ALPN
+from protocol.resume import Keeper
 
 log = logging.getLogger("fabric.agent")
 
@@ -57,6 +58,7 @@ class Agent:
         forwarder: Forwarder,
         rng: Random,
         on_change: Callable[[], None],
+        keeper: Keeper,
     ) -> None:
         """``reports`` gives what the server is told of the engines.
 
@@ -71,6 +73,7 @@ class Agent:
         self._forwarder = forwarder
         self._rng = rng
         self._on_change = on_change
+        self._keeper = keeper
         self._loop = asyncio.get_running_loop()
         self._link: LinkDriver | None = None
         self._answer: asyncio.Future[Registered | LinkClosed] = self._loop.create_future()
@@ -162,7 +165,12 @@ class Agent:
         self.registered = registered
         log.info("registered", extra={"node": registered.node_id, "epoch": registered.epoch})
         tunnels = self.tunnels = Tunnels(
-            self._identity, registered, self._forwarder.accept, self._rng, self._on_change
+            self._identity,
+            registered,
+            self._forwarder.accept,
+            self._rng,
+            self._on_change,
+            self._keeper,
         )
         self._on_change()
         work = [

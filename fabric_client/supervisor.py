@@ -28,6 +28,7 @@ from fabric_client.uploads import Uploads
 from fabric_client.watcher import Watcher
 from protocol.errors import RemoteError
 from protocol.messages import EngineReport
+from protocol.resume import Keeper
 
 log = logging.getLogger("fabric.supervisor")
 
@@ -222,6 +223,7 @@ class Supervisor:
     async def _stay_registered(self, watcher: Watcher, forwarder: Forwarder) -> None:
         loop = asyncio.get_running_loop()
         backoff = Backoff(self._rng)
+        keeper = Keeper()
 
         def reports() -> list[EngineReport]:
             return told_paused(watcher.reports, self._problem)
@@ -237,6 +239,7 @@ class Supervisor:
                 forwarder=forwarder,
                 rng=self._rng,
                 on_change=self._on_change,
+                keeper=keeper,
             )
             try:
                 closed = await agent.serve()

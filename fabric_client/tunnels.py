@@ -15,6 +15,7 @@ from protocol.connection import Role
 from protocol.errors import Code
 from protocol.messages import Hello, Registered
 from protocol.names import TUNNEL_ALPN
+from protocol.resume import KEEP_SECONDS, Keeper
 
 log = logging.getLogger("fabric.tunnels")
 
@@ -26,6 +27,9 @@ class Tunnels:
 
     Owns them (``protocol.aio.tunnel.TunnelOwner``).  Run ``run`` for as long as the registration
     lasts; afterwards tunnels that still carry streams live on until those have ended.
+
+    What a lost tunnel leaves behind waits a while in ``keeper`` for the server to ask for it on
+    another tunnel, be it one of the next registration.
     """
 
     def __init__(
@@ -35,12 +39,14 @@ class Tunnels:
         accept: Accept,
         rng: Random,
         on_change: Callable[[], None],
+        keeper: Keeper,
     ) -> None:
         self._identity = identity
         self._registered = registered
         self._accept = accept
         self._rng = rng
         self._on_change = on_change
+        self._keeper = keeper
         self._wanted = asyncio.Queue[None]()
         self._count = 0
         self._open: dict[Tunnel, asyncio.Future[str]] = {}
@@ -92,7 +98,7 @@ class Tunnels:
         """Open a tunnel and stay until it is closed; returns why it was."""
         identity = self._identity
         tunnel = await dial(
-            lambda: Tunnel(Role.NODE, self, loop, rng=self._rng, accept=self._accept),
+            lambda: self._tunnel(loop),
             identity.host,
             self._registered.proxy_port,
             identity.context(TUNNEL_ALPN),
@@ -106,6 +112,16 @@ class Tunnels:
         reason = await asyncio.shield(closed)
         return reason if tunnel.error is None else explain(tunnel.error)
 
+    def _tunnel(self, loop: asyncio.AbstractEventLoop) -> Tunnel:
+        rng, accept = self._rng, self._accept
+        if not self._registered.resume:
+            return Tunnel(Role.NODE, self, loop, rng=rng, accept=accept)
+        # Drawn, not counted: a server may still remember a tunnel of the process before this one.
+        number = rng.randrange(1, 2**63)
+        return Tunnel(
+            Role.NODE, self, loop, rng=rng, accept=accept, number=number, keeper=self._keeper
+        )
+
     # ── what a tunnel tells ───────────────────────────────────────────────────────────────────
 
     def on_hello(self, tunnel: Tunnel, hello: Hello) -> None:
@@ -115,6 +131,9 @@ class Tunnels:
         log.debug("tunnel drains", extra={"reason": reason})
 
     def on_closed(self, tunnel: Tunnel, code: int, reason: str) -> None:
+        if tunnel.connection.number:
+            loop = asyncio.get_running_loop()
+            loop.call_later(KEEP_SECONDS, tunnel.abandon, "nobody asked for it any more")
         closed = self._open.pop(tunnel, None)
         if closed is not None:
             closed.set_result(f"{Code.name_of(code)}: {reason}" if code else reason)

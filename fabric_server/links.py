@@ -247,6 +247,7 @@ class NodeLink:
                 links.proxy_port,
                 links.tunnels,
                 links.heartbeat_seconds,
+                resume=True,
             )
         )
         links.spawn(self._note_seen(node))

@@ -1,4 +1,8 @@
-"""Port 17001: tunnels come in, prove which registration they belong to, and carry its streams."""
+"""Port 17001: tunnels come in, prove which registration they belong to, and carry its streams.
+
+What a lost tunnel carried goes on over another one of the same node: at once if there is one, or
+when one comes within ``RESUME_SECONDS``.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from protocol.aio.tunnel import Tunnel
 from protocol.connection import Role
 from protocol.errors import Code
 from protocol.messages import Hello
+from protocol.resume import RESUME_SECONDS
 
 log = logging.getLogger("fabric.tunnels")
 
@@ -27,12 +32,15 @@ class Tunnels:
         self._rng = rng
         self._open: set[Tunnel] = set()
         self._nodes: dict[Tunnel, Node] = {}
+        self._lost: dict[Tunnel, tuple[str, asyncio.TimerHandle]] = {}
+        """With streams that wait for another tunnel of that node."""
         self.refused = 0
         self._received_before = 0
         self._sent_before = 0
 
     def __call__(self) -> Tunnel:
-        tunnel = Tunnel(Role.SERVER, self, asyncio.get_running_loop(), rng=self._rng)
+        loop = asyncio.get_running_loop()
+        tunnel = Tunnel(Role.SERVER, self, loop, rng=self._rng, resumes=True)
         self._open.add(tunnel)
         return tunnel
 
@@ -56,6 +64,8 @@ class Tunnels:
     def close(self) -> None:
         for tunnel in list(self._open):
             tunnel.close(Code.DRAINING, "the server is shutting down")
+        for tunnel in list(self._lost):
+            self._give_up(tunnel)
 
     # ── what a tunnel tells ───────────────────────────────────────────────────────────────────
 
@@ -72,6 +82,9 @@ class Tunnels:
         node.tunnels.append(tunnel)
         self._nodes[tunnel] = node
         log.debug("tunnel up", extra={"node": node.id, "epoch": node.epoch, "peer": tunnel.peer})
+        for lost, (node_id, _) in list(self._lost.items()):
+            if node_id == node.id:
+                self._go_on(lost)
         self._registry.room(node)
 
     def on_drain(self, tunnel: Tunnel, reason: str, seconds: float) -> None:
@@ -93,3 +106,35 @@ class Tunnels:
             "tunnel down",
             extra={"node": node.id, "code": Code.name_of(code), "reason": reason},
         )
+        if tunnel.suspended:
+            loop = asyncio.get_running_loop()
+            self._lost[tunnel] = node.id, loop.call_later(RESUME_SECONDS, self._give_up, tunnel)
+            self._go_on(tunnel)
+
+    # ── after a cut ───────────────────────────────────────────────────────────────────────────
+
+    def _go_on(self, lost: Tunnel) -> None:
+        """Move what ``lost`` carried to the node's other tunnels, as far as they have room."""
+        node_id, timer = self._lost[lost]
+        node = self._registry.node(node_id)  # perhaps a newer registration of it
+        streams = lost.suspended
+        moved = 0
+        for stream in streams:
+            other = None if node is None else node.tunnel()
+            if other is None or not other.connection.resumes:
+                break
+            other.resume(stream)
+            moved += 1
+        if moved:
+            log.info("streams go on", extra={"node": node_id, "count": moved})
+        if moved == len(streams):
+            timer.cancel()
+            del self._lost[lost]
+
+    def _give_up(self, lost: Tunnel) -> None:
+        node_id, timer = self._lost.pop(lost)
+        timer.cancel()
+        count = len(lost.suspended)
+        if count:
+            log.info("streams lost", extra={"node": node_id, "count": count})
+        lost.abandon("the node's tunnel was lost, and no other one came")

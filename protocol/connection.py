@@ -10,6 +10,9 @@ a connection, and of one stream as the server sees it::
                       |                 |
                       +---- RESET from the node ----> gone
                       +---- reset() ----> resetting --RESET+CONFIRM or END--> gone
+
+A stream that its tunnel's cut has suspended stays with the lost connection, which takes commands
+and says nothing, until another connection takes it over or ``abandon`` ends it; see ``resume``.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from collections import deque
 from collections.abc import Callable
 from enum import Enum
 from random import Random
+from typing import Any
 
 import msgspec
 
@@ -35,17 +39,24 @@ from protocol.events import (
     StreamEnded,
     StreamOpened,
     StreamReset,
+    StreamResumed,
     StreamWritable,
 )
 from protocol.frames import CONFIRM_FLAG, END_FLAG, HEADER, MOST_DATA, OFFSET, FrameType
 from protocol.keepalive import KeepAlive, Verdict
-from protocol.messages import Drain, Figures, Hello, RequestHead, ResponseHead
-from protocol.streams import HIGH_WATER, LOW_WATER, TUNNEL_WINDOW, Inbound, Stream
+from protocol.messages import Drain, Figures, Hello, RequestHead, ResponseHead, Resume
+from protocol.resume import Keeper
+from protocol.streams import HIGH_WATER, LOW_WATER, STREAM_WINDOW, TUNNEL_WINDOW, Inbound, Stream
 
 GREETING_SECONDS = 5.0
 MOST_STREAMS = 256
 LAST_STREAM = 2**32 - 1
 LEAVE_SECONDS = 60.0
+MOST_UNACKNOWLEDGED = 1024
+"""Ended streams that a node keeps until their END is acknowledged, and no more bytes of them than
+the tunnel's window; the oldest go first, and could not be resumed any more."""
+ACK_DEBT, ACK_SHARE = 64 * 1024, 4 * 1024
+"""ENDs are acknowledged for so many bytes of answers at a time; each END counts as so many."""
 MOST_CONTROL = 4096
 """Control frames that may wait to be sent; a peer that provokes more is flooding us."""
 CALM_BURST, CALM_PER_SECOND = 100.0, 20.0
@@ -59,6 +70,7 @@ _decode_request = messages.decoder(RequestHead).decode
 _decode_response = messages.decoder(ResponseHead).decode
 _decode_figures = messages.decoder(Figures).decode
 _decode_drain = messages.decoder(Drain).decode
+_decode_resume = messages.decoder(Resume).decode
 
 # What msgspec raises on hostile input: wrong types and syntax, bad UTF-8, depth.
 UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
@@ -93,14 +105,20 @@ class Connection:
     # Beyond 30 attributes Python 3.11 gives up its fast ones for instances without slots: all
     # that a tunnel does takes a fifth longer then.
     __slots__ = (
+        "_ack_debt",
+        "_ack_due",
         "_allowed",
         "_calm",
         "_calm_at",
         "_control",
+        "_ended",
+        "_ended_before",
+        "_ended_bytes",
         "_events",
         "_flow_errors",
         "_greeting_until",
         "_inbound",
+        "_keeper",
         "_last_id",
         "_last_stream",
         "_leaving",
@@ -122,6 +140,8 @@ class Connection:
         "deadline",
         "frames_received",
         "keepalive",
+        "number",
+        "resumes",
         "role",
         "round_trip",
         "state",
@@ -135,7 +155,14 @@ class Connection:
         rng: Random,
         most_streams: int = MOST_STREAMS,
         last_stream: int = LAST_STREAM,
+        resumes: bool = False,
+        number: int = 0,
+        keeper: Keeper | None = None,
     ) -> None:
+        """``resumes``: server side, its owner takes suspended streams to other tunnels.
+
+        ``number`` and ``keeper``: node side, see ``Hello.tunnel``; both or neither.
+        """
         self.role = role
         self.state = State.GREETING if role is Role.SERVER else State.OPEN
         self.closed = False
@@ -147,6 +174,17 @@ class Connection:
         self.bytes_received = 0
         self.bytes_sent = 0
         self.frames_received = 0
+        self.number = number
+        """``Hello.tunnel``; 0 when this tunnel's streams end with it."""
+        self.resumes = resumes
+        self._keeper = keeper
+        self._ended: deque[Stream | None] = deque()
+        """Node side: streams whose END was sent and not acknowledged; None for one that moved."""
+        self._ended_before = 0
+        """ENDs of the node's that came before those, or were received by the server."""
+        self._ended_bytes = 0
+        self._ack_due = False
+        self._ack_debt = 0
         self._most_streams = most_streams
         self._last_stream = last_stream
         self._streams: dict[int, Stream] = {}
@@ -167,8 +205,13 @@ class Connection:
         self._ping_token = 0
         self._ping_at = now
         self._ping_answered = True
-        ours, theirs = (FrameType.OPEN,), (FrameType.HELLO, FrameType.HEAD, FrameType.END)
-        self._never = ours if role is Role.SERVER else theirs
+        resuming = (FrameType.RESUME, FrameType.ACK)
+        from_nodes = (FrameType.HELLO, FrameType.HEAD, FrameType.END)
+        self._never: tuple[FrameType, ...]
+        if role is Role.SERVER:
+            self._never = (FrameType.OPEN, *resuming)
+        else:
+            self._never = from_nodes if number else (*from_nodes, *resuming)
         self._on_frame: dict[int, Callable[[int, int, bytes], None]] = {
             FrameType.HELLO: self._on_hello,
             FrameType.OPEN: self._on_open,
@@ -181,6 +224,8 @@ class Connection:
             FrameType.PONG: self._on_pong,
             FrameType.DRAIN: self._on_drain,
             FrameType.CLOSE: self._on_close,
+            FrameType.RESUME: self._on_resume,
+            FrameType.ACK: self._on_ack,
         }
 
     def __repr__(self) -> str:
@@ -193,7 +238,7 @@ class Connection:
 
     @property
     def active(self) -> int:
-        """Streams that are not gone yet, resetting ones included."""
+        """Streams that are not gone yet, resetting ones included; once closed, suspended ones."""
         return len(self._streams)
 
     @property
@@ -218,7 +263,9 @@ class Connection:
     @property
     def has_output(self) -> bool:
         """Whether ``data_to_send`` may have something."""
-        return bool(self._control or self._ready or (self._leaving and self._is_done))
+        return bool(
+            self._control or self._ready or self._ack_due or (self._leaving and self._is_done)
+        )
 
     @property
     def _is_done(self) -> bool:
@@ -236,11 +283,28 @@ class Connection:
             self._events = []
         return events
 
+    @property
+    def kept(self) -> int:
+        """Bytes that were sent and are kept, should they be asked for on another tunnel."""
+        return self._ended_bytes + sum(stream.kept for stream in self._streams.values())
+
+    def owner(self, stream_id: int) -> Any:
+        """What ``own`` was told; goes along when the stream moves."""
+        stream = self._streams.get(stream_id)
+        return None if stream is None else stream.owner
+
+    def own(self, stream_id: int, owner: Any) -> None:
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            stream.owner = owner
+
     # ── commands ──────────────────────────────────────────────────────────────────────────────
 
     def hello(self, session: bytes) -> None:
         """Node side: must be the first call."""
-        payload = messages.encode(Hello(messages.VERSION, session))
+        if self._keeper is not None:
+            self._keeper.add(self)
+        payload = messages.encode(Hello(messages.VERSION, session, self.number))
         self._control.append(frames.encode(FrameType.HELLO, 0, 0, payload))
 
     def open_stream(self, head: RequestHead, *, now: float, ended: bool = False) -> int:
@@ -254,14 +318,62 @@ class Connection:
         if len(payload) > frames.MOST_HEAD:
             raise LocalError(f"a request head of {len(payload)} bytes is over its limit")
         self._last_id = stream_id = self._last_id + 2
-        stream = self._add_stream(stream_id, now)
+        stream = self._add_stream(Stream(stream_id), now)
         stream.outbound.ended = ended
         flags = END_FLAG if ended else 0
         self._control.append(frames.encode(FrameType.OPEN, flags, stream_id, payload))
-        if stream_id + 2 > self._last_stream:
-            # Two days at full speed: the node dials anew when this one has closed behind the last.
-            self.drain("stream ids are used up", LEAVE_SECONDS)
+        self._spare_ids()
         return stream_id
+
+    def resume_stream(self, lost: Connection, lost_id: int, *, now: float) -> int:
+        """Server side: go on here with a stream that ``lost`` has left suspended.
+
+        Returns its new id.  What comes of it is told like that of any other stream: when the node
+        has forgotten it, ``StreamReset`` says LOST.  Raises LocalError when ``usable`` or
+        ``resumes`` is False.
+        """
+        if not (self.usable and self.resumes):
+            raise LocalError(f"no stream can be resumed on {self!r}")
+        stream = lost._streams[lost_id]
+        lost._detach(stream)
+        if stream.origin is None:
+            stream.origin = (lost.number, lost_id)
+        stream.attempt += 1
+        inbound, outbound = stream.inbound, stream.outbound
+        inbound.moved()
+        self._last_id = stream.id = self._last_id + 2
+        self._add_stream(stream, now)
+        claim = Resume(
+            *stream.origin,
+            stream.attempt,
+            stream.answered,
+            inbound.received,
+            inbound.granted,
+            outbound.sent,
+            outbound.ended and not outbound.queued and not stream.owes_end,
+        )
+        self._control.append(frames.encode(FrameType.RESUME, 0, stream.id, messages.encode(claim)))
+        if stream.resetting:  # whether the node has heard of it or not
+            self._send_reset(stream.id, 0, Code.CANCELLED, "given up")
+        elif outbound.queued:
+            self._list(stream)
+        elif stream.owes_end:
+            self._control.append(_pack_header(_DATA, END_FLAG, 0, stream.id, 0))
+        stream.owes_end = False
+        self._spare_ids()
+        return stream.id
+
+    def abandon(self, reason: str) -> None:
+        """Once closed: suspended streams that nobody has taken over are lost."""
+        if not self.closed:
+            raise LocalError(f"{self!r} is not closed")
+        for stream in list(self._streams.values()):
+            self._lose(stream, reason)
+            self._remove(stream)
+        self._ended.clear()
+        self._ended_bytes = 0
+        if self._keeper is not None:
+            self._keeper.forget(self)
 
     def send_head(self, stream_id: int, head: ResponseHead) -> None:
         """Node side: the answer's status and headers, once per stream."""
@@ -274,7 +386,10 @@ class Connection:
         if len(payload) > frames.MOST_HEAD:
             raise LocalError(f"a response head of {len(payload)} bytes is over its limit")
         stream.answered = True
-        self._control.append(frames.encode(FrameType.HEAD, 0, stream_id, payload))
+        if self.number:
+            stream.head = payload
+        if not self.closed:
+            self._control.append(frames.encode(FrameType.HEAD, 0, stream_id, payload))
 
     def send_data(self, stream_id: int, data: bytes, *, ended: bool = False) -> bool:
         """Queue body bytes.  False: send no more before ``StreamWritable``.
@@ -294,9 +409,10 @@ class Connection:
             outbound.add(data)
         elif not outbound.queued:
             if ended:  # needs no credit, so it need not wait behind those that do
-                self._control.append(_pack_header(FrameType.DATA, END_FLAG, 0, stream_id, 0))
+                self._say(_pack_header(_DATA, END_FLAG, 0, stream_id, 0))
+                stream.owes_end = self.closed
             return True
-        if not stream.listed:
+        if not stream.listed and not self.closed:
             stream.listed = True
             self._ready.append(stream)
         if outbound.queued > HIGH_WATER:
@@ -322,12 +438,13 @@ class Connection:
             raise LocalError(f"{stream!r} needs send_head before its end")
         outbound.ended = True
         stream.waiting = False
+        stream.owner = None
         end = frames.encode(FrameType.END, 0, stream_id, messages.encode(figures))
-        if outbound.queued:
-            outbound.trailer = end  # and listed, unless it waits for credit
+        if outbound.queued or self.closed:
+            outbound.trailer = end  # and listed, unless it waits for credit or another tunnel
         else:
             self._control.append(end)
-            self._remove(stream)
+            self._end(stream, end)
 
     def reset(self, stream_id: int, code: int, reason: str = "") -> None:
         """Give a stream up; queued bytes are dropped and the RESET overtakes everything.
@@ -366,6 +483,10 @@ class Connection:
         grant = inbound.consume(count)
         if grant is not None and stream.opened:
             self._send_window(stream_id, grant)
+        if inbound.elsewhere:
+            before = min(inbound.elsewhere, count)
+            inbound.elsewhere -= before
+            count -= before
         grant = self._inbound.consume(count)
         if grant is not None:
             self._send_window(0, grant)
@@ -430,7 +551,11 @@ class Connection:
         Call again while it returns something and the transport has room: what is still here can
         be overtaken by a RESET, what was handed out cannot.
         """
-        if self._leaving and self._is_done:
+        if self._ack_due:
+            self._ack_due, self._ack_debt = False, 0
+            ended = OFFSET.pack(self._ended_before)
+            self._control.append(frames.encode(FrameType.ACK, 0, 0, ended))
+        elif self._leaving and self._is_done:
             self.close(Code.NONE, "drained")
         out: list[bytes | memoryview] = []
         if self._control:
@@ -467,7 +592,7 @@ class Connection:
                     continue
             if outbound.trailer is not None:
                 out.append(outbound.trailer)
-                self._remove(stream)
+                self._end(stream, outbound.trailer)
         self.bytes_sent += sum(map(len, out))
         return out
 
@@ -544,6 +669,8 @@ class Connection:
             self.close(Code.OBSOLETE, words)
             return
         self.state = State.OPEN
+        self.number = hello.tunnel
+        self.resumes = self.resumes and bool(hello.tunnel)
         self.deadline = self.keepalive.deadline()
         self._events.append(HelloReceived(hello))
 
@@ -563,7 +690,7 @@ class Connection:
         if len(self._streams) >= self._most_streams:
             self._send_reset(stream_id, 0, Code.REFUSED, "too many streams on this tunnel")
             return
-        stream = self._add_stream(stream_id, self._now)
+        stream = self._add_stream(Stream(stream_id, keeps=self.number != 0), self._now)
         stream.opened = not flags & END_FLAG
         self._events.append(StreamOpened(stream_id, head, not stream.opened))
 
@@ -619,6 +746,10 @@ class Connection:
 
     def _on_end(self, stream_id: int, flags: int, payload: bytes) -> None:
         stream = self._find(stream_id)
+        if self.resumes and not self.closed:
+            self._ended_before += 1
+            self._ack_debt += ACK_SHARE + (0 if stream is None else stream.inbound.received)
+            self._ack_due = self._ack_debt >= ACK_DEBT
         if stream is None:
             return
         if not stream.answered and not stream.resetting:
@@ -642,6 +773,8 @@ class Connection:
             self._remove(stream)
             if was_resetting:
                 self._events.append(ResetConfirmed(stream_id))
+            elif stream.attempt and code == Code.UNKNOWN:
+                self._events.append(StreamReset(stream_id, Code.LOST, reason))
             else:
                 self._events.append(StreamReset(stream_id, code, reason))
         elif not stream.resetting:
@@ -670,9 +803,10 @@ class Connection:
         if offset > outbound.sent + stream.inbound.window:
             self.close(Code.FLOW, "WINDOW beyond what the stream may hold")
         outbound.allowed = max(outbound.allowed, offset)
+        if outbound.keeps:
+            outbound.release(outbound.allowed - STREAM_WINDOW)
         if outbound.queued and not stream.listed and not self.closed:
-            stream.listed = True
-            self._ready.append(stream)
+            self._list(stream)
 
     def _on_ping(self, stream_id: int, flags: int, payload: bytes) -> None:
         self._control.append(frames.encode(FrameType.PONG, 0, 0, payload))
@@ -702,12 +836,112 @@ class Connection:
         code, reason = frames.parse_reason(payload)
         self._shut(code, reason, by_peer=True)
 
+    def _on_resume(self, stream_id: int, flags: int, payload: bytes) -> None:
+        if stream_id <= self._last_id:
+            self.close(Code.PROTOCOL, f"stream {stream_id} resumed out of order")
+            return
+        self._last_id = stream_id
+        try:
+            claim = _decode_resume(payload)
+        except UNREADABLE as error:
+            self._send_reset(stream_id, 0, Code.PROTOCOL, f"RESUME: {error}")
+            return
+        if len(self._streams) >= self._most_streams:
+            self._send_reset(stream_id, 0, Code.REFUSED, "too many streams on this tunnel")
+            return
+        assert self._keeper is not None  # RESUME is refused before it gets here without
+        found = self._keeper.find(claim)
+        if found is None or found[1].attempt >= claim.attempt:
+            self._send_reset(stream_id, 0, Code.UNKNOWN, "this stream is not here any more")
+            return
+        self._take_over(*found, stream_id, claim)
+
+    def _take_over(self, former: Connection, stream: Stream, stream_id: int, claim: Resume) -> None:
+        """Node side: claims are granted here, whatever state the stream is in."""
+        former._detach(stream)
+        stream.origin = (claim.tunnel, claim.stream)
+        stream.attempt = claim.attempt
+        stream.id = stream_id
+        inbound, outbound = stream.inbound, stream.outbound
+        inbound.moved()
+        self._add_stream(stream, self._now)
+        self._events.append(StreamResumed(stream_id))
+        if stream.resetting:
+            return  # its work is being stopped, and the server knows
+        ended = outbound.ended
+        if not ended and (inbound.received != claim.sent or stream.opened == claim.ended):
+            self._give_up(stream, Code.UNKNOWN, "a part of the request was lost with its tunnel")
+            return
+        offset = claim.received
+        beyond = claim.allowed > offset + STREAM_WINDOW or (claim.head and not stream.answered)
+        if beyond or not outbound.rewind(offset):
+            if ended:
+                self._send_reset(stream_id, 0, Code.PROTOCOL, "RESUME from where nothing is")
+                self._remove(stream)
+            else:
+                self._give_up(stream, Code.PROTOCOL, "RESUME from where nothing is")
+            return
+        outbound.allowed = max(outbound.allowed, claim.allowed)
+        if stream.answered and not claim.head:
+            assert stream.head is not None
+            self._control.append(frames.encode(FrameType.HEAD, 0, stream_id, stream.head))
+        if outbound.trailer is not None:  # it names the stream
+            end = outbound.trailer[HEADER.size :]
+            outbound.trailer = frames.encode(FrameType.END, 0, stream_id, end)
+        if outbound.queued or outbound.trailer is not None:
+            self._list(stream)
+        if stream.opened and not ended and inbound.granted > STREAM_WINDOW:
+            self._send_window(stream_id, inbound.granted)  # the last one may have been lost
+
+    def _on_ack(self, stream_id: int, flags: int, payload: bytes) -> None:
+        (count,) = OFFSET.unpack(payload)
+        if count > self._ended_before + len(self._ended):
+            self.close(Code.PROTOCOL, "ACK of an END that was never sent")
+            return
+        if count <= self._ended_before:
+            self._spend_calm("ACK that tells nothing")
+        while self._ended_before < count:
+            self._forget_ended()
+
     # ── small parts ───────────────────────────────────────────────────────────────────────────
 
-    def _add_stream(self, stream_id: int, now: float) -> Stream:
+    def opened_here(self, stream_id: int) -> Stream | None:
+        """For ``Keeper``: the stream that was opened here with this id, if it has not moved."""
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            return stream if stream.origin is None else None
+        for ended in self._ended:
+            if ended is not None and ended.id == stream_id and ended.origin is None:
+                return ended
+        return None
+
+    def came_from(self, origin: tuple[int, int]) -> Stream | None:
+        """For ``Keeper``: the stream that was opened elsewhere and is here now."""
+        for stream in self._streams.values():
+            if stream.origin == origin:
+                return stream
+        for ended in self._ended:
+            if ended is not None and ended.origin == origin:
+                return ended
+        return None
+
+    def _say(self, frame: bytes) -> None:
+        if not self.closed:  # a suspended stream's owner need not know that it is
+            self._control.append(frame)
+
+    def _list(self, stream: Stream) -> None:
+        stream.listed = True
+        self._ready.append(stream)
+
+    def _spare_ids(self) -> None:
+        if self._last_id + 2 > self._last_stream:
+            # Two days at full speed: the node dials anew when this one has closed behind the last.
+            self.drain("stream ids are used up", LEAVE_SECONDS)
+
+    def _add_stream(self, stream: Stream, now: float) -> Stream:
         if not self._streams:
             self.deadline = min(self.deadline, self.keepalive.busy(now))
-        stream = self._streams[stream_id] = Stream(stream_id)
+        self._streams[stream.id] = stream
         return stream
 
     def _find(self, stream_id: int) -> Stream | None:
@@ -717,16 +951,44 @@ class Connection:
         return self._streams.get(stream_id)
 
     def _remove(self, stream: Stream) -> None:
+        self._detach(stream)
+        stream.outbound.clear()
+
+    def _end(self, stream: Stream, end: bytes) -> None:
+        """Node side: END is said; whether it arrives is another question."""
+        self._detach(stream)
+        if not self.number:
+            stream.outbound.clear()
+            return
+        stream.outbound.trailer = end
+        ended = self._ended
+        ended.append(stream)
+        stream.weight = stream.kept
+        self._ended_bytes += stream.weight
+        while self._ended_bytes > TUNNEL_WINDOW or len(ended) > MOST_UNACKNOWLEDGED:
+            self._forget_ended()
+
+    def _forget_ended(self) -> None:
+        stream = self._ended.popleft()
+        self._ended_before += 1
+        if stream is not None:
+            self._ended_bytes -= stream.weight
+
+    def _detach(self, stream: Stream) -> None:
+        """It is here no more; what it holds remains."""
+        if self._streams.get(stream.id) is not stream:
+            self._ended[self._ended.index(stream)] = None
+            self._ended_bytes -= stream.weight
+            return
         del self._streams[stream.id]
         if not self._streams:
             self.keepalive.idle()
         if stream.listed:  # rare, and a tunnel that waits for credit would pile them up
             stream.listed = False
             self._ready.remove(stream)
-        left = stream.inbound.received - stream.inbound.consumed
+        left = stream.inbound.left
         if left > 0:
             self._consumed_on_tunnel(left)
-        stream.outbound.clear()
 
     def _give_up(self, stream: Stream, code: Code, words: str) -> None:
         """The peer broke a rule on one stream: end that stream; a second time, the tunnel."""
@@ -744,11 +1006,10 @@ class Connection:
 
     def _send_reset(self, stream_id: int, flags: int, code: int, reason: str) -> None:
         payload = frames.encode_reason(code, reason)
-        self._control.append(frames.encode(FrameType.RESET, flags, stream_id, payload))
+        self._say(frames.encode(FrameType.RESET, flags, stream_id, payload))
 
     def _send_window(self, stream_id: int, offset: int) -> None:
-        payload = OFFSET.pack(offset)
-        self._control.append(frames.encode(FrameType.WINDOW, 0, stream_id, payload))
+        self._say(frames.encode(FrameType.WINDOW, 0, stream_id, OFFSET.pack(offset)))
 
     def _consumed_on_tunnel(self, count: int) -> None:
         grant = self._inbound.consume(count)
@@ -765,13 +1026,31 @@ class Connection:
     def _shut(self, code: int, reason: str, *, by_peer: bool) -> None:
         self.state = State.CLOSED
         self.closed = True
-        for stream in self._streams.values():
-            # On a node, one that was reset or has ended is its owner's business no more.
-            if self.role is Role.SERVER or not (stream.resetting or stream.outbound.ended):
-                self._events.append(StreamReset(stream.id, Code.LOST, reason))
-        self._streams.clear()
+        for stream in list(self._streams.values()):
+            stream.listed = False
+            if not self._outlives(stream, code, by_peer=by_peer):
+                self._lose(stream, reason)
+                del self._streams[stream.id]
+        if by_peer and code != Code.LOST:
+            self._ended.clear()  # whoever says CLOSE asks for nothing any more
+            self._ended_bytes = 0
         self._ready.clear()
+        self._ack_due = False
         self._control.clear()
         self._partial.clear()
         self.deadline = float("inf")
         self._events.append(ConnectionClosed(code, reason, by_peer))
+
+    def _outlives(self, stream: Stream, code: int, *, by_peer: bool) -> bool:
+        """Whether a stream is suspended by its tunnel's end, and not lost."""
+        if not by_peer or not (self.resumes or self._keeper is not None):
+            return False
+        if code == Code.LOST:
+            return True
+        # Our RESUME has crossed the CLOSE of a node that knew of no streams here.
+        return self.resumes and code == Code.NONE and stream.attempt > 0
+
+    def _lose(self, stream: Stream, reason: str) -> None:
+        # On a node, one that was reset or has ended is its owner's business no more.
+        if self.role is Role.SERVER or not (stream.resetting or stream.outbound.ended):
+            self._events.append(StreamReset(stream.id, Code.LOST, reason))

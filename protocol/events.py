@@ -59,6 +59,15 @@ class ResetConfirmed(Struct, frozen=True, gc=False):
     stream_id: int
 
 
+class StreamResumed(Struct, frozen=True, gc=False):
+    """Node side: a stream of another tunnel goes on here, under this id.
+
+    ``Connection.owner`` tells which one it is.
+    """
+
+    stream_id: int
+
+
 class StreamWritable(Struct, frozen=True, gc=False):
     """``send_data`` had answered False; now there is room again."""
 
@@ -75,7 +84,7 @@ class PongReceived(Struct, frozen=True, gc=False):
 
 
 class ConnectionClosed(Struct, frozen=True):
-    """The last event.  Every open stream has had its ``StreamReset`` before."""
+    """The last event but for those of suspended streams; all others have had ``StreamReset``."""
 
     code: int
     reason: str
@@ -90,6 +99,7 @@ Event = (
     | StreamEnded
     | StreamReset
     | ResetConfirmed
+    | StreamResumed
     | StreamWritable
     | DrainReceived
     | PongReceived

@@ -39,6 +39,8 @@ class FrameType(IntEnum):
     PONG = 9
     DRAIN = 10
     CLOSE = 11
+    RESUME = 13
+    ACK = 14
 
 
 END_FLAG = 0x01
@@ -61,6 +63,9 @@ RULES: tuple[tuple[int, int, int, bool | None] | None, ...] = (
     (8, 8, 0, False),  # PONG
     (1, 1280, 0, False),  # DRAIN
     (2, 2 + MOST_REASON, 0, False),  # CLOSE
+    None,
+    (1, 256, 0, True),  # RESUME
+    (8, 8, 0, False),  # ACK
 )
 
 

@@ -33,6 +33,9 @@ class Hello(Struct, frozen=True, array_like=True):
     version: int
     session: bytes
     """What ``Registered.session`` gave: binds the tunnel to one epoch."""
+    tunnel: Count = 0
+    """A number of the node's making that none of its tunnels has had before, by which the server
+    may name a stream of this one later.  0: its streams end with it."""
 
 
 class RequestHead(Struct, frozen=True, array_like=True, gc=False):
@@ -65,6 +68,27 @@ class Figures(Struct, frozen=True, array_like=True, gc=False):
     """From handing the request to the engine until the first byte of its answer."""
     total_ms: Figure
     body_bytes: Count
+
+
+class Resume(Struct, frozen=True, array_like=True, gc=False):
+    """Payload of RESUME: go on with that stream here, as the server's side of it stands."""
+
+    tunnel: Count
+    """``Hello.tunnel`` of the tunnel that the stream was opened on."""
+    stream: Count
+    """Its id there."""
+    attempt: Count
+    """Counts up from 1 for each stream: of two claims the higher one holds."""
+    head: bool
+    """HEAD has come."""
+    received: Count
+    """Bytes of the answer that have come."""
+    allowed: Count
+    """The offset up to which the answer may be sent, as WINDOW says it."""
+    sent: Count
+    """Bytes of the question that were sent."""
+    ended: bool
+    """They were, or with what is queued will be, all of it."""
 
 
 class Drain(Struct, frozen=True, array_like=True):
@@ -161,6 +185,8 @@ class Registered(Struct, frozen=True, tag="registered"):
     proxy_port: Annotated[int, Meta(ge=1, le=65535)]
     tunnels: Annotated[int, Meta(ge=1, le=16)]
     heartbeat_seconds: Annotated[float, Meta(gt=0)]
+    resume: bool = False
+    """Streams of a lost tunnel are asked for on another one, if ``Hello.tunnel`` names it."""
 
 
 class Tunnels(Struct, frozen=True, tag="tunnels"):

@@ -176,7 +176,7 @@ class Fabric:
         task = asyncio.get_running_loop().create_task(supervisor.run())
         node = RunningNode(identity.node_id, config, supervisor, task)
         self.nodes.append(node)
-        await self.routed(node.id)
+        await self.routed(node.id, self.config.tunnels)
         return node
 
     async def routed(self, node_id: str, tunnels: int | None = None, timeout: float = 10) -> None:

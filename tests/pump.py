@@ -35,6 +35,7 @@ from protocol.events import (
     StreamEnded,
     StreamOpened,
     StreamReset,
+    StreamResumed,
     StreamWritable,
 )
 from protocol.messages import Figures, RequestHead, ResponseHead
@@ -56,6 +57,8 @@ TYPES = {
     9: "PONG",
     10: "DRAIN",
     11: "CLOSE",
+    13: "RESUME",
+    14: "ACK",
 }
 
 
@@ -78,8 +81,11 @@ class Frame(NamedTuple):
                 words.append(Code.name_of(int.from_bytes(self.payload[:2], "big")))
                 if self.payload[2:]:
                     words.append(repr(self.payload[2:].decode()))
-            case "WINDOW":
+            case "WINDOW" | "ACK":
                 words.append(f"{int.from_bytes(self.payload, 'big'):,}")
+            case "RESUME":
+                claim = messages.decoder(messages.Resume).decode(self.payload)
+                words.append(f"is {claim.tunnel}/{claim.stream} from {claim.received:,}")
             case "DRAIN":
                 words.append(repr(messages.decoder(messages.Drain).decode(self.payload).reason))
         if self.flags:
@@ -116,6 +122,8 @@ def words_of(event: Event) -> str:
             return f"reset {id} {Code.name_of(code)}" + (f" {reason!r}" if reason else "")
         case ResetConfirmed(id):
             return f"confirmed {id}"
+        case StreamResumed(id):
+            return f"resumed {id}"
         case StreamWritable(id):
             return f"writable {id}"
         case DrainReceived(drain):

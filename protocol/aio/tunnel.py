@@ -22,9 +22,11 @@ from protocol.events import (
     StreamEnded,
     StreamOpened,
     StreamReset,
+    StreamResumed,
     StreamWritable,
 )
 from protocol.messages import Figures, Hello, RequestHead, ResponseHead
+from protocol.resume import Keeper
 
 log = logging.getLogger("fabric.tunnel")
 
@@ -50,11 +52,23 @@ class AnswerHandler(StreamHandler, Protocol):
 
 
 class Stream:
-    """One stream's commands; see ``Connection`` for what each does."""
+    """One stream's commands; see ``Connection`` for what each does.
 
-    __slots__ = ("_connection", "_tunnel", "id")
+    It stays the same when the stream moves to another tunnel, so nobody who holds it need know.
+    """
+
+    __slots__ = ("_connection", "_tunnel", "handler", "id")
 
     def __init__(self, tunnel: Tunnel, id: int) -> None:
+        self._tunnel = tunnel
+        self._connection = tunnel.connection
+        self.id = id
+        self.handler: Any = None
+        """None once it has heard the end, which also unties the knot of the two."""
+
+    def move(self, tunnel: Tunnel, id: int) -> None:
+        """It goes on there; only the two tunnels call this."""
+        self._tunnel.disown(self.id)
         self._tunnel = tunnel
         self._connection = tunnel.connection
         self.id = id
@@ -82,7 +96,7 @@ class Stream:
 
     def confirm_reset(self) -> None:
         self._connection.confirm_reset(self.id)
-        self._tunnel._soon()
+        self._tunnel._forget(self.id)
 
     def consumed(self, count: int) -> None:
         self._connection.consumed(self.id, count)
@@ -117,12 +131,21 @@ class Tunnel(Driver):
         *,
         rng: Random,
         accept: Accept | None = None,
+        resumes: bool = False,
+        number: int = 0,
+        keeper: Keeper | None = None,
     ) -> None:
-        self.connection = Connection(role, now=loop.time(), rng=rng)
+        """``resumes``, ``number`` and ``keeper`` are ``Connection``'s.
+
+        An owner that gives them calls ``abandon`` some time after ``on_closed``.
+        """
+        self.connection = Connection(
+            role, now=loop.time(), rng=rng, resumes=resumes, number=number, keeper=keeper
+        )
         super().__init__(self.connection, loop)
         self.owner = owner
         self._accept = accept
-        self._handlers: dict[int, Any] = {}
+        self._streams: dict[int, Stream] = {}
         self._on: dict[type, Callable[[Any], None]] = {
             DataReceived: self._on_data,
             HeadReceived: self._on_head,
@@ -131,6 +154,7 @@ class Tunnel(Driver):
             StreamReset: self._on_reset,
             ResetConfirmed: self._on_confirmed,
             StreamWritable: self._on_writable,
+            StreamResumed: self._on_resumed,
             HelloReceived: lambda event: self.owner.on_hello(self, event.hello),
             DrainReceived: lambda event: self.owner.on_drain(
                 self, event.drain.reason, event.drain.seconds
@@ -151,9 +175,35 @@ class Tunnel(Driver):
     def open(self, head: RequestHead, handler: AnswerHandler, *, ended: bool) -> Stream:
         """Server side: start a request.  Raises LocalError when ``connection.usable`` is False."""
         stream_id = self.connection.open_stream(head, now=self._loop.time(), ended=ended)
-        self._handlers[stream_id] = handler
+        stream = self._streams[stream_id] = Stream(self, stream_id)
+        stream.handler = handler
         self._soon()
-        return Stream(self, stream_id)
+        return stream
+
+    def resume(self, stream: Stream) -> None:
+        """Server side: take a suspended stream from its lost tunnel.
+
+        Raises LocalError when ``connection.usable`` or ``connection.resumes`` is False.
+        """
+        connection = self.connection
+        now = self._loop.time()
+        stream_id = connection.resume_stream(stream._connection, stream.id, now=now)
+        stream.move(self, stream_id)
+        self._streams[stream_id] = stream
+        self._soon()
+
+    @property
+    def suspended(self) -> list[Stream]:
+        """Server side, once closed: streams that may go on elsewhere."""
+        return list(self._streams.values()) if self.connection.closed else []
+
+    def abandon(self, reason: str) -> None:
+        """Once closed: suspended streams are lost now."""
+        self.connection.abandon(reason)
+        self._deliver_all()
+
+    def disown(self, stream_id: int) -> None:
+        self._streams.pop(stream_id, None)
 
     def drain(self, reason: str, seconds: float) -> None:
         self.connection.drain(reason, seconds)
@@ -177,52 +227,71 @@ class Tunnel(Driver):
                 self.connection.close(Code.INTERNAL, "defect")
             else:
                 self.connection.reset(stream_id, Code.INTERNAL, "defect")
-                if stream_id in self._handlers:  # whoever waits for it must not wait for ever
+                if stream_id in self._streams:  # whoever waits for it must not wait for ever
                     self._deliver(StreamReset(stream_id, Code.INTERNAL, "defect"))
             self._soon()
 
     def _on_data(self, event: DataReceived) -> None:
-        handler = self._handlers.get(event.stream_id)
-        if handler is not None:
-            handler.on_data(event.data, event.ended)
+        stream = self._streams.get(event.stream_id)
+        if stream is not None:
+            stream.handler.on_data(event.data, event.ended)
 
     def _on_head(self, event: HeadReceived) -> None:
-        handler = self._handlers.get(event.stream_id)
-        if handler is not None:
-            handler.on_head(event.head)
+        stream = self._streams.get(event.stream_id)
+        if stream is not None:
+            stream.handler.on_head(event.head)
 
     def _on_end(self, event: StreamEnded) -> None:
-        handler = self._handlers.pop(event.stream_id, None)
+        handler = self._take_handler(event.stream_id)
         if handler is not None:
             handler.on_end(event.figures)
 
     def _on_opened(self, event: StreamOpened) -> None:
         assert self._accept is not None  # OPEN is refused before it gets here on a server
-        handler = self._accept(Stream(self, event.stream_id), event.head, event.ended)
-        if handler is not None:
-            self._handlers[event.stream_id] = handler
+        stream = Stream(self, event.stream_id)
+        stream.handler = self._accept(stream, event.head, event.ended)
+        if stream.handler is not None:
+            self._streams[event.stream_id] = stream
+            if self.connection.number:
+                self.connection.own(event.stream_id, stream)
+
+    def _on_resumed(self, event: StreamResumed) -> None:
+        stream: Stream | None = self.connection.owner(event.stream_id)
+        if stream is not None:  # or its work has ended, and only its last bytes are asked for
+            stream.move(self, event.stream_id)
+            if stream.handler is not None:  # or it has heard of a RESET, and will confirm it
+                self._streams[event.stream_id] = stream
 
     def _on_reset(self, event: StreamReset) -> None:
-        handler = self._handlers.pop(event.stream_id, None)
+        handler = self._take_handler(event.stream_id)
         if handler is not None:
             handler.on_reset(event.code, event.reason)
         else:  # its work had ended, and only its last bytes were still waiting here
             self.connection.confirm_reset(event.stream_id)
 
     def _on_confirmed(self, event: ResetConfirmed) -> None:
-        handler = self._handlers.pop(event.stream_id, None)
+        handler = self._take_handler(event.stream_id)
         if handler is not None:
             handler.on_reset(Code.NONE, "")
 
+    def _take_handler(self, stream_id: int) -> Any:
+        stream = self._streams.pop(stream_id, None)
+        if stream is None:
+            return None
+        handler, stream.handler = stream.handler, None
+        return handler
+
     def _forget(self, stream_id: int) -> None:
-        self._handlers.pop(stream_id, None)
+        self._take_handler(stream_id)
         self._soon()
 
     def _on_writable(self, event: StreamWritable) -> None:
-        handler = self._handlers.get(event.stream_id)
-        if handler is not None:
-            handler.on_writable()
+        stream = self._streams.get(event.stream_id)
+        if stream is not None:
+            stream.handler.on_writable()
 
     def _on_closed(self, event: ConnectionClosed) -> None:
-        self._handlers.clear()
+        if not self.connection.active:
+            for stream_id in list(self._streams):
+                self._take_handler(stream_id)
         self.owner.on_closed(self, event.code, event.reason)

@@ -14,8 +14,10 @@ from protocol.events import (
     StreamEnded,
     StreamOpened,
     StreamReset,
+    StreamResumed,
 )
 from protocol.link import Link, LinkClosed
+from protocol.resume import Keeper
 from tests.fuzz.traffic import broken, pieces_of, some_traffic
 from tests.pump import ANSWER, FIGURES, HEAD, SESSION, frames_in
 
@@ -40,7 +42,8 @@ LINK_MESSAGES = [
 def same_in_any_pieces(rng: Random) -> None:
     """Both roles: whole or cut, the same bytes give the same events, answer and state."""
     role, data = rng.choice(list(Role)), some_traffic(rng)
-    whole, cut = (_a_connection(role) for _ in range(2))
+    numbered = rng.random() < 0.5
+    whole, cut = (_a_connection(role, numbered) for _ in range(2))
     whole.receive(data, 1.0)
     for piece in pieces_of(rng, data):
         cut.receive(piece, 1.0)
@@ -54,8 +57,9 @@ def same_in_any_pieces(rng: Random) -> None:
 def living_with_a_stranger(rng: Random) -> None:
     """An owner that does its part, a peer that does anything, and time that passes."""
     role = rng.choice(list(Role))
-    connection = _a_connection(role)
+    connection = _a_connection(role, rng.random() < 0.5)
     now, gone, over = 0.0, set[int](), False
+    carried = set[int]()
 
     def listen() -> None:
         nonlocal over
@@ -71,11 +75,19 @@ def living_with_a_stranger(rng: Random) -> None:
                     if rng.random() < 0.7:
                         connection.consumed(id, len(data))
                 case StreamOpened(id):
+                    carried.add(id)
+                    connection.own(id, "somebody")
                     connection.send_head(id, ANSWER)
                     connection.send_data(id, bytes(rng.choice([0, 10, 100_000, 300_000])))
                     if rng.random() < 0.5:
                         connection.end_stream(id, FIGURES)
                         ended.add(id)
+                case StreamResumed(id):  # the one that went on has left its old id
+                    for former in set(carried) - {id}:
+                        if connection.owner(former) is None:
+                            gone.add(former)
+                    if connection.owner(id) is not None:
+                        carried.add(id)
                 case StreamReset(id):
                     gone.add(id)
                     connection.confirm_reset(id)
@@ -105,6 +117,9 @@ def living_with_a_stranger(rng: Random) -> None:
     connection.lost("cut")
     listen()
     assert over
+    over = False  # what it has suspended ends now
+    connection.abandon("nobody came")
+    listen()
     assert connection.active == 0
     assert not connection.has_output or connection.data_to_send()
 
@@ -128,8 +143,14 @@ def link(rng: Random) -> None:
     assert not any(isinstance(event, LinkClosed) for event in events[:-1])
 
 
-def _a_connection(role: Role) -> Connection:
-    connection = Connection(role, now=0.0, rng=Random(1))
+def _a_connection(role: Role, numbered: bool) -> Connection:
+    """``numbered``: one whose streams may go on elsewhere, or come from itself."""
+    if not numbered:
+        connection = Connection(role, now=0.0, rng=Random(1))
+    elif role is Role.SERVER:
+        connection = Connection(role, now=0.0, rng=Random(1), resumes=True)
+    else:
+        connection = Connection(role, now=0.0, rng=Random(1), number=7, keeper=Keeper())
     if role is Role.NODE:
         connection.hello(SESSION)
     return connection

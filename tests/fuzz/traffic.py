@@ -6,11 +6,11 @@ from random import Random
 
 from protocol import frames, messages
 from protocol.frames import FrameType
-from protocol.messages import Drain, Hello
+from protocol.messages import Drain, Hello, Resume
 from tests.pump import ANSWER, FIGURES, HEAD, SESSION
 
 PAYLOADS: dict[FrameType, list[bytes]] = {
-    FrameType.HELLO: [messages.encode(Hello(1, SESSION)), messages.encode(Hello(9, SESSION))],
+    FrameType.HELLO: [messages.encode(Hello(*said)) for said in ((1, SESSION, 7), (9, SESSION))],
     FrameType.OPEN: [messages.encode(HEAD)],
     FrameType.HEAD: [messages.encode(ANSWER)],
     FrameType.DATA: [b"", b"data: token\n\n", bytes(1000), bytes(frames.MOST_DATA)],
@@ -23,6 +23,13 @@ PAYLOADS: dict[FrameType, list[bytes]] = {
     FrameType.PONG: [(1).to_bytes(8, "big"), bytes(8)],
     FrameType.DRAIN: [messages.encode(Drain("restarting", 1.0))],
     FrameType.CLOSE: [frames.encode_reason(0, "bye")],
+    FrameType.RESUME: [
+        messages.encode(Resume(tunnel, stream, attempt, head, received, allowed, sent, ended))
+        for tunnel, stream, attempt in ((7, 1, 1), (7, 3, 2), (8, 1, 1))
+        for head, received, allowed in ((True, 10, 262_144), (False, 0, 262_154), (True, 0, 2**63))
+        for sent, ended in ((0, True), (1000, False))
+    ],
+    FrameType.ACK: [count.to_bytes(8, "big") for count in (0, 1, 2, 2**63)],
 }
 STREAMS = [1, 1, 1, 3, 3, 5, 7, 9, 0, 2, 2**32 - 1]
 MSGPACK = bytes(
@@ -37,7 +44,13 @@ def a_frame(rng: Random) -> bytes:
     payload = rng.choice(PAYLOADS[kind])
     if rng.random() < 0.1:
         payload = broken(rng, payload)
-    tunnel = kind in (FrameType.HELLO, FrameType.PING, FrameType.PONG, FrameType.DRAIN)
+    tunnel = kind in (
+        FrameType.HELLO,
+        FrameType.PING,
+        FrameType.PONG,
+        FrameType.DRAIN,
+        FrameType.ACK,
+    )
     stream = 0 if (tunnel or kind is FrameType.CLOSE) else rng.choice(STREAMS)
     flags = rng.choice([0, 0, 0, 1])
     if rng.random() < 0.02:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from random import Random
 from typing import Any, get_args
 
 import msgspec
@@ -11,8 +12,8 @@ import pytest
 
 import protocol
 from protocol import connection as tunnel
-from protocol import frames, keepalive, link, messages, streams
-from protocol.connection import Role
+from protocol import frames, keepalive, link, messages, resume, streams
+from protocol.connection import Connection, Role
 from protocol.errors import Code
 from protocol.frames import FrameType
 from protocol.messages import Figures, Message, RequestHead, ResponseHead
@@ -107,12 +108,48 @@ def exchange() -> str:
     return "\n".join(lines) + "\n"
 
 
+def resumption() -> str:
+    """The first question on a tunnel of its own, cut behind the first event, and the next one."""
+    keeper, lines = resume.Keeper(), list[str]()
+
+    def tunnel(number: int) -> tuple[Connection, Connection]:
+        server = Connection(Role.SERVER, now=0.0, rng=Random(1), resumes=True)
+        node = Connection(Role.NODE, now=0.0, rng=Random(1), number=number, keeper=keeper)
+        node.hello(SESSION)
+        carry("<", node, server)
+        return server, node
+
+    def carry(arrow: str, sender: Connection, receiver: Connection) -> None:
+        data = b"".join(sender.data_to_send())
+        receiver.receive(data, 0.0)
+        for frame in frames_in(data):
+            lines.extend(drawn_frame(arrow, frame))
+
+    server, node = tunnel(7)
+    first = server.open_stream(HEAD, now=0.0)
+    server.send_data(first, QUESTION, ended=True)
+    carry(">", server, node)
+    node.send_head(first, ANSWER)
+    node.send_data(first, EVENTS[0])
+    carry("<", node, server)
+    node.send_data(first, EVENTS[1])
+    node.end_stream(first, FIGURES)
+    node.data_to_send()
+    server.lost("cut")
+    lines.clear()
+    another, other = tunnel(9)
+    another.resume_stream(server, first, now=0.0)
+    carry(">", another, other)
+    carry("<", other, another)
+    return "\n".join(lines) + "\n"
+
+
 def spoken() -> str:
     """The same for a link: a registration and its answer."""
     model = messages.ModelReport("llama3.2:1b", size=1_321_098_329, loaded=True)
     engine = messages.EngineReport("ollama", "ollama", True, 1, [model])
     register = messages.Register(1, "0.1.0", "den", "Linux x86_64", [engine])
-    registered = messages.Registered("node_1", 3, SESSION, 17001, 2, 15.0)
+    registered = messages.Registered("node_1", 3, SESSION, 17001, 2, 15.0, resume=True)
     lines = []
     for arrow, message in (("<", register), (">", registered)):
         payload = messages.encode(message)
@@ -123,6 +160,10 @@ def spoken() -> str:
 
 def test_the_exchange_in_hex_is_what_the_code_says():
     assert block("exchange") == exchange()
+
+
+def test_the_resumption_in_hex_is_what_the_code_says():
+    assert block("resumption") == resumption()
 
 
 def test_the_registration_in_hex_is_what_the_code_says():
@@ -177,6 +218,7 @@ def test_every_report_is_listed_with_its_fields(kind: Any):
         ("HEAD", messages.ResponseHead),
         ("END", messages.Figures),
         ("DRAIN", messages.Drain),
+        ("RESUME", messages.Resume),
     ],
 )
 def test_every_array_is_listed_in_its_order(frame: str, kind: Any):
@@ -197,9 +239,14 @@ def test_the_numbers_in_the_text_are_the_code_s():
         "tunnel calm": f"{tunnel.CALM_BURST:g}, then {tunnel.CALM_PER_SECOND:g}/s",
         "link calm": f"{link.CALM_BURST:g}, then {link.CALM_PER_SECOND:g}/s",
         "control frames waiting": f"{tunnel.MOST_CONTROL:,}",
+        "resumed within": f"{resume.RESUME_SECONDS:g} s",
+        "kept for RESUME": f"{resume.KEEP_SECONDS:g} s",
+        "ACK": f"{tunnel.ACK_DEBT:,} bytes",
+        "ENDs not acknowledged": f"{tunnel.MOST_UNACKNOWLEDGED:,}",
     }
 
 
 if __name__ == "__main__":  # to be pasted when the protocol has changed on purpose
     print(spoken())
     print(exchange())
+    print(resumption())
