@@ -5,7 +5,8 @@
                                    +---- for twice as long ---+  the probe fails
 
 Only what is the engine's or the node's fault counts; an answer to the user's own mistake (4xx)
-counts as a success.  After Nygard, "Release It!", chapter 5.
+counts as a success, and a 5xx with nobody else to ask as neither.  After Nygard, "Release It!",
+chapter 5.
 """
 
 from __future__ import annotations

@@ -299,7 +299,7 @@ class Gateway:
 
         def over(exchange: Exchange, ending: Ending) -> None:
             self._note(request, draft, exchange, ending)
-            self._judge(engine, wish.model, ending)
+            self._judge(engine, wish.model, ending, exchange.status)
             self._learn(exchange, ending, engine, wish.model, began, cold=cold, stream=ask.stream)
             if exchange.relayed:
                 self._record(draft)
@@ -421,10 +421,14 @@ class Gateway:
                 },
             )
 
-    def _judge(self, engine: Engine, model: str, ending: Ending) -> None:
-        """What this attempt tells of the engine."""
+    def _judge(self, engine: Engine, model: str, ending: Ending, status: int) -> None:
+        """What this attempt tells of the engine.
+
+        A 5xx that was passed on tells nothing: some engines answer so to a user's own mistake, and
+        with nobody else to ask, shutting this engine out would help no one.
+        """
         breaker = engine.breakers.get(model)
-        if ending.outcome in ("ok", "engine_error"):
+        if ending.outcome in ("ok", "engine_error") and status < 500:
             if breaker is not None:
                 del engine.breakers[model]
         elif ending.code in _ENGINES_FAULT or ending.stalled:

@@ -651,6 +651,23 @@ async def test_an_engine_that_fails_again_and_again_is_left_alone_for_a_while() 
     assert site.ledger[-1].attempts == 1
 
 
+async def test_a_5xx_that_is_passed_on_is_no_success() -> None:
+    site = Site()
+    node = site.node()
+    for _ in range(2):
+        user = ask(site)
+        (await node.call()).fail(Code.ENGINE_DOWN)
+        await user.answer()
+    user = ask(site)
+    (await node.call()).answer(500, b'{"error":{}}')
+    assert (await user.answer()).status == 500
+    assert node.engine.allows("tiny", site.loop.time()), "it counts as no failure either"
+    user = ask(site)
+    (await node.call()).fail(Code.ENGINE_DOWN)
+    await user.answer()
+    assert not node.engine.allows("tiny", site.loop.time())
+
+
 async def test_a_user_s_own_mistakes_never_make_an_engine_avoided() -> None:
     site = Site()
     node = site.node()
