@@ -21,29 +21,29 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from random import Random
 
-from fabric_client.commands.run import run_node
+from fabric_client.cli.run import run_node
 from fabric_client.config import PREFIX as OF_A_NODE
 from fabric_client.config import Config as NodeConfig
-from fabric_client.engines import Engine
-from fabric_client.forward import Forwarder
+from fabric_client.engines.discovery import Engine
+from fabric_client.engines.watcher import Watcher
+from fabric_client.proxy.forwarder import Forwarder
 from fabric_client.supervisor import Supervisor
-from fabric_client.watcher import Watcher
-from fabric_server import refusals
 from fabric_server.app import App
-from fabric_server.ask import Ask
 from fabric_server.config import PREFIX as OF_A_SERVER
 from fabric_server.config import Config as ServerConfig
-from fabric_server.dialects import Endpoint
-from fabric_server.draft import Draft
-from fabric_server.exchange import Ending, Exchange
-from fabric_server.gateway import Gateway
-from fabric_server.relay import explain
-from fabric_server.request import Request
-from fabric_server.terms import Terms
+from fabric_server.dialects import errors as refusals
+from fabric_server.dialects.body import Ask
+from fabric_server.dialects.endpoints import Endpoint
+from fabric_server.edge.request import Request
+from fabric_server.gateway.gateway import Gateway
+from fabric_server.gateway.options import Terms
+from fabric_server.proxy.attempt import Ending, Exchange
+from fabric_server.proxy.request_record import Draft
+from fabric_server.proxy.retries import explain
 from protocol.messages import RequestHead
-from protocol.program import logs, run
-from protocol.program.run import Signals
-from protocol.program.settings import load
+from runtime import logs, run
+from runtime.run import Signals
+from runtime.settings import load
 
 
 class BareGateway(Gateway):

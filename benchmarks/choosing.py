@@ -12,10 +12,10 @@ from random import Random
 from types import SimpleNamespace
 from typing import Any, cast
 
-from fabric_server.affinity import prefix_hashes
-from fabric_server.nodes import Node, Registry
-from fabric_server.routing import Router
-from fabric_server.wish import Wish
+from fabric_server.nodes.registry import Node, Registry
+from fabric_server.routing.criteria import Wish
+from fabric_server.routing.load_balancer import Router
+from fabric_server.routing.prefix_affinity import prefix_hashes
 from protocol.messages import EngineReport, ModelReport, Register
 
 MODEL = "tiny"

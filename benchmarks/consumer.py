@@ -21,7 +21,7 @@ import asyncpg
 import psutil
 
 from consumer.records import HeartbeatRecord, LedgerEntry
-from fabric_server.backends.kafka import KafkaSink
+from fabric_server.storage.kafka import KafkaSink
 from protocol.messages import Gpu, Heartbeat
 from tests.lab.kafka_server import KafkaServer
 from tests.lab.postgres_server import PostgresServer
@@ -154,7 +154,7 @@ async def measure(kind: str, count: int, kafka: KafkaServer, postgres: PostgresS
 
 async def _prepare(url: str, now: float) -> None:
     """The schema, and the nodes whose heartbeats these are."""
-    from consumer.store import migrate, open_database
+    from sql.connect import migrate, open_database
 
     database = await open_database(url)
     await migrate(database, now)

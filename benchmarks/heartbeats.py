@@ -28,14 +28,14 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from benchmarks.consumer import heartbeats
 from benchmarks.processes import Site, raise_file_limit
 from benchmarks.systems import FullStack
-from consumer.store import open_database
-from fabric_server.authority import key_pem, read_request
-from fabric_server.certificates import Certificates
+from fabric_server.pki.ca import key_pem, read_request
+from fabric_server.pki.certificates import Certificates
 from protocol.aio.link import LinkDriver
 from protocol.aio.tls import dial
-from protocol.link import LinkClosed
+from protocol.control.link import LinkClosed
 from protocol.messages import VERSION, Heartbeat, Message, Register, Registered
 from protocol.names import CONTROL_ALPN
+from sql.connect import open_database
 
 NODES = 10_000
 SECONDS = 60.0

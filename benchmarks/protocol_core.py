@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable
 from random import Random
 
-from protocol import frames, messages
-from protocol.connection import Connection, Role
-from protocol.events import DataReceived
-from protocol.frames import MOST_DATA, FrameType
-from protocol.link import Link
+from protocol import messages
+from protocol.control.link import Link
 from protocol.messages import Figures, RequestHead, ResponseHead
-from protocol.resume import Keeper
+from protocol.tunnel import frames
+from protocol.tunnel.connection import Connection, Role
+from protocol.tunnel.events import DataReceived
+from protocol.tunnel.frames import MOST_DATA, FrameType
+from protocol.tunnel.resume import Keeper
 
 ROUNDS = 7
 HEADERS = [("content-type", "application/json"), ("accept", "text/event-stream")]

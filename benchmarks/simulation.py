@@ -24,12 +24,12 @@ from random import Random
 from typing import Any
 
 from benchmarks.choosing import MODEL, fleet
-from fabric_server.admission import Admission
-from fabric_server.affinity import BOUNDS
-from fabric_server.nodes import Engine, Registry
-from fabric_server.refusals import Refusal
-from fabric_server.routing import Choice, Router
-from fabric_server.wish import Wish
+from fabric_server.dialects.errors import Refusal
+from fabric_server.nodes.registry import Engine, Registry
+from fabric_server.routing.admission import Admission
+from fabric_server.routing.criteria import Wish
+from fabric_server.routing.load_balancer import Choice, Router
+from fabric_server.routing.prefix_affinity import BOUNDS
 
 CONVERSATIONS = 10_000
 ZIPF = 0.9

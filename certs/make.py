@@ -14,7 +14,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fabric_server.certificates import CertificateProblem, Certificates
+from fabric_server.pki.certificates import CertificateProblem, Certificates
 
 
 def main(arguments: list[str]) -> int:

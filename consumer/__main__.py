@@ -15,18 +15,18 @@ import typer
 from aiohttp import web
 
 from consumer.config import PREFIX, Config
-from consumer.errors import BackendError
-from consumer.figures import Figures
 from consumer.kafka import KafkaSource
 from consumer.measured import Measured
-from consumer.store import migrate, open_database
-from consumer.waiting import reached
+from consumer.metrics import Figures
 from consumer.worker import Worker
-from protocol.program import logs, output
-from protocol.program.flags import about_settings, takes_settings
-from protocol.program.output import Failure
-from protocol.program.run import Signals, run, unless_stopped
-from protocol.program.settings import SettingsError
+from runtime import logs, output
+from runtime.errors import BackendError
+from runtime.flags import about_settings, takes_settings
+from runtime.output import Failure
+from runtime.run import Signals, run, unless_stopped
+from runtime.settings import SettingsError
+from runtime.waiting import reached
+from sql.connect import migrate, open_database
 
 log = logging.getLogger("fabric.consumer")
 

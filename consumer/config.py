@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from protocol.program.settings import Conflict, about
+from runtime.settings import Conflict, about
 
 PREFIX = "FABRIC_CONSUMER_"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Made by ``protocol.program.settings.load`` with ``PREFIX``; raises ``Conflict`` for values
+    """Made by ``runtime.settings.load`` with ``PREFIX``; raises ``Conflict`` for values
     that don't fit together."""
 
     store: str = field(

@@ -21,9 +21,9 @@ from aiokafka.errors import (
 )
 from msgspec import Struct
 
-from consumer.errors import RecordError, StoreError
 from consumer.kafka_cluster import Cluster, Message, Publisher, cluster_at, headers_of
 from consumer.records import DEAD_LETTERS, HEARTBEATS, LEDGER, Batch, HeartbeatRecord, LedgerEntry
+from runtime.errors import RecordError, StoreError
 
 log = logging.getLogger("fabric.kafka")
 

@@ -23,9 +23,9 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError
 
-from consumer.errors import BackendError, RecordError, StoreError, Unreachable
 from consumer.records import DEAD_LETTERS, HEARTBEATS, LEDGER
-from protocol.program.shown import without_password
+from runtime.errors import BackendError, RecordError, StoreError, Unreachable
+from runtime.shown import without_password
 
 log = logging.getLogger("fabric.kafka")
 

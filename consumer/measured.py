@@ -12,10 +12,10 @@ from typing import Any
 import msgspec
 
 from consumer import partitions, rollup
-from consumer.database import Database, Many, Row, Value, insertion
-from consumer.errors import StoreError
 from consumer.records import HeartbeatRecord, LedgerEntry, UsageRow
 from protocol.messages import Heartbeat
+from runtime.errors import StoreError
+from sql.database import Database, Many, Row, Value, insertion
 
 _TEXT, _BIGINT, _DOUBLE, _BOOLEAN = "TEXT", "BIGINT", "DOUBLE PRECISION", "BOOLEAN"
 

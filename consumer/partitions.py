@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 
-from consumer.database import Database, Session
+from sql.database import Database, Session
 
 DAY = 86_400
 AHEAD = 2

@@ -6,8 +6,8 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 
-from consumer.database import Many, Session
 from consumer.records import LedgerEntry
+from sql.database import Many, Session
 
 HOUR = 3600
 

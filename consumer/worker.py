@@ -15,8 +15,8 @@ from typing import Protocol
 import msgspec
 from msgspec import Struct
 
-from consumer.errors import RecordError, StoreError
 from consumer.records import Batch, HeartbeatRecord, LedgerEntry
+from runtime.errors import RecordError, StoreError
 
 log = logging.getLogger("fabric.worker")
 

@@ -30,17 +30,17 @@ from typing import Any
 
 import aiohttp
 
-from fabric_client.addresses import parse_address
-from fabric_client.commands import TOKEN
+from fabric_client.cli import TOKEN
 from fabric_client.config import PREFIX, Config
-from fabric_client.echo import MODEL as ECHO
-from fabric_client.echo import EchoEngine, serve
+from fabric_client.engines.addresses import parse_address
+from fabric_client.engines.echo import MODEL as ECHO
+from fabric_client.engines.echo import EchoEngine, serve
+from fabric_client.engines.watcher import Watcher
 from fabric_client.identity import Identity, NotJoined, write
-from fabric_client.watcher import Watcher
 from protocol.messages import EngineReport
-from protocol.program.flags import read
-from protocol.program.run import INTERRUPTED, Signals, run
-from protocol.program.settings import SettingsError
+from runtime.flags import read
+from runtime.run import INTERRUPTED, Signals, run
+from runtime.settings import SettingsError
 
 QUESTION = "Say hello in one short sentence."
 START_SECONDS = 30.0

@@ -12,20 +12,20 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from fabric_client.commands.drain import drain
-from fabric_client.commands.join import join
-from fabric_client.commands.pause import pause, resume
-from fabric_client.commands.run import run_
-from fabric_client.commands.status import status
+from fabric_client.cli.drain import drain
+from fabric_client.cli.join import join
+from fabric_client.cli.pause import pause, resume
+from fabric_client.cli.run import run_
+from fabric_client.cli.status import status
 from fabric_client.config import PREFIX
 from fabric_client.identity import NotJoined
-from fabric_client.only_one import Taken
+from fabric_client.owner.process_lock import Taken
 from protocol.errors import RemoteError
 from protocol.join import BadToken
-from protocol.program import output
-from protocol.program.flags import about_settings
-from protocol.program.output import say
-from protocol.program.settings import SettingsError
+from runtime import output
+from runtime.flags import about_settings
+from runtime.output import say
+from runtime.settings import SettingsError
 
 app = output.commands("A node of the fabric: answers with the inference engines of this machine.")
 app.command(epilog=about_settings(PREFIX))(join)

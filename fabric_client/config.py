@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from fabric_client.addresses import AddressError, parse_address
-from fabric_client.schedule import ScheduleError, parse_schedule
+from fabric_client.engines.addresses import AddressError, parse_address
+from fabric_client.owner.schedule import ScheduleError, parse_schedule
 from protocol.join import is_name
-from protocol.program.settings import Conflict, about
 from protocol.regions import MOST, is_region
+from runtime.settings import Conflict, about
 
 PREFIX = "FABRIC_NODE_"
 
@@ -27,7 +27,7 @@ _LEAST_UPLOAD = 16 * 1024  # with less, answers that share it come so slowly tha
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Made by ``protocol.program.settings.load`` with ``PREFIX``; raises ``Conflict`` for values
+    """Made by ``runtime.settings.load`` with ``PREFIX``; raises ``Conflict`` for values
     that don't fit together."""
 
     data: Path = field(

@@ -45,7 +45,7 @@ class Facts(Struct, frozen=True):
 
 
 class Identity:
-    """Made by ``load``, or by ``fabric_client.enrol.join``."""
+    """Made by ``load``, or by ``fabric_client.registration.join.join``."""
 
     def __init__(self, directory: Path, facts: Facts, certificate: x509.Certificate) -> None:
         self.directory = directory

@@ -14,23 +14,23 @@ from random import Random
 
 import aiohttp
 
-from fabric_client import control, state
-from fabric_client.addresses import parse_address
-from fabric_client.agent import Agent
-from fabric_client.backoff import Backoff
 from fabric_client.config import Config
-from fabric_client.devices import Devices
-from fabric_client.forward import Forwarder
+from fabric_client.engines.addresses import parse_address
+from fabric_client.engines.watcher import Watcher
+from fabric_client.hardware.machine import Devices
 from fabric_client.identity import Identity, explain
-from fabric_client.pausing import GpuUse, reason_to_pause, told_paused
+from fabric_client.owner import control, state
+from fabric_client.owner.pause_policy import GpuUse, reason_to_pause, told_paused
+from fabric_client.owner.schedule import parse_schedule
+from fabric_client.proxy.forwarder import Forwarder
+from fabric_client.proxy.upload_limit import Uploads
 from fabric_client.reasoning import Reasoning
-from fabric_client.schedule import parse_schedule
-from fabric_client.uploads import Uploads
-from fabric_client.watcher import Watcher
+from fabric_client.registration.agent import Agent
+from fabric_client.registration.backoff import Backoff
+from protocol.control.link import LinkClosed
 from protocol.errors import RemoteError
-from protocol.link import LinkClosed
 from protocol.messages import EngineReport
-from protocol.resume import Keeper
+from protocol.tunnel.resume import Keeper
 
 log = logging.getLogger("fabric.supervisor")
 

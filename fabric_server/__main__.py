@@ -11,18 +11,18 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from consumer.errors import BackendError
-from fabric_server.certificates import CertificateProblem
-from fabric_server.commands import Json, accounts, certs, db, keys, nodes
-from fabric_server.commands.reload import reload
-from fabric_server.commands.up import up
+from fabric_server.cli import Json, accounts, certs, db, keys, nodes
+from fabric_server.cli.reload import reload
+from fabric_server.cli.up import up
 from fabric_server.config import PREFIX, Config
-from fabric_server.handover import HandoverProblem
-from fabric_server.listen import PortProblem
-from protocol.program import output
-from protocol.program.flags import about_settings, takes_settings
-from protocol.program.output import say, say_json, say_table
-from protocol.program.settings import SettingsError, describe
+from fabric_server.net.listener import PortProblem
+from fabric_server.net.takeover import HandoverProblem
+from fabric_server.pki.certificates import CertificateProblem
+from runtime import output
+from runtime.errors import BackendError
+from runtime.flags import about_settings, takes_settings
+from runtime.output import say, say_json, say_table
+from runtime.settings import SettingsError, describe
 
 app = output.commands(
     "The server of the fabric: takes requests, and sends each to a node that answers it."

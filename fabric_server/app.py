@@ -13,39 +13,39 @@ from typing import Any, Literal
 
 from aiohttp import web
 
-from consumer.waiting import reached
 from consumer.worker import Source, Worker
-from fabric_server import api
-from fabric_server.accounts import Accounts
-from fabric_server.admission import Admission
-from fabric_server.aliases import parse_aliases
-from fabric_server.backends import open_bus, open_cache, open_store
-from fabric_server.backends.leftovers import move_leftovers
-from fabric_server.backends.rows import Changes
-from fabric_server.backends.store import SqlStore
-from fabric_server.backends.watch import Watch
-from fabric_server.catalogue import Catalogue
-from fabric_server.certificates import Certificates
+from fabric_server import admin as api
+from fabric_server.auth.keys import Accounts
 from fabric_server.config import Config
-from fabric_server.contexts import Contexts
-from fabric_server.deadlines import Deadlines
-from fabric_server.edge import Edge, Limits
-from fabric_server.enrolment import Enrolment
-from fabric_server.exchange import Patience
-from fabric_server.gateway import Gateway
-from fabric_server.handover import HandoverProblem, Predecessor
-from fabric_server.hedging import Hedging
+from fabric_server.edge.connection import Edge, Limits
+from fabric_server.edge.router import Public
+from fabric_server.gateway.gateway import Gateway
+from fabric_server.gateway.models import Catalogue
 from fabric_server.jobs.files import OVERHEAD
 from fabric_server.jobs.service import Jobs
-from fabric_server.links import BUSY_TUNNEL, Links
-from fabric_server.listen import Listener, Port
-from fabric_server.metrics import Metrics
-from fabric_server.nodes import Registry
-from fabric_server.public import Public
-from fabric_server.routing import Router
-from fabric_server.tunnels import Tunnels
-from fabric_server.weights import parse_weights
+from fabric_server.net.deadlines import Deadlines
+from fabric_server.net.listener import Listener, Port
+from fabric_server.net.takeover import HandoverProblem, Predecessor
+from fabric_server.nodes.links import BUSY_TUNNEL, Links
+from fabric_server.nodes.registry import Registry
+from fabric_server.nodes.tunnels import Tunnels
+from fabric_server.pki.certificates import Certificates
+from fabric_server.pki.enrolment import Enrolment
+from fabric_server.pki.tls_contexts import Contexts
+from fabric_server.proxy.attempt import Patience
+from fabric_server.proxy.hedging import Hedging
+from fabric_server.proxy.metrics import Metrics
+from fabric_server.routing.admission import Admission
+from fabric_server.routing.aliases import parse_aliases
+from fabric_server.routing.load_balancer import Router
+from fabric_server.routing.weights import parse_weights
+from fabric_server.storage import open_bus, open_cache, open_store
+from fabric_server.storage.change_feed import Watch
+from fabric_server.storage.orphaned_spools import move_leftovers
+from fabric_server.storage.rows import Changes
+from fabric_server.storage.store import SqlStore
 from protocol.names import CONTROL_ALPN, TUNNEL_ALPN
+from runtime.waiting import reached
 
 log = logging.getLogger("fabric.server")
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from fabric_server.aliases import parse_aliases
-from fabric_server.weights import parse_weights
-from protocol.program.settings import Conflict, about
+from fabric_server.routing.aliases import parse_aliases
+from fabric_server.routing.weights import parse_weights
+from runtime.settings import Conflict, about
 
 PREFIX = "FABRIC_SERVER_"
 
@@ -35,7 +35,7 @@ def _seconds(help: str) -> dict[str, object]:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Made by ``protocol.program.settings.load`` with ``PREFIX``; raises ``Conflict`` for values
+    """Made by ``runtime.settings.load`` with ``PREFIX``; raises ``Conflict`` for values
     that don't fit together."""
 
     data: Path = field(

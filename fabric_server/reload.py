@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from fabric_server.aliases import parse_aliases
-from fabric_server.weights import parse_weights
-from protocol.program import logs
-from protocol.program.settings import SettingsError
+from fabric_server.routing.aliases import parse_aliases
+from fabric_server.routing.weights import parse_weights
+from runtime import logs
+from runtime.settings import SettingsError
 
 if TYPE_CHECKING:
     from fabric_server.app import App

@@ -26,8 +26,8 @@ from random import Random, SystemRandom
 import aiohttp
 
 from consumer.records import LedgerEntry
-from fabric_client import state
-from fabric_server.backends import open_store
+from fabric_client.owner import state
+from fabric_server.storage import open_store
 from tests.engine import Json, Plan, ScriptedEngine
 from tests.faults import TO_NODE, TO_SERVER, Connection, FaultProxy
 from tests.questions import Seen, Wrong, ask, pieces, question

@@ -17,7 +17,7 @@ import pytest
 from fabric_client.translation import Question, Translate, Untranslatable
 
 Json = dict[str, Any]
-EXCHANGES = Path(__file__).parent / "client" / "exchanges"
+EXCHANGES = Path(__file__).parent / "client" / "translation" / "exchanges"
 
 
 def recorded(name: str) -> bytes:

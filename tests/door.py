@@ -11,12 +11,12 @@ from typing import Self
 
 from aiohttp import web
 
-from fabric_server.authority import DAY
-from fabric_server.backends import open_store
-from fabric_server.certificates import Certificates
-from fabric_server.contexts import Contexts
-from fabric_server.enrolment import Enrolment, routes
-from fabric_server.listen import Listener, Port
+from fabric_server.net.listener import Listener, Port
+from fabric_server.pki.ca import DAY
+from fabric_server.pki.certificates import Certificates
+from fabric_server.pki.enrolment import Enrolment, routes
+from fabric_server.pki.tls_contexts import Contexts
+from fabric_server.storage import open_store
 from protocol.names import CONTROL_ALPN
 
 

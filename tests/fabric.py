@@ -24,12 +24,12 @@ import openai
 
 from consumer.records import LedgerEntry
 from fabric_client.config import Config as NodeConfig
-from fabric_client.devices import Devices
-from fabric_client.enrol import join
+from fabric_client.hardware.machine import Devices
 from fabric_client.identity import Identity
+from fabric_client.registration.join import join
 from fabric_client.supervisor import Supervisor
-from fabric_server.accounts import mint
 from fabric_server.app import App
+from fabric_server.auth.keys import mint
 from fabric_server.config import Config
 from tests.faults import FaultProxy, redirected
 

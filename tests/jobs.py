@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 
-from fabric_server.accounts import NewKey, mint
+from fabric_server.auth.keys import NewKey, mint
 from tests.fabric import Fabric
 
 

@@ -17,14 +17,14 @@ from typing import Any, Self
 
 import aiohttp
 
-from fabric_client.addresses import parse_address
-from fabric_client.engines import Engine
-from fabric_client.forward import Forwarder
+from fabric_client.engines.addresses import parse_address
+from fabric_client.engines.discovery import Engine
+from fabric_client.proxy.forwarder import Forwarder
 from protocol.aio.memory import connect
 from protocol.aio.tunnel import Stream, Tunnel
-from protocol.connection import Role
 from protocol.errors import Code
 from protocol.messages import Figures, Hello, RequestHead, ResponseHead
+from protocol.tunnel.connection import Role
 
 Json = dict[str, Any]
 

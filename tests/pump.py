@@ -21,9 +21,10 @@ from textwrap import dedent
 from typing import NamedTuple
 
 from protocol import messages
-from protocol.connection import Connection, Role
 from protocol.errors import Code
-from protocol.events import (
+from protocol.messages import Figures, RequestHead, ResponseHead
+from protocol.tunnel.connection import Connection, Role
+from protocol.tunnel.events import (
     ConnectionClosed,
     DataReceived,
     DrainReceived,
@@ -39,7 +40,6 @@ from protocol.events import (
     StreamResumed,
     StreamWritable,
 )
-from protocol.messages import Figures, RequestHead, ResponseHead
 
 HEAD = RequestHead("req_1", "ollama", "POST", "/v1/chat/completions", [], None, 60_000)
 ANSWER = ResponseHead(200, [("content-type", "application/json")])

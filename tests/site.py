@@ -24,24 +24,23 @@ from typing import Any
 from msgspec import Struct
 
 from consumer.records import LEDGER, LedgerEntry
-from fabric_server.accounts import Accounts, mint
-from fabric_server.admission import Admission
-from fabric_server.backends.memory import MemoryCache
-from fabric_server.backends.rows import KeyRow
-from fabric_server.catalogue import Catalogue
-from fabric_server.deadlines import Deadlines
-from fabric_server.edge import Edge, Limits
-from fabric_server.exchange import Patience
-from fabric_server.gateway import Gateway
-from fabric_server.metrics import Metrics
-from fabric_server.nodes import Engine, Node, Registry
-from fabric_server.public import Public
+from fabric_server.auth.keys import Accounts, mint
+from fabric_server.edge.connection import Edge, Limits
+from fabric_server.edge.router import Public
+from fabric_server.gateway.gateway import Gateway
+from fabric_server.gateway.models import Catalogue
+from fabric_server.net.deadlines import Deadlines
+from fabric_server.nodes.registry import Engine, Node, Registry
+from fabric_server.proxy.attempt import Patience
+from fabric_server.proxy.metrics import Metrics
+from fabric_server.routing.admission import Admission
+from fabric_server.storage.memory import MemoryCache
+from fabric_server.storage.rows import KeyRow
 from protocol.aio.link import LinkDriver
 from protocol.aio.memory import MemoryTransport, connect
 from protocol.aio.tunnel import Stream, Tunnel
-from protocol.connection import Role
+from protocol.control.link import LinkClosed
 from protocol.errors import Code
-from protocol.link import LinkClosed
 from protocol.messages import (
     EngineReport,
     Figures,
@@ -52,6 +51,7 @@ from protocol.messages import (
     RequestHead,
     ResponseHead,
 )
+from protocol.tunnel.connection import Role
 from tests.users import PATIENCE, MemoryUser
 
 CHAT = "/v1/chat/completions"

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fabric_server.authority import DAY, Authority, key_pem, to_pem
+from fabric_server.pki.ca import DAY, Authority, key_pem, to_pem
 from protocol.names import SERVER_NAME
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from fabric_server.edge import Connection, Edge
+from fabric_server.edge.connection import Connection, Edge
 
 PATIENCE = 5.0
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from fabric_client import state
 from fabric_client.config import Config
-from fabric_client.only_one import is_running
+from fabric_client.owner import state
+from fabric_client.owner.process_lock import is_running
 from protocol.messages import EngineReport
 
 

@@ -11,18 +11,18 @@ from urllib.parse import parse_qs, unquote
 import msgspec
 from msgspec import Meta, Struct
 
-from fabric_server import refusals
-from fabric_server.accounts import Accounts
-from fabric_server.backends.batches import BatchRow, BatchStore
-from fabric_server.backends.files import FileStore
-from fabric_server.bearer import authenticate
+from fabric_server.auth.keys import Accounts
+from fabric_server.dialects import errors as refusals
+from fabric_server.dialects.errors import Refusal
+from fabric_server.edge.request import Request
+from fabric_server.gateway.authenticate import authenticate
+from fabric_server.gateway.options import refuse_regions
 from fabric_server.jobs.files import page, read_limit
-from fabric_server.jobs.guard import Guarded
+from fabric_server.jobs.store_errors import Guarded
 from fabric_server.jobs.submission import Webhook, parse, read_body
 from fabric_server.jobs.webhooks import Webhooks
-from fabric_server.refusals import Refusal
-from fabric_server.request import Request
-from fabric_server.terms import refuse_regions
+from fabric_server.storage.batches import BatchRow, BatchStore
+from fabric_server.storage.files import FileStore
 
 ENDPOINTS = frozenset(
     {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"}

@@ -12,14 +12,14 @@ from urllib.parse import parse_qs, unquote
 import msgspec
 from msgspec.structs import replace
 
-from fabric_server import refusals
-from fabric_server.accounts import Accounts
-from fabric_server.backends.files import CHUNK, FileRow, FileStore
-from fabric_server.bearer import authenticate
-from fabric_server.jobs.guard import Guarded
+from fabric_server.auth.keys import Accounts
+from fabric_server.dialects import errors as refusals
+from fabric_server.dialects.errors import Refusal
+from fabric_server.edge.request import Request
+from fabric_server.gateway.authenticate import authenticate
 from fabric_server.jobs.multipart import FileBegun, Multipart, MultipartError, boundary_of
-from fabric_server.refusals import Refusal
-from fabric_server.request import Request
+from fabric_server.jobs.store_errors import Guarded
+from fabric_server.storage.files import CHUNK, FileRow, FileStore
 
 PURPOSES = ("batch",)
 OVERHEAD = 64 * 1024

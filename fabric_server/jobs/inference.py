@@ -14,20 +14,20 @@ from urllib.parse import unquote
 import msgspec
 from msgspec import Struct
 
-from fabric_server import refusals
-from fabric_server.accounts import Accounts, Key
-from fabric_server.admission import Admission
-from fabric_server.backends.jobs import JobRow, JobStore
-from fabric_server.bearer import authenticate
-from fabric_server.jobs.guard import Guarded
+from fabric_server.auth.keys import Accounts, Key
+from fabric_server.dialects import errors as refusals
+from fabric_server.dialects.errors import Refusal
+from fabric_server.edge.request import Headers, Request
+from fabric_server.gateway.authenticate import authenticate
+from fabric_server.gateway.options import refuse_regions
+from fabric_server.jobs.results import answer_of, error_of
 from fabric_server.jobs.runner import Run, Runner
+from fabric_server.jobs.store_errors import Guarded
 from fabric_server.jobs.submission import MOST_BODY, PATH, Submission, read_body, read_submission
-from fabric_server.jobs.telling import answer_of, error_of
 from fabric_server.jobs.webhooks import Webhooks
-from fabric_server.refusals import Refusal
-from fabric_server.request import Headers, Request
-from fabric_server.terms import refuse_regions
-from fabric_server.wish import Priority
+from fabric_server.routing.admission import Admission
+from fabric_server.routing.criteria import Priority
+from fabric_server.storage.jobs import JobRow, JobStore
 
 MOST_LISTED = 100
 LOOK_SECONDS = 0.5

@@ -19,16 +19,16 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
-from consumer.errors import BackendError
-from fabric_server import refusals
-from fabric_server.accounts import Key, key_of
-from fabric_server.backends.jobs import JobRow, JobState, JobStore, Lane
-from fabric_server.backends.rows import KeyRow
-from fabric_server.backends.webhooks import WebhookRow
-from fabric_server.jobs.inside import Answer, Inside, refused
-from fabric_server.jobs.telling import is_answer
-from fabric_server.refusals import Refusal
-from fabric_server.wish import Priority
+from fabric_server.auth.keys import Key, key_of
+from fabric_server.dialects import errors as refusals
+from fabric_server.dialects.errors import Refusal
+from fabric_server.jobs.internal_request import Answer, Inside, refused
+from fabric_server.jobs.results import is_answer
+from fabric_server.routing.criteria import Priority
+from fabric_server.storage.jobs import JobRow, JobState, JobStore, Lane
+from fabric_server.storage.rows import KeyRow
+from fabric_server.storage.webhooks import WebhookRow
+from runtime.errors import BackendError
 
 log = logging.getLogger("fabric.jobs")
 

@@ -7,26 +7,26 @@ import time
 from collections.abc import Callable, Mapping
 from random import Random
 
-from fabric_server.accounts import Accounts, Key
-from fabric_server.admission import Admission
-from fabric_server.aliases import Aliases
-from fabric_server.backends.batches import BatchStore
-from fabric_server.backends.files import FileStore
-from fabric_server.backends.jobs import JobStore
-from fabric_server.backends.store import SqlStore
-from fabric_server.backends.webhooks import WebhookStore
+from fabric_server.auth.keys import Accounts, Key
 from fabric_server.config import Config
-from fabric_server.jobs.backlog import Backlog
-from fabric_server.jobs.batch_work import BatchWork
+from fabric_server.edge.router import Public
+from fabric_server.jobs.batch_runner import BatchWork
 from fabric_server.jobs.batches import ENDPOINTS, Batches
 from fabric_server.jobs.files import Files
-from fabric_server.jobs.guard import Guarded
 from fabric_server.jobs.inference import Inference
-from fabric_server.jobs.inside import Inside
+from fabric_server.jobs.internal_request import Inside
+from fabric_server.jobs.metrics import Backlog
 from fabric_server.jobs.runner import Runner
+from fabric_server.jobs.store_errors import Guarded
 from fabric_server.jobs.webhooks import Webhooks
-from fabric_server.nodes import Registry
-from fabric_server.public import Public
+from fabric_server.nodes.registry import Registry
+from fabric_server.routing.admission import Admission
+from fabric_server.routing.aliases import Aliases
+from fabric_server.storage.batches import BatchStore
+from fabric_server.storage.files import FileStore
+from fabric_server.storage.jobs import JobStore
+from fabric_server.storage.store import SqlStore
+from fabric_server.storage.webhooks import WebhookStore
 
 MEMORY_SECONDS = 30 * 86_400.0
 """Models that were served in this time are known."""

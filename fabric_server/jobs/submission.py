@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from fabric_server import refusals
-from fabric_server.ask import MOST_MODEL
-from fabric_server.refusals import Refusal
-from fabric_server.request import Body
-from fabric_server.wish import Priority
+from fabric_server.dialects import errors as refusals
+from fabric_server.dialects.body import MOST_MODEL
+from fabric_server.dialects.errors import Refusal
+from fabric_server.edge.request import Body
+from fabric_server.routing.criteria import Priority
 
 PATH = "/v1/chat/completions"
 MOST_BODY = 4 * 2**20

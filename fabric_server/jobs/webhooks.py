@@ -25,16 +25,16 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from consumer.errors import BackendError
-from fabric_server import refusals
-from fabric_server.backends.batches import BatchRow
-from fabric_server.backends.jobs import JobRow, JobState
-from fabric_server.backends.webhooks import WebhookRow, WebhookStore
-from fabric_server.jobs.addresses import Forbidden, Target, parse_target, resolve
-from fabric_server.jobs.inside import Answer
+from fabric_server.dialects import errors as refusals
+from fabric_server.dialects.errors import Refusal
+from fabric_server.jobs.egress import Forbidden, Target, parse_target, resolve
+from fabric_server.jobs.internal_request import Answer
+from fabric_server.jobs.results import answer_of, error_of
 from fabric_server.jobs.submission import Webhook
-from fabric_server.jobs.telling import answer_of, error_of
-from fabric_server.refusals import Refusal
+from fabric_server.storage.batches import BatchRow
+from fabric_server.storage.jobs import JobRow, JobState
+from fabric_server.storage.webhooks import WebhookRow, WebhookStore
+from runtime.errors import BackendError
 
 log = logging.getLogger("fabric.webhooks")
 

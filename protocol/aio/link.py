@@ -8,8 +8,8 @@ from random import Random
 from typing import Protocol
 
 from protocol.aio.driver import Driver
+from protocol.control.link import Link, LinkClosed
 from protocol.errors import Code
-from protocol.link import Link, LinkClosed
 from protocol.messages import Message
 
 log = logging.getLogger("fabric.link")

@@ -9,9 +9,10 @@ from random import Random
 from typing import Any, Protocol
 
 from protocol.aio.driver import Driver
-from protocol.connection import Connection, Role
 from protocol.errors import Code
-from protocol.events import (
+from protocol.messages import Figures, Hello, RequestHead, ResponseHead
+from protocol.tunnel.connection import Connection, Role
+from protocol.tunnel.events import (
     ConnectionClosed,
     DataReceived,
     DrainReceived,
@@ -26,8 +27,7 @@ from protocol.events import (
     StreamResumed,
     StreamWritable,
 )
-from protocol.messages import Figures, Hello, RequestHead, ResponseHead
-from protocol.resume import Keeper
+from protocol.tunnel.resume import Keeper
 
 log = logging.getLogger("fabric.tunnel")
 

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consumer.errors import RecordError, StoreError
 from consumer.records import HEARTBEATS, LEDGER, Batch, HeartbeatRecord, LedgerEntry
 from consumer.worker import DAY, Worker
-from fabric_server.backends import open_store
-from fabric_server.backends.memory import MemoryBus
+from fabric_server.storage import open_store
+from fabric_server.storage.memory import MemoryBus
+from runtime.errors import RecordError, StoreError
 from tests.contracts.samples import NOON, beat, entry
 
 

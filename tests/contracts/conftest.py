@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fabric_server.backends import Bus, Cache, open_bus, open_cache, open_store
-from fabric_server.backends.store import SqlStore
+from fabric_server.storage import Bus, Cache, open_bus, open_cache, open_store
+from fabric_server.storage.store import SqlStore
 from tests.lab.redis_server import RedisCluster, RedisSentinel, RedisServer
 
 SHARED_STORES = ("sqlite", "postgresql")

@@ -6,7 +6,7 @@ import hashlib
 from typing import Any
 
 from consumer.records import HeartbeatRecord, LedgerEntry
-from fabric_server.backends.rows import AccountRow, InvitationRow, KeyRow, NodeRow
+from fabric_server.storage.rows import AccountRow, InvitationRow, KeyRow, NodeRow
 from protocol.messages import Gpu, Heartbeat
 
 NOON = 1_750_000_000.0 - 1_750_000_000.0 % 86_400 + 43_200

@@ -8,8 +8,8 @@ import logging
 import pytest
 
 from consumer.records import HEARTBEATS, LEDGER
-from fabric_server.backends import Bus
-from fabric_server.backends.memory import MemoryBus
+from fabric_server.storage import Bus
+from fabric_server.storage.memory import MemoryBus
 from tests.contracts.samples import beat, entry
 
 

@@ -7,8 +7,8 @@ from uuid import uuid4
 
 import pytest
 
-from fabric_server.backends import Cache, open_cache
-from fabric_server.backends.memory import MemoryCache
+from fabric_server.storage import Cache, open_cache
+from fabric_server.storage.memory import MemoryCache
 
 
 @pytest.fixture

@@ -19,13 +19,13 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 
-from consumer.errors import BackendError, RecordError, StoreError, Unreachable
 from consumer.kafka import GROUP, SESSION_SECONDS, KafkaSource
 from consumer.kafka_cluster import Cluster
 from consumer.records import DEAD_LETTERS, HEARTBEATS, LEDGER, Batch, HeartbeatRecord, LedgerEntry
 from consumer.worker import Worker
-from fabric_server.backends.kafka import KafkaSink
-from fabric_server.backends.memory import MemoryBus
+from fabric_server.storage.kafka import KafkaSink
+from fabric_server.storage.memory import MemoryBus
+from runtime.errors import BackendError, RecordError, StoreError, Unreachable
 from tests.contracts.samples import beat, entry
 from tests.contracts.test_bus import (
     test_a_cancelled_take_loses_nothing,

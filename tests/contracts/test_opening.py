@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from consumer import migrations
-from consumer.errors import BackendError, StoreError
 from consumer.measured import Measured
-from consumer.migrations import Migration, migrate, pending
-from consumer.sqlite import SqliteDatabase, explain
-from fabric_server.backends import open_bus, open_cache, open_store
+from fabric_server.storage import open_bus, open_cache, open_store
+from runtime.errors import BackendError, StoreError
+from sql import migrations
+from sql.migrations import Migration, migrate, pending
+from sql.sqlite import SqliteDatabase, explain
 from tests.contracts.samples import NOON, entry, key
 
 FIRST = Migration(1, "0001_first.sql", "CREATE TABLE a (x BIGINT);\n")
@@ -170,7 +170,7 @@ async def test_a_store_of_a_newer_release_is_not_opened(path: Path) -> None:
 async def test_processes_that_make_the_same_store_at_once_share_it(shared_url: str) -> None:
     program = (
         "import asyncio, sys\n"
-        "from fabric_server.backends import open_store\n"
+        "from fabric_server.storage import open_store\n"
         "from tests.contracts.samples import entry, key\n"
         "async def main(name):\n"
         "    store = await open_store(sys.argv[1])\n"
@@ -255,8 +255,8 @@ def test_a_disk_that_takes_no_more_leaves_the_store_as_it_was(path: Path) -> Non
     """With a real limit on the size of files, in a process of its own."""
     program = (
         "import asyncio, resource, sys\n"
-        "from consumer.errors import StoreError\n"
-        "from fabric_server.backends import open_store\n"
+        "from runtime.errors import StoreError\n"
+        "from fabric_server.storage import open_store\n"
         "from tests.contracts.samples import entry\n"
         "async def main():\n"
         "    store = await open_store(sys.argv[1])\n"

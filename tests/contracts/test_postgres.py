@@ -11,13 +11,13 @@ from random import Random
 
 import pytest
 
-from consumer.errors import BackendError, StoreError, Unreachable
 from consumer.measured import Measured
-from consumer.postgres import PostgresDatabase
-from consumer.store import migrate, open_database
 from consumer.worker import Worker
-from fabric_server.backends import open_store
-from fabric_server.backends.memory import MemoryBus
+from fabric_server.storage import open_store
+from fabric_server.storage.memory import MemoryBus
+from runtime.errors import BackendError, StoreError, Unreachable
+from sql.connect import migrate, open_database
+from sql.postgres import PostgresDatabase
 from tests.contracts.samples import NOON, beat, entry, key
 from tests.lab.backends import free_port
 from tests.lab.postgres_server import PostgresServer, execute

@@ -14,14 +14,14 @@ from uuid import uuid4
 
 import pytest
 
-from consumer.errors import BackendError, Unreachable
-from fabric_server.accounts import Accounts, NewKey, mint
-from fabric_server.backends import Cache, open_cache, open_store
-from fabric_server.backends.redis import CONNECTIONS, RedisCache, parse
-from fabric_server.backends.rows import Changes, KeyRow
-from fabric_server.backends.store import SqlStore
-from fabric_server.backends.watch import Watch
-from fabric_server.refusals import Refusal
+from fabric_server.auth.keys import Accounts, NewKey, mint
+from fabric_server.dialects.errors import Refusal
+from fabric_server.storage import Cache, open_cache, open_store
+from fabric_server.storage.change_feed import Watch
+from fabric_server.storage.redis import CONNECTIONS, RedisCache, parse
+from fabric_server.storage.rows import Changes, KeyRow
+from fabric_server.storage.store import SqlStore
+from runtime.errors import BackendError, Unreachable
 from tests.contracts.conftest import cluster_url, sentinel_url
 from tests.lab.backends import free_port, until
 from tests.lab.redis_server import RedisCluster, RedisSentinel, RedisServer

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fabric_server.backends.rows import NodeRow
-from fabric_server.backends.store import SqlStore
+from fabric_server.storage.rows import NodeRow
+from fabric_server.storage.store import SqlStore
 from tests.contracts.samples import NOON, digest, invitation, node
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from fabric_server.backends import open_store
-from fabric_server.backends.batches import BatchRow, BatchStore
-from fabric_server.backends.files import LEAST, FileRow, FileStore
-from fabric_server.backends.jobs import MOST_STARTS, JobRow, JobStore, Lane
-from fabric_server.backends.store import SqlStore
-from fabric_server.backends.webhooks import WebhookRow, WebhookStore
+from fabric_server.storage import open_store
+from fabric_server.storage.batches import BatchRow, BatchStore
+from fabric_server.storage.files import LEAST, FileRow, FileStore
+from fabric_server.storage.jobs import MOST_STARTS, JobRow, JobStore, Lane
+from fabric_server.storage.store import SqlStore
+from fabric_server.storage.webhooks import WebhookRow, WebhookStore
 from tests.contracts.samples import NOON, digest, key
 
 ACME = Lane("acme", "")

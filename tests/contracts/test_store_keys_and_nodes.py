@@ -8,15 +8,15 @@ import msgspec
 import pytest
 from msgspec.structs import asdict, replace
 
-from consumer import migrations
-from consumer.errors import RecordError, StoreError
 from consumer.records import LedgerEntry
-from consumer.store import open_database
-from fabric_server.accounts import Terms
-from fabric_server.backends import open_store
-from fabric_server.backends.jobs import JobStore
-from fabric_server.backends.rows import Redeemed
-from fabric_server.backends.store import AmbiguousKey, SqlStore
+from fabric_server.auth.keys import Terms
+from fabric_server.storage import open_store
+from fabric_server.storage.jobs import JobStore
+from fabric_server.storage.rows import Redeemed
+from fabric_server.storage.store import AmbiguousKey, SqlStore
+from runtime.errors import RecordError, StoreError
+from sql import migrations
+from sql.connect import open_database
 from tests.contracts.samples import NOON, account, digest, entry, invitation, key, node
 
 

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from consumer.errors import RecordError
 from consumer.measured import GROUPS
 from consumer.records import HeartbeatRecord, LedgerEntry
-from fabric_server.backends import open_store
-from fabric_server.backends.store import SqlStore
+from fabric_server.storage import open_store
+from fabric_server.storage.store import SqlStore
+from runtime.errors import RecordError
 from tests.contracts.samples import NOON, beat, digest, entry, invitation, node
 
 FOREVER = 1e12

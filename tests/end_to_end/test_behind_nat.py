@@ -32,7 +32,7 @@ def test_a_node_behind_nat_serves_a_server_far_away(lab: NatLab, tmp_path: Path)
     data = ["--data", str(tmp_path / "server")]
     node_data = ["--data", str(tmp_path / "node")]
     up = [*SERVER, "up", *data, "--address", lab.server_address, "--json"]
-    echo = [sys.executable, "-m", "fabric_client.echo", "--port", "18999"]
+    echo = [sys.executable, "-m", "fabric_client.engines.echo", "--port", "18999"]
     with running(up, lab.server_exec) as server, running(echo, lab.node_exec) as engine:
         ports = ready(server)["ports"]
         engine.line_with("18999")

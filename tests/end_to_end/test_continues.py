@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from consumer.records import LedgerEntry
-from fabric_server.backends import open_store
+from fabric_server.storage import open_store
 from tests.engine import Json, Plan, ScriptedEngine
 from tests.lab.llama import LlamaServer
 from tests.stack import Alone, Process

@@ -15,7 +15,7 @@ from aiohttp import ClientResponse, ClientSession
 from protocol.aio.driver import Driver
 from protocol.aio.tunnel import Tunnel
 from protocol.messages import Hello
-from protocol.resume import KEEP_SECONDS, RESUME_SECONDS
+from protocol.tunnel.resume import KEEP_SECONDS, RESUME_SECONDS
 from tests.engine import Plan, ScriptedEngine
 from tests.fabric import Fabric
 

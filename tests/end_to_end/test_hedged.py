@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 
-from fabric_server.quantile import LEAST
+from fabric_server.proxy.quantile import LEAST
 from fabric_server.reload import reload
 from tests.engine import Plan, Request, ScriptedEngine
 from tests.fabric import Fabric

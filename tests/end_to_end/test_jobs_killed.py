@@ -13,8 +13,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from fabric_server.backends import open_store
 from fabric_server.jobs.runner import LEASE_SECONDS, RENEW_SECONDS
+from fabric_server.storage import open_store
 from tests.engine import Plan, ScriptedEngine
 from tests.fabric import Fabric
 from tests.jobs import User

@@ -13,12 +13,12 @@ from typing import Any
 import aiohttp
 import pytest
 
-from fabric_client import control, state
-from fabric_client.devices import Devices
-from fabric_client.enrol import join
+from fabric_client.hardware.machine import Devices
 from fabric_client.identity import Identity
-from fabric_server.nodes import Node
-from tests.client.test_devices import FakeNvml
+from fabric_client.owner import control, state
+from fabric_client.registration.join import join
+from fabric_server.nodes.registry import Node
+from tests.client.hardware.test_machine import FakeNvml
 from tests.engine import Plan, ScriptedEngine
 from tests.fabric import Fabric, RunningNode
 

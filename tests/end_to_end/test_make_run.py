@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fabric_client.only_one import is_running
+from fabric_client.owner.process_lock import is_running
 from tests.commands import FREE_PORTS, PATIENCE
 from tests.engine import ScriptedEngine
 

@@ -10,11 +10,11 @@ from random import Random
 
 import pytest
 
-from fabric_client import state
 from fabric_client.config import Config as NodeConfig
 from fabric_client.identity import Identity
+from fabric_client.owner import state
 from fabric_client.supervisor import Supervisor
-from fabric_server.nodes import Node
+from fabric_server.nodes.registry import Node
 from tests.engine import Plan, ScriptedEngine
 from tests.fabric import Fabric, RunningNode
 

@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from fabric_client.config import Config
-from protocol.program.settings import Conflict
+from runtime.settings import Conflict
 from tests.engine import ScriptedEngine
 from tests.fabric import Fabric
 

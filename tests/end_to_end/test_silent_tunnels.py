@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fabric_server.nodes import Node
+from fabric_server.nodes.registry import Node
 from protocol.aio.tunnel import Tunnel
-from protocol.keepalive import QUIET_SECONDS
+from protocol.tunnel.keepalive import QUIET_SECONDS
 from tests.engine import ScriptedEngine
 from tests.fabric import Fabric
 from tests.faults import Connection, FaultProxy

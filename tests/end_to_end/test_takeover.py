@@ -10,7 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from fabric_server.handover import Predecessor
+from fabric_server.net.takeover import Predecessor
 from tests.engine import Plan, ScriptedEngine
 from tests.questions import Crowd, Json, ask, pieces, question, reply
 from tests.servers import Servers

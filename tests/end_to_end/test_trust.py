@@ -15,20 +15,20 @@ import msgspec
 import pytest
 from cryptography import x509
 
-from fabric_client import state
 from fabric_client.config import Config as NodeConfig
-from fabric_client.enrol import JoinProblem, join
 from fabric_client.identity import Facts, Identity
+from fabric_client.owner import state
+from fabric_client.registration.join import JoinProblem, join
 from fabric_client.supervisor import Supervisor
-from fabric_server.authority import read_request
+from fabric_server.pki.ca import read_request
 from protocol.aio.link import LinkDriver
 from protocol.aio.tls import dial
 from protocol.aio.tunnel import Tunnel
-from protocol.connection import Role
+from protocol.control.link import LinkClosed
 from protocol.errors import Code, RemoteError
-from protocol.link import LinkClosed
 from protocol.messages import Message, Register
 from protocol.names import CONTROL_ALPN, TUNNEL_ALPN
+from protocol.tunnel.connection import Role
 from tests.engine import ScriptedEngine
 from tests.fabric import Fabric
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from random import Random
 
 from protocol import messages
-from protocol.connection import Connection, Role
-from protocol.events import (
+from protocol.control.link import Link, LinkClosed
+from protocol.tunnel.connection import Connection, Role
+from protocol.tunnel.events import (
     ConnectionClosed,
     DataReceived,
     ResetConfirmed,
@@ -16,8 +17,7 @@ from protocol.events import (
     StreamReset,
     StreamResumed,
 )
-from protocol.link import Link, LinkClosed
-from protocol.resume import Keeper
+from protocol.tunnel.resume import Keeper
 from tests.fuzz.traffic import broken, pieces_of, some_traffic
 from tests.pump import ANSWER, FIGURES, HEAD, SESSION, frames_in
 

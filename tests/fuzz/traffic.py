@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from random import Random
 
-from protocol import frames, messages
-from protocol.frames import FrameType
+from protocol import messages
 from protocol.messages import Drain, Hello, Resume
+from protocol.tunnel import frames
+from protocol.tunnel.frames import FrameType
 from tests.pump import ANSWER, FIGURES, HEAD, SESSION
 
 PAYLOADS: dict[FrameType, list[bytes]] = {

@@ -11,12 +11,14 @@ import msgspec
 import pytest
 
 import protocol
-from protocol import connection as tunnel
-from protocol import frames, keepalive, link, messages, resume, streams
-from protocol.connection import Connection, Role
+from protocol import messages
+from protocol.control import link
 from protocol.errors import Code
-from protocol.frames import FrameType
 from protocol.messages import Figures, Message, RequestHead, ResponseHead
+from protocol.tunnel import connection as tunnel
+from protocol.tunnel import frames, keepalive, resume, streams
+from protocol.tunnel.connection import Connection, Role
+from protocol.tunnel.frames import FrameType
 from tests.pump import SESSION, Frame, Pump, frames_in
 
 README = Path(protocol.__file__).with_name("README.md").read_text()

@@ -1,0 +1,105 @@
+"""``fabric-client join``: make this machine a node of the server that a token names."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import ssl
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fabric_client.cli import TOKEN, Json, of_the_node
+from fabric_client.cli.run import run_node
+from fabric_client.config import Config
+from fabric_client.identity import Identity, NotJoined
+from fabric_client.owner.process_lock import is_running
+from protocol.join import Token, parse
+from runtime.output import Failure, make_directory, note, program, say_json
+from runtime.settings import describe
+
+
+@of_the_node
+def join(
+    settings: Config,
+    token: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="TOKEN",
+            envvar=TOKEN,
+            help="What 'fabric-server nodes invite' printed; - reads it from standard input.",
+        ),
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Join anew, giving up the node this machine is.")
+    ] = False,
+    run: Annotated[
+        bool,
+        typer.Option(
+            "--run", help="Then run. A machine that has joined this fabric before just runs."
+        ),
+    ] = False,
+    json: Json = False,
+) -> int:
+    """Make this machine a node of the server that the token names.
+
+    The token lets one machine in, once.  In an argument other users of this machine can see it,
+    and the shell keeps it: give - or set the variable where that matters.
+    """
+    from fabric_client.registration import join as enrol  # takes time that other commands need not
+
+    text = sys.stdin.readline() if token == "-" else token  # noqa: S105 - no secret
+    if text is None:
+        raise Failure(f"give the join token, or - to read it from standard input, or set {TOKEN}.")
+    identity = None
+    if run and not replace:
+        identity = _joined_before(settings.data, parse(text))
+    if identity is not None:
+        note(f"This machine is already {identity.node_id} of {identity.host}.")
+    else:
+        if replace and is_running(settings.data):
+            raise Failure(f"the node in {settings.data} is running: stop it before replacing it.")
+        make_directory(settings.data)  # before the token is used up
+        try:
+            identity = asyncio.run(
+                enrol.join(text, settings.data, name=settings.name, replace=replace)
+            )
+        except enrol.JoinProblem as problem:
+            raise Failure(str(problem)) from None
+        name = settings.called(identity.name)
+        note(f"Joined {identity.host} as {identity.node_id}, “{name}”.")
+    if json:
+        say_json(
+            {
+                "node_id": identity.node_id,
+                "name": settings.called(identity.name),
+                "server": f"{identity.host}:{identity.control_port}",
+                "directory": str(settings.data.absolute()),
+            },
+            line=run,
+        )
+    if run:
+        return run_node(settings)
+    note(f"Next:  {_run_command(settings)}")
+    return 0
+
+
+def _joined_before(directory: Path, token: Token) -> Identity | None:
+    """The identity here, if it is of the fabric that the token is of."""
+    try:
+        identity = Identity.load(directory)
+        authority = ssl.PEM_cert_to_DER_cert((directory / "ca.pem").read_text())
+    except (NotJoined, OSError, ValueError):
+        return None
+    return identity if hashlib.sha256(authority).digest() == token.ca_sha256 else None
+
+
+def _run_command(settings: Config) -> str:
+    given = [
+        f"--{name} {getattr(settings, name)}"
+        for name, _, source in describe(settings)
+        if name in ("data", "name") and source.startswith("--")
+    ]
+    return " ".join([program("fabric-client"), "run", *given])

@@ -1,0 +1,114 @@
+"""``fabric-client status``: what the node on this machine is doing."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fabric_client.cli import TOKEN, Json
+from fabric_client.config import PREFIX, Config
+from fabric_client.identity import Identity, NotJoined
+from fabric_client.owner import state
+from fabric_client.owner.process_lock import is_running
+from fabric_client.owner.state import State
+from protocol.messages import EngineReport
+from runtime.flags import takes_settings
+from runtime.output import REFUSED, duration, say, say_json, say_table
+
+
+@takes_settings(Config, PREFIX, only=("data",), not_settings=(TOKEN,))
+def status(settings: Config, json: Json = False) -> int:
+    """Show whether the node runs, is linked to its server, and what its engines offer.
+
+    Exit code 0 when it is linked, 3 when it is not.
+    """
+    running = is_running(settings.data)
+    try:
+        identity = Identity.load(settings.data)
+    except NotJoined as error:
+        identity, problem = None, str(error)
+    else:
+        problem = "" if running else "It is not running: start it with 'fabric-client run'."
+    now = state.read(settings.data) if running else None
+    problem = problem or ("It is starting." if now is None else "")
+    if json:
+        say_json(_described(identity, running, now, problem))
+    else:
+        _show(identity, now, problem)
+    return 0 if now is not None and now.linked else REFUSED
+
+
+def _described(
+    identity: Identity | None, running: bool, now: State | None, problem: str
+) -> dict[str, Any]:
+    """Times are Unix seconds."""
+    return {
+        "joined": identity is not None,
+        "running": running,
+        "linked": now is not None and now.linked,
+        "reason": now.reason if now is not None else problem,
+        "since": None if now is None else now.since,
+        "node_id": None if identity is None else identity.node_id,
+        "name": None if now is None else now.name,
+        "server": None if identity is None else f"{identity.host}:{identity.control_port}",
+        "certificate_ends": None if identity is None else identity.ends,
+        "pid": None if now is None else now.pid,
+        "paused": now.paused or None if now is not None else None,
+        "draining": now is not None and now.draining,
+        "tunnels": 0 if now is None else now.tunnels,
+        "active": 0 if now is None else now.active,
+        "served": 0 if now is None else now.served,
+        "tokens": 0 if now is None else now.tokens,
+        "tokens_per_second": 0.0 if now is None else now.tokens_per_second,
+        "engines": [] if now is None else [_engine(report) for report in now.engines],
+    }
+
+
+def _engine(report: EngineReport) -> dict[str, Any]:
+    return {
+        "name": report.name,
+        "kind": report.kind,
+        "healthy": report.healthy,
+        "problem": report.problem,
+        "slots": report.slots,
+        "models": [
+            {field: getattr(model, field) for field in model.__struct_fields__}
+            for model in report.models
+        ],
+    }
+
+
+def _show(identity: Identity | None, now: State | None, problem: str) -> None:
+    if identity is not None:
+        name = "" if now is None else f", “{now.name}”"
+        say(f"Node    {identity.node_id}{name}")
+        say(f"Server  {identity.host}:{identity.control_port}")
+    if now is None:
+        say(f"State   {problem}")
+        return
+    since = duration(time.time() - now.since)
+    if now.linked:
+        say(f"State   linked for {since}, {now.tunnels} tunnels")
+    else:
+        say(f"State   not linked for {since}: {now.reason}")
+    if now.draining:
+        say("Drains  it finishes what runs, and ends")
+    elif now.paused:
+        say(f"Paused  {now.paused}")
+    speed = f", {now.tokens_per_second:.1f} tokens/s" if now.tokens_per_second else ""
+    say(f"Work    {now.active} now, {now.served} since it was started{speed}\n")
+    if not now.engines:
+        say("No engine: start Ollama, vLLM, llama-server or LM Studio, or name one with --engine.")
+        return
+    say_table(
+        ("engine", "state", "slots", "models"),
+        [
+            (
+                report.name,
+                "healthy" if report.healthy else report.problem or "down",
+                str(report.slots),
+                ", ".join(model.name for model in report.models),
+            )
+            for report in now.engines
+        ],
+    )

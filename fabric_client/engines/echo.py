@@ -1,0 +1,262 @@
+"""The built-in demo engine: speaks the OpenAI API and says itself that it is no language model.
+
+    python -m fabric_client.engines.echo --port 8090
+
+It is there so that the whole path can be tried on a machine without an engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import logging
+import re
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import msgspec
+from aiohttp import web
+from msgspec import Struct
+
+from runtime import logs
+
+log = logging.getLogger(__name__)
+
+MODEL = "echo"
+WORDS_PER_SECOND = 12.0
+"""About as fast as a mid-sized model on a home GPU, and still to be followed by eye."""
+
+_MOST_ECHOED = 60
+_BODY_LIMIT = 32 * 2**20
+_WORD = re.compile(r"\S+\s*")
+
+_encode = msgspec.json.Encoder().encode
+
+
+class StreamOptions(Struct):
+    include_usage: bool = False
+
+
+class Part(Struct):
+    type: str = "text"
+    text: str | None = None
+
+
+class Message(Struct):
+    role: str
+    content: str | list[Part] | None = None
+
+
+class Question(Struct):
+    """What both kinds of completion have in common; unknown fields are left alone."""
+
+    model: str
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+
+    def text(self) -> str:
+        raise NotImplementedError
+
+
+class ChatQuestion(Question):
+    messages: list[Message] = []
+    max_completion_tokens: int | None = None
+
+    def text(self) -> str:
+        for message in reversed(self.messages):
+            if message.role == "user" and message.content is not None:
+                if isinstance(message.content, str):
+                    return message.content
+                return " ".join(part.text for part in message.content if part.text)
+        return ""
+
+
+class TextQuestion(Question):
+    prompt: str | list[Any] = ""
+    """Several prompts, and prompts as token numbers, are taken too; the first text is answered."""
+
+    def text(self) -> str:
+        prompt = self.prompt[0] if isinstance(self.prompt, list) and self.prompt else self.prompt
+        return prompt if isinstance(prompt, str) else ""
+
+
+class EchoEngine:
+    """The answers, at a pace; serve them with ``application()``."""
+
+    def __init__(self, *, words_per_second: float = WORDS_PER_SECOND) -> None:
+        """``words_per_second``: 0 is as fast as possible."""
+        self._pause = 1 / words_per_second if words_per_second > 0 else 0.0
+        self._ids = itertools.count(1)
+
+    def application(self) -> web.Application:
+        app = web.Application(client_max_size=_BODY_LIMIT)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_post("/v1/completions", self._completion)
+        return app
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return _json({"status": "ok", "engine": "echo", "is_language_model": False})
+
+    async def _models(self, request: web.Request) -> web.Response:
+        model = {"id": MODEL, "object": "model", "created": 0, "owned_by": "fabric"}
+        return _json({"object": "list", "data": [model]})
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        return await self._answer(request, ChatQuestion, "chat.completion")
+
+    async def _completion(self, request: web.Request) -> web.StreamResponse:
+        return await self._answer(request, TextQuestion, "text_completion")
+
+    async def _answer(
+        self, request: web.Request, kind: type[Question], object: str
+    ) -> web.StreamResponse:
+        try:
+            question = msgspec.json.decode(await request.read(), type=kind)
+        except (ValueError, RecursionError) as error:
+            return _refusal(400, f"The request can't be read: {error}.", "invalid_request_error")
+        except web.HTTPRequestEntityTooLarge:
+            return _refusal(413, "The request is too large.", "invalid_request_error")
+        if question.model != MODEL:
+            return _refusal(404, f"The only model here is '{MODEL}'.", "not_found_error")
+        answer = _Answer(question, object, f"{object.partition('.')[0]}-echo-{next(self._ids)}")
+        if question.stream:
+            return await self._stream(request, answer)
+        for _ in answer.words:
+            await asyncio.sleep(self._pause)
+        return _json(answer.whole())
+
+    async def _stream(self, request: web.Request, answer: _Answer) -> web.StreamResponse:
+        response = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
+        )
+        await response.prepare(request)
+        try:
+            for chunk in answer.chunks():
+                await response.write(b"data: " + _encode(chunk) + b"\n\n")
+                await asyncio.sleep(self._pause)
+            await response.write(b"data: [DONE]\n\n")
+            await response.write_eof()
+        except ConnectionError:
+            log.debug("the reader left", extra={"answer": answer.id})
+        return response
+
+
+class _Answer:
+    """One answer in OpenAI's shapes; a word counts as a token."""
+
+    def __init__(self, question: Question, object: str, id: str) -> None:
+        self.id = id
+        self._object = object
+        self._is_chat = object == "chat.completion"
+        self._with_usage = bool(question.stream_options and question.stream_options.include_usage)
+        asked = question.text()
+        words = _WORD.findall(_reply(asked))
+        limit = question.max_tokens
+        if isinstance(question, ChatQuestion) and question.max_completion_tokens is not None:
+            limit = question.max_completion_tokens
+        self.words: Sequence[str] = words if limit is None else words[: max(1, limit)]
+        self._finish: Literal["stop", "length"] = "stop" if self.words == words else "length"
+        self._prompt_tokens = len(asked.split())
+        self._created = int(time.time())
+
+    def whole(self) -> dict[str, Any]:
+        text = "".join(self.words)
+        said = (
+            {"message": {"role": "assistant", "content": text}} if self._is_chat else {"text": text}
+        )
+        choice = {"index": 0, **said, "logprobs": None, "finish_reason": self._finish}
+        return {**self._head(self._object), "choices": [choice], "usage": self._usage()}
+
+    def chunks(self) -> Iterator[dict[str, Any]]:
+        if self._is_chat:
+            yield self._chunk({"delta": {"role": "assistant", "content": ""}})
+        for word in self.words:
+            yield self._chunk({"delta": {"content": word}} if self._is_chat else {"text": word})
+        yield self._chunk({"delta": {}} if self._is_chat else {"text": ""}, self._finish)
+        if self._with_usage:
+            yield {**self._head(self._chunk_object), "choices": [], "usage": self._usage()}
+
+    @property
+    def _chunk_object(self) -> str:
+        return "chat.completion.chunk" if self._is_chat else self._object
+
+    def _chunk(self, said: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+        choice = {"index": 0, **said, "logprobs": None, "finish_reason": finish}
+        chunk = {**self._head(self._chunk_object), "choices": [choice]}
+        return {**chunk, "usage": None} if self._with_usage else chunk
+
+    def _head(self, object: str) -> dict[str, Any]:
+        return {"id": self.id, "object": object, "created": self._created, "model": MODEL}
+
+    def _usage(self) -> dict[str, int]:
+        said = len(self.words)
+        return {
+            "prompt_tokens": self._prompt_tokens,
+            "completion_tokens": said,
+            "total_tokens": self._prompt_tokens + said,
+        }
+
+
+def _reply(asked: str) -> str:
+    words = asked.split()
+    echoed = " ".join(words[:_MOST_ECHOED]) + (" …" if len(words) > _MOST_ECHOED else "")
+    said = f"You wrote: {echoed}" if echoed else "You wrote nothing."
+    return (
+        "This is the fabric's built-in echo engine: a demo, and no language model. "
+        f"{said} "
+        "To get real answers, start Ollama, vLLM, llama-server or LM Studio on this machine."
+    )
+
+
+def _json(document: object, status: int = 200) -> web.Response:
+    return web.Response(body=_encode(document), status=status, content_type="application/json")
+
+
+def _refusal(status: int, message: str, type: str) -> web.Response:
+    error = {"message": message, "type": type, "param": None, "code": None}
+    return _json({"error": error}, status)
+
+
+async def serve(engine: EchoEngine, *, host: str, port: int) -> tuple[web.AppRunner, int]:
+    """Start listening; the runner to ``cleanup()`` later, and the port, which was free if 0."""
+    runner = web.AppRunner(engine.application(), access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, host, port).start()
+    return runner, int(runner.addresses[0][1])
+
+
+async def _run(host: str, port: int, words_per_second: float) -> None:
+    runner, port = await serve(EchoEngine(words_per_second=words_per_second), host=host, port=port)
+    log.info("echo engine listens: a demo, no language model", extra={"host": host, "port": port})
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await runner.cleanup()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m fabric_client.engines.echo", description=__doc__
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=8090, help="0 takes any free one")
+    parser.add_argument(
+        "--words-per-second", type=float, default=WORDS_PER_SECOND, help="0 is without pause"
+    )
+    given = parser.parse_args()
+    logs.configure("info")
+    try:
+        asyncio.run(_run(given.host, given.port, given.words_per_second))
+    except KeyboardInterrupt:
+        return
+    except OSError as error:
+        parser.exit(1, f"The echo engine can't listen on {given.host}:{given.port}: {error}.\n")
+
+
+if __name__ == "__main__":
+    main()

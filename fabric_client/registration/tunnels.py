@@ -1,0 +1,145 @@
+"""Keeps the tunnels of one registration open."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from random import Random
+
+from fabric_client.identity import Identity, explain
+from fabric_client.registration.backoff import Backoff
+from protocol.aio.tls import dial
+from protocol.aio.tunnel import Accept, Tunnel
+from protocol.errors import Code
+from protocol.messages import Hello, Registered
+from protocol.names import TUNNEL_ALPN
+from protocol.tunnel.connection import Role
+from protocol.tunnel.resume import KEEP_SECONDS, Keeper
+
+log = logging.getLogger("fabric.tunnels")
+
+LEAVE_SECONDS = 60.0
+
+
+class Tunnels:
+    """Dials as many tunnels as the server wants, and each again when it is lost.
+
+    Owns them (``protocol.aio.tunnel.TunnelOwner``).  Run ``run`` for as long as the registration
+    lasts; afterwards tunnels that still carry streams live on until those have ended.
+
+    What a lost tunnel leaves behind waits a while in ``keeper`` for the server to ask for it on
+    another tunnel, be it one of the next registration.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        registered: Registered,
+        accept: Accept,
+        rng: Random,
+        on_change: Callable[[], None],
+        keeper: Keeper,
+    ) -> None:
+        self._identity = identity
+        self._registered = registered
+        self._accept = accept
+        self._rng = rng
+        self._on_change = on_change
+        self._keeper = keeper
+        self._wanted = asyncio.Queue[None]()
+        self._count = 0
+        self._settled = False
+        self._open: dict[Tunnel, asyncio.Future[str]] = {}
+
+    @property
+    def up(self) -> int:
+        return len(self._open)
+
+    def keep(self, count: int) -> None:
+        """Keep at least so many open from now on."""
+        while self._count < count:
+            self._count += 1
+            self._wanted.put_nowait(None)
+
+    def settle(self) -> None:
+        """Those that are lost from now on are not dialled again: another server answers there."""
+        self._settled = True
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        self.keep(self._registered.tunnels)
+        try:
+            async with asyncio.TaskGroup() as group:
+                while True:
+                    await self._wanted.get()
+                    group.create_task(self._keep_one())
+        finally:
+            self.drain("the link is closed")
+
+    def drain(self, reason: str) -> None:
+        """Take no new streams; each tunnel closes behind its last one."""
+        for tunnel in list(self._open):
+            tunnel.drain(reason, LEAVE_SECONDS)
+
+    def close(self, reason: str) -> None:
+        for tunnel in list(self._open):
+            tunnel.close(Code.NONE, reason)
+
+    async def _keep_one(self) -> None:
+        loop = asyncio.get_running_loop()
+        backoff = Backoff(self._rng)
+        while not self._settled:
+            began = loop.time()
+            try:
+                reason = await self._one(loop)
+            except (OSError, TimeoutError) as error:
+                reason = explain(error)
+            wait = backoff.wait(loop.time() - began)
+            log.info("tunnel down", extra={"reason": reason, "again_in": round(wait, 1)})
+            await asyncio.sleep(wait)
+
+    async def _one(self, loop: asyncio.AbstractEventLoop) -> str:
+        """Open a tunnel and stay until it is closed; returns why it was."""
+        identity = self._identity
+        tunnel = await dial(
+            lambda: self._tunnel(loop),
+            identity.host,
+            self._registered.proxy_port,
+            identity.context(TUNNEL_ALPN),
+        )
+        closed = self._open[tunnel] = loop.create_future()
+        if tunnel.connection.closed:
+            del self._open[tunnel]
+            return "closed at once"
+        tunnel.hello(self._registered.session)
+        self._on_change()
+        reason = await asyncio.shield(closed)
+        return reason if tunnel.error is None else explain(tunnel.error)
+
+    def _tunnel(self, loop: asyncio.AbstractEventLoop) -> Tunnel:
+        rng, accept = self._rng, self._accept
+        if not self._registered.resume:
+            return Tunnel(Role.NODE, self, loop, rng=rng, accept=accept)
+        # Drawn, not counted: a server may still remember a tunnel of the process before this one.
+        number = rng.randrange(1, 2**63)
+        return Tunnel(
+            Role.NODE, self, loop, rng=rng, accept=accept, number=number, keeper=self._keeper
+        )
+
+    # ── what a tunnel tells ───────────────────────────────────────────────────────────────────
+
+    def on_hello(self, tunnel: Tunnel, hello: Hello) -> None:
+        raise AssertionError("only servers hear HELLO")
+
+    def on_drain(self, tunnel: Tunnel, reason: str, seconds: float) -> None:
+        log.debug("tunnel drains", extra={"reason": reason})
+
+    def on_closed(self, tunnel: Tunnel, code: int, reason: str) -> None:
+        if tunnel.connection.number:
+            loop = asyncio.get_running_loop()
+            loop.call_later(KEEP_SECONDS, tunnel.abandon, "nobody asked for it any more")
+        closed = self._open.pop(tunnel, None)
+        if closed is not None:
+            closed.set_result(f"{Code.name_of(code)}: {reason}" if code else reason)
+            self._on_change()

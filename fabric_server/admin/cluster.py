@@ -1,0 +1,220 @@
+"""``/api/distributed/…``: the fabric as a cluster, in the shapes that other distributors of Ollama
+have made known.  Every figure is measured; what is not known here is left out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Annotated, Literal, Protocol
+
+from msgspec import Meta, Struct
+
+from fabric_server.admin.parameters import not_found
+from fabric_server.nodes.registry import Engine, Node
+from fabric_server.proxy.metrics import Metrics
+from fabric_server.proxy.request_record import Draft
+
+
+class ClusterStatus(Struct, frozen=True):
+    node_id: Annotated[str, Meta(description="This server: its first address.")]
+    connected_peers: int
+    peers: Annotated[list[str], Meta(description="Ids of the nodes that are connected here.")]
+    models_loaded: Annotated[int, Meta(description="Different models in some engine's memory.")]
+    uptime: Annotated[str, Meta(description="As 1h2m3s.")]
+    version: str
+
+
+class ClusterNode(Struct, frozen=True):
+    id: str
+    name: str
+    status: Literal["connected", "draining"]
+
+
+class ClusterNodes(Struct, frozen=True):
+    nodes: list[ClusterNode]
+    total: int
+
+
+class ClusterModel(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    name: str
+    replicas: Annotated[int, Meta(description="Nodes that serve it.")]
+    locations: Annotated[list[str], Meta(description="Their ids.")]
+    status: Literal["available", "unavailable"]
+    size: Annotated[int, Meta(description="Bytes, where a node has told it.")] = 0
+
+
+class ClusterModels(Struct, frozen=True):
+    models: list[ClusterModel]
+    total: int
+
+
+class Replicas(Struct, frozen=True):
+    model: str
+    replicas: Annotated[list[str], Meta(description="Ids of the nodes that serve it.")]
+    count: int
+
+
+class InferenceFigures(Struct, frozen=True, omit_defaults=True):
+    total_inferences: int
+    successful_inferences: int
+    failed_inferences: int
+    total_tokens_processed: int
+    last_updated: str
+    average_latency: Annotated[str, Meta(description="As 1.234s; left out before the first.")] = ""
+
+
+class ClusterMetrics(Struct, frozen=True):
+    inference: Annotated[InferenceFigures, Meta(description="Since this server's start.")]
+
+
+class ClusterRequest(Struct, frozen=True):
+    id: str
+    model: str
+    status: Literal["pending", "executing"]
+    start_time: str
+    nodes_used: list[str]
+    partition_count: Annotated[int, Meta(description="Always 1: no request is split here.")]
+
+
+class ClusterRequests(Struct, frozen=True):
+    active_requests: list[ClusterRequest]
+    total: int
+
+
+class Registry(Protocol):
+    def nodes(self) -> Sequence[Node]: ...
+    def models(self) -> Mapping[str, Sequence[Engine]]: ...
+
+
+class Gateway(Protocol):
+    def running(self) -> list[Draft]: ...
+
+
+class Cluster:
+    def __init__(
+        self,
+        name: str,
+        registry: Registry,
+        gateway: Gateway,
+        metrics: Metrics,
+        started_at: float,
+        clock: Callable[[], float],
+    ) -> None:
+        """Times are Unix seconds."""
+        self._name = name
+        self._registry = registry
+        self._gateway = gateway
+        self._metrics = metrics
+        self._started_at = started_at
+        self._clock = clock
+
+    async def show_cluster(self) -> ClusterStatus:
+        """This server and the nodes that are connected to it."""
+        nodes = self._registry.nodes()
+        loaded = {
+            model.name
+            for node in nodes
+            for engine in node.engines.values()
+            for model in engine.models.values()
+            if model.loaded
+        }
+        return ClusterStatus(
+            self._name,
+            len(nodes),
+            sorted(node.id for node in nodes),
+            len(loaded),
+            _duration(self._clock() - self._started_at),
+            version("fabric"),
+        )
+
+    async def list_cluster_nodes(self) -> ClusterNodes:
+        """The nodes that are connected; `/api/v1/nodes` tells more, also of others."""
+        nodes = [
+            ClusterNode(node.id, node.name, "connected" if node.connected else "draining")
+            for node in self._registry.nodes()
+        ]
+        return ClusterNodes(nodes, len(nodes))
+
+    async def list_cluster_models(self) -> ClusterModels:
+        """The models that connected nodes serve, and where."""
+        models = [
+            _model(name, engines) for name, engines in sorted(self._registry.models().items())
+        ]
+        return ClusterModels(models, len(models))
+
+    async def list_replicas(self, name: str) -> Replicas:
+        """The nodes that serve one model. Quote the slashes of its name."""
+        engines = self._registry.models().get(name)
+        if not engines:
+            raise not_found("model", name, param="name")
+        where = _where(engines)
+        return Replicas(name, where, len(where))
+
+    async def show_cluster_metrics(self) -> ClusterMetrics:
+        """Sums since this server's start; `/metrics` has the same and more for Prometheus."""
+        metrics = self._metrics
+        total = sum(metrics.requests.values())
+        good = sum(n for (_, outcome), n in metrics.requests.items() if outcome == "ok")
+        latency = f"{metrics.total.sum / total:.3f}s" if total else ""
+        return ClusterMetrics(
+            InferenceFigures(
+                total,
+                good,
+                total - good,
+                sum(metrics.tokens.values()),
+                _time(self._clock()),
+                latency,
+            )
+        )
+
+    async def list_cluster_requests(self) -> ClusterRequests:
+        """Requests under way on this server, the oldest first."""
+        ago = self._clock() - asyncio.get_running_loop().time()
+        requests = [_request(draft, ago) for draft in self._gateway.running()]
+        return ClusterRequests(requests, len(requests))
+
+
+def _model(name: str, engines: Sequence[Engine]) -> ClusterModel:
+    where = _where(engines)
+    up = any(engine.healthy and engine.node.reachable for engine in engines)
+    return ClusterModel(
+        name=name,
+        replicas=len(where),
+        locations=where,
+        status="available" if up else "unavailable",
+        size=max((engine.models[name].size or 0) for engine in engines),
+    )
+
+
+def _where(engines: Sequence[Engine]) -> list[str]:
+    return sorted({engine.node.id for engine in engines})
+
+
+def _request(draft: Draft, ago: float) -> ClusterRequest:
+    asked = draft.exchange is not None
+    return ClusterRequest(
+        draft.request.id,
+        draft.model,
+        "executing" if asked else "pending",
+        _time(draft.request.arrived + ago),
+        [draft.node_id] if asked and draft.node_id is not None else [],
+        1,
+    )
+
+
+def _time(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _duration(seconds: float) -> str:
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return (
+        f"{hours}h{minute}m{second}s"
+        if hours
+        else f"{minute}m{second}s"
+        if minute
+        else f"{second}s"
+    )

@@ -1,0 +1,210 @@
+"""Keys: listed, made, edited, disabled, enabled and revoked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Protocol
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec.structs import asdict
+
+from fabric_server.admin.parameters import not_found
+from fabric_server.auth.keys import Key, Terms, mint
+from fabric_server.dialects.errors import Refusal
+from fabric_server.storage.rows import Failover, KeyRow, KeyState, Reasoning
+from fabric_server.storage.store import AmbiguousKey
+
+log = logging.getLogger("fabric.api")
+
+CENTURY = 36_525 * 86_400.0
+
+
+class KeyQuery(Struct, frozen=True, forbid_unknown_fields=True):
+    account: Annotated[
+        Annotated[str, Meta(max_length=256)] | None, Meta(description="Only its keys.")
+    ] = None
+
+
+class KeyView(Struct, frozen=True, kw_only=True):
+    id: str
+    state: KeyState
+    enabled: Annotated[bool, Meta(description="The key's own: its account may be disabled.")]
+    account: str
+    name: str
+    prefix: Annotated[str, Meta(description="The first characters of the key's text.")]
+    management: Annotated[bool, Meta(description="Manages the fabric, and can't call models.")]
+    created_at: float
+    expires_at: float | None
+    revoked_at: float | None
+    models: Annotated[list[str] | None, Meta(description="All it may use; null: every model.")]
+    requests_per_minute: Annotated[int | None, Meta(description="null: any number.")]
+    tokens_per_minute: Annotated[int | None, Meta(description="null: any number.")]
+    failover: Annotated[
+        str,
+        Meta(description="'continue': streams go on at another node when theirs is lost."),
+    ]
+    reasoning: Annotated[str, Meta(description="'raw': engines' reasoning passes as it is.")]
+
+
+class KeyList(Struct, frozen=True):
+    data: list[KeyView]
+
+
+class NewKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    name: Annotated[str, Meta(min_length=1, max_length=256)]
+    account: Annotated[str, Meta(min_length=1, max_length=256)] = "default"
+    management: bool = False
+    models: Annotated[list[str], Meta(max_length=1000)] | None = None
+    valid_seconds: Annotated[float, Meta(gt=0, le=CENTURY)] | None = None
+    requests_per_minute: Annotated[int, Meta(ge=1)] | None = None
+    tokens_per_minute: Annotated[int, Meta(ge=1)] | None = None
+    failover: Failover = ""
+    reasoning: Reasoning = ""
+
+
+class EditedKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    requests_per_minute: Annotated[int, Meta(ge=1)] | UnsetType | None = UNSET
+    tokens_per_minute: Annotated[int, Meta(ge=1)] | UnsetType | None = UNSET
+    failover: Failover | UnsetType = UNSET
+    reasoning: Reasoning | UnsetType = UNSET
+
+
+class MintedKey(Struct, frozen=True):
+    text: Annotated[str, Meta(description="The key itself. It can't be had again.")]
+    key: KeyView
+
+
+class Store(Protocol):
+    async def keys(self, *, account: str | None) -> list[KeyRow]: ...
+    async def create_key(self, key: KeyRow) -> KeyRow: ...
+    async def revoke_key(self, id_or_prefix: str, at: float) -> KeyRow | None: ...
+    async def set_key_enabled(self, id_or_prefix: str, enabled: bool) -> KeyRow | None: ...
+    async def set_key_terms(
+        self, id_or_prefix: str, change: Callable[[KeyRow], KeyRow]
+    ) -> KeyRow | None: ...
+
+
+class Watch(Protocol):
+    async def look(self) -> None: ...
+
+
+class Keys:
+    def __init__(self, store: Store, watch: Watch, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._watch = watch
+        self._clock = clock
+
+    async def list_keys(self, query: KeyQuery) -> KeyList:
+        """All keys, or those of one account, oldest first; those that do not work, too."""
+        rows = await self._store.keys(account=query.account)
+        now = self._clock()
+        return KeyList([view(row, now) for row in rows])
+
+    async def create_key(self, body: NewKey, by: Key) -> MintedKey:
+        """Make a key. Its text is in this answer and nowhere else.
+
+        Its account is made, too, when there is none of that name.
+        An API key calls models; a management key does what is described here, and nothing else.
+        """
+        now = self._clock()
+        try:
+            new = mint(
+                body.name,
+                now=now,
+                account=body.account,
+                management=body.management,
+                models=body.models,
+                expires_at=None if body.valid_seconds is None else now + body.valid_seconds,
+                requests_per_minute=body.requests_per_minute,
+                tokens_per_minute=body.tokens_per_minute,
+                failover=body.failover,
+                reasoning=body.reasoning,
+            )
+        except ValueError as error:
+            raise Refusal(400, "invalid_value", f"This is not possible: {error}.") from None
+        row = await self._store.create_key(new.row)
+        await self._watch.look()
+        log.info("key made", extra={"key": row.id, "account": row.account, "by": by.id})
+        return MintedKey(new.text, view(row, now))
+
+    async def edit_key(self, id: str, body: EditedKey, by: Key) -> KeyView:
+        """Change limits and policies of a key, named by its id or prefix; null lifts a limit.
+
+        What is left out stays as it is. A limit that has changed begins full.
+        """
+        terms = Terms(**asdict(body))
+        try:
+            row = await self._change(id, lambda: self._store.set_key_terms(id, terms.of))
+        except ValueError as error:
+            raise Refusal(400, "invalid_value", f"This is not possible: {error}.") from None
+        if row.revoked_at is not None:
+            raise _revoked(row)
+        log.info("key edited", extra={"key": row.id, "by": by.id})
+        return view(row, self._clock())
+
+    async def revoke_key(self, id: str, by: Key) -> KeyView:
+        """Revoke a key, named by its id or prefix. It is refused from now on.
+
+        What runs on it is cut. Revoking a revoked key changes nothing.
+        """
+        now = self._clock()
+        row = await self._change(id, lambda: self._store.revoke_key(id, now))
+        log.info("key revoked", extra={"key": row.id, "by": by.id})
+        return view(row, now)
+
+    async def disable_key(self, id: str, by: Key) -> KeyView:
+        """Disable a key, named by its id or prefix. It is refused until it is enabled again.
+
+        What runs on it is cut. Disabling a key that is disabled or revoked changes nothing.
+        """
+        row = await self._change(id, lambda: self._store.set_key_enabled(id, False))
+        if row.revoked_at is None:
+            log.info("key disabled", extra={"key": row.id, "by": by.id})
+        return view(row, self._clock())
+
+    async def enable_key(self, id: str, by: Key) -> KeyView:
+        """Enable a key that was disabled, named by its id or prefix. A revoked one stays revoked.
+
+        It works at once, unless it has expired or its account is disabled: see its state.
+        """
+        row = await self._change(id, lambda: self._store.set_key_enabled(id, True))
+        if row.revoked_at is not None:
+            raise _revoked(row)
+        log.info("key enabled", extra={"key": row.id, "by": by.id})
+        return view(row, self._clock())
+
+    async def _change(self, id: str, change: Callable[[], Awaitable[KeyRow | None]]) -> KeyRow:
+        try:
+            row = await change()
+        except AmbiguousKey as error:
+            raise Refusal(409, "ambiguous_key", f"{error}.", param="id") from None
+        if row is None:
+            raise not_found("key", id)
+        await self._watch.look()
+        return row
+
+
+def _revoked(row: KeyRow) -> Refusal:
+    words = f"{row.id} was revoked, which can't be taken back. Make another key."
+    return Refusal(409, "key_revoked", words, param="id")
+
+
+def view(row: KeyRow, now: float) -> KeyView:
+    return KeyView(
+        id=row.id,
+        state=row.state(now),
+        enabled=row.enabled,
+        account=row.account,
+        name=row.name,
+        prefix=row.prefix,
+        management=row.management,
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        revoked_at=row.revoked_at,
+        models=row.models,
+        requests_per_minute=row.requests_per_minute,
+        tokens_per_minute=row.tokens_per_minute,
+        failover=row.failover,
+        reasoning=row.reasoning,
+    )

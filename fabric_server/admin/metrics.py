@@ -1,0 +1,269 @@
+"""``/metrics``: figures that others own, read when Prometheus asks.
+
+Labels have few values, known beforehand: never a model, a key or a node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Protocol
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    GCCollector,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from fabric_server.admin.routes import Text
+from fabric_server.nodes.registry import Node
+
+LAG_SECONDS = 0.02
+
+
+class Registry(Protocol):
+    def nodes(self) -> Sequence[Node]: ...
+    def models(self) -> Mapping[str, object]: ...
+
+
+class Port(Protocol):
+    accepted: int
+    opened: int
+
+    @property
+    def refused(self) -> Mapping[str, int]: ...
+    @property
+    def pending(self) -> int: ...
+
+
+class Tunnels(Protocol):
+    refused: int
+    resumed: int
+
+    @property
+    def count(self) -> int: ...
+    @property
+    def streams(self) -> int: ...
+    def bytes_by_direction(self) -> Mapping[str, float]: ...
+
+
+class Links(Protocol):
+    refused: int
+    reconnects: int
+
+
+class Worker(Protocol):
+    written: int
+    rejected: int
+    problem: str | None
+
+
+class Bus(Protocol):
+    @property
+    def waiting(self) -> Mapping[str, int]: ...
+    @property
+    def dropped(self) -> Mapping[str, int]: ...
+    @property
+    def full(self) -> bool: ...
+
+
+class Backlog(Protocol):
+    @property
+    def queued(self) -> Mapping[str, int]: ...
+    @property
+    def webhooks(self) -> int | None: ...
+    async def count(self) -> None: ...
+
+
+class Jobs(Protocol):
+    @property
+    def backlog(self) -> Backlog: ...
+    @property
+    def under_way(self) -> Mapping[str, int]: ...
+    @property
+    def ended(self) -> Mapping[tuple[str, str], int]: ...
+    @property
+    def deliveries(self) -> Mapping[str, int]: ...
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Who is asked for figures."""
+
+    registry: Registry
+    ports: Mapping[str, Port]
+    tunnels: Tunnels
+    links: Links
+    worker: Worker
+    bus: Bus
+    jobs: Jobs
+    public_connections: Callable[[], int]
+    requests_active: Callable[[], int]
+    requests_waiting: Callable[[], int]
+    draining: Callable[[], bool]
+
+
+class Figures:
+    """A Prometheus collector beside ``fabric_server.proxy.metrics.Metrics``."""
+
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+        self.lag = 0.0
+        """Seconds by which the event loop was late when it was last tried."""
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._nodes()
+        yield from self._ports()
+        yield from self._tunnels()
+        yield from self._records()
+        yield from self._jobs()
+        sources = self._sources
+        yield _gauge(
+            "public_connections", "Connections of users.", value=sources.public_connections()
+        )
+        yield _gauge("requests_active", "Requests under way.", value=sources.requests_active())
+        yield _gauge(
+            "requests_waiting", "Requests waiting for a slot.", value=sources.requests_waiting()
+        )
+        yield _gauge("draining", "1 while the server is leaving.", value=sources.draining())
+        yield _gauge("event_loop_lag_seconds", "How late a timer was, just now.", value=self.lag)
+
+    def _nodes(self) -> Iterator[Metric]:
+        nodes = self._sources.registry.nodes()
+        engines = [engine for node in nodes for engine in node.engines.values()]
+        yield _gauge("nodes_connected", "Nodes with a link.", value=len(nodes))
+        yield _gauge(
+            "nodes_draining",
+            "Of these, leaving or drained by the operator.",
+            value=sum(node.draining or node.drained for node in nodes),
+        )
+        healthy = sum(engine.healthy for engine in engines)
+        by_state = {"healthy": healthy, "failing": len(engines) - healthy}
+        yield _gauge("engines", "Engines of connected nodes.", "state", by_state)
+        slots = sum(engine.slots for engine in engines if engine.healthy)
+        yield _gauge("slots", "Slots of healthy engines.", value=slots)
+        active = sum(engine.active for engine in engines)
+        yield _gauge("slots_active", "Slots taken.", value=active)
+        count = len(self._sources.registry.models())
+        yield _gauge("models", "Models served now.", value=count)
+
+    def _ports(self) -> Iterator[Metric]:
+        ports = self._sources.ports
+        accepted = {name: port.accepted for name, port in ports.items()}
+        yield _counter("connections_accepted", "Taken from the kernel.", "port", accepted)
+        opened = {name: port.opened for name, port in ports.items()}
+        yield _counter("connections_opened", "Of these, let through.", "port", opened)
+        pending = {name: port.pending for name, port in ports.items()}
+        yield _gauge("connections_pending", "Not through yet.", "port", pending)
+        refused = CounterMetricFamily(
+            "fabric_connections_refused", "Not let through.", labels=["port", "reason"]
+        )
+        for name, port in ports.items():
+            for reason, count in port.refused.items():
+                refused.add_metric([name, reason], count)
+        yield refused
+
+    def _tunnels(self) -> Iterator[Metric]:
+        tunnels, links = self._sources.tunnels, self._sources.links
+        yield _gauge("tunnels", "Tunnels of connected nodes.", value=tunnels.count)
+        yield _gauge("streams", "Requests inside tunnels.", value=tunnels.streams)
+        yield _counter("tunnels_refused", "Tunnels not let in.", value=tunnels.refused)
+        yield _counter(
+            "resumed", "Streams that went on over another tunnel.", value=tunnels.resumed
+        )
+        moved = tunnels.bytes_by_direction()
+        yield _counter("tunnel_bytes", "Bytes of frames.", "direction", moved)
+        yield _counter("links_refused", "Links that never registered.", value=links.refused)
+        yield _counter(
+            "node_reconnects", "Registrations that superseded another.", value=links.reconnects
+        )
+
+    def _records(self) -> Iterator[Metric]:
+        worker, bus = self._sources.worker, self._sources.bus
+        yield _counter(
+            "records_written",
+            "Ledger entries and heartbeats that the store, or Kafka, has taken.",
+            value=worker.written,
+        )
+        yield _counter("records_rejected", "Records it can't take.", value=worker.rejected)
+        failing = worker.problem is not None
+        yield _gauge("records_failing", "1 while it takes none.", value=failing)
+        yield _gauge("bus_waiting", "Records it has not taken yet.", "topic", bus.waiting)
+        yield _counter("bus_dropped", "Records lost for want of room.", "topic", bus.dropped)
+        yield _gauge("bus_full", "1 while requests are refused for want of room.", value=bus.full)
+
+    def _jobs(self) -> Iterator[Metric]:
+        jobs = self._sources.jobs
+        yield _gauge("jobs_running", "Jobs run by this server.", "kind", jobs.under_way)
+        ended = CounterMetricFamily(
+            "fabric_jobs_ended", "Jobs ended by this server.", labels=["kind", "outcome"]
+        )
+        for kind, outcome in product(("job", "line"), ("done", "failed", "cancelled")):
+            ended.add_metric([kind, outcome], jobs.ended.get((kind, outcome), 0))
+        yield ended
+        tries = dict.fromkeys(("delivered", "failed", "given_up"), 0) | dict(jobs.deliveries)
+        yield _counter("webhooks", "Tries to deliver, and deliveries given up.", "result", tries)
+        queued, waiting = jobs.backlog.queued, jobs.backlog.webhooks
+        if queued:  # otherwise the store can't tell
+            yield _gauge("jobs_queued", "Jobs in the queue, all servers'.", "kind", queued)
+        if waiting is not None:
+            yield _gauge("webhooks_waiting", "Deliveries to be made.", value=waiting)
+
+
+class Exposition:
+    """Answers Prometheus; each server has a registry of its own."""
+
+    def __init__(self, metrics: Collector, sources: Sources) -> None:
+        self._backlog = sources.jobs.backlog
+        self._figures = Figures(sources)
+        self._registry = CollectorRegistry()
+        self._registry.register(metrics)
+        self._registry.register(self._figures)
+        ProcessCollector(registry=self._registry)
+        GCCollector(registry=self._registry)
+
+    async def metrics(self) -> Text:
+        """Figures in Prometheus' text format. Their names begin with fabric_, process_, python_."""
+        await self._backlog.count()
+        loop = asyncio.get_running_loop()
+        due = loop.time() + LAG_SECONDS
+        await asyncio.sleep(LAG_SECONDS)
+        self._figures.lag = max(0.0, loop.time() - due)
+        return Text(generate_latest(self._registry), CONTENT_TYPE_LATEST)
+
+
+def _gauge(
+    name: str,
+    documentation: str,
+    label: str | None = None,
+    values: Mapping[str, float] | None = None,
+    *,
+    value: float | None = None,
+) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(f"fabric_{name}", documentation, value, label and [label])
+    for text, figure in (values or {}).items():
+        family.add_metric([text], figure)
+    return family
+
+
+def _counter(
+    name: str,
+    documentation: str,
+    label: str | None = None,
+    values: Mapping[str, float] | None = None,
+    *,
+    value: float | None = None,
+) -> CounterMetricFamily:
+    family = CounterMetricFamily(f"fabric_{name}", documentation, value, label and [label])
+    for text, figure in (values or {}).items():
+        family.add_metric([text], figure)
+    return family

@@ -1,0 +1,202 @@
+"""Nodes: known, connected, invited and revoked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from consumer.records import HeartbeatRecord
+from fabric_server.admin.node_views import (
+    EngineView,
+    HeartbeatQuery,
+    HeartbeatView,
+    Invitation,
+    NewInvitation,
+    NodeDetail,
+    NodeList,
+    NodeQuery,
+    NodeView,
+    StoredHeartbeat,
+)
+from fabric_server.admin.parameters import not_found
+from fabric_server.auth.keys import Key
+from fabric_server.nodes.registry import Engine, Node
+from fabric_server.pki.enrolment import Invited
+from fabric_server.storage.rows import NodeRow
+from protocol import join
+from protocol.messages import Heartbeat
+
+log = logging.getLogger("fabric.api")
+
+
+class Store(Protocol):
+    async def node(self, id: str) -> NodeRow | None: ...
+    async def nodes(self) -> list[NodeRow]: ...
+    async def revoke_node(self, id: str, at: float) -> NodeRow | None: ...
+    async def set_node_draining(self, id: str, draining: bool) -> NodeRow | None: ...
+    async def heartbeats(self, node: str, *, limit: int) -> list[HeartbeatRecord]: ...
+
+
+class Registry(Protocol):
+    def node(self, id: str) -> Node | None: ...
+
+
+class Watch(Protocol):
+    async def look(self) -> None: ...
+
+
+class Enrolment(Protocol):
+    async def invite(self, name: str | None, valid_for: float) -> Invited: ...
+
+
+class Nodes:
+    def __init__(
+        self,
+        store: Store,
+        registry: Registry,
+        watch: Watch,
+        enrolment: Enrolment,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._registry = registry
+        self._watch = watch
+        self._enrolment = enrolment
+        self._clock = clock
+
+    async def list_nodes(self, query: NodeQuery) -> NodeList:
+        """All nodes that ever joined, oldest first, with what the connected ones report."""
+        views = [view(row, self._registry.node(row.id)) for row in await self._store.nodes()]
+        if query.connected is not None:
+            views = [one for one in views if one.connected is query.connected]
+        return NodeList(views)
+
+    async def show_node(self, id: str, query: HeartbeatQuery) -> NodeDetail:
+        """One node, what its engines' models are, and its last heartbeats, newest first."""
+        row = await self._store.node(id)
+        if row is None:
+            raise not_found("node", id)
+        beats = await self._store.heartbeats(id, limit=query.heartbeats) if query.heartbeats else []
+        live = self._registry.node(id)
+        engines = live.engines.values() if live else ()
+        return NodeDetail(
+            node=view(row, live),
+            models={engine.name: list(engine.models.values()) for engine in engines},
+            heartbeats=[
+                StoredHeartbeat(record.epoch, record.at, _beat(record.heartbeat))
+                for record in beats
+            ],
+        )
+
+    async def drain_node(self, id: str, by: Key) -> NodeView:
+        """Give a node nothing new; what runs on it finishes.
+
+        It lasts until it is undrained, whatever is restarted meanwhile.
+        """
+        return await self._set_draining(id, True, by)
+
+    async def undrain_node(self, id: str, by: Key) -> NodeView:
+        """Give a node work again."""
+        return await self._set_draining(id, False, by)
+
+    async def _set_draining(self, id: str, draining: bool, by: Key) -> NodeView:
+        row = await self._store.set_node_draining(id, draining)
+        if row is None:
+            raise not_found("node", id)
+        await self._watch.look()
+        words = "node drained by" if draining else "node undrained by"
+        log.info(words, extra={"node": row.id, "by": by.id})
+        return view(row, self._registry.node(row.id))
+
+    async def revoke_node(self, id: str, by: Key) -> NodeView:
+        """Revoke a node: its connections are cut at once, and it can't come back.
+
+        To use the machine again, let it join with a new invitation. Revoking twice changes nothing.
+        """
+        row = await self._store.revoke_node(id, self._clock())
+        if row is None:
+            raise not_found("node", id)
+        await self._watch.look()
+        log.info("node revoked", extra={"node": row.id, "by": by.id})
+        return view(row, self._registry.node(row.id))
+
+    async def invite_node(self, body: NewInvitation, by: Key) -> Invitation:
+        """Make a join token: it lets one machine in, once, and is in this answer and nowhere else.
+
+        On that machine: fabric-client join TOKEN
+        """
+        token, row = await self._enrolment.invite(body.name, body.valid_seconds)
+        log.info("node invited", extra={"invitation": row.id, "by": by.id})
+        parts = join.parse(token)
+        return Invitation(
+            id=row.id,
+            token=token,
+            name=row.name,
+            host=parts.host,
+            api_port=parts.api_port,
+            ca_sha256=parts.ca_sha256.hex(),
+            expires_at=row.expires_at,
+        )
+
+
+def view(row: NodeRow, node: Node | None) -> NodeView:
+    engines: Sequence[Engine] = tuple(node.engines.values()) if node else ()
+    return NodeView(
+        id=row.id,
+        state=row.state,
+        name=row.name,
+        platform=node.platform if node else row.platform,
+        region=(node.region if node else row.region) or None,
+        release=node.release if node else row.version,
+        created_at=row.created_at,
+        revoked_at=row.revoked_at,
+        last_seen_at=row.last_seen_at,
+        epoch=node.epoch if node else row.epoch,
+        connected=node is not None,
+        connected_at=node.connected_at if node else None,
+        draining=row.draining or (node is not None and node.draining),
+        problem=_problem(row, node),
+        tunnels=len(node.tunnels) if node else 0,
+        streams=sum(tunnel.connection.active for tunnel in node.tunnels) if node else 0,
+        slots=node.slots if node else 0,
+        active=node.active if node else 0,
+        engines=list(map(_engine, engines)),
+        heartbeat=_beat(node.heartbeat) if node and node.heartbeat else None,
+    )
+
+
+def _problem(row: NodeRow, node: Node | None) -> str | None:
+    """Why it gets no requests: the first that would have to be put right."""
+    if row.revoked_at is not None:
+        return "revoked by the operator"
+    if node is None:
+        return "not connected"
+    if row.draining:
+        return "drained by the operator"
+    if node.draining:
+        return "leaving"
+    if node.problem:
+        return node.problem
+    if node.reachable:
+        return None
+    return "its tunnels are silent or full" if node.tunnels else "no tunnel"
+
+
+def _engine(engine: Engine) -> EngineView:
+    return EngineView(
+        name=engine.name,
+        kind=engine.kind,
+        healthy=engine.healthy,
+        problem=engine.problem,
+        slots=engine.slots,
+        active=engine.active,
+        models=list(engine.models),
+        loaded=[model.name for model in engine.models.values() if model.loaded],
+    )
+
+
+def _beat(heartbeat: Heartbeat) -> HeartbeatView:
+    return msgspec.convert(heartbeat, HeartbeatView, from_attributes=True)

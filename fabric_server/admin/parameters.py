@@ -1,0 +1,137 @@
+"""What a request on the API port brings along: its management key, query and body, checked."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import types
+from dataclasses import dataclass
+from itertools import chain
+from typing import Annotated, Any, NoReturn, Protocol, TypeVar, Union, get_args, get_origin
+
+import msgspec
+from aiohttp import web
+from msgspec import NODEFAULT, Struct
+
+from fabric_server.auth.keys import Key
+from fabric_server.dialects import errors as refusals
+from fabric_server.dialects.errors import Refusal
+
+MOST_BODY = 64 * 1024
+
+_AT = re.compile(r" - at `\$\.?([^`]*)`$")
+_FIELD = re.compile(r"(?:unknown|required) field `([^`]+)`")
+
+T = TypeVar("T", bound=Struct)
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a client may take, in seconds."""
+
+    body: float = 10.0
+    """Until its request's body has come."""
+    enrol: float = 20.0
+    """Until a joining machine's request has come and is answered."""
+    reader: float = 30.0
+    """Until it has taken an answer."""
+    idle: float = 75.0
+    """Until the next request's head has come."""
+    linger: float = 2.0
+    """So long the rest of an unwanted body is read and thrown away."""
+
+
+class Accounts(Protocol):
+    def known(self, token: str) -> Key | None: ...
+    async def authenticate(self, token: str) -> Key: ...
+
+
+async def authenticate(request: web.Request, accounts: Accounts) -> Key:
+    """The management key that the request carries.  Raises ``Refusal``: 401, 403 or 503."""
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    token = token.strip()
+    if scheme.lower() != "bearer" or not token:
+        raise Refusal(
+            401,
+            "invalid_api_key",
+            "No management key was given. Send it as 'Authorization: Bearer mk-fab-…'.",
+            type="authentication_error",
+        )
+    key = accounts.known(token) or await accounts.authenticate(token)
+    if not key.management:
+        raise refusals.wrong_kind_of_key("a management key (mk-fab-…)")
+    return key
+
+
+def read_query(request: web.Request, kind: type[T]) -> T:
+    """The query as ``kind``; lists are separated by commas.  Raises ``Refusal`` 400."""
+    lists = {field.name for field in msgspec.structs.fields(kind) if is_list(field.type)}
+    values: dict[str, Any] = {}
+    for name, value in request.query.items():
+        if name in values:
+            raise refusals.bad_field(name, f"{name} is given twice.")
+        values[name] = value if name not in lists else value.split(",") if value else []
+    try:
+        return msgspec.convert(values, kind, strict=False)
+    except msgspec.ValidationError as error:
+        _explain(error, kind)
+
+
+async def read_body(request: web.Request, kind: type[T], seconds: float) -> T:
+    """The body, JSON, as ``kind``; an empty one is an empty object.  Raises ``Refusal``."""
+    if (request.content_length or 0) > MOST_BODY:
+        raise refusals.body_too_large(MOST_BODY)
+    try:
+        async with asyncio.timeout(seconds):
+            body = await request.read()
+    except TimeoutError:
+        raise refusals.too_slow("body") from None
+    except web.RequestPayloadError as error:
+        raise refusals.bad_request(f"The request body can't be read: {error}.") from None
+    try:
+        return msgspec.json.decode(body or b"{}", type=kind)
+    except msgspec.ValidationError as error:
+        _explain(error, kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise refusals.bad_json(str(error)) from None
+
+
+def not_found(what: str, id: str, *, param: str = "id") -> Refusal:
+    return Refusal(404, f"{what}_not_found", f"There is no {what} '{id}'.", param=param)
+
+
+def is_list(kind: Any) -> bool:
+    if get_origin(kind) is Annotated:
+        return is_list(get_args(kind)[0])
+    if get_origin(kind) in (Union, types.UnionType):
+        return any(map(is_list, get_args(kind)))
+    return kind is list or get_origin(kind) is list
+
+
+def is_needed(field: msgspec.structs.FieldInfo) -> bool:
+    return field.default is NODEFAULT and field.default_factory is NODEFAULT
+
+
+def _explain(error: msgspec.ValidationError, kind: type[Struct]) -> NoReturn:
+    text = str(error)
+    where = _AT.search(text) or _FIELD.search(text)
+    text = _AT.sub("", text).replace("Object", "The request")
+    param = where.group(1) if where else None
+    if "unknown field" in text:
+        known = ", ".join(kind.__struct_fields__)
+        text = f"There is no '{param}' here; there is {known}"
+    elif "Invalid enum value" in text and param:
+        field = next(
+            field for field in msgspec.structs.fields(kind) if param.startswith(field.name)
+        )
+        choices = ", ".join(_choices(msgspec.json.schema(field.type)))
+        text = f"{param}: {text}; it is one of {choices}"
+    elif param and param not in text:
+        text = f"{param}: {text}"
+    raise Refusal(400, "invalid_value", f"{text}.", param=param) from None
+
+
+def _choices(schema: Any) -> list[str]:
+    if isinstance(schema, dict):
+        return [*schema.get("enum", ()), *chain(*map(_choices, schema.values()))]
+    return [*chain(*map(_choices, schema))] if isinstance(schema, list) else []

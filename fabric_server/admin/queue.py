@@ -1,0 +1,99 @@
+"""Who waits for a free slot now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal, Protocol
+
+from msgspec import Meta, Struct
+
+from fabric_server.admin.parameters import not_found
+from fabric_server.routing.admission import LineFigures, PlaceFigures
+from fabric_server.routing.criteria import Priority
+
+PriorityName = Literal["high", "medium", "low"]
+
+
+class Waiting(Struct, frozen=True):
+    """Requests in line by the priority that they came with."""
+
+    high: int
+    medium: int
+    low: int
+
+
+class LineView(Struct, frozen=True, kw_only=True):
+    model: Annotated[str, Meta(description="As the requests name it.")]
+    length: int
+    by_priority: Waiting
+    keys: Annotated[int, Meta(description="How many keys these requests are of.")]
+    oldest_seconds: Annotated[float, Meta(description="How long the oldest has waited.")]
+    slots: Annotated[int, Meta(description="Of all engines that may serve it.")]
+    service_seconds: Annotated[float, Meta(description="How long an answer takes, on average.")]
+    estimated_seconds: Annotated[
+        float | None, Meta(description="Until one that comes now is served, if it is the last.")
+    ]
+
+
+class Queue(Struct, frozen=True):
+    data: list[LineView]
+
+
+class PlaceView(Struct, frozen=True, kw_only=True):
+    request_id: str
+    model: str
+    key_id: str
+    priority: PriorityName
+    position: Annotated[int, Meta(description="1 is next.")]
+    waited_seconds: float
+    estimated_seconds: Annotated[float | None, Meta(description="Until it is served.")]
+
+
+class Admission(Protocol):
+    def lines(self) -> Sequence[LineFigures]: ...
+    def place(self, request_id: str) -> PlaceFigures | None: ...
+
+
+class Queues:
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+
+    async def show_queue(self) -> Queue:
+        """The models that somebody waits for, and how many do."""
+        return Queue(list(map(_line, self._admission.lines())))
+
+    async def show_place(self, id: str) -> PlaceView:
+        """Where one request is in line, by the x-request-id of its answer."""
+        place = self._admission.place(id)
+        if place is None:
+            raise not_found("request", id)
+        waiter = place.waiter
+        return PlaceView(
+            request_id=id,
+            model=waiter.wish.model,
+            key_id=waiter.wish.key_id,
+            priority=_NAMES[waiter.wish.priority],
+            position=place.position,
+            waited_seconds=place.waited,
+            estimated_seconds=place.estimate,
+        )
+
+
+_NAMES: dict[Priority, PriorityName] = {
+    Priority.HIGH: "high",
+    Priority.MEDIUM: "medium",
+    Priority.LOW: "low",
+}
+
+
+def _line(figures: LineFigures) -> LineView:
+    return LineView(
+        model=figures.model,
+        length=figures.length,
+        by_priority=Waiting(*figures.by_priority),
+        keys=figures.keys,
+        oldest_seconds=figures.oldest,
+        slots=figures.slots,
+        service_seconds=figures.service,
+        estimated_seconds=figures.estimate,
+    )

@@ -1,0 +1,254 @@
+"""What was asked of the fabric and what it cost, from the ledger; and what can be asked now."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Literal, Protocol
+
+from msgspec import Meta, Struct
+
+from consumer.records import LedgerEntry, Outcome, UsageRow
+from fabric_server.admin.parameters import not_found
+from fabric_server.auth.keys import Key
+from fabric_server.dialects import errors as refusals
+from fabric_server.nodes.registry import Engine
+from fabric_server.proxy.request_record import Draft
+
+log = logging.getLogger("fabric.api")
+
+DAY = 86_400.0
+MOST_ROWS = 10_000
+
+Group = Literal["account", "key", "model", "node", "engine", "path", "outcome", "hour", "day"]
+Text = Annotated[str, Meta(max_length=256)]
+Instant = Annotated[
+    str, Meta(max_length=64, description="Unix seconds, or ISO 8601 (UTC when it names no zone).")
+]
+
+
+class RequestQuery(Struct, frozen=True, forbid_unknown_fields=True):
+    account: Text | None = None
+    key: Annotated[str | None, Meta(description="A key's id.")] = None
+    node: Annotated[str | None, Meta(description="A node's id.")] = None
+    model: Text | None = None
+    outcome: Outcome | None = None
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 100
+    before: Annotated[str, Meta(max_length=300, description="'next' of an answer.")] | None = None
+
+
+class RequestList(Struct, frozen=True):
+    data: list[LedgerEntry]
+    next: Annotated[
+        str | None, Meta(description="To go on: give it as 'before'. null: there are no more.")
+    ]
+
+
+class UsageQuery(Struct, frozen=True, forbid_unknown_fields=True):
+    since: Annotated[Instant | None, Meta(description="Default: a day before until.")] = None
+    until: Annotated[Instant | None, Meta(description="Not included. Default: now.")] = None
+    by: Annotated[
+        list[Group], Meta(max_length=9, description="What to sum by; nothing: one total.")
+    ] = []
+    limit: Annotated[int, Meta(ge=1, le=MOST_ROWS)] = MOST_ROWS
+
+
+class UsageReport(Struct, frozen=True):
+    since: float
+    until: float
+    by: list[Group]
+    data: list[UsageRow]
+    complete: Annotated[bool, Meta(description="false: limit has cut rows off.")]
+
+
+class ModelView(Struct, frozen=True, kw_only=True):
+    name: str
+    nodes: int
+    slots: Annotated[int, Meta(description="Of all engines that serve it and can be reached now.")]
+    active: Annotated[int, Meta(description="Slots taken there, by whatever model.")]
+    loaded: Annotated[int, Meta(description="Engines that have it in memory now.")]
+
+
+class ModelList(Struct, frozen=True):
+    data: list[ModelView]
+
+
+class RunningView(Struct, frozen=True, kw_only=True):
+    request_id: str
+    state: Literal["waiting", "asked", "answering"]
+    """waiting: for its body or for a slot.  asked: an engine, of which nothing has come yet."""
+    account: str
+    key_id: str
+    model: str
+    node_id: str | None
+    engine: str | None
+    stream: bool
+    attempts: int
+    seconds: Annotated[float, Meta(description="Since it arrived.")]
+    bytes_out: int
+
+
+class RunningList(Struct, frozen=True):
+    data: list[RunningView]
+
+
+class Gateway(Protocol):
+    def running(self) -> list[Draft]: ...
+    def cancel(self, request_id: str) -> Draft | None: ...
+
+
+class Store(Protocol):
+    async def request(self, request_id: str) -> LedgerEntry | None: ...
+
+    async def requests(
+        self,
+        *,
+        limit: int,
+        before: tuple[float, str] | None,
+        key: str | None,
+        node: str | None,
+        model: str | None,
+        outcome: str | None,
+        account: str | None,
+    ) -> list[LedgerEntry]: ...
+
+    async def usage(
+        self, since: float, until: float, by: Sequence[str], *, limit: int
+    ) -> list[UsageRow]: ...
+
+
+class Registry(Protocol):
+    def models(self) -> Mapping[str, Sequence[Engine]]: ...
+
+
+class Reports:
+    def __init__(
+        self, store: Store, registry: Registry, gateway: Gateway, clock: Callable[[], float]
+    ) -> None:
+        self._store = store
+        self._gateway = gateway
+        self._registry = registry
+        self._clock = clock
+
+    async def list_models(self) -> ModelList:
+        """The models that connected nodes serve now, by name."""
+        models = self._registry.models()
+        return ModelList([_model(name, models[name]) for name in sorted(models)])
+
+    async def list_requests(self, query: RequestQuery) -> RequestList:
+        """The ledger, newest first. A request appears within two seconds of its end."""
+        found = await self._store.requests(
+            limit=query.limit + 1,
+            before=None if query.before is None else _position(query.before),
+            key=query.key,
+            node=query.node,
+            model=query.model,
+            outcome=query.outcome,
+            account=query.account,
+        )
+        data = found[: query.limit]
+        last = data[-1] if len(found) > query.limit else None
+        return RequestList(data, None if last is None else f"{last.at!r},{last.request_id}")
+
+    async def list_running(self) -> RunningList:
+        """Requests under way on this server, the oldest first."""
+        now = asyncio.get_running_loop().time()
+        return RunningList([_running(draft, now) for draft in self._gateway.running()])
+
+    async def cancel_request(self, id: str, by: Key) -> RunningView:
+        """End a request that is under way here, wherever it is; its engine is told to stop.
+
+        A stream that has begun ends with an error event, any other request with 403
+        `cancelled_by_operator`.
+        """
+        draft = self._gateway.cancel(id)
+        if draft is None:
+            raise not_found("running request", id)
+        log.info("request cancelled", extra={"request": id, "by": by.id})
+        return _running(draft, asyncio.get_running_loop().time())
+
+    async def show_request(self, id: str) -> LedgerEntry:
+        """One request, by the x-request-id of its answer."""
+        entry = await self._store.request(id)
+        if entry is None:
+            raise not_found("request", id)
+        return entry
+
+    async def usage(self, query: UsageQuery) -> UsageReport:
+        """Requests, tokens and bytes, summed over a time: since <= arrival < until.
+
+        Hours and days are in UTC, and named by their first second.
+        """
+        until = self._clock() if query.until is None else _instant("until", query.until)
+        since = until - DAY if query.since is None else _instant("since", query.since)
+        if since > until:
+            raise refusals.bad_field("since", "since is later than until.")
+        by = list(dict.fromkeys(query.by))
+        rows = await self._store.usage(since, until, by, limit=query.limit + 1)
+        return UsageReport(since, until, by, rows[: query.limit], len(rows) <= query.limit)
+
+
+def _running(draft: Draft, now: float) -> RunningView:
+    exchange = draft.exchange
+    return RunningView(
+        request_id=draft.request.id,
+        state="waiting"
+        if exchange is None
+        else "asked"
+        if exchange.first_byte_at is None
+        else "answering",
+        account=draft.key.account,
+        key_id=draft.key.id,
+        model=draft.model,
+        node_id=draft.node_id,
+        engine=draft.engine,
+        stream=draft.stream,
+        attempts=draft.attempts,
+        seconds=now - draft.request.arrived,
+        bytes_out=draft.request.bytes_out,
+    )
+
+
+def _model(name: str, engines: Sequence[Engine]) -> ModelView:
+    here = [engine for engine in engines if engine.healthy and engine.node.reachable]
+    return ModelView(
+        name=name,
+        nodes=len({engine.node.id for engine in engines}),
+        slots=sum(engine.slots for engine in here),
+        active=sum(engine.active for engine in here),
+        loaded=sum(bool(engine.models[name].loaded) for engine in engines),
+    )
+
+
+def _position(text: str) -> tuple[float, str]:
+    at, comma, request_id = text.partition(",")
+    try:
+        if comma and request_id:
+            return _finite(at), request_id
+    except ValueError:
+        pass
+    raise refusals.bad_field("before", "before is not the 'next' of an earlier answer.")
+
+
+def _instant(name: str, text: str) -> float:
+    try:
+        return _finite(text)
+    except ValueError:
+        pass
+    try:
+        # In a query, '+' arrives as a space.
+        moment = datetime.fromisoformat(text.replace(" ", "+") if "T" in text else text)
+    except ValueError:
+        words = f"{name} is neither Unix seconds nor a time such as 2026-01-31T12:00:00Z."
+        raise refusals.bad_field(name, words) from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number

@@ -1,0 +1,135 @@
+"""How much a key may ask in a minute: requests when they come, tokens when they are counted.
+
+Each limit is a bucket that holds a minute's worth and fills evenly, so that a key which has been
+quiet may ask in a burst.  What an answer will cost nobody knows beforehand: a key may ask while it
+has any tokens left, and then waits until its debt is paid.  Buckets are this process's own, and
+full when it starts.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from fabric_server.auth.keys import Key
+from fabric_server.dialects import errors as refusals
+
+MOST_KEYS = 10_000
+"""A key that is forgotten has not asked for longest, and is full again."""
+
+_ONE = 1 - 1e-6
+"""Who waited as long as told is not refused for a rounding."""
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class Bucket:
+    """Of so many things a minute, ``what`` for people.  Times in seconds."""
+
+    __slots__ = ("_at", "_left", "_limit_told", "_names", "limit", "what")
+
+    def __init__(self, what: str, limit: int, now: float) -> None:
+        self.what = what
+        self.limit = limit
+        self._left = float(limit)
+        self._at = now
+        self._limit_told = f"x-ratelimit-limit-{what}".encode(), b"%d" % limit
+        self._names = tuple(f"x-ratelimit-{of}-{what}".encode() for of in ("remaining", "reset"))
+
+    def left(self, now: float) -> float:
+        """May be negative."""
+        gained = (now - self._at) * self.limit / 60.0
+        if gained > 0:
+            self._left, self._at = min(self._left + gained, float(self.limit)), now
+        return self._left
+
+    def take(self, count: int, now: float) -> None:
+        self._left = self.left(now) - count
+
+    def until(self, count: float, now: float) -> float:
+        """Seconds until there are so many."""
+        return max(0.0, (count - self.left(now)) * 60.0 / self.limit)
+
+    def told(self, now: float) -> Headers:
+        """As OpenAI names them; ``reset`` is when all of it is there again."""
+        left = self.left(now)
+        remaining, reset = self._names
+        missing = (self.limit - left) * 60.0 / self.limit
+        return [
+            self._limit_told,
+            (remaining, b"%d" % max(0, int(left))),
+            (reset, duration(missing).encode()),
+        ]
+
+
+class Limits:
+    def __init__(self, clock: Callable[[], float], most: int = MOST_KEYS) -> None:
+        self._clock = clock
+        self._most = most
+        self._buckets: OrderedDict[str, tuple[Bucket | None, Bucket | None]] = OrderedDict()
+        """By the key's id: of requests, and of tokens."""
+
+    def take(self, key: Key) -> Headers:
+        """One request more; returns what its user is told of the limits.
+
+        Raises Refusal when it has to wait.
+        """
+        now = self._clock()
+        asked, _ = pair = self._of(key, now)
+        for bucket in pair:
+            if bucket is not None and bucket.left(now) < _ONE:
+                wait, told = bucket.until(1, now), _told(pair, now)
+                raise refusals.rate_limited(bucket.what, bucket.limit, wait, told)
+        if asked is not None:
+            asked.take(1, now)
+        return _told(pair, now)
+
+    def must_wait(self, key: Key) -> float:
+        """Seconds for which ``take`` would raise; 0 when it would not."""
+        now = self._clock()
+        pair = self._of(key, now)
+        waits = [one.until(1, now) for one in pair if one is not None and one.left(now) < _ONE]
+        return max(waits, default=0.0)
+
+    def charge(self, key: Key, tokens: int) -> None:
+        """A request is over, and has cost so much."""
+        now = self._clock()
+        _, spent = self._of(key, now)
+        if spent is not None:
+            spent.take(tokens, now)
+
+    def _of(self, key: Key, now: float) -> tuple[Bucket | None, Bucket | None]:
+        asked, spent = pair = self._buckets.get(key.id, (None, None))
+        most_asked, most_spent = key.requests_per_minute, key.tokens_per_minute
+        if _limit(asked) != most_asked or _limit(spent) != most_spent:
+            if _limit(asked) != most_asked:
+                asked = None if most_asked is None else Bucket("requests", most_asked, now)
+            if _limit(spent) != most_spent:
+                spent = None if most_spent is None else Bucket("tokens", most_spent, now)
+            pair = self._buckets[key.id] = asked, spent
+            if len(self._buckets) > self._most:
+                self._buckets.popitem(last=False)
+        if pair != (None, None):
+            self._buckets.move_to_end(key.id)
+        return pair
+
+
+def _limit(bucket: Bucket | None) -> int | None:
+    return None if bucket is None else bucket.limit
+
+
+def _told(pair: tuple[Bucket | None, Bucket | None], now: float) -> Headers:
+    return [header for bucket in pair if bucket is not None for header in bucket.told(now)]
+
+
+def duration(seconds: float) -> str:
+    """As OpenAI writes it: ``12ms``, ``1s``, ``6m0s``."""
+    milliseconds = round(seconds * 1000)
+    if milliseconds < 1000:
+        return f"{milliseconds}ms"
+    whole, rest = divmod(milliseconds, 1000)
+    if whole < 60:
+        return f"{whole}.{rest:03d}".rstrip("0").rstrip(".") + "s"
+    minutes, left = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes}m{left}s" if hours else f"{minutes}m{left}s"

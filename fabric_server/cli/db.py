@@ -1,0 +1,63 @@
+"""``fabric-server db``: the store's schema."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from fabric_server.cli import Json, of_the_store
+from fabric_server.config import Config
+from runtime.output import commands, moment, say, say_json, say_table
+from sql import migrations
+from sql.connect import migrate as apply
+from sql.connect import open_database
+
+app = commands("The store's schema: bring it up to date, look at it.")
+
+
+@app.command()
+@of_the_store
+def migrate(settings: Config, json: Json = False) -> None:
+    """Bring the schema up to date. Starting the server does so too.
+
+    Several programs may do it at once; each migration is applied once, in a transaction.
+    """
+
+    async def work() -> list[str]:
+        database = await open_database(settings.store_url)
+        try:
+            return await apply(database, time.time())
+        finally:
+            await database.close()
+
+    applied = asyncio.run(work())
+    if json:
+        say_json({"applied": applied})
+        return
+    for name in applied:
+        say(f"Applied {name}.")
+    if not applied:
+        say("The schema is up to date.")
+
+
+@app.command()
+@of_the_store
+def status(settings: Config, json: Json = False) -> None:
+    """Show which migrations are applied and which are not; applies none."""
+
+    async def work() -> list[migrations.Status]:
+        database = await open_database(settings.store_url)
+        try:
+            known = migrations.find(migrations.directory())
+            return await migrations.status(database, known)
+        finally:
+            await database.close()
+
+    rows = asyncio.run(work())
+    if json:
+        say_json([{"name": row.name, "applied_at": row.applied_at} for row in rows])
+        return
+    say_table(
+        ("migration", "applied"),
+        [(row.name, "not yet" if not row.applied_at else moment(row.applied_at)) for row in rows],
+    )

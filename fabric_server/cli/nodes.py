@@ -1,0 +1,210 @@
+"""``fabric-server nodes``: who may answer."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import typer
+
+from fabric_server.cli import Json, of_the_store, with_store
+from fabric_server.cli.endpoints import last_start
+from fabric_server.config import PREFIX, Config
+from fabric_server.pki.ca import DAY, names_of
+from fabric_server.pki.certificates import Certificates, read_certificate
+from fabric_server.pki.enrolment import Enrolment
+from fabric_server.storage.rows import NodeRow
+from fabric_server.storage.store import SqlStore
+from protocol import join
+from runtime.flags import takes_settings
+from runtime.output import (
+    Failure,
+    commands,
+    duration,
+    moment,
+    note,
+    say,
+    say_json,
+    say_table,
+)
+from runtime.settings import describe
+
+app = commands("Nodes: invite, list, drain, undrain, revoke.")
+
+HOUR = 3600.0
+
+
+@app.command()
+@takes_settings(Config, PREFIX, only=("data", "store", "address", "api_port"))
+def invite(
+    settings: Config,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name the node, unless its owner names it.")
+    ] = None,
+    valid: Annotated[float, typer.Option(metavar="HOURS", help="How long it may be used.")] = 24.0,
+    json: Json = False,
+) -> None:
+    """Make a join token and print it: it lets one machine in, once.
+
+    It holds this server's address, as set or as a server with this data was last started.
+    """
+    if valid <= 0:
+        raise Failure("--valid must be more than 0 hours.")
+    if name is not None and not join.is_name(name):
+        raise Failure("--name must be 1 to 256 printable characters.")
+    invited = with_store(
+        settings, lambda store: _enrolment(settings, store).invite(name, valid * HOUR)
+    )
+    invitation, token = invited.row, join.parse(invited.token)
+    if json:
+        say_json(
+            {
+                "id": invitation.id,
+                "token": invited.token,
+                "name": name,
+                "host": token.host,
+                "api_port": token.api_port,
+                "ca_sha256": token.ca_sha256.hex(),
+                "expires_at": invitation.expires_at,
+            }
+        )
+        return
+    note(f"For one machine, until {moment(invitation.expires_at)}. There: fabric-client join TOKEN")
+    note(f"It will look for this server at {token.host}, port {token.api_port}.")
+    say(invited.token)
+
+
+@app.command("list")
+@of_the_store
+def list_(settings: Config, json: Json = False) -> None:
+    """Show all nodes, oldest first."""
+    nodes = with_store(settings, lambda store: store.nodes())
+    if json:
+        say_json([_described(node) for node in nodes])
+        return
+    now = time.time()
+    say_table(
+        ("id", "name", "state", "last seen", "joined", "platform", "region", "version", "problem"),
+        [
+            (
+                node.id,
+                node.name,
+                node.state,
+                "never"
+                if node.last_seen_at is None
+                else f"{duration(now - node.last_seen_at)} ago",
+                moment(node.created_at),
+                node.platform,
+                node.region,
+                node.version,
+                _problem(node),
+            )
+            for node in nodes
+        ],
+    )
+
+
+@app.command()
+@of_the_store
+def drain(
+    settings: Config,
+    id: Annotated[str, typer.Argument(metavar="ID", help="As 'nodes list' shows it.")],
+    json: Json = False,
+) -> None:
+    """Give a node nothing new; what runs on it finishes.
+
+    A running server knows within a second.  It lasts until 'nodes undrain', whatever is restarted.
+    """
+    _set_draining(settings, id, True, json)
+
+
+@app.command()
+@of_the_store
+def undrain(
+    settings: Config,
+    id: Annotated[str, typer.Argument(metavar="ID", help="As 'nodes list' shows it.")],
+    json: Json = False,
+) -> None:
+    """Give a drained node work again."""
+    _set_draining(settings, id, False, json)
+
+
+def _set_draining(settings: Config, id: str, draining: bool, json: bool) -> None:
+    node = with_store(settings, lambda store: store.set_node_draining(id, draining))
+    if node is None:
+        raise Failure(f"there is no node {id}: 'fabric-server nodes list' shows all.")
+    if json:
+        say_json(_described(node))
+    else:
+        words = "gets nothing new" if draining else "gets work again"
+        say(f"{node.id}, “{node.name}”, {words}.")
+
+
+@app.command()
+@of_the_store
+def revoke(
+    settings: Config,
+    id: Annotated[str, typer.Argument(metavar="ID", help="As 'nodes list' shows it.")],
+    json: Json = False,
+) -> None:
+    """Shut a node out for good; a running server drops it within a second."""
+    now = time.time()
+    node = with_store(settings, lambda store: store.revoke_node(id, now))
+    if node is None:
+        raise Failure(f"there is no node {id}: 'fabric-server nodes list' shows all.")
+    if json:
+        say_json(_described(node))
+    elif node.revoked_at == now:
+        say(f"Revoked {node.id}, “{node.name}”.")
+    else:
+        say(f"{node.id}, “{node.name}”, was revoked already on {moment(node.revoked_at)}.")
+
+
+def _enrolment(settings: Config, store: SqlStore) -> Enrolment:
+    """As the server has it.  Raises ``CertificateProblem``."""
+    sources = {name: source for name, _, source in describe(settings)}
+    last = last_start(settings.data)
+    host, port = settings.names()[0], settings.api_port
+    if last is not None and sources["address"] == "default":
+        host = last.addresses[0]
+    if last is not None and (sources["api_port"] == "default" or port == 0):
+        port = last.ports.api
+    if port == 0:
+        raise Failure("api_port is 0, any free one: start the server first, or give --api-port.")
+    directory = settings.data / "certs"
+    # A running server may have been told other names: its certificate keeps those it has.
+    present = directory / "server.pem"
+    names = names_of(read_certificate(present)) if present.exists() else settings.names()
+    return Enrolment(
+        store,
+        Certificates.open(directory, names, now=time.time()),
+        host=host,
+        port=lambda name: port,
+        lifetime=settings.node_certificate_days * DAY,
+    )
+
+
+def _problem(node: NodeRow) -> str:
+    """Why it gets no requests, as far as the store knows."""
+    if node.state != "good":
+        return ""  # which says it
+    return node.problem if node.online else "offline"
+
+
+def _described(node: NodeRow) -> dict[str, Any]:
+    """Times are Unix seconds."""
+    return {
+        "id": node.id,
+        "name": node.name,
+        "created_at": node.created_at,
+        "last_seen_at": node.last_seen_at,
+        "revoked_at": node.revoked_at,
+        "platform": node.platform,
+        "region": node.region or None,
+        "version": node.version,
+        "epoch": node.epoch,
+        "public_key_sha256": node.public_key_sha256.hex(),
+        "state": node.state,
+        "online": node.online,
+        "problem": _problem(node) or None,
+    }

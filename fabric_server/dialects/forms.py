@@ -1,0 +1,90 @@
+"""The fields of a multipart form (RFC 7578), as far as the fabric must know them.
+
+What two readers could take for two different forms is refused: a file's bytes are never looked at,
+but nobody must be let in for one model and get another.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from fabric_server.dialects import errors as refusals
+from fabric_server.dialects.errors import Refusal
+
+MOST_PARTS = 100
+_MOST_HEAD = 4096
+"""Bytes of one part's headers."""
+_MOST_FIELD = 1024
+"""Bytes of a value that is read."""
+_BOUNDARY = re.compile(
+    rb'multipart/form-data\s*;\s*boundary=(?:"([^"\\]{1,70})"|([^\s";,]{1,70}))\s*\Z', re.I
+)
+_DISPOSITION = re.compile(rb"(?:^|\r\n)content-disposition:([^\r\n]*)", re.I)
+_NAME = re.compile(rb'form-data;(?:.*;)?\s*name="([^"\\]*)"(?:\s*;.*)?\Z', re.I)
+_NAMES = re.compile(rb"(?<![a-z])name\*?\s*=", re.I)
+
+
+class Field(NamedTuple):
+    start: int
+    stop: int
+    """Where in the body its value is."""
+
+
+def read_form(body: bytes, content_type: bytes, wanted: frozenset[str]) -> dict[str, Field]:
+    """Where the values of the ``wanted`` fields are.  Raises Refusal that says what is wrong."""
+    found = _BOUNDARY.match(content_type.strip())
+    if found is None:
+        raise _unreadable("its content-type must be 'multipart/form-data; boundary=…'")
+    mark = b"--" + (found[1] or found[2])
+    if not body.startswith(mark):
+        raise _unreadable("it does not begin with its boundary")
+    fields: dict[str, Field] = {}
+    at = len(mark)
+    for _ in range(MOST_PARTS):
+        if body.startswith(b"--", at):
+            return fields
+        if not body.startswith(b"\r\n", at):
+            raise _unreadable("a boundary has something behind it")
+        head_ends = body.find(b"\r\n\r\n", at, at + _MOST_HEAD)
+        if head_ends < 0:
+            raise _unreadable("the headers of a part do not end")
+        name = _name(body[at:head_ends])
+        start = head_ends + 4
+        stop = body.find(b"\r\n" + mark, start)
+        if stop < 0:
+            raise _unreadable("its last boundary is missing")
+        plain = name.strip().lower()
+        if plain in wanted:
+            if name != plain or plain in fields:
+                raise refusals.bad_field(plain, f"'{plain}' must be there once, in small letters.")
+            fields[plain] = Field(start, stop)
+        at = stop + 2 + len(mark)
+    raise _unreadable(f"it has more than {MOST_PARTS} parts")
+
+
+def read_field(body: bytes, fields: dict[str, Field], name: str) -> str | None:
+    """Its text; None when it is not there."""
+    field = fields.get(name)
+    if field is None:
+        return None
+    if field.stop - field.start > _MOST_FIELD:
+        raise refusals.bad_field(name, f"'{name}' is longer than {_MOST_FIELD} bytes.")
+    try:
+        return body[field.start : field.stop].decode()
+    except UnicodeDecodeError:
+        raise refusals.bad_field(name, f"'{name}' is not UTF-8 text.") from None
+
+
+def _name(head: bytes) -> str:
+    dispositions = _DISPOSITION.findall(head)
+    if len(dispositions) == 1:
+        given = dispositions[0].strip()
+        name = _NAME.match(given)
+        if name is not None and len(_NAMES.findall(given)) == 1:
+            return name[1].decode("latin-1")
+    raise _unreadable("each part needs one content-disposition with one plain name")
+
+
+def _unreadable(detail: str) -> Refusal:
+    return refusals.bad_request_body(f"The form can't be read: {detail}.")

@@ -1,0 +1,78 @@
+"""What there is on the public port: which handler answers which method and path."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+from fabric_server.dialects import errors as refusals
+from fabric_server.dialects.errors import Refusal
+from fabric_server.edge.request import Request
+
+_READABLE = (b"", b"identity")
+Handler = Callable[[Request], Awaitable[None]]
+
+
+class Public:
+    """A table that those who answer fill with ``add``; ``handle`` is the edge's handler."""
+
+    def __init__(self, refused: Counter[str]) -> None:
+        """``refused`` counts requests that were not answered, by the refusal's code."""
+        self._refused = refused
+        self._paths: dict[str, dict[str, Handler]] = {}
+        self._below: dict[str, dict[str, Handler]] = {}
+
+    def add(self, method: str, path: str, handler: Handler) -> None:
+        """``path`` may end in ``/*``, for everything below it that has no line of its own.
+
+        Who answers GET answers HEAD: the edge leaves the body out.
+        """
+        table, name = (self._below, path[:-1]) if path.endswith("/*") else (self._paths, path)
+        methods = table.setdefault(name, {})
+        assert method not in methods, f"{method} {path} has two handlers"
+        methods[method] = handler
+
+    def has(self, method: str, path: str) -> bool:
+        """Whether ``path`` has a line of its own for ``method``."""
+        return method in self._paths.get(path, {})
+
+    async def handle(self, request: Request) -> None:
+        """Answer one request; raises Refusal for what can't be answered."""
+        try:
+            await self._find(request)(request)
+        except Refusal as refusal:
+            self._refused[refusal.code] += 1
+            raise
+
+    def _find(self, request: Request) -> Handler:
+        path, method = request.path, request.method
+        coding = request.headers.get(b"content-encoding", b"").strip().lower()
+        if coding not in _READABLE:
+            raise refusals.unreadable_encoding(coding.decode("latin-1"))
+        if len(path) > 1 and path.endswith("/"):
+            path = request.path = path.rstrip("/") or "/"
+        methods = self._paths.get(path) or self._find_below(path)
+        if methods is None:
+            raise refusals.unknown_path(path, self._meant(path))
+        handler = methods.get("GET" if method == "HEAD" else method)
+        if handler is None:
+            raise refusals.wrong_method(method, path, ", ".join(methods))
+        return handler
+
+    def _meant(self, path: str) -> str | None:
+        """Where it would have led with a base address that has not one ``/v1`` or slash too many,
+        or too few."""
+        plain = re.sub("/{2,}", "/", path)
+        for guess in (plain, f"/v1{plain}", plain.removeprefix("/v1")):
+            if guess in self._paths:
+                return guess
+        return None
+
+    def _find_below(self, path: str) -> dict[str, Handler] | None:
+        at = path.rfind("/")
+        while at >= 0:
+            if methods := self._below.get(path[: at + 1]):
+                return methods
+            at = path.rfind("/", 0, at)
+        return None

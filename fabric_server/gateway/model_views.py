@@ -1,0 +1,137 @@
+"""A model as each dialect describes it.  What no node tells is left out, or is of its empty value
+where clients insist on the field; nothing is made up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any
+
+from fabric_server.nodes.registry import Engine
+from protocol.messages import ModelReport
+
+KEPT_SECONDS = 300.0
+"""After so long without a request Ollama unloads a model; nobody tells when that will be."""
+_FORMATS = {"ollama": "gguf", "llama-server": "gguf", "vllm": "safetensors"}
+_EVERYBODYS = ["completion"]
+
+
+class Model:
+    """One name, and all that is told of it by those who serve it."""
+
+    def __init__(
+        self, name: str, engines: Sequence[Engine], reports: Sequence[ModelReport]
+    ) -> None:
+        """There is at least one of each."""
+        self.name = name
+        self.engines = engines
+        self.reports = reports
+
+    @property
+    def context(self) -> int | None:
+        """The longest that some engine takes: a request goes to one that can take it."""
+        return max((report.context_length or 0 for report in self.reports), default=0) or None
+
+    @property
+    def size(self) -> int:
+        return max((report.size or 0 for report in self.reports), default=0)
+
+    @property
+    def loaded(self) -> bool:
+        return any(report.loaded for report in self.reports)
+
+    @property
+    def capabilities(self) -> list[str]:
+        told = dict.fromkeys(name for report in self.reports for name in report.capabilities)
+        return list(told) or _EVERYBODYS
+
+    @property
+    def details(self) -> dict[str, Any]:
+        formats = (_FORMATS[engine.kind] for engine in self.engines if engine.kind in _FORMATS)
+        return {
+            "parent_model": "",
+            "format": next(formats, ""),
+            "family": "",
+            "families": None,
+            "parameter_size": "",
+            "quantization_level": "",
+        }
+
+    @property
+    def digest(self) -> str:
+        """Not of its weights, which nobody reports, but as lasting as its name."""
+        return sha256(self.name.encode()).hexdigest()
+
+
+def openai(model: Model, since: int) -> dict[str, Any]:
+    """``context_window`` is what LlamaIndex and others look for, ``max_model_len`` vLLM's."""
+    told = {"id": model.name, "object": "model", "created": since, "owned_by": "fabric"}
+    if model.context is None:
+        return told
+    return {**told, "context_window": model.context, "max_model_len": model.context}
+
+
+def anthropic(model: Model, since: int) -> dict[str, Any]:
+    return {
+        "type": "model",
+        "id": model.name,
+        "display_name": model.name,
+        "created_at": _moment(since),
+    }
+
+
+def anthropic_list(models: Sequence[Model], since: int) -> dict[str, Any]:
+    cards = [anthropic(model, since) for model in models]
+    first, last = (cards[0]["id"], cards[-1]["id"]) if cards else (None, None)
+    return {"data": cards, "has_more": False, "first_id": first, "last_id": last}
+
+
+def ollama(model: Model, since: int) -> dict[str, Any]:
+    """A row of ``/api/tags``."""
+    details = model.details
+    if model.context is not None:
+        details["context_length"] = model.context
+    return {
+        "name": model.name,
+        "model": model.name,
+        "modified_at": _moment(since),
+        "size": model.size,
+        "digest": model.digest,
+        "details": details,
+        "capabilities": model.capabilities,
+    }
+
+
+def running(model: Model, now: float) -> dict[str, Any]:
+    """A row of ``/api/ps``."""
+    return {
+        "name": model.name,
+        "model": model.name,
+        "size": model.size,
+        "digest": model.digest,
+        "details": model.details,
+        "expires_at": _moment(now + KEPT_SECONDS),
+        "size_vram": model.size,
+        "context_length": model.context or 0,
+    }
+
+
+def show(model: Model, since: int) -> dict[str, Any]:
+    """``/api/show`` of one that no Ollama serves."""
+    info: dict[str, Any] = {"general.basename": model.name}
+    if model.context is not None:
+        # Clients look for "<architecture>.context_length", by this key's value.
+        info |= {"general.architecture": "fabric", "fabric.context_length": model.context}
+    return {
+        "parameters": "",
+        "template": "",
+        "details": model.details,
+        "model_info": info,
+        "capabilities": model.capabilities,
+        "modified_at": _moment(since),
+    }
+
+
+def _moment(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,0 +1,41 @@
+"""What waits in the store, counted for who watches: no more often than it is worth."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from fabric_server.storage.jobs import JobStore
+from fabric_server.storage.webhooks import WebhookStore
+from runtime.errors import BackendError
+
+COUNT_SECONDS = 10.0
+STORE_SECONDS = 2.0
+
+
+class Backlog:
+    """Everybody's, not only this server's; empty while the store can't tell."""
+
+    def __init__(self, jobs: JobStore, webhooks: WebhookStore, clock: Callable[[], float]) -> None:
+        self._jobs = jobs
+        self._webhooks = webhooks
+        self._clock = clock
+        self._next = 0.0
+        self.queued: Mapping[str, int] = {}
+        """By kind, ``job`` or ``line``."""
+        self.webhooks: int | None = None
+        """Deliveries that are still to be made."""
+
+    async def count(self) -> None:
+        """Unless that was done a moment ago.  Raises nothing."""
+        now = self._clock()
+        if now < self._next:
+            return
+        self._next = now + COUNT_SECONDS
+        try:
+            async with asyncio.timeout(STORE_SECONDS):
+                jobs, lines = await self._jobs.queued()
+                self.webhooks = await self._webhooks.count()
+                self.queued = {"job": jobs, "line": lines}
+        except (BackendError, TimeoutError):  # which the store's own figures tell
+            self.queued, self.webhooks = {}, None

@@ -1,0 +1,42 @@
+"""What users are told when the store can't."""
+
+from __future__ import annotations
+
+import logging
+
+from fabric_server.dialects.errors import Refusal
+from fabric_server.edge.request import Request
+from fabric_server.edge.router import Handler, Public
+from runtime.errors import BackendError, RecordError
+
+log = logging.getLogger("fabric.jobs")
+
+
+class Guarded:
+    """Adds handlers to the public port's table that ask the store."""
+
+    def __init__(self, public: Public) -> None:
+        self._public = public
+
+    def add(self, method: str, path: str, handler: Handler) -> None:
+        async def guarded(request: Request) -> None:
+            try:
+                await handler(request)
+            except RecordError:
+                words = "The request names something that can't be stored."
+                raise Refusal(400, "invalid_value", words) from None
+            except BackendError as error:
+                log.warning("request refused", extra={"request": request.id, "reason": str(error)})
+                raise _away() from None
+
+        self._public.add(method, path, guarded)
+
+
+def _away() -> Refusal:
+    return Refusal(
+        503,
+        "store_unavailable",
+        "Jobs, files and batches can't be reached at the moment. Try again shortly.",
+        type="server_error",
+        retry_after=5.0,
+    )

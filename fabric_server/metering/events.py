@@ -1,0 +1,188 @@
+"""The meters of streams of events that are not OpenAI's chat: Responses, Messages, transcriptions.
+
+Nothing is taken out of these, and nothing put in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import msgspec
+from msgspec import Struct
+
+from fabric_server.metering.openai import (
+    ERROR,
+    UNREADABLE,
+    Count,
+    StreamMeter,
+    Usage,
+    events_in,
+    read_data,
+)
+
+
+class _Whole(StreamMeter):
+    """Passes whole events on as they are: of usage that was not asked for there is none."""
+
+    def __init__(self, usage_asked: bool = True) -> None:
+        super().__init__(usage_asked=True)
+
+    def _read(self, events: bytes) -> bytes:
+        self._look(events)
+        return events
+
+
+# ── /v1/responses ─────────────────────────────────────────────────────────────────────────────
+
+_ENDED = re.compile(rb'"type"\s*:\s*"(?:response\.(?:completed|incomplete|failed)|error)"')
+_COMPLETE = frozenset({"response.completed", "response.incomplete"})
+_FAILED = frozenset({"response.failed", "error"})
+
+
+class _Counts(Struct, gc=False):
+    input_tokens: Count | None = None
+    output_tokens: Count | None = None
+    cache_creation_input_tokens: Count | None = None
+    """Anthropic's, beside ``input_tokens``; all three together are the prompt."""
+    cache_read_input_tokens: Count | None = None
+
+    @property
+    def prompt(self) -> int | None:
+        if self.input_tokens is None:
+            return None
+        cached = (self.cache_creation_input_tokens or 0) + (self.cache_read_input_tokens or 0)
+        return self.input_tokens + cached
+
+
+class _Response(Struct, gc=False):
+    usage: _Counts | None = None
+
+
+class _ResponseEvent(Struct, gc=False):
+    type: str = ""
+    response: _Response | None = None
+
+
+_decode_response = msgspec.json.Decoder(_ResponseEvent).decode
+_NAMED = re.compile(rb"(?:^|[\r\n])event: ?(response\.(?:completed|incomplete|failed))[\r\n]")
+
+
+class ResponsesMeter(_Whole):
+    """Complete at ``response.completed`` or ``response.incomplete``."""
+
+    def _look(self, events: bytes) -> None:
+        # Of an event too long to be read its name is there, in its first piece.
+        for name in _NAMED.findall(events):
+            self._note(name.decode())
+        if b"error" in events and ERROR.search(events):
+            self.failed = True
+        if not _ENDED.search(events):
+            return
+        for data in _data_in(events):
+            try:
+                event = _decode_response(data)
+            except UNREADABLE:
+                continue
+            self._note(event.type)
+            usage = event.response.usage if event.response is not None else None
+            if usage is not None:
+                self.usage = Usage(usage.prompt, usage.output_tokens)
+
+    def _note(self, type: str) -> None:
+        if type in _COMPLETE:
+            self.complete = self.done = True
+        elif type in _FAILED:
+            self.failed = True
+
+
+# ── /v1/messages ──────────────────────────────────────────────────────────────────────────────
+
+_MESSAGE = re.compile(rb'"type"\s*:\s*"(?:message_(?:start|delta|stop)|error)"')
+
+
+class _Message(Struct, gc=False):
+    usage: _Counts | None = None
+
+
+class _MessageEvent(Struct, gc=False):
+    type: str = ""
+    message: _Message | None = None
+    usage: _Counts | None = None
+
+
+_decode_message = msgspec.json.Decoder(_MessageEvent).decode
+
+
+class MessagesMeter(_Whole):
+    """Complete at ``message_stop``; the tokens of the answer are in ``message_delta``."""
+
+    def _look(self, events: bytes) -> None:
+        if b"error" in events and ERROR.search(events):
+            self.failed = True
+        if not _MESSAGE.search(events):
+            return
+        for data in _data_in(events):
+            try:
+                event = _decode_message(data)
+            except UNREADABLE:
+                continue
+            if event.type == "message_start" and event.message is not None:
+                self._count(event.message.usage)
+            elif event.type == "message_delta":
+                self._count(event.usage)
+            elif event.type == "message_stop":
+                self.complete = self.done = True
+            elif event.type == "error":
+                self.failed = True
+
+    def _count(self, told: _Counts | None) -> None:
+        if told is None:
+            return
+        usage = self.usage
+        # Engines that count the prompt only at the end say 0 at the beginning, and the reverse.
+        self.usage = Usage(
+            told.prompt or usage.prompt_tokens,
+            usage.completion_tokens if told.output_tokens is None else told.output_tokens,
+        )
+
+
+# ── /v1/audio/… ───────────────────────────────────────────────────────────────────────────────
+
+_TRANSCRIBED = re.compile(rb'"type"\s*:\s*"transcript\.text\.done"')
+
+
+class _AudioEvent(Struct, gc=False):
+    type: str = ""
+    usage: _Counts | None = None
+
+
+_decode_audio = msgspec.json.Decoder(_AudioEvent).decode
+
+
+class AudioMeter(StreamMeter):
+    """OpenAI's events, or the chunks that vLLM sends instead."""
+
+    def __init__(self, usage_asked: bool = True) -> None:
+        super().__init__(usage_asked=True)
+
+    def _look(self, events: bytes) -> None:
+        super()._look(events)
+        if not _TRANSCRIBED.search(events):
+            return
+        for data in _data_in(events):
+            try:
+                event = _decode_audio(data)
+            except UNREADABLE:
+                continue
+            if event.type == "transcript.text.done":
+                self.complete = self.done = True
+                if event.usage is not None:
+                    self.usage = Usage(event.usage.prompt, event.usage.output_tokens)
+
+
+def _data_in(events: bytes) -> Iterator[bytes]:
+    for event in events_in(events):
+        data = read_data(event)
+        if data is not None:
+            yield data

@@ -1,0 +1,93 @@
+"""The meters of Ollama's own dialect: lines of JSON, the last of which says ``done``."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+from msgspec import Raw, Struct
+
+from fabric_server.metering.openai import UNREADABLE, Count, Usage
+
+MOST_LINE = 4 * 1024 * 1024
+"""A line longer than this passes in pieces, unread.  The last one of ``/api/generate`` has the
+whole context as numbers, some 7 bytes for each token."""
+
+_DONE = re.compile(rb'"done"\s*:\s*true')
+_PROMPT = re.compile(rb'"prompt_eval_count"\s*:\s*(\d{1,15})(?!\d)')
+_ANSWER = re.compile(rb'"eval_count"\s*:\s*(\d{1,15})(?!\d)')
+_NOTHING = (b"null", b'""')
+
+
+class _Line(Struct, gc=False):
+    done: bool = False
+    error: Raw = Raw(b"null")
+    prompt_eval_count: Count | None = None
+    eval_count: Count | None = None
+
+
+_decode_line = msgspec.json.Decoder(_Line).decode
+
+
+class LinesMeter:
+    """For ``application/x-ndjson``: whole lines go on, at once."""
+
+    def __init__(self, usage_asked: bool = True) -> None:
+        self.usage = Usage()
+        self.complete = self.done = False
+        self.failed = False
+        self.torn = False
+        self._held = bytearray()
+
+    def feed(self, data: bytes) -> bytes:
+        held = self._held
+        end = data.rfind(b"\n") + 1
+        if end:
+            if held or end < len(data):
+                held += data
+                end += len(held) - len(data)
+                data = bytes(held[:end])
+                del held[:end]
+            self.torn = False
+            self._look(data)
+            return data
+        held += data
+        if len(held) <= MOST_LINE:
+            return b""
+        self.torn = True
+        return self._release()
+
+    def end(self) -> bytes:
+        if not self._held:
+            return b""
+        self.torn = True  # the last line may do without an end, but nothing may follow it then
+        data = self._release()
+        self._look(data)
+        return data
+
+    def _release(self) -> bytes:
+        data = bytes(self._held)
+        self._held.clear()
+        return data
+
+    def _look(self, lines: bytes) -> None:
+        if not ((b"true" in lines and _DONE.search(lines)) or b'"error"' in lines):
+            return
+        for text in lines.split(b"\n"):
+            try:
+                line = _decode_line(text)
+            except UNREADABLE:
+                continue
+            if bytes(line.error) not in _NOTHING:
+                self.failed = True
+            if line.done:
+                self.complete = self.done = True
+                self.usage = Usage(line.prompt_eval_count, line.eval_count)
+
+
+def ollama_usage(text: bytes) -> Usage | None:
+    """Of an answer in one piece, or of its end, where the figures are."""
+    prompt, answer = _PROMPT.findall(text), _ANSWER.findall(text)
+    if not prompt and not answer:
+        return None
+    return Usage(int(prompt[-1]) if prompt else None, int(answer[-1]) if answer else None)

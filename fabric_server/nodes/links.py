@@ -1,0 +1,344 @@
+"""Port 17000: nodes register, report, renew their certificates, and are told what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Sequence
+from random import Random
+from time import time
+from typing import Any, Protocol
+
+from consumer.records import HEARTBEATS, HeartbeatRecord
+from fabric_server.dialects.errors import Refusal
+from fabric_server.nodes.registry import Node, Registry
+from fabric_server.storage.rows import NodeRow
+from protocol import messages
+from protocol.aio.link import LinkDriver
+from protocol.control.link import LinkClosed
+from protocol.errors import Code
+from protocol.messages import (
+    EngineReport,
+    Engines,
+    Heartbeat,
+    Leaving,
+    Message,
+    Register,
+    Registered,
+    Renew,
+    Renewed,
+    Tunnels,
+)
+from runtime.errors import BackendError
+
+log = logging.getLogger("fabric.links")
+
+BUSY_TUNNEL = 32
+"""Streams per tunnel above which a node is asked for one tunnel more."""
+
+
+class Store(Protocol):
+    async def node(self, id: str) -> NodeRow | None: ...
+    async def next_epoch(self, node_id: str) -> int | None: ...
+    async def node_seen(
+        self, id: str, at: float, *, platform: str, version: str, region: str
+    ) -> None: ...
+    async def served(self, node_id: str, models: Sequence[str]) -> None: ...
+    async def node_problem(self, id: str, epoch: int, problem: str) -> None: ...
+
+
+class Renewals(Protocol):
+    async def renew(self, node_id: str, csr: str) -> str: ...
+
+
+class Bus(Protocol):
+    def publish(self, topic: str, record: HeartbeatRecord) -> None: ...
+
+
+class Links:
+    """Makes links for the listener, and keeps the registry true."""
+
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        store: Store,
+        renewals: Renewals,
+        bus: Bus,
+        rng: Random,
+        proxy_port: int,
+        tunnels: int,
+        tunnels_most: int,
+        heartbeat_seconds: float,
+    ) -> None:
+        self.registry = registry
+        self.store = store
+        self.renewals = renewals
+        self.bus = bus
+        self.proxy_port = proxy_port
+        self.tunnels = tunnels
+        self.tunnels_most = tunnels_most
+        self.heartbeat_seconds = heartbeat_seconds
+        self.resumes = True
+        """Nodes that register from now on keep what a lost tunnel leaves behind."""
+        self.refused = 0
+        self.reconnects = 0
+        self._rng = rng
+        self._open: set[NodeLink] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._draining: Leaving | None = None
+        self._drained: dict[str, bool] = {}
+
+    def __call__(self) -> LinkDriver:
+        return LinkDriver(NodeLink(self), asyncio.get_running_loop(), rng=self._rng)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Work that a message asked for; ends with the server at the latest."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def opened(self, link: NodeLink) -> None:
+        self._open.add(link)
+
+    def closed(self, link: NodeLink) -> None:
+        self._open.discard(link)
+
+    def revoked(self, node_id: str) -> None:
+        """The operator has taken this node's leave: at once, whatever runs on it."""
+        node = self.registry.node(node_id)
+        if node is not None:
+            for tunnel in list(node.tunnels):
+                tunnel.close(Code.UNAUTHORISED, "this node was revoked")
+            if node.link is not None:
+                node.link.close(Code.UNAUTHORISED, "this node was revoked", again=False)
+
+    def drained(self, node_id: str, drained: bool) -> None:
+        """What the store says of a node now: whether the operator wants it to be given nothing new.
+
+        What runs on it finishes.
+        """
+        self._drained[node_id] = drained
+        node = self.registry.node(node_id)
+        if node is not None and node.drained is not drained:
+            node.drained = drained
+            log.info("node drained" if drained else "node undrained", extra={"node": node_id})
+            if not drained:
+                self.registry.room(node)
+
+    def is_drained(self, row: NodeRow) -> bool:
+        """For a node that registers.  Word of a change that came while ``row`` was on its way
+        counts more: it may be newer, and if it is older, newer word is still to come."""
+        return self._drained.get(row.id, row.draining)
+
+    def look_for_load(self) -> None:
+        """Ask busy nodes for one tunnel more; called now and then."""
+        for node in self.registry.nodes():
+            count = len(node.tunnels)
+            streams = sum(tunnel.connection.active for tunnel in node.tunnels)
+            busy = 0 < count < self.tunnels_most and streams > BUSY_TUNNEL * count
+            if busy and node.link is not None:
+                node.link.send(Tunnels(count + 1))
+
+    def drain(self, seconds: float) -> None:
+        """Tell every node that this server is leaving: they register with its successor, if there
+        is one, and serve this one until ``close``.  Who registers now is turned away."""
+        self._draining = Leaving("the server is shutting down", seconds)
+        for link in list(self._open):
+            if link.driver is not None:
+                link.driver.send(self._draining)
+
+    def stay(self) -> None:
+        """Not leaving after all: nodes may register again, and those that were told will."""
+        self._draining = None
+
+    @property
+    def draining(self) -> bool:
+        return self._draining is not None
+
+    def close(self) -> None:
+        for link in list(self._open):
+            if link.driver is not None:
+                link.driver.close(Code.DRAINING, "the server is shutting down")
+        for task in self._tasks:
+            task.cancel()
+
+
+class NodeLink:
+    """One link's owner (``protocol.aio.link.LinkOwner``)."""
+
+    def __init__(self, links: Links) -> None:
+        self.driver: LinkDriver | None = None
+        self._links = links
+        self._node: Node | None = None
+        self._registering = False
+        self._noted: str | None = None
+        self._noting = False
+
+    # ── what the link tells ───────────────────────────────────────────────────────────────────
+
+    def on_message(self, link: LinkDriver, message: Message) -> None:
+        self.driver = link
+        node = self._node
+        if isinstance(message, Register):
+            if self._registering:
+                link.close(Code.PROTOCOL, "registered already", again=False)
+                return
+            self._registering = True
+            self._links.opened(self)
+            self._links.spawn(self._register(link, message))
+        elif node is None:
+            if not self._registering:
+                link.close(Code.PROTOCOL, "the first message must be 'register'", again=False)
+        elif isinstance(message, Heartbeat):
+            self._on_heartbeat(node, message)
+        elif isinstance(message, Engines):
+            self._report(node, message.engines)
+        elif isinstance(message, Renew):
+            self._links.spawn(self._renew(link, node, message))
+        elif isinstance(message, Leaving):
+            node.draining = True
+            log.info("node is leaving", extra={"node": node.id, "reason": message.reason})
+        else:
+            link.close(Code.PROTOCOL, f"{type(message).__name__} from a node", again=False)
+
+    def on_closed(self, link: LinkDriver, closed: LinkClosed) -> None:
+        self._links.closed(self)
+        node = self._node
+        if node is None:
+            self._links.refused += 1
+            log.info("link refused", extra={"peer": link.peer, "reason": closed.reason})
+            return
+        current = self._links.registry.remove(node)
+        for tunnel in node.tunnels:  # what runs may finish; nothing new begins
+            tunnel.drain("the node's link is closed", 60.0)
+        log.info(
+            "node left",
+            extra={
+                "node": node.id,
+                "epoch": node.epoch,
+                "reason": closed.reason,
+                "superseded": not current,
+            },
+        )
+
+    # ── work ──────────────────────────────────────────────────────────────────────────────────
+
+    async def _register(self, link: LinkDriver, register: Register) -> None:
+        links = self._links
+        node_id = node_id_of(link.peer_certificate())
+        try:
+            if register.version != messages.VERSION:
+                words = f"protocol {register.version} is not spoken here, {messages.VERSION} is"
+                return link.close(Code.OBSOLETE, f"{words}: update fabric-client", again=False)
+            row = await links.store.node(node_id) if node_id else None
+            if row is None:
+                words = "this node is not known here: join it again with a new invitation"
+                return link.close(Code.UNAUTHORISED, words, again=False)
+            if row.revoked_at is not None:
+                return link.close(Code.UNAUTHORISED, "this node was revoked", again=False)
+            epoch = await links.store.next_epoch(row.id)
+            if epoch is None:
+                return link.close(Code.UNAUTHORISED, "this node was revoked", again=False)
+        except BackendError as error:
+            log.error("node not registered", extra={"node": node_id, "reason": str(error)})
+            return link.close(Code.INTERNAL, "the server can't reach its store")
+        if link.link.closed:
+            return None
+        if links.draining:  # and there may be a successor, where the next attempt ends
+            return link.close(Code.DRAINING, "the server is shutting down")
+        node = Node(row.id, epoch, register, link, time())
+        node.drained = links.is_drained(row)
+        self._node = node
+        older = links.registry.add(node)
+        if older is not None and older.link is not None:
+            older.link.close(Code.SUPERSEDED, "this node has registered again", again=False)
+        links.reconnects += older is not None
+        link.send(
+            Registered(
+                node.id,
+                node.epoch,
+                node.session,
+                links.proxy_port,
+                links.tunnels,
+                links.heartbeat_seconds,
+                resume=links.resumes,
+            )
+        )
+        links.spawn(self._note_seen(node))
+        self._report(node, register.engines)
+        log.info(
+            "node registered",
+            extra={
+                "node": node.id,
+                "label": node.name,
+                "epoch": epoch,
+                "peer": link.peer,
+                "models": sum(len(engine.models) for engine in node.engines.values()),
+                "slots": node.slots,
+            },
+        )
+        return None
+
+    def _report(self, node: Node, engines: Sequence[EngineReport]) -> None:
+        new = self._links.registry.report(node, engines)
+        if new:
+            self._links.spawn(self._remember(node, sorted(new)))
+        if not self._noting and node.problem != self._noted:
+            self._noting = True
+            self._links.spawn(self._note_problem(node))
+
+    async def _note_problem(self, node: Node) -> None:
+        """One write after the other, so that the last one is of what was said last."""
+        try:
+            while (problem := node.problem) != self._noted:
+                await self._links.store.node_problem(node.id, node.epoch, problem)
+                self._noted = problem
+        except BackendError as error:  # with the next report that differs
+            log.warning("node's problem not noted", extra={"node": node.id, "reason": str(error)})
+        finally:
+            self._noting = False
+
+    async def _remember(self, node: Node, models: Sequence[str]) -> None:
+        try:
+            await self._links.store.served(node.id, models)
+        except BackendError as error:  # after a restart they are not known; nothing else is lost
+            log.warning("models not noted", extra={"node": node.id, "reason": str(error)})
+
+    async def _note_seen(self, node: Node) -> None:
+        try:
+            await self._links.store.node_seen(
+                node.id,
+                time(),
+                platform=node.platform,
+                version=node.release,
+                region=node.region,
+            )
+        except BackendError as error:
+            log.warning("node not noted", extra={"node": node.id, "reason": str(error)})
+
+    async def _renew(self, link: LinkDriver, node: Node, renew: Renew) -> None:
+        try:
+            certificate = await self._links.renewals.renew(node.id, renew.request)
+        except Refusal as refusal:
+            log.warning("renewal refused", extra={"node": node.id, "reason": refusal.message})
+            return
+        link.send(Renewed(certificate))
+        log.info("certificate renewed", extra={"node": node.id})
+
+    def _on_heartbeat(self, node: Node, heartbeat: Heartbeat) -> None:
+        node.heartbeat = heartbeat
+        now = time()
+        links = self._links
+        links.bus.publish(
+            HEARTBEATS, HeartbeatRecord(node.id, node.epoch, heartbeat.seq, now, heartbeat)
+        )
+
+
+def node_id_of(certificate: dict[str, Any]) -> str:
+    """The common name of a verified peer certificate; empty when there is none."""
+    for part in certificate.get("subject", ()):
+        for name, value in part:
+            if name == "commonName":
+                return str(value)
+    return ""

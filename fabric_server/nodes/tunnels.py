@@ -1,0 +1,191 @@
+"""Port 17001: tunnels come in, prove which registration they belong to, and carry its streams.
+
+What a lost tunnel carried goes on over another one of the same node: at once if there is one, or
+when one comes within ``RESUME_SECONDS``.  Whatever has not begun need not wait for that: it may be
+asked of another node.
+
+A tunnel that is silent just when it is needed may be lost, or slow.  The node's other tunnels are
+asked then: if one of them answers first, the silent one is given up for lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from random import Random
+
+from fabric_server.nodes.links import node_id_of
+from fabric_server.nodes.registry import Node, Registry
+from protocol.aio.tunnel import Stream, Tunnel
+from protocol.errors import Code
+from protocol.messages import Hello
+from protocol.tunnel.connection import Role
+from protocol.tunnel.resume import RESUME_SECONDS
+
+log = logging.getLogger("fabric.tunnels")
+
+MOST_TUNNELS = 16
+"""Per registration, whatever a node does."""
+
+
+class Tunnels:
+    """Makes tunnels for the listener, and owns them (``protocol.aio.tunnel.TunnelOwner``)."""
+
+    def __init__(self, registry: Registry, rng: Random) -> None:
+        self._registry = registry
+        self._rng = rng
+        self._open: set[Tunnel] = set()
+        self._nodes: dict[Tunnel, Node] = {}
+        self._numbered: dict[tuple[str, int], Tunnel] = {}
+        """Those of ``_nodes`` whose streams may go on elsewhere, by node and number."""
+        self._lost: dict[Tunnel, tuple[str, asyncio.TimerHandle]] = {}
+        """With streams that wait for another tunnel of that node."""
+        self.refused = 0
+        self.resumed = 0
+        """Streams that went on over another tunnel."""
+        self._received_before = 0
+        self._sent_before = 0
+
+    def __call__(self) -> Tunnel:
+        loop = asyncio.get_running_loop()
+        tunnel = Tunnel(Role.SERVER, self, loop, rng=self._rng, resumes=True)
+        tunnel.on_silence, tunnel.on_pong = self._on_silence, self._on_pong
+        self._open.add(tunnel)
+        return tunnel
+
+    @property
+    def count(self) -> int:
+        return len(self._nodes)
+
+    @property
+    def streams(self) -> int:
+        return sum(tunnel.connection.active for tunnel in self._nodes)
+
+    def bytes_by_direction(self) -> dict[str, float]:
+        received = self._received_before + sum(t.connection.bytes_received for t in self._open)
+        sent = self._sent_before + sum(t.connection.bytes_sent for t in self._open)
+        return {"in": received, "out": sent}
+
+    def drain(self, seconds: float) -> None:
+        for tunnel in list(self._open):
+            tunnel.drain("the server is shutting down", seconds)
+
+    def close(self) -> None:
+        for tunnel in list(self._open):
+            tunnel.close(Code.DRAINING, "the server is shutting down")
+        for tunnel in list(self._lost):
+            self._give_up(tunnel)
+
+    # ── what a tunnel tells ───────────────────────────────────────────────────────────────────
+
+    def on_hello(self, tunnel: Tunnel, hello: Hello) -> None:
+        node = self._registry.by_session(hello.session)
+        if node is None or node.id != node_id_of(tunnel.peer_certificate()):
+            self.refused += 1
+            tunnel.close(Code.UNAUTHORISED, "no such session: register again")
+            return
+        if len(node.tunnels) >= MOST_TUNNELS:
+            self.refused += 1
+            tunnel.close(Code.REFUSED, "too many tunnels")
+            return
+        node.tunnels.append(tunnel)
+        self._nodes[tunnel] = node
+        log.debug("tunnel up", extra={"node": node.id, "epoch": node.epoch, "peer": tunnel.peer})
+        for number in hello.lost:
+            if (lost := self._numbered.get((node.id, number))) is not None:
+                lost.lose("the node has lost it")
+        if hello.tunnel:
+            self._numbered[node.id, hello.tunnel] = tunnel
+        self._is_usable(node)
+
+    def on_drain(self, tunnel: Tunnel, reason: str, seconds: float) -> None:
+        log.debug("tunnel drains", extra={"peer": tunnel.peer, "reason": reason})
+
+    def on_closed(self, tunnel: Tunnel, code: int, reason: str) -> None:
+        self._open.discard(tunnel)
+        self._received_before += tunnel.connection.bytes_received
+        self._sent_before += tunnel.connection.bytes_sent
+        node = self._nodes.pop(tunnel, None)
+        if node is None:
+            log.info(
+                "tunnel refused",
+                extra={"peer": tunnel.peer, "code": Code.name_of(code), "reason": reason},
+            )
+            return
+        node.tunnels.remove(tunnel)
+        number = node.id, tunnel.connection.number
+        if self._numbered.get(number) is tunnel:
+            del self._numbered[number]
+        log.info(
+            "tunnel down",
+            extra={"node": node.id, "code": Code.name_of(code), "reason": reason},
+        )
+        if tunnel.suspended:
+            loop = asyncio.get_running_loop()
+            self._lost[tunnel] = node.id, loop.call_later(RESUME_SECONDS, self._give_up, tunnel)
+            self._go_on(tunnel)
+
+    def _on_silence(self, tunnel: Tunnel) -> None:
+        node = self._nodes.get(tunnel)
+        if node is None:
+            return
+        log.info("tunnel silent", extra={"node": node.id, "peer": tunnel.peer})
+        for other in node.tunnels:
+            if not other.connection.doubted:
+                other.probe()
+        self._tell_stuck(iter(tunnel.streams))
+
+    def _on_pong(self, tunnel: Tunnel) -> None:
+        node = self._nodes.get(tunnel)
+        if node is None:
+            return
+        for other in list(node.tunnels):
+            if other.connection.doubted and other.connection.active:
+                other.lose("silent, while another tunnel answers")
+        self._is_usable(node)  # again, if it was in doubt itself
+
+    # ── after a cut ───────────────────────────────────────────────────────────────────────────
+
+    def _is_usable(self, node: Node) -> None:
+        for lost, (node_id, _) in list(self._lost.items()):
+            if node_id == node.id:
+                self._go_on(lost)
+        self._registry.room(node)
+
+    def _go_on(self, lost: Tunnel) -> None:
+        """Move what ``lost`` carried to the node's other tunnels, as far as they have room."""
+        node_id, timer = self._lost[lost]
+        node = self._registry.node(node_id)  # perhaps a newer registration of it
+        streams = lost.suspended
+        moved = 0
+        for stream in streams:
+            other = None if node is None else node.tunnel()
+            if other is None or not other.connection.resumes:
+                break
+            other.resume(stream)
+            moved += 1
+        self.resumed += moved
+        if moved:
+            log.info("streams go on", extra={"node": node_id, "count": moved})
+        if moved == len(streams):
+            timer.cancel()
+            del self._lost[lost]
+        else:
+            self._tell_stuck(iter(streams[moved:]))
+
+    def _tell_stuck(self, streams: Iterator[Stream]) -> None:
+        """One in each turn of the loop: whoever leaves takes a slot, and the next one sees that."""
+        for stream in streams:
+            if stream.stuck:
+                stream.handler.on_stuck()
+                asyncio.get_running_loop().call_soon(self._tell_stuck, streams)
+                return
+
+    def _give_up(self, lost: Tunnel) -> None:
+        node_id, timer = self._lost.pop(lost)
+        timer.cancel()
+        count = len(lost.suspended)
+        if count:
+            log.info("streams lost", extra={"node": node_id, "count": count})
+        lost.abandon("the node's tunnel was lost, and no other one came")

@@ -1,0 +1,289 @@
+"""The directory with the fabric's CA and the server's certificate: made on first start.
+
+    <directory>/ca.pem      10 years; nodes trust nothing else, and know it by its SHA-256
+    <directory>/ca.key      0600
+    <directory>/server.pem  90 days, made again when a third is left or a name is missing
+    <directory>/server.key  0600
+
+Nothing here holds a connection: ``contexts`` makes what TLS needs from these files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from fabric_server.pki.ca import (
+    DAY,
+    SERVER_SECONDS,
+    Authority,
+    fingerprint,
+    general_name,
+    key_pem,
+    names_of,
+    to_pem,
+)
+from protocol.names import SERVER_NAME
+
+log = logging.getLogger("fabric.certificates")
+
+
+class CertificateProblem(Exception):
+    """A certificate or key of ours can't be used; the message says which, why and what to do."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One certificate in use, for ``fabric-server certs show``."""
+
+    use: str
+    path: Path
+    subject: str
+    issuer: str
+    names: tuple[str, ...]
+    begins: float
+    ends: float
+    """Unix seconds."""
+    sha256: str
+    """Hex; of the CA it is what join tokens carry."""
+    key: str
+
+
+def fact(use: str, path: Path) -> Fact:
+    """Raises ``CertificateProblem``."""
+    certificate = read_certificate(path)
+    key = certificate.public_key()
+    size = getattr(key, "key_size", "")
+    kind = "ECDSA P-" if isinstance(key, ec.EllipticCurvePublicKey) else type(key).__name__ + " "
+    return Fact(
+        use,
+        path,
+        certificate.subject.rfc4514_string(),
+        certificate.issuer.rfc4514_string(),
+        tuple(names_of(certificate)),
+        certificate.not_valid_before_utc.timestamp(),
+        certificate.not_valid_after_utc.timestamp(),
+        fingerprint(certificate).hex(),
+        f"{kind}{size}".replace("PublicKey", "").strip(),
+    )
+
+
+class Certificates:
+    """The directory with the CA and the server's certificate.
+
+    ``names`` are those under which users reach the server, beside the ones every server has.
+    """
+
+    def __init__(self, directory: Path, names: Sequence[str] = ()) -> None:
+        self.directory = directory
+        self.ca, self.ca_key = directory / "ca.pem", directory / "ca.key"
+        self.server, self.server_key = directory / "server.pem", directory / "server.key"
+        self.names = _all_names(names)
+        self.authority: Authority
+
+    def __repr__(self) -> str:
+        return f"<Certificates {self.directory}>"
+
+    @classmethod
+    def open(cls, directory: Path, names: Sequence[str] = (), *, now: float) -> Certificates:
+        """Load, and make what is missing or due.  Raises ``CertificateProblem``."""
+        certificates = cls(directory, names)
+        certificates.refresh(now, starting=True)
+        return certificates
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self.ca, self.ca_key, self.server, self.server_key
+
+    @property
+    def fingerprint(self) -> bytes:
+        return fingerprint(self.authority.certificate)
+
+    def refresh(self, now: float, *, starting: bool = False) -> bool:
+        """Read the files again, make what is missing or due; tells whether anything was made.
+
+        A certificate without its key is, while running, taken for a replacement under way.
+        Raises ``CertificateProblem`` and then keeps what it had.
+        """
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with _only_one(self.directory):
+                authority, made = self._authority(now)
+                made |= self._server(authority, now, starting)
+        except OSError as error:
+            raise CertificateProblem(
+                f"{error.filename or self.directory} can't be used: {error.strerror}. "
+                "The server's user must be able to read and write there."
+            ) from error
+        self.authority = authority
+        return made
+
+    def facts(self) -> list[Fact]:
+        return [fact("CA of the fabric", self.ca), fact("server, for nodes", self.server)]
+
+    def _authority(self, now: float) -> tuple[Authority, bool]:
+        if not self.ca.exists():
+            # With the key of a lost certificate, nodes go on trusting what it signs: name and key
+            # are as before.
+            had_key = self.ca_key.exists()
+            authority = Authority.make(now, read_key(self.ca_key) if had_key else None)
+            # The key first: a certificate without its key would stop the next start.
+            if not had_key:
+                write(self.ca_key, key_pem(authority.key), secret=True)
+            write(self.ca, authority.pem)
+            log.info("made a CA", extra={"path": str(self.ca)})
+            return authority, True
+        if not self.ca_key.exists():
+            raise CertificateProblem(
+                f"{self.ca} is there but {self.ca_key} is not. Put the key back; without it "
+                "no node can join. (Removing both makes a new CA, and every node must join again.)"
+            )
+        certificate, key = read_certificate(self.ca), read_key(self.ca_key)
+        if certificate.public_key() != key.public_key():
+            raise CertificateProblem(
+                f"{self.ca_key} is not the key of {self.ca}: put back the one that is."
+            )
+        if certificate.not_valid_after_utc.timestamp() <= now:
+            raise CertificateProblem(
+                f"{self.ca} has expired. Remove ca.pem, ca.key, server.pem and server.key in "
+                f"{self.directory} to have new ones made; then every node must join again."
+            )
+        return Authority(certificate, key), False
+
+    def _server(self, authority: Authority, now: float, starting: bool) -> bool:
+        reason = self._why_new_server(authority, now, starting)
+        if reason is None:
+            return False
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = authority.sign_server(key.public_key(), self.names, now, SERVER_SECONDS)
+        try:
+            write(self.server_key, key_pem(key), secret=True)
+            write(self.server, to_pem(certificate))
+        except OSError as error:
+            if reason is not _ENDING:
+                raise
+            log.warning("can't renew", extra={"path": str(self.server), "error": str(error)})
+            return False
+        log.info("made a server certificate", extra={"path": str(self.server), "because": reason})
+        return True
+
+    def _why_new_server(self, authority: Authority, now: float, starting: bool) -> str | None:
+        missing = [path for path in (self.server, self.server_key) if not path.exists()]
+        if missing:
+            if len(missing) == 1 and not starting:
+                raise CertificateProblem(f"{missing[0]} is missing.")
+            return "there was none"
+        certificate, key = read_certificate(self.server), read_key(self.server_key)
+        try:
+            certificate.verify_directly_issued_by(authority.certificate)
+        except (ValueError, TypeError, InvalidSignature):
+            # Somebody put it here: it is not ours to overwrite.
+            raise CertificateProblem(
+                f"{self.server} was not signed by {self.ca}, so nodes would refuse it. A "
+                "certificate for users is named by public_certificate and public_key; remove "
+                "server.pem and server.key to have the fabric's own made again."
+            ) from None
+        if certificate.public_key() != key.public_key():
+            if starting:  # the last renewal was cut short between the two files
+                return "its key was another's"
+            raise CertificateProblem(f"{self.server_key} is not the key of {self.server}.")
+        unnamed = set(self.names) - set(names_of(certificate))
+        if unnamed:
+            return f"it did not name {', '.join(sorted(unnamed))}"
+        begins = certificate.not_valid_before_utc.timestamp()
+        ends = certificate.not_valid_after_utc.timestamp()
+        if ends <= now:
+            return "it had ended"
+        if ends - now < (ends - begins) / 3:
+            # It can't outlive the CA: a new one would be due again at once.
+            if authority.certificate.not_valid_after_utc.timestamp() - ends > DAY:
+                return _ENDING
+            log.warning("the CA is ending", extra={"path": str(self.ca)})
+        return None
+
+
+_ENDING = "it was ending"
+
+
+def read_certificate(path: Path) -> x509.Certificate:
+    """The first certificate in a PEM file.  Raises ``CertificateProblem``."""
+    try:
+        return x509.load_pem_x509_certificate(_read(path))
+    except ValueError as error:
+        raise CertificateProblem(f"{path} holds no certificate in PEM: {error}.") from None
+
+
+def write(path: Path, text: str, *, secret: bool = False) -> None:
+    """Replace a file in one step: whoever reads it sees the old text or the new."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    try:
+        with os.fdopen(os.open(temporary, flags, 0o600 if secret else 0o644), "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CertificateProblem(f"{path} can't be read: {error.strerror}.") from None
+
+
+def read_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    try:
+        key = serialization.load_pem_private_key(_read(path), password=None)
+    except (ValueError, TypeError) as error:
+        raise CertificateProblem(
+            f"{path} holds no key that can be read (PEM, without a password): {error}."
+        ) from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise CertificateProblem(f"{path} is not an ECDSA key; the fabric's own must be P-256.")
+    if os.name == "posix" and path.stat().st_mode & 0o077:
+        log.warning("others can read this key; chmod 600 it", extra={"path": str(path)})
+    return key
+
+
+@contextlib.contextmanager
+def _only_one(directory: Path) -> Iterator[None]:
+    """Keeps two programs that start at once from making two CAs."""
+    try:
+        import fcntl
+    except ImportError:  # not POSIX: servers run there in development only
+        yield
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _all_names(names: Iterable[str]) -> tuple[str, ...]:
+    wanted = []
+    for name in (SERVER_NAME, "localhost", "127.0.0.1", "::1", *names):
+        try:
+            wanted.append(str(general_name(name).value))
+        except ValueError as error:
+            raise CertificateProblem(
+                f"{error}, so no certificate can name it: correct the setting address."
+            ) from None
+    with contextlib.suppress(ValueError):  # nobody chose the host name for this
+        wanted.append(str(general_name(socket.gethostname()).value))
+    return tuple(dict.fromkeys(wanted))

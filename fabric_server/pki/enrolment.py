@@ -1,0 +1,239 @@
+"""How a machine becomes a node: an invitation, used once, and a certificate, renewed for ever."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable
+from time import time
+from typing import NamedTuple, Protocol
+
+import msgspec
+from aiohttp import web
+
+from fabric_server.dialects import errors as refusals
+from fabric_server.dialects.errors import Refusal
+from fabric_server.net.handshake import origin
+from fabric_server.pki.ca import BadRequest, public_key_sha256, read_request
+from fabric_server.pki.certificates import Certificates
+from fabric_server.storage.rows import InvitationRow, NodeRow, Redeemed
+from protocol import join
+from protocol.join import Enrol, Enrolled, Token
+from runtime.errors import BackendError
+
+log = logging.getLogger("fabric.enrolment")
+
+TRIES_PER_MINUTE = 30
+"""From one address; a secret of 256 bits is not guessed, but each try costs a look in the store."""
+MOST_ADDRESSES = 10_000
+
+
+class Store(Protocol):
+    async def create_invitation(self, invitation: InvitationRow) -> None: ...
+    async def invited_as(self, secret_hash: bytes) -> str | None: ...
+    async def redeem_invitation(self, secret_hash: bytes, node: NodeRow, at: float) -> Redeemed: ...
+    async def node(self, id: str) -> NodeRow | None: ...
+
+
+class Invited(NamedTuple):
+    token: str
+    """What the node's owner pastes; shown once."""
+    row: InvitationRow
+
+
+class Enrolment:
+    """``port`` tells the real number of a port by its name; ``lifetime`` is in seconds."""
+
+    def __init__(
+        self,
+        store: Store,
+        certificates: Certificates,
+        *,
+        host: str,
+        port: Callable[[str], int],
+        lifetime: float,
+        clock: Callable[[], float] = time,
+    ) -> None:
+        self._store = store
+        self._certificates = certificates
+        self._host = host
+        self._port = port
+        self.lifetime = lifetime
+        self._clock = clock
+
+    @property
+    def ca(self) -> str:
+        """The certificate (PEM) that the tokens name by its hash."""
+        return self._certificates.authority.pem
+
+    async def invite(self, name: str | None, valid_for: float) -> Invited:
+        """A token good for one machine, for ``valid_for`` seconds.  Raises BackendError."""
+        now = self._clock()
+        secret = secrets.token_bytes(join.SECRET_BYTES)
+        row = InvitationRow(
+            id=f"inv_{secrets.token_hex(8)}",
+            secret_hash=hashlib.sha256(secret).digest(),
+            created_at=now,
+            expires_at=now + valid_for,
+            name=name,
+        )
+        await self._store.create_invitation(row)
+        token = Token(self._host, self._port("api"), self._certificates.fingerprint, secret)
+        return Invited(join.encode(token), row)
+
+    async def enrol(self, enrol: Enrol) -> Enrolled:
+        """Make a node of whoever knows an unused secret.
+
+        Raises Refusal (invitation_unknown, invitation_used, invitation_expired, bad_csr).
+        """
+        try:
+            request = read_request(enrol.csr)
+        except BadRequest as error:
+            raise Refusal(400, "bad_csr", f"No certificate can be made: {error}.") from None
+        try:
+            secret = join.from_text(enrol.secret)
+        except ValueError:
+            raise _REFUSED[Redeemed.UNKNOWN]() from None
+        now = self._clock()
+        digest = hashlib.sha256(secret).digest()
+        wished = None if enrol.named else await self._store.invited_as(digest)
+        node = NodeRow(
+            id=_node_id(secret),
+            name=wished if wished is not None and join.is_name(wished) else enrol.name,
+            public_key_sha256=public_key_sha256(request),
+            created_at=now,
+            platform=enrol.platform,
+            version=enrol.version,
+        )
+        redeemed = await self._store.redeem_invitation(digest, node, now)
+        if redeemed is Redeemed.USED and await self._is_repeated(node):
+            log.info("node enrolled again", extra={"node": node.id, "label": node.name})
+        elif redeemed is Redeemed.OK:
+            log.info("node enrolled", extra={"node": node.id, "label": node.name})
+        else:
+            raise _REFUSED[redeemed]()
+        certificate = self._certificates.authority.sign_node(request, node.id, now, self.lifetime)
+        return Enrolled(
+            node.id,
+            certificate,
+            self.ca,
+            self._port("control"),
+            self._port("proxy"),
+            node.name,
+        )
+
+    async def _is_repeated(self, node: NodeRow) -> bool:
+        """Whether the same machine asks again, since the first answer never reached it."""
+        before = await self._store.node(node.id)
+        return (
+            before is not None
+            and before.revoked_at is None
+            and secrets.compare_digest(before.public_key_sha256, node.public_key_sha256)
+        )
+
+    async def renew(self, node_id: str, csr: str) -> str:
+        """A new certificate (PEM) for a node that holds the key it enrolled with.
+
+        Raises Refusal.
+        """
+        try:
+            request = read_request(csr)
+        except BadRequest as error:
+            raise Refusal(400, "bad_csr", f"No certificate can be made: {error}.") from None
+        row = await self._store.node(node_id)
+        if row is None or row.revoked_at is not None:
+            raise Refusal(403, "node_revoked", "This node was revoked.")
+        if not secrets.compare_digest(public_key_sha256(request), row.public_key_sha256):
+            raise Refusal(403, "bad_csr", "The key is not the one that this node enrolled with.")
+        now = self._clock()
+        return self._certificates.authority.sign_node(request, node_id, now, self.lifetime)
+
+
+def _node_id(secret: bytes) -> str:
+    """The same for the same secret, so that a repeated request finds its node; tells nothing."""
+    return f"node_{hashlib.sha256(b'fabric node id' + secret).hexdigest()[:16]}"
+
+
+_REFUSED: dict[Redeemed, Callable[[], Refusal]] = {
+    Redeemed.UNKNOWN: lambda: Refusal(
+        403, "invitation_unknown", "This invitation is not known here."
+    ),
+    Redeemed.USED: lambda: Refusal(
+        403, "invitation_used", "This invitation was used already: each is good for one machine."
+    ),
+    Redeemed.EXPIRED: lambda: Refusal(403, "invitation_expired", "This invitation has expired."),
+}
+
+
+class Tries:
+    """Counts attempts by address in the present minute; forgets the addresses seen longest ago."""
+
+    def __init__(self, most: int = TRIES_PER_MINUTE) -> None:
+        self._most = most
+        self._counts: OrderedDict[str, tuple[int, int]] = OrderedDict()
+
+    def allows(self, address: str, now: float) -> bool:
+        minute = int(now // 60)
+        since, count = self._counts.pop(address, (minute, 0))
+        count = count + 1 if since == minute else 1
+        self._counts[address] = (minute, count)
+        if len(self._counts) > MOST_ADDRESSES:
+            self._counts.popitem(last=False)
+        return count <= self._most
+
+
+_decode_enrol = msgspec.json.Decoder(Enrol).decode
+
+
+def routes(enrolment: Enrolment) -> list[web.RouteDef]:
+    """What a machine that is no node yet may ask, without a key."""
+    tries = Tries()
+
+    async def ca(request: web.Request) -> web.Response:
+        return web.Response(text=enrolment.ca, content_type="application/x-pem-file")
+
+    async def enrol(request: web.Request) -> web.Response:
+        try:
+            if not tries.allows(origin(request.remote or "::"), time()):
+                raise Refusal(
+                    429,
+                    "rate_limit_exceeded",
+                    "Too many attempts from this address.",
+                    type="rate_limit_error",
+                    retry_after=60.0,
+                )
+            enrolled = await enrolment.enrol(await _read(request))
+        except Refusal as refusal:
+            log.info("joining refused", extra={"peer": request.remote, "reason": refusal.code})
+            return _refused(refusal)
+        except BackendError:
+            return _refused(refusals.overloaded("The store can't be reached.", 5.0))
+        return web.Response(body=msgspec.json.encode(enrolled), content_type="application/json")
+
+    return [web.get(join.CA_PATH, ca), web.post(join.ENROL_PATH, enrol)]
+
+
+async def _read(request: web.Request) -> Enrol:
+    if (request.content_length or 0) > join.LONGEST_BODY:
+        raise refusals.body_too_large(join.LONGEST_BODY)
+    body = await request.content.read(join.LONGEST_BODY + 1)
+    while len(body) <= join.LONGEST_BODY and not request.content.at_eof():
+        body += await request.content.read(join.LONGEST_BODY + 1 - len(body))
+    if len(body) > join.LONGEST_BODY:
+        raise refusals.body_too_large(join.LONGEST_BODY)
+    try:
+        return _decode_enrol(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise refusals.bad_json(str(error)) from None
+
+
+def _refused(refusal: Refusal) -> web.Response:
+    headers = {} if refusal.retry_after is None else {"retry-after": f"{refusal.retry_after:.0f}"}
+    return web.Response(
+        status=refusal.status,
+        body=refusal.body(),
+        content_type="application/json",
+        headers=headers,
+    )

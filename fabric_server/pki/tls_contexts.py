@@ -1,0 +1,162 @@
+"""What TLS needs on each port, and how it is replaced while the server runs.
+
+A replaced file is loaded into fresh contexts first: what is broken is reported and the old ones
+stay.  Connections that exist keep what they began with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fabric_server.net.tls_alerts import AlertingContext
+from fabric_server.pki.certificates import CertificateProblem, Certificates, Fact, fact
+from protocol.names import CONTROL_ALPN, SERVER_NAME, TUNNEL_ALPN
+
+log = logging.getLogger("fabric.certificates")
+
+REFRESH_SECONDS = 3600.0
+"""How often the server's own certificate is looked at for its age."""
+
+
+@dataclass(frozen=True)
+class _Set:
+    control: ssl.SSLContext
+    tunnel: ssl.SSLContext
+    public: ssl.SSLContext
+
+
+class Contexts:
+    """``control``, ``tunnel`` and ``public`` give the context for the next connection.
+
+    ``public_certificate`` and ``public_key`` are an operator's own, for users; a client that asks
+    for the name that nodes use still gets the fabric's, so that enrolment always works.
+    """
+
+    def __init__(
+        self,
+        certificates: Certificates,
+        public_certificate: Path | None = None,
+        public_key: Path | None = None,
+    ) -> None:
+        """Raises ``CertificateProblem``."""
+        self.certificates = certificates
+        self._public_certificate = public_certificate
+        self._public_key = public_key
+        self._paths = [*certificates.files]
+        if public_certificate is not None and public_key is not None:
+            self._paths += [public_certificate, public_key]
+        self._seen = self._look()
+        self._refreshed_at: float | None = None
+        self._set = self._make()
+
+    def control(self) -> ssl.SSLContext:
+        return self._set.control
+
+    def tunnel(self) -> ssl.SSLContext:
+        return self._set.tunnel
+
+    def public(self) -> ssl.SSLContext:
+        return self._set.public
+
+    def facts(self) -> list[Fact]:
+        """Raises ``CertificateProblem``."""
+        facts = self.certificates.facts()
+        if self._public_certificate is not None:
+            facts.append(fact("server, for users", self._public_certificate))
+        return facts
+
+    def reload(self, now: float) -> bool:
+        """Load the files again, whether or not they look changed; tells whether that worked."""
+        # Before they are read: what is replaced meanwhile is seen the next time.
+        self._seen = self._look()
+        self._refreshed_at = now
+        try:
+            if self.certificates.refresh(now):
+                self._seen = self._look()
+            self._set = self._make()
+            ends = min(fact.ends for fact in self.facts())
+        except CertificateProblem as problem:
+            log.error("certificates not replaced", extra={"error": str(problem)})
+            return False
+        log.info("certificates loaded", extra={"days_left": round((ends - now) / 86_400)})
+        return True
+
+    def check(self, now: float) -> bool:
+        """Reload if a file was replaced or our own certificate may be due; tells whether it did."""
+        if self._refreshed_at is None:
+            self._refreshed_at = now
+        if self._look() != self._seen:
+            return self.reload(now)
+        if now - self._refreshed_at < REFRESH_SECONDS:
+            return False
+        self._refreshed_at = now
+        try:
+            return self.certificates.refresh(now) and self.reload(now)
+        except CertificateProblem as problem:
+            log.error("certificates not renewed", extra={"error": str(problem)})
+            return False
+
+    async def watch(self, clock: Callable[[], float], every: float = 1.0) -> None:
+        """``check`` every so many seconds, until cancelled."""
+        while True:
+            await asyncio.sleep(every)
+            self.check(clock())
+
+    def _look(self) -> list[tuple[int, int, int] | None]:
+        return [_state(path) for path in self._paths]
+
+    def _make(self) -> _Set:
+        own = self.certificates
+        control, tunnel, enrolment = (_context(own.server, own.server_key) for _ in range(3))
+        for context, alpn in ((control, CONTROL_ALPN), (tunnel, TUNNEL_ALPN)):
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(cadata=own.authority.pem)
+            context.set_alpn_protocols([alpn])
+            # A resumed session would skip the look at the certificate and its end.
+            context.num_tickets = 0
+        public = enrolment
+        if self._public_certificate is not None and self._public_key is not None:
+            public = _context(self._public_certificate, self._public_key)
+
+            def choose(
+                conversation: ssl.SSLObject, name: str | None, _: ssl.SSLContext
+            ) -> int | None:
+                if name == SERVER_NAME:
+                    conversation.context = enrolment
+                return None
+
+            public.sni_callback = choose
+        for context in (enrolment, public):
+            context.set_alpn_protocols(["http/1.1"])
+        return _Set(control, tunnel, public)
+
+
+def _context(certificate: Path, key: Path) -> ssl.SSLContext:
+    context = AlertingContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    try:
+        # With an empty password, a key that needs one fails instead of asking at the terminal.
+        context.load_cert_chain(certificate, key, password="")
+    except ssl.SSLError as error:
+        raise CertificateProblem(
+            f"{certificate} with the key {key} can't be used: {error.reason or error}. Both must "
+            "be PEM, belong together, and the key must have no password."
+        ) from None
+    except OSError as error:
+        raise CertificateProblem(
+            f"{certificate} or {key} can't be read: {error.strerror}."
+        ) from None
+    return context
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_mtime_ns, state.st_size, state.st_ino

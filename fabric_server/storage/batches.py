@@ -1,0 +1,209 @@
+# ruff: noqa: S608 - only column names of ours are put into a text
+"""Batches, as the store remembers them.  Their lines are jobs: see ``backends.jobs``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import Struct
+from msgspec.structs import astuple
+
+from fabric_server.storage.webhooks import WebhookRow, add_webhook
+from sql.database import Database, Row
+
+
+class BatchRow(Struct, frozen=True, kw_only=True):
+    """The columns of the table, in order."""
+
+    id: str
+    account: str
+    key_id: str
+    endpoint: str
+    input_file: str
+    output_file: str = ""
+    error_file: str = ""
+    metadata: str = "null"
+    webhook: str = ""
+    state: str = "validating"
+    """OpenAI's words: validating, failed, in_progress, finalizing, completed, expired, cancelling,
+    cancelled."""
+    errors: str = "[]"
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+    created_at: float
+    expires_at: float
+    in_progress_at: float | None = None
+    cancelling_at: float | None = None
+    finalizing_at: float | None = None
+    finished_at: float | None = None
+    owner: str = ""
+    lease_until: float = 0.0
+
+    def __repr__(self) -> str:  # without the webhook's secret
+        return f"<BatchRow {self.id} {self.state} {self.completed}+{self.failed}/{self.total}>"
+
+
+_COLUMNS = BatchRow.__struct_fields__
+_BATCH = ", ".join(_COLUMNS)
+_PLACES = ", ".join(f"${n}" for n in range(1, len(_COLUMNS) + 1))
+
+
+class BatchStore:
+    """Every method raises ``StoreError`` when the database can't.  ``now`` is Unix seconds."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def add(self, batch: BatchRow, *, most: int) -> bool:
+        """False, and nothing is done, when the account has ``most`` unfinished ones already."""
+        async with self._database.transaction(durable=True) as session:
+            await session.alone(f"batches of {batch.account}")
+            rows = await session.fetch(
+                "SELECT count(*) FROM batches WHERE account = $1 AND finished_at IS NULL",
+                batch.account,
+            )
+            if rows[0][0] >= most:
+                return False
+            await session.execute(
+                f"INSERT INTO batches ({_BATCH}) VALUES ({_PLACES})", *astuple(batch)
+            )
+            return True
+
+    async def batch(self, account: str, id: str) -> BatchRow | None:
+        rows = await self._database.fetch(
+            f"SELECT {_BATCH} FROM batches WHERE account = $1 AND id = $2", account, id
+        )
+        return _batch(rows[0]) if rows else None
+
+    async def batches(self, account: str, *, after: BatchRow | None, most: int) -> list[BatchRow]:
+        """Newest first."""
+        fetch = self._database.fetch
+        if after is None:
+            rows = await fetch(
+                f"SELECT {_BATCH} FROM batches WHERE account = $1"
+                " ORDER BY created_at DESC, id DESC LIMIT $2",
+                account,
+                most,
+            )
+        else:
+            rows = await fetch(
+                f"SELECT {_BATCH} FROM batches WHERE account = $1 AND (created_at, id) < ($2, $3)"
+                " ORDER BY created_at DESC, id DESC LIMIT $4",
+                account,
+                after.created_at,
+                after.id,
+                most,
+            )
+        return list(map(_batch, rows))
+
+    async def open(self) -> Sequence[BatchRow]:
+        """All that are not finished, the oldest first."""
+        rows = await self._database.fetch(
+            f"SELECT {_BATCH} FROM batches WHERE finished_at IS NULL ORDER BY created_at, id"
+        )
+        return list(map(_batch, rows))
+
+    async def claim(
+        self, id: str, owner: str, *, now: float, lease_until: float
+    ) -> BatchRow | None:
+        """For work on the batch itself: nobody else's until ``lease_until``; None: it is theirs."""
+        async with self._database.transaction() as session:
+            rows = await session.fetch(
+                "UPDATE batches SET owner = $1, lease_until = $2 WHERE id = $3"
+                " AND finished_at IS NULL AND (lease_until <= $4 OR owner = $1)"
+                f" RETURNING {_BATCH}",
+                owner,
+                lease_until,
+                id,
+                now,
+            )
+            return _batch(rows[0]) if rows else None
+
+    async def let_go(self, id: str, owner: str) -> None:
+        async with self._database.transaction() as session:
+            await session.execute(
+                "UPDATE batches SET owner = '', lease_until = 0 WHERE id = $1 AND owner = $2",
+                id,
+                owner,
+            )
+
+    async def begin(self, id: str, owner: str, total: int, now: float) -> None:
+        """Its lines are all there.  One that is cancelled meanwhile stays so."""
+        async with self._database.transaction(durable=True) as session:
+            await session.execute(
+                "UPDATE batches SET total = $1, in_progress_at = $2, state = CASE state"
+                " WHEN 'validating' THEN 'in_progress' ELSE state END"
+                " WHERE id = $3 AND owner = $4",
+                total,
+                now,
+                id,
+                owner,
+            )
+
+    async def cancel(self, account: str, id: str, now: float) -> BatchRow | None:
+        """As it is now; one that has ended stays as it is."""
+        async with self._database.transaction(durable=True) as session:
+            await session.execute(
+                "UPDATE batches SET state = 'cancelling', cancelling_at = $1 WHERE account = $2"
+                " AND id = $3 AND state IN ('validating', 'in_progress')",
+                now,
+                account,
+                id,
+            )
+        return await self.batch(account, id)
+
+    async def finalize(self, id: str, owner: str, now: float) -> None:
+        """Its lines have all ended, and its files are being written."""
+        async with self._database.transaction() as session:
+            await session.execute(
+                "UPDATE batches SET finalizing_at = $1, state = CASE state"
+                " WHEN 'in_progress' THEN 'finalizing' ELSE state END"
+                " WHERE id = $2 AND owner = $3 AND finalizing_at IS NULL",
+                now,
+                id,
+                owner,
+            )
+
+    async def finish(
+        self,
+        batch: BatchRow,
+        state: str,
+        now: float,
+        *,
+        output_file: str = "",
+        error_file: str = "",
+        errors: str = "[]",
+        webhook: WebhookRow | None = None,
+    ) -> bool:
+        """Its end, and what is to be told of it; its lines are forgotten with it.
+
+        False: another server has it.
+        """
+        async with self._database.transaction(durable=True) as session:
+            ended = await session.execute(
+                "UPDATE batches SET state = $1, finished_at = $2, output_file = $3,"
+                " error_file = $4, errors = $5, owner = '', lease_until = 0"
+                " WHERE id = $6 AND owner = $7 AND finished_at IS NULL",
+                state,
+                now,
+                output_file,
+                error_file,
+                errors,
+                batch.id,
+                batch.owner,
+            )
+            if not ended:
+                return False
+            await session.execute("DELETE FROM jobs WHERE batch = $1", batch.id)
+            if webhook is not None:
+                await add_webhook(session, webhook)
+            return True
+
+    async def forget(self, before: float) -> None:
+        async with self._database.transaction() as session:
+            await session.execute("DELETE FROM batches WHERE finished_at < $1", before)
+
+
+def _batch(row: Row) -> BatchRow:
+    return BatchRow(**dict(zip(_COLUMNS, row, strict=True)))

@@ -1,0 +1,165 @@
+"""The control link's state machine: messages behind a length, and a sign of life now and then.
+
+::
+
+     0                 4
+    +-----------------+-----------------------------
+    | length          | message (msgpack, ``messages``)
+    +-----------------+-----------------------------
+      u32, big-endian
+
+Like ``connection.Connection`` it does no input or output and never raises on what a peer sent.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from struct import Struct as Layout
+
+import msgspec
+
+from protocol import messages
+from protocol.errors import Code, LocalError
+from protocol.messages import UNREADABLE, Message, Ping, Pong, Refused
+from protocol.tunnel import frames
+from protocol.tunnel.flood_guard import Calm
+from protocol.tunnel.keepalive import KeepAlive, Verdict
+
+LENGTH = Layout(">I")
+MOST_MESSAGE = 1024 * 1024
+FIRST_MESSAGE_SECONDS = 5.0
+CALM_BURST, CALM_PER_SECOND = 200.0, 20.0
+
+_decode = msgspec.msgpack.Decoder[Message](Message).decode
+
+
+class LinkClosed(msgspec.Struct, frozen=True):
+    """The last event.  ``again`` says whether the same attempt may succeed later."""
+
+    code: int
+    reason: str
+    again: bool
+    by_peer: bool
+
+
+class Link:
+    """One side of a control link.  Used like ``Connection``; events are messages, then LinkClosed.
+
+    ``Refused`` closes the link on both sides and comes out as ``LinkClosed``; pings are answered
+    here and never come out.
+    """
+
+    def __init__(self, *, now: float, rng: Random) -> None:
+        self.closed = False
+        self.keepalive = KeepAlive(now, rng)
+        self.heard_message = False
+        self._first_until = self.deadline = now + FIRST_MESSAGE_SECONDS
+        self._partial = bytearray()
+        self._events: list[Message | LinkClosed] = []
+        self._out: list[bytes | memoryview] = []
+        self._calm = Calm(CALM_BURST, CALM_PER_SECOND, now)
+        self._ping_token = 0
+
+    def __repr__(self) -> str:
+        return f"<Link {'closed' if self.closed else 'open'}>"
+
+    @property
+    def has_output(self) -> bool:
+        return bool(self._out)
+
+    def events(self) -> list[Message | LinkClosed]:
+        events = self._events
+        if events:
+            self._events = []
+        return events
+
+    def data_to_send(self) -> list[bytes | memoryview]:
+        out = self._out
+        if out:
+            self._out = []
+        return out
+
+    def send(self, message: Message) -> None:
+        """Raises LocalError for a message over the limit; on a closed link nothing happens."""
+        if self.closed:
+            return
+        payload = messages.encode(message)
+        if len(payload) > MOST_MESSAGE:
+            raise LocalError(f"a {type(message).__name__} of {len(payload)} bytes is too large")
+        self._out.append(LENGTH.pack(len(payload)) + payload)
+
+    def close(self, code: int, reason: str, *, again: bool = True) -> None:
+        """Say why and end: ``data_to_send`` once more, then close the transport."""
+        if not self.closed:
+            self.send(Refused(code, frames.cut(reason, 1000), again))
+            self._shut(code, reason, again=again, by_peer=False)
+
+    def lost(self, reason: str) -> None:
+        """The transport is gone."""
+        if not self.closed:
+            self._shut(Code.LOST, reason, again=True, by_peer=True)
+
+    def handle_timer(self, now: float) -> None:
+        if self.closed:
+            return
+        if not self.heard_message:
+            if now >= self._first_until:
+                self.close(Code.TIMEOUT, "nothing was said in time")
+            return
+        match self.keepalive.check(now):
+            case Verdict.ASK:
+                self._ping_token += 1
+                self.send(Ping(self._ping_token))
+            case Verdict.DEAD:
+                self.lost(f"silent for {now - self.keepalive.heard:.0f} s")
+                return
+            case Verdict.WAIT:
+                pass
+        self.deadline = self.keepalive.deadline()
+
+    def receive(self, data: bytes, now: float) -> None:
+        """Take bytes from the wire, cut anywhere."""
+        if self.closed:
+            return
+        self.keepalive.heard = now
+        partial = self._partial
+        partial += data
+        at, end = 0, len(partial)
+        while end - at >= 4:
+            (length,) = LENGTH.unpack_from(partial, at)
+            if not 1 <= length <= MOST_MESSAGE:
+                self.close(Code.PROTOCOL, f"a message of {length} bytes")
+                return
+            if end - at - 4 < length:
+                break
+            payload = bytes(partial[at + 4 : at + 4 + length])
+            at += 4 + length
+            self._on_message(payload, now)
+            if self.closed:
+                return
+        del partial[:at]
+
+    def _on_message(self, payload: bytes, now: float) -> None:
+        if not self._calm.spend(now):
+            self.close(Code.CALM, "too many messages")
+            return
+        try:
+            message = _decode(payload)
+        except UNREADABLE as error:
+            self.close(Code.PROTOCOL, f"a message that can't be read: {error}", again=False)
+            return
+        if not self.heard_message:
+            self.heard_message = True
+            self.deadline = self.keepalive.deadline()
+        if isinstance(message, Ping):
+            self.send(Pong(message.token))
+        elif isinstance(message, Refused):
+            self._shut(message.code, message.reason, again=message.again, by_peer=True)
+        elif not isinstance(message, Pong):
+            self._events.append(message)
+
+    def _shut(self, code: int, reason: str, *, again: bool, by_peer: bool) -> None:
+        self.closed = True
+        self._partial.clear()
+        self.deadline = float("inf")
+        self._events.append(LinkClosed(code, reason, again, by_peer))

@@ -1,0 +1,174 @@
+"""Settings as flags: one for each field of the dataclass, so that their names can't drift apart.
+
+    @app.command()
+    @takes_settings(Config, PREFIX)
+    def up(settings: Config, json: Annotated[bool, typer.Option("--json")] = False) -> None:
+
+gives ``up --public-port 18080 … --config FILE``, and calls the function with what
+``settings.load`` made of the file, the environment and the flags.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import os
+import typing
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import MISSING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import typer
+
+from runtime.convert import without_none
+from runtime.settings import load, locate
+from runtime.shown import shown
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
+
+FILE = "fabric.toml"
+"""The settings file that is read when none is named, if it lies in the setting ``data``."""
+
+Result = TypeVar("Result")
+
+
+def about_settings(prefix: str) -> str:
+    """For the end of a command's help: where settings come from beside the flags."""
+    return (
+        f"Each setting may also stand in the environment, as {prefix}LOG_LEVEL does for "
+        f"--log-level, or in {FILE}, as log_level. Flags come first, then the environment."
+    )
+
+
+def takes_settings(
+    cls: type[T],
+    prefix: str,
+    *,
+    only: Collection[str] | None = None,
+    not_settings: Collection[str] = (),
+) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+    """Replace the parameter ``settings`` of a typer command by the flags it is made from.
+
+    ``only`` names the fields to give flags to; the others still come from file and environment.
+    ``not_settings`` are variables beginning with ``prefix`` that mean something else.
+    """
+    fields = [field for field in dataclasses.fields(cls) if only is None or field.name in only]
+    hints = typing.get_type_hints(cls)
+
+    def decorate(command: Callable[..., Result]) -> Callable[..., Result]:
+        @functools.wraps(command)
+        def wrapper(**given: Any) -> Result:
+            flags = {field.name: _joined(given.pop(field.name)) for field in fields}
+            environ = {k: v for k, v in os.environ.items() if k not in not_settings}
+            settings = read(cls, prefix, environ=environ, flags=flags, file=given.pop("config"))
+            return command(settings=settings, **given)
+
+        own = typing.get_type_hints(command, include_extras=True)
+        parameters = [
+            parameter.replace(annotation=own[parameter.name], kind=parameter.KEYWORD_ONLY)
+            for parameter in inspect.signature(command).parameters.values()
+            if parameter.name != "settings"
+        ]
+        parameters += [_parameter(field, hints[field.name]) for field in fields]
+        parameters.append(_config(prefix))
+        wrapper.__annotations__ = {one.name: one.annotation for one in parameters}
+        wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return wrapper
+
+    return decorate
+
+
+def read(
+    cls: type[T],
+    prefix: str,
+    *,
+    environ: Mapping[str, str],
+    flags: Mapping[str, object],
+    file: Path | None,
+) -> T:
+    """``settings.load`` with the file that is meant: the one named, or ``FILE`` in ``data``."""
+    asked = file
+    file = locate(file, environ=environ, prefix=prefix)
+    if file is None and any(field.name == "data" for field in dataclasses.fields(cls)):
+        data = flags.get("data") or environ.get(f"{prefix}DATA") or _default(cls, "data")
+        beside = Path(str(data)).expanduser() / FILE
+        file = beside if beside.is_file() else None
+    settings = load(cls, file=file, environ=environ, flags=flags, prefix=prefix)
+    # Beside the fields, as `load` keeps their sources; used by `read_again` only.
+    again = functools.partial(read, cls, prefix, environ=environ, flags=flags, file=asked)
+    object.__setattr__(settings, "_again", again)
+    return settings
+
+
+def read_again(settings: T) -> T:
+    """The same settings from what their file says now.  Raises ``SettingsError``."""
+    again: Callable[[], T] | None = getattr(settings, "_again", None)
+    return settings if again is None else again()
+
+
+def _default(cls: type[T], name: str) -> object:
+    field = next(field for field in dataclasses.fields(cls) if field.name == name)
+    return field.default_factory() if field.default_factory is not MISSING else field.default
+
+
+def _joined(value: object) -> object:
+    """A flag given several times, as the one text it is in the environment."""
+    return ",".join(value) if isinstance(value, list) else value
+
+
+# ── one flag ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _parameter(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
+    plain = without_none(hint)
+    flag = f"--{field.name.replace('_', '-')}"
+    # Texts, whatever the type: `load` converts them and words what is wrong, the same everywhere.
+    kind: Any = str | None
+    if typing.get_origin(plain) in (tuple, list):
+        kind = list[str] | None
+    elif plain is bool:
+        kind = bool | None
+        flag = f"{flag}/--no-{flag[2:]}"
+    option = typer.Option(
+        flag,
+        help=_help(field),
+        metavar=None if plain is bool else _metavar(field, plain),
+        show_default=False,
+    )
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option]
+    )
+
+
+def _config(prefix: str) -> inspect.Parameter:
+    help = f"Settings file (TOML); {prefix}CONFIG names it too. Otherwise {FILE} in data, if there."
+    option = typer.Option("--config", help=help, metavar="FILE", show_default=False)
+    return inspect.Parameter(
+        "config",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[Path | None, option],
+    )
+
+
+def _help(field: dataclasses.Field[Any]) -> str:
+    text = str(field.metadata.get("help", ""))
+    if field.default_factory is not MISSING:
+        return text  # differs from machine to machine, and the text says what it is
+    if field.default in (None, "", ()) or isinstance(field.default, bool):
+        return text
+    return f"{text} (default: {shown(field.default, field.metadata.get('unit'))})"
+
+
+def _metavar(field: dataclasses.Field[Any], plain: Any) -> str:
+    unit = field.metadata.get("unit")
+    if unit is not None:
+        return str(unit).upper()
+    if typing.get_origin(plain) is Literal:
+        return "|".join(map(str, typing.get_args(plain)))
+    return {int: "NUMBER", float: "NUMBER", Path: "PATH"}.get(plain, "TEXT")

@@ -1,0 +1,129 @@
+"""One line per fact: for people on a terminal, JSON lines otherwise.
+
+    log = logging.getLogger(__name__)
+    log.info("node joined", extra={"node": node_id, "epoch": 3})
+
+    12:00:01 info  node joined  node=n_7f epoch=3
+    {"at":"2026-01-31T11:00:01.250Z","level":"info","event":"node joined","node":"n_7f","epoch":3}
+
+A field can't be called like an attribute of ``logging.LogRecord``: ``name``, ``module``,
+``process``, ``message`` and their like raise KeyError where the line is logged.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import TextIO
+
+import msgspec
+
+from runtime.shown import Secret
+
+LEVELS = ("debug", "info", "warning", "error")
+
+_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_SHORT = {"warning": "warn", "critical": "fatal"}
+
+# Libraries whose own info and debug lines state no fact about the fabric.
+_QUIETER = {"asyncio": logging.INFO, "aiohttp.access": logging.WARNING}
+
+
+def configure(level: str, *, stream: TextIO | None = None, json: bool | None = None) -> None:
+    """Send every log line of ``level`` and above to ``stream`` (standard error by default).
+
+    ``json=None`` means JSON lines unless the stream is a terminal.  May be called again: the last
+    call counts.
+    """
+    out = stream if stream is not None else sys.stderr
+    handler: logging.Handler
+    if out is None:  # pythonw and Windows services have no standard error
+        handler = logging.NullHandler()
+    else:
+        handler = logging.StreamHandler(out)
+        as_json = not out.isatty() if json is None else json
+        handler.setFormatter(JsonLines() if as_json else TerminalLines())
+    root = logging.getLogger()
+    for old in list(root.handlers):
+        if old.name == __name__:
+            root.removeHandler(old)
+    handler.name = __name__
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+    for name, least in _QUIETER.items():
+        logging.getLogger(name).setLevel(max(least, root.level))
+
+
+class TerminalLines(logging.Formatter):
+    """``12:00:01 info  node joined  node=… epoch=3``, local time; a traceback follows indented."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
+        level = record.levelname.lower()
+        line = f"{at} {_SHORT.get(level, level):<5} {_one_line(record.getMessage())}"
+        fields = " ".join(f"{name}={_value(value)}" for name, value in _fields(record))
+        if fields:
+            line += f"  {fields}"
+        return "\n    ".join([line, *_trace(self, record).splitlines()])
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line, time in UTC."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line: dict[str, object] = {
+            "at": at.replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+        }
+        for name, value in _fields(record):
+            line.setdefault(name, str(value) if isinstance(value, Secret) else value)
+        trace = _trace(self, record)
+        if trace:
+            line["traceback"] = trace
+        try:
+            return msgspec.json.encode(line, enc_hook=str).decode()
+        except (TypeError, ValueError):
+            # Lone surrogates (file names, foreign headers) and keys that are no text.
+            plain = {str(name): _printable(str(value)) for name, value in line.items()}
+            return msgspec.json.encode(plain).decode()
+
+
+def _fields(record: logging.LogRecord) -> Iterator[tuple[str, object]]:
+    for name, value in vars(record).items():
+        if name not in _ATTRIBUTES and not name.startswith("_"):
+            yield name, value
+
+
+def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    parts = []
+    if record.exc_info:
+        parts.append(formatter.formatException(record.exc_info))
+    if record.stack_info:
+        parts.append(record.stack_info)
+    return _printable("\n".join(parts))
+
+
+def _value(value: object) -> str:
+    """A field's value as one word: quoted where a space or a control character would split it."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = str(value)
+    plain = text.isprintable() and text and not any(mark in text for mark in ' "=')
+    return text if plain else '"' + _one_line(text).replace('"', '\\"') + '"'
+
+
+def _one_line(text: str) -> str:
+    """What a peer said can't begin a line of its own or move the terminal's cursor."""
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def _escaped(mark: str) -> str:
+    return mark if mark.isprintable() else mark.encode("unicode_escape").decode()
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()

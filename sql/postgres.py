@@ -1,0 +1,209 @@
+"""PostgreSQL, by asyncpg: a pool of connections, one for each transaction or look-up at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeAlias
+
+import asyncpg
+
+from runtime.errors import BackendError, RecordError, StoreError, Unreachable
+from runtime.shown import without_password
+from sql.database import Many, Row, Session, Value
+
+OLDEST = 13
+CONNECT_SECONDS = 5.0
+STATEMENT_SECONDS = 30.0
+"""Longest wait for one statement's answer; reports have a limit of their own."""
+CLOSE_SECONDS = 5.0
+
+_FOR_US = re.compile(r"^--postgresql ", re.MULTILINE)
+_AWAY = (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, TimeoutError)
+
+Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
+
+
+class PostgresDatabase:
+    """``Database`` at a ``postgresql://`` URL.  Every transaction is durable, asked for or not."""
+
+    partitioned = True
+
+    def __init__(
+        self, pool: asyncpg.Pool[asyncpg.Record], where: str, connect_seconds: float
+    ) -> None:
+        self._pool = pool
+        self._where = where
+        self._connect_seconds = connect_seconds
+
+    @classmethod
+    async def open(
+        cls,
+        url: str,
+        *,
+        connections: int = 10,
+        connect_seconds: float = CONNECT_SECONDS,
+        statement_seconds: float = STATEMENT_SECONDS,
+        oldest: int = OLDEST,
+    ) -> PostgresDatabase:
+        """Raises ``Unreachable`` when nobody answers there, ``StoreError`` when it is no use."""
+        where = f"PostgreSQL at {without_password(url)}"
+        try:
+            pool = await asyncpg.create_pool(
+                url,
+                min_size=1,
+                max_size=connections,
+                timeout=connect_seconds,
+                command_timeout=statement_seconds,
+                server_settings={"application_name": "fabric"},
+            )
+        except (asyncpg.PostgresError, ValueError, *_AWAY) as error:
+            raise _no_entry(error, where) from error
+        database = cls(pool, where, connect_seconds)
+        try:
+            (version,) = (await database.fetch("SHOW server_version_num"))[0]
+            if int(version) < oldest * 10_000:
+                raise StoreError(
+                    f"{where} is version {int(version) // 10_000}; {oldest} or newer is needed"
+                )
+        except BaseException:
+            await database.close()
+            raise
+        return database
+
+    def __repr__(self) -> str:
+        return f"<PostgresDatabase {self._where}>"
+
+    async def fetch(self, sql: str, *args: Value) -> Sequence[Row]:
+        async with self._connection() as connection:
+            rows: Sequence[Row] = await connection.fetch(sql, *args)
+            return rows
+
+    async def writable(self) -> bool:
+        ((read_only,),) = await self.fetch("SHOW transaction_read_only")
+        return bool(read_only == "off")
+
+    @asynccontextmanager
+    async def transaction(self, *, durable: bool = False) -> AsyncIterator[Session]:
+        async with self._connection() as connection, connection.transaction():
+            yield _PostgresSession(connection)
+
+    async def close(self) -> None:
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._pool.close()
+        except TimeoutError:
+            self._pool.terminate()
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        """One of the pool; what goes wrong on it comes out in our own words."""
+        try:
+            connection = await self._pool.acquire(timeout=self._connect_seconds)
+        except (asyncpg.PostgresError, *_AWAY) as error:
+            raise explain(error, self._where) from error
+        try:
+            yield connection
+        except (asyncpg.PostgresError, ValueError, OverflowError, *_AWAY) as error:
+            if isinstance(error, _AWAY) and not isinstance(error, ValueError):
+                _terminate(connection)  # its state is unknown, and a server that hangs stays so
+            raise explain(error, self._where) from error
+        except asyncio.CancelledError:
+            # asyncpg would wait for the server to confirm, which a server that hangs never does.
+            _terminate(connection)
+            raise
+        finally:
+            await self._pool.release(connection)
+
+
+class _PostgresSession:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def execute(self, sql: str, *args: Value) -> int:
+        return _count(await self._connection.execute(sql, *args))
+
+    async def fetch(self, sql: str, *args: Value) -> Sequence[Row]:
+        rows: Sequence[Row] = await self._connection.fetch(sql, *args)
+        return rows
+
+    async def many(self, statement: Many, rows: Sequence[Sequence[Value]]) -> Sequence[Row]:
+        if not rows:
+            return []
+        arrays = ", ".join(f"${n}::{kind}[]" for n, kind in enumerate(statement.types, 1))
+        given = f"(SELECT * FROM unnest({arrays}))"  # noqa: S608 - our own type names
+        sql = statement.sql.replace("(given)", given)
+        returned: Sequence[Row] = await self._connection.fetch(
+            sql, *map(list, zip(*rows, strict=True))
+        )
+        return returned
+
+    async def script(self, text: str) -> None:
+        await self._connection.execute(_FOR_US.sub("", text))
+
+    async def alone(self, name: str) -> None:
+        number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+        await self._connection.execute("SELECT pg_advisory_xact_lock($1)", number)
+
+
+def _terminate(connection: Connection) -> None:
+    with suppress(asyncpg.InterfaceError):  # the pool has noticed already that it is dead
+        connection.terminate()
+
+
+def _count(tag: str) -> int:
+    """``INSERT 0 5`` and ``UPDATE 5`` mean five."""
+    last = tag.rpartition(" ")[2]
+    return int(last) if last.isdigit() else 0
+
+
+def _no_entry(error: Exception, where: str) -> StoreError:
+    """Why the first connection came to nothing."""
+    match error:
+        case asyncpg.InvalidAuthorizationSpecificationError():
+            return StoreError(f"{where} refuses this user or password ({_said(error)})")
+        case asyncpg.InvalidCatalogNameError():
+            return StoreError(f"{where} has no such database ({_said(error)}): create it first")
+        case asyncpg.CannotConnectNowError() | asyncpg.TooManyConnectionsError():
+            return Unreachable(f"{where} takes no connections now ({_said(error)})")
+        case asyncpg.PostgresError():
+            return StoreError(f"{where} is of no use: {_said(error)}")
+        case asyncpg.InterfaceError() | ValueError():
+            return StoreError(f"{where}: the URL is wrong: {_said(error)}")
+        case TimeoutError():
+            return Unreachable(f"{where} does not answer: is it running?")
+    return Unreachable(f"{where} can't be reached ({_said(error)}): is it running?")
+
+
+def explain(error: Exception, where: str) -> BackendError:
+    """A driver's error in one line that says what to do."""
+    match error:
+        case asyncpg.ReadOnlySQLTransactionError():
+            said = "is read-only: make it writable, or name the primary"
+        case asyncpg.DiskFullError():
+            said = "can't grow: its disk is full; free some space"
+        case asyncpg.TooManyConnectionsError():
+            said = "has no connection left: raise max_connections"
+        case asyncpg.InsufficientPrivilegeError():
+            said = f"does not let this user do that ({_said(error)})"
+        case asyncpg.PostgresConnectionError() | asyncpg.OperatorInterventionError():
+            said = f"is away ({_said(error)})"
+        case TimeoutError():
+            said = "does not answer"
+        case asyncpg.PostgresError() if error.sqlstate and error.sqlstate[:2] in ("22", "23", "54"):
+            return RecordError(f"{where} refuses a row: {_said(error)}")
+        case asyncpg.PostgresError():
+            said = f"failed: {_said(error)}"
+        case ValueError() | OverflowError():  # asyncpg's own DataError is one
+            return RecordError(f"{where} can't hold a value: {_said(error)}")
+        case _:
+            said = f"is away ({_said(error)})"
+    return StoreError(f"{where} {said}")
+
+
+def _said(error: Any) -> str:
+    """The driver's words, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__

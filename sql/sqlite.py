@@ -1,0 +1,312 @@
+"""SQLite: one file, written by one thread and read by two beside it.
+
+The file is shared with other processes (``fabric-server keys …`` while the server runs): WAL lets
+them read while one writes, and whoever wants to write waits a few seconds for the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import math
+import re
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from itertools import chain
+from pathlib import Path
+from typing import TypeVar
+
+from runtime.errors import BackendError, RecordError, StoreError
+from sql.database import Many, Row, Session, Value
+
+OLDEST = (3, 35, 0)  # RETURNING
+READERS = 2
+
+# Python's driver gives up the interpreter lock around every statement it steps, and wakes whoever
+# waits for it.  Many rows in one statement keep that, and the parsing, off the price of a row.
+# 100,000 ledger rows, 2026-11: one by one 3.0 us of CPU each, 100 at once 2.3; as JSON 8.5.
+ROWS_AT_ONCE = (256, 32, 1)
+
+T = TypeVar("T")
+
+
+class SqliteDatabase:
+    """``Database`` over the file at ``path``, or over memory that ends with it when None."""
+
+    partitioned = False
+
+    def __init__(self, path: Path | None, *, busy_seconds: float = 5.0) -> None:
+        """Opens the file, making it (0600) and its folder where missing.  Raises ``StoreError``."""
+        if sqlite3.sqlite_version_info < OLDEST:
+            raise StoreError(
+                f"SQLite {sqlite3.sqlite_version} is too old; "
+                f"{'.'.join(map(str, OLDEST))} or newer is needed: use a newer Python"
+            )
+        self._where = f"the store {path}" if path else "the store in memory"
+        if path is not None:
+            _create(path)
+        connect = functools.partial(_connect, path, busy_seconds, self._where)
+        self._writer = _Lane(connect(), self._where)
+        self._turn = asyncio.Lock()
+        self._readers: asyncio.LifoQueue[_Lane] = asyncio.LifoQueue()
+        self._lanes = [self._writer]
+        self._one_connection = path is None  # such memory can't be reached from a second one
+        for _ in range(0 if self._one_connection else READERS):
+            lane = _Lane(connect(), self._where)
+            lane.connection.execute("PRAGMA query_only = ON")
+            self._lanes.append(lane)
+            self._readers.put_nowait(lane)
+
+    def __repr__(self) -> str:
+        return f"<SqliteDatabase {self._where}>"
+
+    async def fetch(self, sql: str, *args: Value) -> Sequence[Row]:
+        if self._one_connection:
+            async with self._turn:
+                return await self._writer.run(_fetch, _numbered(sql), args)
+        lane = await self._readers.get()
+        try:
+            return await lane.run(_fetch, _numbered(sql), args, interruptible=True)
+        finally:
+            self._readers.put_nowait(lane)
+
+    async def writable(self) -> bool:
+        return True
+
+    @asynccontextmanager
+    async def transaction(self, *, durable: bool = False) -> AsyncIterator[Session]:
+        async with self._turn:
+            try:
+                await self._writer.run(_begin, durable)
+                yield _SqliteSession(self._writer)
+                await self._writer.run(_commit)
+            except BaseException:
+                # Not awaited: this may be a cancellation.  The lane keeps its order, so whatever
+                # comes next finds the transaction gone.
+                self._writer.post(_roll_back)
+                raise
+
+    async def close(self) -> None:
+        """Waits for what runs.  The last process to close the file tidies it up."""
+        async with self._turn:
+            for lane in reversed(self._lanes):
+                await lane.close()
+
+
+class _SqliteSession:
+    def __init__(self, lane: _Lane) -> None:
+        self._lane = lane
+
+    async def execute(self, sql: str, *args: Value) -> int:
+        return await self._lane.run(_execute, _numbered(sql), args)
+
+    async def fetch(self, sql: str, *args: Value) -> Sequence[Row]:
+        return await self._lane.run(_fetch, _numbered(sql), args)
+
+    async def many(self, statement: Many, rows: Sequence[Sequence[Value]]) -> Sequence[Row]:
+        return await self._lane.run(_many, statement, rows)
+
+    async def script(self, text: str) -> None:
+        await self._lane.run(_script, text)
+
+    async def alone(self, name: str) -> None:
+        """Nothing to do: there is one writer at a time, whatever it is about."""
+
+
+class _Lane:
+    """A connection and the thread that uses it; what is given to it runs in that order."""
+
+    def __init__(self, connection: sqlite3.Connection, where: str) -> None:
+        self.connection = connection
+        self._where = where
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
+        self._closed = False
+
+    async def run(self, job: Callable[..., T], *args: object, interruptible: bool = False) -> T:
+        if self._closed:
+            raise StoreError(f"{self._where} is closed")
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(self._thread, job, self.connection, *args)
+        try:
+            return await (asyncio.shield(future) if interruptible else future)
+        except asyncio.CancelledError:
+            if interruptible:  # nobody wants the answer: free the lane before giving it back
+                self.connection.interrupt()
+                await asyncio.wait([future])
+                future.exception()
+            raise
+        except (sqlite3.Error, OverflowError, UnicodeEncodeError) as error:
+            raise explain(error, self._where) from error
+
+    def post(self, job: Callable[[sqlite3.Connection], None]) -> None:
+        if not self._closed:
+            self._thread.submit(job, self.connection)
+
+    async def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._thread, self.connection.close)
+            self._thread.shutdown(wait=False)
+
+
+def explain(error: Exception, where: str) -> BackendError:
+    """A driver's error in one line that says what to do."""
+    if isinstance(error, OverflowError | UnicodeEncodeError | sqlite3.InterfaceError):
+        return RecordError(f"{where} can't hold a value: {error}")
+    match getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF:
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            said = "is locked by another process; find it (`fuser` names it), or try again"
+        case sqlite3.SQLITE_FULL:
+            said = "can't grow: its disk is full; free some space"
+        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_AUTH:
+            said = "can't be written: run as the owner of the file and its folder"
+        case sqlite3.SQLITE_CANTOPEN:
+            said = "can't be opened: check the path and who may write to its folder"
+        case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
+            said = "is damaged or no SQLite file: put a backup in its place, or move it away"
+        case sqlite3.SQLITE_IOERR:
+            said = f"can't be read or written ({error}): check the disk and the system's log"
+        case sqlite3.SQLITE_CONSTRAINT | sqlite3.SQLITE_TOOBIG | sqlite3.SQLITE_MISMATCH:
+            return RecordError(f"{where} refuses a row: {error}")
+        case sqlite3.SQLITE_INTERRUPT:
+            said = "was interrupted"
+        case _:
+            said = f"failed: {error}"
+    return StoreError(f"{where} {said}")
+
+
+def path_of(url: str) -> Path | None:
+    """The file that a ``sqlite:`` URL means, taken literally; None is memory.
+
+    Raises ``ValueError`` when something else than a path stands there.
+    """
+    rest = url.removeprefix("sqlite://")
+    if rest and not rest.startswith("/"):
+        raise ValueError(f"a path follows three slashes: sqlite:///{rest}")
+    return Path(rest[1:]).expanduser() if len(rest) > 1 else None
+
+
+# ── opening ───────────────────────────────────────────────────────────────────────────────────
+
+
+def _create(path: Path) -> None:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            # SQLite gives its -wal and -shm files the mode of this one.
+            path.touch(mode=0o600, exist_ok=False)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StoreError(
+            f"the store {path} can't be made ({reason}): "
+            "choose another path, or make its folder writable"
+        ) from error
+
+
+def _connect(path: Path | None, busy_seconds: float, where: str) -> sqlite3.Connection:
+    connection: sqlite3.Connection | None = None
+    try:
+        connection = sqlite3.connect(
+            path or ":memory:", timeout=busy_seconds, isolation_level=None, check_same_thread=False
+        )
+        if path is not None:
+            _use_wal(connection, busy_seconds, where)
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA journal_size_limit = 67108864")
+        _add_floor(connection)
+    except (sqlite3.Error, StoreError) as error:
+        if connection is not None:
+            connection.close()
+        raise error if isinstance(error, StoreError) else explain(error, where) from error
+    return connection
+
+
+def _use_wal(connection: sqlite3.Connection, busy_seconds: float, where: str) -> None:
+    give_up = time.monotonic() + busy_seconds
+    while True:
+        try:
+            (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            break
+        except sqlite3.OperationalError as error:
+            # Two processes that open a new file at once: SQLite does not wait by itself here.
+            busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            if not busy or time.monotonic() >= give_up:
+                raise
+            time.sleep(0.02)
+    if mode != "wal":
+        raise StoreError(f"{where} can't be shared between processes here: use a local disk")
+
+
+def _add_floor(connection: sqlite3.Connection) -> None:
+    try:
+        connection.execute("SELECT FLOOR(1.5)")
+    except sqlite3.OperationalError:  # a build without the mathematical functions
+        connection.create_function("FLOOR", 1, math.floor, deterministic=True)
+
+
+# ── in a lane's thread ────────────────────────────────────────────────────────────────────────
+
+
+def _begin(connection: sqlite3.Connection, durable: bool) -> None:
+    connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+    connection.execute("BEGIN IMMEDIATE")
+
+
+def _commit(connection: sqlite3.Connection) -> None:
+    connection.execute("COMMIT")
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    with suppress(sqlite3.Error):
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
+def _execute(connection: sqlite3.Connection, sql: str, args: Sequence[Value]) -> int:
+    return connection.execute(sql, args).rowcount
+
+
+def _fetch(connection: sqlite3.Connection, sql: str, args: Sequence[Value]) -> Sequence[Row]:
+    return connection.execute(sql, args).fetchall()
+
+
+def _many(
+    connection: sqlite3.Connection, statement: Many, rows: Sequence[Sequence[Value]]
+) -> Sequence[Row]:
+    returned: list[Row] = []
+    at = 0
+    for size in ROWS_AT_ONCE:
+        sql = _given(statement, size)
+        while len(rows) - at >= size:
+            values = tuple(chain.from_iterable(rows[at : at + size]))
+            returned += connection.execute(sql, values).fetchall()
+            at += size
+    return returned
+
+
+def _script(connection: sqlite3.Connection, text: str) -> None:
+    # Connection.executescript would commit the transaction this runs in.
+    statement = ""
+    for line in text.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            connection.execute(statement)
+            statement = ""
+    connection.execute(statement)
+
+
+@functools.lru_cache(maxsize=64)
+def _given(statement: Many, rows: int) -> str:
+    row = f"({', '.join('?' * len(statement.types))})"
+    return statement.sql.replace("(given)", f"(VALUES {', '.join([row] * rows)})")
+
+
+@functools.lru_cache(maxsize=256)
+def _numbered(sql: str) -> str:
+    """``$1`` is a name to SQLite, bound in order of appearance; ``?1`` is a number."""
+    return re.sub(r"\$(\d+)", r"?\1", sql)

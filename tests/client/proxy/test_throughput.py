@@ -1,0 +1,52 @@
+"""How fast a node is, by what its engines say."""
+
+from __future__ import annotations
+
+import pytest
+
+from fabric_client.proxy.throughput import Speed, tokens_in
+
+
+@pytest.mark.parametrize(
+    ("end", "tokens"),
+    [
+        (b'"usage":{"prompt_tokens":7,"completion_tokens":12,"total_tokens":19}}', 12),
+        (b'data: {"usage":{"completion_tokens": 12}}\n\ndata: [DONE]\n\n', 12),
+        (b'{"done":true,"prompt_eval_count":7,"eval_count":5,"eval_duration":9}\n', 5),
+        (b'"usage":{"input_tokens":1,"output_tokens":3}}', 3),
+        (b'{"output_tokens":1} then {"output_tokens":9}', 9),
+        (b'{"prompt_eval_count":7}', 0),
+        (b'{"completion_tokens":' + b"9" * 4000, 0),
+        (b'{"completion_tokens":null}', 0),
+        (b"", 0),
+    ],
+)
+def test_the_engines_own_count_is_read_from_the_end_of_its_answer(end: bytes, tokens: int) -> None:
+    assert tokens_in(end) == tokens
+
+
+def test_one_answer_is_as_fast_as_its_tokens_by_its_time() -> None:
+    speed = Speed()
+    speed.add(100, 10.0, 14.0)
+    assert speed.per_second(20.0) == 25.0
+
+
+def test_answers_made_at_once_share_their_time() -> None:
+    speed = Speed()
+    speed.add(100, 10.0, 14.0)
+    speed.add(100, 12.0, 14.0)
+    speed.add(100, 20.0, 24.0)
+    assert speed.per_second(30.0) == 300 / 8
+
+
+def test_what_ended_over_a_minute_ago_is_forgotten_but_counted() -> None:
+    speed = Speed()
+    speed.add(100, 10.0, 14.0)
+    assert speed.per_second(74.1) == 0.0
+    assert speed.tokens == 100
+
+
+def test_answers_that_took_no_time_are_no_division_by_zero() -> None:
+    speed = Speed()
+    speed.add(5, 1.0, 1.0)
+    assert speed.per_second(2.0) == 0.0

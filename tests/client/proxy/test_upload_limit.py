@@ -1,0 +1,83 @@
+"""The most that a node sends: the bucket by arguments, then real answers through a real fabric."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fabric_client.proxy.upload_limit import Bucket
+from tests.engine import Plan, ScriptedEngine
+from tests.fabric import Fabric
+
+CHAT = "/v1/chat/completions"
+
+
+def test_what_a_bucket_holds_costs_no_time() -> None:
+    bucket = Bucket(100, now=0)
+
+    def spend(count: int, now: float) -> float:
+        bucket.spend(count, now)
+        return bucket.owes(now)
+
+    assert spend(60, 0) == 0
+    assert spend(40, 0) == 0
+    assert spend(50, 0) == 0.5
+    assert bucket.owes(0.5) == 0
+    assert spend(100, 100) == 0  # it never holds more than a second's worth
+    assert spend(100, 100) == 1
+
+
+@given(st.lists(st.tuples(st.integers(0, 5000), st.floats(0, 3)), max_size=50))
+def test_who_waits_as_told_never_sends_more_than_the_rate(
+    steps: list[tuple[int, float]],
+) -> None:
+    bucket, now, sent = Bucket(1000, now=0), 0.0, 0
+    for count, idle in steps:
+        now += idle
+        before = sent
+        bucket.spend(count, now)
+        wait = bucket.owes(now)
+        sent += count
+        assert before <= 1000 + now * 1000 + 1e-6
+        now += wait
+
+
+async def test_answers_share_the_limit_and_arrive_whole(tmp_path: Path) -> None:
+    # 8 answers of 20 KB, one second's worth at once, and the rest at 64 KiB a second.
+    text = "x" * 200
+    async with ScriptedEngine() as engine, Fabric(tmp_path) as fabric:
+        engine.plan = Plan(chunks=[text] * 50)
+        await fabric.join(engine.url, slots=8, upload_limit=64 * 1024)
+
+        async def ask(number: int) -> int:
+            body = {"model": "tiny", "messages": [], "stream": True}
+            async with fabric.user() as session, session.post(CHAT, json=body) as answer:
+                assert answer.status == 200
+                whole = await answer.read()
+                assert whole.endswith(b"data: [DONE]\n\n")
+                assert whole.count(text.encode()) == 50
+                return len(whole)
+
+        began = time.monotonic()
+        async with asyncio.timeout(30):
+            sizes = await asyncio.gather(*map(ask, range(8)))
+        took = time.monotonic() - began
+        assert took > (sum(sizes) - (64 + 16) * 1024) / (64 * 1024)
+        # Its connections to the engine are used again, though an answer's end came while it was
+        # held back.
+        async with asyncio.timeout(30):
+            assert await asyncio.gather(*map(ask, range(8)))
+
+
+async def test_an_answer_that_is_held_back_can_be_cancelled(tmp_path: Path) -> None:
+    async with ScriptedEngine() as engine, Fabric(tmp_path) as fabric:
+        engine.plan = Plan(chunks=["x" * 1000] * 1000)
+        await fabric.join(engine.url, upload_limit=64 * 1024)
+        body = {"model": "tiny", "messages": [], "stream": True}
+        async with fabric.user() as session, session.post(CHAT, json=body) as answer:
+            await answer.content.readany()
+        await (await engine.started()).aborted()

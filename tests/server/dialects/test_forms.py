@@ -1,0 +1,125 @@
+"""The fields of forms: read strictly, so that nobody reads them otherwise."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fabric_server.dialects.body import read_ask
+from fabric_server.dialects.endpoints import ENDPOINTS
+from fabric_server.dialects.errors import Refusal
+from fabric_server.dialects.forms import MOST_PARTS
+from fabric_server.routing.aliases import rename
+
+AUDIO = ENDPOINTS["/v1/audio/transcriptions"]
+TYPE = b"multipart/form-data; boundary=b"
+
+
+def part(name: str, value: bytes = b"x", more: str = "") -> bytes:
+    head = f'--b\r\nContent-Disposition: form-data; name="{name}"{more}\r\n\r\n'
+    return head.encode() + value + b"\r\n"
+
+
+FILE = part("file", b"RIFF\x00\xff", '; filename="a.wav"\r\nContent-Type: audio/wav')
+MODEL = part("model", b"tiny")
+END = b"--b--\r\n"
+
+
+def model(body: bytes, content_type: bytes = TYPE) -> str:
+    return read_ask(body, AUDIO, content_type).model
+
+
+def refusal(body: bytes, content_type: bytes = TYPE) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        read_ask(body, AUDIO, content_type)
+    assert caught.value.status == 400
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [TYPE, b'multipart/form-data; boundary="b"', b"Multipart/Form-Data;boundary=b", TYPE + b" "],
+)
+def test_the_model_is_found_before_and_behind_the_file(content_type: bytes) -> None:
+    assert model(MODEL + FILE + END, content_type) == "tiny"
+    assert model(FILE + MODEL + END, content_type) == "tiny"
+    assert not read_ask(FILE + MODEL + END, AUDIO, content_type).stream
+    streamed = read_ask(MODEL + part("stream", b"true") + FILE + END, AUDIO, content_type)
+    assert streamed.stream
+
+
+def test_what_stands_in_a_file_is_no_field() -> None:
+    trick = part("file", MODEL.replace(b"--b", b"--c").replace(b"tiny", b"other"))
+    assert model(trick + MODEL + END) == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (FILE + END, "model"),
+        (part("model", b"") + END, "model"),
+        (part("model", b"\xff") + END, "model"),
+        (part("model", b"x" * 2000) + END, "model"),
+        (MODEL + MODEL + END, "model"),
+        (MODEL + part("Model", b"other") + END, "model"),
+        (MODEL + part(" model", b"other") + END, "model"),
+        (part("Model", b"tiny") + END, "model"),
+    ],
+)
+def test_a_model_is_there_once_in_small_letters(body: bytes, param: str) -> None:
+    assert refusal(body).param == param
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"--b",
+        END[:3],
+        MODEL,
+        MODEL[:-2] + END,
+        b"preamble\r\n" + MODEL + END,
+        b"--bx\r\n" + MODEL + END,
+        b"--b\r\nno: head\r\n",
+        b"--b\r\nx: y\r\n\r\nvalue\r\n" + END,
+        part("model", b"tiny", '; name="other"') + END,
+        part("model", b"tiny", "; name*=utf-8''other") + END,
+        part("model", b"tiny", '\r\nContent-Disposition: form-data; name="x"') + END,
+        part('mod\\"el', b"tiny") + MODEL + END,
+        b"--b\r\nContent-Disposition: form-data; name=model\r\n\r\ntiny\r\n" + END,
+        b"--b\r\n" + b"x: y\r\n" * 2000 + b"\r\n" + END,
+        part("x") * (MOST_PARTS + 1) + MODEL + END,
+    ],
+)
+def test_what_two_readers_could_read_differently_is_refused(body: bytes) -> None:
+    assert refusal(body).code == "invalid_body"
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        b"",
+        b"application/json",
+        b"multipart/form-data",
+        b"multipart/form-data; boundary=",
+        b"multipart/form-data; boundary=b; boundary=c",
+        b"multipart/form-data; boundary=" + b"b" * 71,
+    ],
+)
+def test_a_form_says_what_it_is(content_type: bytes) -> None:
+    assert refusal(MODEL + END, content_type).code == "invalid_body"
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=200), st.integers(0, 200))
+def test_no_bytes_raise_anything_else(noise: bytes, at: int) -> None:
+    body = FILE + MODEL + END
+    try:
+        read_ask(body[:at] + noise + body[at:], AUDIO, TYPE)
+    except Refusal as refused:
+        assert refused.status == 400
+
+
+def test_a_model_can_be_renamed() -> None:
+    assert rename(FILE + MODEL + END, "a/b", TYPE) == FILE + part("model", b"a/b") + END

@@ -1,0 +1,90 @@
+"""What keeps requests from engines that fail, and retries from becoming the load."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fabric_server.nodes.circuit_breaker import (
+    FIRST_SECONDS,
+    LONGEST_SECONDS,
+    PROBE_SECONDS,
+    Breaker,
+)
+from fabric_server.proxy.retry_budget import RESERVE, RetryBudget
+
+
+def failing(breaker: Breaker, times: int, now: float = 0.0) -> float | None:
+    """What the last of so many failures says."""
+    said = None
+    for _ in range(times):
+        said = breaker.failed(now)
+    return said
+
+
+def test_it_opens_at_the_third_failure_in_a_row() -> None:
+    breaker = Breaker()
+    assert failing(breaker, 2) is None
+    assert breaker.allows(0.0)
+    assert failing(breaker, 1) == FIRST_SECONDS
+    assert not breaker.allows(0.0)
+    assert not breaker.allows(FIRST_SECONDS - 0.1)
+
+
+def test_a_success_between_begins_the_count_anew() -> None:
+    breaker = Breaker()
+    for _ in range(10):
+        failing(breaker, 2)
+        breaker.succeeded()
+    assert breaker.allows(0.0)
+
+
+def test_half_open_it_lets_one_probe_through() -> None:
+    breaker = Breaker()
+    failing(breaker, 3)
+    assert breaker.allows(FIRST_SECONDS)
+    breaker.begun(FIRST_SECONDS)
+    assert not breaker.allows(FIRST_SECONDS + 1.0)
+    breaker.succeeded()
+    assert breaker.allows(FIRST_SECONDS + 1.0)
+    assert breaker.failed(FIRST_SECONDS + 2.0) is None
+
+
+def test_a_probe_that_fails_closes_the_way_for_twice_as_long() -> None:
+    breaker, now, expected = Breaker(), 0.0, FIRST_SECONDS
+    failing(breaker, 3)
+    for _ in range(10):
+        now += expected
+        assert breaker.allows(now)
+        breaker.begun(now)
+        expected = min(expected * 2, LONGEST_SECONDS)
+        assert breaker.failed(now) == expected
+        assert not breaker.allows(now + expected - 0.1)
+
+
+def test_a_probe_that_tells_nothing_is_followed_by_another() -> None:
+    breaker = Breaker()
+    failing(breaker, 3)
+    breaker.begun(FIRST_SECONDS)
+    breaker.let_go()
+    assert breaker.allows(FIRST_SECONDS)
+    breaker.begun(FIRST_SECONDS)
+    assert breaker.allows(FIRST_SECONDS + PROBE_SECONDS)
+
+
+def test_what_was_begun_before_it_opened_does_not_open_it_for_longer() -> None:
+    breaker = Breaker()
+    failing(breaker, 3)
+    assert failing(breaker, 20, 1.0) is None
+    assert breaker.allows(FIRST_SECONDS)
+
+
+@given(st.lists(st.booleans(), max_size=500))
+def test_retries_are_never_more_than_a_tenth_and_the_reserve(wanted: list[bool]) -> None:
+    budget, retries = RetryBudget(), 0
+    for retry in wanted:
+        budget.earn()
+        if retry and budget.allows:
+            budget.spend()
+            retries += 1
+    assert retries <= RESERVE + len(wanted) / 10 + 1e-6
