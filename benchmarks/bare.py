@@ -31,14 +31,14 @@ from fabric_client.supervisor import Supervisor
 from fabric_server.app import App
 from fabric_server.config import PREFIX as OF_A_SERVER
 from fabric_server.config import Config as ServerConfig
-from fabric_server.dialects import errors as refusals
-from fabric_server.dialects.body import Ask
+from fabric_server.dialects import errors as errors
+from fabric_server.dialects.body import ParsedBody
 from fabric_server.dialects.endpoints import Endpoint
 from fabric_server.edge.request import Request
 from fabric_server.gateway.gateway import Gateway
-from fabric_server.gateway.options import Terms
-from fabric_server.proxy.attempt import Ending, Exchange
-from fabric_server.proxy.request_record import Draft
+from fabric_server.gateway.options import RequestOptions
+from fabric_server.proxy.attempt import Attempt, Ending
+from fabric_server.proxy.request_record import RequestRecord
 from fabric_server.proxy.retries import explain
 from protocol.messages import RequestHead
 from runtime import logs, run
@@ -50,28 +50,33 @@ class BareGateway(Gateway):
     """The first engine that has room, once."""
 
     async def _relay(
-        self, request: Request, endpoint: Endpoint, ask: Ask, terms: Terms, draft: Draft
+        self,
+        request: Request,
+        endpoint: Endpoint,
+        ask: ParsedBody,
+        terms: RequestOptions,
+        draft: RequestRecord,
     ) -> None:
         engine = next((one for one in self.registry.candidates(ask.model) if one.has_room), None)
         tunnel = None if engine is None else engine.node.tunnel()
         if engine is None or tunnel is None:
-            raise refusals.no_capacity(ask.model, 1.0)
+            raise errors.no_capacity(ask.model, 1.0)
         engine.active += 1
         draft.attempts, draft.node_id, draft.engine = 1, engine.node.id, engine.name
 
-        def over(exchange: Exchange, ending: Ending) -> None:
+        def over(exchange: Attempt, ending: Ending) -> None:
             draft.usage, draft.outcome = exchange.usage, ending.outcome
             draft.first_byte_at = exchange.first_byte_at
             if exchange.relayed:
                 self.record(draft)
 
-        exchange = Exchange(
+        exchange = Attempt(
             request,
             engine,
             ask,
             registry=self.registry,
             deadlines=self.deadlines,
-            patience=self.patience,
+            timeouts=self.timeouts,
             elsewhere=lambda: False,
             on_over=over,
             loop=self._loop,
@@ -79,7 +84,7 @@ class BareGateway(Gateway):
         body, whole = request.body.kept, request.body.complete
         size = len(body) if whole else request.body.length
         passed = [("content-type", "application/json")]
-        path, milliseconds = endpoint.path, int(self.patience.total * 1000)
+        path, milliseconds = endpoint.path, int(self.timeouts.total * 1000)
         head = RequestHead(request.id, engine.name, "POST", path, passed, size, milliseconds)
         exchange.begin(tunnel, head, body, ended=whole)
         upload = None if whole else self._loop.create_task(exchange.upload())
@@ -90,10 +95,10 @@ class BareGateway(Gateway):
                 upload.cancel()
             exchange.cancel()
         if not exchange.relayed:
-            raise explain(ending, ask.model, self.patience)
+            raise explain(ending, ask.model, self.timeouts)
 
     def _comments(
-        self, request: Request, endpoint: Endpoint, ask: Ask
+        self, request: Request, endpoint: Endpoint, ask: ParsedBody
     ) -> AbstractContextManager[None]:
         return nullcontext()
 

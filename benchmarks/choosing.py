@@ -13,8 +13,8 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from fabric_server.nodes.registry import Node, Registry
-from fabric_server.routing.criteria import Wish
-from fabric_server.routing.load_balancer import Router
+from fabric_server.routing.criteria import Requirements
+from fabric_server.routing.load_balancer import LoadBalancer
 from fabric_server.routing.prefix_affinity import prefix_hashes
 from protocol.messages import EngineReport, ModelReport, Register
 
@@ -54,25 +54,25 @@ def main(count: int) -> None:
     rng = Random(1)
     registry = fleet(count, lambda number: SLOTS)
     engines = registry.candidates(MODEL)
-    router = Router(registry.engine, rng)
+    router = LoadBalancer(registry.engine, rng)
     body = b'{"model":"tiny","messages":[{"role":"user","content":"%b"}]}' % bytes(
         rng.choices(b"abcdefghijklmnopqrstuvwxyz ", k=2048)
     )
     prefix = prefix_hashes(body)
-    wish = Wish(MODEL, "key", needs=frozenset({"tools"}), prefix=prefix, tokens=500)
-    seen = Wish(MODEL, "key")
+    requirements = Requirements(MODEL, "key", needs=frozenset({"tools"}), prefix=prefix, tokens=500)
+    seen = Requirements(MODEL, "key")
 
     def busy(share: float) -> None:
         for engine in engines:
             engine.active = SLOTS if rng.random() < share else rng.randrange(SLOTS)
 
-    def choose(wish: Wish = wish) -> None:
-        router.choose(engines, wish, 0.0)
+    def choose(requirements: Requirements = requirements) -> None:
+        router.choose(engines, requirements, 0.0)
 
     print(f"{count} candidates")
     measure("nothing known, all idle", lambda: choose(seen))
     for engine in engines:
-        router.knowledge.experience.learn(engine, MODEL, rng.random(), 100, 3.0, now=0.0)
+        router.knowledge.latency.learn(engine, MODEL, rng.random(), 100, 3.0, now=0.0)
     busy(0.0)
     measure("all measured, tools needed, prompt seen by nobody", choose)
     router.knowledge.affinity.remember(prefix, engines[count // 2])
@@ -92,8 +92,8 @@ def main(count: int) -> None:
     measure("hashes of a prompt of 32 KiB", lambda: prefix_hashes(body[:-3] * 16))
     affinity, engine = router.knowledge.affinity, engines[0]
     measure("remembering who was given it", lambda: affinity.remember(prefix, engine))
-    experience = router.knowledge.experience
-    measure("learning", lambda: experience.learn(engine, MODEL, 0.3, 100, 3.0, now=0.0))
+    latency = router.knowledge.latency
+    measure("learning", lambda: latency.learn(engine, MODEL, 0.3, 100, 3.0, now=0.0))
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from protocol.messages import Figures, RequestHead, ResponseHead
 from protocol.tunnel import frames
 from protocol.tunnel.connection import Connection, Role
 from protocol.tunnel.events import DataReceived
-from protocol.tunnel.frames import MOST_DATA, FrameType
-from protocol.tunnel.resume import Keeper
+from protocol.tunnel.frames import MAX_DATA, FrameType
+from protocol.tunnel.resume import ResumeTable
 
 ROUNDS = 7
 HEADERS = [("content-type", "application/json"), ("accept", "text/event-stream")]
@@ -33,7 +33,7 @@ TOKEN = b"data: " + b"x" * 192 + b"\n\n"
 
 def pair() -> tuple[Connection, Connection]:
     server = Connection(Role.SERVER, now=0.0, rng=Random(1), resumes=True)
-    node = Connection(Role.NODE, now=0.0, rng=Random(2), number=1, keeper=Keeper())
+    node = Connection(Role.NODE, now=0.0, rng=Random(2), number=1, keeper=ResumeTable())
     node.hello(b"session")
     server.receive(b"".join(node.data_to_send()), 0.0)
     server.events()
@@ -119,7 +119,7 @@ def bulk_in() -> tuple[int, Callable[[], None]]:
     """Full frames, 112 KiB per receive; counted in bytes."""
     server, node = pair()
     (id,) = answering(server, node, 1)
-    batch = frames.encode(FrameType.DATA, 0, id, bytes(MOST_DATA)) * 7
+    batch = frames.encode(FrameType.DATA, 0, id, bytes(MAX_DATA)) * 7
     count = 200
 
     def run() -> None:
@@ -137,7 +137,7 @@ def bulk_in_pieces() -> tuple[int, Callable[[], None]]:
     """Full frames that come in pieces of 16 KiB which don't fit them, as from TLS records."""
     server, node = pair()
     (id,) = answering(server, node, 1)
-    batch = frames.encode(FrameType.DATA, 0, id, bytes(MOST_DATA - 300)) * 7
+    batch = frames.encode(FrameType.DATA, 0, id, bytes(MAX_DATA - 300)) * 7
     pieces = [batch[at : at + 16_384] for at in range(0, len(batch), 16_384)]
     count = 200
 

@@ -24,11 +24,11 @@ from random import Random
 from typing import Any
 
 from benchmarks.choosing import MODEL, fleet
-from fabric_server.dialects.errors import Refusal
+from fabric_server.dialects.errors import ApiError
 from fabric_server.nodes.registry import Engine, Registry
 from fabric_server.routing.admission import Admission
-from fabric_server.routing.criteria import Wish
-from fabric_server.routing.load_balancer import Choice, Router
+from fabric_server.routing.criteria import Requirements
+from fabric_server.routing.load_balancer import Choice, LoadBalancer
 from fabric_server.routing.prefix_affinity import BOUNDS
 
 CONVERSATIONS = 10_000
@@ -137,18 +137,22 @@ def prefix(turn: Turn) -> tuple[int, ...]:
 # ── policies ──────────────────────────────────────────────────────────────────────────────────
 
 
-class Simple(Router):
+class Simple(LoadBalancer):
     """One rule over all candidates that have room."""
 
     def __init__(self, registry: Registry, rng: Random, rule: str) -> None:
         super().__init__(registry.engine, rng)
         self._random, self._rule, self._next = rng, rule, 0
 
-    def choose(self, candidates: Sequence[Engine], wish: Wish, now: float) -> Choice | None:
+    def choose(
+        self, candidates: Sequence[Engine], requirements: Requirements, now: float
+    ) -> Choice | None:
         free = [engine for engine in candidates if engine.active < engine.slots]
-        return Choice(self._pick(candidates, free, wish), self._rule) if free else None
+        return Choice(self._pick(candidates, free, requirements), self._rule) if free else None
 
-    def _pick(self, all_: Sequence[Engine], free: list[Engine], wish: Wish) -> Engine:
+    def _pick(
+        self, all_: Sequence[Engine], free: list[Engine], requirements: Requirements
+    ) -> Engine:
         if self._rule == "round-robin":
             for _ in all_:
                 self._next += 1
@@ -159,7 +163,7 @@ class Simple(Router):
             least = min(engine.active for engine in free)
             return self._random.choice([engine for engine in free if engine.active == least])
         elif self._rule == "prefix-only":
-            found = self.knowledge.affinity.find(wish.prefix)
+            found = self.knowledge.affinity.find(requirements.prefix)
             engine_seen = self.knowledge.find(*found[0]) if found else None
             if engine_seen is not None and engine_seen.active < engine_seen.slots:
                 return engine_seen
@@ -184,7 +188,7 @@ class Run:
             for engine, speed in zip(self._registry.candidates(MODEL), speeds, strict=True)
         }
         router = (
-            Router(self._registry.engine, rng)
+            LoadBalancer(self._registry.engine, rng)
             if policy == "fabric"
             else Simple(self._registry, rng, policy)
         )
@@ -211,14 +215,14 @@ class Run:
     async def _request(self, number: int, turn: Turn) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        wish = Wish(MODEL, prefix=prefix(turn), tokens=turn.prompt)
+        requirements = Requirements(MODEL, prefix=prefix(turn), tokens=turn.prompt)
         try:
-            engine = await self._admission.admit(wish)
-        except Refusal:
+            engine = await self._admission.admit(requirements)
+        except ApiError:
             self.refused += 1
             return
         machine, knowledge = self._machines[engine], self._knowledge
-        knowledge.affinity.remember(wish.prefix, engine)
+        knowledge.affinity.remember(requirements.prefix, engine)
         given = loop.time()
         cached = machine.prompt(turn.conversation, turn.prompt)
         crowd = 1.0 + CROWDED * (engine.active - 1)
@@ -226,7 +230,7 @@ class Run:
         first = loop.time()
         await asyncio.sleep(turn.answer / (DECODE * machine.speed) * crowd)
         now = loop.time()
-        knowledge.experience.learn(engine, MODEL, first - given, turn.answer, now - first, now=now)
+        knowledge.latency.learn(engine, MODEL, first - given, turn.answer, now - first, now=now)
         machine.busy += now - given
         self._registry.release(engine)
         if number >= len(self._asked) // 5:  # the first fifth only warms up

@@ -40,7 +40,7 @@ PUBLISH_SECONDS = 10.0
 PARTITIONS = 6
 DAY_MS = 86_400_000
 RETENTION_MS = {LEDGER: 30 * DAY_MS, HEARTBEATS: DAY_MS, DEAD_LETTERS: -1}
-LEAST_LEDGER_MS = 7 * DAY_MS
+MIN_LEDGER_MS = 7 * DAY_MS
 """Less than this, and a consumer that was away over the holidays finds that requests are gone."""
 
 BATCH_BYTES = 128 * 1024
@@ -165,7 +165,7 @@ class Cluster(NamedTuple):
         (answer,) = await admin.describe_configs([asked])
         for _, _, _, _, entries in answer.resources:
             for name, value, *_ in entries:  # none when we may not ask
-                if name == "retention.ms" and 0 <= int(value) < LEAST_LEDGER_MS:
+                if name == "retention.ms" and 0 <= int(value) < MIN_LEDGER_MS:
                     days = f"{int(value) / DAY_MS:.3g}"
                     log.warning("Kafka forgets requests soon", extra={"topic": topic, "days": days})
 

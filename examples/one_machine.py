@@ -109,11 +109,11 @@ async def program(log: Path, *command: str) -> AsyncIterator[Process]:
     try:
         yield process
     finally:
-        for patience in (STOP_SECONDS, 5.0):  # the second signal means: now
+        for timeouts in (STOP_SECONDS, 5.0):  # the second signal means: now
             if process.returncode is None:
                 process.terminate()
                 with suppress(TimeoutError, asyncio.CancelledError):
-                    async with asyncio.timeout(patience):
+                    async with asyncio.timeout(timeouts):
                         await process.wait()
         if process.returncode is None:
             process.kill()

@@ -10,7 +10,7 @@ from typing import Literal
 from fabric_client.engines.addresses import AddressError, parse_address
 from fabric_client.owner.schedule import ScheduleError, parse_schedule
 from protocol.join import is_name
-from protocol.regions import MOST, is_region
+from protocol.regions import MAX_LENGTH, is_region
 from runtime.settings import Conflict, about
 
 PREFIX = "FABRIC_NODE_"
@@ -21,8 +21,8 @@ def host_name() -> str:
     return name if is_name(name) else "node"
 
 
-_MOST_ENGINES = 16  # as many as a report may list
-_LEAST_UPLOAD = 16 * 1024  # with less, answers that share it come so slowly that they seem dead
+_MAX_ENGINES = 16  # as many as a report may list
+_MIN_UPLOAD = 16 * 1024  # with less, answers that share it come so slowly that they seem dead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ class Config:
         metadata=about(
             "Send at most so many bytes of answers in a second; not set means no limit.",
             unit="bytes",
-            least=_LEAST_UPLOAD,
+            least=_MIN_UPLOAD,
         ),
     )
     log_level: Literal["debug", "info", "warning", "error"] = field(
@@ -120,12 +120,12 @@ class Config:
             raise Conflict("name must be 1 to 256 printable characters.", "name")
         if self.region and not is_region(self.region):
             raise Conflict(
-                f"region must be 1 to {MOST} small letters, digits, '.', '_' or '-', "
+                f"region must be 1 to {MAX_LENGTH} small letters, digits, '.', '_' or '-', "
                 "such as eu-west.",
                 "region",
             )
-        if len(self.engine) > _MOST_ENGINES:
-            raise Conflict(f"engine lists more than {_MOST_ENGINES}: leave some out.", "engine")
+        if len(self.engine) > _MAX_ENGINES:
+            raise Conflict(f"engine lists more than {_MAX_ENGINES}: leave some out.", "engine")
         try:
             parse_schedule(self.schedule)
         except ScheduleError as error:

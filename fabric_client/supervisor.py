@@ -17,20 +17,20 @@ import aiohttp
 from fabric_client.config import Config
 from fabric_client.engines.addresses import parse_address
 from fabric_client.engines.watcher import Watcher
-from fabric_client.hardware.machine import Devices
+from fabric_client.hardware.machine import Machine
 from fabric_client.identity import Identity, explain
 from fabric_client.owner import control, state
 from fabric_client.owner.pause_policy import GpuUse, reason_to_pause, told_paused
 from fabric_client.owner.schedule import parse_schedule
 from fabric_client.proxy.forwarder import Forwarder
-from fabric_client.proxy.upload_limit import Uploads
+from fabric_client.proxy.upload_limit import UploadLimit
 from fabric_client.reasoning import Reasoning
 from fabric_client.registration.agent import Agent
 from fabric_client.registration.backoff import Backoff
 from protocol.control.link import LinkClosed
 from protocol.errors import RemoteError
 from protocol.messages import EngineReport
-from protocol.tunnel.resume import Keeper
+from protocol.tunnel.resume import ResumeTable
 
 log = logging.getLogger("fabric.supervisor")
 
@@ -60,7 +60,7 @@ class Supervisor:
         rng: Random,
         clock: Callable[[], float] = time.time,
         nap: float = NAP_SECONDS,
-        devices: Devices | None = None,
+        devices: Machine | None = None,
     ) -> None:
         """``clock`` gives Unix seconds; with the loop's own time it is looked at every ``nap``
         seconds, to notice that the machine was asleep.  ``devices`` are the machine's own unless
@@ -70,7 +70,7 @@ class Supervisor:
         self._rng = rng
         self._clock = clock
         self._nap = nap
-        self._devices = devices or Devices(config.data, now=asyncio.get_running_loop().time())
+        self._devices = devices or Machine(config.data, now=asyncio.get_running_loop().time())
         self._name = config.called(identity.name)
         self._run = secrets.token_hex(8)
         self._control = control.Watched(config.data)
@@ -128,8 +128,8 @@ class Supervisor:
                     group.create_task(self._feel_gpu(forwarder))
                     group.create_task(self._feel_battery())
                     group.create_task(self._stay_registered(watcher, forwarder, group))
-            except* RemoteError as refusals:
-                raise refusals.exceptions[0] from None
+            except* RemoteError as errors:
+                raise errors.exceptions[0] from None
             finally:
                 forwarder.close()
                 self._write_state()
@@ -219,11 +219,11 @@ class Supervisor:
             await asyncio.sleep(FEEL_SECONDS)
             self._on_battery = await asyncio.to_thread(self._devices.on_battery)
 
-    def _uploads(self) -> Uploads | None:
+    def _uploads(self) -> UploadLimit | None:
         if self._config.upload_limit is None:
             return None
         loop = asyncio.get_running_loop()
-        return Uploads(self._config.upload_limit, clock=loop.time, call_later=loop.call_later)
+        return UploadLimit(self._config.upload_limit, clock=loop.time, call_later=loop.call_later)
 
     async def _notice_sleep(self) -> None:
         """What was open before a sleep is worth nothing after it: the router has forgotten it."""
@@ -244,7 +244,7 @@ class Supervisor:
         """One registration after the other; with a server that leaves, the next one beside it."""
         loop = asyncio.get_running_loop()
         backoff = Backoff(self._rng)
-        keeper = Keeper()
+        keeper = ResumeTable()
         older: set[asyncio.Task[LinkClosed | None]] = set()
 
         def reports() -> list[EngineReport]:

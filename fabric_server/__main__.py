@@ -16,7 +16,7 @@ from fabric_server.cli.reload import reload
 from fabric_server.cli.up import up
 from fabric_server.config import PREFIX, Config
 from fabric_server.net.listener import PortProblem
-from fabric_server.net.takeover import HandoverProblem
+from fabric_server.net.takeover import TakeoverProblem
 from fabric_server.pki.certificates import CertificateProblem
 from runtime import output
 from runtime.errors import BackendError
@@ -64,7 +64,7 @@ def main() -> NoReturn:
             SettingsError: output.WRONG,
             BackendError: output.WRONG,
             CertificateProblem: output.WRONG,
-            HandoverProblem: output.WRONG,
+            TakeoverProblem: output.WRONG,
             PortProblem: output.WRONG,
         },
     )

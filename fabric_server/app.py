@@ -18,29 +18,29 @@ from fabric_server import admin as api
 from fabric_server.auth.keys import Accounts
 from fabric_server.config import Config
 from fabric_server.edge.connection import Edge, Limits
-from fabric_server.edge.router import Public
+from fabric_server.edge.router import Router
 from fabric_server.gateway.gateway import Gateway
-from fabric_server.gateway.models import Catalogue
+from fabric_server.gateway.models import ModelCatalog
 from fabric_server.jobs.files import OVERHEAD
 from fabric_server.jobs.service import Jobs
 from fabric_server.net.deadlines import Deadlines
 from fabric_server.net.listener import Listener, Port
-from fabric_server.net.takeover import HandoverProblem, Predecessor
+from fabric_server.net.takeover import Predecessor, TakeoverProblem
 from fabric_server.nodes.links import BUSY_TUNNEL, Links
 from fabric_server.nodes.registry import Registry
 from fabric_server.nodes.tunnels import Tunnels
 from fabric_server.pki.certificates import Certificates
 from fabric_server.pki.enrolment import Enrolment
-from fabric_server.pki.tls_contexts import Contexts
-from fabric_server.proxy.attempt import Patience
+from fabric_server.pki.tls_contexts import TlsContexts
+from fabric_server.proxy.attempt import Timeouts
 from fabric_server.proxy.hedging import Hedging
 from fabric_server.proxy.metrics import Metrics
 from fabric_server.routing.admission import Admission
 from fabric_server.routing.aliases import parse_aliases
-from fabric_server.routing.load_balancer import Router
+from fabric_server.routing.load_balancer import LoadBalancer
 from fabric_server.routing.weights import parse_weights
 from fabric_server.storage import open_bus, open_cache, open_store
-from fabric_server.storage.change_feed import Watch
+from fabric_server.storage.change_feed import ChangeFeed
 from fabric_server.storage.orphaned_spools import move_leftovers
 from fabric_server.storage.rows import Changes
 from fabric_server.storage.store import SqlStore
@@ -105,7 +105,7 @@ class App:
         config.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         now = time.time()
         self.certificates = Certificates.open(config.data / "certs", config.names(), now=now)
-        self.contexts = Contexts(self.certificates, config.public_certificate, config.public_key)
+        self.contexts = TlsContexts(self.certificates, config.public_certificate, config.public_key)
         await self._open_back_ends()
         self.accounts = Accounts(self.store, self.cache)
         known = await self.store.known_models(now - KNOWN_SECONDS)
@@ -116,18 +116,20 @@ class App:
             queue_length=config.queue_length,
             queue_length_per_key=config.queue_length_per_key,
             queue_timeout=config.queue_timeout,
-            router=Router(self.registry.engine, self.rng, weights=parse_weights(config.weights)),
+            router=LoadBalancer(
+                self.registry.engine, self.rng, weights=parse_weights(config.weights)
+            ),
         )
         self.gateway = self._gateway()
         self.accounts.on_cut = self.gateway.cut
         public = self._public()
         self.edge = Edge(
-            public.handle, self.limits(), self.deadlines, self.rng, self.metrics.refusals
+            public.handle, self.limits(), self.deadlines, self.rng, self.metrics.errors
         )
         self.tunnels = Tunnels(self.registry, self.rng)
         self.enrolment = self._enrolment()
         listeners = [self.accounts.changed, self._on_changes]
-        self.watch = Watch(self.store, listeners, self.cache)
+        self.watch = ChangeFeed(self.store, listeners, self.cache)
         await self._open_ports()
         self._jobs_run = self._begin(self.jobs.run())
         self._begin(self.worker.run())
@@ -177,14 +179,14 @@ class App:
             deadlines=self.deadlines,
             bus=self.bus,
             metrics=self.metrics,
-            patience=self.patience(),
+            timeouts=self.timeouts(),
             aliases=parse_aliases(config.aliases),
             hedging=Hedging(on=config.hedge == "p95"),
         )
 
-    def patience(self) -> Patience:
+    def timeouts(self) -> Timeouts:
         config = self.config
-        return Patience(
+        return Timeouts(
             first_byte=config.first_byte_timeout,
             stall=config.stall_timeout,
             idle=config.idle_timeout,
@@ -192,12 +194,12 @@ class App:
             total=config.stream_limit,
         )
 
-    def _public(self) -> Public:
-        public = Public(self.metrics.refusals)
+    def _public(self) -> Router:
+        public = Router(self.metrics.errors)
         self.gateway.add_to(public)
         aliases = parse_aliases(self.config.aliases)
         complete = self.gateway.complete
-        self.catalogue = Catalogue(self.accounts, self.registry, aliases, complete)
+        self.catalogue = ModelCatalog(self.accounts, self.registry, aliases, complete)
         self.catalogue.add_to(public)
         self.jobs = Jobs(
             self.config,
@@ -287,14 +289,14 @@ class App:
         """Make before break: first the nodes, then the users.
 
         Should the predecessor die meanwhile, its nodes come by themselves.  Raises
-        ``HandoverProblem`` when it has some and none comes: then it had better go on.
+        ``TakeoverProblem`` when it has some and none comes: then it had better go on.
         """
         count = await predecessor.yield_nodes()
         self._accept(NODE_PORTS)
         came = await self._nodes_come(count)
         log.info("nodes have come over", extra={"nodes": came, "of": count})
         if count and not came:
-            raise HandoverProblem(
+            raise TakeoverProblem(
                 f"none of the {count} nodes of the running server has come over, so that it goes "
                 "on: are store and certificates the same? If so, stop it and start this one."
             )

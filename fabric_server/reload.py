@@ -74,7 +74,7 @@ def _take(app: App, asked: Config, names: list[str]) -> None:
             object.__setattr__(config, hidden, getattr(asked, hidden))
     app.config = config
     app.edge.limits = app.limits()
-    app.gateway.patience = app.patience()
+    app.gateway.timeouts = app.timeouts()
     app.gateway.hedging.on = config.hedge == "p95"
     aliases = parse_aliases(config.aliases)
     app.gateway.aliases = app.catalogue.aliases = app.jobs.aliases = aliases

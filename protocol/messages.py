@@ -17,12 +17,12 @@ from protocol import regions
 VERSION = 1
 """The protocol version spoken here.  Peers name theirs first and refuse what they do not know."""
 
-MOST_LOST = 16
+MAX_LOST = 16
 """Lost tunnels that one HELLO may name."""
 
 Name = Annotated[str, Meta(max_length=256)]
 Text = Annotated[str, Meta(max_length=1024)]
-Region = Annotated[str, Meta(max_length=regions.MOST, pattern=regions.PATTERN)]
+Region = Annotated[str, Meta(max_length=regions.MAX_LENGTH, pattern=regions.PATTERN)]
 Count = Annotated[int, Meta(ge=0)]
 Figure = Annotated[float, Meta(ge=0, le=1e18)]
 """A measurement: neither NaN nor infinite, which no database and no JSON would take."""
@@ -42,7 +42,7 @@ class Hello(Struct, frozen=True, array_like=True):
     tunnel: Count = 0
     """A number of the node's making that none of its tunnels has had before, by which the server
     may name a stream of this one later.  0: its streams end with it."""
-    lost: Annotated[list[Count], Meta(max_length=MOST_LOST)] = []
+    lost: Annotated[list[Count], Meta(max_length=MAX_LOST)] = []
     """Numbers of tunnels that the node has lost lately, the newest last: the server may not have
     noticed, and whatever ran there can go on here."""
 

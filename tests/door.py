@@ -15,7 +15,7 @@ from fabric_server.net.listener import Listener, Port
 from fabric_server.pki.ca import DAY
 from fabric_server.pki.certificates import Certificates
 from fabric_server.pki.enrolment import Enrolment, routes
-from fabric_server.pki.tls_contexts import Contexts
+from fabric_server.pki.tls_contexts import TlsContexts
 from fabric_server.storage import open_store
 from protocol.names import CONTROL_ALPN
 
@@ -38,7 +38,7 @@ class Door:
         self.host = host
         self.clock = Clock()
         self.certificates = Certificates.open(directory / "certs", now=self.clock.now)
-        self.contexts = Contexts(self.certificates)
+        self.contexts = TlsContexts(self.certificates)
         self.lifetime = 30 * DAY
         self.asked: list[str] = []
         """The paths asked for on the API port."""

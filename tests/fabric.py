@@ -24,7 +24,7 @@ import openai
 
 from consumer.records import LedgerEntry
 from fabric_client.config import Config as NodeConfig
-from fabric_client.hardware.machine import Devices
+from fabric_client.hardware.machine import Machine
 from fabric_client.identity import Identity
 from fabric_client.registration.join import join
 from fabric_client.supervisor import Supervisor
@@ -165,7 +165,7 @@ class Fabric:
         *engines: str,
         name: str = "attic",
         slots: int | None = None,
-        devices: Devices | None = None,
+        devices: Machine | None = None,
         **settings: Any,
     ) -> RunningNode:
         # Whoever runs the tests may do so on battery.

@@ -25,9 +25,9 @@ async def stranger(fabric: Fabric) -> aiohttp.ClientSession:
     return fabric.user((await new_key(fabric, "another")).text)
 
 
-async def eventually(condition: Callable[[], bool], patience: float = 20.0) -> None:
+async def eventually(condition: Callable[[], bool], timeouts: float = 20.0) -> None:
     """For what another part does in its own time, and has no event for."""
-    async with asyncio.timeout(patience):
+    async with asyncio.timeout(timeouts):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 

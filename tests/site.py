@@ -26,12 +26,12 @@ from msgspec import Struct
 from consumer.records import LEDGER, LedgerEntry
 from fabric_server.auth.keys import Accounts, mint
 from fabric_server.edge.connection import Edge, Limits
-from fabric_server.edge.router import Public
+from fabric_server.edge.router import Router
 from fabric_server.gateway.gateway import Gateway
-from fabric_server.gateway.models import Catalogue
+from fabric_server.gateway.models import ModelCatalog
 from fabric_server.net.deadlines import Deadlines
 from fabric_server.nodes.registry import Engine, Node, Registry
-from fabric_server.proxy.attempt import Patience
+from fabric_server.proxy.attempt import Timeouts
 from fabric_server.proxy.metrics import Metrics
 from fabric_server.routing.admission import Admission
 from fabric_server.storage.memory import MemoryCache
@@ -66,7 +66,7 @@ LIMITS = Limits(
     body_rate=1024,
     keepalive_seconds=60.0,
 )
-PATIENT = Patience(first_byte=300.0, stall=300.0, idle=120.0, slow_reader=30.0, total=7200.0)
+PATIENT = Timeouts(first_byte=300.0, stall=300.0, idle=120.0, slow_reader=30.0, total=7200.0)
 
 
 def event(value: Any) -> bytes:
@@ -116,7 +116,7 @@ class Site:
         self,
         *,
         limits: Limits = LIMITS,
-        patience: Patience = PATIENT,
+        timeouts: Timeouts = PATIENT,
         queue_length: int = 512,
         queue_length_per_key: int = 128,
         queue_timeout: float = 60.0,
@@ -145,12 +145,14 @@ class Site:
             deadlines=self.deadlines,
             bus=self.ledger,
             metrics=self.metrics,
-            patience=patience,
+            timeouts=timeouts,
             aliases=aliases,
         )
-        self.public = Public(self.metrics.refusals)
+        self.public = Router(self.metrics.errors)
         self.gateway.add_to(self.public)
-        Catalogue(accounts, self.registry, aliases or {}, self.gateway.complete).add_to(self.public)
+        ModelCatalog(accounts, self.registry, aliases or {}, self.gateway.complete).add_to(
+            self.public
+        )
         self.edge = Edge(self.public.handle, limits, self.deadlines, self.rng)
         self.key = self.make_key()
         self.nodes: list[ScriptedNode] = []
@@ -258,9 +260,9 @@ class ScriptedNode:
     def engine(self) -> Engine:
         return self.node.engines["engine"]
 
-    async def call(self, *, patience: float | None = PATIENCE) -> Call:
+    async def call(self, *, timeouts: float | None = PATIENCE) -> Call:
         """The next request, as soon as its head is here."""
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(timeouts):
             return await self._calls.get()
 
     @property
@@ -325,8 +327,8 @@ class Call:
             await self._ended.wait()
         return bytes(self.body)
 
-    async def stopped(self, *, patience: float | None = PATIENCE) -> Code:
-        async with asyncio.timeout(patience):
+    async def stopped(self, *, timeouts: float | None = PATIENCE) -> Code:
+        async with asyncio.timeout(timeouts):
             await self._stopped.wait()
         assert self.reset is not None
         return self.reset

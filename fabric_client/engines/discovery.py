@@ -14,7 +14,7 @@ from fabric_client.engines.probes import DIALECTS, Facts, complaint, is_empty, i
 from fabric_client.translation import table
 from protocol.messages import EngineReport
 
-MOST_ENGINES = 16
+MAX_ENGINES = 16
 """As many as a report may list."""
 
 DEFAULT_PORTS: Mapping[str, int] = {
@@ -24,8 +24,8 @@ DEFAULT_PORTS: Mapping[str, int] = {
 PATIENCE = 4.0
 """Seconds for an engine to answer a question about itself."""
 
-_MOST_BYTES = 4 * 2**20
-_MOST_SLOTS = 4096
+_MAX_BYTES = 4 * 2**20
+_MAX_SLOTS = 4096
 
 
 class _Trouble(Exception):
@@ -57,10 +57,10 @@ class Engine:
         address: Address,
         *,
         slots: int | None = None,
-        patience: float = PATIENCE,
+        timeouts: float = PATIENCE,
     ) -> None:
         self.address = address
-        self._timeout = aiohttp.ClientTimeout(total=patience)
+        self._timeout = aiohttp.ClientTimeout(total=timeouts)
         self._session = session
         self._slots = slots
         self._found = address.kind
@@ -96,7 +96,7 @@ class Engine:
     @property
     def slots(self) -> int:
         """Requests that it answers at once.  What is configured wins; a dead engine has none."""
-        return min(self._slots or self._facts.slots, _MOST_SLOTS) if self._problem is None else 0
+        return min(self._slots or self._facts.slots, _MAX_SLOTS) if self._problem is None else 0
 
     @property
     def report(self) -> EngineReport:
@@ -261,12 +261,12 @@ async def discover(
     ports: Sequence[int] = tuple(DEFAULT_PORTS.values()),
     *,
     slots: int | None = None,
-    patience: float = PATIENCE,
+    timeouts: float = PATIENCE,
 ) -> list[Engine]:
     """Those of this machine's ``ports`` where an engine answers, identified but not yet probed."""
 
     async def at(port: int) -> Engine | None:
-        engine = Engine(session, local(port), slots=slots, patience=patience)
+        engine = Engine(session, local(port), slots=slots, timeouts=timeouts)
         try:
             engine.name = await engine._identify()
         except _Trouble:
@@ -282,8 +282,8 @@ async def _read(content: aiohttp.StreamReader) -> bytes:
     body = bytearray()
     async for chunk in content.iter_any():
         body += chunk
-        if len(body) > _MOST_BYTES:
-            raise ValueError(f"more than {_MOST_BYTES} bytes came")
+        if len(body) > _MAX_BYTES:
+            raise ValueError(f"more than {_MAX_BYTES} bytes came")
     return bytes(body)
 
 

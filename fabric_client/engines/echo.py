@@ -28,7 +28,7 @@ MODEL = "echo"
 WORDS_PER_SECOND = 12.0
 """About as fast as a mid-sized model on a home GPU, and still to be followed by eye."""
 
-_MOST_ECHOED = 60
+_MAX_ECHOED = 60
 _BODY_LIMIT = 32 * 2**20
 _WORD = re.compile(r"\S+\s*")
 
@@ -204,7 +204,7 @@ class _Answer:
 
 def _reply(asked: str) -> str:
     words = asked.split()
-    echoed = " ".join(words[:_MOST_ECHOED]) + (" …" if len(words) > _MOST_ECHOED else "")
+    echoed = " ".join(words[:_MAX_ECHOED]) + (" …" if len(words) > _MAX_ECHOED else "")
     said = f"You wrote: {echoed}" if echoed else "You wrote nothing."
     return (
         "This is the fabric's built-in echo engine: a demo, and no language model. "

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from protocol.messages import ModelReport
 
-_MOST_MODELS = 512
-_MOST_CAPABILITIES = 32
+_MAX_MODELS = 512
+_MAX_CAPABILITIES = 32
 _LONGEST_NAME = 256
 _LARGEST = 2**63 - 1
 
@@ -262,7 +262,7 @@ def _model(
     if name is None or not _is_name(name):
         return None
     fit = list(dict.fromkeys(filter(_is_name, capabilities)))
-    return ModelReport(name, size, context or None, loaded, fit[:_MOST_CAPABILITIES])
+    return ModelReport(name, size, context or None, loaded, fit[:_MAX_CAPABILITIES])
 
 
 def _is_name(text: str) -> bool:
@@ -271,4 +271,4 @@ def _is_name(text: str) -> bool:
 
 def _tidy(models: Iterable[ModelReport | None]) -> list[ModelReport]:
     by_name = {model.name: model for model in reversed(list(models)) if model is not None}
-    return list(reversed(by_name.values()))[:_MOST_MODELS]
+    return list(reversed(by_name.values()))[:_MAX_MODELS]

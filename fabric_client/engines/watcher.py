@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 import aiohttp
 
 from fabric_client.engines.addresses import Address, local
-from fabric_client.engines.discovery import DEFAULT_PORTS, MOST_ENGINES, PATIENCE, Engine, discover
+from fabric_client.engines.discovery import DEFAULT_PORTS, MAX_ENGINES, PATIENCE, Engine, discover
 from protocol.messages import EngineReport
 
 
@@ -31,15 +31,15 @@ class Watcher:
         pulse: float = 2.0,
         refresh: float = 10.0,
         repeat: float = 30.0,
-        patience: float = PATIENCE,
+        timeouts: float = PATIENCE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``pulse``: how often to ask each engine whether it lives; ``refresh``: how often for its
         models, and whether a new engine has come up on one of ``ports``; ``repeat``: how often the
-        list is told when nothing changed; ``patience``: how long an answer may take."""
+        list is told when nothing changed; ``timeouts``: how long an answer may take."""
         self._session = session
         self._slots = slots
-        self._patience = patience
+        self._timeouts = timeouts
         self._ports = tuple(ports) if discover else ()
         self._pulse = pulse
         self._refresh = refresh
@@ -103,16 +103,16 @@ class Watcher:
         async with asyncio.TaskGroup() as group:
             for engine in new:
                 group.create_task(engine.probe())
-        self.engines = [*self.engines, *new][:MOST_ENGINES]
+        self.engines = [*self.engines, *new][:MAX_ENGINES]
         self._give_names()
         return self.reports
 
     async def _find(self) -> list[Engine]:
         free = [port for port in self._ports if not self._knows(local(port))]
-        return await discover(self._session, free, slots=self._slots, patience=self._patience)
+        return await discover(self._session, free, slots=self._slots, timeouts=self._timeouts)
 
     def _engine(self, address: Address) -> Engine:
-        return Engine(self._session, address, slots=self._slots, patience=self._patience)
+        return Engine(self._session, address, slots=self._slots, timeouts=self._timeouts)
 
     def _knows(self, address: Address) -> bool:
         """Two ways to write one address are one engine: loopback hosts are all called localhost."""

@@ -23,7 +23,7 @@ Counters = Mapping[str, tuple[int, int]]
 _NO_COUNTERS: Counters = {}
 _NO_GPUS: Sequence[Gpu] = ()
 _LOOPBACK = ("lo", "lo0", "loopback pseudo-interface 1")
-_MOST_GPUS = 64
+_MAX_GPUS = 64
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -46,7 +46,7 @@ class Sample(msgspec.Struct, frozen=True):
         return msgspec.structs.asdict(self)
 
 
-class Devices:
+class Machine:
     """Reads the machine's figures.
 
     ``sample`` takes a millisecond or two, a broken GPU driver longer; it never raises: what can't
@@ -98,7 +98,7 @@ class Devices:
         with self._of_gpus:
             nvidia = self._try("NVIDIA GPUs", lambda: self._nvidia.sample(now), _NO_GPUS)
             amd = self._try("AMD GPUs", self._amd.sample, _NO_GPUS)
-        return [*nvidia, *amd][:_MOST_GPUS]
+        return [*nvidia, *amd][:_MAX_GPUS]
 
     def gpu_percent(self, now: float) -> float:
         """How much the GPU that is used most is used, by whomever; 0 where none tells."""

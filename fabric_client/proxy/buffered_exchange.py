@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fabric_client.engines.discovery import Engine
-from fabric_client.proxy.exchange import Forward
-from fabric_client.proxy.slots import Share
+from fabric_client.proxy.exchange import EngineRequest
+from fabric_client.proxy.slots import RegistrationSlots
 from fabric_client.proxy.upstream import Pool
 from fabric_client.reasoning import HEADER, RAW
 from fabric_client.translation import Answer, Chain, Question, Reply, Translate, Untranslatable
@@ -18,14 +18,14 @@ from protocol.messages import RequestHead
 if TYPE_CHECKING:
     from fabric_client.proxy.forwarder import Forwarder
 
-MOST_BODY = 64 * 2**20
+MAX_BODY = 64 * 2**20
 """Bytes of a question that a node reads whole.  A server's own limit is mostly lower."""
 
 CHAT = "/v1/chat/completions"
 
 
-class Translated(Forward):
-    """The engine is asked when the question is whole; what is the same is ``Forward``'s."""
+class BufferedEngineRequest(EngineRequest):
+    """The engine is asked when the question is whole; what is the same is ``EngineRequest``'s."""
 
     __slots__ = ("_gathered", "_question", "_translate")
 
@@ -37,7 +37,7 @@ class Translated(Forward):
         engine: Engine,
         pool: Pool,
         ended: bool,
-        share: Share,
+        share: RegistrationSlots,
         translate: Translate,
     ) -> None:
         super().__init__(forwarder, stream, head, engine, pool, ended, share)
@@ -47,7 +47,7 @@ class Translated(Forward):
         self._question: Question
 
     def _reach(self) -> None:
-        if (self._head.body_size or 0) > MOST_BODY:
+        if (self._head.body_size or 0) > MAX_BODY:
             self._refuse_size()
         elif self._ended:
             self._ask_translated()
@@ -60,7 +60,7 @@ class Translated(Forward):
         if self._head.body_size is not None and self._sent > self._head.body_size:
             self.fail(Code.PROTOCOL, "the body is longer than announced")
             return
-        if self._sent > MOST_BODY:
+        if self._sent > MAX_BODY:
             self._refuse_size()
             return
         self._gathered.append(data)
@@ -111,7 +111,7 @@ class Translated(Forward):
 
     def _refuse_size(self) -> None:
         self._gathered.clear()
-        message = f"The body is larger than {MOST_BODY >> 20} MiB, the most that is read here."
+        message = f"The body is larger than {MAX_BODY >> 20} MiB, the most that is read here."
         self._say(refusal(self._head.path, 413, message))
 
     def _say(self, reply: Reply) -> None:

@@ -8,9 +8,9 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from fabric_client.engines.discovery import Engine
-from fabric_client.proxy.slots import Share
+from fabric_client.proxy.slots import RegistrationSlots
 from fabric_client.proxy.throughput import tokens_in
-from fabric_client.proxy.upload_limit import PIECE, Uploads
+from fabric_client.proxy.upload_limit import PIECE, UploadLimit
 from fabric_client.proxy.upstream import EngineConnection, Pool
 from fabric_client.translation import Answer
 from protocol.aio.tunnel import Stream
@@ -30,7 +30,7 @@ _REPLAY_BYTES = 256 * 1024
 """A body up to this size is kept until the engine answers, should a warm connection prove dead."""
 
 
-class Forward:
+class EngineRequest:
     """One request at its engine: ``StreamHandler`` on one side, ``Reader`` on the other."""
 
     __slots__ = (
@@ -70,7 +70,7 @@ class Forward:
         engine: Engine,
         pool: Pool,
         ended: bool,
-        share: Share,
+        share: RegistrationSlots,
     ) -> None:
         self.engine = engine
         self.share = share
@@ -208,7 +208,7 @@ class Forward:
         assert self._forwarder.uploads is not None
         self._send_held(self._forwarder.uploads)
 
-    def _send_held(self, uploads: Uploads) -> None:
+    def _send_held(self, uploads: UploadLimit) -> None:
         while self._held and not self._full and uploads.allows(self):
             piece = self._held.popleft()
             if len(piece) > PIECE:

@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 from fabric_client.engines.addresses import Address
 from fabric_client.engines.discovery import Engine
-from fabric_client.proxy.buffered_exchange import Translated
-from fabric_client.proxy.exchange import Forward
-from fabric_client.proxy.slots import Share
-from fabric_client.proxy.throughput import Speed
-from fabric_client.proxy.upload_limit import Uploads
+from fabric_client.proxy.buffered_exchange import BufferedEngineRequest
+from fabric_client.proxy.exchange import EngineRequest
+from fabric_client.proxy.slots import RegistrationSlots
+from fabric_client.proxy.throughput import Throughput
+from fabric_client.proxy.upload_limit import UploadLimit
 from fabric_client.proxy.upstream import Pool
 from fabric_client.translation import Answer
 from fabric_client.translation.table import PUBLIC
@@ -30,13 +30,13 @@ reached the server."""
 
 
 class Forwarder:
-    """Takes the streams of all tunnels, each by way of its registration's ``Share``."""
+    """Takes the streams of all tunnels, each by way of its registration's ``RegistrationSlots``."""
 
     def __init__(
         self,
         find: Callable[[str], Engine | None],
         on_trouble: Callable[[], None] = lambda: None,
-        uploads: Uploads | None = None,
+        uploads: UploadLimit | None = None,
         reasoning: Callable[[], Answer] | None = None,
     ) -> None:
         """``on_trouble`` is called when an engine has failed a request; ``uploads`` holds answers
@@ -48,11 +48,11 @@ class Forwarder:
         self.uploads = uploads
         self.reasoning = reasoning
         self._pools: dict[Address, Pool] = {}
-        self.running: set[Forward] = set()
+        self.running: set[EngineRequest] = set()
         self.served = 0
-        self.speed = Speed()
-        self._shares: list[Share] = []
-        self._line: deque[Forward] = deque()
+        self.speed = Throughput()
+        self._shares: list[RegistrationSlots] = []
+        self._line: deque[EngineRequest] = deque()
         """Taken, but waiting for a slot that another registration's request holds."""
         self._worked_at = float("-inf")
         self._paused: str | None = None
@@ -78,9 +78,9 @@ class Forwarder:
         """Wait until nothing runs."""
         await self._idle.wait()
 
-    def share(self, on_change: Callable[[], None]) -> Share:
+    def share(self, on_change: Callable[[], None]) -> RegistrationSlots:
         """For one registration more; ``on_change``: what others hold may have changed."""
-        share = Share(self, on_change)
+        share = RegistrationSlots(self, on_change)
         self._shares.append(share)
         return share
 
@@ -90,7 +90,7 @@ class Forwarder:
     def engines_in_use(self) -> set[Engine]:
         return {forward.engine for forward in self.running if forward.begun}
 
-    def took(self, forward: Forward) -> None:
+    def took(self, forward: EngineRequest) -> None:
         self.running.add(forward)
         self._idle.clear()
 
@@ -98,7 +98,7 @@ class Forwarder:
         if len(self._shares) > 1:
             self._tell_shares()
 
-    def ended(self, forward: Forward) -> None:
+    def ended(self, forward: EngineRequest) -> None:
         self.running.discard(forward)
         self._worked_at = self.loop.time()
         if not self.running:
@@ -109,7 +109,7 @@ class Forwarder:
             self.tidy_shares()
             self._tell_shares()
 
-    def _begin_next(self, ended: Forward) -> None:
+    def _begin_next(self, ended: EngineRequest) -> None:
         if not ended.begun:
             self._line.remove(ended)
             return
@@ -126,8 +126,8 @@ class Forwarder:
                 share.on_change()
 
     def accept(
-        self, stream: Stream, head: RequestHead, ended: bool, share: Share
-    ) -> Forward | None:
+        self, stream: Stream, head: RequestHead, ended: bool, share: RegistrationSlots
+    ) -> EngineRequest | None:
         if head.method != "POST" or head.path not in PUBLIC:
             stream.reset(Code.FORBIDDEN, f"{head.method} {head.path} is not served here")
             return None
@@ -151,9 +151,11 @@ class Forwarder:
         pool = self._pool(engine.address)
         translate = engine.ways[head.path]
         if translate is None:
-            forward = Forward(self, stream, head, engine, pool, ended, share)
+            forward = EngineRequest(self, stream, head, engine, pool, ended, share)
         else:
-            forward = Translated(self, stream, head, engine, pool, ended, share, translate)
+            forward = BufferedEngineRequest(
+                self, stream, head, engine, pool, ended, share, translate
+            )
         self.took(forward)
         if full:  # of others' requests, of which its server had not heard yet
             self._line.append(forward)
@@ -161,7 +163,7 @@ class Forwarder:
             forward.begin()
         return forward
 
-    def _waiting(self, engine: Engine, share: Share) -> int:
+    def _waiting(self, engine: Engine, share: RegistrationSlots) -> int:
         return sum(one.engine is engine and one.share is share for one in self._line)
 
     def close(self) -> None:

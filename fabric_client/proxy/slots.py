@@ -16,13 +16,13 @@ from protocol.messages import EngineReport
 
 if TYPE_CHECKING:
     from fabric_client.engines.discovery import Engine
-    from fabric_client.proxy.exchange import Forward
+    from fabric_client.proxy.exchange import EngineRequest
     from fabric_client.proxy.forwarder import Forwarder
     from protocol.aio.tunnel import Stream
     from protocol.messages import RequestHead
 
 
-class Share:
+class RegistrationSlots:
     """Made by ``Forwarder.share``; ``close`` it with its registration."""
 
     def __init__(self, forwarder: Forwarder, on_change: Callable[[], None]) -> None:
@@ -39,7 +39,7 @@ class Share:
     def running_at(self, engine: Engine) -> int:
         return self._running[engine]
 
-    def accept(self, stream: Stream, head: RequestHead, ended: bool) -> Forward | None:
+    def accept(self, stream: Stream, head: RequestHead, ended: bool) -> EngineRequest | None:
         """Takes the streams of this registration's tunnels (``protocol.aio.tunnel.Accept``)."""
         return self._forwarder.accept(stream, head, ended, self)
 

@@ -6,7 +6,7 @@ import re
 from collections import deque
 
 WINDOW_SECONDS = 60.0
-_MOST_ANSWERS = 4096
+_MAX_ANSWERS = 4096
 
 _COUNT = re.compile(rb'"(?:completion_tokens|output_tokens|eval_count)"\s*:\s*(\d{1,15})\b')
 
@@ -17,7 +17,7 @@ def tokens_in(end: bytes) -> int:
     return int(counts[-1]) if counts else 0
 
 
-class Speed:
+class Throughput:
     """Tokens a second of the answers that ended within the last minute.
 
     Divided by the time in which at least one of them was being made, so that an idle node is as
@@ -27,7 +27,7 @@ class Speed:
     def __init__(self) -> None:
         self.tokens = 0
         """All that were counted."""
-        self._answers: deque[tuple[float, float, int]] = deque(maxlen=_MOST_ANSWERS)
+        self._answers: deque[tuple[float, float, int]] = deque(maxlen=_MAX_ANSWERS)
 
     def add(self, tokens: int, began: float, ended: float) -> None:
         """An answer has ended; times are seconds of one clock."""

@@ -34,7 +34,7 @@ class Sender(Protocol):
     def may_send(self) -> None: ...
 
 
-class Uploads:
+class UploadLimit:
     """The bucket, and who waits for it: one timer for all, none while nobody waits.
 
     Those who wait take no more from their engines, which feel it as a slow reader; they go on in

@@ -15,8 +15,8 @@ from fabric_client.engines.addresses import Address
 CONNECT_SECONDS = 10.0
 IDLE_SECONDS = 30.0
 """An unused connection is closed after this time; most engines close theirs sooner."""
-MOST_IDLE = 64
-MOST_HEAD = 64 * 1024
+MAX_IDLE = 64
+MAX_HEAD = 64 * 1024
 
 
 class Reader(Protocol):
@@ -139,7 +139,7 @@ class EngineConnection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_bytes += len(name) + len(value)
-        if self._head_bytes > MOST_HEAD:
+        if self._head_bytes > MAX_HEAD:
             raise ValueError("the answer's headers are too large")
         self._headers.append((name.decode("latin-1").lower(), value.decode("latin-1")))
 
@@ -209,7 +209,7 @@ class Pool:
         connection.idle_since = now
         idle = self._idle
         idle.append(connection)
-        while len(idle) > MOST_IDLE or now - idle[0].idle_since >= IDLE_SECONDS:
+        while len(idle) > MAX_IDLE or now - idle[0].idle_since >= IDLE_SECONDS:
             idle.popleft().abort()
 
     def forget(self, connection: EngineConnection) -> None:

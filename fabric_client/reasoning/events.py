@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
-MOST_EVENT = 1024 * 1024
+MAX_EVENT = 1024 * 1024
 """An event longer than this passes in pieces, unread."""
 
 _BLANK_LINES = (b"\n\n", b"\n\r\n", b"\r\r")
@@ -14,7 +14,7 @@ _LONGEST_END = 3
 
 
 class Events:
-    """Holds back the last event until it is whole, at most ``MOST_EVENT`` of it."""
+    """Holds back the last event until it is whole, at most ``MAX_EVENT`` of it."""
 
     def __init__(self, on_events: Callable[[bytes], bytes], on_unread: Callable[[], bytes]) -> None:
         """``on_events`` takes whole events and returns what goes on in their stead; ``on_unread``
@@ -42,7 +42,7 @@ class Events:
         ends = [at + len(mark) for mark in _BLANK_LINES if (at := held.rfind(mark, looked_at)) >= 0]
         if ends:
             out += self._on_events(self._release(max(ends)))
-        if len(held) > MOST_EVENT:
+        if len(held) > MAX_EVENT:
             self._torn = True
             out += self._on_unread() + self._release(len(held) - _LONGEST_END + 1)
         return out

@@ -17,7 +17,7 @@ from fabric_client.reasoning.events import Events, each
 from fabric_client.reasoning.figures import Usage
 from fabric_client.reasoning.splitter import CONTENT, REASONING, Channel, Part, Splitter
 
-MOST_CHOICES = 128
+MAX_CHOICES = 128
 """Choices of an answer that are looked at: the most that the official API can be asked for."""
 
 _DATA = re.compile(rb"(?:^|[\r\n])data: ?([^\r\n]*)")
@@ -141,7 +141,7 @@ class StreamedReasoning:
 
     def _splitter(self, index: int) -> Splitter | None:
         splitter = self._splitters.get(index)
-        if splitter is None and 0 <= index < MOST_CHOICES:
+        if splitter is None and 0 <= index < MAX_CHOICES:
             splitter = self._splitters[index] = Splitter()
             if not self._inline:
                 splitter.settle()

@@ -11,7 +11,7 @@ from msgspec import Raw, Struct
 from fabric_client.reasoning.figures import Usage
 from fabric_client.reasoning.splitter import CONTENT, REASONING, Channel, Splitter, is_plain
 
-MOST_BODY = 4 * 1024 * 1024
+MAX_BODY = 4 * 1024 * 1024
 """A longer answer passes unread."""
 
 
@@ -52,7 +52,7 @@ class WholeReasoning:
         if self._held is None:
             return data
         self._held += data
-        if len(self._held) <= MOST_BODY:
+        if len(self._held) <= MAX_BODY:
             return b""
         held, self._held = self._held, None
         return bytes(held)

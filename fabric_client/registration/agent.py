@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 from fabric_client.engines.watcher import loaded_models
-from fabric_client.hardware.machine import Devices
+from fabric_client.hardware.machine import Machine
 from fabric_client.identity import Identity
 from fabric_client.proxy.forwarder import Forwarder
 from fabric_client.registration.tunnels import Tunnels
@@ -32,7 +32,7 @@ from protocol.messages import (
     Renewed,
 )
 from protocol.names import CONTROL_ALPN
-from protocol.tunnel.resume import Keeper
+from protocol.tunnel.resume import ResumeTable
 
 log = logging.getLogger("fabric.agent")
 
@@ -58,11 +58,11 @@ class Agent:
         release: str,
         identity: Identity,
         reports: Callable[[], list[EngineReport]],
-        devices: Devices,
+        devices: Machine,
         forwarder: Forwarder,
         rng: Random,
         on_change: Callable[[], None],
-        keeper: Keeper,
+        keeper: ResumeTable,
     ) -> None:
         """``reports`` gives what the server is told of the engines.
 

@@ -15,7 +15,7 @@ from protocol.errors import Code
 from protocol.messages import Hello, Registered
 from protocol.names import TUNNEL_ALPN
 from protocol.tunnel.connection import Role
-from protocol.tunnel.resume import KEEP_SECONDS, Keeper
+from protocol.tunnel.resume import KEEP_SECONDS, ResumeTable
 
 log = logging.getLogger("fabric.tunnels")
 
@@ -39,7 +39,7 @@ class Tunnels:
         accept: Accept,
         rng: Random,
         on_change: Callable[[], None],
-        keeper: Keeper,
+        keeper: ResumeTable,
     ) -> None:
         self._identity = identity
         self._registered = registered

@@ -16,7 +16,7 @@ import msgspec
 from fabric_client.sdk.closing import Closing
 from fabric_client.sdk.errors import FabricError, Refused, Unreachable
 
-_MOST_IDLE = 8
+_MAX_IDLE = 8
 _LONGEST_PAUSE = 60.0
 """Seconds; who is told to come back later than that is told the error instead."""
 _AGAIN = frozenset({408, 429, 500, 502, 503, 504})
@@ -145,7 +145,7 @@ class Http:
 
     def give_back(self, connection: _Connection, whole: bool) -> None:
         with self._lock:
-            if whole and connection.sock is not None and len(self._idle) < _MOST_IDLE:
+            if whole and connection.sock is not None and len(self._idle) < _MAX_IDLE:
                 self._idle.append(connection)
                 return
         connection.close()

@@ -15,7 +15,7 @@ from fabric_client.translation.chunks import FAILURES, UNREADABLE, Chunk, Garble
 from fabric_client.translation.sse import EndlessEvent, Events
 
 PATH = "/v1/chat/completions"
-MOST_BODY = 16 * 1024 * 1024
+MAX_BODY = 16 * 1024 * 1024
 """Bytes of an unstreamed answer; it can only be translated as a whole."""
 
 
@@ -78,7 +78,7 @@ class ChatAnswer:
             return b""
         if self._events is None:
             self._body += data
-            if len(self._body) > MOST_BODY:
+            if len(self._body) > MAX_BODY:
                 self._over = True
                 return self._teller.refusal(502, "the engine's answer is too long to be translated")
             return b""

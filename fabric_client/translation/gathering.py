@@ -7,7 +7,7 @@ import msgspec
 from fabric_client.translation import Headers
 from fabric_client.translation.reading import Json, complaint, said
 
-MOST_ANSWER = 64 * 2**20
+MAX_ANSWER = 64 * 2**20
 """Bytes of an unstreamed answer; a longer one is not kept."""
 
 
@@ -19,7 +19,7 @@ class Whole:
         self._too_long = False
 
     def add(self, data: bytes) -> None:
-        if self._too_long or len(self._data) + len(data) > MOST_ANSWER:
+        if self._too_long or len(self._data) + len(data) > MAX_ANSWER:
             self._too_long = True
             self._data.clear()
         else:
@@ -33,7 +33,7 @@ class Whole:
     def document(self, status: int) -> Json:
         """What the engine said, or ``{"error": "…"}`` with its words or ours for what is wrong."""
         if self._too_long:
-            return {"error": f"the engine's answer is longer than {MOST_ANSWER >> 20} MiB"}
+            return {"error": f"the engine's answer is longer than {MAX_ANSWER >> 20} MiB"}
         document = said(bytes(self._data))
         if document is None:
             words = bytes(self._data[:1000]).decode("utf-8", "replace").strip()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-MOST_EVENT = 8 * 1024 * 1024
+MAX_EVENT = 8 * 1024 * 1024
 """Bytes of an event that are held while its end has not come."""
 
 
 class EndlessEvent(Exception):
-    """An event is longer than ``MOST_EVENT``."""
+    """An event is longer than ``MAX_EVENT``."""
 
 
 class Events:
@@ -34,7 +34,7 @@ class Events:
             held += data
             end = held.rfind(b"\n\n", looked_at)
             if end < 0:
-                if len(held) > MOST_EVENT:
+                if len(held) > MAX_EVENT:
                     raise EndlessEvent
                 return []
             whole = bytes(held[: end + 2])

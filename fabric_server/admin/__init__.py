@@ -18,7 +18,7 @@ from fabric_server.admin.metrics import Exposition, Sources
 from fabric_server.admin.middleware import answer, protocol
 from fabric_server.admin.nodes import Nodes
 from fabric_server.admin.openapi import document
-from fabric_server.admin.parameters import MOST_BODY, Patience
+from fabric_server.admin.parameters import MAX_BODY, Timeouts
 from fabric_server.admin.queue import Queues
 from fabric_server.admin.reports import Reports
 from fabric_server.admin.routes import Route, Row, mount
@@ -27,15 +27,15 @@ from fabric_server.pki.enrolment import routes as joining
 if TYPE_CHECKING:
     from fabric_server.app import App
 
-__all__ = ["Patience", "make", "protocol", "routes"]
+__all__ = ["Timeouts", "make", "protocol", "routes"]
 
 
 def make(
-    app: App, *, patience: Patience | None = None, clock: Callable[[], float] = time.time
+    app: App, *, timeouts: Timeouts | None = None, clock: Callable[[], float] = time.time
 ) -> web.Application:
     """What an ``AppRunner`` runs; ``protocol`` makes the connections from its server."""
-    application = web.Application(middlewares=[answer], client_max_size=MOST_BODY)
-    mount(application, routes(app, clock), app.accounts, patience or Patience())
+    application = web.Application(middlewares=[answer], client_max_size=MAX_BODY)
+    mount(application, routes(app, clock), app.accounts, timeouts or Timeouts())
     return application
 
 

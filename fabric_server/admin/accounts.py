@@ -12,7 +12,7 @@ from fabric_server.admin.keys import KeyView
 from fabric_server.admin.keys import view as key_view
 from fabric_server.admin.parameters import not_found
 from fabric_server.auth.keys import Key, new_account
-from fabric_server.dialects.errors import Refusal
+from fabric_server.dialects.errors import ApiError
 from fabric_server.storage.rows import AccountRow, KeyRow
 
 log = logging.getLogger("fabric.api")
@@ -47,12 +47,12 @@ class Store(Protocol):
     async def keys(self, *, account: str | None) -> list[KeyRow]: ...
 
 
-class Watch(Protocol):
+class ChangeFeed(Protocol):
     async def look(self) -> None: ...
 
 
 class Accounts:
-    def __init__(self, store: Store, watch: Watch, clock: Callable[[], float]) -> None:
+    def __init__(self, store: Store, watch: ChangeFeed, clock: Callable[[], float]) -> None:
         self._store = store
         self._watch = watch
         self._clock = clock
@@ -66,10 +66,10 @@ class Accounts:
         try:
             row = new_account(body.name, now=self._clock(), note=body.note)
         except ValueError as error:
-            raise Refusal(400, "invalid_value", f"This is not possible: {error}.") from None
+            raise ApiError(400, "invalid_value", f"This is not possible: {error}.") from None
         if not await self._store.create_account(row):
             words = f"There is an account '{row.name}' already."
-            raise Refusal(409, "account_exists", words, param="name")
+            raise ApiError(409, "account_exists", words, param="name")
         log.info("account made", extra={"account": row.name, "by": by.id})
         return _view(row)
 

@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 from fabric_server.admin.parameters import not_found
 from fabric_server.nodes.registry import Engine, Node
 from fabric_server.proxy.metrics import Metrics
-from fabric_server.proxy.request_record import Draft
+from fabric_server.proxy.request_record import RequestRecord
 
 
 class ClusterStatus(Struct, frozen=True):
@@ -89,7 +89,7 @@ class Registry(Protocol):
 
 
 class Gateway(Protocol):
-    def running(self) -> list[Draft]: ...
+    def running(self) -> list[RequestRecord]: ...
 
 
 class Cluster:
@@ -192,7 +192,7 @@ def _where(engines: Sequence[Engine]) -> list[str]:
     return sorted({engine.node.id for engine in engines})
 
 
-def _request(draft: Draft, ago: float) -> ClusterRequest:
+def _request(draft: RequestRecord, ago: float) -> ClusterRequest:
     asked = draft.exchange is not None
     return ClusterRequest(
         draft.request.id,

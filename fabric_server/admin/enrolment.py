@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, cast
 
 from aiohttp import web
 
-from fabric_server.admin.parameters import Accounts, Patience
+from fabric_server.admin.parameters import Accounts, Timeouts
 from fabric_server.admin.routes import Handler
-from fabric_server.dialects import errors as refusals
+from fabric_server.dialects import errors as errors
 from protocol import join
 
 
@@ -53,10 +53,10 @@ class Joining:
         self.description, self.body, self.gives, self.media = _DESCRIPTIONS[self.path]
 
     async def run(
-        self, request: web.Request, accounts: Accounts, patience: Patience
+        self, request: web.Request, accounts: Accounts, timeouts: Timeouts
     ) -> web.StreamResponse:
         try:
-            async with asyncio.timeout(patience.enrol):
+            async with asyncio.timeout(timeouts.enrol):
                 return await self._handler(request)
         except TimeoutError:
-            raise refusals.too_slow("body") from None
+            raise errors.too_slow("body") from None

@@ -45,7 +45,7 @@ class Troubled(Protocol):
     def problem(self) -> str | None: ...
 
 
-class Watch(Troubled, Protocol):
+class ChangeFeed(Troubled, Protocol):
     @property
     def read_only(self) -> bool: ...
 
@@ -76,7 +76,7 @@ class Health:
 
     def __init__(
         self,
-        watch: Watch,
+        watch: ChangeFeed,
         accounts: Accounts,
         worker: Troubled,
         bus: Bus,

@@ -10,8 +10,8 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from msgspec.structs import asdict
 
 from fabric_server.admin.parameters import not_found
-from fabric_server.auth.keys import Key, Terms, mint
-from fabric_server.dialects.errors import Refusal
+from fabric_server.auth.keys import Key, KeyPolicyUpdate, mint
+from fabric_server.dialects.errors import ApiError
 from fabric_server.storage.rows import Failover, KeyRow, KeyState, Reasoning
 from fabric_server.storage.store import AmbiguousKey
 
@@ -85,12 +85,12 @@ class Store(Protocol):
     ) -> KeyRow | None: ...
 
 
-class Watch(Protocol):
+class ChangeFeed(Protocol):
     async def look(self) -> None: ...
 
 
 class Keys:
-    def __init__(self, store: Store, watch: Watch, clock: Callable[[], float]) -> None:
+    def __init__(self, store: Store, watch: ChangeFeed, clock: Callable[[], float]) -> None:
         self._store = store
         self._watch = watch
         self._clock = clock
@@ -122,7 +122,7 @@ class Keys:
                 reasoning=body.reasoning,
             )
         except ValueError as error:
-            raise Refusal(400, "invalid_value", f"This is not possible: {error}.") from None
+            raise ApiError(400, "invalid_value", f"This is not possible: {error}.") from None
         row = await self._store.create_key(new.row)
         await self._watch.look()
         log.info("key made", extra={"key": row.id, "account": row.account, "by": by.id})
@@ -133,11 +133,11 @@ class Keys:
 
         What is left out stays as it is. A limit that has changed begins full.
         """
-        terms = Terms(**asdict(body))
+        terms = KeyPolicyUpdate(**asdict(body))
         try:
             row = await self._change(id, lambda: self._store.set_key_terms(id, terms.of))
         except ValueError as error:
-            raise Refusal(400, "invalid_value", f"This is not possible: {error}.") from None
+            raise ApiError(400, "invalid_value", f"This is not possible: {error}.") from None
         if row.revoked_at is not None:
             raise _revoked(row)
         log.info("key edited", extra={"key": row.id, "by": by.id})
@@ -178,16 +178,16 @@ class Keys:
         try:
             row = await change()
         except AmbiguousKey as error:
-            raise Refusal(409, "ambiguous_key", f"{error}.", param="id") from None
+            raise ApiError(409, "ambiguous_key", f"{error}.", param="id") from None
         if row is None:
             raise not_found("key", id)
         await self._watch.look()
         return row
 
 
-def _revoked(row: KeyRow) -> Refusal:
+def _revoked(row: KeyRow) -> ApiError:
     words = f"{row.id} was revoked, which can't be taken back. Make another key."
-    return Refusal(409, "key_revoked", words, param="id")
+    return ApiError(409, "key_revoked", words, param="id")
 
 
 def view(row: KeyRow, now: float) -> KeyView:

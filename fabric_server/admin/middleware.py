@@ -18,9 +18,9 @@ import msgspec
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
-from fabric_server.admin.parameters import MOST_BODY, Patience
-from fabric_server.dialects import errors as refusals
-from fabric_server.dialects.errors import Refusal
+from fabric_server.admin.parameters import MAX_BODY, Timeouts
+from fabric_server.dialects import errors as errors
+from fabric_server.dialects.errors import ApiError
 from runtime.errors import BackendError, RecordError
 
 log = logging.getLogger("fabric.api")
@@ -49,7 +49,7 @@ def say_text(body: bytes, content_type: str) -> web.Response:
     return web.Response(body=body, headers={"Content-Type": content_type})
 
 
-def refuse(refusal: Refusal) -> web.Response:
+def refuse(refusal: ApiError) -> web.Response:
     headers = {}
     if refusal.allow is not None:
         headers["Allow"] = refusal.allow
@@ -84,12 +84,12 @@ async def answer(
     response: web.StreamResponse
     try:
         response = await handler(request)
-    except Refusal as refusal:
+    except ApiError as refusal:
         response = refuse(refusal)
     except web.HTTPException as error:
         response = refuse(_translate(error, request))
     except RecordError as error:
-        response = refuse(Refusal(400, "invalid_value", f"This can't be stored: {error}."))
+        response = refuse(ApiError(400, "invalid_value", f"This can't be stored: {error}."))
     except BackendError as error:
         log.warning("request refused", extra={"request": request_id, "reason": str(error)})
         response = refuse(_store_is_away(error if KEY in request else None))
@@ -104,16 +104,16 @@ class Conversation(web.RequestHandler):
 
     __slots__ = ("_reader_seconds",)
 
-    def __init__(self, server: web.Server, patience: Patience) -> None:
+    def __init__(self, server: web.Server, timeouts: Timeouts) -> None:
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
             access_log=cast(logging.Logger, None),
-            keepalive_timeout=patience.idle,
-            lingering_time=patience.linger,
+            keepalive_timeout=timeouts.idle,
+            lingering_time=timeouts.linger,
             auto_decompress=False,  # a small body must not become a large one
         )
-        self._reader_seconds = patience.reader
+        self._reader_seconds = timeouts.reader
 
     def handle_error(
         self,
@@ -124,10 +124,10 @@ class Conversation(web.RequestHandler):
     ) -> web.StreamResponse:
         """For what never reached a handler."""
         if isinstance(exc, LineTooLong):
-            refusal = refusals.headers_too_large("A line of the request's head is too long.")
+            refusal = errors.headers_too_large("A line of the request's head is too long.")
         elif status < 500:
             words = (message or "it can't be read").strip().splitlines()[0].rstrip(":.")
-            refusal = refusals.bad_request(f"This is not HTTP/1.1: {words}.")
+            refusal = errors.bad_request(f"This is not HTTP/1.1: {words}.")
         else:
             log.error("request failed", exc_info=exc, extra={"peer": request.remote})
             refusal = _defect()
@@ -152,28 +152,28 @@ class Conversation(web.RequestHandler):
 
 
 def protocol(
-    server: web.Server, patience: Patience | None = None
+    server: web.Server, timeouts: Timeouts | None = None
 ) -> Callable[[], asyncio.BaseProtocol]:
     """Makes what speaks on each connection; ``server`` is that of an ``AppRunner``."""
-    limits = patience or Patience()
+    limits = timeouts or Timeouts()
     return lambda: Conversation(server, limits)
 
 
-def _translate(error: web.HTTPException, request: web.BaseRequest) -> Refusal:
+def _translate(error: web.HTTPException, request: web.BaseRequest) -> ApiError:
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
-        return refusals.wrong_method(request.method, request.path, allowed)
+        return errors.wrong_method(request.method, request.path, allowed)
     if error.status == 404:
-        return refusals.unknown_path(request.path)
+        return errors.unknown_path(request.path)
     if error.status == 413:
-        return refusals.body_too_large(MOST_BODY)
-    return Refusal(error.status, "bad_request", f"{error.reason}.")
+        return errors.body_too_large(MAX_BODY)
+    return ApiError(error.status, "bad_request", f"{error.reason}.")
 
 
-def _store_is_away(error: BackendError | None) -> Refusal:
+def _store_is_away(error: BackendError | None) -> ApiError:
     """What is wrong with it is for operators only."""
     words = "The store can't be used at the moment. Try again shortly."
-    return Refusal(
+    return ApiError(
         503,
         "store_unavailable",
         words if error is None else f"{error}.",
@@ -182,5 +182,5 @@ def _store_is_away(error: BackendError | None) -> Refusal:
     )
 
 
-def _defect() -> Refusal:
-    return Refusal(500, "internal_error", "The server failed.", type="server_error")
+def _defect() -> ApiError:
+    return ApiError(500, "internal_error", "The server failed.", type="server_error")

@@ -44,7 +44,7 @@ class Registry(Protocol):
     def node(self, id: str) -> Node | None: ...
 
 
-class Watch(Protocol):
+class ChangeFeed(Protocol):
     async def look(self) -> None: ...
 
 
@@ -57,7 +57,7 @@ class Nodes:
         self,
         store: Store,
         registry: Registry,
-        watch: Watch,
+        watch: ChangeFeed,
         enrolment: Enrolment,
         clock: Callable[[], float],
     ) -> None:

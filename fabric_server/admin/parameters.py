@@ -14,10 +14,10 @@ from aiohttp import web
 from msgspec import NODEFAULT, Struct
 
 from fabric_server.auth.keys import Key
-from fabric_server.dialects import errors as refusals
-from fabric_server.dialects.errors import Refusal
+from fabric_server.dialects import errors as errors
+from fabric_server.dialects.errors import ApiError
 
-MOST_BODY = 64 * 1024
+MAX_BODY = 64 * 1024
 
 _AT = re.compile(r" - at `\$\.?([^`]*)`$")
 _FIELD = re.compile(r"(?:unknown|required) field `([^`]+)`")
@@ -26,7 +26,7 @@ T = TypeVar("T", bound=Struct)
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class Timeouts:
     """How long a client may take, in seconds."""
 
     body: float = 10.0
@@ -47,11 +47,11 @@ class Accounts(Protocol):
 
 
 async def authenticate(request: web.Request, accounts: Accounts) -> Key:
-    """The management key that the request carries.  Raises ``Refusal``: 401, 403 or 503."""
+    """The management key that the request carries.  Raises ``ApiError``: 401, 403 or 503."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     token = token.strip()
     if scheme.lower() != "bearer" or not token:
-        raise Refusal(
+        raise ApiError(
             401,
             "invalid_api_key",
             "No management key was given. Send it as 'Authorization: Bearer mk-fab-…'.",
@@ -59,17 +59,17 @@ async def authenticate(request: web.Request, accounts: Accounts) -> Key:
         )
     key = accounts.known(token) or await accounts.authenticate(token)
     if not key.management:
-        raise refusals.wrong_kind_of_key("a management key (mk-fab-…)")
+        raise errors.wrong_kind_of_key("a management key (mk-fab-…)")
     return key
 
 
 def read_query(request: web.Request, kind: type[T]) -> T:
-    """The query as ``kind``; lists are separated by commas.  Raises ``Refusal`` 400."""
+    """The query as ``kind``; lists are separated by commas.  Raises ``ApiError`` 400."""
     lists = {field.name for field in msgspec.structs.fields(kind) if is_list(field.type)}
     values: dict[str, Any] = {}
     for name, value in request.query.items():
         if name in values:
-            raise refusals.bad_field(name, f"{name} is given twice.")
+            raise errors.bad_field(name, f"{name} is given twice.")
         values[name] = value if name not in lists else value.split(",") if value else []
     try:
         return msgspec.convert(values, kind, strict=False)
@@ -78,26 +78,26 @@ def read_query(request: web.Request, kind: type[T]) -> T:
 
 
 async def read_body(request: web.Request, kind: type[T], seconds: float) -> T:
-    """The body, JSON, as ``kind``; an empty one is an empty object.  Raises ``Refusal``."""
-    if (request.content_length or 0) > MOST_BODY:
-        raise refusals.body_too_large(MOST_BODY)
+    """The body, JSON, as ``kind``; an empty one is an empty object.  Raises ``ApiError``."""
+    if (request.content_length or 0) > MAX_BODY:
+        raise errors.body_too_large(MAX_BODY)
     try:
         async with asyncio.timeout(seconds):
             body = await request.read()
     except TimeoutError:
-        raise refusals.too_slow("body") from None
+        raise errors.too_slow("body") from None
     except web.RequestPayloadError as error:
-        raise refusals.bad_request(f"The request body can't be read: {error}.") from None
+        raise errors.bad_request(f"The request body can't be read: {error}.") from None
     try:
         return msgspec.json.decode(body or b"{}", type=kind)
     except msgspec.ValidationError as error:
         _explain(error, kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise refusals.bad_json(str(error)) from None
+        raise errors.bad_json(str(error)) from None
 
 
-def not_found(what: str, id: str, *, param: str = "id") -> Refusal:
-    return Refusal(404, f"{what}_not_found", f"There is no {what} '{id}'.", param=param)
+def not_found(what: str, id: str, *, param: str = "id") -> ApiError:
+    return ApiError(404, f"{what}_not_found", f"There is no {what} '{id}'.", param=param)
 
 
 def is_list(kind: Any) -> bool:
@@ -128,7 +128,7 @@ def _explain(error: msgspec.ValidationError, kind: type[Struct]) -> NoReturn:
         text = f"{param}: {text}; it is one of {choices}"
     elif param and param not in text:
         text = f"{param}: {text}"
-    raise Refusal(400, "invalid_value", f"{text}.", param=param) from None
+    raise ApiError(400, "invalid_value", f"{text}.", param=param) from None
 
 
 def _choices(schema: Any) -> list[str]:

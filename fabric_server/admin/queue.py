@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Protocol
 from msgspec import Meta, Struct
 
 from fabric_server.admin.parameters import not_found
-from fabric_server.routing.admission import LineFigures, PlaceFigures
+from fabric_server.routing.admission import PlaceFigures, QueueFigures
 from fabric_server.routing.criteria import Priority
 
 PriorityName = Literal["high", "medium", "low"]
@@ -22,7 +22,7 @@ class Waiting(Struct, frozen=True):
     low: int
 
 
-class LineView(Struct, frozen=True, kw_only=True):
+class QueueView(Struct, frozen=True, kw_only=True):
     model: Annotated[str, Meta(description="As the requests name it.")]
     length: int
     by_priority: Waiting
@@ -36,7 +36,7 @@ class LineView(Struct, frozen=True, kw_only=True):
 
 
 class Queue(Struct, frozen=True):
-    data: list[LineView]
+    data: list[QueueView]
 
 
 class PlaceView(Struct, frozen=True, kw_only=True):
@@ -50,7 +50,7 @@ class PlaceView(Struct, frozen=True, kw_only=True):
 
 
 class Admission(Protocol):
-    def lines(self) -> Sequence[LineFigures]: ...
+    def lines(self) -> Sequence[QueueFigures]: ...
     def place(self, request_id: str) -> PlaceFigures | None: ...
 
 
@@ -70,9 +70,9 @@ class Queues:
         waiter = place.waiter
         return PlaceView(
             request_id=id,
-            model=waiter.wish.model,
-            key_id=waiter.wish.key_id,
-            priority=_NAMES[waiter.wish.priority],
+            model=waiter.requirements.model,
+            key_id=waiter.requirements.key_id,
+            priority=_NAMES[waiter.requirements.priority],
             position=place.position,
             waited_seconds=place.waited,
             estimated_seconds=place.estimate,
@@ -86,8 +86,8 @@ _NAMES: dict[Priority, PriorityName] = {
 }
 
 
-def _line(figures: LineFigures) -> LineView:
-    return LineView(
+def _line(figures: QueueFigures) -> QueueView:
+    return QueueView(
         model=figures.model,
         length=figures.length,
         by_priority=Waiting(*figures.by_priority),

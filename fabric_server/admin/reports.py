@@ -14,14 +14,14 @@ from msgspec import Meta, Struct
 from consumer.records import LedgerEntry, Outcome, UsageRow
 from fabric_server.admin.parameters import not_found
 from fabric_server.auth.keys import Key
-from fabric_server.dialects import errors as refusals
+from fabric_server.dialects import errors as errors
 from fabric_server.nodes.registry import Engine
-from fabric_server.proxy.request_record import Draft
+from fabric_server.proxy.request_record import RequestRecord
 
 log = logging.getLogger("fabric.api")
 
 DAY = 86_400.0
-MOST_ROWS = 10_000
+MAX_ROWS = 10_000
 
 Group = Literal["account", "key", "model", "node", "engine", "path", "outcome", "hour", "day"]
 Text = Annotated[str, Meta(max_length=256)]
@@ -53,7 +53,7 @@ class UsageQuery(Struct, frozen=True, forbid_unknown_fields=True):
     by: Annotated[
         list[Group], Meta(max_length=9, description="What to sum by; nothing: one total.")
     ] = []
-    limit: Annotated[int, Meta(ge=1, le=MOST_ROWS)] = MOST_ROWS
+    limit: Annotated[int, Meta(ge=1, le=MAX_ROWS)] = MAX_ROWS
 
 
 class UsageReport(Struct, frozen=True):
@@ -96,8 +96,8 @@ class RunningList(Struct, frozen=True):
 
 
 class Gateway(Protocol):
-    def running(self) -> list[Draft]: ...
-    def cancel(self, request_id: str) -> Draft | None: ...
+    def running(self) -> list[RequestRecord]: ...
+    def cancel(self, request_id: str) -> RequestRecord | None: ...
 
 
 class Store(Protocol):
@@ -185,13 +185,13 @@ class Reports:
         until = self._clock() if query.until is None else _instant("until", query.until)
         since = until - DAY if query.since is None else _instant("since", query.since)
         if since > until:
-            raise refusals.bad_field("since", "since is later than until.")
+            raise errors.bad_field("since", "since is later than until.")
         by = list(dict.fromkeys(query.by))
         rows = await self._store.usage(since, until, by, limit=query.limit + 1)
         return UsageReport(since, until, by, rows[: query.limit], len(rows) <= query.limit)
 
 
-def _running(draft: Draft, now: float) -> RunningView:
+def _running(draft: RequestRecord, now: float) -> RunningView:
     exchange = draft.exchange
     return RunningView(
         request_id=draft.request.id,
@@ -230,7 +230,7 @@ def _position(text: str) -> tuple[float, str]:
             return _finite(at), request_id
     except ValueError:
         pass
-    raise refusals.bad_field("before", "before is not the 'next' of an earlier answer.")
+    raise errors.bad_field("before", "before is not the 'next' of an earlier answer.")
 
 
 def _instant(name: str, text: str) -> float:
@@ -243,7 +243,7 @@ def _instant(name: str, text: str) -> float:
         moment = datetime.fromisoformat(text.replace(" ", "+") if "T" in text else text)
     except ValueError:
         words = f"{name} is neither Unix seconds nor a time such as 2026-01-31T12:00:00Z."
-        raise refusals.bad_field(name, words) from None
+        raise errors.bad_field(name, words) from None
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 

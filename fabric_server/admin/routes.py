@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol, get_args, get_origin, get_type_hin
 from aiohttp import web
 
 from fabric_server.admin.middleware import KEY, say, say_text
-from fabric_server.admin.parameters import Accounts, Patience, authenticate, read_body, read_query
+from fabric_server.admin.parameters import Accounts, Timeouts, authenticate, read_body, read_query
 from fabric_server.auth.keys import Key
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -46,9 +46,9 @@ class Row(Protocol):
     """The type of such an answer."""
 
     async def run(
-        self, request: web.Request, accounts: Accounts, patience: Patience
+        self, request: web.Request, accounts: Accounts, timeouts: Timeouts
     ) -> web.StreamResponse:
-        """Answers, or raises ``Refusal``."""
+        """Answers, or raises ``ApiError``."""
 
 
 class Text(NamedTuple):
@@ -93,7 +93,7 @@ class Route:
         return f"<Route {self.method} {self.path}{' public' if self.public else ''}>"
 
     async def run(
-        self, request: web.Request, accounts: Accounts, patience: Patience
+        self, request: web.Request, accounts: Accounts, timeouts: Timeouts
     ) -> web.StreamResponse:
         """The story of nearly every request here."""
         arguments: dict[str, Any] = {part: request.match_info[part] for part in self.parts}
@@ -104,7 +104,7 @@ class Route:
         if self.query is not None:
             arguments["query"] = read_query(request, self.query)
         if self.body is not None:
-            arguments["body"] = await read_body(request, self.body, patience.body)
+            arguments["body"] = await read_body(request, self.body, timeouts.body)
         given = await self.handler(**arguments)
         if isinstance(given, Text):
             return say_text(given.body, given.content_type)
@@ -113,18 +113,18 @@ class Route:
 
 
 def mount(
-    application: web.Application, rows: Sequence[Row], accounts: Accounts, patience: Patience
+    application: web.Application, rows: Sequence[Row], accounts: Accounts, timeouts: Timeouts
 ) -> None:
     for row in rows:
-        handler = _handler(row, accounts, patience)
+        handler = _handler(row, accounts, timeouts)
         # aiohttp's own parts hold no braces, but an account's name may; "/" is quoted there.
         path = row.path.replace("}", ":[^/]+}")
         for method in ("GET", "HEAD") if row.method == "GET" else (row.method,):
             application.router.add_route(method, path, handler)
 
 
-def _handler(row: Row, accounts: Accounts, patience: Patience) -> Handler:
+def _handler(row: Row, accounts: Accounts, timeouts: Timeouts) -> Handler:
     async def handler(request: web.Request) -> web.StreamResponse:
-        return await row.run(request, accounts, patience)
+        return await row.run(request, accounts, timeouts)
 
     return handler

@@ -23,8 +23,8 @@ from typing import NamedTuple, get_args
 from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import asdict, replace
 
-from fabric_server.dialects import errors as refusals
-from fabric_server.dialects.errors import Refusal
+from fabric_server.dialects import errors as errors
+from fabric_server.dialects.errors import ApiError
 from fabric_server.storage.cached_keys import Cache, CachedKeys, KeyStore
 from fabric_server.storage.rows import AccountRow, Changes, Failover, KeyRow, Reasoning
 from runtime.errors import BackendError
@@ -120,7 +120,7 @@ def mint(
     return NewKey(text, row)
 
 
-class Terms(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class KeyPolicyUpdate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What of a key can be changed; what is not set stays as it is."""
 
     requests_per_minute: int | UnsetType | None = UNSET
@@ -239,22 +239,22 @@ class Accounts:
         return entry.key
 
     async def authenticate(self, token: str) -> Key:
-        """The key, of either kind.  Raises nothing but ``Refusal``."""
+        """The key, of either kind.  Raises nothing but ``ApiError``."""
         if not token:
-            raise refusals.no_key()
+            raise errors.no_key()
         if _SHAPE.fullmatch(token) is None:  # what can't be a key costs no look-up
-            raise refusals.wrong_key()
+            raise errors.wrong_key()
         entry = await self._entry(sha256(token.encode()).digest())
         if entry is None:
             raise _store_is_away()
         if self._clock() >= entry.expires_at:
-            raise refusals.wrong_key()
+            raise errors.wrong_key()
         if entry.key is None:
             raise entry.reason()
         return entry.key
 
     def changed(self, changes: Changes) -> None:
-        """For ``Watch``: what was made, revoked, disabled and enabled, by whatever process."""
+        """For ``ChangeFeed``: what was made, revoked, disabled and enabled, by whatever process."""
         self._revision = changes.revision
         if changes.everything:
             self.forget_all()
@@ -306,7 +306,7 @@ class Accounts:
             stale.fresh_until = min(self._clock() + self._grace_seconds, stale.expires_at)
         if len(self._lookups) >= self._most_lookups:
             if stale is None:
-                raise refusals.overloaded("Too many new API keys are being checked.", 1.0)
+                raise errors.overloaded("Too many new API keys are being checked.", 1.0)
             return stale
         running: asyncio.Future[_Entry | None] = asyncio.get_running_loop().create_future()
         self._lookups[digest] = running
@@ -362,19 +362,19 @@ def key_of(row: KeyRow) -> Key:
     )
 
 
-def _reason(row: KeyRow | None) -> Callable[[], Refusal]:
+def _reason(row: KeyRow | None) -> Callable[[], ApiError]:
     """What to say when the key is of no use."""
     if row is None or row.revoked_at is not None:
-        return refusals.wrong_key
-    return refusals.account_disabled if row.enabled else refusals.key_disabled
+        return errors.wrong_key
+    return errors.account_disabled if row.enabled else errors.key_disabled
 
 
 def _plain(model: str) -> str:
     return model.removesuffix(":latest")
 
 
-def _store_is_away() -> Refusal:
-    return Refusal(
+def _store_is_away() -> ApiError:
+    return ApiError(
         503,
         "keys_unavailable",
         "API keys can't be checked at the moment. Try again shortly.",

@@ -12,9 +12,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from fabric_server.auth.keys import Key
-from fabric_server.dialects import errors as refusals
+from fabric_server.dialects import errors as errors
 
-MOST_KEYS = 10_000
+MAX_KEYS = 10_000
 """A key that is forgotten has not asked for longest, and is full again."""
 
 _ONE = 1 - 1e-6
@@ -63,7 +63,7 @@ class Bucket:
 
 
 class Limits:
-    def __init__(self, clock: Callable[[], float], most: int = MOST_KEYS) -> None:
+    def __init__(self, clock: Callable[[], float], most: int = MAX_KEYS) -> None:
         self._clock = clock
         self._most = most
         self._buckets: OrderedDict[str, tuple[Bucket | None, Bucket | None]] = OrderedDict()
@@ -79,7 +79,7 @@ class Limits:
         for bucket in pair:
             if bucket is not None and bucket.left(now) < _ONE:
                 wait, told = bucket.until(1, now), _told(pair, now)
-                raise refusals.rate_limited(bucket.what, bucket.limit, wait, told)
+                raise errors.rate_limited(bucket.what, bucket.limit, wait, told)
         if asked is not None:
             asked.take(1, now)
         return _told(pair, now)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 from msgspec import UNSET, UnsetType
 
-from fabric_server.auth.keys import Terms, mint
+from fabric_server.auth.keys import KeyPolicyUpdate, mint
 from fabric_server.cli import Json, of_the_store, with_store
 from fabric_server.config import Config
 from fabric_server.storage.rows import KeyRow
@@ -159,7 +159,7 @@ def set_(
 
     A running server knows within a second.
     """
-    terms = Terms(
+    terms = KeyPolicyUpdate(
         requests_per_minute=_limit("--requests-per-minute", requests_per_minute),
         tokens_per_minute=_limit("--tokens-per-minute", tokens_per_minute),
         failover=UNSET if failover is None else failover.removeprefix("none"),

@@ -13,21 +13,21 @@ from itertools import islice, product
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from fabric_server.dialects import errors as refusals
+from fabric_server.dialects import errors as errors
 from fabric_server.dialects.endpoints import CHAT, Endpoint
-from fabric_server.dialects.errors import Refusal
+from fabric_server.dialects.errors import ApiError
 from fabric_server.dialects.forms import read_field, read_form
 from fabric_server.dialects.json_keys import Scanner
 
-MOST_MODEL = 256
+MAX_MODEL = 256
 _WITH_USAGE = b'"stream_options":{"include_usage":true}'
-_MOST_PLACES = 4
-_MOST_ESCAPES = 20_000
+_MAX_PLACES = 4
+_MAX_ESCAPES = 20_000
 _OPEN_BRACE = re.compile(rb"[ \t\r\n]*\{")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 
 
-class Ask(Struct, frozen=True, gc=False):
+class ParsedBody(Struct, frozen=True, gc=False):
     model: str
     stream: bool
     usage_asked: bool
@@ -70,7 +70,7 @@ _NUMBERS = re.compile(rb"\[\s*(?:\[\s*)?-?\d")
 _NONE = (b"null", b"false")
 
 
-def read_ask(body: bytes, endpoint: Endpoint = CHAT, content_type: bytes = b"") -> Ask:
+def parse_body(body: bytes, endpoint: Endpoint = CHAT, content_type: bytes = b"") -> ParsedBody:
     """Read a complete body.  Raises Refusal naming the field or the position that is wrong."""
     if endpoint.form:
         return _read_form(body, content_type)
@@ -85,22 +85,24 @@ def read_ask(body: bytes, endpoint: Endpoint = CHAT, content_type: bytes = b"") 
         streams = endpoint.streams is not None
         unasked = streams and endpoint.streams_unasked
         stream = streams and (unasked if fields.stream is None else fields.stream)
-        return Ask(model, stream, True, None, _is_numbers(body) if endpoint.whole else False)
+        return ParsedBody(model, stream, True, None, _is_numbers(body) if endpoint.whole else False)
     if not fields.stream:
-        return Ask(model, False, False, None)
+        return ParsedBody(model, False, False, None)
     if fields.stream_options is UNSET:
-        return Ask(model, True, False, _put_in_front(body))
+        return ParsedBody(model, True, False, _put_in_front(body))
     options = bytes(fields.stream_options)
     asked, clearly = _usage_asked(options)
-    return Ask(model, True, asked, None if clearly else _usage_patch(body, options))
+    return ParsedBody(model, True, asked, None if clearly else _usage_patch(body, options))
 
 
-def _read_form(body: bytes, content_type: bytes) -> Ask:
+def _read_form(body: bytes, content_type: bytes) -> ParsedBody:
     fields = read_form(body, content_type, frozenset({"model", "stream"}))
     model = read_field(body, fields, "model")
     stream = read_field(body, fields, "stream")
     name = _model(_Body(UNSET if model is None else model))
-    return Ask(name, stream is not None and stream.strip().lower() in ("true", "1"), True, None)
+    return ParsedBody(
+        name, stream is not None and stream.strip().lower() in ("true", "1"), True, None
+    )
 
 
 def _refuse_state(body: bytes) -> None:
@@ -110,7 +112,7 @@ def _refuse_state(body: bytes) -> None:
         value = getattr(given, name)
         if value is not UNSET and bytes(value) not in _NONE:
             words = f"'{name}' is not possible here: answers are not kept. Send the whole input."
-            raise refusals.bad_field(name, words)
+            raise errors.bad_field(name, words)
 
 
 def _is_numbers(body: bytes) -> bool:
@@ -132,12 +134,12 @@ def _read_fields(body: bytes) -> _Body:
             words = f"the JSON ends too early, at byte {len(body)}"
         elif isinstance(error, RecursionError):
             words = "the JSON is nested too deeply"
-        raise refusals.bad_json(words) from None
+        raise errors.bad_json(words) from None
 
 
 def _readable(body: bytes) -> bytes:
     """Without half emojis, which msgspec minds and most engines don't; no offset changes."""
-    if body.count(rb"\u") > _MOST_ESCAPES:
+    if body.count(rb"\u") > _MAX_ESCAPES:
         return body
     return _SURROGATE.sub(rb"\\u003f", body)
 
@@ -145,19 +147,19 @@ def _readable(body: bytes) -> bytes:
 def _model(fields: _Body) -> str:
     model = fields.model
     if not isinstance(model, str):
-        raise refusals.bad_field("model", "'model' is missing: it must name a model, as a string.")
-    if not 0 < len(model) <= MOST_MODEL or not model.isprintable():
-        raise refusals.bad_field("model", "'model' must be a name of 1 to 256 characters.")
+        raise errors.bad_field("model", "'model' is missing: it must name a model, as a string.")
+    if not 0 < len(model) <= MAX_MODEL or not model.isprintable():
+        raise errors.bad_field("model", "'model' must be a name of 1 to 256 characters.")
     return model
 
 
-def _explain(error: msgspec.ValidationError) -> Refusal:
+def _explain(error: msgspec.ValidationError) -> ApiError:
     words = str(error)
     field = re.search(r"at `\$\.(\w+)", words)
     if field is None:
-        return refusals.bad_field("body", "The request body must be a JSON object.")
+        return errors.bad_field("body", "The request body must be a JSON object.")
     expected = words.split(" - at ")[0].replace("`", "'")
-    return refusals.bad_field(field[1], f"'{field[1]}' is of the wrong type: {expected}.")
+    return errors.bad_field(field[1], f"'{field[1]}' is of the wrong type: {expected}.")
 
 
 # ── other spellings of "model" ────────────────────────────────────────────────────────────────
@@ -183,7 +185,7 @@ def _refuse_two_models(body: bytes) -> None:
     except _UNREADABLE:
         fields = _decode_spelled(_readable(body))
     if sum(getattr(fields, spelling) is not UNSET for spelling in _SPELLINGS) > 1:
-        raise refusals.bad_field("model", "'model' must be there once, in small letters.")
+        raise errors.bad_field("model", "'model' must be there once, in small letters.")
 
 
 # ── stream_options ────────────────────────────────────────────────────────────────────────────
@@ -196,9 +198,9 @@ def _usage_asked(options: bytes) -> tuple[bool, bool]:
         keys = _decode_raw_options(options) or {}
     except msgspec.ValidationError:
         words = "'stream_options' must be an object, its 'include_usage' true or false."
-        raise refusals.bad_field("stream_options", words) from None
+        raise errors.bad_field("stream_options", words) from None
     except _UNREADABLE as error:
-        raise refusals.bad_json(f"{error}, within 'stream_options'") from None
+        raise errors.bad_json(f"{error}, within 'stream_options'") from None
     asked = wanted is not None and wanted.include_usage is True
     return asked, asked and sum(key.casefold() == "include_usage" for key in keys) == 1
 
@@ -215,7 +217,7 @@ def _usage_patch(body: bytes, options: bytes) -> tuple[int, int, bytes] | None:
     new = msgspec.json.encode(kept | {"include_usage": Raw(b"true")})
     # Inside a string its quotes would be escaped; but it may be a key further inside as well.
     places = re.finditer(rb'"stream_options"\s*:\s*(%b)' % re.escape(options), body)
-    for place in reversed(list(islice(places, _MOST_PLACES))):
+    for place in reversed(list(islice(places, _MAX_PLACES))):
         start, stop = place.span(1)
         there = _read_fields(body[:start] + new + body[stop:]).stream_options
         if isinstance(there, Raw) and bytes(there) == new:
@@ -226,8 +228,8 @@ def _usage_patch(body: bytes, options: bytes) -> tuple[int, int, bytes] | None:
 # ── bodies too large to be read whole ─────────────────────────────────────────────────────────
 
 
-class EarlyAsk:
-    """Tries to answer ``Ask`` before a large body is complete.
+class EarlyBody:
+    """Tries to answer ``ParsedBody`` before a large body is complete.
 
     It can when ``model`` and ``stream`` have both come, and with ``stream`` true and no
     ``stream_options`` so far it puts its own in front: should the user's come later, that one wins,
@@ -243,7 +245,7 @@ class EarlyAsk:
         """All that was fed."""
         return self._scanner.text
 
-    def feed(self, data: bytes) -> Ask | None:
+    def feed(self, data: bytes) -> ParsedBody | None:
         """None: not yet.  Raises Refusal naming the field that is wrong."""
         self._scanner.feed(data)
         spans = self._scanner.spans
@@ -252,8 +254,8 @@ class EarlyAsk:
         text = self._scanner.text
         fields = [b'"%b":%b' % (key, text[slice(*span)]) for key, span in spans.items()]
         try:
-            ask = read_ask(b"{%b}" % b",".join(fields), self._endpoint)
-        except Refusal as refusal:
+            ask = parse_body(b"{%b}" % b",".join(fields), self._endpoint)
+        except ApiError as refusal:
             if refusal.code == "invalid_json":
                 return None  # read whole, it can be told where
             raise
@@ -261,4 +263,4 @@ class EarlyAsk:
             return ask
         span = spans.get(b"stream_options")
         patch = (*span, ask.patch[2]) if span else _put_in_front(text)
-        return Ask(ask.model, ask.stream, ask.usage_asked, patch) if patch else None
+        return ParsedBody(ask.model, ask.stream, ask.usage_asked, patch) if patch else None

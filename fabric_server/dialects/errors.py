@@ -12,7 +12,7 @@ _MAY_HELP = frozenset({408, 409, 429})
 """Of the 4xx, those after which clients try again."""
 
 
-class Refusal(Exception):
+class ApiError(Exception):
     """A request answered by us rather than by an engine.
 
     ``retry_after`` is in seconds and becomes the Retry-After header; None leaves it out.
@@ -75,8 +75,8 @@ class Refusal(Exception):
         return event
 
 
-def no_key() -> Refusal:
-    return Refusal(
+def no_key() -> ApiError:
+    return ApiError(
         401,
         "invalid_api_key",
         "No API key was given. Send it as 'Authorization: Bearer sk-fab-…' or 'x-api-key: …'.",
@@ -84,9 +84,9 @@ def no_key() -> Refusal:
     )
 
 
-def key_withdrawn() -> Refusal:
+def key_withdrawn() -> ApiError:
     """While the request was under way."""
-    return Refusal(
+    return ApiError(
         401,
         "key_withdrawn",
         "This API key was revoked or disabled.",
@@ -94,13 +94,13 @@ def key_withdrawn() -> Refusal:
     )
 
 
-def cancelled() -> Refusal:
+def cancelled() -> ApiError:
     """By the operator.  No status that clients try again after."""
-    return Refusal(403, "cancelled_by_operator", "The operator has ended this request.")
+    return ApiError(403, "cancelled_by_operator", "The operator has ended this request.")
 
 
-def ledger_full() -> Refusal:
-    return Refusal(
+def ledger_full() -> ApiError:
+    return ApiError(
         503,
         "ledger_full",
         "Requests can't be accounted for at the moment. Try again shortly.",
@@ -109,8 +109,8 @@ def ledger_full() -> Refusal:
     )
 
 
-def wrong_key() -> Refusal:
-    return Refusal(
+def wrong_key() -> ApiError:
+    return ApiError(
         401,
         "invalid_api_key",
         "This API key is not known here, was revoked, or has expired.",
@@ -118,10 +118,10 @@ def wrong_key() -> Refusal:
     )
 
 
-def key_disabled() -> Refusal:
+def key_disabled() -> ApiError:
     """Told apart from a wrong key, because whoever has all of it may know; clients that stop at
     ``invalid_api_key`` are right to stop."""
-    return Refusal(
+    return ApiError(
         401,
         "invalid_api_key",
         "This API key is disabled. Whoever gave it to you can enable it again.",
@@ -129,9 +129,9 @@ def key_disabled() -> Refusal:
     )
 
 
-def account_disabled() -> Refusal:
+def account_disabled() -> ApiError:
     """With OpenAI's code for it."""
-    return Refusal(
+    return ApiError(
         401,
         "account_deactivated",
         "The account of this API key is disabled. Whoever gave it to you can enable it again.",
@@ -139,8 +139,8 @@ def account_disabled() -> Refusal:
     )
 
 
-def wrong_kind_of_key(needed: str) -> Refusal:
-    return Refusal(
+def wrong_kind_of_key(needed: str) -> ApiError:
+    return ApiError(
         403,
         "wrong_key_kind",
         f"This key can't be used here: {needed} is needed.",
@@ -148,8 +148,8 @@ def wrong_kind_of_key(needed: str) -> Refusal:
     )
 
 
-def model_not_allowed(model: str) -> Refusal:
-    return Refusal(
+def model_not_allowed(model: str) -> ApiError:
+    return ApiError(
         403,
         "model_not_allowed",
         f"This key may not use the model '{model}'.",
@@ -158,8 +158,8 @@ def model_not_allowed(model: str) -> Refusal:
     )
 
 
-def model_not_found(model: str) -> Refusal:
-    return Refusal(
+def model_not_found(model: str) -> ApiError:
+    return ApiError(
         404,
         "model_not_found",
         f"The model '{model}' does not exist here. GET /v1/models lists those that do.",
@@ -168,9 +168,9 @@ def model_not_found(model: str) -> Refusal:
     )
 
 
-def path_not_supported(model: str, path: str, others: str) -> Refusal:
+def path_not_supported(model: str, path: str, others: str) -> ApiError:
     """The model is here, but no engine that serves it can be asked this."""
-    return Refusal(
+    return ApiError(
         404,
         "path_not_supported",
         f"The model '{model}' can't be asked on {path}. It can be on: {others}.",
@@ -180,9 +180,9 @@ def path_not_supported(model: str, path: str, others: str) -> Refusal:
 
 def rate_limited(
     what: str, limit: int, retry_after: float, headers: list[tuple[bytes, bytes]]
-) -> Refusal:
+) -> ApiError:
     """``what`` is ``requests`` or ``tokens``: OpenAI's type of this error."""
-    return Refusal(
+    return ApiError(
         429,
         RATE_LIMITED,
         f"This key may use {limit} {what} a minute. Try again in {retry_after:.3g} s.",
@@ -192,20 +192,20 @@ def rate_limited(
     )
 
 
-def managed_elsewhere() -> Refusal:
-    return Refusal(
+def managed_elsewhere() -> ApiError:
+    return ApiError(
         403,
         "models_not_managed_here",
         "Models are managed by the nodes' owners, not over this API.",
     )
 
 
-def no_capacity(model: str, retry_after: float, regions: frozenset[str] | None = None) -> Refusal:
+def no_capacity(model: str, retry_after: float, regions: frozenset[str] | None = None) -> ApiError:
     """``regions`` are the only ones that its user allows."""
     where = ""
     if regions is not None:
         where = f" in {' or '.join(sorted(regions))}, as x-fabric-region demands,"
-    return Refusal(
+    return ApiError(
         503,
         "no_capacity",
         f"No node{where} that serves '{model}' can take a request now. Try again shortly.",
@@ -215,13 +215,13 @@ def no_capacity(model: str, retry_after: float, regions: frozenset[str] | None =
     )
 
 
-def unknown_path(path: str, meant: str | None = None) -> Refusal:
+def unknown_path(path: str, meant: str | None = None) -> ApiError:
     hint = f" Did you mean {meant}? Then your client's base URL is wrong." if meant else ""
-    return Refusal(404, "unknown_path", f"There is nothing at {path}.{hint}")
+    return ApiError(404, "unknown_path", f"There is nothing at {path}.{hint}")
 
 
-def wrong_method(method: str, path: str, allow: str) -> Refusal:
-    return Refusal(
+def wrong_method(method: str, path: str, allow: str) -> ApiError:
+    return ApiError(
         405,
         "method_not_allowed",
         f"{method} is not possible on {path}; {allow} is.",
@@ -229,8 +229,8 @@ def wrong_method(method: str, path: str, allow: str) -> Refusal:
     )
 
 
-def unreadable_encoding(coding: str) -> Refusal:
-    return Refusal(
+def unreadable_encoding(coding: str) -> ApiError:
+    return ApiError(
         415,
         "unsupported_encoding",
         f"A request body with content-encoding '{coding}' can't be read here. Send it as it is.",
@@ -239,42 +239,42 @@ def unreadable_encoding(coding: str) -> Refusal:
     )
 
 
-def bad_json(detail: str) -> Refusal:
-    return Refusal(400, "invalid_json", f"The request body can't be read: {detail}.")
+def bad_json(detail: str) -> ApiError:
+    return ApiError(400, "invalid_json", f"The request body can't be read: {detail}.")
 
 
-def bad_request_body(message: str) -> Refusal:
-    return Refusal(400, "invalid_body", message)
+def bad_request_body(message: str) -> ApiError:
+    return ApiError(400, "invalid_body", message)
 
 
-def bad_field(param: str, message: str) -> Refusal:
-    return Refusal(400, "invalid_value", message, param=param)
+def bad_field(param: str, message: str) -> ApiError:
+    return ApiError(400, "invalid_value", message, param=param)
 
 
-def bad_request(message: str) -> Refusal:
-    return Refusal(400, "bad_request", message, close=True)
+def bad_request(message: str) -> ApiError:
+    return ApiError(400, "bad_request", message, close=True)
 
 
-def body_too_large(limit: int) -> Refusal:
-    return Refusal(
+def body_too_large(limit: int) -> ApiError:
+    return ApiError(
         413, "body_too_large", f"The request body is larger than {limit} bytes.", close=True
     )
 
 
-def headers_too_large(message: str) -> Refusal:
-    return Refusal(431, "headers_too_large", message, close=True)
+def headers_too_large(message: str) -> ApiError:
+    return ApiError(431, "headers_too_large", message, close=True)
 
 
-def too_slow(what: str) -> Refusal:
-    return Refusal(408, "request_timeout", f"The request's {what} came too slowly.", close=True)
+def too_slow(what: str) -> ApiError:
+    return ApiError(408, "request_timeout", f"The request's {what} came too slowly.", close=True)
 
 
-def upstream_error(message: str) -> Refusal:
-    return Refusal(502, "upstream_error", message, type="server_error")
+def upstream_error(message: str) -> ApiError:
+    return ApiError(502, "upstream_error", message, type="server_error")
 
 
-def upstream_timeout(seconds: float) -> Refusal:
-    return Refusal(
+def upstream_timeout(seconds: float) -> ApiError:
+    return ApiError(
         504,
         "upstream_timeout",
         f"The model did not begin its answer within {seconds:g} s.",
@@ -282,18 +282,18 @@ def upstream_timeout(seconds: float) -> Refusal:
     )
 
 
-def overloaded(message: str, retry_after: float) -> Refusal:
-    return Refusal(503, "overloaded", message, type="server_error", retry_after=retry_after)
+def overloaded(message: str, retry_after: float) -> ApiError:
+    return ApiError(503, "overloaded", message, type="server_error", retry_after=retry_after)
 
 
-def queue_full(model: str, retry_after: float) -> Refusal:
+def queue_full(model: str, retry_after: float) -> ApiError:
     """Because of everybody's requests."""
     return overloaded(f"Too many requests wait for '{model}'.", retry_after)
 
 
-def queue_share_full(model: str, retry_after: float) -> Refusal:
+def queue_share_full(model: str, retry_after: float) -> ApiError:
     """Because of this key's own."""
-    return Refusal(
+    return ApiError(
         429,
         "queue_share_full",
         f"Too many requests of this key wait for '{model}'.",
@@ -302,8 +302,8 @@ def queue_share_full(model: str, retry_after: float) -> Refusal:
     )
 
 
-def queue_timeout(model: str, retry_after: float) -> Refusal:
-    return Refusal(
+def queue_timeout(model: str, retry_after: float) -> ApiError:
+    return ApiError(
         503,
         "queue_timeout",
         f"No slot for '{model}' became free in the time that the request could wait.",

@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from fabric_server.dialects import errors as refusals
-from fabric_server.dialects.errors import Refusal
+from fabric_server.dialects import errors as errors
+from fabric_server.dialects.errors import ApiError
 
-MOST_PARTS = 100
-_MOST_HEAD = 4096
+MAX_PARTS = 100
+_MAX_HEAD = 4096
 """Bytes of one part's headers."""
-_MOST_FIELD = 1024
+_MAX_FIELD = 1024
 """Bytes of a value that is read."""
 _BOUNDARY = re.compile(
     rb'multipart/form-data\s*;\s*boundary=(?:"([^"\\]{1,70})"|([^\s";,]{1,70}))\s*\Z', re.I
@@ -41,12 +41,12 @@ def read_form(body: bytes, content_type: bytes, wanted: frozenset[str]) -> dict[
         raise _unreadable("it does not begin with its boundary")
     fields: dict[str, Field] = {}
     at = len(mark)
-    for _ in range(MOST_PARTS):
+    for _ in range(MAX_PARTS):
         if body.startswith(b"--", at):
             return fields
         if not body.startswith(b"\r\n", at):
             raise _unreadable("a boundary has something behind it")
-        head_ends = body.find(b"\r\n\r\n", at, at + _MOST_HEAD)
+        head_ends = body.find(b"\r\n\r\n", at, at + _MAX_HEAD)
         if head_ends < 0:
             raise _unreadable("the headers of a part do not end")
         name = _name(body[at:head_ends])
@@ -57,10 +57,10 @@ def read_form(body: bytes, content_type: bytes, wanted: frozenset[str]) -> dict[
         plain = name.strip().lower()
         if plain in wanted:
             if name != plain or plain in fields:
-                raise refusals.bad_field(plain, f"'{plain}' must be there once, in small letters.")
+                raise errors.bad_field(plain, f"'{plain}' must be there once, in small letters.")
             fields[plain] = Field(start, stop)
         at = stop + 2 + len(mark)
-    raise _unreadable(f"it has more than {MOST_PARTS} parts")
+    raise _unreadable(f"it has more than {MAX_PARTS} parts")
 
 
 def read_field(body: bytes, fields: dict[str, Field], name: str) -> str | None:
@@ -68,12 +68,12 @@ def read_field(body: bytes, fields: dict[str, Field], name: str) -> str | None:
     field = fields.get(name)
     if field is None:
         return None
-    if field.stop - field.start > _MOST_FIELD:
-        raise refusals.bad_field(name, f"'{name}' is longer than {_MOST_FIELD} bytes.")
+    if field.stop - field.start > _MAX_FIELD:
+        raise errors.bad_field(name, f"'{name}' is longer than {_MAX_FIELD} bytes.")
     try:
         return body[field.start : field.stop].decode()
     except UnicodeDecodeError:
-        raise refusals.bad_field(name, f"'{name}' is not UTF-8 text.") from None
+        raise errors.bad_field(name, f"'{name}' is not UTF-8 text.") from None
 
 
 def _name(head: bytes) -> str:
@@ -86,5 +86,5 @@ def _name(head: bytes) -> str:
     raise _unreadable("each part needs one content-disposition with one plain name")
 
 
-def _unreadable(detail: str) -> Refusal:
-    return refusals.bad_request_body(f"The form can't be read: {detail}.")
+def _unreadable(detail: str) -> ApiError:
+    return errors.bad_request_body(f"The form can't be read: {detail}.")

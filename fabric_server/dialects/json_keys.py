@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-MOST_MARKS = 20_000
+MAX_MARKS = 20_000
 """Brackets, commas and strings that are looked at: some 15 ms of work."""
 
 _MARK = re.compile(rb'["{}\[\],:]')
@@ -42,7 +42,7 @@ class Scanner:
         text = self._text
         text += data
         at, end = self._at, len(text)
-        while at < end and self._marks < MOST_MARKS:
+        while at < end and self._marks < MAX_MARKS:
             if self._string_from >= 0:
                 found = _IN_STRING.match(text, at)
                 assert found is not None  # it matches nothing, too

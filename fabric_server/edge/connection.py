@@ -16,9 +16,9 @@ from random import Random
 from time import time
 from typing import cast
 
-from fabric_server.dialects import errors as refusals
-from fabric_server.dialects.errors import Refusal
-from fabric_server.edge.parser import Intake, Limits
+from fabric_server.dialects import errors as errors
+from fabric_server.dialects.errors import ApiError
+from fabric_server.edge.parser import Limits, RequestParser
 from fabric_server.edge.request import Body, Request
 from fabric_server.net.deadlines import NEVER, Deadlines
 
@@ -26,7 +26,7 @@ __all__ = ["Connection", "Edge", "Limits"]
 
 log = logging.getLogger("fabric.edge")
 
-MOST_PIPELINED = 64
+MAX_PIPELINED = 64
 BODY_GRACE_SECONDS = 10.0
 """A body may be slow for so long before its rate is looked at."""
 READ_AHEAD = 256 * 1024
@@ -36,7 +36,7 @@ LINGER_BYTES = 1024 * 1024
 LINGER_SECONDS = 5.0
 """How long the next bytes of an unwanted body are awaited: cut off at once, a client that is still
 sending could not read its answer."""
-MOST_LINGER_SECONDS = 30.0
+MAX_LINGER_SECONDS = 30.0
 CLOSING_SECONDS = 30.0
 """How long a user may take to read the last bytes."""
 
@@ -69,7 +69,7 @@ class Connection(asyncio.Protocol):
         self._edge = edge
         self._limits = edge.limits
         self._loop = loop
-        self._intake = Intake(self, edge.limits)
+        self._intake = RequestParser(self, edge.limits)
         self._transport: asyncio.Transport | None = None
         self._out: list[bytes] = []
         self._flush_due = False
@@ -139,9 +139,9 @@ class Connection(asyncio.Protocol):
         if self._current is None and not self._line:
             self.deadline = request.arrived + self._limits.header_seconds
 
-    def on_request(self, request: Request) -> Refusal | None:
-        if len(self._line) >= MOST_PIPELINED:
-            return refusals.bad_request("Too many requests at once on one connection.")
+    def on_request(self, request: Request) -> ApiError | None:
+        if len(self._line) >= MAX_PIPELINED:
+            return errors.bad_request("Too many requests at once on one connection.")
         self._body_since = self._loop.time()
         self._enqueue(request)
         if self._current is not None:
@@ -154,7 +154,7 @@ class Connection(asyncio.Protocol):
         elif self._current is not None:
             self.deadline = NEVER
 
-    def _break(self, refusal: Refusal) -> None:
+    def _break(self, refusal: ApiError) -> None:
         """What comes in can't be read on: answer what was asked before, then this, then close."""
         self._pause_reading()
         intake = self._intake
@@ -217,7 +217,7 @@ class Connection(asyncio.Protocol):
                 await self._edge.handler(request)
                 if not request.finished:
                     raise RuntimeError("the handler left a request unanswered")
-        except Refusal as refusal:
+        except ApiError as refusal:
             if not request.started:
                 request.refuse(refusal)
             elif not request.finished:
@@ -230,7 +230,7 @@ class Connection(asyncio.Protocol):
             log.exception("request failed", extra={"request": request.id, "path": request.path})
             if not request.started:
                 request.refuse(
-                    Refusal(500, "internal_error", "The server failed.", type="server_error")
+                    ApiError(500, "internal_error", "The server failed.", type="server_error")
                 )
             elif not request.finished:
                 request.abort()
@@ -326,7 +326,7 @@ class Connection(asyncio.Protocol):
         elif self.paused and self._current is None:
             self.close()
         elif self._intake.in_head:
-            self._break(refusals.too_slow("head"))
+            self._break(errors.too_slow("head"))
         elif request is None or request.finished:
             self.close()  # idle, or sending on what nobody wants
         elif not self._reading:
@@ -334,7 +334,7 @@ class Connection(asyncio.Protocol):
         elif request.expects or self._fast_enough(request, now):
             self.deadline = now + 1.0
         else:
-            self._break(refusals.too_slow("body"))
+            self._break(errors.too_slow("body"))
 
     def _fast_enough(self, request: Request, now: float) -> bool:
         return request.body.received >= (now - self._body_since) * self._limits.body_rate
@@ -361,7 +361,7 @@ class Connection(asyncio.Protocol):
             self.deadline = now + CLOSING_SECONDS
             self._transport.close()
             return
-        self._linger_until = now + MOST_LINGER_SECONDS
+        self._linger_until = now + MAX_LINGER_SECONDS
         self.deadline = now + LINGER_SECONDS
         if self._transport.can_write_eof():
             self._transport.write_eof()

@@ -13,11 +13,11 @@ from typing import Protocol
 
 import httptools
 
-from fabric_server.dialects import errors as refusals
-from fabric_server.dialects.errors import Refusal
+from fabric_server.dialects import errors as errors
+from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Request
 
-MOST_TARGET = 4096
+MAX_TARGET = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,13 +41,13 @@ class Owner(Protocol):
 
     def on_head_begun(self, request: Request) -> None: ...
 
-    def on_request(self, request: Request) -> Refusal | None:
+    def on_request(self, request: Request) -> ApiError | None:
         """The head is complete, and the body comes in ``request.body``; or why it is not taken."""
 
     def on_body_complete(self, request: Request) -> None: ...
 
 
-class Intake:
+class RequestParser:
     """Feed it with what comes, in pieces of any size."""
 
     def __init__(self, owner: Owner, limits: Limits) -> None:
@@ -55,7 +55,7 @@ class Intake:
         """The one whose head or body is coming in."""
         self.in_head = False
         """It is the head, which the owner has not been given yet."""
-        self.refusal: Refusal | None = None
+        self.refusal: ApiError | None = None
         """Why what comes can't be read on."""
         self._owner = owner
         self._limits = limits
@@ -63,7 +63,7 @@ class Intake:
         self._target = b""
         self._count = 0
         self._size = 0
-        self._most_fruitless = limits.headers + 2 * MOST_TARGET  # with the request's first line
+        self._most_fruitless = limits.headers + 2 * MAX_TARGET  # with the request's first line
         self._fruitless = 0
         """Bytes since a head was complete or a piece of a body came: headers that do not end,
         trailers, blank lines."""
@@ -79,14 +79,14 @@ class Intake:
             if self.refusal is None:  # not a refusal of ours, but a defect
                 raise error.__context__ or error from None
         except httptools.HttpParserError as error:
-            self.refusal = refusals.bad_request(f"This is not HTTP/1.1: {error}.")
+            self.refusal = errors.bad_request(f"This is not HTTP/1.1: {error}.")
         else:
             if self._fruitless > self._most_fruitless:
                 self.refusal = self._too_large()
 
     def close(self) -> None:
         """The connection is gone: let go of what goes round in circles."""
-        self.refusal = self.refusal or refusals.bad_request("The connection is closed.")
+        self.refusal = self.refusal or errors.bad_request("The connection is closed.")
         self.request = None
         del self._parser, self._owner
 
@@ -101,8 +101,8 @@ class Intake:
 
     def on_url(self, url: bytes) -> None:
         self._target += url
-        if len(self._target) > MOST_TARGET:
-            self._refuse(refusals.headers_too_large("The request's URL is too long."))
+        if len(self._target) > MAX_TARGET:
+            self._refuse(errors.headers_too_large("The request's URL is too long."))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self.in_head:
@@ -112,7 +112,7 @@ class Intake:
         limits = self._limits
         if self._count > limits.header_count:
             words = f"The request has more than {limits.header_count} headers."
-            self._refuse(refusals.headers_too_large(words))
+            self._refuse(errors.headers_too_large(words))
         if self._size > limits.headers:
             self._refuse(self._too_large())
         assert self.request is not None
@@ -130,20 +130,20 @@ class Intake:
             target = _relative(target)
         request.path, _, request.query = target.partition("?")
         if request.version not in ("1.1", "1.0"):
-            self._refuse(refusals.bad_request("Only HTTP/1.1 is spoken here."))
+            self._refuse(errors.bad_request("Only HTTP/1.1 is spoken here."))
         if parser.should_upgrade():
-            self._refuse(refusals.bad_request("Connection upgrades are not possible here."))
+            self._refuse(errors.bad_request("Connection upgrades are not possible here."))
         coding = headers.get(b"transfer-encoding")
         if coding is not None and (
             coding.strip().lower() != b"chunked" or request.version == "1.0"
         ):
             words = "The body's transfer-encoding can't be read here; 'chunked' can, in HTTP/1.1."
-            self._refuse(refusals.bad_request(words))
+            self._refuse(errors.bad_request(words))
         length = headers.get(b"content-length")
         if length is not None:
             request.body.length = int(length)
             if request.body.length > self._most_body(request):
-                self._refuse(refusals.body_too_large(self._most_body(request)))
+                self._refuse(errors.body_too_large(self._most_body(request)))
         if request.version == "1.1":
             request.expects = headers.get(b"expect", b"").strip().lower() == b"100-continue"
         refusal = self._owner.on_request(request)
@@ -158,7 +158,7 @@ class Intake:
         if body.received + len(data) > self._limits.body:
             most = self._most_body(self.request)
             if body.received + len(data) > most:
-                self._refuse(refusals.body_too_large(most))
+                self._refuse(errors.body_too_large(most))
         self._fruitless = 0
         body.add(data)
 
@@ -170,7 +170,7 @@ class Intake:
 
     # ── small parts ───────────────────────────────────────────────────────────────────────────
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def _refuse(self, refusal: ApiError) -> None:
         """Only inside a parser's callback: stops it."""
         self.refusal = refusal
         raise refusal
@@ -179,8 +179,8 @@ class Intake:
         limits = self._limits
         return limits.larger.get(request.path.rstrip("/"), limits.body)
 
-    def _too_large(self) -> Refusal:
-        return refusals.headers_too_large(
+    def _too_large(self) -> ApiError:
+        return errors.headers_too_large(
             f"The request's headers are larger than {self._limits.headers} bytes."
         )
 

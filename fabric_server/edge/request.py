@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
 
 from fabric_server.dialects.error_formats import Dialect, dialect_of, error_event
-from fabric_server.dialects.errors import Refusal
+from fabric_server.dialects.errors import ApiError
 
 if TYPE_CHECKING:
     from fabric_server.auth.keys import Key
@@ -28,7 +28,7 @@ _EVENTS: Headers = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
-_MOST_ERROR = 64 * 1024
+_MAX_ERROR = 64 * 1024
 """Bytes of an error that are told within a stream."""
 _CORS = (
     b"access-control-allow-origin: *\r\n"
@@ -71,7 +71,7 @@ class Body:
         self.complete = False
         self.unwanted = False
         """What still comes is thrown away."""
-        self.error: Refusal | None = None
+        self.error: ApiError | None = None
         """Why the rest will not come."""
         self.kept = b""
         """What was taken and may be needed once more, until an engine has begun to answer."""
@@ -108,7 +108,7 @@ class Body:
             self._data += data
             self._wake()
 
-    def end(self, error: Refusal | None = None) -> None:
+    def end(self, error: ApiError | None = None) -> None:
         self.error = error
         self.complete = error is None
         self._wake()
@@ -194,7 +194,7 @@ class Request:
         self.write(body)
         self.finish()
 
-    def refuse(self, refusal: Refusal) -> None:
+    def refuse(self, refusal: ApiError) -> None:
         headers: Headers = [*refusal.headers]
         if refusal.retry_after is not None:
             headers.append((b"retry-after", b"%d" % max(1, math.ceil(refusal.retry_after))))
@@ -290,7 +290,7 @@ class Request:
     def write(self, data: bytes) -> None:
         if self._silent or self.finished or not data:
             if self._error is not None:
-                self._error += data[: _MOST_ERROR - len(self._error)]
+                self._error += data[: _MAX_ERROR - len(self._error)]
             return
         self.bytes_out += len(data)
         if self._chunked:
@@ -321,6 +321,6 @@ class Request:
         event = error_event(self.dialect, error)
         if event is None:
             said = "The engine answered with an error that can't be shown here."
-            unknown = Refusal(502, "upstream_error", said, type="server_error")
+            unknown = ApiError(502, "upstream_error", said, type="server_error")
             event = unknown.event(self.dialect, self.id)
         return event

@@ -6,15 +6,15 @@ import re
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
-from fabric_server.dialects import errors as refusals
-from fabric_server.dialects.errors import Refusal
+from fabric_server.dialects import errors as errors
+from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Request
 
 _READABLE = (b"", b"identity")
 Handler = Callable[[Request], Awaitable[None]]
 
 
-class Public:
+class Router:
     """A table that those who answer fill with ``add``; ``handle`` is the edge's handler."""
 
     def __init__(self, refused: Counter[str]) -> None:
@@ -41,7 +41,7 @@ class Public:
         """Answer one request; raises Refusal for what can't be answered."""
         try:
             await self._find(request)(request)
-        except Refusal as refusal:
+        except ApiError as refusal:
             self._refused[refusal.code] += 1
             raise
 
@@ -49,15 +49,15 @@ class Public:
         path, method = request.path, request.method
         coding = request.headers.get(b"content-encoding", b"").strip().lower()
         if coding not in _READABLE:
-            raise refusals.unreadable_encoding(coding.decode("latin-1"))
+            raise errors.unreadable_encoding(coding.decode("latin-1"))
         if len(path) > 1 and path.endswith("/"):
             path = request.path = path.rstrip("/") or "/"
         methods = self._paths.get(path) or self._find_below(path)
         if methods is None:
-            raise refusals.unknown_path(path, self._meant(path))
+            raise errors.unknown_path(path, self._meant(path))
         handler = methods.get("GET" if method == "HEAD" else method)
         if handler is None:
-            raise refusals.wrong_method(method, path, ", ".join(methods))
+            raise errors.wrong_method(method, path, ", ".join(methods))
         return handler
 
     def _meant(self, path: str) -> str | None:

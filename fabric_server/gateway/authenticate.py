@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fabric_server.auth.keys import Accounts, Key
-from fabric_server.dialects import errors as refusals
+from fabric_server.dialects import errors as errors
 from fabric_server.edge.request import Request
 
 
@@ -18,9 +18,9 @@ async def authenticate(accounts: Accounts, request: Request) -> Key:
     if scheme.lower() != b"bearer" or not token:
         token = request.headers.get(b"x-api-key", b"")
         if not token:
-            raise refusals.no_key()
+            raise errors.no_key()
     text = token.strip().decode("latin-1")
     key = accounts.known(text) or await accounts.authenticate(text)
     if key.management:
-        raise refusals.wrong_kind_of_key("an API key (sk-fab-…)")
+        raise errors.wrong_kind_of_key("an API key (sk-fab-…)")
     return key

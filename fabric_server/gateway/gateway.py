@@ -10,23 +10,23 @@ from typing import Protocol
 from consumer.records import LEDGER, LedgerEntry
 from fabric_server.auth.keys import Accounts, Key
 from fabric_server.auth.rate_limits import Limits
-from fabric_server.dialects import errors as refusals
-from fabric_server.dialects.body import Ask, EarlyAsk, read_ask
+from fabric_server.dialects import errors as errors
+from fabric_server.dialects.body import EarlyBody, ParsedBody, parse_body
 from fabric_server.dialects.endpoints import ENDPOINTS, SHOW, Endpoint
-from fabric_server.dialects.errors import Refusal
+from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Body, Request
-from fabric_server.edge.router import Public
+from fabric_server.edge.router import Router
 from fabric_server.gateway.authenticate import authenticate
-from fabric_server.gateway.options import Terms, read_terms
-from fabric_server.gateway.sse_keepalive import Comments
+from fabric_server.gateway.options import RequestOptions, read_options
+from fabric_server.gateway.sse_keepalive import SseKeepalive
 from fabric_server.net.deadlines import Deadlines
 from fabric_server.nodes.registry import Registry
-from fabric_server.proxy.attempt import Patience
+from fabric_server.proxy.attempt import Timeouts
 from fabric_server.proxy.hedging import Hedging
 from fabric_server.proxy.metrics import Metrics
-from fabric_server.proxy.outcomes import Lessons
-from fabric_server.proxy.request_record import Draft
-from fabric_server.proxy.retries import Relay
+from fabric_server.proxy.outcomes import OutcomeReporter
+from fabric_server.proxy.request_record import RequestRecord
+from fabric_server.proxy.retries import RetryLoop
 from fabric_server.proxy.retry_budget import RetryBudget
 from fabric_server.routing.admission import Admission
 from fabric_server.routing.aliases import Aliases
@@ -51,7 +51,7 @@ class Gateway:
         deadlines: Deadlines,
         bus: Bus,
         metrics: Metrics,
-        patience: Patience,
+        timeouts: Timeouts,
         aliases: Aliases | None = None,
         hedging: Hedging | None = None,
     ) -> None:
@@ -61,16 +61,16 @@ class Gateway:
         self.deadlines = deadlines
         self._bus = bus
         self.metrics = metrics
-        self.patience = patience
+        self.timeouts = timeouts
         self.hedging = hedging or Hedging()
         self.budget = RetryBudget()
         self.aliases = aliases or {}
         self._loop = asyncio.get_running_loop()
-        self.lessons = Lessons(admission.router.knowledge, registry, self._loop)
+        self.outcomes = OutcomeReporter(admission.router.knowledge, registry, self._loop)
         self.limits = Limits(self._loop.time)
         self.active = 0
         """Requests under way."""
-        self._drafts: dict[str, set[Draft]] = {}
+        self._drafts: dict[str, set[RequestRecord]] = {}
         """Requests under way by the ids of their keys."""
         self._idle = asyncio.Event()
         self._idle.set()
@@ -82,22 +82,22 @@ class Gateway:
     def cut(self, key_id: str) -> None:
         """This key is worth nothing from now on: end what runs on it."""
         for draft in tuple(self._drafts.get(key_id, ())):
-            draft.end(refusals.key_withdrawn())
+            draft.end(errors.key_withdrawn())
 
-    def running(self) -> list[Draft]:
+    def running(self) -> list[RequestRecord]:
         """Requests under way, the oldest first."""
         drafts = [draft for some in self._drafts.values() for draft in some]
         return sorted(drafts, key=lambda draft: draft.request.arrived)
 
-    def cancel(self, request_id: str) -> Draft | None:
+    def cancel(self, request_id: str) -> RequestRecord | None:
         """The operator wants this request ended; None when it is not under way."""
         for draft in self.running():
             if draft.request.id == request_id:
-                draft.end(refusals.cancelled())
+                draft.end(errors.cancelled())
                 return draft
         return None
 
-    def add_to(self, public: Public) -> None:
+    def add_to(self, public: Router) -> None:
         for path, endpoint in ENDPOINTS.items():
             if endpoint is not SHOW:  # which the catalogue may know itself
                 public.add("POST", path, self.complete)
@@ -107,21 +107,21 @@ class Gateway:
     async def complete(self, request: Request) -> None:
         endpoint = request.endpoint = ENDPOINTS[request.path]
         key = await authenticate(self._accounts, request)
-        draft = Draft(key, request, asyncio.current_task(self._loop))
+        draft = RequestRecord(key, request, asyncio.current_task(self._loop))
         self._begin(draft)
         try:
             if self._bus.full:
-                raise refusals.ledger_full()
+                raise errors.ledger_full()
             if key.limited:
                 request.marks += self.limits.take(key)
             ask = await self._read_ask(request, endpoint, draft.key)
             draft.model, draft.stream = ask.model, ask.stream
             if not draft.key.allows(ask.model):
-                raise refusals.model_not_allowed(ask.model)
-            terms = read_terms(request.headers)
+                raise errors.model_not_allowed(ask.model)
+            terms = read_options(request.headers)
             with self._comments(request, endpoint, ask):
                 await self._relay(request, endpoint, ask, terms, draft)
-        except Refusal as refusal:
+        except ApiError as refusal:
             if draft.outcome == "failed" and not draft.error:
                 draft.outcome = "refused"
             draft.error = draft.error or refusal.code
@@ -145,13 +145,13 @@ class Gateway:
             self.record(draft)
 
     def _comments(
-        self, request: Request, endpoint: Endpoint, ask: Ask
+        self, request: Request, endpoint: Endpoint, ask: ParsedBody
     ) -> AbstractContextManager[None]:
         if not ask.stream or not endpoint.commented:
             return nullcontext()
-        return Comments(request, self.deadlines, self.admission.position, self._loop.time())
+        return SseKeepalive(request, self.deadlines, self.admission.position, self._loop.time())
 
-    def _begin(self, draft: Draft) -> None:
+    def _begin(self, draft: RequestRecord) -> None:
         self.active += 1
         self._idle.clear()
         key_id = draft.key.id
@@ -160,7 +160,7 @@ class Gateway:
         else:
             self._drafts[key_id] = {draft}
 
-    def _end(self, draft: Draft) -> None:
+    def _end(self, draft: RequestRecord) -> None:
         self.active -= 1
         if not self.active:
             self._idle.set()
@@ -169,7 +169,7 @@ class Gateway:
         if not drafts:
             del self._drafts[draft.key.id]
 
-    async def _read_ask(self, request: Request, endpoint: Endpoint, key: Key) -> Ask:
+    async def _read_ask(self, request: Request, endpoint: Endpoint, key: Key) -> ParsedBody:
         """What is asked.  As much of the body as had to be read to know it is in ``kept``."""
         body = request.body
         pieces = [body.take()]
@@ -182,7 +182,7 @@ class Gateway:
             size += len(pieces[-1])
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         if body.complete:
-            ask = read_ask(data, endpoint, request.headers.get(b"content-type", b""))
+            ask = parse_body(data, endpoint, request.headers.get(b"content-type", b""))
         else:
             ask, data = await self._read_early(body, endpoint, data)
         if ask.patch is not None:
@@ -191,21 +191,28 @@ class Gateway:
         body.kept = data
         return ask
 
-    async def _read_early(self, body: Body, endpoint: Endpoint, data: bytes) -> tuple[Ask, bytes]:
-        early = EarlyAsk(endpoint)
+    async def _read_early(
+        self, body: Body, endpoint: Endpoint, data: bytes
+    ) -> tuple[ParsedBody, bytes]:
+        early = EarlyBody(endpoint)
         ask = early.feed(data)
         while ask is None and not body.complete:
             await body.more()
             ask = early.feed(body.take())
         text = early.text
-        return ask or read_ask(text, endpoint), text
+        return ask or parse_body(text, endpoint), text
 
     async def _relay(
-        self, request: Request, endpoint: Endpoint, ask: Ask, terms: Terms, draft: Draft
+        self,
+        request: Request,
+        endpoint: Endpoint,
+        ask: ParsedBody,
+        terms: RequestOptions,
+        draft: RequestRecord,
     ) -> None:
-        await Relay(self, request, endpoint, ask, terms, draft).run()
+        await RetryLoop(self, request, endpoint, ask, terms, draft).run()
 
-    def record(self, draft: Draft) -> None:
+    def record(self, draft: RequestRecord) -> None:
         """Into the ledger, once; of an answer before its last byte has left: whatever ends this
         process then, whoever has a whole answer is billed for it."""
         if draft.recorded:

@@ -12,11 +12,11 @@ from urllib.parse import unquote
 import msgspec
 
 from fabric_server.auth.keys import Accounts, Key
-from fabric_server.dialects import errors as refusals
+from fabric_server.dialects import errors as errors
 from fabric_server.dialects.endpoints import SHOW
 from fabric_server.dialects.error_formats import Dialect
 from fabric_server.edge.request import Request
-from fabric_server.edge.router import Handler, Public
+from fabric_server.edge.router import Handler, Router
 from fabric_server.gateway import model_views as model_cards
 from fabric_server.gateway.authenticate import authenticate
 from fabric_server.gateway.model_views import Model
@@ -27,7 +27,7 @@ from protocol.messages import ModelReport
 
 OLLAMA_VERSION = "0.14.0"
 """Whose API is spoken here, for clients that compare: the first that has Messages, too."""
-MOST_SHOW = 64 * 1024
+MAX_SHOW = 64 * 1024
 """Bytes of a question for one model."""
 
 _MANAGING = (
@@ -51,7 +51,7 @@ class _Show(msgspec.Struct):
 _decode_show = msgspec.json.Decoder(_Show).decode
 
 
-class Catalogue:
+class ModelCatalog:
     def __init__(
         self, accounts: Accounts, registry: Registry, aliases: Aliases, relay: Handler
     ) -> None:
@@ -62,7 +62,7 @@ class Catalogue:
         self._relay = relay
         self._started = int(time())
 
-    def add_to(self, public: Public) -> None:
+    def add_to(self, public: Router) -> None:
         public.add("GET", "/", self.greet)
         public.add("GET", "/health", self.health)
         public.add("GET", "/v1/models", self.models)
@@ -95,7 +95,7 @@ class Catalogue:
         request.respond(200, _json({"version": OLLAMA_VERSION}))
 
     async def refuse_managing(self, request: Request) -> None:
-        raise refusals.managed_elsewhere()
+        raise errors.managed_elsewhere()
 
     # ── lists ─────────────────────────────────────────────────────────────────────────────────
 
@@ -153,7 +153,7 @@ class Catalogue:
         """Raises Refusal when it is not served, or not for this key, without saying which."""
         model = self._find(name) or self._find(other_spelling(name))
         if model is None or not key.allows(name):
-            raise refusals.model_not_found(name)
+            raise errors.model_not_found(name)
         return model
 
     def _find(self, name: str) -> Model | None:
@@ -173,16 +173,16 @@ async def _read_show(request: Request) -> str:
     data = b""
     while True:
         data += body.take()
-        if len(data) > MOST_SHOW:
-            raise refusals.body_too_large(MOST_SHOW)
+        if len(data) > MAX_SHOW:
+            raise errors.body_too_large(MAX_SHOW)
         if body.complete:
             break
         await body.more()
     try:
         asked = _decode_show(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise refusals.bad_json(str(error)) from None
+        raise errors.bad_json(str(error)) from None
     name = asked.model or asked.name
     if not name:
-        raise refusals.bad_field("model", "'model' is missing: it must name a model, as a string.")
+        raise errors.bad_field("model", "'model' is missing: it must name a model, as a string.")
     return name

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fabric_server.dialects import errors as refusals
+from fabric_server.dialects import errors as errors
 from fabric_server.routing.criteria import Priority
 from protocol.regions import is_region
 
@@ -15,7 +15,7 @@ PRIORITY = b"x-fabric-priority"
 TIMEOUT = b"x-fabric-timeout"
 FAILOVER = b"x-fabric-failover"
 REGION = b"x-fabric-region"
-MOST_REGIONS = 16
+MAX_REGIONS = 16
 REASONING = b"x-fabric-reasoning"
 """Nodes read it, too."""
 RAW = b"raw"
@@ -24,7 +24,7 @@ _PRIORITIES = {one.name.lower().encode(): one for one in Priority}
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class RequestOptions:
     priority: Priority = Priority.MEDIUM
     seconds: float = math.inf
     """From the request's arrival to the last byte of its answer."""
@@ -36,15 +36,15 @@ class Terms:
     """Whether reasoning stays as the engine wrote it; None: as its key says."""
 
 
-_USUAL = Terms()
+_USUAL = RequestOptions()
 _OURS = frozenset({PRIORITY, TIMEOUT, FAILOVER, REGION, REASONING})
 
 
-def read_terms(headers: Mapping[bytes, bytes]) -> Terms:
+def read_options(headers: Mapping[bytes, bytes]) -> RequestOptions:
     """Raises Refusal: 400, naming the header."""
     if _OURS.isdisjoint(headers):
         return _USUAL
-    return Terms(
+    return RequestOptions(
         _priority(headers.get(PRIORITY, b"medium")),
         _seconds(headers.get(TIMEOUT, b"inf")),
         _failover(headers[FAILOVER]) if FAILOVER in headers else None,
@@ -57,7 +57,7 @@ def _priority(text: bytes) -> Priority:
     found = _PRIORITIES.get(text.strip().lower())
     if found is None:
         name = PRIORITY.decode()
-        raise refusals.bad_field(name, f"{name} is one of high, medium, low.")
+        raise errors.bad_field(name, f"{name} is one of high, medium, low.")
     return found
 
 
@@ -65,7 +65,7 @@ def _failover(text: bytes) -> bool:
     wanted = text.strip().lower()
     if wanted not in (b"continue", b"off"):
         name = FAILOVER.decode()
-        raise refusals.bad_field(name, f"{name} is continue or off.")
+        raise errors.bad_field(name, f"{name} is continue or off.")
     return wanted == b"continue"
 
 
@@ -74,17 +74,15 @@ def refuse_regions(headers: Mapping[bytes, bytes]) -> None:
     if REGION in headers:
         name = REGION.decode()
         words = f"{name} can't be kept for jobs and batches: ask the model itself."
-        raise refusals.bad_field(name, words)
+        raise errors.bad_field(name, words)
 
 
 def _regions(text: bytes) -> frozenset[str]:
     regions = [one.strip() for one in text.decode("latin-1").lower().split(",")]
-    if len(regions) > MOST_REGIONS or not all(map(is_region, regions)):
+    if len(regions) > MAX_REGIONS or not all(map(is_region, regions)):
         name = REGION.decode()
-        words = (
-            f"{name} is up to {MOST_REGIONS} regions with commas between them: eu-west,eu-north."
-        )
-        raise refusals.bad_field(name, words)
+        words = f"{name} is up to {MAX_REGIONS} regions with commas between them: eu-west,eu-north."
+        raise errors.bad_field(name, words)
     return frozenset(regions)
 
 
@@ -92,7 +90,7 @@ def _raw(text: bytes) -> bool:
     wanted = text.strip().lower()
     if wanted not in (RAW, b"split"):
         name = REASONING.decode()
-        raise refusals.bad_field(name, f"{name} is raw or split.")
+        raise errors.bad_field(name, f"{name} is raw or split.")
     return wanted == RAW
 
 
@@ -103,5 +101,5 @@ def _seconds(text: bytes) -> float:
         seconds = math.nan
     if not seconds > 0:
         name = TIMEOUT.decode()
-        raise refusals.bad_field(name, f"{name} is a number of seconds, more than 0.")
+        raise errors.bad_field(name, f"{name} is a number of seconds, more than 0.")
     return seconds

@@ -6,66 +6,68 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fabric_server.auth.keys import Key
-from fabric_server.dialects import errors as refusals
-from fabric_server.dialects.body import Ask
+from fabric_server.dialects import errors as errors
+from fabric_server.dialects.body import ParsedBody
 from fabric_server.dialects.endpoints import ENDPOINTS, Endpoint
 from fabric_server.dialects.error_formats import Dialect
-from fabric_server.dialects.errors import Refusal
+from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Request
-from fabric_server.gateway.options import Terms
+from fabric_server.gateway.options import RequestOptions
 from fabric_server.nodes.registry import Engine, Registry
 from fabric_server.routing.aliases import Aliases, other_spelling, rename, resolve
 from fabric_server.routing.capabilities import estimate_tokens, read_needs
-from fabric_server.routing.criteria import Wish
+from fabric_server.routing.criteria import Requirements
 from fabric_server.routing.load_balancer import relax, speaks, within
 from fabric_server.routing.prefix_affinity import prefix_hashes
 
 _TAKE_TOKEN_IDS = frozenset({"vllm", "llama-server"})
 
 
-def make_wish(
+def build_requirements(
     request: Request,
     endpoint: Endpoint,
-    ask: Ask,
+    ask: ParsedBody,
     size: int | None,
     key: Key,
-    terms: Terms,
+    terms: RequestOptions,
     *,
     registry: Registry,
     aliases: Aliases,
-) -> tuple[Wish, int]:
+) -> tuple[Requirements, int]:
     """What is wanted of an engine, and by how much the kept body has become longer for it.
 
     Raises Refusal when no engine that serves the model can be asked this.
     """
     body = request.body
-    wish = Wish(ask.model, key.id, terms.priority, regions=terms.regions, path=endpoint.path)
+    requirements = Requirements(
+        ask.model, key.id, terms.priority, regions=terms.regions, path=endpoint.path
+    )
     if ask.token_ids:
-        wish.kinds = _TAKE_TOKEN_IDS
+        requirements.kinds = _TAKE_TOKEN_IDS
     longer = -len(body.kept)
-    wish.model = model = _real_name(ask.model, wish, endpoint, registry, aliases)
+    requirements.model = model = _real_name(ask.model, requirements, endpoint, registry, aliases)
     if model != ask.model:
         form = request.headers.get(b"content-type", b"") if endpoint.form else None
         body.kept = rename(body.kept, model, form)
     longer += len(body.kept)
     candidates = registry.candidates(model)
     for engine in candidates:
-        if speaks(engine, wish):
+        if speaks(engine, requirements):
             break
     else:  # with nobody there at all, admission says why
-        if there := [engine for engine in candidates if within(engine, wish)]:
-            raise _unspoken(ask, wish, there)
-    wish.needs = read_needs(endpoint, body.kept)
-    wish.tokens = estimate_tokens(endpoint, size, wish.needs)
+        if there := [engine for engine in candidates if within(engine, requirements)]:
+            raise _unspoken(ask, requirements, there)
+    requirements.needs = read_needs(endpoint, body.kept)
+    requirements.tokens = estimate_tokens(endpoint, size, requirements.needs)
     if endpoint.prompts:
         salt = f"{key.account}\n{model}".encode()
-        wish.prefix = prefix_hashes(body.kept, salt, endpoint.prompts)
-    relax(candidates, wish)
-    return wish, longer
+        requirements.prefix = prefix_hashes(body.kept, salt, endpoint.prompts)
+    relax(candidates, requirements)
+    return requirements, longer
 
 
 def _real_name(
-    model: str, wish: Wish, endpoint: Endpoint, registry: Registry, aliases: Aliases
+    model: str, requirements: Requirements, endpoint: Endpoint, registry: Registry, aliases: Aliases
 ) -> str:
     """What the engines that are to be asked call it."""
     candidates = registry.candidates
@@ -74,9 +76,9 @@ def _real_name(
             aliases,
             model,
             lambda name: any(
-                engine.has_room and speaks(engine, wish) for engine in candidates(name)
+                engine.has_room and speaks(engine, requirements) for engine in candidates(name)
             ),
-            lambda name: any(speaks(engine, wish) for engine in candidates(name)),
+            lambda name: any(speaks(engine, requirements) for engine in candidates(name)),
         )
     if endpoint.dialect is Dialect.OLLAMA and not candidates(model):
         other = other_spelling(model)
@@ -85,13 +87,15 @@ def _real_name(
     return model
 
 
-def _unspoken(ask: Ask, wish: Wish, candidates: Sequence[Engine]) -> Refusal:
+def _unspoken(
+    ask: ParsedBody, requirements: Requirements, candidates: Sequence[Engine]
+) -> ApiError:
     """No engine that serves the model can be asked this."""
-    if ask.token_ids and any(wish.path in engine.paths for engine in candidates):
+    if ask.token_ids and any(requirements.path in engine.paths for engine in candidates):
         words = (
-            f"'{wish.model}' takes text, not numbers of tokens, which are of another model's"
+            f"'{requirements.model}' takes text, not token numbers, which belong to another model's"
             " tokenizer anyway. With LangChain, set check_embedding_ctx_length=False."
         )
-        return refusals.bad_field("input", words)
+        return errors.bad_field("input", words)
     others = sorted(set().union(*(engine.paths for engine in candidates)) & ENDPOINTS.keys())
-    return refusals.path_not_supported(ask.model, wish.path, ", ".join(others) or "nothing")
+    return errors.path_not_supported(ask.model, requirements.path, ", ".join(others) or "nothing")

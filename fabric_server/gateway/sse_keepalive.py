@@ -23,7 +23,7 @@ AGAIN_SECONDS = 10.0
 """Half a minute is the shortest that proxies are known to take silence for death."""
 
 
-class Comments:
+class SseKeepalive:
     """``with Comments(…):`` around getting an answer; does nothing once that has begun."""
 
     __slots__ = ("_deadlines", "_position", "_request", "_since", "deadline")

@@ -18,8 +18,8 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 from msgspec.structs import replace
 
-from fabric_server.dialects.body import MOST_MODEL
-from fabric_server.dialects.errors import Refusal
+from fabric_server.dialects.body import MAX_MODEL
+from fabric_server.dialects.errors import ApiError
 from fabric_server.jobs.batches import view
 from fabric_server.jobs.files import ChunkWriter, Files
 from fabric_server.jobs.internal_request import refused
@@ -34,16 +34,16 @@ log = logging.getLogger("fabric.batches")
 
 POLL_SECONDS = 1.0
 LEASE_SECONDS = 60.0
-MOST_LINES = 50_000
-MOST_LINE = 4 * 2**20
-MOST_ERRORS = 100
+MAX_LINES = 50_000
+MAX_LINE = 4 * 2**20
+MAX_ERRORS = 100
 """Wrong lines that are told before the rest of a file is not looked at any more."""
 LOOK_SECONDS = 5.0
 """How often a batch's answers are counted."""
 LINES_AT_ONCE = 200
 LINE_BYTES_AT_ONCE = 4 * 2**20
 FORGET_SECONDS = 60.0
-MOST_KEPT = 10_000
+MAX_KEPT = 10_000
 """Ended jobs of an account, whatever their age."""
 UPLOAD_SECONDS = 3600.0
 BATCH_DAYS = 30.0
@@ -51,7 +51,7 @@ _json = msgspec.json.Encoder().encode
 
 
 class _Model(Struct):
-    model: Annotated[str, Meta(min_length=1, max_length=MOST_MODEL)]
+    model: Annotated[str, Meta(min_length=1, max_length=MAX_MODEL)]
     stream: bool | None = None
 
 
@@ -69,7 +69,7 @@ class LineProblem(Exception):
         self.param = param
 
 
-class BatchWork:
+class BatchRunner:
     def __init__(
         self,
         batches: BatchStore,
@@ -173,13 +173,13 @@ class BatchWork:
             return
         words = f"This line was not begun: the answers have {self._most_answered} bytes already."
         await self._jobs.break_off(
-            batch.id, now, refused(Refusal(413, "answers_too_large", words)).body
+            batch.id, now, refused(ApiError(413, "answers_too_large", words)).body
         )
         self.wake()
 
     async def _still_run(self, batch: BatchRow) -> int:
         code = "batch_cancelled" if batch.state == "cancelling" else "batch_expired"
-        ended = refused(Refusal(499, code, "This line was not begun before its batch ended."))
+        ended = refused(ApiError(499, code, "This line was not begun before its batch ended."))
         return await self._jobs.break_off(batch.id, self._clock(), ended.body)
 
     async def _keep(self, batch: BatchRow) -> None:
@@ -215,10 +215,10 @@ class BatchWork:
                     raise LineProblem("duplicate_custom_id", words, "custom_id")
             except LineProblem as problem:
                 wrong(problem, number)
-            if number > MOST_LINES:
-                words = f"A batch may have {MOST_LINES} requests."
+            if number > MAX_LINES:
+                words = f"A batch may have {MAX_LINES} requests."
                 wrong(LineProblem("too_many_requests", words), None)
-            if len(problems) >= MOST_ERRORS or number > MOST_LINES:
+            if len(problems) >= MAX_ERRORS or number > MAX_LINES:
                 break
         if not names and not problems:
             wrong(LineProblem("empty_file", "The input file has no requests."), None)
@@ -258,7 +258,7 @@ class BatchWork:
         rest, number = bytearray(), 0
         async for chunk in self._store.chunks(batch.input_file):
             rest += chunk
-            if b"\n" not in chunk and len(rest) <= MOST_LINE:
+            if b"\n" not in chunk and len(rest) <= MAX_LINE:
                 continue
             *lines, last = bytes(rest).split(b"\n")
             rest = bytearray(last)
@@ -266,7 +266,7 @@ class BatchWork:
                 number += 1
                 if line.strip():
                     yield number, line
-            if len(rest) > MOST_LINE:  # told by _read_line; what follows can't be counted
+            if len(rest) > MAX_LINE:  # told by _read_line; what follows can't be counted
                 break
         if rest.strip():
             yield number + 1, bytes(rest)
@@ -326,15 +326,15 @@ class BatchWork:
             await self._store.delete(id)
         await self._batches.forget(now - BATCH_DAYS * 86_400.0)
         if not await self._jobs.forget(
-            now - self._results_seconds, keep=MOST_KEPT, size=self._most_answered
+            now - self._results_seconds, keep=MAX_KEPT, size=self._most_answered
         ):
             self._forget_at = now + FORGET_SECONDS
 
 
 def _read_line(batch: BatchRow, number: int, text: bytes) -> JobRow:
     """Raises LineProblem."""
-    if len(text) > MOST_LINE:
-        raise LineProblem("line_too_long", f"A line may have {MOST_LINE} bytes.")
+    if len(text) > MAX_LINE:
+        raise LineProblem("line_too_long", f"A line may have {MAX_LINE} bytes.")
     try:
         line = msgspec.json.decode(text, type=_Line)
         asked = msgspec.json.decode(line.body, type=_Model)

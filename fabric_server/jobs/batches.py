@@ -12,13 +12,13 @@ import msgspec
 from msgspec import Meta, Struct
 
 from fabric_server.auth.keys import Accounts
-from fabric_server.dialects import errors as refusals
-from fabric_server.dialects.errors import Refusal
+from fabric_server.dialects import errors as errors
+from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Request
 from fabric_server.gateway.authenticate import authenticate
 from fabric_server.gateway.options import refuse_regions
 from fabric_server.jobs.files import page, read_limit
-from fabric_server.jobs.store_errors import Guarded
+from fabric_server.jobs.store_errors import StoreErrors
 from fabric_server.jobs.submission import Webhook, parse, read_body
 from fabric_server.jobs.webhooks import Webhooks
 from fabric_server.storage.batches import BatchRow, BatchStore
@@ -28,8 +28,8 @@ ENDPOINTS = frozenset(
     {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"}
 )
 DAY = 86_400.0
-MOST_BODY = 64 * 1024
-MOST_OPEN = 20
+MAX_BODY = 64 * 1024
+MAX_OPEN = 20
 """Unfinished batches of one account."""
 _json = msgspec.json.Encoder().encode
 
@@ -68,7 +68,7 @@ class Batches:
         self._wake = wake
         self._clock = clock
 
-    def add_to(self, public: Guarded) -> None:
+    def add_to(self, public: StoreErrors) -> None:
         public.add("POST", "/v1/batches", self.create)
         public.add("GET", "/v1/batches", self.list_batches)
         public.add("GET", "/v1/batches/*", self.show)
@@ -77,14 +77,14 @@ class Batches:
     async def create(self, request: Request) -> None:
         key = await authenticate(self._accounts, request)
         refuse_regions(request.headers)
-        asked = parse(await read_body(request.body, MOST_BODY), NewBatch)
+        asked = parse(await read_body(request.body, MAX_BODY), NewBatch)
         if asked.endpoint not in self._endpoints:
             words = f"'endpoint' must be one of {', '.join(self._endpoints)}."
-            raise refusals.bad_field("endpoint", words)
+            raise errors.bad_field("endpoint", words)
         file = await self._files.file(key.account, asked.input_file_id)
         if file is None or file.purpose != "batch":
             words = f"There is no file '{asked.input_file_id}' with the purpose 'batch'."
-            raise Refusal(404, "file_not_found", words, param="input_file_id")
+            raise ApiError(404, "file_not_found", words, param="input_file_id")
         webhook, secret = "", ""
         if asked.webhook is not None:
             webhook, secret = await self._webhooks.check(key.account, asked.webhook)
@@ -100,9 +100,11 @@ class Batches:
             created_at=now,
             expires_at=now + DAY,
         )
-        if not await self._store.add(batch, most=MOST_OPEN):
-            words = f"This account has {MOST_OPEN} unfinished batches already."
-            raise Refusal(429, "too_many_batches", words, type="rate_limit_error", retry_after=60.0)
+        if not await self._store.add(batch, most=MAX_OPEN):
+            words = f"This account has {MAX_OPEN} unfinished batches already."
+            raise ApiError(
+                429, "too_many_batches", words, type="rate_limit_error", retry_after=60.0
+            )
         self._wake()
         told = view(batch)
         if secret:
@@ -130,10 +132,10 @@ class Batches:
         id = rest.removesuffix("/cancel")
         batch = await self._found(key.account, id, "id")
         if id == rest:
-            raise Refusal(405, "method_not_allowed", "POST is not possible here.", allow="GET")
+            raise ApiError(405, "method_not_allowed", "POST is not possible here.", allow="GET")
         if batch.finished_at is not None:
             words = f"The batch '{id}' has ended: it is {batch.state}."
-            raise Refusal(409, "batch_ended", words)
+            raise ApiError(409, "batch_ended", words)
         batch = await self._store.cancel(key.account, id, self._clock()) or batch
         self._wake()
         request.respond(200, _json(view(batch)))
@@ -141,7 +143,7 @@ class Batches:
     async def _found(self, account: str, id: str, param: str) -> BatchRow:
         batch = await self._store.batch(account, id)
         if batch is None:
-            raise Refusal(404, "batch_not_found", f"There is no batch '{id}'.", param=param)
+            raise ApiError(404, "batch_not_found", f"There is no batch '{id}'.", param=param)
         return batch
 
 

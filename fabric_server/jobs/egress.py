@@ -12,7 +12,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 _NAT64 = IPv6Network("64:ff9b::/96")
-_MOST_ADDRESSES = 4
+_MAX_ADDRESSES = 4
 
 
 class Forbidden(Exception):
@@ -86,7 +86,7 @@ async def resolve(target: Target, threads: Executor, *, private: bool) -> list[s
     addresses = list(dict.fromkeys(str(info[4][0]) for info in found))
     if not private and not all(map(allowed, addresses)):
         raise _forbidden(target.host)
-    return addresses[:_MOST_ADDRESSES]
+    return addresses[:_MAX_ADDRESSES]
 
 
 def _forbidden(host: str) -> Forbidden:

@@ -13,19 +13,19 @@ import msgspec
 from msgspec.structs import replace
 
 from fabric_server.auth.keys import Accounts
-from fabric_server.dialects import errors as refusals
-from fabric_server.dialects.errors import Refusal
+from fabric_server.dialects import errors as errors
+from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Request
 from fabric_server.gateway.authenticate import authenticate
 from fabric_server.jobs.multipart import FileBegun, Multipart, MultipartError, boundary_of
-from fabric_server.jobs.store_errors import Guarded
+from fabric_server.jobs.store_errors import StoreErrors
 from fabric_server.storage.files import CHUNK, FileRow, FileStore
 
 PURPOSES = ("batch",)
 OVERHEAD = 64 * 1024
 """Bytes of a multipart body around its file."""
 READER_SECONDS = 30.0
-MOST_UPLOADS = 4
+MAX_UPLOADS = 4
 """Of one account at once."""
 _json = msgspec.json.Encoder().encode
 
@@ -50,7 +50,7 @@ class Files:
         self._clock = clock
         self._uploads: dict[str, int] = {}
 
-    def add_to(self, public: Guarded) -> None:
+    def add_to(self, public: StoreErrors) -> None:
         public.add("POST", "/v1/files", self.upload)
         public.add("GET", "/v1/files", self.list_files)
         public.add("GET", "/v1/files/*", self.show)
@@ -77,9 +77,9 @@ class Files:
             raise _too_large(self._most)
         if await self._store.used(key.account) >= self._most_of_account:
             raise _full(self._most_of_account)
-        if self._uploads.get(key.account, 0) >= MOST_UPLOADS:
-            words = f"This account uploads {MOST_UPLOADS} files already."
-            raise Refusal(429, "too_many_uploads", words, type="rate_limit_error", retry_after=5.0)
+        if self._uploads.get(key.account, 0) >= MAX_UPLOADS:
+            words = f"This account uploads {MAX_UPLOADS} files already."
+            raise ApiError(429, "too_many_uploads", words, type="rate_limit_error", retry_after=5.0)
         self._uploads[key.account] = self._uploads.get(key.account, 0) + 1
         file = self.new(key.account, "", "")
         try:
@@ -120,14 +120,14 @@ class Files:
                             raise _too_large(self._most)
                 await body.more()
         except MultipartError as error:
-            raise refusals.bad_field("file", f"The upload can't be read: {error}.") from None
+            raise errors.bad_field("file", f"The upload can't be read: {error}.") from None
         await writer.flush()
         purpose = parts.fields.get("purpose", "")
         if purpose not in PURPOSES:
             words = f"'purpose' must be one of {', '.join(PURPOSES)}."
-            raise refusals.bad_field("purpose", words)
+            raise errors.bad_field("purpose", words)
         if filename is None:
-            raise refusals.bad_field("file", "'file' is missing.")
+            raise errors.bad_field("file", "'file' is missing.")
         name = "".join(filter(str.isprintable, filename))[-255:] or "file"
         return replace(file, name=name, purpose=purpose, size=writer.size, complete=True)
 
@@ -169,7 +169,7 @@ class Files:
     async def delete(self, request: Request) -> None:
         file, content = await self._find(request)
         if content:
-            raise refusals.wrong_method("DELETE", request.path, "GET")
+            raise errors.wrong_method("DELETE", request.path, "GET")
         await self._store.delete(file.id)
         request.respond(200, _json({"id": file.id, "object": "file", "deleted": True}))
 
@@ -245,20 +245,20 @@ def read_limit(query: dict[str, list[str]], most: int) -> int:
     """Raises Refusal: 400."""
     text = query.get("limit", [str(min(most, 100))])[0]
     if not text.isascii() or not text.isdigit() or len(text) > 6 or not 1 <= int(text) <= most:
-        raise refusals.bad_field("limit", f"'limit' must be a number from 1 to {most}.")
+        raise errors.bad_field("limit", f"'limit' must be a number from 1 to {most}.")
     return int(text)
 
 
-def _not_found(id: str, param: str) -> Refusal:
-    return Refusal(404, "file_not_found", f"There is no file '{id}'.", param=param)
+def _not_found(id: str, param: str) -> ApiError:
+    return ApiError(404, "file_not_found", f"There is no file '{id}'.", param=param)
 
 
-def _too_large(most: int) -> Refusal:
-    return Refusal(
+def _too_large(most: int) -> ApiError:
+    return ApiError(
         413, "file_too_large", f"A file may have {most} bytes.", param="file", close=True
     )
 
 
-def _full(most: int) -> Refusal:
+def _full(most: int) -> ApiError:
     words = f"This account's files have {most} bytes already. Delete some."
-    return Refusal(413, "files_full", words, param="file", close=True)
+    return ApiError(413, "files_full", words, param="file", close=True)

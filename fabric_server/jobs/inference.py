@@ -15,21 +15,21 @@ import msgspec
 from msgspec import Struct
 
 from fabric_server.auth.keys import Accounts, Key
-from fabric_server.dialects import errors as refusals
-from fabric_server.dialects.errors import Refusal
+from fabric_server.dialects import errors as errors
+from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Headers, Request
 from fabric_server.gateway.authenticate import authenticate
 from fabric_server.gateway.options import refuse_regions
 from fabric_server.jobs.results import answer_of, error_of
 from fabric_server.jobs.runner import Run, Runner
-from fabric_server.jobs.store_errors import Guarded
-from fabric_server.jobs.submission import MOST_BODY, PATH, Submission, read_body, read_submission
+from fabric_server.jobs.store_errors import StoreErrors
+from fabric_server.jobs.submission import MAX_BODY, PATH, Submission, read_body, read_submission
 from fabric_server.jobs.webhooks import Webhooks
 from fabric_server.routing.admission import Admission
 from fabric_server.routing.criteria import Priority
 from fabric_server.storage.jobs import JobRow, JobStore
 
-MOST_LISTED = 100
+MAX_LISTED = 100
 LOOK_SECONDS = 0.5
 """How often the end of a job is looked for that runs on another server."""
 _json = msgspec.json.Encoder().encode
@@ -70,7 +70,7 @@ class Inference:
         self._most = most
         self._clock = clock
 
-    def add_to(self, public: Guarded) -> None:
+    def add_to(self, public: StoreErrors) -> None:
         public.add("POST", "/inference", self.submit)
         public.add("GET", "/inference/models", self.list_models)
         public.add("GET", "/inference/queue", self.show_queue)
@@ -82,12 +82,12 @@ class Inference:
     async def submit(self, request: Request) -> None:
         key = await authenticate(self._accounts, request)
         refuse_regions(request.headers)
-        data = await read_body(request.body, MOST_BODY)
+        data = await read_body(request.body, MAX_BODY)
         asked = read_submission(data)
         if not key.allows(asked.model):
-            raise refusals.model_not_allowed(asked.model)
+            raise errors.model_not_allowed(asked.model)
         if not await self._known(asked.model):
-            raise refusals.model_not_found(asked.model)
+            raise errors.model_not_found(asked.model)
         secret = ""
         job = self._job(key, asked, data)
         if asked.webhook is not None:
@@ -145,7 +145,7 @@ class Inference:
             while True:
                 found = await self._store.named(job.account, job.name)
                 if found is None or (not found.finished and self._clock() >= give_up):
-                    raise Refusal(504, "job_timeout", "The job was not done in its time.")
+                    raise ApiError(504, "job_timeout", "The job was not done in its time.")
                 if found.finished:
                     return found
                 await asyncio.sleep(LOOK_SECONDS)
@@ -168,7 +168,7 @@ class Inference:
     async def cancel(self, request: Request) -> None:
         job, state_only = await self._find(request)
         if state_only:
-            raise refusals.wrong_method("DELETE", request.path, "GET")
+            raise errors.wrong_method("DELETE", request.path, "GET")
         if not job.finished:
             await self._runner.cancel(job)
             job = await self._store.named(job.account, job.name) or job
@@ -179,7 +179,7 @@ class Inference:
             view = {"id": job.name, "status": "cancelled", "timestamp": self._now()}
             request.respond(200, _json(view))
         else:
-            raise Refusal(409, "job_ended", f"The job '{job.name}' has ended: it is {job.state}.")
+            raise ApiError(409, "job_ended", f"The job '{job.name}' has ended: it is {job.state}.")
 
     async def _find(self, request: Request) -> tuple[JobRow, bool]:
         """The job that a path names, and whether only its state is asked for."""
@@ -188,7 +188,7 @@ class Inference:
         rest = name.removesuffix("/status")
         job = await self._store.named(key.account, rest)
         if job is None:
-            raise Refusal(404, "job_not_found", f"There is no job '{rest}'.", param="id")
+            raise ApiError(404, "job_not_found", f"There is no job '{rest}'.", param="id")
         return job, rest != name
 
     async def list_models(self, request: Request) -> None:
@@ -203,8 +203,8 @@ class Inference:
 
     async def show_queue(self, request: Request) -> None:
         key = await authenticate(self._accounts, request)
-        jobs = await self._store.unfinished(key.account, most=MOST_LISTED)
-        ahead = await self._store.places(key.account, most=MOST_LISTED)
+        jobs = await self._store.unfinished(key.account, most=MAX_LISTED)
+        ahead = await self._store.places(key.account, most=MAX_LISTED)
         queued, running = await self._store.totals()
         waiting = [self._placed(job, ahead.get(job.id, 0)) for job in jobs if job.state == "queued"]
         active = [self._placed(job, 0) for job in jobs if job.state == "running"]
@@ -276,11 +276,11 @@ def _time(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _too_many(most: int) -> Refusal:
+def _too_many(most: int) -> ApiError:
     words = f"This account has {most} unfinished jobs already. Wait for some, or cancel them."
-    return Refusal(429, "too_many_jobs", words, type="rate_limit_error", retry_after=30.0)
+    return ApiError(429, "too_many_jobs", words, type="rate_limit_error", retry_after=30.0)
 
 
-def _name_taken(name: str) -> Refusal:
+def _name_taken(name: str) -> ApiError:
     words = f"There is another job with the id '{name}': what was submitted then is not the same."
-    return Refusal(409, "job_exists", words, param="id")
+    return ApiError(409, "job_exists", words, param="id")

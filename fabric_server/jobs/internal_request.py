@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from fabric_server.auth.keys import Key
-from fabric_server.dialects import errors as refusals
-from fabric_server.dialects.errors import Refusal
+from fabric_server.dialects import errors as errors
+from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Body, Request
 from fabric_server.gateway.options import PRIORITY, TIMEOUT
 from fabric_server.routing.criteria import Priority
 
-MOST_ANSWER = 8 * 2**20
+MAX_ANSWER = 8 * 2**20
 """Bytes of an answer that are kept."""
 
 Handler = Callable[[Request], Awaitable[None]]
@@ -36,11 +36,11 @@ class Answer:
         return self.status in (429, 503) and bool(self.code)
 
 
-def refused(refusal: Refusal, request_id: str = "") -> Answer:
+def refused(refusal: ApiError, request_id: str = "") -> Answer:
     return Answer(refusal.status, refusal.body(), request_id, refusal.code, refusal.retry_after)
 
 
-class Collector:
+class BufferedResponse:
     """What a request takes for its connection (``request.Connection``)."""
 
     peer = ""
@@ -80,7 +80,7 @@ class Collector:
         return b""
 
 
-class Inside:
+class InternalClient:
     def __init__(self, handler: Handler, new_id: Callable[[], str]) -> None:
         """``handler`` answers requests, as ``Gateway.complete`` does."""
         self._handler = handler
@@ -98,12 +98,12 @@ class Inside:
         request_id: str,
         priority: Priority,
         seconds: float,
-        most: int = MOST_ANSWER,
+        most: int = MAX_ANSWER,
     ) -> Answer:
         """As ``key``, which is authenticated.  Raises nothing of its own; cancelled, the request
         is, too, and its engine stops."""
         task = asyncio.current_task()
-        collector = Collector(task, most)
+        collector = BufferedResponse(task, most)
         request = Request(collector, request_id, asyncio.get_running_loop().time())
         request.key = key
         request.method, request.path = "POST", path
@@ -118,7 +118,7 @@ class Inside:
         request.body.end()
         try:
             await self._handler(request)
-        except Refusal as refusal:
+        except ApiError as refusal:
             return refused(refusal, request_id)
         except asyncio.CancelledError:
             if not collector.too_large or task is None or task.uncancel():
@@ -126,10 +126,10 @@ class Inside:
         if collector.too_large:
             return refused(_too_large(most), request_id)
         if not collector.whole:
-            broken = refusals.upstream_error("The node was lost in the middle of the answer.")
+            broken = errors.upstream_error("The node was lost in the middle of the answer.")
             return refused(broken, request_id)
         return Answer(request.status, bytes(collector.data), request_id)
 
 
-def _too_large(most: int) -> Refusal:
-    return Refusal(502, "answer_too_large", f"The answer is larger than {most} bytes.")
+def _too_large(most: int) -> ApiError:
+    return ApiError(502, "answer_too_large", f"The answer is larger than {most} bytes.")

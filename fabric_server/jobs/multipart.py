@@ -12,9 +12,9 @@ from dataclasses import dataclass
 _DISPOSITION = re.compile(rb"\bcontent-disposition:\s*form-data\s*;([^\r\n]*)", re.IGNORECASE)
 _PARAMETER = re.compile(rb'(?:^|[;\s])(name|filename)="((?:[^"\\]|\\.)*)"')
 _BOUNDARY = re.compile(rb'\bboundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', re.IGNORECASE)
-MOST_HEAD = 8 * 1024
-MOST_FIELD = 4 * 1024
-MOST_PARTS = 16
+MAX_HEAD = 8 * 1024
+MAX_FIELD = 4 * 1024
+MAX_PARTS = 16
 
 
 class MultipartError(Exception):
@@ -80,7 +80,7 @@ class Multipart:
             events.append(data)
         elif self._state == "field":
             self._field += data
-            if len(self._field) > MOST_FIELD:
+            if len(self._field) > MAX_FIELD:
                 raise MultipartError(f"the field '{self._name}' is too long")
         elif self._state == "preamble" and data.strip():
             raise MultipartError("the body does not begin with its boundary")
@@ -99,8 +99,8 @@ class Multipart:
 
     def _read_head(self, events: list[FileBegun | bytes]) -> bool:
         at = self._data.find(b"\r\n\r\n")
-        if at < 0 or at > MOST_HEAD:
-            if len(self._data) > MOST_HEAD:
+        if at < 0 or at > MAX_HEAD:
+            if len(self._data) > MAX_HEAD:
                 raise MultipartError("a part's head is too long")
             return False
         head = bytes(self._data[:at])
@@ -111,8 +111,8 @@ class Multipart:
             raise MultipartError("a part has no name")
         self._name = _text(names[b"name"])
         self._parts += 1
-        if self._parts > MOST_PARTS:
-            raise MultipartError(f"there are more than {MOST_PARTS} parts")
+        if self._parts > MAX_PARTS:
+            raise MultipartError(f"there are more than {MAX_PARTS} parts")
         if b"filename" in names:
             self._state = "file"
             events.append(FileBegun(self._name, _text(names[b"filename"])))

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from fabric_server.dialects import errors as refusals
+from fabric_server.dialects import errors as errors
 from fabric_server.storage.jobs import JobRow
 
 
@@ -68,4 +68,4 @@ def error_of(job: JobRow) -> Any:
     if isinstance(value, dict) and value.get("error"):
         return value["error"]
     words = f"The engine answered {job.status}."
-    return msgspec.json.decode(refusals.upstream_error(words).body())["error"]
+    return msgspec.json.decode(errors.upstream_error(words).body())["error"]

@@ -20,9 +20,9 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from fabric_server.auth.keys import Key, key_of
-from fabric_server.dialects import errors as refusals
-from fabric_server.dialects.errors import Refusal
-from fabric_server.jobs.internal_request import Answer, Inside, refused
+from fabric_server.dialects import errors as errors
+from fabric_server.dialects.errors import ApiError
+from fabric_server.jobs.internal_request import Answer, InternalClient, refused
 from fabric_server.jobs.results import is_answer
 from fabric_server.routing.criteria import Priority
 from fabric_server.storage.jobs import JobRow, JobState, JobStore, Lane
@@ -36,9 +36,9 @@ LEASE_SECONDS = 12.0
 RENEW_SECONDS = 3.0
 POLL_SECONDS = 1.0
 """How often the store is looked at for what other servers have taken or left."""
-LEAST_WAIT, MOST_WAIT = 1.0, 30.0
+MIN_WAIT, MAX_WAIT = 1.0, 30.0
 """Seconds until a job is tried again that nobody had room for."""
-MOST_RESTING = 1024
+MAX_RESTING = 1024
 STORE_SECONDS = 30.0
 """So long a result is offered to a store that is away; the job is run again later."""
 
@@ -71,7 +71,7 @@ class Runner:
         self,
         store: JobStore,
         keys: Keys,
-        inside: Inside,
+        inside: InternalClient,
         *,
         rng: Random,
         jobs_at_once: int,
@@ -242,9 +242,9 @@ class Runner:
             run.retry_after = answer.retry_after
             now = self._clock()
             if run.patient and answer.busy and now < job.expires_at:
-                wait = min(max(answer.retry_after or LEAST_WAIT, LEAST_WAIT), MOST_WAIT)
-                limited = answer.code == refusals.RATE_LIMITED
-                self._rest(job.key_id, now + (wait if limited else LEAST_WAIT))
+                wait = min(max(answer.retry_after or MIN_WAIT, MIN_WAIT), MAX_WAIT)
+                limited = answer.code == errors.RATE_LIMITED
+                self._rest(job.key_id, now + (wait if limited else MIN_WAIT))
                 if not limited:
                     wait *= 0.75 + self._rng.random() / 2  # not all of them at once
                 await self._store.put_back(job, now + wait)
@@ -284,7 +284,7 @@ class Runner:
 
     def _rest(self, key_id: str, until: float) -> None:
         """Or its jobs are taken up, refused and put back as fast as the store can, all of them."""
-        if key_id in self._resting or len(self._resting) < MOST_RESTING:
+        if key_id in self._resting or len(self._resting) < MAX_RESTING:
             self._resting[key_id] = max(until, self._resting.get(key_id, 0.0))
 
     async def _ask(self, run: Run) -> Answer:
@@ -407,34 +407,34 @@ class Runner:
             log.info("jobs go on")
 
 
-def cancelled() -> Refusal:
-    return Refusal(499, "cancelled", "The job was cancelled.")
+def cancelled() -> ApiError:
+    return ApiError(499, "cancelled", "The job was cancelled.")
 
 
-def _given_up() -> Refusal:
+def _given_up() -> ApiError:
     words = "The job was begun several times, and each time its server ended before it."
-    return Refusal(500, "job_given_up", words, type="server_error")
+    return ApiError(500, "job_given_up", words, type="server_error")
 
 
-def _not_yet(seconds: float) -> Refusal:
+def _not_yet(seconds: float) -> ApiError:
     words = f"The key's limits let it ask nothing for {seconds:.3g} s."
-    return Refusal(429, refusals.RATE_LIMITED, words, retry_after=seconds)
+    return ApiError(429, errors.RATE_LIMITED, words, retry_after=seconds)
 
 
-def _unreadable() -> Refusal:
-    return refusals.upstream_error("The engine's answer is no chat completion.")
+def _unreadable() -> ApiError:
+    return errors.upstream_error("The engine's answer is no chat completion.")
 
 
-def _overdue() -> Refusal:
-    return Refusal(504, "job_timeout", "The job was not done in its time.", type="server_error")
+def _overdue() -> ApiError:
+    return ApiError(504, "job_timeout", "The job was not done in its time.", type="server_error")
 
 
-def _defect() -> Refusal:
-    return Refusal(500, "internal_error", "The server failed.", type="server_error")
+def _defect() -> ApiError:
+    return ApiError(500, "internal_error", "The server failed.", type="server_error")
 
 
-def _no_key(state: str) -> Refusal:
+def _no_key(state: str) -> ApiError:
     words = f"The API key that the job was submitted with is {state.replace('_', ' ')}."
     if state == "account_disabled":
-        return refusals.account_disabled()
-    return Refusal(401, "key_withdrawn", words, type="authentication_error")
+        return errors.account_disabled()
+    return ApiError(401, "key_withdrawn", words, type="authentication_error")

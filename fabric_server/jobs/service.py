@@ -9,15 +9,15 @@ from random import Random
 
 from fabric_server.auth.keys import Accounts, Key
 from fabric_server.config import Config
-from fabric_server.edge.router import Public
-from fabric_server.jobs.batch_runner import BatchWork
+from fabric_server.edge.router import Router
+from fabric_server.jobs.batch_runner import BatchRunner
 from fabric_server.jobs.batches import ENDPOINTS, Batches
 from fabric_server.jobs.files import Files
 from fabric_server.jobs.inference import Inference
-from fabric_server.jobs.internal_request import Inside
+from fabric_server.jobs.internal_request import InternalClient
 from fabric_server.jobs.metrics import Backlog
 from fabric_server.jobs.runner import Runner
-from fabric_server.jobs.store_errors import Guarded
+from fabric_server.jobs.store_errors import StoreErrors
 from fabric_server.jobs.webhooks import Webhooks
 from fabric_server.nodes.registry import Registry
 from fabric_server.routing.admission import Admission
@@ -44,7 +44,7 @@ class Jobs:
         accounts: Accounts,
         registry: Registry,
         admission: Admission,
-        public: Public,
+        public: Router,
         aliases: Aliases,
         *,
         new_id: Callable[[], str],
@@ -66,7 +66,7 @@ class Jobs:
         self._runner = Runner(
             jobs,
             store,
-            Inside(public.handle, new_id),
+            InternalClient(public.handle, new_id),
             rng=rng,
             jobs_at_once=config.jobs_at_once,
             lines_at_once=config.batch_at_once,
@@ -82,7 +82,7 @@ class Jobs:
             most_of_account=config.files_per_account,
             days=config.files_days,
         )
-        self._work = BatchWork(
+        self._work = BatchRunner(
             batches,
             jobs,
             files,
@@ -109,7 +109,7 @@ class Jobs:
         self._batches = Batches(
             batches, files, accounts, self._webhooks, endpoints=endpoints, wake=self._work.wake
         )
-        guarded = Guarded(public)
+        guarded = StoreErrors(public)
         for part in (self._inference, self._files, self._batches):
             part.add_to(guarded)
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 
-from fabric_server.dialects.errors import Refusal
+from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Request
-from fabric_server.edge.router import Handler, Public
+from fabric_server.edge.router import Handler, Router
 from runtime.errors import BackendError, RecordError
 
 log = logging.getLogger("fabric.jobs")
 
 
-class Guarded:
+class StoreErrors:
     """Adds handlers to the public port's table that ask the store."""
 
-    def __init__(self, public: Public) -> None:
+    def __init__(self, public: Router) -> None:
         self._public = public
 
     def add(self, method: str, path: str, handler: Handler) -> None:
@@ -24,7 +24,7 @@ class Guarded:
                 await handler(request)
             except RecordError:
                 words = "The request names something that can't be stored."
-                raise Refusal(400, "invalid_value", words) from None
+                raise ApiError(400, "invalid_value", words) from None
             except BackendError as error:
                 log.warning("request refused", extra={"request": request.id, "reason": str(error)})
                 raise _away() from None
@@ -32,8 +32,8 @@ class Guarded:
         self._public.add(method, path, guarded)
 
 
-def _away() -> Refusal:
-    return Refusal(
+def _away() -> ApiError:
+    return ApiError(
         503,
         "store_unavailable",
         "Jobs, files and batches can't be reached at the moment. Try again shortly.",

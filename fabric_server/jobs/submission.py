@@ -8,17 +8,17 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from fabric_server.dialects import errors as refusals
-from fabric_server.dialects.body import MOST_MODEL
-from fabric_server.dialects.errors import Refusal
+from fabric_server.dialects import errors as errors
+from fabric_server.dialects.body import MAX_MODEL
+from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Body
 from fabric_server.routing.criteria import Priority
 
 PATH = "/v1/chat/completions"
-MOST_BODY = 4 * 2**20
+MAX_BODY = 4 * 2**20
 RESERVED = ("models", "queue")
 """What is at ``/inference/…`` beside jobs."""
-MOST_METADATA = 16 * 1024
+MAX_METADATA = 16 * 1024
 SYNC_SECONDS, ASYNC_SECONDS = 300.0, 86_400.0
 """From a job's submission to its end, where it names no ``timeout``."""
 
@@ -50,7 +50,7 @@ class Webhook(Struct, frozen=True, forbid_unknown_fields=True):
 
 class Submission(Struct, frozen=True, kw_only=True, rename={"asynchronous": "async"},
                  forbid_unknown_fields=True):  # fmt: skip
-    model: Annotated[str, Meta(min_length=1, max_length=MOST_MODEL)]
+    model: Annotated[str, Meta(min_length=1, max_length=MAX_MODEL)]
     prompt: str | None = None
     messages: list[Raw] | None = None
     stream: bool = False
@@ -99,7 +99,7 @@ async def read_body(body: Body, most: int) -> bytes:
     while True:
         pieces += body.take()
         if len(pieces) > most or (body.length or 0) > most:
-            raise refusals.body_too_large(most)
+            raise errors.body_too_large(most)
         if body.complete:
             return bytes(pieces)
         await body.more()
@@ -115,27 +115,27 @@ def parse(data: bytes, kind: type[T]) -> T:
         param = where[1] if where else None
         text = _AT.sub("", text).replace("Object", "The request")
         said = f"{param}: {text}." if param else f"{text}."
-        raise Refusal(400, "invalid_value", said, param=param) from None
+        raise ApiError(400, "invalid_value", said, param=param) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise refusals.bad_json(str(error)) from None
+        raise errors.bad_json(str(error)) from None
 
 
 def read_submission(data: bytes) -> Submission:
     """Raises Refusal: 400, naming the field."""
     asked = parse(data, Submission)
     if (asked.prompt is None) == (asked.messages is None):
-        raise refusals.bad_field("prompt", "Either 'prompt' or 'messages' must be given.")
+        raise errors.bad_field("prompt", "Either 'prompt' or 'messages' must be given.")
     if asked.messages is not None and not asked.messages:
-        raise refusals.bad_field("messages", "'messages' must have at least one message.")
+        raise errors.bad_field("messages", "'messages' must have at least one message.")
     if asked.stream:
         words = "A job's answer comes whole; streams are at /v1/chat/completions."
-        raise refusals.bad_field("stream", words)
+        raise errors.bad_field("stream", words)
     if asked.webhook is not None and not asked.asynchronous:
         words = "'webhook' is for jobs with 'async': true; others are answered at once."
-        raise refusals.bad_field("webhook", words)
+        raise errors.bad_field("webhook", words)
     if asked.id in RESERVED:
         words = f"'{asked.id}' can't be an id: /inference/{asked.id} is something else."
-        raise refusals.bad_field("id", words)
-    if len(_encode(asked.metadata)) > MOST_METADATA:
-        raise refusals.bad_field("metadata", f"'metadata' has more than {MOST_METADATA} bytes.")
+        raise errors.bad_field("id", words)
+    if len(_encode(asked.metadata)) > MAX_METADATA:
+        raise errors.bad_field("metadata", f"'metadata' has more than {MAX_METADATA} bytes.")
     return asked

@@ -25,8 +25,8 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from fabric_server.dialects import errors as refusals
-from fabric_server.dialects.errors import Refusal
+from fabric_server.dialects import errors as errors
+from fabric_server.dialects.errors import ApiError
 from fabric_server.jobs.egress import Forbidden, Target, parse_target, resolve
 from fabric_server.jobs.internal_request import Answer
 from fabric_server.jobs.results import answer_of, error_of
@@ -47,9 +47,9 @@ POLL_SECONDS = 1.0
 LOOK_UPS = 4
 AT_ONCE, AT_ONCE_EACH = 16, 4
 """Tries, everybody's and one account's: who never answers keeps others' waiting no longer."""
-MOST_WAITING = 1000
+MAX_WAITING = 1000
 """Deliveries of one account that nobody has taken yet; then no more are promised."""
-MOST_BODY = 256 * 1024
+MAX_BODY = 256 * 1024
 """A result that is larger is left out, and can be fetched."""
 _PREFIX = "whsec_"
 _json = msgspec.json.Encoder().encode
@@ -110,8 +110,8 @@ class Webhooks:
             if wanted.secret is not None:
                 secret_bytes(wanted.secret)
         except (Forbidden, ValueError) as error:
-            raise refusals.bad_field("webhook", f"webhook: {error}.") from None
-        if await self._store.count(account) >= MOST_WAITING:
+            raise errors.bad_field("webhook", f"webhook: {error}.") from None
+        if await self._store.count(account) >= MAX_WAITING:
             raise _too_many()
         made = "" if wanted.secret is not None else new_secret()
         return _json({"url": wanted.url, "secret": wanted.secret or made}).decode(), made
@@ -141,12 +141,14 @@ class Webhooks:
     ) -> WebhookRow:
         told = {"type": event, "timestamp": int(now), "data": data}
         body = _json(told)
-        if len(body) > MOST_BODY:
+        if len(body) > MAX_BODY:
             short = {name: data[name] for name in ("id", "model", "status") if name in data}
             body = _json({**told, "data": {**short, "truncated": True}})
-        wish = msgspec.json.decode(webhook)
+        requirements = msgspec.json.decode(webhook)
         self._wake.set()
-        return WebhookRow(f"msg_{id}", account, wish["url"], wish["secret"], body, 0, now)
+        return WebhookRow(
+            f"msg_{id}", account, requirements["url"], requirements["secret"], body, 0, now
+        )
 
     def wake(self) -> None:
         """Something may be due."""
@@ -299,6 +301,6 @@ def _authority(target: Target) -> str:
     return f"{host}:{target.port}"
 
 
-def _too_many() -> Refusal:
-    words = f"{MOST_WAITING} webhooks of this account have not been taken yet: do they arrive?"
-    return Refusal(429, "too_many_webhooks", words, type="rate_limit_error", retry_after=60.0)
+def _too_many() -> ApiError:
+    words = f"{MAX_WAITING} webhooks of this account have not been taken yet: do they arrive?"
+    return ApiError(429, "too_many_webhooks", words, type="rate_limit_error", retry_after=60.0)

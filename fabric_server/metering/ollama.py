@@ -9,7 +9,7 @@ from msgspec import Raw, Struct
 
 from fabric_server.metering.openai import UNREADABLE, Count, Usage
 
-MOST_LINE = 4 * 1024 * 1024
+MAX_LINE = 4 * 1024 * 1024
 """A line longer than this passes in pieces, unread.  The last one of ``/api/generate`` has the
 whole context as numbers, some 7 bytes for each token."""
 
@@ -52,7 +52,7 @@ class LinesMeter:
             self._look(data)
             return data
         held += data
-        if len(held) <= MOST_LINE:
+        if len(held) <= MAX_LINE:
             return b""
         self.torn = True
         return self._release()

@@ -8,7 +8,7 @@ import msgspec
 
 from fabric_server.metering.openai import UNREADABLE, Usage
 
-MOST_SHOWN = 4 * 1024 * 1024
+MAX_SHOWN = 4 * 1024 * 1024
 """Licences and templates are some 100 KiB at most; the vocabulary is not asked for."""
 _OMITTED = b'{"error":"what the engine tells of this model can\'t be shown here"}'
 
@@ -25,13 +25,13 @@ class ShowMeter:
         self._text = bytearray()
 
     def feed(self, data: bytes) -> bytes:
-        if len(self._text) <= MOST_SHOWN:
+        if len(self._text) <= MAX_SHOWN:
             self._text += data
         return b""
 
     def end(self) -> bytes:
         try:
-            shown = msgspec.json.decode(self._text) if len(self._text) <= MOST_SHOWN else None
+            shown = msgspec.json.decode(self._text) if len(self._text) <= MAX_SHOWN else None
         except UNREADABLE:
             shown = None
         if not isinstance(shown, dict):

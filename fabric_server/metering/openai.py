@@ -15,11 +15,11 @@ from typing import Annotated, Protocol
 import msgspec
 from msgspec import Meta, Struct
 
-MOST_EVENT = 1024 * 1024
+MAX_EVENT = 1024 * 1024
 """An event longer than this passes in pieces, unread."""
 _EDGE = 8192
 """Bytes kept of both ends of an unstreamed answer, where ``usage`` stands."""
-_MOST_GUESSES = 4
+_MAX_GUESSES = 4
 """Objects called ``usage`` that are looked at in one of these ends."""
 _OVERLAP = 64
 """Bytes of an endless event that are kept, for marks and ends that lie across pieces."""
@@ -92,7 +92,7 @@ class StreamMeter:
         if end:
             self.torn = False
             return self._read(self._release(end))
-        if len(held) <= MOST_EVENT:
+        if len(held) <= MAX_EVENT:
             return b""
         self.torn = True
         self._look(bytes(held))
@@ -220,7 +220,7 @@ class _Figures(Struct, gc=False):
 def _usage_in(text: bytes) -> Usage | None:
     """Those of the last object called ``usage`` that has figures."""
     guesses = [found.end() for found in _USAGE.finditer(text)]
-    for at in guesses[: -_MOST_GUESSES - 1 : -1]:
+    for at in guesses[: -_MAX_GUESSES - 1 : -1]:
         try:
             figures, _ = _raw_json(text[at:].decode(errors="replace"))
             usage = _as_usage(msgspec.convert(figures, _Figures))

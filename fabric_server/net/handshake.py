@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Literal, Protocol, cast
 
-from fabric_server.dialects.errors import Refusal
+from fabric_server.dialects.errors import ApiError
 from fabric_server.net.tls_alerts import handshaking
 
 REASONS = (
@@ -96,7 +96,7 @@ class Host(Protocol):
     def refuse(self, reason: str, address: str, error: object = None) -> None: ...
 
 
-class Arrival:
+class Handshake:
     """``task`` runs ``welcome``; whoever made it calls ``release`` when the task has ended."""
 
     __slots__ = (
@@ -249,7 +249,7 @@ class _Gate(asyncio.Protocol):
 
     __slots__ = ("_arrival",)
 
-    def __init__(self, arrival: Arrival) -> None:
+    def __init__(self, arrival: Handshake) -> None:
         self._arrival = arrival
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -284,7 +284,7 @@ def _answer(port: Port, number: int) -> bytes:
             "Plain HTTP is answered only to programs on the server's own machine. "
             f"From anywhere else use https:// on port {number}."
         )
-    body = Refusal(400, "tls_required", words).body()
+    body = ApiError(400, "tls_required", words).body()
     head = (
         "HTTP/1.1 400 Bad Request\r\n"
         "Content-Type: application/json\r\n"

@@ -9,7 +9,7 @@ import socket
 from collections import Counter
 from collections.abc import Sequence
 
-from fabric_server.net.handshake import REASONS, Arrival, Limits, Port
+from fabric_server.net.handshake import REASONS, Handshake, Limits, Port
 from fabric_server.net.sockets import PortProblem, bind
 
 __all__ = ["REASONS", "Limits", "Listener", "Port", "PortProblem"]
@@ -38,7 +38,7 @@ class Listener:
         self._port = port.number
         self._sockets: list[socket.socket] = []
         self._resting = False
-        self._pending: dict[Arrival, None] = {}  # oldest first
+        self._pending: dict[Handshake, None] = {}  # oldest first
         self._by_origin: Counter[str] = Counter()
         self._notes: dict[str, tuple[float, int]] = {}
         self._full = False
@@ -168,7 +168,7 @@ class Listener:
     def admit(self, sock: socket.socket, address: str) -> None:
         """Take on an accepted, non-blocking connection from ``address``."""
         self.accepted += 1
-        arrival, limits = Arrival(self, sock, address), self.limits
+        arrival, limits = Handshake(self, sock, address), self.limits
         many_of_its_own = self._by_origin[arrival.origin] >= limits.per_address
         if many_of_its_own and self.pending >= limits.total // 2 and not arrival.local:
             arrival.refuse("crowded_address")
@@ -185,13 +185,13 @@ class Listener:
         arrival.task = self._loop.create_task(arrival.welcome())
         arrival.task.add_done_callback(lambda task: self._ended(arrival, task))
 
-    def _ended(self, arrival: Arrival, task: asyncio.Task[None]) -> None:
+    def _ended(self, arrival: Handshake, task: asyncio.Task[None]) -> None:
         arrival.release()
         self._forget(arrival)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("defect in accepting", exc_info=error, extra={"port": self.spec.name})
 
-    def _forget(self, arrival: Arrival) -> None:
+    def _forget(self, arrival: Handshake) -> None:
         if arrival not in self._pending:
             return
         del self._pending[arrival]

@@ -41,7 +41,7 @@ log = logging.getLogger("fabric.handover")
 T = TypeVar("T")
 
 NAME = "server.sock"
-MOST_SOCKETS = 64
+MAX_SOCKETS = 64
 LINE_BYTES = 65_536
 ANSWER_SECONDS = 10.0
 """For a question that needs no work."""
@@ -71,11 +71,11 @@ class Refused(Struct, frozen=True):
     error: str
 
 
-class HandoverProblem(Exception):
+class TakeoverProblem(Exception):
     """The running server hands nothing over, or can't be asked; the message says why."""
 
 
-class NobodyThere(HandoverProblem):
+class NobodyThere(TakeoverProblem):
     """No server runs with this directory."""
 
 
@@ -245,7 +245,7 @@ class Predecessor:
 
     @classmethod
     async def find(cls, data: Path) -> Predecessor | None:
-        """None when no server runs with this directory.  Raises ``HandoverProblem``."""
+        """None when no server runs with this directory.  Raises ``TakeoverProblem``."""
         try:
             sock = await asyncio.to_thread(_dial, data)
         except NobodyThere:
@@ -296,7 +296,7 @@ class Predecessor:
 
 def _dial(data: Path) -> socket.socket:
     if not hasattr(socket, "AF_UNIX"):
-        raise HandoverProblem("this system has no Unix sockets: stop the server, then start it.")
+        raise TakeoverProblem("this system has no Unix sockets: stop the server, then start it.")
     sock = socket.socket(socket.AF_UNIX)
     sock.settimeout(ANSWER_SECONDS)
     try:
@@ -307,7 +307,7 @@ def _dial(data: Path) -> socket.socket:
         raise NobodyThere(f"no server runs with {data}.") from error
     except OSError as error:
         sock.close()
-        raise HandoverProblem(f"{data / NAME} can't be used: {error.strerror or error}.") from error
+        raise TakeoverProblem(f"{data / NAME} can't be used: {error.strerror or error}.") from error
     return sock
 
 
@@ -315,20 +315,20 @@ def _receive(sock: socket.socket) -> tuple[Offer, list[socket.socket]]:
     sockets: list[socket.socket] = []
     try:
         sock.sendall(msgspec.json.encode(Ask("takeover")) + b"\n")
-        line, descriptors, _, _ = socket.recv_fds(sock, LINE_BYTES, MOST_SOCKETS)
+        line, descriptors, _, _ = socket.recv_fds(sock, LINE_BYTES, MAX_SOCKETS)
         sockets = [socket.socket(fileno=one) for one in descriptors]
         if b'"error"' in line[:10]:
-            raise HandoverProblem(f"{msgspec.json.decode(line, type=Refused).error}.")
+            raise TakeoverProblem(f"{msgspec.json.decode(line, type=Refused).error}.")
         offer = msgspec.json.decode(line, type=Offer)
         if sum(port.sockets for port in offer.ports.values()) != len(sockets):
-            raise HandoverProblem("the running server's sockets did not all arrive.")
+            raise TakeoverProblem("the running server's sockets did not all arrive.")
         for one in sockets:
             one.setblocking(False)
     except BaseException as error:
         for one in sockets:
             one.close()
         if isinstance(error, OSError | msgspec.MsgspecError):
-            raise HandoverProblem(f"the running server hands nothing over: {error}.") from error
+            raise TakeoverProblem(f"the running server hands nothing over: {error}.") from error
         raise
     return offer, sockets
 
@@ -346,14 +346,14 @@ async def _conversation(
 
 
 async def ask_to_reload(data: Path) -> dict[str, Any]:
-    """What the server with this directory says to ``reload``.  Raises ``HandoverProblem``."""
+    """What the server with this directory says to ``reload``.  Raises ``TakeoverProblem``."""
     async with _conversation(data) as (reader, writer):
         try:
             await _write(writer, Ask("reload"))
             return await _read(reader, dict[str, Any], ANSWER_SECONDS)
         except (OSError, TimeoutError, ValueError, EOFError, msgspec.MsgspecError) as error:
             reason = str(error) or "it does not answer"
-            raise HandoverProblem(f"the running server can't be told: {reason}.") from error
+            raise TakeoverProblem(f"the running server can't be told: {reason}.") from error
 
 
 # ── lines ─────────────────────────────────────────────────────────────────────────────────────

@@ -18,7 +18,7 @@ PROBE_SECONDS = 60.0
 """A probe of which nothing is heard for so long is forgotten, and the next request is one."""
 
 
-class Breaker:
+class CircuitBreaker:
     """Of one engine and one model.  ``now`` is in event-loop seconds."""
 
     __slots__ = ("_failures", "_open_until", "_probe_until", "_seconds")

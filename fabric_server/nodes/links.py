@@ -10,7 +10,7 @@ from time import time
 from typing import Any, Protocol
 
 from consumer.records import HEARTBEATS, HeartbeatRecord
-from fabric_server.dialects.errors import Refusal
+from fabric_server.dialects.errors import ApiError
 from fabric_server.nodes.registry import Node, Registry
 from fabric_server.storage.rows import NodeRow
 from protocol import messages
@@ -320,7 +320,7 @@ class NodeLink:
     async def _renew(self, link: LinkDriver, node: Node, renew: Renew) -> None:
         try:
             certificate = await self._links.renewals.renew(node.id, renew.request)
-        except Refusal as refusal:
+        except ApiError as refusal:
             log.warning("renewal refused", extra={"node": node.id, "reason": refusal.message})
             return
         link.send(Renewed(certificate))

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from fabric_server.dialects.endpoints import UNTOLD
-from fabric_server.nodes.circuit_breaker import Breaker
+from fabric_server.nodes.circuit_breaker import CircuitBreaker
 from protocol.messages import EngineReport, Heartbeat, ModelReport, Register
 
 if TYPE_CHECKING:
     from protocol.aio.link import LinkDriver
     from protocol.aio.tunnel import Tunnel
 
-MOST_SERVED = 10_000
+MAX_SERVED = 10_000
 """Different models that one registration may report in its life."""
 
 
@@ -40,7 +40,7 @@ class Engine:
         self.name = report.name
         self.active = 0
         """Requests that hold a slot, until the node says that their work has stopped."""
-        self.breakers: dict[str, Breaker] = {}
+        self.breakers: dict[str, CircuitBreaker] = {}
         """By model, of those that have failed lately."""
         self.update(report)
 
@@ -247,7 +247,7 @@ class Registry:
         node.engines = kept
         self._candidates.clear()
         new = {name for engine in kept.values() for name in engine.models} - node.served
-        if len(node.served) + len(new) > MOST_SERVED:
+        if len(node.served) + len(new) > MAX_SERVED:
             new = set()  # a node that invents names must not fill our memory or the store
         node.served |= new
         self._known.update(dict.fromkeys(new))

@@ -25,7 +25,7 @@ from protocol.tunnel.resume import RESUME_SECONDS
 
 log = logging.getLogger("fabric.tunnels")
 
-MOST_TUNNELS = 16
+MAX_TUNNELS = 16
 """Per registration, whatever a node does."""
 
 
@@ -85,7 +85,7 @@ class Tunnels:
             self.refused += 1
             tunnel.close(Code.UNAUTHORISED, "no such session: register again")
             return
-        if len(node.tunnels) >= MOST_TUNNELS:
+        if len(node.tunnels) >= MAX_TUNNELS:
             self.refused += 1
             tunnel.close(Code.REFUSED, "too many tunnels")
             return

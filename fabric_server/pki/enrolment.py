@@ -13,8 +13,8 @@ from typing import NamedTuple, Protocol
 import msgspec
 from aiohttp import web
 
-from fabric_server.dialects import errors as refusals
-from fabric_server.dialects.errors import Refusal
+from fabric_server.dialects import errors as errors
+from fabric_server.dialects.errors import ApiError
 from fabric_server.net.handshake import origin
 from fabric_server.pki.ca import BadRequest, public_key_sha256, read_request
 from fabric_server.pki.certificates import Certificates
@@ -27,7 +27,7 @@ log = logging.getLogger("fabric.enrolment")
 
 TRIES_PER_MINUTE = 30
 """From one address; a secret of 256 bits is not guessed, but each try costs a look in the store."""
-MOST_ADDRESSES = 10_000
+MAX_ADDRESSES = 10_000
 
 
 class Store(Protocol):
@@ -91,7 +91,7 @@ class Enrolment:
         try:
             request = read_request(enrol.csr)
         except BadRequest as error:
-            raise Refusal(400, "bad_csr", f"No certificate can be made: {error}.") from None
+            raise ApiError(400, "bad_csr", f"No certificate can be made: {error}.") from None
         try:
             secret = join.from_text(enrol.secret)
         except ValueError:
@@ -141,12 +141,12 @@ class Enrolment:
         try:
             request = read_request(csr)
         except BadRequest as error:
-            raise Refusal(400, "bad_csr", f"No certificate can be made: {error}.") from None
+            raise ApiError(400, "bad_csr", f"No certificate can be made: {error}.") from None
         row = await self._store.node(node_id)
         if row is None or row.revoked_at is not None:
-            raise Refusal(403, "node_revoked", "This node was revoked.")
+            raise ApiError(403, "node_revoked", "This node was revoked.")
         if not secrets.compare_digest(public_key_sha256(request), row.public_key_sha256):
-            raise Refusal(403, "bad_csr", "The key is not the one that this node enrolled with.")
+            raise ApiError(403, "bad_csr", "The key is not the one that this node enrolled with.")
         now = self._clock()
         return self._certificates.authority.sign_node(request, node_id, now, self.lifetime)
 
@@ -156,14 +156,14 @@ def _node_id(secret: bytes) -> str:
     return f"node_{hashlib.sha256(b'fabric node id' + secret).hexdigest()[:16]}"
 
 
-_REFUSED: dict[Redeemed, Callable[[], Refusal]] = {
-    Redeemed.UNKNOWN: lambda: Refusal(
+_REFUSED: dict[Redeemed, Callable[[], ApiError]] = {
+    Redeemed.UNKNOWN: lambda: ApiError(
         403, "invitation_unknown", "This invitation is not known here."
     ),
-    Redeemed.USED: lambda: Refusal(
+    Redeemed.USED: lambda: ApiError(
         403, "invitation_used", "This invitation was used already: each is good for one machine."
     ),
-    Redeemed.EXPIRED: lambda: Refusal(403, "invitation_expired", "This invitation has expired."),
+    Redeemed.EXPIRED: lambda: ApiError(403, "invitation_expired", "This invitation has expired."),
 }
 
 
@@ -179,7 +179,7 @@ class Tries:
         since, count = self._counts.pop(address, (minute, 0))
         count = count + 1 if since == minute else 1
         self._counts[address] = (minute, count)
-        if len(self._counts) > MOST_ADDRESSES:
+        if len(self._counts) > MAX_ADDRESSES:
             self._counts.popitem(last=False)
         return count <= self._most
 
@@ -197,7 +197,7 @@ def routes(enrolment: Enrolment) -> list[web.RouteDef]:
     async def enrol(request: web.Request) -> web.Response:
         try:
             if not tries.allows(origin(request.remote or "::"), time()):
-                raise Refusal(
+                raise ApiError(
                     429,
                     "rate_limit_exceeded",
                     "Too many attempts from this address.",
@@ -205,11 +205,11 @@ def routes(enrolment: Enrolment) -> list[web.RouteDef]:
                     retry_after=60.0,
                 )
             enrolled = await enrolment.enrol(await _read(request))
-        except Refusal as refusal:
+        except ApiError as refusal:
             log.info("joining refused", extra={"peer": request.remote, "reason": refusal.code})
             return _refused(refusal)
         except BackendError:
-            return _refused(refusals.overloaded("The store can't be reached.", 5.0))
+            return _refused(errors.overloaded("The store can't be reached.", 5.0))
         return web.Response(body=msgspec.json.encode(enrolled), content_type="application/json")
 
     return [web.get(join.CA_PATH, ca), web.post(join.ENROL_PATH, enrol)]
@@ -217,19 +217,19 @@ def routes(enrolment: Enrolment) -> list[web.RouteDef]:
 
 async def _read(request: web.Request) -> Enrol:
     if (request.content_length or 0) > join.LONGEST_BODY:
-        raise refusals.body_too_large(join.LONGEST_BODY)
+        raise errors.body_too_large(join.LONGEST_BODY)
     body = await request.content.read(join.LONGEST_BODY + 1)
     while len(body) <= join.LONGEST_BODY and not request.content.at_eof():
         body += await request.content.read(join.LONGEST_BODY + 1 - len(body))
     if len(body) > join.LONGEST_BODY:
-        raise refusals.body_too_large(join.LONGEST_BODY)
+        raise errors.body_too_large(join.LONGEST_BODY)
     try:
         return _decode_enrol(body)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise refusals.bad_json(str(error)) from None
+        raise errors.bad_json(str(error)) from None
 
 
-def _refused(refusal: Refusal) -> web.Response:
+def _refused(refusal: ApiError) -> web.Response:
     headers = {} if refusal.retry_after is None else {"retry-after": f"{refusal.retry_after:.0f}"}
     return web.Response(
         status=refusal.status,

@@ -30,7 +30,7 @@ class _Set:
     public: ssl.SSLContext
 
 
-class Contexts:
+class TlsContexts:
     """``control``, ``tunnel`` and ``public`` give the context for the next connection.
 
     ``public_certificate`` and ``public_key`` are an operator's own, for users; a client that asks

@@ -11,9 +11,9 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from fabric_server.dialects.body import Ask
+from fabric_server.dialects.body import ParsedBody
 from fabric_server.dialects.endpoints import CHAT
-from fabric_server.dialects.errors import Refusal
+from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Headers, Request
 from fabric_server.metering.openai import Meter, NoMeter, Usage
 from fabric_server.net.deadlines import Deadlines
@@ -37,7 +37,7 @@ can be asked."""
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class Timeouts:
     """How long each part of an answer may take, in seconds."""
 
     first_byte: float
@@ -49,7 +49,7 @@ class Patience:
     """A user who does not read."""
     total: float
 
-    def within(self, seconds: float) -> Patience:
+    def within(self, seconds: float) -> Timeouts:
         """For a user who has no more than so much."""
         if seconds >= self.total:
             return self
@@ -65,7 +65,7 @@ class Ending:
     """A ledger outcome."""
     code: int = Code.NONE
     reason: str = ""
-    refusal: Refusal | None = None
+    refusal: ApiError | None = None
     """The user's own body or key was at fault."""
     left: bool = False
     """Given up although it might still have come, because another node has room."""
@@ -75,7 +75,7 @@ class Ending:
     """Its rival was quicker, or is what is left of the two."""
 
 
-class Exchange:
+class Attempt:
     """Handles one stream (``protocol.aio.tunnel.AnswerHandler``); ``done`` tells how it ended.
 
     The engine's slot is given back when the node says that the work has stopped, which may be
@@ -114,26 +114,26 @@ class Exchange:
         "ending",
         "engine",
         "first_byte_at",
-        "patience",
         "relayed",
         "request",
         "rival",
         "route",
         "seam",
         "status",
+        "timeouts",
     )
 
     def __init__(
         self,
         request: Request,
         engine: Engine,
-        ask: Ask,
+        ask: ParsedBody,
         *,
         registry: Registry,
         deadlines: Deadlines,
-        patience: Patience,
+        timeouts: Timeouts,
         elsewhere: Callable[[], bool],
-        on_over: Callable[[Exchange, Ending], None],
+        on_over: Callable[[Attempt, Ending], None],
         loop: asyncio.AbstractEventLoop,
         route: str = "",
         cold: bool = False,
@@ -160,13 +160,13 @@ class Exchange:
         self.engine = engine
         self.route = route
         self.cold = cold
-        self.rival: Exchange | None = None
+        self.rival: Attempt | None = None
         """Another attempt for the same request, at the same time.  Whichever has its first byte
         first is the answer; until then neither touches the request."""
         self._usage_asked = ask.usage_asked
         self._registry = registry
         self._deadlines = deadlines
-        self.patience = patience
+        self.timeouts = timeouts
         self._elsewhere = elsewhere
         self._on_over = on_over
         self._loop = loop
@@ -190,11 +190,11 @@ class Exchange:
         self._stream: Stream | None = None
         self._room: asyncio.Event | None = None
         now = self.began_at = loop.time()
-        self._limit_at = now + patience.total
+        self._limit_at = now + timeouts.total
         self._checked_bytes = 0
         self._heard_at = now
-        self._first_byte_due = now + patience.first_byte
-        self.deadline = now + min(patience.stall, patience.first_byte)
+        self._first_byte_due = now + timeouts.first_byte
+        self.deadline = now + min(timeouts.stall, timeouts.first_byte)
 
     # ── what the gateway calls ────────────────────────────────────────────────────────────────
 
@@ -207,7 +207,7 @@ class Exchange:
         """Another attempt may still bring the answer."""
         return self.rival is not None and self.rival.ending is None
 
-    def race(self, rival: Exchange) -> None:
+    def race(self, rival: Attempt) -> None:
         """Let ``rival``, which has not begun, try to be the answer as well.  ``done`` of both is
         then the ending of the one that is, or of the last that failed."""
         self.rival, rival.rival = rival, self
@@ -226,7 +226,7 @@ class Exchange:
         try:
             while True:
                 if self.first_byte_at is None:
-                    patient_until = self._loop.time() + self.patience.first_byte
+                    patient_until = self._loop.time() + self.timeouts.first_byte
                     self._first_byte_due = self.deadline = min(patient_until, self._limit_at)
                 data, ended = body.take(), body.complete
                 room = stream.send(data, ended)
@@ -236,7 +236,7 @@ class Exchange:
                     self._room = asyncio.Event()
                     await self._room.wait()
                 await body.more()
-        except Refusal as refusal:
+        except ApiError as refusal:
             self._finish(Ending("refused", refusal=refusal))
             self._reset(Code.CANCELLED, "the request's body broke off")
 
@@ -246,7 +246,7 @@ class Exchange:
             self._finish(Ending("ok" if self._is_whole else "cancelled"))
             self._reset(Code.CANCELLED, "the user has hung up")
 
-    def cut(self, refusal: Refusal) -> None:
+    def cut(self, refusal: ApiError) -> None:
         """The user may not go on; does nothing when the attempt is over."""
         if self.ending is not None:
             return
@@ -335,7 +335,7 @@ class Exchange:
                 self._written = data
         if request.paused:
             if not self._owed:
-                self.deadline = self._loop.time() + self.patience.slow_reader
+                self.deadline = self._loop.time() + self.timeouts.slow_reader
             self._owed += count
         else:
             stream.consumed(count)
@@ -413,7 +413,7 @@ class Exchange:
             self._give_up(Code.TIMEOUT, "the answer took too long")
         elif self.bytes_seen != self._checked_bytes:
             self._hear(now)
-        elif now - self._heard_at >= self.patience.idle:
+        elif now - self._heard_at >= self.timeouts.idle:
             self._give_up(Code.TIMEOUT, "the engine fell silent")
         else:
             self._look_again(now)
@@ -424,7 +424,7 @@ class Exchange:
         elif not self.rivalled and self._elsewhere():
             self._leave("timeout", Code.TIMEOUT, "no first byte yet, and another node has room")
         else:
-            self.deadline = min(now + self.patience.stall, self._first_byte_due)
+            self.deadline = min(now + self.timeouts.stall, self._first_byte_due)
 
     def _hear(self, now: float) -> None:
         self._heard_at = now
@@ -432,7 +432,7 @@ class Exchange:
         self._look_again(now)
 
     def _look_again(self, now: float) -> None:
-        self.deadline = min(now + self.patience.idle / _LOOKS_PER_IDLE, self._limit_at)
+        self.deadline = min(now + self.timeouts.idle / _LOOKS_PER_IDLE, self._limit_at)
 
     # ── small parts ───────────────────────────────────────────────────────────────────────────
 
@@ -524,7 +524,7 @@ class Exchange:
             return b""
         return self._continuation.last_words()
 
-    def _end_broken(self, said: Refusal, ending: Ending) -> None:
+    def _end_broken(self, said: ApiError, ending: Ending) -> None:
         """End a broken answer so that the user can tell."""
         request = self.request
         if self._streamed or request.commented:
@@ -552,9 +552,9 @@ class Exchange:
         self._registry.release(self.engine)
 
 
-def upstream_lost() -> Refusal:
+def upstream_lost() -> ApiError:
     return _broken("upstream_lost", "The node was lost in the middle of the answer.")
 
 
-def _broken(code: str, message: str) -> Refusal:
-    return Refusal(502, code, message, type="server_error")
+def _broken(code: str, message: str) -> ApiError:
+    return ApiError(502, code, message, type="server_error")

@@ -1,5 +1,5 @@
 """A second node is asked when the first is unusually slow to begin its answer.  Whoever brings the
-first byte of a body answers, and the other is told to stop (``Exchange.rival``).
+first byte of a body answers, and the other is told to stop (``Attempt.rival``).
 
     Hedging   whether, and after how long: learnt from the first bytes of each model
     Hedge     one request's: waits for that moment, and has the second one asked
@@ -11,12 +11,12 @@ from collections.abc import Callable
 from types import TracebackType
 
 from fabric_server.net.deadlines import NEVER, Deadlines
-from fabric_server.proxy.attempt import Exchange
+from fabric_server.proxy.attempt import Attempt
 from fabric_server.proxy.quantile import Window
 
 SHARE = 0.95
 """Of answers that have begun by then: so a twentieth of requests is asked twice, at most."""
-MOST_MODELS = 1024
+MAX_MODELS = 1024
 
 
 class Hedging:
@@ -40,7 +40,7 @@ class Hedging:
         key = model, stream
         window = self._windows.pop(key, None) or Window()
         self._windows[key] = window  # the last in the dictionary's order
-        if len(self._windows) > MOST_MODELS:
+        if len(self._windows) > MAX_MODELS:
             del self._windows[next(iter(self._windows))]
         window.add(seconds)
 
@@ -59,7 +59,7 @@ class Hedge:
     __slots__ = ("_ask", "_deadlines", "_first", "deadline")
 
     def __init__(
-        self, first: Exchange, ask: Callable[[Exchange], None], deadlines: Deadlines, at: float
+        self, first: Attempt, ask: Callable[[Attempt], None], deadlines: Deadlines, at: float
     ) -> None:
         """``ask`` begins a rival of ``first``, if that is possible at once; ``at`` is in event-loop
         seconds."""

@@ -46,7 +46,7 @@ class Metrics:
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, str]] = Counter()
         """By endpoint, which is one of a table, and outcome."""
-        self.refusals: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
         """By code, of requests answered by the fabric itself."""
         self.retries = 0
         self.continued = 0
@@ -80,12 +80,12 @@ class Metrics:
         for (endpoint, outcome), count in self.requests.items():
             requests.add_metric([endpoint, outcome], count)
         yield requests
-        refusals = CounterMetricFamily(
+        errors = CounterMetricFamily(
             "fabric_refusals", "Requests refused by the fabric itself.", labels=["code"]
         )
-        for code, count in self.refusals.items():
-            refusals.add_metric([code], count)
-        yield refusals
+        for code, count in self.errors.items():
+            errors.add_metric([code], count)
+        yield errors
         tokens = CounterMetricFamily("fabric_tokens", "Tokens metered.", labels=["kind"])
         for kind, count in self.tokens.items():
             tokens.add_metric([kind], count)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from fabric_server.nodes.circuit_breaker import Breaker
+from fabric_server.nodes.circuit_breaker import CircuitBreaker
 from fabric_server.nodes.registry import Registry
-from fabric_server.proxy.attempt import Ending, Exchange
+from fabric_server.proxy.attempt import Attempt, Ending
 from fabric_server.proxy.hedging import Hedging
 from fabric_server.routing.load_balancer import Knowledge
 from protocol.errors import Code
@@ -31,7 +31,7 @@ _ITS_FAULT = (TRY_ELSEWHERE | {Code.TIMEOUT}) - {Code.DRAINING}
 """What speaks against the engine, when the next one is chosen."""
 
 
-class Lessons:
+class OutcomeReporter:
     def __init__(
         self, known: Knowledge, registry: Registry, loop: asyncio.AbstractEventLoop
     ) -> None:
@@ -40,29 +40,27 @@ class Lessons:
         self._loop = loop
 
     def learn(
-        self, exchange: Exchange, ending: Ending, model: str, hedging: Hedging, *, stream: bool
+        self, exchange: Attempt, ending: Ending, model: str, hedging: Hedging, *, stream: bool
     ) -> None:
         """How fast the engine was."""
         now, first, began = self._loop.time(), exchange.first_byte_at, exchange.began_at
-        engine, cold, experience = exchange.engine, exchange.cold, self.known.experience
+        engine, cold, latency = exchange.engine, exchange.cold, self.known.latency
         if ending.code in _ITS_FAULT or exchange.status >= 500:
-            experience.fail(engine, model, now=now)
+            latency.fail(engine, model, now=now)
         elif ending.beaten and not cold:
             hedging.learn_at_least(model, now - began, stream=stream)
             if stream:
-                experience.outwait(engine, model, now - began, now=now)
+                latency.outwait(engine, model, now - began, now=now)
         elif ending.outcome == "ok" and first is not None:
             if not cold:
                 hedging.learn(model, first - began, stream=stream)
             tokens = exchange.usage.completion_tokens
             if stream:
-                experience.learn(
-                    engine, model, first - began, tokens, now - first, now=now, cold=cold
-                )
+                latency.learn(engine, model, first - began, tokens, now - first, now=now, cold=cold)
             else:  # it came in one piece
-                experience.learn(engine, model, None, tokens, now - began, now=now, cold=cold)
+                latency.learn(engine, model, None, tokens, now - began, now=now, cold=cold)
 
-    def judge(self, exchange: Exchange, ending: Ending, model: str) -> None:
+    def judge(self, exchange: Attempt, ending: Ending, model: str) -> None:
         """Whether it works at all.
 
         A 5xx that was passed on tells nothing: some engines answer so to a user's own mistake, and
@@ -75,7 +73,7 @@ class Lessons:
                 del engine.breakers[model]
         elif ending.code in _ENGINES_FAULT:
             if breaker is None:
-                breaker = engine.breakers[model] = Breaker()
+                breaker = engine.breakers[model] = CircuitBreaker()
             seconds = breaker.failed(self._loop.time())
             if seconds is not None:
                 self._loop.call_later(seconds, self._registry.room, engine.node)

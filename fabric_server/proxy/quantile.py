@@ -6,9 +6,9 @@ import math
 from bisect import bisect_left, insort
 from collections import deque
 
-MOST = 200
+MAX_SAMPLES = 200
 """Measurements; older ones are forgotten."""
-LEAST = 20
+MIN_SAMPLES = 20
 """With fewer nothing is told."""
 
 
@@ -24,7 +24,7 @@ class Window:
 
     def add(self, value: float) -> None:
         """``value`` is a number, not NaN."""
-        if len(self._latest) == MOST:
+        if len(self._latest) == MAX_SAMPLES:
             del self._sorted[bisect_left(self._sorted, self._latest.popleft())]
         self._latest.append(value)
         insort(self._sorted, value)
@@ -33,6 +33,6 @@ class Window:
         """The smallest measurement that at least ``share`` of them do not exceed, 0 < share ≤ 1;
         None while there are too few."""
         count = len(self._sorted)
-        if count < LEAST:
+        if count < MIN_SAMPLES:
             return None
         return self._sorted[math.ceil(share * count) - 1]

@@ -9,17 +9,17 @@ from typing import Any
 
 from consumer.records import LedgerEntry
 from fabric_server.auth.keys import Key
-from fabric_server.dialects.errors import Refusal
+from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Request
 from fabric_server.metering.openai import Usage
-from fabric_server.proxy.attempt import Exchange
+from fabric_server.proxy.attempt import Attempt
 
-MOST_ROUTE = 200
+MAX_ROUTE = 200
 """Characters of a route that the ledger keeps."""
 
 
 @dataclass(slots=True, eq=False)
-class Draft:
+class RequestRecord:
     key: Key
     request: Request
     task: asyncio.Task[Any] | None
@@ -40,19 +40,19 @@ class Draft:
     outcome: str = "failed"
     error: str | None = None
     usage: Usage | None = None
-    exchange: Exchange | None = None
+    exchange: Attempt | None = None
     """The attempt under way."""
-    cut: Refusal | None = None
+    cut: ApiError | None = None
     """Why it may not go on."""
     recorded: bool = False
     """It is in the ledger."""
 
-    def asks(self, exchange: Exchange) -> None:
+    def asks(self, exchange: Attempt) -> None:
         """Whose answer is waited for now."""
         self.exchange, self.route = exchange, exchange.route
         self.node_id, self.engine = exchange.engine.node.id, exchange.engine.name
 
-    def end(self, refusal: Refusal) -> None:
+    def end(self, refusal: ApiError) -> None:
         """It may not go on, wherever it is: waiting for its body, in line, or answered already in
         part."""
         if self.cut is not None or self.recorded:
@@ -90,6 +90,6 @@ class Draft:
             total_ms=total * 1000,
             bytes_in=request.body.received,
             bytes_out=request.bytes_out,
-            route=self.route[:MOST_ROUTE],
+            route=self.route[:MAX_ROUTE],
             continued=self.continued,
         )

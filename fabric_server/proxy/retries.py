@@ -6,19 +6,19 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from fabric_server.dialects import errors as refusals
-from fabric_server.dialects.body import Ask
+from fabric_server.dialects import errors as errors
+from fabric_server.dialects.body import ParsedBody
 from fabric_server.dialects.endpoints import CHAT, Endpoint
-from fabric_server.dialects.errors import Refusal
+from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Request
-from fabric_server.gateway.options import RAW, REASONING, Terms
-from fabric_server.gateway.requirements import make_wish
+from fabric_server.gateway.options import RAW, REASONING, RequestOptions
+from fabric_server.gateway.requirements import build_requirements
 from fabric_server.nodes.registry import Engine
-from fabric_server.proxy.attempt import Ending, Exchange, Patience, upstream_lost
+from fabric_server.proxy.attempt import Attempt, Ending, Timeouts, upstream_lost
 from fabric_server.proxy.continuation import Continuation
 from fabric_server.proxy.hedging import Hedge
 from fabric_server.proxy.outcomes import TRY_ELSEWHERE
-from fabric_server.proxy.request_record import Draft
+from fabric_server.proxy.request_record import RequestRecord
 from protocol.aio.tunnel import Tunnel
 from protocol.errors import Code
 from protocol.messages import RequestHead
@@ -28,25 +28,38 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fabric.gateway")
 
-MOST_TRIES = 3
-_MOST_HEADER = 1024
+MAX_TRIES = 3
+_MAX_HEADER = 1024
 """Longer ones are not passed on: what opens a stream must fit into one frame."""
 
 
-class Relay:
+class RetryLoop:
     """``run`` returns when the request has its answer, and raises Refusal when there is none."""
 
-    __slots__ = ("_ask", "_continuation", "_deadline", "_draft", "_endpoint", "_gateway", "_loop",
-                 "_raw", "_request", "_seam", "_size", "_whole", "_wish")  # fmt: skip
+    __slots__ = (
+        "_ask",
+        "_continuation",
+        "_deadline",
+        "_draft",
+        "_endpoint",
+        "_gateway",
+        "_loop",
+        "_raw",
+        "_request",
+        "_requirements",
+        "_seam",
+        "_size",
+        "_whole",
+    )  # fmt: skip
 
     def __init__(
         self,
         gateway: Gateway,
         request: Request,
         endpoint: Endpoint,
-        ask: Ask,
-        terms: Terms,
-        draft: Draft,
+        ask: ParsedBody,
+        terms: RequestOptions,
+        draft: RequestRecord,
     ) -> None:
         """Works out what is wanted; raises Refusal when nobody can do that."""
         body, key = request.body, draft.key
@@ -62,7 +75,7 @@ class Relay:
         if size is not None and not self._whole and ask.patch is not None:
             start, stop, text = ask.patch
             size += len(text) - (stop - start)
-        self._wish, longer = make_wish(
+        self._requirements, longer = build_requirements(
             request,
             endpoint,
             ask,
@@ -83,7 +96,7 @@ class Relay:
         """What is asked for next is the rest of an answer."""
 
     async def run(self) -> None:
-        gateway, wish, continuation = self._gateway, self._wish, self._continuation
+        gateway, requirements, continuation = self._gateway, self._requirements, self._continuation
         gateway.budget.earn()
         while True:
             engine, tunnel = await self._admit()
@@ -91,19 +104,19 @@ class Relay:
             if ending.refusal is not None and not self._request.finished:
                 raise ending.refusal
             if ending.goes_on and continuation is not None:
-                self._seam, wish.kinds = True, continuation.kinds
+                self._seam, requirements.kinds = True, continuation.kinds
                 gateway.budget.spend()
                 continue
             if exchange.relayed:
                 return
             node = exchange.engine.node
             if ending.code == Code.LOST and not ending.left and node.reachable:
-                wish.tried.remove(node.id)  # only a tunnel was lost: it has another one
+                requirements.tried.remove(node.id)  # only a tunnel was lost: it has another one
             again = ending.left or ending.code in TRY_ELSEWHERE
             if not again or not self._elsewhere():
                 if self._seam:
                     raise upstream_lost()
-                raise explain(ending, wish.model, exchange.patience)
+                raise explain(ending, requirements.model, exchange.timeouts)
             gateway.budget.spend()
             gateway.metrics.retries += 1
 
@@ -111,18 +124,24 @@ class Relay:
 
     async def _admit(self) -> tuple[Engine, Tunnel]:
         """An engine with one of its slots taken, and a tunnel to it."""
-        admission, wish, began = self._gateway.admission, self._wish, self._loop.time()
+        admission, requirements, began = (
+            self._gateway.admission,
+            self._requirements,
+            self._loop.time(),
+        )
         try:
             while True:
-                engine = admission.admit_now(wish, began) if began < self._deadline else None
+                engine = (
+                    admission.admit_now(requirements, began) if began < self._deadline else None
+                )
                 if engine is None:
-                    engine = await admission.admit(wish, self._deadline, self._request.id)
+                    engine = await admission.admit(requirements, self._deadline, self._request.id)
                 tunnel = engine.node.tunnel()
                 if tunnel is not None:
                     break
                 # It went away between being given and being taken.
                 self._gateway.registry.release(engine)
-        except Refusal:
+        except ApiError:
             if self._seam:
                 raise upstream_lost() from None
             raise
@@ -133,53 +152,53 @@ class Relay:
 
     def _given(self, engine: Engine) -> None:
         """It is about to be asked."""
-        if (breaker := engine.breakers.get(self._wish.model)) is not None:
+        if (breaker := engine.breakers.get(self._requirements.model)) is not None:
             breaker.begun(self._loop.time())
         self._draft.attempts += 1
-        self._wish.tried.append(engine.node.id)
+        self._requirements.tried.append(engine.node.id)
 
     def _elsewhere(self) -> bool:
         """Whether somebody else could be asked now, from the beginning."""
-        could = self._whole and self._draft.attempts < MOST_TRIES and self._gateway.budget.allows
-        return could and self._gateway.admission.another(self._wish)
+        could = self._whole and self._draft.attempts < MAX_TRIES and self._gateway.budget.allows
+        return could and self._gateway.admission.another(self._requirements)
 
     def _goes_on(self) -> bool:
         """Whether somebody else could be asked for the rest."""
-        if self._continuation is None or self._draft.attempts >= MOST_TRIES:
+        if self._continuation is None or self._draft.attempts >= MAX_TRIES:
             return False
         return self._gateway.budget.allows and self._continuation.possible
 
     # ── one attempt, or two at once ───────────────────────────────────────────────────────────
 
-    async def _attempt(self, engine: Engine, tunnel: Tunnel) -> tuple[Exchange, Ending]:
+    async def _attempt(self, engine: Engine, tunnel: Tunnel) -> tuple[Attempt, Ending]:
         """Ask; returns whose ending it is, and how it went."""
-        gateway, wish, draft = self._gateway, self._wish, self._draft
+        gateway, requirements, draft = self._gateway, self._requirements, self._draft
         question = self._request.body.kept
         if self._seam and self._continuation is not None:
             question = self._continuation.body(engine.kind)
-        affinity = gateway.lessons.known.affinity
-        affinity.remember(wish.prefix, engine)
+        affinity = gateway.outcomes.known.affinity
+        affinity.remember(requirements.prefix, engine)
         exchange = self._exchange(engine)
         draft.asks(exchange)
         exchange.begin(tunnel, self._head(exchange, question), question, ended=self._whole)
         after = None
         if self._whole and draft.attempts == 1:
-            after = gateway.hedging.after(wish.model, stream=self._ask.stream)
+            after = gateway.hedging.after(requirements.model, stream=self._ask.stream)
         if after is None:
             return exchange, await self._ending(exchange)
         with Hedge(exchange, self._hedge, gateway.deadlines, exchange.began_at + after):
             ending = await self._ending(exchange)
         if exchange.rival is not None and exchange.rival.ending is ending:
             exchange = exchange.rival
-            affinity.remember(wish.prefix, exchange.engine)
+            affinity.remember(requirements.prefix, exchange.engine)
         return exchange, ending
 
-    def _hedge(self, first: Exchange) -> None:
+    def _hedge(self, first: Attempt) -> None:
         """Ask a second engine while the first goes on, if one has a slot."""
         gateway, question = self._gateway, self._request.body.kept
         if not gateway.budget.allows:
             return
-        engine = gateway.admission.admit_now(self._wish, self._loop.time())
+        engine = gateway.admission.admit_now(self._requirements, self._loop.time())
         if engine is None:
             return
         tunnel = engine.node.tunnel()
@@ -193,31 +212,31 @@ class Relay:
         first.race(second)
         second.begin(tunnel, self._head(second, question), question, ended=True)
 
-    def _exchange(self, engine: Engine) -> Exchange:
-        gateway, wish = self._gateway, self._wish
-        return Exchange(
+    def _exchange(self, engine: Engine) -> Attempt:
+        gateway, requirements = self._gateway, self._requirements
+        return Attempt(
             self._request,
             engine,
             self._ask,
             registry=gateway.registry,
             deadlines=gateway.deadlines,
-            patience=gateway.patience.within(self._deadline - self._loop.time()),
+            timeouts=gateway.timeouts.within(self._deadline - self._loop.time()),
             elsewhere=self._elsewhere,
             on_over=self._on_over,
             loop=self._loop,
-            route=wish.why,
-            cold=wish.cold,
+            route=requirements.why,
+            cold=requirements.cold,
             continuation=self._continuation,
             goes_on=self._goes_on,
             seam=self._seam,
         )
 
-    def _head(self, exchange: Exchange, question: bytes) -> RequestHead:
+    def _head(self, exchange: Attempt, question: bytes) -> RequestHead:
         headers, endpoint = self._request.headers, self._endpoint
         passed = []
         for name, told in endpoint.passed:
             value = headers.get(name)
-            if value and len(value) <= _MOST_HEADER:
+            if value and len(value) <= _MAX_HEADER:
                 passed.append((told, value.decode("latin-1")))
         if self._raw:
             passed.append((REASONING.decode(), RAW.decode()))
@@ -228,11 +247,11 @@ class Relay:
             endpoint.path,
             passed,
             len(question) if self._whole else self._size,
-            max(1, int(exchange.patience.total * 1000)),
+            max(1, int(exchange.timeouts.total * 1000)),
             self._draft.attempts,
         )
 
-    async def _ending(self, exchange: Exchange) -> Ending:
+    async def _ending(self, exchange: Attempt) -> Ending:
         upload = None if self._whole else self._loop.create_task(exchange.upload())
         try:
             return await exchange.done
@@ -245,24 +264,26 @@ class Relay:
 
     # ── what came of it ───────────────────────────────────────────────────────────────────────
 
-    def _on_over(self, exchange: Exchange, ending: Ending) -> None:
-        gateway, wish, draft = self._gateway, self._wish, self._draft
-        gateway.lessons.judge(exchange, ending, wish.model)
+    def _on_over(self, exchange: Attempt, ending: Ending) -> None:
+        gateway, requirements, draft = self._gateway, self._requirements, self._draft
+        gateway.outcomes.judge(exchange, ending, requirements.model)
         if not self._seam:  # a rest tells nothing of how long answers take
             stream = self._ask.stream
-            gateway.lessons.learn(exchange, ending, wish.model, gateway.hedging, stream=stream)
+            gateway.outcomes.learn(
+                exchange, ending, requirements.model, gateway.hedging, stream=stream
+            )
         if ending.code:
             _log_failure(self._request, exchange, ending)
         if exchange.rival is not None and exchange.rivalled:
             draft.asks(exchange.rival)
             return
         if exchange.relayed and exchange.rival is not None:
-            gateway.metrics.hedges_won += exchange.engine.node.id != wish.tried[0]
+            gateway.metrics.hedges_won += exchange.engine.node.id != requirements.tried[0]
         self._note(exchange, ending)
         if exchange.relayed and not ending.goes_on:
             gateway.record(draft)
 
-    def _note(self, exchange: Exchange, ending: Ending) -> None:
+    def _note(self, exchange: Attempt, ending: Ending) -> None:
         gateway, draft = self._gateway, self._draft
         draft.exchange = None
         draft.usage = exchange.usage
@@ -279,20 +300,20 @@ class Relay:
             draft.error = Code.name_of(ending.code)
 
 
-def explain(ending: Ending, model: str, patience: Patience) -> Refusal:
+def explain(ending: Ending, model: str, timeouts: Timeouts) -> ApiError:
     """What the user is told when nothing could be got for them."""
     if ending.code == Code.TIMEOUT:
-        return refusals.upstream_timeout(patience.first_byte)
+        return errors.upstream_timeout(timeouts.first_byte)
     if ending.code in (Code.REFUSED, Code.DRAINING):
-        return refusals.no_capacity(model, 1.0)
+        return errors.no_capacity(model, 1.0)
     if ending.code == Code.FORBIDDEN:
-        return refusals.upstream_error("The node does not serve this path.")
+        return errors.upstream_error("The node does not serve this path.")
     if ending.code == Code.LOST:
-        return refusals.upstream_error("The node was lost before it could answer.")
-    return refusals.upstream_error("The node's engine failed before it could answer.")
+        return errors.upstream_error("The node was lost before it could answer.")
+    return errors.upstream_error("The node's engine failed before it could answer.")
 
 
-def _log_failure(request: Request, exchange: Exchange, ending: Ending) -> None:
+def _log_failure(request: Request, exchange: Attempt, ending: Ending) -> None:
     log.info(
         "attempt failed",
         extra={

@@ -15,14 +15,14 @@ from msgspec import Raw, Struct
 
 from fabric_server.metering.openai import Usage
 
-MOST_TEXT = 256 * 1024
+MAX_TEXT = 256 * 1024
 """Bytes of an answer; a longer one is not continued."""
 READ_AT_ONCE = 32 * 1024
 """Bytes of events that are kept unread.  Nobody asks for what an answer said before it is lost, and
 few are: most end before the first of them is read."""
-MOST_NAMES = 1024
+MAX_NAMES = 1024
 """Characters of an answer's id and model."""
-LEAST_ECHO = 8
+MIN_ECHO = 8
 """Characters: a shorter answer at the beginning of the next is no sure sign of an echo."""
 
 _EVENT = re.compile(rb".*?(?:\n\n|\n\r\n|\r\r)|.+\Z", re.DOTALL)
@@ -124,7 +124,7 @@ class Transcript:
     def _add(self, chunk: _Chunk) -> None:
         if not self.id:
             self.id, self.created, self.model = chunk.id, chunk.created, chunk.model
-            if len(self.id) + len(self.model) > MOST_NAMES:  # each later event would repeat it
+            if len(self.id) + len(self.model) > MAX_NAMES:  # each later event would repeat it
                 self.give_up()
                 return
         for choice in chunk.choices:
@@ -139,7 +139,7 @@ class Transcript:
                 self._text += delta.content.encode()
             elif delta.reasoning or delta.reasoning_content:
                 self.thoughts += 1
-        if len(self._text) > MOST_TEXT:
+        if len(self._text) > MAX_TEXT:
             self.give_up()
 
 
@@ -152,7 +152,7 @@ class Splice:
             self._same = {"id": before.id, "created": before.created, "model": before.model}
         self._tokens, self._spent = before.tokens, before.spent
         said = before.said
-        self._echo = said if kind == "llama-server" and len(said) >= LEAST_ECHO else ""
+        self._echo = said if kind == "llama-server" and len(said) >= MIN_ECHO else ""
         self._gap = before.text[len(said) :]
         self._again = 0
         """Tokens of which the user hears nothing, because they have them."""

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from itertools import count
 from random import Random
 
-from fabric_server.dialects import errors as refusals
-from fabric_server.dialects.errors import Refusal
+from fabric_server.dialects import errors as errors
+from fabric_server.dialects.errors import ApiError
 from fabric_server.nodes.registry import Engine, Node, Registry
-from fabric_server.routing.criteria import Wish
-from fabric_server.routing.fair_queue import Line, Rank
-from fabric_server.routing.load_balancer import Router, is_cold, suits, within
+from fabric_server.routing.criteria import Requirements
+from fabric_server.routing.fair_queue import FairQueue, Rank
+from fabric_server.routing.load_balancer import LoadBalancer, is_cold, suits, within
 
 RETRY_AFTER_NODE = 5.0
 """Seconds after which a node that went away may be back: reconnecting takes it about so long."""
-LEAST_RETRY_AFTER, MOST_RETRY_AFTER = 1.0, 120.0
+MIN_RETRY_AFTER, MAX_RETRY_AFTER = 1.0, 120.0
 USUAL_SECONDS = 5.0
 """What a request is taken to take of a slot's time before any has been measured."""
 _NEWS = 0.1
@@ -28,12 +28,16 @@ _NEWS = 0.1
 class Waiter:
     """A request in line."""
 
-    __slots__ = ("future", "request_id", "since", "wish")
+    __slots__ = ("future", "request_id", "requirements", "since")
 
     def __init__(
-        self, wish: Wish, since: float, request_id: str, future: asyncio.Future[Engine]
+        self,
+        requirements: Requirements,
+        since: float,
+        request_id: str,
+        future: asyncio.Future[Engine],
     ) -> None:
-        self.wish = wish
+        self.requirements = requirements
         self.since = since
         """Event-loop seconds."""
         self.request_id = request_id
@@ -41,7 +45,7 @@ class Waiter:
 
 
 @dataclass(frozen=True, slots=True)
-class LineFigures:
+class QueueFigures:
     """One model's line now."""
 
     model: str
@@ -84,17 +88,17 @@ class Admission:
         queue_length_per_key: int,
         queue_timeout: float,
         clock: Callable[[], float] | None = None,
-        router: Router | None = None,
+        router: LoadBalancer | None = None,
     ) -> None:
         """``queue_length`` is the most requests that may wait for one model,
         ``queue_length_per_key`` the most of them of one key; times in event-loop seconds."""
         self._registry = registry
-        self.router = router or Router(registry.engine, rng)
+        self.router = router or LoadBalancer(registry.engine, rng)
         self._queue_length = queue_length
         self._queue_length_per_key = queue_length_per_key
         self._queue_timeout = queue_timeout
         self._clock = clock or asyncio.get_running_loop().time
-        self._lines: dict[str, Line[Waiter]] = {}
+        self._lines: dict[str, FairQueue[Waiter]] = {}
         self._waiters: dict[str, Waiter] = {}
         """By request id."""
         self._turns = count(1)
@@ -112,39 +116,43 @@ class Admission:
         self._queue_length_per_key = queue_length_per_key
         self._queue_timeout = queue_timeout
 
-    def admit_now(self, wish: Wish, now: float) -> Engine | None:
+    def admit_now(self, requirements: Requirements, now: float) -> Engine | None:
         """As ``admit``, for whoever need not wait; None: they must."""
-        engine = self._choose(wish, now)
+        engine = self._choose(requirements, now)
         if engine is not None:
             engine.active += 1
         return engine
 
-    async def admit(self, wish: Wish, deadline: float = math.inf, request_id: str = "") -> Engine:
+    async def admit(
+        self, requirements: Requirements, deadline: float = math.inf, request_id: str = ""
+    ) -> Engine:
         """An engine with one of its slots taken; give it back with ``Registry.release``.
 
         Raises Refusal: the model is unknown, no node for it is up, the line is full, or the wait
         too long; it ends at ``deadline`` (event-loop seconds) or after ``queue_timeout``.
         """
-        model, now = wish.model, self._clock()
+        model, now = requirements.model, self._clock()
         if now >= deadline:
-            raise self._too_late(wish)
-        engine = self.admit_now(wish, now)
+            raise self._too_late(requirements)
+        engine = self.admit_now(requirements, now)
         if engine is not None:
             return engine
         if not self._registry.candidates(model) and not self._registry.is_known(model):
-            raise refusals.model_not_found(model)
+            raise errors.model_not_found(model)
         able = self._registry.able(model, now)
-        if not any(_may_serve(engine) and suits(engine, wish) for engine in able):
-            raise refusals.no_capacity(model, RETRY_AFTER_NODE, wish.regions)
-        wish.why = "the first free one after a wait"
-        self._check_length(wish)
-        engine = await self._wait(wish, now, min(deadline, now + self._queue_timeout), request_id)
-        wish.cold = is_cold(engine, model)
+        if not any(_may_serve(engine) and suits(engine, requirements) for engine in able):
+            raise errors.no_capacity(model, RETRY_AFTER_NODE, requirements.regions)
+        requirements.why = "the first free one after a wait"
+        self._check_length(requirements)
+        engine = await self._wait(
+            requirements, now, min(deadline, now + self._queue_timeout), request_id
+        )
+        requirements.cold = is_cold(engine, model)
         return engine
 
-    def another(self, wish: Wish) -> bool:
+    def another(self, requirements: Requirements) -> bool:
         """Whether some other node could take the request now."""
-        return self._choose(wish, self._clock()) is not None
+        return self._choose(requirements, self._clock()) is not None
 
     def learn(self, model: str, seconds: float) -> None:
         """A request has held a slot for so long: what waiting times are estimated by."""
@@ -162,45 +170,47 @@ class Admission:
         waiter = self._waiters.get(request_id)
         if waiter is None or waiter.future.done():
             return None
-        return self._lines[waiter.wish.model].position(waiter, self._clock())
+        return self._lines[waiter.requirements.model].position(waiter, self._clock())
 
     def place(self, request_id: str) -> PlaceFigures | None:
         position = self.position(request_id)
         if position is None:
             return None
         waiter = self._waiters[request_id]
-        estimate = self._estimate(waiter.wish, position)
+        estimate = self._estimate(waiter.requirements, position)
         return PlaceFigures(waiter, position, self._clock() - waiter.since, estimate)
 
-    def lines(self) -> list[LineFigures]:
+    def lines(self) -> list[QueueFigures]:
         """Of the models that somebody waits for."""
         now = self._clock()
         return [self._figures(model, line, now) for model, line in sorted(self._lines.items())]
 
-    def _figures(self, model: str, line: Line[Waiter], now: float) -> LineFigures:
+    def _figures(self, model: str, line: FairQueue[Waiter], now: float) -> QueueFigures:
         oldest = line.oldest
-        return LineFigures(
+        return QueueFigures(
             model=model,
             length=len(line),
             by_priority=line.by_priority,
             keys=line.keys,
             oldest=0.0 if oldest is None else now - oldest.since,
-            slots=self._slots(Wish(model)),
+            slots=self._slots(Requirements(model)),
             service=self._service.get(model, USUAL_SECONDS),
-            estimate=self._estimate(Wish(model), len(line) + 1),
+            estimate=self._estimate(Requirements(model), len(line) + 1),
         )
 
     # ── in line ───────────────────────────────────────────────────────────────────────────────
 
-    async def _wait(self, wish: Wish, now: float, deadline: float, request_id: str) -> Engine:
-        waiter = Waiter(wish, now, request_id, asyncio.get_running_loop().create_future())
+    async def _wait(
+        self, requirements: Requirements, now: float, deadline: float, request_id: str
+    ) -> Engine:
+        waiter = Waiter(requirements, now, request_id, asyncio.get_running_loop().create_future())
         self._join(waiter)
         try:
             async with asyncio.timeout_at(deadline):
                 return await waiter.future
         except TimeoutError:
             self._give_up(waiter)
-            raise self._too_late(wish) from None
+            raise self._too_late(requirements) from None
         except asyncio.CancelledError:
             self._give_up(waiter)
             raise
@@ -208,9 +218,9 @@ class Admission:
             self._waiters.pop(request_id, None)
 
     def _join(self, waiter: Waiter) -> None:
-        line = self._lines.get(waiter.wish.model)
+        line = self._lines.get(waiter.requirements.model)
         if line is None:
-            line = self._lines[waiter.wish.model] = Line(self._turns)
+            line = self._lines[waiter.requirements.model] = FairQueue(self._turns)
         line.join(waiter)
         if waiter.request_id:
             self._waiters[waiter.request_id] = waiter
@@ -220,10 +230,10 @@ class Admission:
             # Given a slot in the same turn in which the wait was given up: pass it on.
             self._registry.release(waiter.future.result())
             return
-        line = self._lines.get(waiter.wish.model)
+        line = self._lines.get(waiter.requirements.model)
         if line is not None and waiter in line:
             line.remove(waiter)
-            self._tidy(waiter.wish.model)
+            self._tidy(waiter.requirements.model)
 
     def _tidy(self, model: str) -> None:
         if not len(self._lines[model]):
@@ -235,7 +245,7 @@ class Admission:
         now = self._clock()
         for engine in node.engines.values():
             while engine.has_room and (waiter := self._next_for(engine, now)):
-                model = waiter.wish.model
+                model = waiter.requirements.model
                 self._lines[model].take(waiter)
                 self._tidy(model)
                 if not waiter.future.done():
@@ -247,60 +257,64 @@ class Admission:
         best: tuple[Rank, Waiter] | None = None
         for model, line in self._lines.items():
             if engine.serves(model) and engine.allows(model, now):
-                found = line.first(now, lambda waiter: suits(engine, waiter.wish))
+                found = line.first(now, lambda waiter: suits(engine, waiter.requirements))
                 if found is not None and (best is None or found[0] < best[0]):
                     best = found
         return best and best[1]
 
     # ── refusing ──────────────────────────────────────────────────────────────────────────────
 
-    def _check_length(self, wish: Wish) -> None:
+    def _check_length(self, requirements: Requirements) -> None:
         """Raises Refusal when the line is full: 429 when this key's own requests fill it, which
         are those that are more than an equal share."""
-        line = self._lines.get(wish.model)
-        length, held = (0, 0) if line is None else (len(line), line.held(wish.key_id))
+        line = self._lines.get(requirements.model)
+        length, held = (0, 0) if line is None else (len(line), line.held(requirements.key_id))
         if length < self._queue_length and held < self._queue_length_per_key:
             return
-        retry_after = self._retry_after(wish)
+        retry_after = self._retry_after(requirements)
         if (
             line is not None
             and held
             and held >= min(self._queue_length_per_key, self._queue_length / line.keys)
         ):
-            raise refusals.queue_share_full(wish.model, retry_after)
-        raise refusals.queue_full(wish.model, retry_after)
+            raise errors.queue_share_full(requirements.model, retry_after)
+        raise errors.queue_full(requirements.model, retry_after)
 
-    def _too_late(self, wish: Wish) -> Refusal:
-        return refusals.queue_timeout(wish.model, self._retry_after(wish))
+    def _too_late(self, requirements: Requirements) -> ApiError:
+        return errors.queue_timeout(requirements.model, self._retry_after(requirements))
 
-    def _retry_after(self, wish: Wish) -> float:
+    def _retry_after(self, requirements: Requirements) -> float:
         """Until one more request of this key would be served."""
-        line = self._lines.get(wish.model)
-        ahead = 0 if line is None else line.ahead(wish.key_id)
-        estimate = self._estimate(wish, ahead + 1)
+        line = self._lines.get(requirements.model)
+        ahead = 0 if line is None else line.ahead(requirements.key_id)
+        estimate = self._estimate(requirements, ahead + 1)
         if estimate is None:
             return RETRY_AFTER_NODE
-        return min(max(estimate, LEAST_RETRY_AFTER), MOST_RETRY_AFTER)
+        return min(max(estimate, MIN_RETRY_AFTER), MAX_RETRY_AFTER)
 
-    def _estimate(self, wish: Wish, position: int) -> float | None:
-        slots = self._slots(wish)
-        return position * self._service.get(wish.model, USUAL_SECONDS) / slots if slots else None
+    def _estimate(self, requirements: Requirements, position: int) -> float | None:
+        slots = self._slots(requirements)
+        return (
+            position * self._service.get(requirements.model, USUAL_SECONDS) / slots
+            if slots
+            else None
+        )
 
-    def _slots(self, wish: Wish) -> int:
+    def _slots(self, requirements: Requirements) -> int:
         return sum(
             engine.slots
-            for engine in self._registry.candidates(wish.model)
-            if _may_serve(engine) and within(engine, wish)
+            for engine in self._registry.candidates(requirements.model)
+            if _may_serve(engine) and within(engine, requirements)
         )
 
     # ── choosing ──────────────────────────────────────────────────────────────────────────────
 
-    def _choose(self, wish: Wish, now: float) -> Engine | None:
+    def _choose(self, requirements: Requirements, now: float) -> Engine | None:
         """For one that comes; ``routing.suits`` says the same to one that waits."""
-        choice = self.router.choose(self._registry.able(wish.model, now), wish, now)
+        choice = self.router.choose(self._registry.able(requirements.model, now), requirements, now)
         if choice is None:
             return None
-        wish.why, wish.cold = choice.why, choice.cold
+        requirements.why, requirements.cold = choice.why, choice.cold
         return choice.engine
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
-from fabric_server.dialects import errors as refusals
+from fabric_server.dialects import errors as errors
 from fabric_server.dialects.forms import read_form
 from fabric_server.dialects.json_keys import Scanner
 
@@ -68,6 +68,6 @@ def rename(body: bytes, model: str, form: bytes | None = None) -> bytes:
     scanner.feed(body)
     span = scanner.spans.get(b"model")
     if span is None:
-        raise refusals.bad_field("model", "'model' must be spelled plainly, and come early.")
+        raise errors.bad_field("model", "'model' must be spelled plainly, and come early.")
     start, stop = span
     return body[:start] + msgspec.json.encode(model) + body[stop:]

@@ -15,7 +15,7 @@ class Priority(IntEnum):
 
 
 @dataclass(slots=True)
-class Wish:
+class Requirements:
     model: str
     key_id: str = ""
     """Whose turn it is, where several wait."""

@@ -20,7 +20,7 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from typing import Generic, Protocol, TypeVar
 
-from fabric_server.routing.criteria import Priority, Wish
+from fabric_server.routing.criteria import Priority, Requirements
 
 AGEING_SECONDS = 15.0
 """A quarter of the default ``queue_timeout``: the lowest becomes the highest in half of it."""
@@ -32,7 +32,7 @@ class Waiter(Protocol):
     """Whoever waits; its hash is its identity."""
 
     @property
-    def wish(self) -> Wish: ...
+    def requirements(self) -> Requirements: ...
     @property
     def since(self) -> float: ...
 
@@ -48,7 +48,7 @@ Rank = tuple[int, int]
 def present_class(waiter: Waiter, now: float) -> int:
     """Not above the highest: there keys take turns, or whoever has most waiting would be served
     most."""
-    return max(0, waiter.wish.priority - int((now - waiter.since) / AGEING_SECONDS))
+    return max(0, waiter.requirements.priority - int((now - waiter.since) / AGEING_SECONDS))
 
 
 def _lanes() -> _Lanes[W]:
@@ -86,7 +86,7 @@ class _Share(Generic[W]):
         return classes
 
 
-class Line(Generic[W]):
+class FairQueue(Generic[W]):
     """Everybody who waits for one model."""
 
     def __init__(self, turns: Iterator[int]) -> None:
@@ -101,7 +101,7 @@ class Line(Generic[W]):
         return sum(map(len, self._all))
 
     def __contains__(self, waiter: W) -> bool:
-        return waiter in self._all[waiter.wish.priority]
+        return waiter in self._all[waiter.requirements.priority]
 
     @property
     def by_priority(self) -> tuple[int, ...]:
@@ -133,20 +133,20 @@ class Line(Generic[W]):
 
     def join(self, waiter: W) -> None:
         """Whoever joins later is not older."""
-        key_id = waiter.wish.key_id
+        key_id = waiter.requirements.key_id
         share = self._shares.get(key_id)
         if share is None:
             share = self._shares[key_id] = _Share(next(self._turns))
-        share.lanes[waiter.wish.priority][waiter] = None
-        self._all[waiter.wish.priority][waiter] = None
+        share.lanes[waiter.requirements.priority][waiter] = None
+        self._all[waiter.requirements.priority][waiter] = None
         self._positions = None
 
     def remove(self, waiter: W) -> None:
         """It goes unserved.  Raises KeyError when it is not here."""
-        key_id = waiter.wish.key_id
-        del self._all[waiter.wish.priority][waiter]
+        key_id = waiter.requirements.key_id
+        del self._all[waiter.requirements.priority][waiter]
         share = self._shares[key_id]
-        del share.lanes[waiter.wish.priority][waiter]
+        del share.lanes[waiter.requirements.priority][waiter]
         if not len(share):
             del self._shares[key_id]
         self._positions = None
@@ -154,7 +154,7 @@ class Line(Generic[W]):
     def take(self, waiter: W) -> None:
         """It is served, and its key has had its turn."""
         self.remove(waiter)
-        key_id = waiter.wish.key_id
+        key_id = waiter.requirements.key_id
         share = self._shares.get(key_id)
         if share is not None:
             share.turn = next(self._turns)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from fabric_server.nodes.registry import Engine
 
-MOST_RECORDS = 65_536
-MOST_MODELS = 4_096
+MAX_RECORDS = 65_536
+MAX_MODELS = 4_096
 FORGET_SECONDS = 900.0
 """What was measured counts less and less, and after this time not at all: the engine is tried
 again, however slow it was."""
@@ -18,8 +18,8 @@ SHARE_OF_ALL = 0.02
 """The same in the mean over all engines."""
 FEWEST_TOKENS = 8
 """Shorter answers tell nothing about tokens a second."""
-MOST_RATE = 10_000.0
-MOST_SECONDS = 600.0
+MAX_RATE = 10_000.0
+MAX_SECONDS = 600.0
 """Nobody gets all requests for claiming a miracle, nor is unsettled by one disaster."""
 ASSUMED_FIRST_BYTE = 1.0
 ASSUMED_RATE = 30.0
@@ -50,10 +50,10 @@ class _Record:
         self.at = at
 
 
-class Experience:
+class LatencyEstimates:
     """Times are event-loop seconds.  What is known survives that a node goes and comes back."""
 
-    def __init__(self, most: int = MOST_RECORDS) -> None:
+    def __init__(self, most: int = MAX_RECORDS) -> None:
         self._most = most
         self._records: dict[tuple[str, str, str], _Record] = {}
         self._models: dict[str, _Record] = {}
@@ -94,18 +94,18 @@ class Experience:
         """
         rate = None
         if tokens is not None and tokens >= FEWEST_TOKENS and seconds > 0:
-            rate = min(tokens / seconds, MOST_RATE)
+            rate = min(tokens / seconds, MAX_RATE)
         if cold and first_byte_s is None:
             return  # neither can be told from the other
         if first_byte_s is not None:
-            first_byte_s = min(first_byte_s, MOST_SECONDS)
+            first_byte_s = min(first_byte_s, MAX_SECONDS)
         self._take(engine, model, first_byte_s, rate, now, cold=cold)
 
     def outwait(self, engine: Engine, model: str, seconds: float, *, now: float) -> None:
         """Another was quicker, and this one's first byte had not come after so long.  That it might
         have come the next moment is all the more reason to learn only what is above expectation."""
         if seconds > self.of(engine, model, now).first_byte:
-            self._take(engine, model, min(seconds, MOST_SECONDS), None, now)
+            self._take(engine, model, min(seconds, MAX_SECONDS), None, now)
 
     def fail(self, engine: Engine, model: str, *, now: float) -> None:
         """A request was given to it and came to nothing.  Without this, whoever fails at once would
@@ -127,7 +127,7 @@ class Experience:
         if all_ is None:
             none = self._nothing
             all_ = self._models[model] = _Record(none.first_byte, none.rate, none.load, now)
-            if len(self._models) > MOST_MODELS:
+            if len(self._models) > MAX_MODELS:
                 del self._models[next(iter(self._models))]
         key = engine.node.id, engine.name, model
         record = self._records.pop(key, None)

@@ -18,9 +18,9 @@ from random import Random
 from msgspec import Struct
 
 from fabric_server.nodes.registry import Engine, Node
-from fabric_server.routing.criteria import Wish
-from fabric_server.routing.latency import Expected, Experience
-from fabric_server.routing.prefix_affinity import Affinity, Place
+from fabric_server.routing.criteria import Requirements
+from fabric_server.routing.latency import Expected, LatencyEstimates
+from fabric_server.routing.prefix_affinity import Place, PrefixAffinity
 from fabric_server.routing.weights import REGION
 from protocol.messages import ModelReport
 
@@ -29,7 +29,7 @@ FEW = 8
 SEEN = 4
 """Of more, so many that have room are.  With the two of the power of two choices, p99 of the first
 byte was a third to a half longer (benchmarks/simulation.py, 2026-11-21), for 3 µs less."""
-MOST_DRAWS = 8
+MAX_DRAWS = 8
 """Then those with room are listed, instead of drawing on."""
 ANSWER_TOKENS = 100
 """How much of the answer counts beside its first byte."""
@@ -41,12 +41,12 @@ of its slots; less for part of a prompt."""
 PATIENCE = 3.0
 """How many times as long it may take, cache and all.  With 1.5 an eighth to a quarter less was
 found in caches: who moves a conversation for its own good makes others wait (simulated)."""
-LEAST_SHARED = 0.1
+MIN_SHARED = 0.1
 """A smaller share of a prompt in a cache counts for nothing."""
 CACHED = 0.9
 """How much of the first byte's time a whole prompt in the cache saves."""
 
-LEAST_CONTEXT = 512
+MIN_CONTEXT = 512
 """Prompts of fewer tokens fit everywhere."""
 _SILENT = frozenset(
     {("llama-server", "tools"), ("lm-studio", "tools"), ("llama-server", "embeddings")}
@@ -69,8 +69,8 @@ class Knowledge:
 
     find: Callable[[str, str], Engine | None] = lambda node_id, name: None
     """The engine of this name on this node, if it is here."""
-    affinity: Affinity = field(default_factory=Affinity)
-    experience: Experience = field(default_factory=Experience)
+    affinity: PrefixAffinity = field(default_factory=PrefixAffinity)
+    latency: LatencyEstimates = field(default_factory=LatencyEstimates)
     weights: Mapping[str, float] = field(default_factory=dict)
     """By the node's id or name, or ``region:`` and its region, the first of these that has one: 2
     counts as twice as fast."""
@@ -78,7 +78,7 @@ class Knowledge:
 
 def choose(
     candidates: Sequence[Engine],
-    wish: Wish,
+    requirements: Requirements,
     rng: Random,
     *,
     knowledge: Knowledge,
@@ -86,32 +86,32 @@ def choose(
     seen: int = SEEN,
 ) -> Choice | None:
     """Who of ``candidates``, all that serve the model, is best; None when none can take it now."""
-    found = knowledge.affinity.find(wish.prefix) if wish.prefix else None
-    if found is not None and found[1] < LEAST_SHARED:
+    found = knowledge.affinity.find(requirements.prefix) if requirements.prefix else None
+    if found is not None and found[1] < MIN_SHARED:
         found = None
     place, shared = found or (None, 0.0)
     if len(candidates) <= FEW:
-        able = [engine for engine in candidates if engine.has_room and suits(engine, wish)]
+        able = [engine for engine in candidates if engine.has_room and suits(engine, requirements)]
         affine = _at(place, able) if place is not None else None
     else:
-        able = _some(candidates, wish, rng, seen)
+        able = _some(candidates, requirements, rng, seen)
         affine = knowledge.find(*place) if place is not None else None
         if affine is not None and not (
-            card(affine, wish.model)
+            card(affine, requirements.model)
             and affine.has_room
-            and affine.allows(wish.model, now)
-            and suits(affine, wish)
+            and affine.allows(requirements.model, now)
+            and suits(affine, requirements)
         ):
             affine = None
     if not able:  # if anybody had room, somebody was found
         return None
     if len(able) == 1 and (affine is None or affine is able[0]):
         why = "the only one that can" if affine is None else _cached(shared)
-        return _choice(able[0], wish, why)
-    best, quickest = able[0], _rank(able[0], wish, knowledge, now)
+        return _choice(able[0], requirements, why)
+    best, quickest = able[0], _rank(able[0], requirements, knowledge, now)
     ties = 1
     for engine in able[1:]:
-        rank = _rank(engine, wish, knowledge, now)
+        rank = _rank(engine, requirements, knowledge, now)
         if rank < quickest:
             best, quickest, ties = engine, rank, 1
         elif rank == quickest:
@@ -119,12 +119,12 @@ def choose(
             if rng.random() * ties < 1.0:
                 best = engine
     if affine is not None and (
-        affine is best or _worth_it(affine, best, shared, wish, knowledge, now)
+        affine is best or _worth_it(affine, best, shared, requirements, knowledge, now)
     ):
-        return _choice(affine, wish, _cached(shared))
+        return _choice(affine, requirements, _cached(shared))
     if quickest[0] < 0:
-        return _choice(best, wish, "not known yet")
-    return _choice(best, wish, f"best of {len(able)}, {quickest[0]:.3g} s expected")
+        return _choice(best, requirements, "not known yet")
+    return _choice(best, requirements, f"best of {len(able)}, {quickest[0]:.3g} s expected")
 
 
 def card(engine: Engine, model: str) -> ModelReport | None:
@@ -141,72 +141,81 @@ def is_cold(engine: Engine, model: str) -> bool:
     return report is not None and report.loaded is False
 
 
-def speaks(engine: Engine, wish: Wish) -> bool:
+def speaks(engine: Engine, requirements: Requirements) -> bool:
     """Whether it can be asked this at all."""
-    if wish.kinds is not None and engine.kind not in wish.kinds:
+    if requirements.kinds is not None and engine.kind not in requirements.kinds:
         return False
-    return within(engine, wish) and (not wish.path or wish.path in engine.paths)
+    return within(engine, requirements) and (
+        not requirements.path or requirements.path in engine.paths
+    )
 
 
-def within(engine: Engine, wish: Wish) -> bool:
+def within(engine: Engine, requirements: Requirements) -> bool:
     """Whether its node is where the request may go; one that does not say where it is, is not."""
-    return wish.regions is None or engine.node.region in wish.regions
+    return requirements.regions is None or engine.node.region in requirements.regions
 
 
-def suits(engine: Engine, wish: Wish) -> bool:
+def suits(engine: Engine, requirements: Requirements) -> bool:
     """Whether it could take the request once it has room, so far as it tells."""
-    if wish.path not in engine.paths and wish.path:
+    if requirements.path not in engine.paths and requirements.path:
         return False
-    if wish.regions is not None and engine.node.region not in wish.regions:
+    if requirements.regions is not None and engine.node.region not in requirements.regions:
         return False
-    if wish.tried and engine.node.id in wish.tried:
+    if requirements.tried and engine.node.id in requirements.tried:
         return False
-    if wish.kinds is not None and engine.kind not in wish.kinds:
+    if requirements.kinds is not None and engine.kind not in requirements.kinds:
         return False
-    if not wish.needs and wish.tokens < LEAST_CONTEXT:
+    if not requirements.needs and requirements.tokens < MIN_CONTEXT:
         return True
-    report = card(engine, wish.model)
+    report = card(engine, requirements.model)
     if report is None:
         return False
-    if report.context_length and wish.tokens > report.context_length:
+    if report.context_length and requirements.tokens > report.context_length:
         return False
     able = report.capabilities
     if able:
-        for need in wish.needs:
+        for need in requirements.needs:
             told = need in able or _SPELLINGS.get(need) in able
             if not told and (engine.kind, need) not in _SILENT:
                 return False
     return True
 
 
-def relax(candidates: Sequence[Engine], wish: Wish) -> None:
+def relax(candidates: Sequence[Engine], requirements: Requirements) -> None:
     """Strike from the wish what nobody who serves the model can do: the engine itself will say so
     best, and an estimate is nothing to refuse a request for.  Never a region: that is an order."""
-    if not wish.needs and wish.tokens < LEAST_CONTEXT:
+    if not requirements.needs and requirements.tokens < MIN_CONTEXT:
         return
-    tokens, needs, nothing = wish.tokens, wish.needs, frozenset[str]()
-    for wish.tokens, wish.needs in (tokens, needs), (0, needs), (tokens, nothing), (0, nothing):
-        if not wish.tokens and not wish.needs:
+    tokens, needs, nothing = requirements.tokens, requirements.needs, frozenset[str]()
+    for requirements.tokens, requirements.needs in (
+        (tokens, needs),
+        (0, needs),
+        (tokens, nothing),
+        (0, nothing),
+    ):
+        if not requirements.tokens and not requirements.needs:
             return
         for engine in candidates:
-            if suits(engine, wish):
+            if suits(engine, requirements):
                 return
 
 
 # ── who is seen ───────────────────────────────────────────────────────────────────────────────
 
 
-def _some(candidates: Sequence[Engine], wish: Wish, rng: Random, seen: int) -> list[Engine]:
+def _some(
+    candidates: Sequence[Engine], requirements: Requirements, rng: Random, seen: int
+) -> list[Engine]:
     """Up to ``seen`` engines that could take the request, none when nobody can."""
     count, random = len(candidates), rng.random
     able: list[Engine] = []
-    for _ in range(MOST_DRAWS):
+    for _ in range(MAX_DRAWS):
         engine = candidates[int(random() * count)]
         if (
             engine.active < engine.slots
             and engine not in able
             and engine.has_room
-            and suits(engine, wish)
+            and suits(engine, requirements)
         ):
             able.append(engine)
             if len(able) == seen:
@@ -218,7 +227,7 @@ def _some(candidates: Sequence[Engine], wish: Wish, rng: Random, seen: int) -> l
     ]
     first = int(random() * len(free))
     for engine in (*free[first:], *free[:first]):
-        if engine.has_room and engine not in able and suits(engine, wish):
+        if engine.has_room and engine not in able and suits(engine, requirements):
             able.append(engine)
             if len(able) >= seen:
                 break
@@ -235,11 +244,13 @@ def _at(place: Place, engines: Sequence[Engine]) -> Engine | None:
 # ── who is best ───────────────────────────────────────────────────────────────────────────────
 
 
-def _rank(engine: Engine, wish: Wish, knowledge: Knowledge, now: float) -> tuple[float, float]:
+def _rank(
+    engine: Engine, requirements: Requirements, knowledge: Knowledge, now: float
+) -> tuple[float, float]:
     """Less is better.  An idle engine of which nothing is known comes first: one request will tell;
     while that runs it counts as one like all."""
-    expected = knowledge.experience.of(engine, wish.model, now)
-    cold = is_cold(engine, wish.model)
+    expected = knowledge.latency.of(engine, requirements.model, now)
+    cold = is_cold(engine, requirements.model)
     if not (expected.known or engine.active or cold):
         return -1.0, 0.0
     load = engine.active / engine.slots
@@ -273,7 +284,12 @@ def _weight(node: Node, weights: Mapping[str, float]) -> float:
 
 
 def _worth_it(
-    affine: Engine, best: Engine, shared: float, wish: Wish, knowledge: Knowledge, now: float
+    affine: Engine,
+    best: Engine,
+    shared: float,
+    requirements: Requirements,
+    knowledge: Knowledge,
+    now: float,
 ) -> bool:
     """Whether a cache is worth that its engine is busier, or slower."""
     loads = affine.active / affine.slots, best.active / best.slots
@@ -282,10 +298,10 @@ def _worth_it(
     slower, quicker = (
         _seconds(
             engine,
-            knowledge.experience.of(engine, wish.model, now),
+            knowledge.latency.of(engine, requirements.model, now),
             load,
             cached,
-            is_cold(engine, wish.model),
+            is_cold(engine, requirements.model),
             knowledge.weights,
         )
         for engine, load, cached in zip((affine, best), loads, (shared, 0.0), strict=True)
@@ -297,13 +313,13 @@ def _cached(shared: float) -> str:
     return f"affinity {int(shared * 100 + 0.5)}% of the prompt"
 
 
-def _choice(engine: Engine, wish: Wish, why: str) -> Choice:
-    cold = is_cold(engine, wish.model)
+def _choice(engine: Engine, requirements: Requirements, why: str) -> Choice:
+    cold = is_cold(engine, requirements.model)
     loading = ", cold start" if cold else ""
     return Choice(engine, f"{why}, {engine.active}/{engine.slots} slots{loading}", cold)
 
 
-class Router:
+class LoadBalancer:
     """The choice, with what it has to remember from one request to the next."""
 
     def __init__(
@@ -317,5 +333,7 @@ class Router:
         self.knowledge = Knowledge(find, weights=weights or {})
         self._rng = rng
 
-    def choose(self, candidates: Sequence[Engine], wish: Wish, now: float) -> Choice | None:
-        return choose(candidates, wish, self._rng, knowledge=self.knowledge, now=now)
+    def choose(
+        self, candidates: Sequence[Engine], requirements: Requirements, now: float
+    ) -> Choice | None:
+        return choose(candidates, requirements, self._rng, knowledge=self.knowledge, now=now)

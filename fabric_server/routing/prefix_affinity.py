@@ -9,7 +9,7 @@ from zlib import crc32
 if TYPE_CHECKING:
     from fabric_server.nodes.registry import Engine
 
-MOST_PREFIXES = 2**18
+MAX_PREFIXES = 2**18
 """Beginnings remembered, of some 20,000 conversations; about 40 MiB."""
 LOOKED_AT = 16 * 1024
 """Bytes of a prompt that tell one conversation from another."""
@@ -50,10 +50,10 @@ def prefix_hashes(
     return tuple(hashes)
 
 
-class Affinity:
+class PrefixAffinity:
     """Remembers who was last given each beginning, and forgets what was not used for longest."""
 
-    def __init__(self, most: int = MOST_PREFIXES) -> None:
+    def __init__(self, most: int = MAX_PREFIXES) -> None:
         self._most = most
         self._places: dict[int, Place] = {}
 

@@ -106,7 +106,7 @@ class Way(NamedTuple):
     """Where they wait meanwhile."""
 
 
-MOST_SPOOLS = 8
+MAX_SPOOLS = 8
 """Of servers that have been taken over, each from the one before, and are still draining."""
 
 
@@ -119,7 +119,7 @@ async def open_bus(
     store or Kafka has them; with ``beside``, in one of the same name with a number when another
     process has that.  Raises ``BackendError``, ``Unreachable`` when nobody answers there.
     """
-    most = MOST_SPOOLS if beside else 1
+    most = MAX_SPOOLS if beside else 1
     if url == "memory://":
         memory = MemoryBus()
         return Way(memory, None, memory.close)

@@ -38,7 +38,7 @@ class Notices(Protocol):
         """Returns when somebody has told since the last call; raises nothing."""
 
 
-class Watch:
+class ChangeFeed:
     """Asks the store what has changed, every half second and when told to, and tells each listener.
 
     Begins where the store was opened, so nothing that was read from it can be stale unnoticed.

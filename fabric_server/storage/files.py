@@ -14,7 +14,7 @@ CHUNK = 512 * 1024
 """Bytes of a file in one row."""
 
 
-LEAST = 4096
+OVERHEAD_BYTES = 4096
 """Bytes that each file counts more than it has: nobody keeps empty ones without end."""
 
 
@@ -68,7 +68,10 @@ class FileStore:
         """False, and nothing is done, when the account would have more than ``most`` bytes."""
         async with self._database.transaction(durable=True) as session:
             await session.alone(f"files of {file.account}")
-            if most is not None and await _used(session, file.account) + file.size + LEAST > most:
+            if (
+                most is not None
+                and await _used(session, file.account) + file.size + OVERHEAD_BYTES > most
+            ):
                 return False
             await session.execute(
                 "UPDATE files SET complete = TRUE, size = $1, name = $2, purpose = $3"
@@ -81,7 +84,7 @@ class FileStore:
             return True
 
     async def used(self, account: str) -> int:
-        """Bytes of all its files, each with ``LEAST`` more."""
+        """Bytes of all its files, each with ``OVERHEAD_BYTES`` more."""
         return await _used(self._database, account)
 
     async def file(self, account: str, id: str) -> FileRow | None:
@@ -143,7 +146,7 @@ async def _used(where: Database | Session, account: str) -> int:
         "SELECT CAST(COALESCE(sum(size + $2), 0) AS BIGINT) FROM files"
         " WHERE account = $1 AND complete",
         account,
-        LEAST,
+        OVERHEAD_BYTES,
     )
     return int(rows[0][0])
 

@@ -18,9 +18,9 @@ from fabric_server.storage.webhooks import WebhookRow, add_webhook
 from sql.database import Database, Many, Row, Session, Value
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
-MOST_STARTS = 3
+MAX_STARTS = 3
 """After so many servers have died of it, or with it, a job has failed."""
-_MOST_NAMES = 4096
+_MAX_NAMES = 4096
 
 
 class JobRow(Struct, frozen=True, kw_only=True):
@@ -191,7 +191,7 @@ class JobStore:
         held: dict[str, tuple[int, bool]] = {}
         waiting = list(ids)
         while waiting:
-            names, waiting = _padded(waiting), waiting[_MOST_NAMES:]
+            names, waiting = _padded(waiting), waiting[_MAX_NAMES:]
             async with self._database.transaction() as session:
                 rows = await session.fetch(
                     "UPDATE jobs SET lease_until = $1 WHERE state = 'running' AND owner = $2"
@@ -217,7 +217,7 @@ class JobStore:
                 "UPDATE jobs SET state = 'queued', owner = '', lease_until = 0"
                 f" WHERE {expired} AND starts < $2 AND NOT cancel",
                 now,
-                MOST_STARTS,
+                MAX_STARTS,
             )
             rows = await session.fetch(f"SELECT {_LIGHT} FROM jobs WHERE {expired} LIMIT 100", now)
             return list(map(_job, rows))
@@ -410,7 +410,7 @@ class JobStore:
 
 def _padded(names: Collection[str]) -> list[str]:
     """To one of a few lengths: each makes a statement of its own, which databases remember."""
-    some = list(names)[:_MOST_NAMES]
+    some = list(names)[:_MAX_NAMES]
     count = 1 << max(0, len(some) - 1).bit_length()
     return some + (some[-1:] or [""]) * (count - len(some))
 

@@ -1,7 +1,7 @@
 """A cache, and notices between servers, in a Redis that several servers share.
 
 What is in it may be lost at any moment and nobody waits for it for long, so nothing is tried twice
-here: a command has one connection and one second.  ``CachedKeys`` and ``Watch`` go on without.
+here: a command has one connection and one second.  ``CachedKeys`` and ``ChangeFeed`` go on without.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from protocol.tunnel.events import (
     StreamResumed,
     StreamWritable,
 )
-from protocol.tunnel.resume import Keeper
+from protocol.tunnel.resume import ResumeTable
 
 log = logging.getLogger("fabric.tunnel")
 
@@ -144,7 +144,7 @@ class Tunnel(Driver):
         accept: Accept | None = None,
         resumes: bool = False,
         number: int = 0,
-        keeper: Keeper | None = None,
+        keeper: ResumeTable | None = None,
     ) -> None:
         """``resumes``, ``number`` and ``keeper`` are ``Connection``'s.
 

@@ -22,11 +22,11 @@ from protocol import messages
 from protocol.errors import Code, LocalError
 from protocol.messages import UNREADABLE, Message, Ping, Pong, Refused
 from protocol.tunnel import frames
-from protocol.tunnel.flood_guard import Calm
+from protocol.tunnel.flood_guard import FloodGuard
 from protocol.tunnel.keepalive import KeepAlive, Verdict
 
 LENGTH = Layout(">I")
-MOST_MESSAGE = 1024 * 1024
+MAX_MESSAGE = 1024 * 1024
 FIRST_MESSAGE_SECONDS = 5.0
 CALM_BURST, CALM_PER_SECOND = 200.0, 20.0
 
@@ -57,7 +57,7 @@ class Link:
         self._partial = bytearray()
         self._events: list[Message | LinkClosed] = []
         self._out: list[bytes | memoryview] = []
-        self._calm = Calm(CALM_BURST, CALM_PER_SECOND, now)
+        self._calm = FloodGuard(CALM_BURST, CALM_PER_SECOND, now)
         self._ping_token = 0
 
     def __repr__(self) -> str:
@@ -84,7 +84,7 @@ class Link:
         if self.closed:
             return
         payload = messages.encode(message)
-        if len(payload) > MOST_MESSAGE:
+        if len(payload) > MAX_MESSAGE:
             raise LocalError(f"a {type(message).__name__} of {len(payload)} bytes is too large")
         self._out.append(LENGTH.pack(len(payload)) + payload)
 
@@ -127,7 +127,7 @@ class Link:
         at, end = 0, len(partial)
         while end - at >= 4:
             (length,) = LENGTH.unpack_from(partial, at)
-            if not 1 <= length <= MOST_MESSAGE:
+            if not 1 <= length <= MAX_MESSAGE:
                 self.close(Code.PROTOCOL, f"a message of {length} bytes")
                 return
             if end - at - 4 < length:

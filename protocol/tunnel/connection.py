@@ -51,10 +51,10 @@ from protocol.tunnel.events import (
     StreamResumed,
     StreamWritable,
 )
-from protocol.tunnel.flood_guard import Calm
-from protocol.tunnel.frames import CONFIRM_FLAG, END_FLAG, HEADER, MOST_DATA, OFFSET, FrameType
+from protocol.tunnel.flood_guard import FloodGuard
+from protocol.tunnel.frames import CONFIRM_FLAG, END_FLAG, HEADER, MAX_DATA, OFFSET, FrameType
 from protocol.tunnel.keepalive import QUIET_SECONDS, KeepAlive, Verdict
-from protocol.tunnel.resume import Keeper
+from protocol.tunnel.resume import ResumeTable
 from protocol.tunnel.streams import (
     HIGH_WATER,
     LOW_WATER,
@@ -65,15 +65,15 @@ from protocol.tunnel.streams import (
 )
 
 GREETING_SECONDS = 5.0
-MOST_STREAMS = 256
+MAX_STREAMS = 256
 LAST_STREAM = 2**32 - 1
 LEAVE_SECONDS = 60.0
-MOST_UNACKNOWLEDGED = 1024
+MAX_UNACKNOWLEDGED = 1024
 """Ended streams that a node keeps until their END is acknowledged, and no more bytes of them than
 the tunnel's window; the oldest go first, and could not be resumed any more."""
 ACK_DEBT, ACK_SHARE = 64 * 1024, 4 * 1024
 """ENDs are acknowledged for so many bytes of answers at a time; each END counts as so many."""
-MOST_CONTROL = 4096
+MAX_CONTROL = 4096
 """Control frames that may wait to be sent; a peer that provokes more is flooding us."""
 CALM_BURST, CALM_PER_SECOND = 100.0, 20.0
 """Frames that do no work (PING, a WINDOW that grants little, empty DATA): a token bucket."""
@@ -166,11 +166,11 @@ class Connection:
         *,
         now: float,
         rng: Random,
-        most_streams: int = MOST_STREAMS,
+        most_streams: int = MAX_STREAMS,
         last_stream: int = LAST_STREAM,
         resumes: bool = False,
         number: int = 0,
-        keeper: Keeper | None = None,
+        keeper: ResumeTable | None = None,
     ) -> None:
         """``resumes``: server side, its owner takes suspended streams to other tunnels.
 
@@ -214,7 +214,7 @@ class Connection:
         self._allowed = TUNNEL_WINDOW
         self._flow_errors = 0
         self._leaving = False
-        self._calm = Calm(CALM_BURST, CALM_PER_SECOND, now)
+        self._calm = FloodGuard(CALM_BURST, CALM_PER_SECOND, now)
         self._now = now
         self._ping_token = 0
         self._ping_at = now
@@ -319,7 +319,7 @@ class Connection:
         """Node side: must be the first call."""
         lost: list[int] = []
         if self._keeper is not None:
-            lost = self._keeper.lost[-messages.MOST_LOST :]
+            lost = self._keeper.lost[-messages.MAX_LOST :]
             self._keeper.add(self)
         payload = messages.encode(Hello(messages.VERSION, session, self.number, lost))
         self._control.append(frames.encode(FrameType.HELLO, 0, 0, payload))
@@ -332,7 +332,7 @@ class Connection:
         if not self.usable:
             raise LocalError(f"no stream can be opened on {self!r}")
         payload = messages.encode(head)
-        if len(payload) > frames.MOST_HEAD:
+        if len(payload) > frames.MAX_HEAD:
             raise LocalError(f"a request head of {len(payload)} bytes is over its limit")
         self._last_id = stream_id = self._last_id + 2
         stream = self._add_stream(Stream(stream_id), now)
@@ -404,7 +404,7 @@ class Connection:
         if stream.answered:
             raise LocalError(f"{stream!r} has its head already")
         payload = messages.encode(head)
-        if len(payload) > frames.MOST_HEAD:
+        if len(payload) > frames.MAX_HEAD:
             raise LocalError(f"a response head of {len(payload)} bytes is over its limit")
         stream.answered = True
         if self.number:
@@ -596,7 +596,7 @@ class Connection:
             stream.listed = False
             outbound = stream.outbound
             if outbound.queued:
-                room = min(outbound.allowed - outbound.sent, MOST_DATA)
+                room = min(outbound.allowed - outbound.sent, MAX_DATA)
                 if room <= 0:
                     continue  # a WINDOW frame lists it again
                 room = min(room, self._allowed - self._sent)
@@ -645,7 +645,7 @@ class Connection:
             type, flags, reserved, stream_id, length = _unpack_header(data, at)
             if (
                 type != _DATA  # the one that counts: checked without a call
-                or length > MOST_DATA
+                or length > MAX_DATA
                 or flags > END_FLAG
                 or reserved
                 or not stream_id & 1
@@ -669,7 +669,7 @@ class Connection:
             self._wanted = 12
         if at < end:
             self._partial += data[at:] if at else data
-        if len(self._control) > MOST_CONTROL:
+        if len(self._control) > MAX_CONTROL:
             self.close(Code.CALM, "too many frames that ask for an answer")
 
     def _problem_with(
@@ -938,7 +938,7 @@ class Connection:
     # ── small parts ───────────────────────────────────────────────────────────────────────────
 
     def opened_here(self, stream_id: int) -> Stream | None:
-        """For ``Keeper``: the stream that was opened here with this id, if it has not moved."""
+        """The stream opened here with this id, unless it has moved; for ``ResumeTable``."""
         stream = self._streams.get(stream_id)
         if stream is not None:
             return stream if stream.origin is None else None
@@ -948,7 +948,7 @@ class Connection:
         return None
 
     def came_from(self, origin: tuple[int, int]) -> Stream | None:
-        """For ``Keeper``: the stream that was opened elsewhere and is here now."""
+        """For ``ResumeTable``: the stream that was opened elsewhere and is here now."""
         for stream in self._streams.values():
             if stream.origin == origin:
                 return stream
@@ -1001,7 +1001,7 @@ class Connection:
         ended.append(stream)
         stream.weight = stream.kept
         self._ended_bytes += stream.weight
-        while self._ended_bytes > TUNNEL_WINDOW or len(ended) > MOST_UNACKNOWLEDGED:
+        while self._ended_bytes > TUNNEL_WINDOW or len(ended) > MAX_UNACKNOWLEDGED:
             self._forget_ended()
 
     def _forget_ended(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Calm:
+class FloodGuard:
     """So many at once at most, and so many a second."""
 
     __slots__ = ("_at", "_burst", "_left", "_per_second")

@@ -20,11 +20,11 @@ HEADER = Struct(">BBHII")
 OFFSET = Struct(">Q")
 CODE = Struct(">H")
 
-MOST_DATA = 16_372
+MAX_DATA = 16_372
 """Payload bytes in one DATA frame: with its header, exactly one TLS record of 16,384 bytes."""
-MOST_HEAD = 48 * 1024
+MAX_HEAD = 48 * 1024
 """Payload bytes of OPEN and HEAD."""
-MOST_REASON = 254
+MAX_REASON = 254
 
 
 class FrameType(IntEnum):
@@ -53,16 +53,16 @@ CONFIRM_FLAG = 0x01
 RULES: tuple[tuple[int, int, int, bool | None] | None, ...] = (
     None,
     (1, 256, 0, False),  # HELLO
-    (1, MOST_HEAD, END_FLAG, True),  # OPEN
-    (1, MOST_HEAD, 0, True),  # HEAD
-    (0, MOST_DATA, END_FLAG, True),  # DATA
+    (1, MAX_HEAD, END_FLAG, True),  # OPEN
+    (1, MAX_HEAD, 0, True),  # HEAD
+    (0, MAX_DATA, END_FLAG, True),  # DATA
     (1, 1024, 0, True),  # END
-    (2, 2 + MOST_REASON, CONFIRM_FLAG, True),  # RESET
+    (2, 2 + MAX_REASON, CONFIRM_FLAG, True),  # RESET
     (8, 8, 0, None),  # WINDOW
     (8, 8, 0, False),  # PING
     (8, 8, 0, False),  # PONG
     (1, 1280, 0, False),  # DRAIN
-    (2, 2 + MOST_REASON, 0, False),  # CLOSE
+    (2, 2 + MAX_REASON, 0, False),  # CLOSE
     None,
     (1, 256, 0, True),  # RESUME
     (8, 8, 0, False),  # ACK
@@ -80,7 +80,7 @@ def cut(words: str, most: int) -> str:
 
 def encode_reason(code: int, reason: str) -> bytes:
     """The payload of RESET and CLOSE: a code, then words for a log, cut to what fits."""
-    return CODE.pack(code) + cut(reason, MOST_REASON).encode()
+    return CODE.pack(code) + cut(reason, MAX_REASON).encode()
 
 
 def parse_reason(payload: bytes) -> tuple[int, str]:

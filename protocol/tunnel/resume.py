@@ -24,7 +24,7 @@ RESUME_SECONDS = 3.0
 """Server side: a stream for which no tunnel comes in this time is lost."""
 
 
-class Keeper:
+class ResumeTable:
     """Node side: every connection whose streams may be claimed, shared by all of them."""
 
     def __init__(self) -> None:

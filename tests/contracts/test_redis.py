@@ -15,9 +15,9 @@ from uuid import uuid4
 import pytest
 
 from fabric_server.auth.keys import Accounts, NewKey, mint
-from fabric_server.dialects.errors import Refusal
+from fabric_server.dialects.errors import ApiError
 from fabric_server.storage import Cache, open_cache, open_store
-from fabric_server.storage.change_feed import Watch
+from fabric_server.storage.change_feed import ChangeFeed
 from fabric_server.storage.redis import CONNECTIONS, RedisCache, parse
 from fabric_server.storage.rows import Changes, KeyRow
 from fabric_server.storage.store import SqlStore
@@ -424,7 +424,7 @@ class Server:
         self.store = store
         self.accounts = Accounts(store, cache)
         self.seen = asyncio.Event()
-        self.watch = Watch(store, [self.accounts.changed, self._on_changes], cache, every)
+        self.watch = ChangeFeed(store, [self.accounts.changed, self._on_changes], cache, every)
 
     def _on_changes(self, changes: Changes) -> None:
         self.seen.set()
@@ -475,7 +475,7 @@ async def test_a_revocation_is_pushed_to_the_other_servers(
         async with asyncio.timeout(PATIENCE):
             await other.seen.wait()
         assert other.accounts.known(new.text) is None
-        with pytest.raises(Refusal):
+        with pytest.raises(ApiError):
             await other.accounts.authenticate(new.text)
 
 
@@ -496,5 +496,5 @@ async def test_without_redis_the_other_servers_find_a_revocation_by_looking(tmp_
                 await other.seen.wait()
             assert time.monotonic() - revoked_at < 10.0  # 0.5 s on an idle machine
             assert other.accounts.known(new.text) is None
-            with pytest.raises(Refusal):
+            with pytest.raises(ApiError):
                 await other.accounts.authenticate(new.text)

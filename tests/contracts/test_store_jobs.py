@@ -9,8 +9,8 @@ import pytest
 
 from fabric_server.storage import open_store
 from fabric_server.storage.batches import BatchRow, BatchStore
-from fabric_server.storage.files import LEAST, FileRow, FileStore
-from fabric_server.storage.jobs import MOST_STARTS, JobRow, JobStore, Lane
+from fabric_server.storage.files import OVERHEAD_BYTES, FileRow, FileStore
+from fabric_server.storage.jobs import MAX_STARTS, JobRow, JobStore, Lane
 from fabric_server.storage.store import SqlStore
 from fabric_server.storage.webhooks import WebhookRow, WebhookStore
 from tests.contracts.samples import NOON, digest, key
@@ -158,7 +158,7 @@ async def test_a_lease_that_ran_out_gives_the_job_to_another_and_the_first_ends_
 async def test_a_job_that_ends_its_servers_is_given_up(jobs: JobStore) -> None:
     await jobs.add(job(), most=5)
     now = NOON
-    for _ in range(MOST_STARTS):
+    for _ in range(MAX_STARTS):
         assert await jobs.abandoned(now) == []
         assert len(await claim(jobs, now=now)) == 1
         now += 10
@@ -365,11 +365,11 @@ async def test_a_file_is_there_once_it_is_complete(files: FileStore) -> None:
     for number, data in enumerate((b"\x00\xff", b"two")):
         await files.add_chunk("file-1", number, data)
     assert await files.file("acme", "file-1") is None
-    assert not await files.complete(file(size=5), most=4 + LEAST)
-    assert await files.complete(file(size=5), most=5 + LEAST)
+    assert not await files.complete(file(size=5), most=4 + OVERHEAD_BYTES)
+    assert await files.complete(file(size=5), most=5 + OVERHEAD_BYTES)
     assert await files.file("acme", "file-1") == file(size=5, complete=True)
     assert await files.file("other", "file-1") is None
-    assert await files.used("acme") == 5 + LEAST
+    assert await files.used("acme") == 5 + OVERHEAD_BYTES
     assert [chunk async for chunk in files.chunks("file-1")] == [b"\x00\xff", b"two"]
     await files.begin(file("file-2", expires_at=NOON + 900))
     assert await files.outdated(NOON + 99, NOON) == []

@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import asdict, replace
 
 from consumer.records import LedgerEntry
-from fabric_server.auth.keys import Terms
+from fabric_server.auth.keys import KeyPolicyUpdate
 from fabric_server.storage import open_store
 from fabric_server.storage.jobs import JobStore
 from fabric_server.storage.rows import Redeemed
@@ -263,7 +263,7 @@ async def test_what_was_there_before_policies_jobs_and_limits_keeps_its_meaning(
     try:
         assert await store.keys() == [key(models=["tiny"])]
         assert store.revision_at_open == 7
-        limited = await store.set_key_terms(key().id, Terms(requests_per_minute=5).of)
+        limited = await store.set_key_terms(key().id, KeyPolicyUpdate(requests_per_minute=5).of)
         assert limited == key(models=["tiny"], requests_per_minute=5)
         assert (await store.changes(7)).keys == [limited]
         assert list(await store.requests(limit=9)) == [entry()]

@@ -320,4 +320,4 @@ async def test_what_can_t_be_read_is_counted_where_operators_look(fabric: Fabric
     writer.write(b"GET / HTTP/1.1\r\nbroken\r\n\r\n")
     assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
     writer.close()
-    assert fabric.app.metrics.refusals["bad_request"] == 1
+    assert fabric.app.metrics.errors["bad_request"] == 1

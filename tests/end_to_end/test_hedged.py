@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 
-from fabric_server.proxy.quantile import LEAST
+from fabric_server.proxy.quantile import MIN_SAMPLES
 from fabric_server.reload import reload
 from tests.engine import Plan, Request, ScriptedEngine
 from tests.fabric import Fabric
@@ -48,7 +48,7 @@ async def test_the_quicker_node_answers_and_the_other_one_stops(
         engines = [one, other]
         for engine in engines:
             await fabric.join(engine.url, name=f"at {engine.port}", slots=1)
-        for _ in range(LEAST):
+        for _ in range(MIN_SAMPLES):
             assert await say(client, stream=stream) == "Hello, world"
             await first_asked(engines)
         for engine in engines:
@@ -65,7 +65,7 @@ async def test_the_quicker_node_answers_and_the_other_one_stops(
                 await asyncio.sleep(0.01)  # the node's confirmation: no event for it here
         assert left.outcome == "aborted"
         entry, *before = await fabric.ledger()
-        assert len(before) == LEAST
+        assert len(before) == MIN_SAMPLES
         rows = {row.id: row.name for row in await fabric.app.store.nodes()}
         assert (entry.outcome, entry.attempts) == ("ok", 2)
         assert rows[str(entry.node_id)] == f"at {quick.port}"

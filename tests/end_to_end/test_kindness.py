@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from fabric_client.hardware.machine import Devices
+from fabric_client.hardware.machine import Machine
 from fabric_client.identity import Identity
 from fabric_client.owner import control, state
 from fabric_client.registration.join import join
@@ -161,7 +161,7 @@ async def test_while_others_use_the_gpu_or_power_is_out_a_node_is_paused(
     """A made driver and a made battery: there is neither here, and no game."""
     use, battery = SimpleNamespace(gpu=95), SimpleNamespace(power_plugged=True)
     directory = await fabric.enrol()
-    devices = Devices(
+    devices = Machine(
         directory,
         now=asyncio.get_running_loop().time(),
         nvml=FakeNvml({"name": "RTX", "use": use}),

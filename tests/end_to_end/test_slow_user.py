@@ -22,10 +22,10 @@ from tests.stack import Alone
 MiB = 2**20
 PIECE = 64 * 1024
 LARGE = 256 * MiB
-MOST_SENT = 128 * MiB
+MAX_SENT = 128 * MiB
 """Until everybody on the way is full: nearly all of it is in the kernel's buffers, of three
 connections."""
-MOST_KEPT = 24 * MiB
+MAX_KEPT = 24 * MiB
 """In each process; far less than the answer, with room for what Python keeps by the way."""
 OTHERS = 8
 ROUNDS = 50
@@ -132,8 +132,8 @@ async def test_a_user_who_stops_reading_costs_nobody_else_and_no_memory(
             for name, process in processes.items()
         }
         assert large.outcome is None, "the slow user's answer is not over"
-        assert large.sent < MOST_SENT
-        assert max(grown.values()) < MOST_KEPT / MiB, grown
+        assert large.sent < MAX_SENT
+        assert max(grown.values()) < MAX_KEPT / MiB, grown
     await large.aborted()
     print(
         f"{OTHERS * ROUNDS} answers of others: {before} before; {during} beside a slow user; the "

@@ -17,7 +17,7 @@ from protocol.tunnel.events import (
     StreamReset,
     StreamResumed,
 )
-from protocol.tunnel.resume import Keeper
+from protocol.tunnel.resume import ResumeTable
 from tests.fuzz.traffic import broken, pieces_of, some_traffic
 from tests.pump import ANSWER, FIGURES, HEAD, SESSION, frames_in
 
@@ -150,7 +150,7 @@ def _a_connection(role: Role, numbered: bool) -> Connection:
     elif role is Role.SERVER:
         connection = Connection(role, now=0.0, rng=Random(1), resumes=True)
     else:
-        connection = Connection(role, now=0.0, rng=Random(1), number=7, keeper=Keeper())
+        connection = Connection(role, now=0.0, rng=Random(1), number=7, keeper=ResumeTable())
     if role is Role.NODE:
         connection.hello(SESSION)
     return connection

@@ -14,7 +14,7 @@ PAYLOADS: dict[FrameType, list[bytes]] = {
     FrameType.HELLO: [messages.encode(Hello(*said)) for said in ((1, SESSION, 7), (9, SESSION))],
     FrameType.OPEN: [messages.encode(HEAD)],
     FrameType.HEAD: [messages.encode(ANSWER)],
-    FrameType.DATA: [b"", b"data: token\n\n", bytes(1000), bytes(frames.MOST_DATA)],
+    FrameType.DATA: [b"", b"data: token\n\n", bytes(1000), bytes(frames.MAX_DATA)],
     FrameType.END: [messages.encode(FIGURES)],
     FrameType.RESET: [frames.encode_reason(1, "hung up"), b"\xff\xff\xff"],
     FrameType.WINDOW: [

@@ -112,7 +112,7 @@ def exchange() -> str:
 
 def resumption() -> str:
     """The first question on a tunnel of its own, cut behind the first event, and the next one."""
-    keeper, lines = resume.Keeper(), list[str]()
+    keeper, lines = resume.ResumeTable(), list[str]()
 
     def tunnel(number: int) -> tuple[Connection, Connection]:
         server = Connection(Role.SERVER, now=0.0, rng=Random(1), resumes=True)
@@ -234,20 +234,20 @@ def test_the_numbers_in_the_text_are_the_code_s():
     assert numbers == {
         "stream window": f"{streams.STREAM_WINDOW:,} bytes",
         "tunnel window": f"{streams.TUNNEL_WINDOW:,} bytes",
-        "streams at once": str(tunnel.MOST_STREAMS),
+        "streams at once": str(tunnel.MAX_STREAMS),
         "HELLO, first link message": f"{tunnel.GREETING_SECONDS:g} s",
         "idle interval": f"{keepalive.IDLE_SECONDS:g} s ± 20 %",
         "busy interval": f"{keepalive.BUSY_SECONDS:g} s",
         "quiet for": f"{keepalive.QUIET_SECONDS:g} s",
         "doubted after": f"{keepalive.DOUBT_SECONDS:g} s",
-        "link message": f"{link.MOST_MESSAGE:,} bytes",
+        "link message": f"{link.MAX_MESSAGE:,} bytes",
         "tunnel calm": f"{tunnel.CALM_BURST:g}, then {tunnel.CALM_PER_SECOND:g}/s",
         "link calm": f"{link.CALM_BURST:g}, then {link.CALM_PER_SECOND:g}/s",
-        "control frames waiting": f"{tunnel.MOST_CONTROL:,}",
+        "control frames waiting": f"{tunnel.MAX_CONTROL:,}",
         "resumed within": f"{resume.RESUME_SECONDS:g} s",
         "kept for RESUME": f"{resume.KEEP_SECONDS:g} s",
         "ACK": f"{tunnel.ACK_DEBT:,} bytes",
-        "ENDs not acknowledged": f"{tunnel.MOST_UNACKNOWLEDGED:,}",
+        "ENDs not acknowledged": f"{tunnel.MAX_UNACKNOWLEDGED:,}",
     }
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from fabric_client.translation.chunks import ToolCall
 from fabric_client.translation.reading import Json, said
 
-MOST_CALLS = 128
-MOST_ARGUMENTS = 8 * 2**20
+MAX_CALLS = 128
+MAX_ARGUMENTS = 8 * 2**20
 """Characters of one call's."""
 
 
@@ -38,7 +38,7 @@ class Calls:
                 torn += broken
                 self._first, self._name = piece, piece.name
             self._size += len(piece.arguments)
-            if self._size <= MOST_ARGUMENTS:
+            if self._size <= MAX_ARGUMENTS:
                 self._arguments.append(piece.arguments)
         return calls, torn
 
@@ -49,7 +49,7 @@ class Calls:
         told, name, id, size = "".join(self._arguments), self._name, self._first.id, self._size
         self._first, self._name, self._arguments, self._size = None, "", [], 0
         arguments = said(told.encode("utf-8", "replace")) if told.strip() else {}
-        if arguments is None or self._count >= MOST_CALLS or size > MOST_ARGUMENTS:
+        if arguments is None or self._count >= MAX_CALLS or size > MAX_ARGUMENTS:
             return [], told
         function = {"index": self._count, "name": name, "arguments": arguments}
         self._count += 1

@@ -452,7 +452,7 @@ async def test_one_late_answer_is_forgiven_and_a_second_is_not(
 ) -> None:
     fake = fake_openai("a")
     fakes.append(await fake.start())
-    engine = Engine(session, parse_address(fake.url), patience=0.1)
+    engine = Engine(session, parse_address(fake.url), timeouts=0.1)
     await engine.probe()
     fake.hang = True
     assert (await engine.probe()).healthy
@@ -468,7 +468,7 @@ async def test_an_engine_with_a_request_of_ours_running_is_busy_rather_than_dead
 ) -> None:
     fake = fake_openai("a")
     fakes.append(await fake.start())
-    engine = Engine(session, parse_address(fake.url), patience=0.05)
+    engine = Engine(session, parse_address(fake.url), timeouts=0.05)
     await engine.probe()
     fake.hang = True
     engine.active = 1

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from fabric_client.hardware.gpus import Nvidia
-from fabric_client.hardware.machine import Devices, rates
+from fabric_client.hardware.machine import Machine, rates
 from protocol import messages
 from protocol.messages import Gpu, Heartbeat
 
@@ -83,7 +83,7 @@ def rtx() -> dict[str, object]:
 
 
 def test_this_machine_has_a_processor_memory_and_a_disk(tmp_path: Path) -> None:
-    devices = Devices(tmp_path, now=0)
+    devices = Machine(tmp_path, now=0)
     sample = devices.sample(now=1)
     assert 0 <= sample.cpu_percent <= 100
     assert 0 < sample.memory_used_bytes < sample.memory_bytes
@@ -93,7 +93,7 @@ def test_this_machine_has_a_processor_memory_and_a_disk(tmp_path: Path) -> None:
 
 
 def test_a_sample_is_the_machines_part_of_a_heartbeat(tmp_path: Path) -> None:
-    sample = Devices(tmp_path, now=0, nvml=FakeNvml(rtx())).sample(now=1)
+    sample = Machine(tmp_path, now=0, nvml=FakeNvml(rtx())).sample(now=1)
     heartbeat = Heartbeat(
         seq=1, at=0.0, slots=1, active=0, engines_healthy=0, engines=0, **sample.fields()
     )
@@ -102,11 +102,11 @@ def test_a_sample_is_the_machines_part_of_a_heartbeat(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_does_not_exist_yet_has_a_disk_already(tmp_path: Path) -> None:
-    assert Devices(tmp_path / "not" / "yet", now=0).sample(now=1).disk_bytes > 0
+    assert Machine(tmp_path / "not" / "yet", now=0).sample(now=1).disk_bytes > 0
 
 
 def test_sampling_takes_milliseconds(tmp_path: Path) -> None:
-    devices = Devices(tmp_path, now=0)
+    devices = Machine(tmp_path, now=0)
     taken = []
     for number in range(20):
         began = time.perf_counter()
@@ -207,7 +207,7 @@ def card(drm: Path, name: str, **files: str) -> Path:
 
 
 def amd_gpus(tmp_path: Path) -> list[Gpu]:
-    return Devices(tmp_path, now=0, drm=tmp_path, nvml=FakeNvml()).sample(now=1).gpus
+    return Machine(tmp_path, now=0, drm=tmp_path, nvml=FakeNvml()).sample(now=1).gpus
 
 
 def test_an_amd_gpu_is_read_from_sysfs(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ class BrokenNvml(FakeNvml):
 def test_a_device_that_fails_oddly_is_said_once_and_stops_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    devices = Devices(tmp_path, now=0, nvml=BrokenNvml())
+    devices = Machine(tmp_path, now=0, nvml=BrokenNvml())
     for now in (1, 2, 3):
         sample = devices.sample(now=now)
         assert sample.gpus == []
@@ -276,4 +276,4 @@ def test_a_device_that_fails_oddly_is_said_once_and_stops_nothing(
 def test_more_gpus_than_a_heartbeat_may_list_are_cut(tmp_path: Path) -> None:
     make: Callable[[], dict[str, object]] = rtx
     nvml = FakeNvml(*(make() for _ in range(70)))
-    assert len(Devices(tmp_path, now=0, nvml=nvml).sample(now=1).gpus) == 64
+    assert len(Machine(tmp_path, now=0, nvml=nvml).sample(now=1).gpus) == 64

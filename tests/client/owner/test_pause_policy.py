@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fabric_client.hardware.machine import Devices
+from fabric_client.hardware.machine import Machine
 from fabric_client.owner import control
 from fabric_client.owner.control import Control, Unreadable, Watched
 from fabric_client.owner.pause_policy import SETTLE_SECONDS, GpuUse, reason_to_pause, told_paused
@@ -85,8 +85,8 @@ def test_the_gpu_that_is_used_most_counts(tmp_path: Path) -> None:
         told: dict[str, Any] = {"name": "RTX"}
         return told if use is None else {**told, "use": SimpleNamespace(gpu=use)}
 
-    def devices(*cards: dict[str, Any]) -> Devices:
-        return Devices(tmp_path, now=0, drm=tmp_path, nvml=FakeNvml(*cards))
+    def devices(*cards: dict[str, Any]) -> Machine:
+        return Machine(tmp_path, now=0, drm=tmp_path, nvml=FakeNvml(*cards))
 
     assert devices(card(3), card(80), card(None)).gpu_percent(1) == 80
     assert devices(card(None)).gpu_percent(1) == 0
@@ -95,20 +95,20 @@ def test_the_gpu_that_is_used_most_counts(tmp_path: Path) -> None:
 
 def test_a_machine_is_on_battery_only_when_it_says_so(tmp_path: Path) -> None:
     def on_battery(told: Any) -> bool:
-        return Devices(tmp_path, now=0, battery=lambda: told).on_battery()
+        return Machine(tmp_path, now=0, battery=lambda: told).on_battery()
 
     assert on_battery(SimpleNamespace(power_plugged=False))
     assert not on_battery(SimpleNamespace(power_plugged=True))
     assert not on_battery(SimpleNamespace(power_plugged=None))
     assert not on_battery(None)
-    assert isinstance(Devices(tmp_path, now=0).on_battery(), bool)
+    assert isinstance(Machine(tmp_path, now=0).on_battery(), bool)
 
 
 def test_a_battery_that_can_not_be_read_is_none(tmp_path: Path) -> None:
     def broken() -> Any:
         raise OSError("no such device")
 
-    assert not Devices(tmp_path, now=0, battery=broken).on_battery()
+    assert not Machine(tmp_path, now=0, battery=broken).on_battery()
 
 
 # ── reasons ───────────────────────────────────────────────────────────────────────────────────

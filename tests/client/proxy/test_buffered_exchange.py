@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fabric_client.proxy import buffered_exchange as translated
-from fabric_client.proxy.upload_limit import Uploads
+from fabric_client.proxy.upload_limit import UploadLimit
 from fabric_client.translation import Headers
 from protocol.errors import Code
 from tests.engine import Plan, ScriptedEngine
@@ -92,11 +92,11 @@ async def test_a_question_without_words_is_answered_without_asking(
 async def test_what_is_too_long_to_be_read_whole_is_refused(
     engine: ScriptedEngine, node: NodeAlone, announced: bool
 ) -> None:
-    size = translated.MOST_BODY + 1
+    size = translated.MAX_BODY + 1
     asked = node.open("/api/chat", size=size if announced else None)
     if not announced:
         piece = b" " * 2**20
-        for _ in range(translated.MOST_BODY // len(piece)):
+        for _ in range(translated.MAX_BODY // len(piece)):
             asked.stream.send(piece)
         asked.stream.send(b" ", True)
     await asked.over()
@@ -197,7 +197,7 @@ async def test_a_long_answer_in_one_piece_comes_whole(
 
 async def test_a_translated_answer_keeps_to_the_limit_on_uploads(engine: ScriptedEngine) -> None:
     loop = asyncio.get_running_loop()
-    uploads = Uploads(200_000, clock=loop.time, call_later=loop.call_later)
+    uploads = UploadLimit(200_000, clock=loop.time, call_later=loop.call_later)
     engine.plan = Plan(chunks=["x" * 1000] * 300)
     async with NodeAlone(engine.url, uploads=uploads) as node:
         answer = await node.ask("/api/chat", CHAT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fabric_client.proxy.throughput import Speed, tokens_in
+from fabric_client.proxy.throughput import Throughput, tokens_in
 
 
 @pytest.mark.parametrize(
@@ -26,13 +26,13 @@ def test_the_engines_own_count_is_read_from_the_end_of_its_answer(end: bytes, to
 
 
 def test_one_answer_is_as_fast_as_its_tokens_by_its_time() -> None:
-    speed = Speed()
+    speed = Throughput()
     speed.add(100, 10.0, 14.0)
     assert speed.per_second(20.0) == 25.0
 
 
 def test_answers_made_at_once_share_their_time() -> None:
-    speed = Speed()
+    speed = Throughput()
     speed.add(100, 10.0, 14.0)
     speed.add(100, 12.0, 14.0)
     speed.add(100, 20.0, 24.0)
@@ -40,13 +40,13 @@ def test_answers_made_at_once_share_their_time() -> None:
 
 
 def test_what_ended_over_a_minute_ago_is_forgotten_but_counted() -> None:
-    speed = Speed()
+    speed = Throughput()
     speed.add(100, 10.0, 14.0)
     assert speed.per_second(74.1) == 0.0
     assert speed.tokens == 100
 
 
 def test_answers_that_took_no_time_are_no_division_by_zero() -> None:
-    speed = Speed()
+    speed = Throughput()
     speed.add(5, 1.0, 1.0)
     assert speed.per_second(2.0) == 0.0

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from fabric_client.reasoning import Reasoning
-from fabric_client.reasoning.events import MOST_EVENT
+from fabric_client.reasoning.events import MAX_EVENT
 from fabric_client.reasoning.splitter import CONTENT, REASONING
-from fabric_client.reasoning.whole import MOST_BODY
+from fabric_client.reasoning.whole import MAX_BODY
 from fabric_server.metering.openai import BodyMeter, StreamMeter, Usage
 from tests.client.reasoning.test_splitter import deltas, expected
 from tests.site import DONE, event
@@ -357,7 +357,7 @@ def test_what_is_no_utf_8_passes_as_it_is() -> None:
 
 
 def test_an_event_too_long_to_be_held_passes_unread_and_the_next_is_read() -> None:
-    long = chunk({"reasoning": "x" * 2 * MOST_EVENT})
+    long = chunk({"reasoning": "x" * 2 * MAX_EVENT})
     sent = [chunk({"content": "<think>a</th"}), long, chunk({"content": "b</think>c"}), DONE]
     stream = b"".join(sent)
     out = run(cut(stream, list(range(0, len(stream), 65_536))))
@@ -372,12 +372,12 @@ def test_no_more_is_held_of_an_endless_event_than_of_the_longest() -> None:
     for _ in range(64):
         fed += 65_536
         passed += len(reasoning.feed(b"x" * 65_536))
-        assert fed - passed <= MOST_EVENT + 65_536
+        assert fed - passed <= MAX_EVENT + 65_536
     assert fed - passed < 3
 
 
 def test_an_answer_too_long_to_be_held_passes_unread() -> None:
-    sent = body({"content": "<think>" + "x" * MOST_BODY})
+    sent = body({"content": "<think>" + "x" * MAX_BODY})
     assert run(cut(sent, list(range(0, len(sent), 65_536))), BODY) == sent
 
 

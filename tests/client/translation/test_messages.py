@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from fabric_client.translation import Untranslatable
-from fabric_client.translation.chat import MOST_BODY
+from fabric_client.translation.chat import MAX_BODY
 from fabric_client.translation.fields import RESHAPING
 from fabric_client.translation.messages import IGNORED, count_tokens, translate
 from tests.chat_streams import (
@@ -626,7 +626,7 @@ def test_a_prompt_that_only_its_answer_makes_too_long_is_not_called_so():
         b'{"choices":[]}',
         b"{out of memory",
         whole({"content": "a"}, "abort"),
-        pytest.param(whole({"content": "x" * MOST_BODY}), id="too long"),
+        pytest.param(whole({"content": "x" * MAX_BODY}), id="too long"),
     ],
 )
 def test_an_unstreamed_answer_that_is_none_is_an_error(answer: bytes):

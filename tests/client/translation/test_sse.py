@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fabric_client.translation.sse import MOST_EVENT, EndlessEvent, Events
+from fabric_client.translation.sse import MAX_EVENT, EndlessEvent, Events
 
 LINE_ENDS = st.sampled_from([b"\n", b"\r\n", b"\r"])
 
@@ -60,6 +60,6 @@ def test_an_older_llama_servers_error_field_is_data():
 
 def test_an_event_without_an_end_is_not_held_for_ever():
     reader = Events()
-    reader.feed(b"data: ".ljust(MOST_EVENT, b"x"))
+    reader.feed(b"data: ".ljust(MAX_EVENT, b"x"))
     with pytest.raises(EndlessEvent):
         reader.feed(b"x")

@@ -9,7 +9,7 @@ from protocol.aio.memory import MemoryTransport, connect
 from protocol.aio.tunnel import Stream, Tunnel
 from protocol.messages import Figures, Hello, RequestHead, ResponseHead
 from protocol.tunnel.connection import Role
-from protocol.tunnel.resume import Keeper
+from protocol.tunnel.resume import ResumeTable
 from tests.pump import ANSWER, FIGURES, HEAD, SESSION
 
 
@@ -43,7 +43,7 @@ class Registration:
 
     def __init__(self, *, numbered: bool = True) -> None:
         self.loop = asyncio.get_running_loop()
-        self.keeper = Keeper()
+        self.keeper = ResumeTable()
         self.numbered = numbered
         self.count = 0
         self.works: list[Handler] = []

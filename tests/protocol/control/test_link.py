@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from protocol import messages
-from protocol.control.link import FIRST_MESSAGE_SECONDS, LENGTH, MOST_MESSAGE, Link, LinkClosed
+from protocol.control.link import FIRST_MESSAGE_SECONDS, LENGTH, MAX_MESSAGE, Link, LinkClosed
 from protocol.errors import Code, LocalError
 from protocol.messages import (
     EngineReport,
@@ -238,7 +238,7 @@ def test_nothing_is_heard_behind_a_refusal():
     ("data", "words"),
     [
         (b"\x00\x00\x00\x00", "a message of 0 bytes"),
-        (LENGTH.pack(MOST_MESSAGE + 1), f"a message of {MOST_MESSAGE + 1} bytes"),
+        (LENGTH.pack(MAX_MESSAGE + 1), f"a message of {MAX_MESSAGE + 1} bytes"),
         (b"GET / HTTP/1.1\r\n", "a message of 1195725856 bytes"),
         (b"\x16\x03\x01\x02\x00\x01", "a message of 369295618 bytes"),
         (b"\x00\x00\x00\x01\xc1", "a message that can't be read"),
@@ -267,16 +267,16 @@ def test_what_cannot_be_understood_closes_the_link_and_says_why(data, words):
 
 
 def test_a_length_over_the_limit_is_refused_before_the_message_comes():
-    header = LENGTH.pack(MOST_MESSAGE + 1)
+    header = LENGTH.pack(MAX_MESSAGE + 1)
     assert heard_by_server(header[:3]) == []
     assert len(heard_by_server(header[:3], header[3:])) == 1
 
 
 def test_the_largest_message_is_taken():
     padding = {"type": "tunnels", "count": 2, "x": ""}
-    padding["x"] = "x" * (MOST_MESSAGE - len(messages.encode(padding)) - 4)
+    padding["x"] = "x" * (MAX_MESSAGE - len(messages.encode(padding)) - 4)
     data = written(padding)
-    assert len(data) == MOST_MESSAGE + 4
+    assert len(data) == MAX_MESSAGE + 4
     assert heard_by_server(data) == [Tunnels(2)]
 
 

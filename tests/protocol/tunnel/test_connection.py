@@ -10,7 +10,7 @@ from protocol import messages
 from protocol.errors import Code, LocalError
 from protocol.messages import Drain, ResponseHead
 from protocol.tunnel import frames
-from protocol.tunnel.connection import LAST_STREAM, MOST_CONTROL, Role, State
+from protocol.tunnel.connection import LAST_STREAM, MAX_CONTROL, Role, State
 from protocol.tunnel.events import (
     ConnectionClosed,
     DataReceived,
@@ -18,7 +18,7 @@ from protocol.tunnel.events import (
     StreamReset,
     StreamWritable,
 )
-from protocol.tunnel.frames import CONFIRM_FLAG, END_FLAG, MOST_DATA, FrameType
+from protocol.tunnel.frames import CONFIRM_FLAG, END_FLAG, MAX_DATA, FrameType
 from protocol.tunnel.streams import STREAM_WINDOW, TUNNEL_WINDOW
 from tests.pump import ANSWER, FIGURES, HEAD, SESSION, Pump, frames_in, lines
 
@@ -213,7 +213,7 @@ def test_an_end_with_nothing_queued_does_not_wait_for_the_credit_of_others():
 def test_the_last_data_frame_of_a_body_carries_its_end():
     pump = Pump.greeted()
     stream = pump.server.open_stream(HEAD, now=pump.now)
-    pump.server.send_data(stream, bytes(MOST_DATA + 1), ended=True)
+    pump.server.send_data(stream, bytes(MAX_DATA + 1), ended=True)
     assert [line for line in pump.run() if line.startswith(">")] == lines("""
         > OPEN 1
         > DATA 1 16372 bytes
@@ -257,7 +257,7 @@ def test_data_goes_one_frame_per_stream_in_turn():
     pump = Pump.greeted()
     ids = answering(pump, 3)
     for stream in ids:
-        pump.node.send_data(stream, bytes(3 * MOST_DATA))
+        pump.node.send_data(stream, bytes(3 * MAX_DATA))
     order = [frame.stream_id for frame in frames_in(pump.take(Role.NODE))]
     assert order == [1, 3, 5] * 3
 
@@ -266,7 +266,7 @@ def test_the_turn_goes_on_where_the_last_flush_stopped():
     pump = Pump.greeted()
     ids = answering(pump, 3)
     for stream in ids:
-        pump.node.send_data(stream, bytes(4 * MOST_DATA))
+        pump.node.send_data(stream, bytes(4 * MAX_DATA))
     order = []
     while data := pump.take(Role.NODE, most=1):
         order += [frame.stream_id for frame in frames_in(data)]
@@ -526,7 +526,7 @@ def test_a_writer_is_told_once():
 def test_a_peer_that_sends_more_than_a_stream_may_hold_loses_that_stream():
     pump = Pump.greeted()
     greedy, modest = answering(pump, 2)
-    data = frame("DATA", greedy, bytes(MOST_DATA)) * 17
+    data = frame("DATA", greedy, bytes(MAX_DATA)) * 17
     assert said_to(pump, Role.SERVER, data)[-3:] == lines("""
         server: reset 1 flow 'more DATA than the stream was granted'
         > RESET 1 flow 'more DATA than the stream was granted'
@@ -539,15 +539,15 @@ def test_a_peer_that_sends_more_than_a_stream_may_hold_loses_that_stream():
 def test_a_second_time_costs_the_tunnel():
     pump = Pump.greeted()
     first, second = answering(pump, 2)
-    said_to(pump, Role.SERVER, frame("DATA", first, bytes(MOST_DATA)) * 17)
-    words = refusal(pump, Role.SERVER, frame("DATA", second, bytes(MOST_DATA)) * 17)
+    said_to(pump, Role.SERVER, frame("DATA", first, bytes(MAX_DATA)) * 17)
+    words = refusal(pump, Role.SERVER, frame("DATA", second, bytes(MAX_DATA)) * 17)
     assert words == "flow 'more DATA than the stream was granted'"
 
 
 def test_a_peer_that_sends_more_than_the_tunnel_may_hold_is_closed():
     pump = Pump.greeted()
     ids = answering(pump, 17)
-    burst = b"".join(frame("DATA", id, bytes(MOST_DATA)) * 16 for id in ids)
+    burst = b"".join(frame("DATA", id, bytes(MAX_DATA)) * 16 for id in ids)
     assert refusal(pump, Role.SERVER, burst) == "flow 'more DATA than the tunnel was granted'"
 
 
@@ -847,7 +847,7 @@ TOO_LONG = [
     ("HELLO", 0, 257),
     ("OPEN", 3, 48 * KIB + 1),
     ("HEAD", 1, 48 * KIB + 1),
-    ("DATA", 1, MOST_DATA + 1),
+    ("DATA", 1, MAX_DATA + 1),
     ("DATA", 1, 2**32 - 1),
     ("END", 1, 1025),
     ("RESET", 1, 257),
@@ -898,10 +898,10 @@ def test_nothing_is_said_behind_a_close():
     for stream in ids:
         pump.server.reset(stream, Code.CANCELLED)
     pump.run()
-    burst = b"".join(frame("DATA", id, bytes(MOST_DATA)) * 16 for id in ids)
+    burst = b"".join(frame("DATA", id, bytes(MAX_DATA)) * 16 for id in ids)
     pump.give(Role.SERVER, burst)
     assert not pump.server.has_output, "one more byte, and a WINDOW is due"
-    pump.give(Role.SERVER, frame("DATA", 99, bytes(MOST_DATA)))
+    pump.give(Role.SERVER, frame("DATA", 99, bytes(MAX_DATA)))
     pump.server.ping(pump.now)
     pump.server.drain("late", 1)
     said = [frame.type for frame in frames_in(pump.take(Role.SERVER))]
@@ -1066,7 +1066,7 @@ def test_twenty_a_second_are_borne_for_ever():
 
 def test_answers_that_nobody_fetches_are_bounded():
     pump = Pump.greeted()
-    unreadable = [frame("OPEN", id, b"\xc1") for id in range(1, 2 * MOST_CONTROL + 5, 2)]
+    unreadable = [frame("OPEN", id, b"\xc1") for id in range(1, 2 * MAX_CONTROL + 5, 2)]
     for one in unreadable:
         pump.give(Role.NODE, one)
     assert pump.node.closed
@@ -1384,11 +1384,11 @@ def test_tiny_pieces_cost_no_more_than_they_must():
     """A frame that dribbles in byte by byte is buffered once, not once for each byte."""
     pump = Pump.greeted()
     answering(pump)
-    data = frame("DATA", 1, bytes(MOST_DATA)) * 8
+    data = frame("DATA", 1, bytes(MAX_DATA)) * 8
     for at in range(len(data)):
         pump.server.receive(data[at : at + 1], pump.now)
     got = b"".join(e.data for e in pump.events(Role.SERVER) if isinstance(e, DataReceived))
-    assert got == bytes(8 * MOST_DATA)
+    assert got == bytes(8 * MAX_DATA)
 
 
 def test_the_confirm_flag_means_nothing_from_a_server():

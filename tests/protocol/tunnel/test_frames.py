@@ -12,7 +12,7 @@ def test_a_header_is_twelve_big_endian_bytes():
 
 
 def test_a_full_data_frame_is_one_tls_record():
-    assert frames.HEADER.size + frames.MOST_DATA == 16 * 1024
+    assert frames.HEADER.size + frames.MAX_DATA == 16 * 1024
 
 
 LIMITS = [

@@ -63,7 +63,7 @@ PAYLOADS = [
     b"\xc1",
     b"\xdd\xff\xff\xff\xff",
     b"\x91" * 3000,
-    b"x" * frames.MOST_DATA,
+    b"x" * frames.MAX_DATA,
 ]
 
 payloads = st.sampled_from(PAYLOADS) | st.binary(max_size=40)

@@ -19,8 +19,8 @@ from msgspec.structs import replace
 
 from protocol import messages
 from protocol.errors import Code, LocalError
-from protocol.messages import MOST_LOST, Resume
-from protocol.tunnel.connection import ACK_DEBT, MOST_UNACKNOWLEDGED, Connection, Role
+from protocol.messages import MAX_LOST, Resume
+from protocol.tunnel.connection import ACK_DEBT, MAX_UNACKNOWLEDGED, Connection, Role
 from protocol.tunnel.events import (
     ConnectionClosed,
     DataReceived,
@@ -35,7 +35,7 @@ from protocol.tunnel.events import (
     StreamWritable,
 )
 from protocol.tunnel.frames import FrameType, encode
-from protocol.tunnel.resume import Keeper
+from protocol.tunnel.resume import ResumeTable
 from protocol.tunnel.streams import STREAM_WINDOW, TUNNEL_WINDOW
 from tests.pump import ANSWER, FIGURES, HEAD, SESSION, frames_in, words_of
 
@@ -45,7 +45,7 @@ SIZES = st.sampled_from([1, 7, 1000, 16_372, 16_373, 70_000, 300_000])
 LARGEST = 300_000
 WHICH = st.integers(0, 1000)
 ROLES = st.sampled_from(list(Role))
-MOST_TUNNELS = 3
+MAX_TUNNELS = 3
 
 
 @dataclass(eq=False)
@@ -110,7 +110,7 @@ class ManyTunnels(RuleBasedStateMachine):
     def begin(self) -> None:
         self.now = 0.0
         self.rng = Random(4)
-        self.keeper = Keeper()
+        self.keeper = ResumeTable()
         self.number = 0
         self.pairs: list[Pair] = []
         self.all: list[Pair] = []
@@ -120,7 +120,7 @@ class ManyTunnels(RuleBasedStateMachine):
 
     @rule()
     def dial(self) -> None:
-        if len(self.live) >= MOST_TUNNELS:
+        if len(self.live) >= MAX_TUNNELS:
             return
         self.number += 1
         pair = Pair(
@@ -522,7 +522,7 @@ class Site:
     """A server's and a node's side of as many tunnels as a test asks for."""
 
     def __init__(self) -> None:
-        self.keeper = Keeper()
+        self.keeper = ResumeTable()
         self.count = 0
 
     def tunnel(self) -> Pair:
@@ -595,7 +595,7 @@ def test_a_node_without_a_number_takes_resume_for_the_breach_that_it_is():
 def test_a_number_is_for_servers_that_resume_and_others_ignore_it():
     pair = Pair(
         Connection(Role.SERVER, now=0.0, rng=Random(1)),
-        Connection(Role.NODE, now=0.0, rng=Random(1), number=1, keeper=Keeper()),
+        Connection(Role.NODE, now=0.0, rng=Random(1), number=1, keeper=ResumeTable()),
     )
     pair.node.hello(SESSION)
     assert up(pair) == ["hello b'session'"]
@@ -630,12 +630,12 @@ def test_a_node_says_which_tunnels_it_has_lost_until_it_forgets_them():
 def test_a_hello_has_room_for_the_newest_of_many_lost_tunnels():
     site = Site()
     site.count = 2**62
-    lost = [site.dial() for _ in range(MOST_LOST + 4)]
+    lost = [site.dial() for _ in range(MAX_LOST + 4)]
     for pair in lost:
         pair.node.data_to_send()
         pair.node.lost("connection reset")
     numbers = [pair.node.number for pair in lost]
-    assert lost_in_hello(site.dial()) == numbers[-MOST_LOST:]
+    assert lost_in_hello(site.dial()) == numbers[-MAX_LOST:]
 
 
 def test_what_came_over_the_old_tunnel_is_not_credited_to_the_new_one():
@@ -803,7 +803,7 @@ def test_acknowledgements_that_tell_nothing_are_a_flood():
 def test_ends_that_nobody_acknowledges_are_kept_up_to_a_limit():
     site = Site()
     pair = site.tunnel()
-    for _ in range(2 * MOST_UNACKNOWLEDGED):
+    for _ in range(2 * MAX_UNACKNOWLEDGED):
         stream = pair.server.open_stream(HEAD, now=0.0, ended=True)
         down(pair)
         pair.node.send_head(stream, ANSWER)
@@ -816,7 +816,7 @@ def test_ends_that_nobody_acknowledges_are_kept_up_to_a_limit():
             if isinstance(event, DataReceived):
                 pair.server.consumed(stream, len(event.data))
         assert pair.node.kept <= TUNNEL_WINDOW
-        assert len(pair.node._ended) <= MOST_UNACKNOWLEDGED
+        assert len(pair.node._ended) <= MAX_UNACKNOWLEDGED
 
 
 def test_a_claim_of_bytes_that_are_not_kept_breaks_that_stream_alone():

@@ -27,7 +27,7 @@ from consumer.records import HEARTBEATS, LEDGER
 from fabric_client.registration.join import JoinProblem, join
 from fabric_server import admin as api
 from fabric_server.admin.middleware import answer
-from fabric_server.admin.parameters import Patience
+from fabric_server.admin.parameters import Timeouts
 from fabric_server.admin.reports import Group
 from fabric_server.admin.routes import Route, mount
 from fabric_server.app import App
@@ -534,7 +534,7 @@ def schemas(server: Server) -> dict[str, Any]:
 
 @contextlib.asynccontextmanager
 async def serving(
-    application: web.Application, patience: Patience
+    application: web.Application, timeouts: Timeouts
 ) -> AsyncIterator[tuple[Listener, web.Server]]:
     """A port of its own for what is asked with less patience."""
     runner = web.AppRunner(application, handle_signals=False)
@@ -545,7 +545,7 @@ async def serving(
             name="api",
             hosts=["127.0.0.1"],
             number=0,
-            protocol=api.protocol(runner.server, patience),
+            protocol=api.protocol(runner.server, timeouts),
             context=lambda: pytest.fail("nobody asks for TLS here"),
             plaintext="loopback",
         )
@@ -559,8 +559,8 @@ async def serving(
 
 
 async def test_a_body_that_comes_too_slowly_is_refused(server: Server) -> None:
-    patience = Patience(body=0.1, linger=0.1, enrol=0.1)
-    async with serving(api.make(server.app, patience=patience), patience) as (listener, _):
+    timeouts = Timeouts(body=0.1, linger=0.1, enrol=0.1)
+    async with serving(api.make(server.app, timeouts=timeouts), timeouts) as (listener, _):
         for path in (b"/api/v1/keys", b"/api/v1/enrol"):
             reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
             writer.write(
@@ -575,8 +575,8 @@ async def test_a_body_that_comes_too_slowly_is_refused(server: Server) -> None:
 
 
 async def test_a_connection_on_which_no_request_comes_is_closed(server: Server) -> None:
-    patience = Patience(idle=0.1)
-    async with serving(api.make(server.app), patience) as (listener, _):
+    timeouts = Timeouts(idle=0.1)
+    async with serving(api.make(server.app), timeouts) as (listener, _):
         for start in (b"G", b"GET /health/live HTTP/1.1\r\nHost: a\r\n"):
             reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
             writer.write(start)
@@ -589,8 +589,8 @@ async def test_a_client_that_takes_no_answers_is_cut_off(server: Server) -> None
     for number in range(1000):
         server.app.bus.publish(LEDGER, entry(number))
     await server.app.worker.flushed()
-    patience = Patience(reader=0.3)
-    async with serving(api.make(server.app), patience) as (listener, conversations):
+    timeouts = Timeouts(reader=0.3)
+    async with serving(api.make(server.app), timeouts) as (listener, conversations):
         loop = asyncio.get_running_loop()
         with socket.socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -623,8 +623,8 @@ async def test_a_defect_is_told_in_json_and_costs_only_its_request(
         raise ZeroDivisionError("a secret")
 
     application = web.Application(middlewares=[answer])
-    mount(application, [Route("GET", "/", defect, public=True)], server.app.accounts, Patience())
-    async with serving(application, Patience()) as (listener, _):
+    mount(application, [Route("GET", "/", defect, public=True)], server.app.accounts, Timeouts())
+    async with serving(application, Timeouts()) as (listener, _):
         for _ in range(2):
             failed = await server.get(f"http://127.0.0.1:{listener.port}/", key=NOBODY)
             assert (failed.status, failed.code) == (500, "internal_error")

@@ -12,9 +12,9 @@ import pytest
 from msgspec.structs import replace
 
 from fabric_server.auth.keys import Accounts, NewKey, mint, new_account
-from fabric_server.dialects.errors import Refusal
+from fabric_server.dialects.errors import ApiError
 from fabric_server.storage import open_store
-from fabric_server.storage.change_feed import Watch
+from fabric_server.storage.change_feed import ChangeFeed
 from fabric_server.storage.memory import MemoryCache
 from fabric_server.storage.rows import Changes, KeyRow
 from fabric_server.storage.store import SqlStore
@@ -68,7 +68,7 @@ async def told(accounts: Accounts, new: NewKey) -> tuple[int, str]:
     known = accounts.known(new.text)
     try:
         found = await accounts.authenticate(new.text)
-    except Refusal as refusal:
+    except ApiError as refusal:
         assert known is None
         return refusal.status, refusal.code
     assert known in (None, found)
@@ -161,7 +161,7 @@ async def test_a_refusal_says_what_to_do_and_never_the_key(clock: Clock) -> None
     for changes in ({"enabled": False}, {"account_enabled": False}):
         row = replace(new.row, **changes)
         accounts = Accounts(Keys(row), MemoryCache(clock=clock), clock=clock)
-        with pytest.raises(Refusal, match="Whoever gave it to you can enable") as caught:
+        with pytest.raises(ApiError, match="Whoever gave it to you can enable") as caught:
             await accounts.authenticate(new.text)
         assert new.text not in caught.value.message
         assert caught.value.type == "authentication_error"
@@ -253,7 +253,7 @@ async def test_an_account_is_disabled_and_enabled_under_servers_that_run(store: 
     servers = [Accounts(store, cache) for _ in range(2)]
     cuts: list[str] = []
     servers[0].on_cut = cuts.append
-    watch = Watch(store, [one.changed for one in servers])
+    watch = ChangeFeed(store, [one.changed for one in servers])
     await watch.look()
     cuts.clear()
 
@@ -280,7 +280,7 @@ async def test_without_the_store_a_disabled_key_stays_refused(store: SqlStore) -
     new = mint("laptop", now=time.time())
     await store.create_key(new.row)
     accounts = Accounts(store, MemoryCache())
-    watch = Watch(store, [accounts.changed])
+    watch = ChangeFeed(store, [accounts.changed])
     assert await told(accounts, new) == GOOD
     await store.set_account_enabled("default", False)
     await watch.look()

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fabric_server.auth.keys import Accounts, Key, NewKey, mint
-from fabric_server.dialects.errors import Refusal
+from fabric_server.dialects.errors import ApiError
 from fabric_server.storage import change_feed as watching
 from fabric_server.storage import open_store
 from fabric_server.storage.cached_keys import name_of
-from fabric_server.storage.change_feed import Watch
+from fabric_server.storage.change_feed import ChangeFeed
 from fabric_server.storage.memory import MemoryCache
 from fabric_server.storage.rows import Changes, KeyRow
 from fabric_server.storage.store import SqlStore
@@ -101,8 +101,8 @@ def cache(clock: Clock) -> MemoryCache:
     return MemoryCache(clock=clock)
 
 
-async def refusal(accounts: Accounts, token: str) -> Refusal:
-    with pytest.raises(Refusal) as caught:
+async def refusal(accounts: Accounts, token: str) -> ApiError:
+    with pytest.raises(ApiError) as caught:
         await accounts.authenticate(token)
     return caught.value
 
@@ -297,7 +297,7 @@ async def test_too_many_look_ups_at_once_are_refused_and_known_keys_are_not(cloc
     assert (await accounts.authenticate(new.text)).id == new.row.id
     keys.gate.set()
     await asyncio.wait(flood)
-    assert all(isinstance(task.exception(), Refusal) for task in flood)
+    assert all(isinstance(task.exception(), ApiError) for task in flood)
 
 
 async def test_a_key_ends_when_it_expires(cache: MemoryCache, clock: Clock) -> None:
@@ -352,7 +352,7 @@ async def test_a_look_up_overtaken_by_a_revocation_does_not_count(clock: Clock) 
     accounts.changed(Changes(2, False, [revoked(new)]))
     keys.gate.set()
     await asyncio.wait([task])
-    assert isinstance(task.exception(), Refusal)
+    assert isinstance(task.exception(), ApiError)
     assert accounts.known(new.text) is None
 
 
@@ -382,7 +382,7 @@ async def test_a_look_up_begun_before_everything_changed_is_done_again(clock: Cl
     accounts.forget_all()
     keys.gate.set()
     await asyncio.wait([task])
-    assert isinstance(task.exception(), Refusal)
+    assert isinstance(task.exception(), ApiError)
     assert keys.asked == 2
 
 
@@ -575,7 +575,7 @@ async def test_a_key_revoked_while_the_store_fails_is_not_used_on(clock: Clock) 
     keys.gate.set()
     await asyncio.wait([asking])
     error = asking.exception()
-    assert isinstance(error, Refusal)
+    assert isinstance(error, ApiError)
     assert error.status == 401
 
 
@@ -867,7 +867,7 @@ async def test_a_key_revoked_by_another_process_is_refused_within_a_second(
     await store.create_key(new.row)
     await store.create_key(other.row)
     accounts = Accounts(store, MemoryCache())
-    running = asyncio.create_task(Watch(store, [accounts.changed]).run())
+    running = asyncio.create_task(ChangeFeed(store, [accounts.changed]).run())
     await accounts.authenticate(new.text)
     await accounts.authenticate(other.text)
 
@@ -904,7 +904,7 @@ async def test_a_change_between_opening_and_watching_is_not_missed(store: SqlSto
     accounts = Accounts(store, MemoryCache())
     await accounts.authenticate(new.text)
     await store.revoke_key(new.row.id, time.time())
-    watch = Watch(store, [accounts.changed])
+    watch = ChangeFeed(store, [accounts.changed])
     await watch.look()
     assert accounts.known(new.text) is None
     assert (await refusal(accounts, new.text)).status == 401
@@ -912,7 +912,7 @@ async def test_a_change_between_opening_and_watching_is_not_missed(store: SqlSto
 
 async def test_every_listener_hears_of_each_change_once(store: SqlStore) -> None:
     heard: list[Changes] = []
-    watch = Watch(store, [heard.append, heard.append])
+    watch = ChangeFeed(store, [heard.append, heard.append])
     await watch.look()
     assert heard == []
     new = mint("laptop", now=NOON)
@@ -941,7 +941,7 @@ async def test_watching_goes_on_when_the_store_comes_back(
 
     heard: list[Changes] = []
     flaky = Flaky()
-    watch = Watch(flaky, [heard.append])
+    watch = ChangeFeed(flaky, [heard.append])
     await watch.look()
     await watch.look()
     assert watch.problem == "gone"
@@ -985,7 +985,7 @@ class Slow:
 async def test_looks_never_overlap_so_that_changes_come_in_order() -> None:
     store = Slow()
     seen: list[int] = []
-    watch = Watch(store, [lambda changes: seen.append(changes.revision)])
+    watch = ChangeFeed(store, [lambda changes: seen.append(changes.revision)])
     store.revision = 2
     first = asyncio.create_task(watch.look())
     await store.entered.wait()
@@ -1003,7 +1003,7 @@ async def test_a_store_that_hangs_while_it_is_watched_is_noticed(
 ) -> None:
     monkeypatch.setattr(watching, "LOOK_SECONDS", 0.02)
     store = Slow()
-    watch = Watch(store, [])
+    watch = ChangeFeed(store, [])
     await asyncio.gather(watch.look(), watch.look())  # he who waits for the other gives up, too
     assert watch.problem == "it does not answer"
     assert store.looking == 0
@@ -1016,7 +1016,7 @@ async def test_a_watch_looks_at_once_when_told_and_tells_of_its_own_changes() ->
     store, notices = Slow(), MemoryCache()
     store.gate.set()
     seen = asyncio.Event()
-    watch = Watch(store, [lambda changes: seen.set()], notices, every=600)
+    watch = ChangeFeed(store, [lambda changes: seen.set()], notices, every=600)
     running = asyncio.create_task(watch.run())
     await store.entered.wait()
     assert not seen.is_set()
@@ -1042,7 +1042,7 @@ async def test_without_notices_it_looks_now_and_then() -> None:
     store = Slow()
     store.gate.set()
     seen = asyncio.Event()
-    watch = Watch(store, [lambda changes: seen.set()], Deaf(), every=0.01)
+    watch = ChangeFeed(store, [lambda changes: seen.set()], Deaf(), every=0.01)
     await watch.look()  # raises nothing
     running = asyncio.create_task(watch.run())
     store.revision = 2

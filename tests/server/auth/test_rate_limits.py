@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fabric_server.auth.keys import Key, mint
 from fabric_server.auth.rate_limits import Limits, duration
-from fabric_server.dialects.errors import Refusal
+from fabric_server.dialects.errors import ApiError
 from tests.site import ASK, CHAT, STREAM, Site, chunk, usage_chunk
 from tests.users import Answer, request
 
@@ -29,8 +29,8 @@ def key(id: str = "key_a", requests: int | None = None, tokens: int | None = Non
     return Key(id, "ada", "laptop", "sk-fab-x", False, None, requests, tokens)
 
 
-def refused(limits: Limits, who: Key) -> Refusal:
-    with pytest.raises(Refusal) as caught:
+def refused(limits: Limits, who: Key) -> ApiError:
+    with pytest.raises(ApiError) as caught:
         limits.take(who)
     assert (caught.value.status, caught.value.code) == (429, "rate_limit_exceeded")
     return caught.value
@@ -71,7 +71,7 @@ def test_in_no_time_more_than_its_share_is_let_in(steps: list[tuple[float, int]]
         for _ in range(count):
             try:
                 limits.take(who)
-            except Refusal as refusal:
+            except ApiError as refusal:
                 assert refusal.retry_after is not None
                 assert 0 < refusal.retry_after <= 2.0
             else:

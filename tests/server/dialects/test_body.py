@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fabric_server.dialects.body import Ask, EarlyAsk, read_ask
-from fabric_server.dialects.errors import Refusal
+from fabric_server.dialects.body import EarlyBody, ParsedBody, parse_body
+from fabric_server.dialects.errors import ApiError
 from fabric_server.dialects.json_keys import Scanner
 
 MiB = 2**20
 
 
-def patched(body: bytes, ask: Ask) -> bytes:
+def patched(body: bytes, ask: ParsedBody) -> bytes:
     """What goes out."""
     if ask.patch is None:
         return body
@@ -26,9 +26,9 @@ def patched(body: bytes, ask: Ask) -> bytes:
     return body[:start] + text + body[stop:]
 
 
-def refused(body: bytes) -> Refusal:
-    with pytest.raises(Refusal) as caught:
-        read_ask(body)
+def refused(body: bytes) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        parse_body(body)
     assert caught.value.status == 400
     return caught.value
 
@@ -86,7 +86,7 @@ def test_what_goes_out_is_what_came_in_and_asks_for_usage(
     body: tuple[dict[str, Any], bytes],
 ) -> None:
     fields, text = body
-    ask = read_ask(text)
+    ask = parse_body(text)
     assert (ask.model, ask.stream) == (fields["model"], bool(fields.get("stream")))
     sent = json.loads(patched(text, ask))
     if not ask.stream:
@@ -104,7 +104,7 @@ def test_a_body_in_pieces_is_read_as_the_whole_one(
     body: tuple[dict[str, Any], bytes], data: st.DataObject
 ) -> None:
     fields, text = body
-    whole, early = read_ask(text), EarlyAsk()
+    whole, early = parse_body(text), EarlyBody()
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=6)))
     for start, stop in zip([0, *cuts], [*cuts, len(text)], strict=True):
         ask = early.feed(text[start:stop])
@@ -119,7 +119,7 @@ def test_a_body_in_pieces_is_read_as_the_whole_one(
     assert sent == {**json.loads(patched(text, whole)), **_late(fields, ask)}
 
 
-def _late(fields: dict[str, Any], ask: Ask) -> dict[str, Any]:
+def _late(fields: dict[str, Any], ask: ParsedBody) -> dict[str, Any]:
     """The user's own options, when they came behind ours: then they win."""
     if not ask.stream or ask.patch is None or "stream_options" not in fields:
         return {}
@@ -151,11 +151,11 @@ def test_the_scanner_finds_what_json_finds_in_any_pieces(
 @settings(deadline=None)
 @given(st.binary(max_size=200) | st.text('{}[]",:\\model stream12tru', max_size=60).map(str.encode))
 def test_no_bytes_at_all_raise_anything_but_a_refusal(body: bytes) -> None:
-    early = EarlyAsk()
-    for read in (read_ask, early.feed):
+    early = EarlyBody()
+    for read in (parse_body, early.feed):
         try:
             read(body)
-        except Refusal as refusal:
+        except ApiError as refusal:
             assert refusal.status == 400
             assert refusal.body()
 
@@ -166,8 +166,8 @@ def test_a_good_body_with_noise_in_it_raises_nothing_but_a_refusal(noise: bytes,
     good = b'{"model":"tiny","stream":true,"stream_options":{"a":[1]},"messages":["x"]}'
     body = good[:at] + noise + good[at:]
     try:
-        ask = read_ask(body)
-    except Refusal:
+        ask = parse_body(body)
+    except ApiError:
         return
     if ask.stream:
         try:
@@ -237,26 +237,26 @@ def test_a_second_model_in_other_letters_is_refused(other: str, filling: str) ->
     assert "'model' must be there once" in refused((body % (filling, other)).encode()).message
     # As a key further inside, or as a text, it means nothing.
     for harmless in ('{"model":"a","x":{"%s":1}}', '{"model":"a","x":"%s","y":["Model"]}'):
-        assert read_ask((harmless % other).encode()).model == "a"
+        assert parse_body((harmless % other).encode()).model == "a"
 
 
 def test_of_one_key_given_twice_the_last_counts_as_it_does_for_engines() -> None:
-    assert read_ask(b'{"model":"a","model":"b"}').model == "b"
-    assert read_ask(b'{"model":"a","mod\\u0065l":"b"}').model == "b"
+    assert parse_body(b'{"model":"a","model":"b"}').model == "b"
+    assert parse_body(b'{"model":"a","mod\\u0065l":"b"}').model == "b"
 
 
 def test_escaped_keys_are_keys() -> None:
     body = b'{"mod\\u0065l":"a","str\\u0065am":true,"stream\\u005foptions":{"include_usage":true}}'
-    ask = read_ask(body)
+    ask = parse_body(body)
     assert (ask.model, ask.stream, ask.usage_asked, ask.patch) == ("a", True, True, None)
 
 
 def test_half_an_emoji_in_a_text_passes() -> None:
     body = b'{"model":"a","stream":true,"x":"\\ud83d","stream_options":{"y":"\\ude00"}}'
-    ask = read_ask(body)
+    ask = parse_body(body)
     assert json.loads(patched(body, ask))["x"] == "\ud83d"
-    assert read_ask(b'{"model":"\xf0\x9f\x98\x80"}').model == "\U0001f600"
-    assert read_ask(b'{"model":"\\ud83d\\ude00"}').model == "\U0001f600"
+    assert parse_body(b'{"model":"\xf0\x9f\x98\x80"}').model == "\U0001f600"
+    assert parse_body(b'{"model":"\\ud83d\\ude00"}').model == "\U0001f600"
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_half_an_emoji_in_a_text_passes() -> None:
 )
 def test_no_spelling_of_options_gets_around_the_usage(given_options: str) -> None:
     body = b'{"model":"a","stream":true,"stream_options": %b }' % given_options.encode()
-    sent = json.loads(patched(body, read_ask(body)))["stream_options"]
+    sent = json.loads(patched(body, parse_body(body)))["stream_options"]
     assert sent["include_usage"] is True
     assert [key for key in sent if key.casefold() == "include_usage"] == ["include_usage"]
     others = json.loads(given_options) or {}
@@ -283,21 +283,21 @@ def test_options_further_inside_are_not_mistaken_for_the_user_s() -> None:
     tool = b'{"stream_options":{"include_usage":false}}'
     body = b'{"x":%b,"model":"a","stream":true,"stream_options":{"include_usage":false},"y":%b}'
     body = body % (tool, tool)
-    sent = patched(body, read_ask(body))
+    sent = patched(body, parse_body(body))
     assert json.loads(sent)["stream_options"] == {"include_usage": True}
     assert sent.count(tool) == 2
 
 
 def test_model_names_that_people_use_are_read() -> None:
     for name in ("llama3", "llama3:latest", "org/model-7B.Q4_K_M:tag", "模型", "a b", "x" * 256):
-        assert read_ask(json.dumps({"model": name}).encode()).model == name
+        assert parse_body(json.dumps({"model": name}).encode()).model == name
 
 
 # ── what is large, and what is meant to be slow ───────────────────────────────────────────────
 
 
 def test_a_large_body_flows_when_model_and_stream_come_early() -> None:
-    early = EarlyAsk()
+    early = EarlyBody()
     assert early.feed(b'{ "model" : "tiny" , "str') is None
     assert early.feed(b'eam" : true') is None, "true may go on"
     ask = early.feed(b' , "messages": "xxxxx')
@@ -307,9 +307,9 @@ def test_a_large_body_flows_when_model_and_stream_come_early() -> None:
 
 
 def test_what_is_wrong_early_is_refused_early() -> None:
-    with pytest.raises(Refusal, match="'stream' is of the wrong type"):
-        EarlyAsk().feed(b'{"model":"tiny","stream":"yes","messages":"xxxxx')
-    assert EarlyAsk().feed(b'{"model":tiny,"stream":true,"messages":"xxxxx') is None
+    with pytest.raises(ApiError, match="'stream' is of the wrong type"):
+        EarlyBody().feed(b'{"model":"tiny","stream":"yes","messages":"xxxxx')
+    assert EarlyBody().feed(b'{"model":tiny,"stream":true,"messages":"xxxxx') is None
 
 
 HOSTILE: dict[str, tuple[bytes, bytes, bytes]] = {
@@ -340,17 +340,17 @@ HOSTILE: dict[str, tuple[bytes, bytes, bytes]] = {
 def test_no_body_blocks_the_server_for_long(what: str) -> None:
     """The bounds are ten times what was seen: some tenths of a second for 32 MiB in one piece."""
     first, part, last = HOSTILE[what]
-    body, early = first + part * (32 * MiB // len(part)) + last, EarlyAsk()
+    body, early = first + part * (32 * MiB // len(part)) + last, EarlyBody()
     start = time.process_time()
-    with contextlib.suppress(Refusal):
-        read_ask(body)
+    with contextlib.suppress(ApiError):
+        parse_body(body)
     assert time.process_time() - start < 3
     worst = 0.0
     for at in range(0, len(body), 256 * 1024):
         start = time.process_time()
         try:
             early.feed(body[at : at + 256 * 1024])
-        except Refusal:
+        except ApiError:
             break
         worst = max(worst, time.process_time() - start)
     assert worst < 0.5
@@ -360,8 +360,8 @@ def test_no_body_blocks_the_server_for_long(what: str) -> None:
 @given(st.integers(0, 64), st.sampled_from(['"', "\\", "[", "{"]))
 def test_a_piece_may_end_anywhere_within_what_is_escaped(count: int, what: str) -> None:
     text = json.dumps({"x": what * count, "model": "a", "stream": False, "y": 1}).encode()
-    early = EarlyAsk()
+    early = EarlyBody()
     found = None
     for at in range(len(text)):
         found = found or early.feed(text[at : at + 1])
-    assert found == Ask("a", False, False, None)
+    assert found == ParsedBody("a", False, False, None)

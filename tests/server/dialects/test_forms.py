@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fabric_server.dialects.body import read_ask
+from fabric_server.dialects.body import parse_body
 from fabric_server.dialects.endpoints import ENDPOINTS
-from fabric_server.dialects.errors import Refusal
-from fabric_server.dialects.forms import MOST_PARTS
+from fabric_server.dialects.errors import ApiError
+from fabric_server.dialects.forms import MAX_PARTS
 from fabric_server.routing.aliases import rename
 
 AUDIO = ENDPOINTS["/v1/audio/transcriptions"]
@@ -27,12 +27,12 @@ END = b"--b--\r\n"
 
 
 def model(body: bytes, content_type: bytes = TYPE) -> str:
-    return read_ask(body, AUDIO, content_type).model
+    return parse_body(body, AUDIO, content_type).model
 
 
-def refusal(body: bytes, content_type: bytes = TYPE) -> Refusal:
-    with pytest.raises(Refusal) as caught:
-        read_ask(body, AUDIO, content_type)
+def refusal(body: bytes, content_type: bytes = TYPE) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        parse_body(body, AUDIO, content_type)
     assert caught.value.status == 400
     return caught.value
 
@@ -44,8 +44,8 @@ def refusal(body: bytes, content_type: bytes = TYPE) -> Refusal:
 def test_the_model_is_found_before_and_behind_the_file(content_type: bytes) -> None:
     assert model(MODEL + FILE + END, content_type) == "tiny"
     assert model(FILE + MODEL + END, content_type) == "tiny"
-    assert not read_ask(FILE + MODEL + END, AUDIO, content_type).stream
-    streamed = read_ask(MODEL + part("stream", b"true") + FILE + END, AUDIO, content_type)
+    assert not parse_body(FILE + MODEL + END, AUDIO, content_type).stream
+    streamed = parse_body(MODEL + part("stream", b"true") + FILE + END, AUDIO, content_type)
     assert streamed.stream
 
 
@@ -89,7 +89,7 @@ def test_a_model_is_there_once_in_small_letters(body: bytes, param: str) -> None
         part('mod\\"el', b"tiny") + MODEL + END,
         b"--b\r\nContent-Disposition: form-data; name=model\r\n\r\ntiny\r\n" + END,
         b"--b\r\n" + b"x: y\r\n" * 2000 + b"\r\n" + END,
-        part("x") * (MOST_PARTS + 1) + MODEL + END,
+        part("x") * (MAX_PARTS + 1) + MODEL + END,
     ],
 )
 def test_what_two_readers_could_read_differently_is_refused(body: bytes) -> None:
@@ -116,8 +116,8 @@ def test_a_form_says_what_it_is(content_type: bytes) -> None:
 def test_no_bytes_raise_anything_else(noise: bytes, at: int) -> None:
     body = FILE + MODEL + END
     try:
-        read_ask(body[:at] + noise + body[at:], AUDIO, TYPE)
-    except Refusal as refused:
+        parse_body(body[:at] + noise + body[at:], AUDIO, TYPE)
+    except ApiError as refused:
         assert refused.status == 400
 
 

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fabric_server.dialects import errors as refusals
+from fabric_server.dialects import errors as errors
 from fabric_server.edge import connection as module
 from fabric_server.edge.connection import Edge, Limits
-from fabric_server.edge.parser import MOST_TARGET
+from fabric_server.edge.parser import MAX_TARGET
 from fabric_server.edge.request import Request
 from fabric_server.net.deadlines import Deadlines
 from tests.loops import on_both_loops
@@ -60,7 +60,7 @@ class Port:
             raise
 
     async def nothing(self, asked: Request) -> None:
-        raise refusals.unknown_path(asked.path)
+        raise errors.unknown_path(asked.path)
 
     async def greet(self, asked: Request) -> None:
         asked.respond(200, b'"hello"')
@@ -77,7 +77,7 @@ class Port:
         await self.echo(asked)
 
     async def early(self, asked: Request) -> None:
-        raise refusals.wrong_key()
+        raise errors.wrong_key()
 
     async def stream(self, asked: Request) -> None:
         asked.start(200, [(b"content-type", b"text/event-stream")], None)
@@ -109,7 +109,7 @@ class Port:
 
     async def refused_late(self, asked: Request) -> None:
         asked.start(200, [], 100)
-        raise refusals.wrong_key()
+        raise errors.wrong_key()
 
     async def silent(self, asked: Request) -> None:
         pass
@@ -508,7 +508,7 @@ async def test_what_never_ends_is_431_before_it_has_cost_much(data: bytes) -> No
         user.send(data[at : at + 1000])
         if not user.reading:
             break
-    assert at <= LIMITS.headers + 2 * MOST_TARGET + 1000
+    assert at <= LIMITS.headers + 2 * MAX_TARGET + 1000
     answer = await user.answer()
     assert (answer.status, answer.code) == (431, "headers_too_large")
     await user.end()
@@ -602,12 +602,12 @@ async def test_pipelined_requests_are_bounded_and_those_within_bounds_are_answer
     user.send(request("GET", "/slow_echo") + GET * 100_000)
     assert not user.reading
     port.gate.set()
-    answers = [await user.answer() for _ in range(1 + module.MOST_PIPELINED + 1)]
+    answers = [await user.answer() for _ in range(1 + module.MAX_PIPELINED + 1)]
     assert {answer.status for answer in answers[:-1]} == {200}
     assert answers[-1].code == "bad_request"
     assert answers[-1].headers["connection"] == "close"
     assert await user.end() == b""
-    assert len(port.asked) == 1 + module.MOST_PIPELINED
+    assert len(port.asked) == 1 + module.MAX_PIPELINED
 
 
 async def test_a_user_who_asks_and_asks_and_never_reads_is_not_answered_on() -> None:

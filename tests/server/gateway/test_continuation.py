@@ -11,7 +11,7 @@ import pytest
 
 from fabric_server.edge.request import Request
 from fabric_server.gateway.sse_keepalive import QUEUED_SECONDS
-from fabric_server.proxy.attempt import Exchange
+from fabric_server.proxy.attempt import Attempt
 from fabric_server.proxy.transcript import Transcript
 from protocol.errors import Code
 from tests.site import (
@@ -388,7 +388,7 @@ async def all_stopped(site: Site, nodes: list[ScriptedNode]) -> None:
 
 async def test_an_answer_of_several_nodes_is_forgotten_without_the_garbage_collector() -> None:
     def left() -> int:
-        kinds = (Exchange, Request, Transcript)
+        kinds = (Attempt, Request, Transcript)
         return sum(isinstance(thing, kinds) for thing in gc.get_objects())
 
     site = Site()

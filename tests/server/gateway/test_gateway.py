@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from fabric_server.edge.request import Request
-from fabric_server.proxy.attempt import CONFIRM_SECONDS, WHOLE_ANSWER, Exchange
-from fabric_server.proxy.quantile import LEAST
+from fabric_server.proxy.attempt import CONFIRM_SECONDS, WHOLE_ANSWER, Attempt
+from fabric_server.proxy.quantile import MIN_SAMPLES
 from protocol.errors import Code
 from tests.site import (
     ASK,
@@ -230,7 +230,7 @@ async def test_without_a_good_key_nothing_is_asked_and_nothing_written(
     answer = await site.user().ask("POST", CHAT, ASK, authorization=header)
     assert (answer.status, answer.code) == (status, code)
     assert site.ledger == []
-    assert site.metrics.refusals == {code: 1}
+    assert site.metrics.errors == {code: 1}
 
 
 async def test_a_management_key_may_not_call_models() -> None:
@@ -626,7 +626,7 @@ async def test_retries_never_become_the_load() -> None:
 
 
 async def test_a_node_that_stalls_before_the_first_byte_is_replaced_by_one_with_room() -> None:
-    site = Site(patience=replace(PATIENT, stall=5.0))
+    site = Site(timeouts=replace(PATIENT, stall=5.0))
     nodes = [site.node(), site.node()]
     user = ask(site)
     call, first = await _first_call(nodes)
@@ -644,7 +644,7 @@ async def test_a_node_that_stalls_before_the_first_byte_is_replaced_by_one_with_
 
 
 async def test_a_node_that_stalls_is_waited_for_when_there_is_no_other() -> None:
-    site = Site(patience=replace(PATIENT, stall=5.0, first_byte=60.0))
+    site = Site(timeouts=replace(PATIENT, stall=5.0, first_byte=60.0))
     node = site.node()
     user = ask(site)
     call = await node.call()
@@ -654,7 +654,7 @@ async def test_a_node_that_stalls_is_waited_for_when_there_is_no_other() -> None
 
 
 async def test_a_stalled_node_is_given_up_when_its_time_is_over() -> None:
-    site = Site(patience=replace(PATIENT, stall=5.0, first_byte=60.0))
+    site = Site(timeouts=replace(PATIENT, stall=5.0, first_byte=60.0))
     node = site.node()
     user = ask(site)
     call = await node.call()
@@ -1143,7 +1143,7 @@ async def test_a_finished_request_is_forgotten_without_the_garbage_collector() -
     gc.collect()
     gc.disable()
     try:
-        before = _count(Exchange, Request)
+        before = _count(Attempt, Request)
         for body in (ASK, STREAM) * 10:
             user.send(request("POST", CHAT, body, **site.key))
             call = await node.call()
@@ -1155,7 +1155,7 @@ async def test_a_finished_request_is_forgotten_without_the_garbage_collector() -
             del call
         await site.gateway.idle()
         await asyncio.sleep(0)
-        assert _count(Exchange, Request) == before
+        assert _count(Attempt, Request) == before
     finally:
         gc.enable()
 
@@ -1235,7 +1235,7 @@ async def test_whatever_nodes_and_users_do_every_request_ends_once(
     rng = Random(seed)
     site = Site(queue_length=8)
     site.gateway.hedging.on = seed % 2 == 1
-    for _ in range(2 * LEAST):
+    for _ in range(2 * MIN_SAMPLES):
         site.gateway.hedging.learn("tiny", 5.0, stream=rng.random() < 0.5)
     nodes = [site.node(slots=rng.choice([1, 2, 5])) for _ in range(3)]
     serving = [asyncio.create_task(_misbehave(node, rng)) for node in nodes]
@@ -1274,7 +1274,7 @@ async def _misbehave(node: ScriptedNode, rng: Random) -> None:
     """Answers each call somehow; keeps to the protocol, and to nothing else."""
     running = set[asyncio.Task[None]]()
     while True:
-        task = asyncio.create_task(_answer_somehow(await node.call(patience=None), rng))
+        task = asyncio.create_task(_answer_somehow(await node.call(timeouts=None), rng))
         running.add(task)
         task.add_done_callback(running.discard)
 
@@ -1308,7 +1308,7 @@ async def _answer_somehow(call: Call, rng: Random) -> None:
                 call.end()
                 return
     if rng.random() < 0.9:
-        await call.stopped(patience=None)
+        await call.stopped(timeouts=None)
         call.confirm()
 
 

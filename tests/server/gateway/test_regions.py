@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fabric_server.routing.admission import USUAL_SECONDS
-from fabric_server.routing.criteria import Wish
+from fabric_server.routing.criteria import Requirements
 from protocol.errors import Code
 from protocol.messages import ModelReport
 from tests.site import ASK, CHAT, DONE, PATIENT, STREAM, Site, chunk
@@ -110,8 +110,8 @@ async def test_how_long_it_takes_to_be_served_goes_by_the_slots_of_the_region() 
     near = site.node(region="eu-west", slots=1)
     near.engine.active = 1
     site.node(region="us-east", slots=4)
-    wish = Wish("tiny", regions=frozenset({"eu-west"}))
-    waits = asyncio.create_task(site.admission.admit(wish, request_id="req_1"))
+    requirements = Requirements("tiny", regions=frozenset({"eu-west"}))
+    waits = asyncio.create_task(site.admission.admit(requirements, request_id="req_1"))
     await waiting(site, 1)
     place = site.admission.place("req_1")
     assert place is not None
@@ -135,7 +135,7 @@ async def test_a_second_attempt_stays_in_the_region() -> None:
 
 
 async def test_a_stalled_engine_is_not_given_up_for_one_of_another_region() -> None:
-    site = Site(patience=replace(PATIENT, stall=30.0))
+    site = Site(timeouts=replace(PATIENT, stall=30.0))
     near = site.node(region="eu-west")
     user = ask(site, "eu-west")
     call = await near.call()

@@ -39,8 +39,8 @@ def finish(call: Call, *, stream: bool) -> None:
 
 
 def expected(site: Site, node: ScriptedNode) -> Expected:
-    experience = site.admission.router.knowledge.experience
-    return experience.of(node.engine, "tiny", site.loop.time())
+    latency = site.admission.router.knowledge.latency
+    return latency.of(node.engine, "tiny", site.loop.time())
 
 
 async def test_a_conversation_returns_to_its_node_and_the_answer_says_why() -> None:

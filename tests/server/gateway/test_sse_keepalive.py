@@ -115,7 +115,7 @@ async def test_a_wait_that_was_in_vain_is_told_within_the_stream() -> None:
     [entry] = site.ledger
     assert (entry.status, entry.outcome, entry.error) == (200, "refused", "queue_timeout")
     assert entry.queue_ms >= 40
-    assert site.metrics.refusals["queue_timeout"] == 1
+    assert site.metrics.errors["queue_timeout"] == 1
 
 
 async def test_the_connection_goes_on_after_an_error_within_a_stream() -> None:

@@ -12,7 +12,7 @@ import openai
 import pytest
 from openai.types import Batch, FileObject
 
-from fabric_server.jobs.batch_runner import BatchWork
+from fabric_server.jobs.batch_runner import BatchRunner
 from fabric_server.jobs.files import Files
 from fabric_server.jobs.webhooks import Webhooks
 from fabric_server.storage.batches import BatchStore
@@ -381,7 +381,7 @@ async def test_a_file_that_is_deleted_while_its_batch_is_made_fails_that_batch_o
     async def known(model: str) -> bool:
         return True
 
-    work = BatchWork(
+    work = BatchRunner(
         batches,
         JobStore(database),
         files,

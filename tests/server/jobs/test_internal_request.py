@@ -9,7 +9,7 @@ from itertools import count
 import pytest
 
 from fabric_server.auth.keys import Key
-from fabric_server.jobs.internal_request import Answer, Inside
+from fabric_server.jobs.internal_request import Answer, InternalClient
 from fabric_server.routing.criteria import Priority
 from protocol.errors import Code
 from tests.site import ASK, CHAT, Site
@@ -25,7 +25,7 @@ async def site() -> Site:
 
 def ask(site: Site, *, most: int = 1000, seconds: float = 60.0) -> asyncio.Task[Answer]:
     numbers = count(1)
-    inside = Inside(site.public.handle, lambda: f"req_{next(numbers)}")
+    inside = InternalClient(site.public.handle, lambda: f"req_{next(numbers)}")
     return asyncio.create_task(
         inside.ask(
             KEY,

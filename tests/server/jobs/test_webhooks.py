@@ -23,7 +23,7 @@ from fabric_server.jobs.egress import Forbidden, Target, allowed, parse_target, 
 from fabric_server.jobs.webhooks import (
     AT_ONCE,
     AT_ONCE_EACH,
-    MOST_WAITING,
+    MAX_WAITING,
     RETRIES,
     Webhooks,
     new_secret,
@@ -424,7 +424,7 @@ async def test_an_account_whose_webhooks_nobody_takes_is_promised_no_more(tmp_pa
     async with Fabric(tmp_path) as fabric, fabric.user() as user, ScriptedEngine() as engine:
         await fabric.join(engine.url)
         later = time.time() + 3600
-        ids = [f"msg_{n}" for n in range(MOST_WAITING)]
+        ids = [f"msg_{n}" for n in range(MAX_WAITING)]
         await add(fabric.app.store, "https://example.com/", later, *ids, account="tests")
         webhook = {"url": "https://example.com/"}
         job = {"model": "tiny", "prompt": "Hi", "async": True, "webhook": webhook}

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from fabric_server.dialects.endpoints import ENDPOINTS, EVENTS
 from fabric_server.metering.events import AudioMeter, MessagesMeter, ResponsesMeter
-from fabric_server.metering.ollama import MOST_LINE, LinesMeter, ollama_usage
-from fabric_server.metering.ollama_show import MOST_SHOWN, ShowMeter
+from fabric_server.metering.ollama import MAX_LINE, LinesMeter, ollama_usage
+from fabric_server.metering.ollama_show import MAX_SHOWN, ShowMeter
 from fabric_server.metering.openai import BodyMeter, Meter, Usage
 from tests.site import DONE, chunk, event
 
@@ -186,8 +186,8 @@ def test_a_last_line_without_an_end_counts() -> None:
 
 def test_a_line_without_end_does_not_fill_the_memory() -> None:
     meter = LinesMeter()
-    passed = sum(len(meter.feed(b"x" * 65_536)) for _ in range(2 * MOST_LINE // 65_536))
-    assert passed >= MOST_LINE
+    passed = sum(len(meter.feed(b"x" * 65_536)) for _ in range(2 * MAX_LINE // 65_536))
+    assert passed >= MAX_LINE
     assert meter.torn
     meter.feed(b"\n")
     assert not meter.torn
@@ -260,7 +260,7 @@ def test_what_cannot_be_read_of_a_model_is_not_shown(text: bytes) -> None:
 
 def test_a_model_of_endless_description_is_not_held() -> None:
     meter = ShowMeter()
-    for _ in range(MOST_SHOWN // 65_536 + 10):
+    for _ in range(MAX_SHOWN // 65_536 + 10):
         assert meter.feed(b" " * 65_536) == b""
     assert list(json.loads(meter.end())) == ["error"]
 

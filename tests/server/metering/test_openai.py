@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fabric_server.metering.openai import MOST_EVENT, BodyMeter, NoMeter, StreamMeter, Usage
+from fabric_server.metering.openai import MAX_EVENT, BodyMeter, NoMeter, StreamMeter, Usage
 from tests.site import DONE, chunk, event, usage_chunk
 
 STORY = [
@@ -181,7 +181,7 @@ def test_figures_that_can_t_be_true_are_not_believed(usage: Any) -> None:
 
 
 def test_an_event_of_any_size_passes_and_one_that_does_not_end_is_not_held_for_ever() -> None:
-    huge = chunk("x" * 3 * MOST_EVENT)
+    huge = chunk("x" * 3 * MAX_EVENT)
     text = chunk("a") + huge + chunk(None) + usage_chunk(1, 2) + DONE
     meter = StreamMeter(usage_asked=False)
     seen, torn = b"", False
@@ -198,7 +198,7 @@ def test_an_event_of_any_size_passes_and_one_that_does_not_end_is_not_held_for_e
 @settings(deadline=None)
 @given(st.integers(0, 200))
 def test_a_marker_in_a_huge_event_is_seen_wherever_it_is_cut(shift: int) -> None:
-    body = event({"choices": [{"text": "x" * (MOST_EVENT + 200), "finish_reason": "stop"}]})
+    body = event({"choices": [{"text": "x" * (MAX_EVENT + 200), "finish_reason": "stop"}]})
     at = body.index(b'"finish_reason"') - 100 + shift
     meter = StreamMeter(usage_asked=False)
     assert run(meter, [body[:at], body[at:]]) == body
@@ -209,7 +209,7 @@ def test_many_small_pieces_of_an_event_cost_no_more_than_they_must() -> None:
     """A node could send an endless event byte by byte."""
     meter = StreamMeter(usage_asked=False)
     start = time.process_time()
-    for _ in range(MOST_EVENT + 1000):
+    for _ in range(MAX_EVENT + 1000):
         meter.feed(b"x")
     assert time.process_time() - start < 10, "some 0.5 s, if it is not quadratic"
 

@@ -23,7 +23,7 @@ from aiohttp import web
 from fabric_server.net.listener import REASONS, Limits, Listener, Port, PortProblem
 from fabric_server.pki.ca import Authority, node_id
 from fabric_server.pki.certificates import Certificates
-from fabric_server.pki.tls_contexts import Contexts
+from fabric_server.pki.tls_contexts import TlsContexts
 from protocol.names import CONTROL_ALPN, SERVER_NAME, TUNNEL_ALPN
 from tests.loops import on_both_loops
 from tests.trust import Papers, client_context, node_papers
@@ -36,7 +36,7 @@ class Trust:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.own = Certificates.open(directory / "certs", now=NOW)
-        self.contexts = Contexts(self.own)
+        self.contexts = TlsContexts(self.own)
         self.ca = self.own.authority.pem
 
     def papers(self, name: str = "node_a", **options: Any) -> Papers:

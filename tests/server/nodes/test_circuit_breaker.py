@@ -9,12 +9,12 @@ from fabric_server.nodes.circuit_breaker import (
     FIRST_SECONDS,
     LONGEST_SECONDS,
     PROBE_SECONDS,
-    Breaker,
+    CircuitBreaker,
 )
 from fabric_server.proxy.retry_budget import RESERVE, RetryBudget
 
 
-def failing(breaker: Breaker, times: int, now: float = 0.0) -> float | None:
+def failing(breaker: CircuitBreaker, times: int, now: float = 0.0) -> float | None:
     """What the last of so many failures says."""
     said = None
     for _ in range(times):
@@ -23,7 +23,7 @@ def failing(breaker: Breaker, times: int, now: float = 0.0) -> float | None:
 
 
 def test_it_opens_at_the_third_failure_in_a_row() -> None:
-    breaker = Breaker()
+    breaker = CircuitBreaker()
     assert failing(breaker, 2) is None
     assert breaker.allows(0.0)
     assert failing(breaker, 1) == FIRST_SECONDS
@@ -32,7 +32,7 @@ def test_it_opens_at_the_third_failure_in_a_row() -> None:
 
 
 def test_a_success_between_begins_the_count_anew() -> None:
-    breaker = Breaker()
+    breaker = CircuitBreaker()
     for _ in range(10):
         failing(breaker, 2)
         breaker.succeeded()
@@ -40,7 +40,7 @@ def test_a_success_between_begins_the_count_anew() -> None:
 
 
 def test_half_open_it_lets_one_probe_through() -> None:
-    breaker = Breaker()
+    breaker = CircuitBreaker()
     failing(breaker, 3)
     assert breaker.allows(FIRST_SECONDS)
     breaker.begun(FIRST_SECONDS)
@@ -51,7 +51,7 @@ def test_half_open_it_lets_one_probe_through() -> None:
 
 
 def test_a_probe_that_fails_closes_the_way_for_twice_as_long() -> None:
-    breaker, now, expected = Breaker(), 0.0, FIRST_SECONDS
+    breaker, now, expected = CircuitBreaker(), 0.0, FIRST_SECONDS
     failing(breaker, 3)
     for _ in range(10):
         now += expected
@@ -63,7 +63,7 @@ def test_a_probe_that_fails_closes_the_way_for_twice_as_long() -> None:
 
 
 def test_a_probe_that_tells_nothing_is_followed_by_another() -> None:
-    breaker = Breaker()
+    breaker = CircuitBreaker()
     failing(breaker, 3)
     breaker.begun(FIRST_SECONDS)
     breaker.let_go()
@@ -73,7 +73,7 @@ def test_a_probe_that_tells_nothing_is_followed_by_another() -> None:
 
 
 def test_what_was_begun_before_it_opened_does_not_open_it_for_longer() -> None:
-    breaker = Breaker()
+    breaker = CircuitBreaker()
     failing(breaker, 3)
     assert failing(breaker, 20, 1.0) is None
     assert breaker.allows(FIRST_SECONDS)

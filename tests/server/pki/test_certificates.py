@@ -29,7 +29,7 @@ from fabric_server.pki.ca import (
     read_request,
 )
 from fabric_server.pki.certificates import CertificateProblem, Certificates, read_certificate
-from fabric_server.pki.tls_contexts import Contexts
+from fabric_server.pki.tls_contexts import TlsContexts
 from protocol.names import CONTROL_ALPN, SERVER_NAME
 from tests.trust import (
     client_context,
@@ -114,7 +114,7 @@ def test_a_node_is_known_by_its_certificate(tmp_path: Path) -> None:
     certificates = made(tmp_path)
     papers = node_papers(certificates.authority, tmp_path, "node_a1b2", now=NOW)
     here, there = handshake(
-        Contexts(certificates).control(),
+        TlsContexts(certificates).control(),
         client_context(certificates.authority.pem, papers, CONTROL_ALPN),
     )
     assert node_id(here.getpeercert()) == "node_a1b2"
@@ -139,7 +139,7 @@ def test_a_server_certificate_is_no_good_for_a_node(tmp_path: Path) -> None:
     papers = server_papers(certificates.authority, tmp_path, "node_a", now=NOW)
     with pytest.raises(ssl.SSLCertVerificationError, match="purpose"):
         handshake(
-            Contexts(certificates).control(), client_context(certificates.authority.pem, papers)
+            TlsContexts(certificates).control(), client_context(certificates.authority.pem, papers)
         )
 
 
@@ -223,7 +223,7 @@ def test_a_renewal_cut_short_between_two_files_is_finished_at_the_next_start(
     certificates.server_key.write_text(key_pem(new_key()))
     with pytest.raises(CertificateProblem, match="not the key"):
         certificates.refresh(NOW)
-    Contexts(made(tmp_path))
+    TlsContexts(made(tmp_path))
 
 
 def test_a_lost_ca_certificate_is_made_again_from_its_key(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_lost_ca_certificate_is_made_again_from_its_key(tmp_path: Path) -> Non
     before.ca.unlink()
     after = made(tmp_path)
     # Nodes that joined before are let in, and trust what they find.
-    handshake(Contexts(after).control(), client_context(before.authority.pem, papers))
+    handshake(TlsContexts(after).control(), client_context(before.authority.pem, papers))
 
 
 def test_a_lost_ca_key_is_no_reason_to_make_a_new_ca(tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def fingerprint_of(path: Path) -> bytes:
 
 
 def test_nothing_is_loaded_again_while_no_file_changes(tmp_path: Path) -> None:
-    contexts = Contexts(made(tmp_path))
+    contexts = TlsContexts(made(tmp_path))
     before = contexts.public()
     assert not contexts.check(NOW)
     assert not contexts.check(NOW + 10)
@@ -310,7 +310,7 @@ def test_nothing_is_loaded_again_while_no_file_changes(tmp_path: Path) -> None:
 def test_a_replaced_certificate_is_shown_to_the_next_client(tmp_path: Path) -> None:
     own = made(tmp_path)
     first = server_papers(Authority.make(NOW), tmp_path, "users.example", now=NOW)
-    contexts = Contexts(own, first.certificate, first.key)
+    contexts = TlsContexts(own, first.certificate, first.key)
     assert shown(contexts.public(), "users.example") == fingerprint_of(first.certificate)
 
     second = server_papers(Authority.make(NOW), tmp_path / "new", "users.example", now=NOW)
@@ -326,7 +326,7 @@ def test_whoever_asks_for_the_name_that_nodes_use_gets_the_fabrics_certificate(
 ) -> None:
     own = made(tmp_path)
     users = server_papers(Authority.make(NOW), tmp_path, "users.example", now=NOW)
-    public = Contexts(own, users.certificate, users.key).public()
+    public = TlsContexts(own, users.certificate, users.key).public()
     assert shown(public, SERVER_NAME) == fingerprint_of(own.server)
     assert shown(public, "anything.else") == fingerprint_of(users.certificate)
     handshake(public, client_context(own.authority.pem))
@@ -336,7 +336,7 @@ def test_a_broken_replacement_is_reported_once_and_the_old_one_stays(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     own = made(tmp_path)
-    contexts = Contexts(own)
+    contexts = TlsContexts(own)
     before = fingerprint_of(own.server)
     good = own.server.read_text()
     own.server.write_text("half a certif")
@@ -352,7 +352,7 @@ def test_a_broken_replacement_is_reported_once_and_the_old_one_stays(
 
 def test_a_removed_file_is_reported_and_the_old_one_stays(tmp_path: Path) -> None:
     own = made(tmp_path)
-    contexts = Contexts(own)
+    contexts = TlsContexts(own)
     before = fingerprint_of(own.server)
     own.server.unlink()
     assert not contexts.check(NOW + 1)
@@ -362,7 +362,7 @@ def test_a_removed_file_is_reported_and_the_old_one_stays(tmp_path: Path) -> Non
 
 def test_the_servers_own_certificate_is_renewed_while_it_runs(tmp_path: Path) -> None:
     own = made(tmp_path)
-    contexts = Contexts(own)
+    contexts = TlsContexts(own)
     before = shown(contexts.control())
     assert not contexts.check(NOW)
     assert contexts.check(NOW + 61 * DAY)
@@ -372,7 +372,7 @@ def test_the_servers_own_certificate_is_renewed_while_it_runs(tmp_path: Path) ->
 
 def test_a_replaced_ca_lets_in_its_own_nodes_and_no_others(tmp_path: Path) -> None:
     own = made(tmp_path)
-    contexts = Contexts(own)
+    contexts = TlsContexts(own)
     old = client_context(None, node_papers(own.authority, tmp_path / "old", now=NOW))
     handshake(contexts.control(), old)
     other = made(tmp_path / "other")
@@ -416,13 +416,13 @@ def test_a_public_certificate_that_can_not_be_used_stops_the_start_with_a_senten
     assert callable(spoil)
     spoil(users)
     with pytest.raises(CertificateProblem, match=says) as caught:
-        Contexts(made(tmp_path), users.certificate, users.key)
+        TlsContexts(made(tmp_path), users.certificate, users.key)
     assert str(users.certificate) in str(caught.value)
 
 
 def test_an_older_tls_is_refused_on_every_port(tmp_path: Path) -> None:
     own = made(tmp_path)
-    contexts = Contexts(own)
+    contexts = TlsContexts(own)
     client = client_context(own.authority.pem, node_papers(own.authority, tmp_path, now=NOW))
     client.maximum_version = ssl.TLSVersion.TLSv1_2
     for context in (contexts.control(), contexts.tunnel(), contexts.public()):
@@ -433,7 +433,7 @@ def test_an_older_tls_is_refused_on_every_port(tmp_path: Path) -> None:
 def test_the_facts_are_those_of_all_certificates_in_use(tmp_path: Path) -> None:
     own = made(tmp_path)
     users = server_papers(Authority.make(NOW), tmp_path, "users.example", now=NOW)
-    facts = Contexts(own, users.certificate, users.key).facts()
+    facts = TlsContexts(own, users.certificate, users.key).facts()
     assert [fact.path for fact in facts] == [own.ca, own.server, users.certificate]
     assert facts[2].names == ("users.example",)
 
@@ -449,4 +449,4 @@ def test_the_script_makes_what_the_server_uses(tmp_path: Path) -> None:
     own = made(tmp_path)
     assert own.fingerprint.hex() in done.stdout
     assert "fabric.example.net" in own.facts()[1].names
-    Contexts(own)
+    TlsContexts(own)

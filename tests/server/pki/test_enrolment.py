@@ -12,9 +12,9 @@ import msgspec
 import pytest
 from cryptography import x509
 
-from fabric_server.dialects.errors import Refusal
+from fabric_server.dialects.errors import ApiError
 from fabric_server.pki.ca import DAY, public_key_sha256
-from fabric_server.pki.enrolment import MOST_ADDRESSES, TRIES_PER_MINUTE, Enrolment, Tries
+from fabric_server.pki.enrolment import MAX_ADDRESSES, TRIES_PER_MINUTE, Enrolment, Tries
 from fabric_server.storage.rows import NodeRow
 from protocol import join
 from protocol.join import CA_PATH, ENROL_PATH, Enrol, Enrolled
@@ -29,7 +29,7 @@ def asks(token: str, csr: str, **more: Any) -> Enrol:
 
 
 async def refused(enrolment: Enrolment, enrol: Enrol) -> tuple[int, str]:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ApiError) as caught:
         await enrolment.enrol(enrol)
     return caught.value.status, caught.value.code
 
@@ -86,7 +86,7 @@ async def test_of_many_machines_with_one_invitation_one_becomes_a_node(tmp_path:
         tries = [door.enrolment.enrol(asks(token, request_pem(new_key()))) for _ in range(10)]
         results = await asyncio.gather(*tries, return_exceptions=True)
         assert len([result for result in results if isinstance(result, Enrolled)]) == 1
-        assert len([result for result in results if isinstance(result, Refusal)]) == 9
+        assert len([result for result in results if isinstance(result, ApiError)]) == 9
         assert len(await door.store.nodes()) == 1
 
 
@@ -148,7 +148,7 @@ async def test_a_renewal_for_another_key_or_node_or_a_revoked_one_is_refused(
         enrolled = await door.enrolment.enrol(asks(await door.token(), request_pem(key)))
 
         async def code(node_id: str, csr: str) -> str:
-            with pytest.raises(Refusal) as caught:
+            with pytest.raises(ApiError) as caught:
                 await door.enrolment.renew(node_id, csr)
             return caught.value.code
 
@@ -256,7 +256,7 @@ def test_tries_are_counted_by_the_minute_and_by_address() -> None:
 
 def test_the_count_of_tries_forgets_who_was_seen_longest_ago() -> None:
     tries = Tries(most=1)
-    for number in range(MOST_ADDRESSES + 1):
+    for number in range(MAX_ADDRESSES + 1):
         assert tries.allows(str(number), 0.0)
-    assert not tries.allows(str(MOST_ADDRESSES), 0.0)
+    assert not tries.allows(str(MAX_ADDRESSES), 0.0)
     assert tries.allows("0", 0.0)

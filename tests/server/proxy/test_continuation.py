@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fabric_server.metering.openai import StreamMeter, Usage
 from fabric_server.proxy.continuation import Continuation
-from fabric_server.proxy.transcript import LEAST_ECHO, MOST_TEXT, NotContinued
+from fabric_server.proxy.transcript import MAX_TEXT, MIN_ECHO, NotContinued
 from tests.site import DONE, event
 
 MESSAGES = [{"role": "user", "content": "Tell me."}]
@@ -190,7 +190,7 @@ CALL = {"index": 0, "id": "call_1", "function": {"name": "f", "arguments": ""}}
             )
         ],
         [event({"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": "stop"}]})],
-        [said(content="x" * 1000)] * (MOST_TEXT // 1000 + 1),
+        [said(content="x" * 1000)] * (MAX_TEXT // 1000 + 1),
         [said(content="x" * 2**21)],
         [event({"id": "x" * 2000, "choices": [{"delta": {"content": "a"}}]})],
     ],
@@ -258,7 +258,7 @@ def test_an_engine_that_does_something_else_than_go_on_is_told_from_one_that_doe
 
 
 def test_an_engine_that_says_the_beginning_again_is_not_heard_twice() -> None:
-    text = "x" * LEAST_ECHO
+    text = "x" * MIN_ECHO
     continuation = Continuation(ask())
     lost(continuation, said(content=text))
     meter = continuation.meter(StreamMeter(usage_asked=True), "llama-server", seam=True)

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from consumer.records import LedgerEntry
-from fabric_server.proxy.attempt import Patience
-from fabric_server.proxy.hedging import MOST_MODELS, Hedging
-from fabric_server.proxy.quantile import LEAST, MOST
+from fabric_server.proxy.attempt import Timeouts
+from fabric_server.proxy.hedging import MAX_MODELS, Hedging
+from fabric_server.proxy.quantile import MAX_SAMPLES, MIN_SAMPLES
 from protocol.errors import Code
 from tests.site import (
     ASK,
@@ -40,7 +40,7 @@ WHOLE = b'{"usage":{"prompt_tokens":5,"completion_tokens":40}}'
 def learnt() -> Hedging:
     hedging = Hedging(on=True)
     for stream in (True, False):
-        for _ in range(LEAST):
+        for _ in range(MIN_SAMPLES):
             hedging.learn("tiny", USUAL, stream=stream)
     return hedging
 
@@ -53,7 +53,7 @@ def test_nothing_is_learnt_or_done_while_it_is_off() -> None:
     hedging.on = False
     assert hedging.after("tiny", stream=True) is None
     off = Hedging()
-    for _ in range(LEAST):
+    for _ in range(MIN_SAMPLES):
         off.learn("tiny", USUAL, stream=True)
     off.on = True
     assert off.after("tiny", stream=True) is None
@@ -61,7 +61,7 @@ def test_nothing_is_learnt_or_done_while_it_is_off() -> None:
 
 def test_streams_whole_answers_and_models_are_told_apart() -> None:
     hedging = Hedging(on=True)
-    for _ in range(LEAST):
+    for _ in range(MIN_SAMPLES):
         hedging.learn("tiny", 1.0, stream=True)
         hedging.learn("tiny", 9.0, stream=False)
     assert hedging.after("tiny", stream=True) == 1.0
@@ -72,10 +72,10 @@ def test_streams_whole_answers_and_models_are_told_apart() -> None:
 def test_who_was_beaten_counts_only_where_that_tells_something() -> None:
     hedging = Hedging(on=True)
     hedging.learn_at_least("tiny", 99.0, stream=True)
-    for number in range(1, LEAST + 1):
+    for number in range(1, MIN_SAMPLES + 1):
         hedging.learn("tiny", float(number), stream=True)
     assert hedging.after("tiny", stream=True) == 19.0
-    for _ in range(MOST):
+    for _ in range(MAX_SAMPLES):
         hedging.learn_at_least("tiny", 18.0, stream=True)
     assert hedging.after("tiny", stream=True) == 19.0
     hedging.learn_at_least("tiny", 30.0, stream=True)
@@ -84,7 +84,7 @@ def test_who_was_beaten_counts_only_where_that_tells_something() -> None:
 
 def test_what_is_remembered_is_bounded() -> None:
     hedging = learnt()
-    for number in range(MOST_MODELS):
+    for number in range(MAX_MODELS):
         hedging.learn(f"model {number}", 1.0, stream=True)
     assert hedging.after("tiny", stream=True) is None
 
@@ -95,8 +95,8 @@ def test_what_is_remembered_is_bounded() -> None:
 class Race:
     """One request that two nodes have been asked, the first of which has been slow."""
 
-    def __init__(self, body: Any = STREAM, *, patience: Patience = PATIENT, **headers: str) -> None:
-        self.site = site = Site(patience=patience)
+    def __init__(self, body: Any = STREAM, *, timeouts: Timeouts = PATIENT, **headers: str) -> None:
+        self.site = site = Site(timeouts=timeouts)
         site.gateway.hedging = learnt()
         self.nodes = [site.node(), site.node()]
         self.user = site.user()
@@ -127,7 +127,7 @@ class Race:
         assert all(tunnel.connection.active == 0 for n in self.nodes for tunnel in n.node.tunnels)
         metrics = self.site.metrics
         assert (metrics.hedged, metrics.hedges_won, metrics.retries) == (hedged, won, 0)
-        assert bool(metrics.refusals) is (entry.error is not None and entry.status >= 400)
+        assert bool(metrics.errors) is (entry.error is not None and entry.status >= 400)
         return entry
 
 
@@ -431,7 +431,7 @@ async def test_asking_twice_costs_what_a_retry_costs() -> None:
 
 
 async def test_while_two_are_asked_neither_is_given_up_for_a_third() -> None:
-    race = await Race(patience=replace(PATIENT, stall=30.0)).begun()
+    race = await Race(timeouts=replace(PATIENT, stall=30.0)).begun()
     third = race.site.node()
     race.site.wait(31)
     race.first.stream_all(*ANSWER)

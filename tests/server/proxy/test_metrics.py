@@ -43,7 +43,7 @@ def test_every_observation_is_in_one_bucket_and_in_all_larger_ones(times: list[f
 def test_what_was_counted_is_what_is_shown() -> None:
     metrics = Metrics()
     metrics.requests[CHAT, "ok"] += 3
-    metrics.refusals["invalid_api_key"] += 2
+    metrics.errors["invalid_api_key"] += 2
     metrics.tokens["prompt"] += 40
     metrics.retries += 1
     metrics.hedged += 3

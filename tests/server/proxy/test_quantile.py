@@ -5,22 +5,22 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fabric_server.proxy.quantile import LEAST, MOST, Window
+from fabric_server.proxy.quantile import MAX_SAMPLES, MIN_SAMPLES, Window
 
 numbers = st.floats(0, 1e6) | st.integers(0, 3).map(float)
 
 
-@given(st.lists(numbers, max_size=MOST + 60), st.floats(0.01, 1.0))
+@given(st.lists(numbers, max_size=MAX_SAMPLES + 60), st.floats(0.01, 1.0))
 def test_it_is_the_smallest_of_the_latest_that_the_share_does_not_exceed(
     values: list[float], share: float
 ) -> None:
     window = Window()
     for value in values:
         window.add(value)
-    latest = sorted(values[-MOST:])
+    latest = sorted(values[-MAX_SAMPLES:])
     assert len(window) == len(latest)
     found = window.quantile(share)
-    if len(latest) < LEAST:
+    if len(latest) < MIN_SAMPLES:
         assert found is None
         return
     assert found is not None

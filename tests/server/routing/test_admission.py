@@ -11,14 +11,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from fabric_server.dialects.errors import Refusal
+from fabric_server.dialects.errors import ApiError
 from fabric_server.nodes.registry import Engine
-from fabric_server.routing.admission import Admission, LineFigures
-from fabric_server.routing.criteria import Priority, Wish
+from fabric_server.routing.admission import Admission, QueueFigures
+from fabric_server.routing.criteria import Priority, Requirements
 from tests.site import ScriptedNode, Site
 
 
-class Line:
+class FairQueue:
     """Requests that want in, by name, and what became of them."""
 
     def __init__(self, site: Site) -> None:
@@ -35,10 +35,10 @@ class Line:
         key: str = "",
         priority: Priority = Priority.MEDIUM,
     ) -> None:
-        wish = Wish(model, key, priority, tried=list(tried))
+        requirements = Requirements(model, key, priority, tried=list(tried))
 
         async def go() -> Engine:
-            engine = await self.site.admission.admit(wish, request_id=name)
+            engine = await self.site.admission.admit(requirements, request_id=name)
             self.order.append(name)
             return engine
 
@@ -66,7 +66,7 @@ async def turn() -> None:
 async def test_a_free_slot_is_given_in_the_same_turn() -> None:
     site = Site()
     node = site.node(slots=1)
-    admitting = site.admission.admit(Wish("tiny"))
+    admitting = site.admission.admit(Requirements("tiny"))
     with pytest.raises(StopIteration) as done:
         admitting.send(None)
     assert done.value.value is node.engine
@@ -76,7 +76,7 @@ async def test_a_free_slot_is_given_in_the_same_turn() -> None:
 async def test_who_came_first_is_served_first() -> None:
     site = Site()
     site.node(slots=1)
-    line = Line(site)
+    line = FairQueue(site)
     for name in "abcd":
         await line.join(name)
     assert site.admission.waiting == 3
@@ -89,7 +89,7 @@ async def test_who_came_first_is_served_first() -> None:
 async def test_models_that_share_an_engine_take_turns_at_its_slots() -> None:
     site = Site()
     site.node(["one", "two:latest"], slots=1, kind="ollama")
-    line = Line(site)
+    line = FairQueue(site)
     for number, model in enumerate(["one", "one", "one", "one", "two", "two"]):
         await line.join(str(number), model)
     for number in "01425":
@@ -101,7 +101,7 @@ async def test_a_slot_that_is_given_back_is_nobody_else_s() -> None:
     """Whoever comes between the giving and the waking must not take it."""
     site = Site()
     node = site.node(slots=1)
-    line = Line(site)
+    line = FairQueue(site)
     await line.join("a")
     await line.join("b")
     site.registry.release(line.engine("a"))
@@ -114,7 +114,7 @@ async def test_a_slot_that_is_given_back_is_nobody_else_s() -> None:
 async def test_a_retry_does_not_wait_for_the_node_that_failed_nor_keep_others_from_it() -> None:
     site = Site()
     first, second = site.node(slots=1), site.node(slots=1)
-    line = Line(site)
+    line = FairQueue(site)
     await line.join("a")
     await line.join("b")
     await line.join("retry", "tiny", first.node.id)
@@ -131,7 +131,7 @@ async def test_a_retry_does_not_wait_for_the_node_that_failed_nor_keep_others_fr
 async def test_one_that_gives_up_waiting_leaves_no_trace() -> None:
     site = Site()
     site.node(slots=1)
-    line = Line(site)
+    line = FairQueue(site)
     for name in "abc":
         await line.join(name)
     await line.cancel("b")
@@ -145,7 +145,7 @@ async def test_one_that_gives_up_waiting_leaves_no_trace() -> None:
 async def test_one_that_is_cancelled_when_just_served_passes_the_slot_on() -> None:
     site = Site()
     node = site.node(slots=1)
-    line = Line(site)
+    line = FairQueue(site)
     for name in "abc":
         await line.join(name)
     site.registry.release(line.engine("a"))
@@ -160,7 +160,7 @@ async def test_one_that_is_cancelled_when_just_served_passes_the_slot_on() -> No
 async def test_one_whose_time_is_up_when_just_served_passes_the_slot_on() -> None:
     site = Site(queue_timeout=0.01)
     site.node(slots=1)
-    line = Line(site)
+    line = FairQueue(site)
     await line.join("a")
     await line.join("b")
     site.loop.call_later(0.01, site.registry.release, line.engine("a"))
@@ -173,13 +173,13 @@ async def test_one_whose_time_is_up_when_just_served_passes_the_slot_on() -> Non
 async def test_a_wait_ends_in_a_refusal_that_says_when_to_come_back() -> None:
     site = Site(queue_timeout=0.01, queue_length=1)
     site.node(slots=1)
-    line = Line(site)
+    line = FairQueue(site)
     await line.join("a")
     await line.join("b")
-    with pytest.raises(Refusal) as refused:
-        await site.admission.admit(Wish("tiny"))
+    with pytest.raises(ApiError) as refused:
+        await site.admission.admit(Requirements("tiny"))
     assert (refused.value.status, refused.value.code) == (429, "queue_share_full")
-    with pytest.raises(Refusal) as waited:
+    with pytest.raises(ApiError) as waited:
         await line.tasks["b"]
     assert (waited.value.status, waited.value.code) == (503, "queue_timeout")
     assert (refused.value.retry_after, waited.value.retry_after) == (10.0, 5.0)
@@ -189,11 +189,11 @@ async def test_a_wait_ends_in_a_refusal_that_says_when_to_come_back() -> None:
 async def test_a_line_of_no_length_refuses_at_once_and_forgets_it() -> None:
     site = Site(queue_length=0)
     site.node(slots=1)
-    line = Line(site)
+    line = FairQueue(site)
     await line.join("a")
     for _ in range(2):
-        with pytest.raises(Refusal, match="Too many requests"):
-            await site.admission.admit(Wish("tiny"))
+        with pytest.raises(ApiError, match="Too many requests"):
+            await site.admission.admit(Requirements("tiny"))
     await line.leave("a")
     await line.join("b")
     assert line.order == ["a", "b"]
@@ -205,7 +205,7 @@ async def test_a_line_of_no_length_refuses_at_once_and_forgets_it() -> None:
 async def test_the_higher_goes_before_the_lower() -> None:
     site = Site()
     site.node(slots=1)
-    line = Line(site)
+    line = FairQueue(site)
     await line.join("first")
     for priority in (Priority.LOW, Priority.MEDIUM, Priority.HIGH):
         await line.join(priority.name, priority=priority)
@@ -217,7 +217,7 @@ async def test_the_higher_goes_before_the_lower() -> None:
 async def test_a_key_with_a_hundred_requests_holds_up_one_with_one_for_one_turn() -> None:
     site = Site()
     site.node(slots=1)
-    line = Line(site)
+    line = FairQueue(site)
     for number in range(100):
         await line.join(f"many {number}", key="many")
     await line.join("one", key="one")
@@ -229,7 +229,7 @@ async def test_a_key_with_a_hundred_requests_holds_up_one_with_one_for_one_turn(
 async def test_a_slot_that_the_next_in_line_may_not_have_goes_to_the_one_behind() -> None:
     site = Site()
     first, second = site.node(slots=1), site.node(slots=1)
-    line = Line(site)
+    line = FairQueue(site)
     await line.join("a")
     await line.join("b")
     await line.join("retry", "tiny", first.node.id, key="k", priority=Priority.HIGH)
@@ -246,8 +246,8 @@ async def test_a_slot_that_the_next_in_line_may_not_have_goes_to_the_one_behind(
 
 
 async def refused(site: Site, key: str, deadline: float = math.inf) -> tuple[int, str, float]:
-    with pytest.raises(Refusal) as refusal:
-        await site.admission.admit(Wish("tiny", key), deadline)
+    with pytest.raises(ApiError) as refusal:
+        await site.admission.admit(Requirements("tiny", key), deadline)
     assert refusal.value.retry_after is not None
     return refusal.value.status, refusal.value.code, refusal.value.retry_after
 
@@ -255,7 +255,7 @@ async def refused(site: Site, key: str, deadline: float = math.inf) -> tuple[int
 async def test_a_full_line_is_429_for_who_fills_it_and_503_for_others() -> None:
     site = Site(queue_length=4)
     site.node(slots=1)
-    line = Line(site)
+    line = FairQueue(site)
     for number in range(5):
         await line.join(str(number), key="greedy")
     site.admission.learn("tiny", 3.0)
@@ -266,7 +266,7 @@ async def test_a_full_line_is_429_for_who_fills_it_and_503_for_others() -> None:
 async def test_one_key_can_t_have_the_whole_line() -> None:
     site = Site(queue_length=4, queue_length_per_key=2)
     site.node(slots=1)
-    line = Line(site)
+    line = FairQueue(site)
     await line.join("inside", key="greedy")
     for number in range(2):
         await line.join(str(number), key="greedy")
@@ -281,7 +281,7 @@ async def test_one_key_can_t_have_the_whole_line() -> None:
 async def test_the_time_to_come_back_is_measured_and_bounded() -> None:
     site = Site(queue_length=3)
     node = site.node(slots=2)
-    line = Line(site)
+    line = FairQueue(site)
     for number in range(5):
         await line.join(str(number))
     site.admission.learn("tiny", 10.0)
@@ -308,7 +308,7 @@ async def test_a_deadline_that_has_passed_is_no_reason_to_begin() -> None:
 async def test_a_request_s_own_deadline_comes_before_the_queue_s() -> None:
     site = Site()
     site.node(slots=1)
-    line = Line(site)
+    line = FairQueue(site)
     await line.join("a")
     assert (await refused(site, "", site.loop.time() + 0.01))[:2] == (503, "queue_timeout")
     assert site.admission.waiting == 0
@@ -326,7 +326,7 @@ async def test_everybody_s_place_can_be_seen() -> None:
         clock=lambda: now,
     )
     node = site.node(slots=1)
-    line = Line(site)
+    line = FairQueue(site)
     await line.join("inside", key="a")
     await line.join("a1", key="a")
     now += 1
@@ -340,7 +340,7 @@ async def test_everybody_s_place_can_be_seen() -> None:
     assert place is not None
     assert (place.waited, place.estimate) == (2.0, 12.0)
     [figures] = admission.lines()
-    assert figures == LineFigures("tiny", 3, (1, 2, 0), 2, 3.0, 1, 4.0, 16.0)
+    assert figures == QueueFigures("tiny", 3, (1, 2, 0), 2, 3.0, 1, 4.0, 16.0)
     node.leave()
     [figures] = admission.lines()
     assert (figures.slots, figures.estimate) == (0, None)
@@ -355,8 +355,8 @@ async def test_what_can_t_come_is_not_waited_for() -> None:
     node = site.node(["tiny"])
 
     async def code(model: str = "tiny", *exclude: str) -> str:
-        with pytest.raises(Refusal) as refused:
-            await site.admission.admit(Wish(model, tried=list(exclude)))
+        with pytest.raises(ApiError) as refused:
+            await site.admission.admit(Requirements(model, tried=list(exclude)))
         return refused.value.code
 
     assert await code("none") == "model_not_found"
@@ -379,7 +379,7 @@ async def test_what_can_t_come_is_not_waited_for() -> None:
 async def test_whoever_waits_is_served_by_what_comes(what: str) -> None:
     site = Site()
     node = site.node(slots=1)
-    line = Line(site)
+    line = FairQueue(site)
     if what == "a tunnel":
         tunnels, node.node.tunnels = node.node.tunnels, []
         await line.join("a")
@@ -408,7 +408,7 @@ async def test_a_full_tunnel_holds_up_no_other_engine_of_its_node_for_ever() -> 
     other = node.report(["other"])
     reports = [node.report(["tiny"], slots=1000), other]
     site.registry.report(node.node, [reports[0], _named(other, "second")])
-    line = Line(site)
+    line = FairQueue(site)
     tunnels, node.node.tunnels = node.node.tunnels, []  # as when it is full of streams
     await line.join("other", "other")
     node.node.tunnels = tunnels
@@ -436,7 +436,7 @@ class Anything(RuleBasedStateMachine):
     async def _begin(self) -> None:
         self.site = Site(queue_length=5, queue_length_per_key=3)
         self.nodes: list[ScriptedNode] = [self.site.node(["tiny"], slots=1)]
-        self.line = Line(self.site)
+        self.line = FairQueue(self.site)
         self.asked: dict[str, tuple[str, tuple[str, ...]]] = {}
         self.inside: set[str] = set()
 
@@ -447,7 +447,7 @@ class Anything(RuleBasedStateMachine):
                 if not task.cancelled() and task.exception() is None:
                     self.inside.add(name)
                 elif not task.cancelled():
-                    assert isinstance(task.exception(), Refusal)
+                    assert isinstance(task.exception(), ApiError)
                     del self.line.tasks[name]
                 else:
                     del self.line.tasks[name]

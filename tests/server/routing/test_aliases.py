@@ -9,7 +9,7 @@ import pytest
 from fabric_server.config import Config
 from fabric_server.dialects.endpoints import CHAT as CHAT_ENDPOINT
 from fabric_server.dialects.endpoints import ENDPOINTS
-from fabric_server.dialects.errors import Refusal
+from fabric_server.dialects.errors import ApiError
 from fabric_server.routing.aliases import parse_aliases, rename, resolve
 from fabric_server.routing.capabilities import estimate_tokens, read_needs
 from fabric_server.routing.weights import parse_weights
@@ -77,7 +77,7 @@ def test_only_the_model_s_own_name_is_exchanged() -> None:
     body = b'{"messages":[{"model":"fast"}], "model" : "fast","user":"fast"}'
     assert rename(body, 'a"b') == body.replace(b' "fast"', b' "a\\"b"')
     assert rename(b'{"model":"fast","messages":[{"con', "a") == b'{"model":"a","messages":[{"con'
-    with pytest.raises(Refusal):
+    with pytest.raises(ApiError):
         rename(b'{"mod\\u0065l":"fast"}', "a")
 
 

@@ -9,41 +9,41 @@ from itertools import count
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fabric_server.routing.criteria import Priority, Wish
-from fabric_server.routing.fair_queue import AGEING_SECONDS, Line, present_class
+from fabric_server.routing.criteria import Priority, Requirements
+from fabric_server.routing.fair_queue import AGEING_SECONDS, FairQueue, present_class
 
 HIGH, MEDIUM, LOW = Priority
 
 
 @dataclass(eq=False)
 class Waiter:
-    wish: Wish
+    requirements: Requirements
     since: float
     name: str = ""
 
     def __repr__(self) -> str:
-        return f"{self.wish.key_id}/{self.wish.priority.name}@{self.since:g} {self.name}"
+        return f"{self.requirements.key_id}/{self.wish.priority.name}@{self.since:g} {self.name}"
 
 
 def waiter(key: str, priority: Priority = MEDIUM, since: float = 0.0, name: str = "") -> Waiter:
-    return Waiter(Wish("tiny", key, priority), since, name)
+    return Waiter(Requirements("tiny", key, priority), since, name)
 
 
-def line_of(*waiters: Waiter) -> Line[Waiter]:
-    line = Line[Waiter](count())
+def line_of(*waiters: Waiter) -> FairQueue[Waiter]:
+    line = FairQueue[Waiter](count())
     for one in waiters:
         line.join(one)
     return line
 
 
-def take(line: Line[Waiter], now: float = 0.0) -> Waiter:
+def take(line: FairQueue[Waiter], now: float = 0.0) -> Waiter:
     found = line.first(now, lambda one: True)
     assert found is not None
     line.take(found[1])
     return found[1]
 
 
-def take_all(line: Line[Waiter], now: float = 0.0) -> list[Waiter]:
+def take_all(line: FairQueue[Waiter], now: float = 0.0) -> list[Waiter]:
     return [take(line, now) for _ in range(len(line))]
 
 
@@ -141,7 +141,7 @@ def test_the_lower_never_goes_before_the_higher_of_its_time(crowd: list[Waiter])
 
 @given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=60))
 def test_while_a_key_waits_no_other_is_served_twice(keys: list[str]) -> None:
-    taken = [one.wish.key_id for one in take_all(line_of(*map(waiter, keys)))]
+    taken = [one.requirements.key_id for one in take_all(line_of(*map(waiter, keys)))]
     for key, several in Counter(keys).items():
         places = [place for place, one in enumerate(taken) if one == key]
         assert len(places) == several

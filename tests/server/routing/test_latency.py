@@ -11,9 +11,9 @@ from fabric_server.routing.latency import (
     ASSUMED_LOAD,
     ASSUMED_RATE,
     FORGET_SECONDS,
-    MOST_MODELS,
+    MAX_MODELS,
     Expected,
-    Experience,
+    LatencyEstimates,
 )
 from tests.site import Site
 
@@ -23,78 +23,78 @@ NOTHING = Expected(ASSUMED_FIRST_BYTE, ASSUMED_RATE, ASSUMED_LOAD, False)
 
 async def test_the_first_measurement_counts_whole_and_later_ones_in_part() -> None:
     engine = Site().node().engine
-    experience = Experience()
-    assert experience.of(engine, MODEL, 0.0) == NOTHING
-    experience.learn(engine, MODEL, 3.0, 100, 10.0, now=0.0)
-    assert experience.of(engine, MODEL, 0.0) == Expected(3.0, 10.0, ASSUMED_LOAD, True)
-    experience.learn(engine, MODEL, 1.0, 200, 10.0, now=0.0)
-    assert experience.of(engine, MODEL, 0.0)[:2] == (2.5, 12.5)
-    assert experience.of(engine, "other", 0.0) == NOTHING
+    latency = LatencyEstimates()
+    assert latency.of(engine, MODEL, 0.0) == NOTHING
+    latency.learn(engine, MODEL, 3.0, 100, 10.0, now=0.0)
+    assert latency.of(engine, MODEL, 0.0) == Expected(3.0, 10.0, ASSUMED_LOAD, True)
+    latency.learn(engine, MODEL, 1.0, 200, 10.0, now=0.0)
+    assert latency.of(engine, MODEL, 0.0)[:2] == (2.5, 12.5)
+    assert latency.of(engine, "other", 0.0) == NOTHING
 
 
 async def test_it_fades_into_what_all_do_and_is_gone_in_the_end() -> None:
     engine = Site().node().engine
-    experience = Experience()
-    experience.learn(engine, MODEL, 21.0, 100, 10.0, now=0.0)
-    half = experience.of(engine, MODEL, FORGET_SECONDS / 2)
+    latency = LatencyEstimates()
+    latency.learn(engine, MODEL, 21.0, 100, 10.0, now=0.0)
+    half = latency.of(engine, MODEL, FORGET_SECONDS / 2)
     assert 10.0 < half.first_byte < 12.0
-    gone = experience.of(engine, MODEL, FORGET_SECONDS)
+    gone = latency.of(engine, MODEL, FORGET_SECONDS)
     assert not gone.known
     assert gone.first_byte < 2.0
-    experience.learn(engine, MODEL, 5.0, 100, 10.0, now=FORGET_SECONDS * 2)
-    assert experience.of(engine, MODEL, FORGET_SECONDS * 2).first_byte == 5.0
+    latency.learn(engine, MODEL, 5.0, 100, 10.0, now=FORGET_SECONDS * 2)
+    assert latency.of(engine, MODEL, FORGET_SECONDS * 2).first_byte == 5.0
 
 
 async def test_an_answer_in_one_piece_tells_of_its_speed_only_and_a_short_one_of_nothing() -> None:
     engine = Site().node().engine
-    experience = Experience()
-    experience.learn(engine, MODEL, None, 100, 10.0, now=0.0)
-    assert experience.of(engine, MODEL, 0.0)[:2] == (ASSUMED_FIRST_BYTE, 10.0)
+    latency = LatencyEstimates()
+    latency.learn(engine, MODEL, None, 100, 10.0, now=0.0)
+    assert latency.of(engine, MODEL, 0.0)[:2] == (ASSUMED_FIRST_BYTE, 10.0)
     for tokens in (None, 0, 3):
-        experience.learn(engine, MODEL, None, tokens, 0.1, now=0.0)
-    experience.learn(engine, MODEL, None, 100, 0.0, now=0.0)
-    assert experience.of(engine, MODEL, 0.0).rate == 10.0
+        latency.learn(engine, MODEL, None, tokens, 0.1, now=0.0)
+    latency.learn(engine, MODEL, None, 100, 0.0, now=0.0)
+    assert latency.of(engine, MODEL, 0.0).rate == 10.0
 
 
 async def test_who_was_not_waited_for_is_at_least_as_slow_as_it_was_given() -> None:
     engine = Site().node().engine
-    experience = Experience()
-    experience.learn(engine, MODEL, 2.0, 100, 10.0, now=0.0)
-    experience.outwait(engine, MODEL, 1.0, now=0.0)
-    assert experience.of(engine, MODEL, 0.0).first_byte == 2.0
-    experience.outwait(engine, MODEL, 6.0, now=0.0)
-    assert experience.of(engine, MODEL, 0.0)[:2] == (3.0, 10.0)
+    latency = LatencyEstimates()
+    latency.learn(engine, MODEL, 2.0, 100, 10.0, now=0.0)
+    latency.outwait(engine, MODEL, 1.0, now=0.0)
+    assert latency.of(engine, MODEL, 0.0).first_byte == 2.0
+    latency.outwait(engine, MODEL, 6.0, now=0.0)
+    assert latency.of(engine, MODEL, 0.0)[:2] == (3.0, 10.0)
 
 
 async def test_a_cold_start_tells_how_long_loading_takes() -> None:
     engine = Site().node().engine
-    experience = Experience()
-    experience.learn(engine, MODEL, 1.0, 100, 10.0, now=0.0)
-    experience.learn(engine, MODEL, 41.0, 100, 10.0, now=0.0, cold=True)
-    expected = experience.of(engine, MODEL, 0.0)
+    latency = LatencyEstimates()
+    latency.learn(engine, MODEL, 1.0, 100, 10.0, now=0.0)
+    latency.learn(engine, MODEL, 41.0, 100, 10.0, now=0.0, cold=True)
+    expected = latency.of(engine, MODEL, 0.0)
     assert expected.first_byte == 1.0
     assert expected.load == pytest.approx(ASSUMED_LOAD + (40 - ASSUMED_LOAD) / 4)
 
 
 async def test_failures_count_as_long_waits_that_successes_make_good() -> None:
     engine = Site().node().engine
-    experience = Experience()
-    experience.fail(engine, MODEL, now=0.0)
-    assert experience.of(engine, MODEL, 0.0).known
-    assert experience.of(engine, MODEL, 0.0).first_byte > 5
+    latency = LatencyEstimates()
+    latency.fail(engine, MODEL, now=0.0)
+    assert latency.of(engine, MODEL, 0.0).known
+    assert latency.of(engine, MODEL, 0.0).first_byte > 5
     for _ in range(20):
-        experience.learn(engine, MODEL, 0.5, 100, 10.0, now=0.0)
-    assert experience.of(engine, MODEL, 0.0).first_byte < 0.6
+        latency.learn(engine, MODEL, 0.5, 100, 10.0, now=0.0)
+    assert latency.of(engine, MODEL, 0.0).first_byte < 0.6
 
 
 async def test_it_stays_small() -> None:
     engine = Site().node().engine
-    experience = Experience(most=10)
-    for number in range(MOST_MODELS + 100):
-        experience.learn(engine, f"m{number}", 1.0, 100, 10.0, now=0.0)
-    assert len(experience) == 10
-    assert experience.of(engine, "m0", 0.0) == NOTHING
-    assert experience.of(engine, f"m{MOST_MODELS + 99}", 0.0).known
+    latency = LatencyEstimates(most=10)
+    for number in range(MAX_MODELS + 100):
+        latency.learn(engine, f"m{number}", 1.0, 100, 10.0, now=0.0)
+    assert len(latency) == 10
+    assert latency.of(engine, "m0", 0.0) == NOTHING
+    assert latency.of(engine, f"m{MAX_MODELS + 99}", 0.0).known
 
 
 figure = st.floats(0, 1e9)
@@ -112,10 +112,10 @@ async def test_whatever_is_measured_there_is_an_expectation(
     measured: list[tuple[float | None, int | None, float, bool]], now: float
 ) -> None:
     engine = Site().node().engine
-    experience = Experience()
+    latency = LatencyEstimates()
     for first, tokens, seconds, cold in measured:
-        experience.learn(engine, MODEL, first, tokens, seconds, now=now, cold=cold)
-    expected = experience.of(engine, MODEL, now)
+        latency.learn(engine, MODEL, first, tokens, seconds, now=now, cold=cold)
+    expected = latency.of(engine, MODEL, now)
     assert expected.first_byte >= 0
     assert expected.rate > 0
     assert expected.load >= 0

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fabric_server.nodes.registry import MOST_SERVED, Engine, Node, Registry
-from fabric_server.routing.criteria import Wish
+from fabric_server.nodes.registry import MAX_SERVED, Engine, Node, Registry
+from fabric_server.routing.criteria import Requirements
 from fabric_server.routing.latency import FORGET_SECONDS
 from fabric_server.routing.load_balancer import (
     FEW,
     MARGIN,
     Choice,
     Knowledge,
-    Router,
+    LoadBalancer,
     choose,
     relax,
 )
@@ -32,28 +32,28 @@ def knows(site: Site) -> Knowledge:
     return site.admission.router.knowledge
 
 
-def pick(site: Site, wish: Wish | None = None, now: float = 0.0) -> Choice | None:
-    wish = wish or Wish(MODEL)
-    candidates = site.registry.candidates(wish.model)
-    return choose(candidates, wish, site.rng, knowledge=knows(site), now=now)
+def pick(site: Site, requirements: Requirements | None = None, now: float = 0.0) -> Choice | None:
+    requirements = requirements or Requirements(MODEL)
+    candidates = site.registry.candidates(requirements.model)
+    return choose(candidates, requirements, site.rng, knowledge=knows(site), now=now)
 
 
-def chosen(site: Site, wish: Wish | None = None, now: float = 0.0) -> set[Node]:
+def chosen(site: Site, requirements: Requirements | None = None, now: float = 0.0) -> set[Node]:
     """Everyone that can be."""
-    choices = [pick(site, wish, now) for _ in range(100)]
+    choices = [pick(site, requirements, now) for _ in range(100)]
     return {choice.engine.node for choice in choices if choice is not None}
 
 
 def learn(site: Site, node: ScriptedNode, first_byte: float, rate: float = 50.0) -> None:
-    experience = knows(site).experience
-    experience.learn(node.engine, MODEL, first_byte, int(rate * 10), 10.0, now=0.0)
+    latency = knows(site).latency
+    latency.learn(node.engine, MODEL, first_byte, int(rate * 10), 10.0, now=0.0)
 
 
 # ── who may ───────────────────────────────────────────────────────────────────────────────────
 
 
 def test_nobody_is_chosen_from_nobody() -> None:
-    assert choose((), Wish(MODEL), Random(1), knowledge=Knowledge(), now=0.0) is None
+    assert choose((), Requirements(MODEL), Random(1), knowledge=Knowledge(), now=0.0) is None
 
 
 @pytest.mark.parametrize("others", [0, 50])
@@ -68,10 +68,10 @@ async def test_full_sick_drained_unreachable_and_tried_ones_are_not_chosen(other
     for _ in range(others):
         node = site.node()
         node.engine.active = node.engine.slots
-    wish = Wish(MODEL, tried=[tried.node.id])
-    assert chosen(site, wish) == {good.node}
+    requirements = Requirements(MODEL, tried=[tried.node.id])
+    assert chosen(site, requirements) == {good.node}
     good.node.tunnels[0].drain("test", 1.0)
-    assert chosen(site, wish) == set()
+    assert chosen(site, requirements) == set()
 
 
 def able(node: ScriptedNode, site: Site, *capabilities: str, context: int | None = None) -> None:
@@ -86,9 +86,15 @@ async def test_who_says_what_it_can_do_is_asked_for_nothing_else() -> None:
     able(blind, site, "completion", "tools")
     able(sees, site, "completion", "vision")
     assert chosen(site) == {blind.node, sees.node, silent.node}
-    assert chosen(site, Wish(MODEL, needs=frozenset({"vision"}))) == {sees.node, silent.node}
-    assert chosen(site, Wish(MODEL, needs=frozenset({"tools"}))) == {blind.node, silent.node}
-    both = Wish(MODEL, needs=frozenset({"tools", "vision"}))
+    assert chosen(site, Requirements(MODEL, needs=frozenset({"vision"}))) == {
+        sees.node,
+        silent.node,
+    }
+    assert chosen(site, Requirements(MODEL, needs=frozenset({"tools"}))) == {
+        blind.node,
+        silent.node,
+    }
+    both = Requirements(MODEL, needs=frozenset({"tools", "vision"}))
     assert chosen(site, both) == {silent.node}
 
 
@@ -96,9 +102,9 @@ async def test_an_embedding_model_is_one_in_either_spelling() -> None:
     site = Site()
     ollama = site.node(kind="ollama")
     able(ollama, site, "embedding")
-    assert chosen(site, Wish(MODEL, needs=frozenset({"embeddings"}))) == {ollama.node}
+    assert chosen(site, Requirements(MODEL, needs=frozenset({"embeddings"}))) == {ollama.node}
     able(ollama, site, "completion")
-    assert chosen(site, Wish(MODEL, needs=frozenset({"embeddings"}))) == set()
+    assert chosen(site, Requirements(MODEL, needs=frozenset({"embeddings"}))) == set()
 
 
 @pytest.mark.parametrize("kind", ["llama-server", "lm-studio"])
@@ -106,8 +112,8 @@ async def test_engines_that_never_tell_of_tools_are_asked_for_them(kind: str) ->
     site = Site()
     node = site.node(kind=kind)
     able(node, site, "completion")
-    assert chosen(site, Wish(MODEL, needs=frozenset({"tools"}))) == {node.node}
-    assert chosen(site, Wish(MODEL, needs=frozenset({"vision"}))) == set()
+    assert chosen(site, Requirements(MODEL, needs=frozenset({"tools"}))) == {node.node}
+    assert chosen(site, Requirements(MODEL, needs=frozenset({"vision"}))) == set()
 
 
 async def test_a_prompt_goes_where_it_fits() -> None:
@@ -115,8 +121,8 @@ async def test_a_prompt_goes_where_it_fits() -> None:
     short, long, silent = site.node(), site.node(), site.node()
     able(short, site, context=4096)
     able(long, site, context=32_768)
-    assert chosen(site, Wish(MODEL, tokens=4096)) == {short.node, long.node, silent.node}
-    assert chosen(site, Wish(MODEL, tokens=4097)) == {long.node, silent.node}
+    assert chosen(site, Requirements(MODEL, tokens=4096)) == {short.node, long.node, silent.node}
+    assert chosen(site, Requirements(MODEL, tokens=4097)) == {long.node, silent.node}
 
 
 async def test_what_nobody_can_do_is_not_asked_for_but_all_else_is() -> None:
@@ -131,13 +137,13 @@ async def test_what_nobody_can_do_is_not_asked_for_but_all_else_is() -> None:
         (5_000, vision, (5_000, frozenset())),
         (50_000, vision, (0, frozenset())),
     ):
-        wish = Wish(MODEL, tokens=tokens, needs=needs)
-        relax(candidates, wish)
-        assert (wish.tokens, wish.needs) == kept
+        requirements = Requirements(MODEL, tokens=tokens, needs=needs)
+        relax(candidates, requirements)
+        assert (requirements.tokens, requirements.needs) == kept
     able(long, site, "completion", "vision", context=32_768)
-    wish = Wish(MODEL, tokens=50_000, needs=vision)
-    relax(site.registry.candidates(MODEL), wish)
-    assert (wish.tokens, wish.needs) == (0, vision)
+    requirements = Requirements(MODEL, tokens=50_000, needs=vision)
+    relax(site.registry.candidates(MODEL), requirements)
+    assert (requirements.tokens, requirements.needs) == (0, vision)
 
 
 # ── who is best ───────────────────────────────────────────────────────────────────────────────
@@ -228,7 +234,7 @@ async def test_who_failed_at_once_does_not_look_idle() -> None:
     site = Site()
     good, bad = site.node(), site.node()
     learn(site, good, 2.0)
-    knows(site).experience.fail(bad.engine, MODEL, now=0.0)
+    knows(site).latency.fail(bad.engine, MODEL, now=0.0)
     assert chosen(site) == {good.node}
     assert chosen(site, now=FORGET_SECONDS + 1) == {good.node, bad.node}
 
@@ -247,17 +253,17 @@ async def test_a_conversation_goes_back_to_whoever_has_it(others: int) -> None:
         learn(site, node, 1.0)
     home = nodes[1]
     knows(site).affinity.remember(PREFIX, home.engine)
-    assert chosen(site, Wish(MODEL, prefix=PREFIX)) == {home.node}
-    choice = pick(site, Wish(MODEL, prefix=HALF))
+    assert chosen(site, Requirements(MODEL, prefix=PREFIX)) == {home.node}
+    choice = pick(site, Requirements(MODEL, prefix=HALF))
     assert choice == Choice(home.engine, "affinity 50% of the prompt, 0/4 slots")
-    other = Wish(MODEL, prefix=tuple(-value for value in PREFIX))
+    other = Requirements(MODEL, prefix=tuple(-value for value in PREFIX))
     assert len(chosen(site, other)) > 1
     home.engine.active = home.engine.slots
-    assert home.node not in chosen(site, Wish(MODEL, prefix=PREFIX))
+    assert home.node not in chosen(site, Requirements(MODEL, prefix=PREFIX))
     home.engine.active = 0
-    assert home.node not in chosen(site, Wish(MODEL, prefix=PREFIX, tried=[home.node.id]))
+    assert home.node not in chosen(site, Requirements(MODEL, prefix=PREFIX, tried=[home.node.id]))
     home.leave()
-    assert chosen(site, Wish(MODEL, prefix=PREFIX))
+    assert chosen(site, Requirements(MODEL, prefix=PREFIX))
 
 
 @pytest.mark.parametrize("others", [2, 50])
@@ -271,9 +277,9 @@ async def test_a_cache_outweighs_load_up_to_a_margin_and_no_further(others: int)
     most = int(MARGIN * 16)
     for prefix, share in ((PREFIX, 1.0), (HALF, 0.5)):
         home.engine.active = int(most * share)
-        assert chosen(site, Wish(MODEL, prefix=prefix)) == {home.node}
+        assert chosen(site, Requirements(MODEL, prefix=prefix)) == {home.node}
         home.engine.active += 1
-        assert home.node not in chosen(site, Wish(MODEL, prefix=prefix))
+        assert home.node not in chosen(site, Requirements(MODEL, prefix=prefix))
 
 
 async def test_a_cache_does_not_outweigh_that_its_engine_is_far_slower() -> None:
@@ -282,7 +288,7 @@ async def test_a_cache_does_not_outweigh_that_its_engine_is_far_slower() -> None
     learn(site, quick, 0.2, rate=100)
     learn(site, slow, 2.0, rate=10)
     knows(site).affinity.remember(PREFIX, slow.engine)
-    assert chosen(site, Wish(MODEL, prefix=PREFIX)) == {quick.node}
+    assert chosen(site, Requirements(MODEL, prefix=PREFIX)) == {quick.node}
 
 
 async def test_a_node_that_comes_back_is_remembered_by_its_cache() -> None:
@@ -292,7 +298,7 @@ async def test_a_node_that_comes_back_is_remembered_by_its_cache() -> None:
     learn(site, other, 1.0)
     knows(site).affinity.remember(PREFIX, home.engine)
     again = ScriptedNode(site, home.node.id, [MODEL], 4, "vllm")
-    assert chosen(site, Wish(MODEL, prefix=PREFIX)) == {again.node}
+    assert chosen(site, Requirements(MODEL, prefix=PREFIX)) == {again.node}
 
 
 # ── whatever happens ──────────────────────────────────────────────────────────────────────────
@@ -337,7 +343,7 @@ def test_no_healthy_node_is_starved_and_none_loaded_beyond_its_slots(
     rng = Random(seed)
     registry = fleet([slots for slots, _, _ in nodes])
     weights = {f"node_{number}": weight for number, (_, _, weight) in enumerate(nodes)}
-    router = Router(registry.engine, rng, weights=weights if weighted else {})
+    router = LoadBalancer(registry.engine, rng, weights=weights if weighted else {})
     engines = registry.candidates(MODEL)
     speed = {engine: speed for engine, (_, speed, _) in zip(engines, nodes, strict=True)}
     room = sum(engine.slots for engine in engines)
@@ -347,8 +353,8 @@ def test_no_healthy_node_is_starved_and_none_loaded_beyond_its_slots(
         count = 60 * len(engines)
         for step in range(count):
             now = (window + step / count) * 2 * FORGET_SECONDS
-            wish = Wish(MODEL, prefix=PREFIX if step % 2 else ())
-            choice = router.choose(engines, wish, now)
+            requirements = Requirements(MODEL, prefix=PREFIX if step % 2 else ())
+            choice = router.choose(engines, requirements, now)
             if choice is None:
                 assert len(running) == room, "while anybody has room, somebody is chosen"
             else:
@@ -359,11 +365,11 @@ def test_no_healthy_node_is_starved_and_none_loaded_beyond_its_slots(
                 assert engine.active <= engine.slots
                 assert choice.why.isascii()
                 assert len(choice.why) <= 200
-                router.knowledge.affinity.remember(wish.prefix, engine)
+                router.knowledge.affinity.remember(requirements.prefix, engine)
             while len(running) > load * (room - 1):
                 over = running.pop(rng.randrange(len(running)))
                 over.active -= 1
-                router.knowledge.experience.learn(over, MODEL, speed[over], 50, 1.0, now=now)
+                router.knowledge.latency.learn(over, MODEL, speed[over], 50, 1.0, now=now)
         assert set(given) == set(engines)
 
 
@@ -450,17 +456,17 @@ async def test_names_that_nobody_serves_are_not_remembered() -> None:
 async def test_a_node_that_invents_models_does_not_fill_the_memory() -> None:
     site = Site()
     node = site.node()
-    for number in range(MOST_SERVED // 500 + 5):
+    for number in range(MAX_SERVED // 500 + 5):
         names = [f"m{number}-{n}" for n in range(500)]
         site.registry.report(node.node, [node.report(names)])
-    assert len(node.node.served) <= MOST_SERVED
+    assert len(node.node.served) <= MAX_SERVED
 
 
 # ── where ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def only(*regions: str, **more: Any) -> Wish:
-    return Wish(MODEL, regions=frozenset(regions), **more)
+def only(*regions: str, **more: Any) -> Requirements:
+    return Requirements(MODEL, regions=frozenset(regions), **more)
 
 
 @pytest.mark.parametrize("others", [0, 50])
@@ -482,7 +488,7 @@ async def test_a_cache_in_another_region_is_of_no_use() -> None:
     near = site.node(region="eu-west")
     far = site.node(region="us-east")
     knows(site).affinity.remember(PREFIX, far.engine)
-    assert chosen(site, Wish(MODEL, prefix=PREFIX)) == {far.node}
+    assert chosen(site, Requirements(MODEL, prefix=PREFIX)) == {far.node}
     assert chosen(site, only("eu-west", prefix=PREFIX)) == {near.node}
 
 
@@ -491,10 +497,10 @@ async def test_what_nobody_in_the_region_can_do_is_dropped_but_never_the_region(
     near, far = site.node(region="eu-west"), site.node(region="us-east")
     able(near, site, "completion")
     able(far, site, "completion", "vision")
-    wish = only("eu-west", needs=frozenset({"vision"}))
-    relax(site.registry.candidates(MODEL), wish)
-    assert (wish.needs, wish.regions) == (frozenset(), frozenset({"eu-west"}))
-    assert chosen(site, wish) == {near.node}
+    requirements = only("eu-west", needs=frozenset({"vision"}))
+    relax(site.registry.candidates(MODEL), requirements)
+    assert (requirements.needs, requirements.regions) == (frozenset(), frozenset({"eu-west"}))
+    assert chosen(site, requirements) == {near.node}
 
 
 async def test_a_region_can_be_preferred_and_a_node_of_it_spared() -> None:

@@ -8,7 +8,7 @@ import time
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fabric_server.routing.prefix_affinity import BOUNDS, LOOKED_AT, Affinity, prefix_hashes
+from fabric_server.routing.prefix_affinity import BOUNDS, LOOKED_AT, PrefixAffinity, prefix_hashes
 from tests.site import Site
 
 
@@ -93,7 +93,7 @@ def test_a_huge_body_is_looked_at_in_part_only() -> None:
 async def test_the_longest_beginning_that_was_seen_counts() -> None:
     site = Site()
     one, two = site.node().engine, site.node().engine
-    affinity = Affinity()
+    affinity = PrefixAffinity()
     affinity.remember((1, 2, 3, 4), one)
     affinity.remember((1, 2, 30), two)
     assert affinity.find((1, 2, 3, 4)) == ((one.node.id, "engine"), 1.0)
@@ -106,7 +106,7 @@ async def test_the_longest_beginning_that_was_seen_counts() -> None:
 async def test_who_was_given_it_last_has_it() -> None:
     site = Site()
     one, two = site.node().engine, site.node().engine
-    affinity = Affinity()
+    affinity = PrefixAffinity()
     affinity.remember((1, 2), one)
     affinity.remember((1, 2), two)
     assert affinity.find((1, 2)) == ((two.node.id, "engine"), 1.0)
@@ -115,7 +115,7 @@ async def test_who_was_given_it_last_has_it() -> None:
 async def test_what_was_not_used_for_longest_is_forgotten() -> None:
     site = Site()
     engine = site.node().engine
-    affinity = Affinity(most=4)
+    affinity = PrefixAffinity(most=4)
     affinity.remember((1, 2), engine)
     affinity.remember((3, 4), engine)
     affinity.remember((1, 2), engine)
