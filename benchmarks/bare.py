@@ -31,7 +31,7 @@ from fabric_client.supervisor import Supervisor
 from fabric_server.app import App
 from fabric_server.config import PREFIX as OF_A_SERVER
 from fabric_server.config import Config as ServerConfig
-from fabric_server.dialects import errors as errors
+from fabric_server.dialects import errors
 from fabric_server.dialects.body import ParsedBody
 from fabric_server.dialects.endpoints import Endpoint
 from fabric_server.edge.request import Request

@@ -1,4 +1,4 @@
-"""The most that a node sends of its answers: a token bucket that all of them share."""
+"""A limit on the bytes of answers that a node sends: one token bucket that all answers share."""
 
 from __future__ import annotations
 
@@ -6,25 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-
-class Bucket:
-    """Pure.  What is spent beyond what it holds is owed, and paid back at ``rate`` a second."""
-
-    def __init__(self, rate: float, *, now: float) -> None:
-        """Holds one second's worth, and begins full."""
-        self._rate = rate
-        self._level = rate
-        self._at = now
-
-    def spend(self, count: int, now: float) -> None:
-        """Whether or not it holds as much."""
-        self._level = min(self._rate, self._level + (now - self._at) * self._rate) - count
-        self._at = now
-
-    def owes(self, now: float) -> float:
-        """The seconds after which nothing is owed any more; 0 when nothing is."""
-        return max(0.0, -self._level / self._rate - (now - self._at))
-
+from protocol.token_bucket import TokenBucket
 
 PIECE = 16 * 1024
 """Bytes that are sent at once when there is a limit."""
@@ -50,13 +32,13 @@ class UploadLimit:
     ) -> None:
         self._clock = clock
         self._call_later = call_later
-        self._bucket = Bucket(rate, now=clock())
+        self._bucket = TokenBucket(rate, rate, clock())
         self._waiting: dict[Sender, None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def allows(self, sender: Sender) -> bool:
         """False: ``sender`` is to send nothing until its ``may_send`` is called."""
-        wait = self._bucket.owes(self._clock())
+        wait = self._bucket.seconds_until(0, self._clock())
         if not wait:
             return True
         self._waiting[sender] = None
@@ -64,7 +46,7 @@ class UploadLimit:
         return False
 
     def sent(self, count: int) -> None:
-        self._bucket.spend(count, self._clock())
+        self._bucket.take(count, self._clock())
 
     def forget(self, sender: Sender) -> None:
         self._waiting.pop(sender, None)
@@ -80,7 +62,7 @@ class UploadLimit:
     def _on_time(self) -> None:
         self._timer = None
         while self._waiting:
-            wait = self._bucket.owes(self._clock())
+            wait = self._bucket.seconds_until(0, self._clock())
             if wait:
                 self._wait(wait)
                 return

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from fabric_server.admin.parameters import Accounts, Timeouts
 from fabric_server.admin.routes import Handler
-from fabric_server.dialects import errors as errors
+from fabric_server.dialects import errors
 from protocol import join
 
 

@@ -14,7 +14,7 @@ from aiohttp import web
 from msgspec import NODEFAULT, Struct
 
 from fabric_server.auth.keys import Key
-from fabric_server.dialects import errors as errors
+from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
 
 MAX_BODY = 64 * 1024

@@ -23,7 +23,7 @@ from typing import NamedTuple, get_args
 from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import asdict, replace
 
-from fabric_server.dialects import errors as errors
+from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
 from fabric_server.storage.cached_keys import Cache, CachedKeys, KeyStore
 from fabric_server.storage.rows import AccountRow, Changes, Failover, KeyRow, Reasoning

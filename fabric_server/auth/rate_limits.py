@@ -12,7 +12,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from fabric_server.auth.keys import Key
-from fabric_server.dialects import errors as errors
+from fabric_server.dialects import errors
+from protocol.token_bucket import TokenBucket
 
 MAX_KEYS = 10_000
 """A key that is forgotten has not asked for longest, and is full again."""
@@ -24,41 +25,26 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class Bucket:
-    """Of so many things a minute, ``what`` for people.  Times in seconds."""
+    """One limit of one key: ``limit`` of ``what`` ("requests" or "tokens") a minute."""
 
-    __slots__ = ("_at", "_left", "_limit_told", "_names", "limit", "what")
+    __slots__ = ("_limit_header", "_names", "limit", "tokens", "what")
 
     def __init__(self, what: str, limit: int, now: float) -> None:
         self.what = what
         self.limit = limit
-        self._left = float(limit)
-        self._at = now
-        self._limit_told = f"x-ratelimit-limit-{what}".encode(), b"%d" % limit
+        self.tokens = TokenBucket(float(limit), limit / 60.0, now)
+        self._limit_header = f"x-ratelimit-limit-{what}".encode(), b"%d" % limit
         self._names = tuple(f"x-ratelimit-{of}-{what}".encode() for of in ("remaining", "reset"))
 
-    def left(self, now: float) -> float:
-        """May be negative."""
-        gained = (now - self._at) * self.limit / 60.0
-        if gained > 0:
-            self._left, self._at = min(self._left + gained, float(self.limit)), now
-        return self._left
-
-    def take(self, count: int, now: float) -> None:
-        self._left = self.left(now) - count
-
-    def until(self, count: float, now: float) -> float:
-        """Seconds until there are so many."""
-        return max(0.0, (count - self.left(now)) * 60.0 / self.limit)
-
-    def told(self, now: float) -> Headers:
-        """As OpenAI names them; ``reset`` is when all of it is there again."""
-        left = self.left(now)
+    def headers(self, now: float) -> Headers:
+        """Return OpenAI's three headers; ``reset`` is the time until the bucket is full again."""
+        tokens = self.tokens
+        left = tokens.level(now)
         remaining, reset = self._names
-        missing = (self.limit - left) * 60.0 / self.limit
         return [
-            self._limit_told,
+            self._limit_header,
             (remaining, b"%d" % max(0, int(left))),
-            (reset, duration(missing).encode()),
+            (reset, duration((self.limit - left) / tokens.per_second).encode()),
         ]
 
 
@@ -77,18 +63,22 @@ class Limits:
         now = self._clock()
         asked, _ = pair = self._of(key, now)
         for bucket in pair:
-            if bucket is not None and bucket.left(now) < _ONE:
-                wait, told = bucket.until(1, now), _told(pair, now)
-                raise errors.rate_limited(bucket.what, bucket.limit, wait, told)
+            if bucket is not None and bucket.tokens.level(now) < _ONE:
+                wait, headers = bucket.tokens.seconds_until(1, now), _headers(pair, now)
+                raise errors.rate_limited(bucket.what, bucket.limit, wait, headers)
         if asked is not None:
-            asked.take(1, now)
-        return _told(pair, now)
+            asked.tokens.take(1, now)
+        return _headers(pair, now)
 
     def must_wait(self, key: Key) -> float:
         """Seconds for which ``take`` would raise; 0 when it would not."""
         now = self._clock()
         pair = self._of(key, now)
-        waits = [one.until(1, now) for one in pair if one is not None and one.left(now) < _ONE]
+        waits = [
+            one.tokens.seconds_until(1, now)
+            for one in pair
+            if one is not None and one.tokens.level(now) < _ONE
+        ]
         return max(waits, default=0.0)
 
     def charge(self, key: Key, tokens: int) -> None:
@@ -96,7 +86,7 @@ class Limits:
         now = self._clock()
         _, spent = self._of(key, now)
         if spent is not None:
-            spent.take(tokens, now)
+            spent.tokens.take(tokens, now)
 
     def _of(self, key: Key, now: float) -> tuple[Bucket | None, Bucket | None]:
         asked, spent = pair = self._buckets.get(key.id, (None, None))
@@ -118,8 +108,8 @@ def _limit(bucket: Bucket | None) -> int | None:
     return None if bucket is None else bucket.limit
 
 
-def _told(pair: tuple[Bucket | None, Bucket | None], now: float) -> Headers:
-    return [header for bucket in pair if bucket is not None for header in bucket.told(now)]
+def _headers(pair: tuple[Bucket | None, Bucket | None], now: float) -> Headers:
+    return [header for bucket in pair if bucket is not None for header in bucket.headers(now)]
 
 
 def duration(seconds: float) -> str:

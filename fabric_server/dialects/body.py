@@ -13,7 +13,7 @@ from itertools import islice, product
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from fabric_server.dialects import errors as errors
+from fabric_server.dialects import errors
 from fabric_server.dialects.endpoints import CHAT, Endpoint
 from fabric_server.dialects.errors import ApiError
 from fabric_server.dialects.forms import read_field, read_form

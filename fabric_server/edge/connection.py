@@ -16,7 +16,7 @@ from random import Random
 from time import time
 from typing import cast
 
-from fabric_server.dialects import errors as errors
+from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.parser import Limits, RequestParser
 from fabric_server.edge.request import Body, Request

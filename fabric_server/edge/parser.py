@@ -13,7 +13,7 @@ from typing import Protocol
 
 import httptools
 
-from fabric_server.dialects import errors as errors
+from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Request
 

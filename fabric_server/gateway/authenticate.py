@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fabric_server.auth.keys import Accounts, Key
-from fabric_server.dialects import errors as errors
+from fabric_server.dialects import errors
 from fabric_server.edge.request import Request
 
 

@@ -10,7 +10,7 @@ from typing import Protocol
 from consumer.records import LEDGER, LedgerEntry
 from fabric_server.auth.keys import Accounts, Key
 from fabric_server.auth.rate_limits import Limits
-from fabric_server.dialects import errors as errors
+from fabric_server.dialects import errors
 from fabric_server.dialects.body import EarlyBody, ParsedBody, parse_body
 from fabric_server.dialects.endpoints import ENDPOINTS, SHOW, Endpoint
 from fabric_server.dialects.errors import ApiError

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import msgspec
 
 from fabric_server.auth.keys import Accounts, Key
-from fabric_server.dialects import errors as errors
+from fabric_server.dialects import errors
 from fabric_server.dialects.endpoints import SHOW
 from fabric_server.dialects.error_formats import Dialect
 from fabric_server.edge.request import Request

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fabric_server.dialects import errors as errors
+from fabric_server.dialects import errors
 from fabric_server.routing.criteria import Priority
 from protocol.regions import is_region
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fabric_server.auth.keys import Key
-from fabric_server.dialects import errors as errors
+from fabric_server.dialects import errors
 from fabric_server.dialects.body import ParsedBody
 from fabric_server.dialects.endpoints import ENDPOINTS, Endpoint
 from fabric_server.dialects.error_formats import Dialect

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from fabric_server.auth.keys import Accounts
-from fabric_server.dialects import errors as errors
+from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Request
 from fabric_server.gateway.authenticate import authenticate

@@ -13,7 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from fabric_server.auth.keys import Accounts
-from fabric_server.dialects import errors as errors
+from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Request
 from fabric_server.gateway.authenticate import authenticate

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from fabric_server.auth.keys import Accounts, Key
-from fabric_server.dialects import errors as errors
+from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Headers, Request
 from fabric_server.gateway.authenticate import authenticate

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from fabric_server.dialects import errors as errors
+from fabric_server.dialects import errors
 from fabric_server.storage.jobs import JobRow
 
 

@@ -20,7 +20,7 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from fabric_server.auth.keys import Key, key_of
-from fabric_server.dialects import errors as errors
+from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
 from fabric_server.jobs.internal_request import Answer, InternalClient, refused
 from fabric_server.jobs.results import is_answer

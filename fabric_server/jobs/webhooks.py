@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from fabric_server.dialects import errors as errors
+from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
 from fabric_server.jobs.egress import Forbidden, Target, parse_target, resolve
 from fabric_server.jobs.internal_request import Answer

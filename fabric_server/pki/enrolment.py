@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 from aiohttp import web
 
-from fabric_server.dialects import errors as errors
+from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
 from fabric_server.net.handshake import origin
 from fabric_server.pki.ca import BadRequest, public_key_sha256, read_request

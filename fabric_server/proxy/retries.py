@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from fabric_server.dialects import errors as errors
+from fabric_server.dialects import errors
 from fabric_server.dialects.body import ParsedBody
 from fabric_server.dialects.endpoints import CHAT, Endpoint
 from fabric_server.dialects.errors import ApiError

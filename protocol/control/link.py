@@ -21,8 +21,8 @@ import msgspec
 from protocol import messages
 from protocol.errors import Code, LocalError
 from protocol.messages import UNREADABLE, Message, Ping, Pong, Refused
+from protocol.token_bucket import TokenBucket
 from protocol.tunnel import frames
-from protocol.tunnel.flood_guard import FloodGuard
 from protocol.tunnel.keepalive import KeepAlive, Verdict
 
 LENGTH = Layout(">I")
@@ -57,7 +57,7 @@ class Link:
         self._partial = bytearray()
         self._events: list[Message | LinkClosed] = []
         self._out: list[bytes | memoryview] = []
-        self._calm = FloodGuard(CALM_BURST, CALM_PER_SECOND, now)
+        self._flood_budget = TokenBucket(CALM_BURST, CALM_PER_SECOND, now)
         self._ping_token = 0
 
     def __repr__(self) -> str:
@@ -140,7 +140,7 @@ class Link:
         del partial[:at]
 
     def _on_message(self, payload: bytes, now: float) -> None:
-        if not self._calm.spend(now):
+        if self._flood_budget.take(1, now) < 0:
             self.close(Code.CALM, "too many messages")
             return
         try:

@@ -34,6 +34,7 @@ from protocol.messages import (
     ResponseHead,
     Resume,
 )
+from protocol.token_bucket import TokenBucket
 from protocol.tunnel import frames
 from protocol.tunnel.events import (
     ConnectionClosed,
@@ -51,7 +52,6 @@ from protocol.tunnel.events import (
     StreamResumed,
     StreamWritable,
 )
-from protocol.tunnel.flood_guard import FloodGuard
 from protocol.tunnel.frames import CONFIRM_FLAG, END_FLAG, HEADER, MAX_DATA, OFFSET, FrameType
 from protocol.tunnel.keepalive import QUIET_SECONDS, KeepAlive, Verdict
 from protocol.tunnel.resume import ResumeTable
@@ -121,12 +121,12 @@ class Connection:
         "_ack_debt",
         "_ack_due",
         "_allowed",
-        "_calm",
         "_control",
         "_ended",
         "_ended_before",
         "_ended_bytes",
         "_events",
+        "_flood_budget",
         "_flow_errors",
         "_greeting_until",
         "_inbound",
@@ -214,7 +214,7 @@ class Connection:
         self._allowed = TUNNEL_WINDOW
         self._flow_errors = 0
         self._leaving = False
-        self._calm = FloodGuard(CALM_BURST, CALM_PER_SECOND, now)
+        self._flood_budget = TokenBucket(CALM_BURST, CALM_PER_SECOND, now)
         self._now = now
         self._ping_token = 0
         self._ping_at = now
@@ -771,7 +771,7 @@ class Connection:
                 return
             stream.opened = False
         elif not count:
-            self._spend_calm("DATA that is empty")
+            self._charge_flood_budget("DATA that is empty")
             return
         self._events.append(DataReceived(stream_id, payload, not stream.opened))
 
@@ -820,7 +820,7 @@ class Connection:
         (offset,) = OFFSET.unpack(payload)
         if stream_id == 0:
             if offset - self._allowed < TUNNEL_WINDOW // 4:
-                self._spend_calm("WINDOW that grants little")
+                self._charge_flood_budget("WINDOW that grants little")
             if offset > self._sent + TUNNEL_WINDOW:
                 self.close(Code.FLOW, "WINDOW beyond what the tunnel may hold")
             self._allowed = max(self._allowed, offset)
@@ -830,7 +830,7 @@ class Connection:
             return
         outbound = stream.outbound
         if offset - outbound.allowed < stream.inbound.window // 4:
-            self._spend_calm("WINDOW that grants little")
+            self._charge_flood_budget("WINDOW that grants little")
         if offset > outbound.sent + stream.inbound.window:
             self.close(Code.FLOW, "WINDOW beyond what the stream may hold")
         outbound.allowed = max(outbound.allowed, offset)
@@ -841,7 +841,7 @@ class Connection:
 
     def _on_ping(self, stream_id: int, flags: int, payload: bytes) -> None:
         self._control.append(frames.encode(FrameType.PONG, 0, 0, payload))
-        self._spend_calm("PING")
+        self._charge_flood_budget("PING")
 
     def _on_pong(self, stream_id: int, flags: int, payload: bytes) -> None:
         if OFFSET.unpack(payload)[0] == self._ping_token and not self._ping_answered:
@@ -850,7 +850,7 @@ class Connection:
             self.round_trip = self._now - self._ping_at
             self._events.append(PongReceived(self.round_trip))
         else:
-            self._spend_calm("PONG that nobody asked for")
+            self._charge_flood_budget("PONG that nobody asked for")
 
     def _on_drain(self, stream_id: int, flags: int, payload: bytes) -> None:
         try:
@@ -862,7 +862,7 @@ class Connection:
             self.state = State.DRAINING
             self._events.append(DrainReceived(drain))
         else:
-            self._spend_calm("DRAIN while draining")
+            self._charge_flood_budget("DRAIN while draining")
 
     def _on_close(self, stream_id: int, flags: int, payload: bytes) -> None:
         code, reason = frames.parse_reason(payload)
@@ -931,7 +931,7 @@ class Connection:
             self.close(Code.PROTOCOL, "ACK of an END that was never sent")
             return
         if count <= self._ended_before:
-            self._spend_calm("ACK that tells nothing")
+            self._charge_flood_budget("ACK that tells nothing")
         while self._ended_before < count:
             self._forget_ended()
 
@@ -1052,8 +1052,8 @@ class Connection:
         if grant is not None:
             self._send_window(0, grant)
 
-    def _spend_calm(self, what: str) -> None:
-        if not self._calm.spend(self._now):
+    def _charge_flood_budget(self, what: str) -> None:
+        if self._flood_budget.take(1, self._now) < 0:
             self.close(Code.CALM, f"too much {what}")
 
     def _shut(self, code: int, reason: str, *, by_peer: bool) -> None:

@@ -1,4 +1,4 @@
-"""The most that a node sends: the bucket by arguments, then real answers through a real fabric."""
+"""The most that a node sends: real answers through a real fabric."""
 
 from __future__ import annotations
 
@@ -6,44 +6,10 @@ import asyncio
 import time
 from pathlib import Path
 
-from hypothesis import given
-from hypothesis import strategies as st
-
-from fabric_client.proxy.upload_limit import Bucket
 from tests.engine import Plan, ScriptedEngine
 from tests.fabric import Fabric
 
 CHAT = "/v1/chat/completions"
-
-
-def test_what_a_bucket_holds_costs_no_time() -> None:
-    bucket = Bucket(100, now=0)
-
-    def spend(count: int, now: float) -> float:
-        bucket.spend(count, now)
-        return bucket.owes(now)
-
-    assert spend(60, 0) == 0
-    assert spend(40, 0) == 0
-    assert spend(50, 0) == 0.5
-    assert bucket.owes(0.5) == 0
-    assert spend(100, 100) == 0  # it never holds more than a second's worth
-    assert spend(100, 100) == 1
-
-
-@given(st.lists(st.tuples(st.integers(0, 5000), st.floats(0, 3)), max_size=50))
-def test_who_waits_as_told_never_sends_more_than_the_rate(
-    steps: list[tuple[int, float]],
-) -> None:
-    bucket, now, sent = Bucket(1000, now=0), 0.0, 0
-    for count, idle in steps:
-        now += idle
-        before = sent
-        bucket.spend(count, now)
-        wait = bucket.owes(now)
-        sent += count
-        assert before <= 1000 + now * 1000 + 1e-6
-        now += wait
 
 
 async def test_answers_share_the_limit_and_arrive_whole(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fabric_server.dialects import errors as errors
+from fabric_server.dialects import errors
 from fabric_server.edge import connection as module
 from fabric_server.edge.connection import Edge, Limits
 from fabric_server.edge.parser import MAX_TARGET
