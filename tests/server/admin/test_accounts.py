@@ -12,10 +12,10 @@ import pytest
 
 from fabric_server.auth.keys import mint
 from tests.contracts.samples import account, key
-from tests.server import test_api
+from tests.server.admin import test_admin
 from tests.server.admin.test_admin import Server
 
-server = test_api.server  # the fixture
+server = test_admin.server  # the fixture
 
 ODD = ("Big {Co}/Lab & Söhne", "a%2Fb", "x" * 256, "...", "{name}", " a ", "?#;,+")
 
