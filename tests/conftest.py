@@ -16,7 +16,7 @@ from tests.engine import ScriptedEngine
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-pytest_plugins = ("tests.lab.backends",)
+pytest_plugins = ("tests.lab.backends", "tests.end_to_end.clients.matrix_report")
 
 
 @pytest.fixture

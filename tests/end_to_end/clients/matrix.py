@@ -5,7 +5,7 @@ A cell is made of tests; it is good when all of them are:
     @cell("/v1/chat/completions", streamed=True)
     async def test_a_chat_streams(place: Place, kind: str) -> None: ...
 
-``CLIENT`` of the test's module is the client.  conftest.py prints the matrix when all is over.
+``CLIENT`` of the test's module is the client.  ``matrix_report`` prints the matrix at the end.
 """
 
 from __future__ import annotations
