@@ -20,8 +20,10 @@ help: ## Show this list
 run: $(VENV)/.installed ## Start server and node here, ask something, stay until Ctrl-C
 	@exec $(BIN)/python examples/one_machine.py --data "$(DATA)"
 
-test: check ## Everything that .ci/run runs: check, then all tests (ARGS="-k …" for some)
-	$(BIN)/python -m pytest $(ARGS)
+# Tests of one file stay in one process, in their order: what the file starts is started once.
+JOBS ?= auto
+test: check ## Everything that .ci/run runs: check, then all tests (ARGS="-k …" for some, JOBS=0 for one process)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: $(VENV)/.installed-dev ## Lint, format, types, imports
 	$(BIN)/ruff check .

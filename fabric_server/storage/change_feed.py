@@ -51,11 +51,13 @@ class ChangeFeed:
         listeners: Sequence[Callable[[Changes], None]],
         notices: Notices | None = None,
         every: float = 0.5,
+        timeout: float = LOOK_SECONDS,
     ) -> None:
         self._store = store
         self._listeners = listeners
         self._notices = notices
         self._every = every
+        self._timeout = timeout
         self._revision = store.revision_at_open
         self._looking = asyncio.Lock()
         self.problem: str | None = None
@@ -84,7 +86,7 @@ class ChangeFeed:
     async def _look(self) -> None:
         try:
             # Waiting for whoever looks already is part of it: he waits for the same store.
-            async with asyncio.timeout(LOOK_SECONDS), self._looking:
+            async with asyncio.timeout(self._timeout), self._looking:
                 writable = await self._store.writable()
                 changes = await self._store.changes(self._revision)
                 # No await from here on, so what is told is told to the end and in order.
