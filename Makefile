@@ -7,12 +7,14 @@ DATA := .fabric
 # The first of these that is new enough makes the virtual environment.
 PYTHONS := $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# The project itself: what builds it was just installed, so nothing is fetched for it.
-INSTALL_SELF := $(INSTALL) --no-index --no-deps --no-build-isolation --editable .
+# The project itself: what builds it was just installed, so nothing is fetched for it. Until 0.1.0 it
+# was called "fabric", and two distributions must not own the same files.
+INSTALL_SELF := $(BIN)/python -m pip uninstall --quiet --quiet --yes fabric && \
+	$(INSTALL) --no-index --no-deps --no-build-isolation --editable .
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
 
 .DELETE_ON_ERROR:
-.PHONY: help run test check format fuzz soak bench docker-test certs lock clean
+.PHONY: help run test check format fuzz soak bench wheel docker-test certs lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +46,14 @@ soak: $(VENV)/.installed-dev ## Kill and cut everything for ten minutes (ARGS="-
 
 bench: $(VENV)/.installed-dev ## Measure, beside others (ARGS=--quick for a look)
 	$(BIN)/python -m benchmarks.run $(ARGS)
+
+wheel: $(VENV)/.installed ## Build the wheel for other machines, with its SHA-256, into dist/
+	@rm -rf dist && mkdir -p .cache
+	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-index --no-deps \
+		--no-build-isolation --wheel-dir dist .
+	@cp requirements.lock dist
+	@cd dist && { sha256sum * 2> /dev/null || shasum -a 256 *; } > ../.cache/SHA256SUMS
+	@mv .cache/SHA256SUMS dist && cat dist/SHA256SUMS
 
 docker-test: ## Build the images and run them, with PostgreSQL, Redis and Kafka (ARGS=server for less)
 	@docker/test.sh $(ARGS)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from importlib.metadata import version as version_of
 from typing import NoReturn
 
 import typer
@@ -25,6 +24,7 @@ from runtime.flags import about_settings, takes_settings
 from runtime.output import Failure
 from runtime.run import Signals, run, unless_stopped
 from runtime.settings import SettingsError
+from runtime.version import VERSION
 from runtime.waiting import reached
 from sql.connect import migrate, open_database
 
@@ -87,7 +87,7 @@ async def _work(settings: Config, store: Measured, source: KafkaSource) -> None:
     await runner.setup()
     try:
         port = await _listen(runner, settings)
-        log.info("ready", extra={"version": version_of("fabric"), "metrics": port})
+        log.info("ready", extra={"version": VERSION, "metrics": port})
         await worker.run()
     finally:
         await runner.cleanup()

@@ -7,7 +7,6 @@ is away), said in one sentence on standard error; 3 refused by the server for go
 
 from __future__ import annotations
 
-from importlib.metadata import version as version_of
 from typing import Annotated, NoReturn
 
 import typer
@@ -26,6 +25,7 @@ from runtime import output
 from runtime.flags import about_settings
 from runtime.output import say
 from runtime.settings import SettingsError
+from runtime.version import VERSION
 
 app = output.commands("A node of the fabric: answers with the inference engines of this machine.")
 app.command(epilog=about_settings(PREFIX))(join)
@@ -41,7 +41,7 @@ def _program(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
-        say(version_of("fabric"))
+        say(VERSION)
         raise typer.Exit
 
 

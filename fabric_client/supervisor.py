@@ -9,7 +9,6 @@ import secrets
 import time
 from collections.abc import Callable
 from datetime import datetime
-from importlib.metadata import version
 from random import Random
 
 import aiohttp
@@ -31,6 +30,7 @@ from protocol.control.link import LinkClosed
 from protocol.errors import RemoteError
 from protocol.messages import EngineReport
 from protocol.tunnel.resume import ResumeTable
+from runtime.version import VERSION
 
 log = logging.getLogger("fabric.supervisor")
 
@@ -255,7 +255,7 @@ class Supervisor:
             agent = Agent(
                 name=self._name,
                 region=self._config.region,
-                release=version("fabric"),
+                release=VERSION,
                 identity=self._identity,
                 reports=reports,
                 devices=self._devices,

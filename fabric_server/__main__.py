@@ -6,7 +6,6 @@ taken), said in one sentence on standard error; 130 ended by Ctrl-C.
 
 from __future__ import annotations
 
-from importlib.metadata import version as version_of
 from typing import Annotated, NoReturn
 
 import typer
@@ -23,6 +22,7 @@ from runtime.errors import BackendError
 from runtime.flags import about_settings, takes_settings
 from runtime.output import say, say_json, say_table
 from runtime.settings import SettingsError, describe
+from runtime.version import VERSION
 
 app = output.commands(
     "The server of the fabric: takes requests, and sends each to a node that answers it."
@@ -52,7 +52,7 @@ def _program(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
-        say(version_of("fabric"))
+        say(VERSION)
         raise typer.Exit
 
 

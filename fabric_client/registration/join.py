@@ -6,7 +6,6 @@ import hashlib
 import hmac
 import platform as machine
 import ssl
-from importlib.metadata import version
 from pathlib import Path
 
 import aiohttp
@@ -26,6 +25,7 @@ from fabric_client.identity import (
 from protocol import join as joining
 from protocol.join import Enrol, Enrolled, Token
 from protocol.names import SERVER_NAME
+from runtime.version import VERSION
 
 PATIENCE = aiohttp.ClientTimeout(total=20.0, connect=10.0)
 
@@ -128,7 +128,7 @@ async def _enrol(
         name=name or host_name(),
         named=name is not None,
         platform=f"{machine.system()} {machine.machine()}",
-        version=version("fabric"),
+        version=VERSION,
     )
     body = msgspec.json.encode(enrol)
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -23,6 +22,7 @@ from fabric_server.admin.queue import Queues
 from fabric_server.admin.reports import Reports
 from fabric_server.admin.routes import Route, Row, mount
 from fabric_server.pki.enrolment import routes as joining
+from runtime.version import VERSION
 
 if TYPE_CHECKING:
     from fabric_server.app import App
@@ -101,7 +101,7 @@ def routes(app: App, clock: Callable[[], float]) -> list[Row]:
         Route("GET", "/api/distributed/requests", cluster.list_cluster_requests),
         *map(Joining, joining(app.enrolment)),
     ]
-    description = document(table, version("fabric"))
+    description = document(table, VERSION)
     return table
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Annotated, Literal, Protocol
 
 from msgspec import Meta, Struct
@@ -15,6 +14,7 @@ from fabric_server.admin.parameters import not_found
 from fabric_server.nodes.registry import Engine, Node
 from fabric_server.proxy.metrics import Metrics
 from fabric_server.proxy.request_record import RequestRecord
+from runtime.version import VERSION
 
 
 class ClusterStatus(Struct, frozen=True):
@@ -126,7 +126,7 @@ class Cluster:
             sorted(node.id for node in nodes),
             len(loaded),
             _duration(self._clock() - self._started_at),
-            version("fabric"),
+            VERSION,
         )
 
     async def list_cluster_nodes(self) -> ClusterNodes:

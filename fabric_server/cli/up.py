@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from contextlib import suppress
-from importlib.metadata import version
 from random import Random
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +22,7 @@ from runtime.flags import read_again, takes_settings
 from runtime.output import make_directory, program, say, say_json
 from runtime.run import Signals, run, unless_stopped
 from runtime.settings import describe
+from runtime.version import VERSION
 
 if TYPE_CHECKING:
     from fabric_server.app import App
@@ -114,7 +114,7 @@ def _ready(app: App) -> Ready:
     local = bool(_LOCAL & set(config.host))
     return Ready(
         event="ready",
-        version=version("fabric"),
+        version=VERSION,
         pid=os.getpid(),
         at=time.time(),
         data=str(config.data.absolute()),

@@ -1,0 +1,30 @@
+"""The wheel: what is in it, what it is called, and that its version is that of the programs."""
+
+from __future__ import annotations
+
+import zipfile
+from email.parser import HeaderParser
+from pathlib import Path
+
+from runtime.version import VERSION
+from tests.packaging.checkout import PACKAGES, ROOT, build_wheel
+
+
+def test_the_wheel_has_all_packages_and_nothing_else(tmp_path: Path) -> None:
+    wheel = build_wheel(tmp_path)
+    assert wheel.name == f"inference_fabric-{VERSION}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        info = f"inference_fabric-{VERSION}.dist-info"
+        metadata = HeaderParser().parsestr(archive.read(f"{info}/METADATA").decode())
+        commands = archive.read(f"{info}/entry_points.txt").decode()
+    assert {name.partition("/")[0] for name in names} == {*PACKAGES, info}
+    for package in PACKAGES:
+        assert f"{package}/py.typed" in names
+        for file in (ROOT / package).rglob("*.py"):
+            assert str(file.relative_to(ROOT)) in names
+    for migration in (ROOT / "sql").glob("*.sql"):
+        assert f"sql/{migration.name}" in names
+    assert (metadata["Name"], metadata["Version"]) == ("inference-fabric", VERSION)
+    for command in ("fabric-server", "fabric-client", "fabric-consumer"):
+        assert f"{command} = " in commands
