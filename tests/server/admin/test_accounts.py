@@ -12,10 +12,7 @@ import pytest
 
 from fabric_server.auth.keys import mint
 from tests.contracts.samples import account, key
-from tests.server.admin import test_admin
-from tests.server.admin.test_admin import Server
-
-server = test_admin.server  # the fixture
+from tests.server.admin.server import Server
 
 ODD = ("Big {Co}/Lab & Söhne", "a%2Fb", "x" * 256, "...", "{name}", " a ", "?#;,+")
 

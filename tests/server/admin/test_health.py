@@ -1,0 +1,78 @@
+"""The API port's health checks."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+
+from consumer.records import LEDGER
+from tests.contracts.samples import entry
+from tests.server.admin.server import NOBODY, Server, figures, until
+
+
+async def test_health_needs_no_key(server: Server) -> None:
+    live = await server.get("/health/live", key=NOBODY)
+    assert (live.status, live.body) == (200, {"status": "alive"})
+    ready = await server.get("/health/ready", key=NOBODY)
+    assert ready.status == 200
+    assert ready.body == {
+        "status": "ready",
+        "checks": {
+            "store": "ok",
+            "cache": "ok",
+            "bus": "ok",
+            "public_port": "open",
+            "nodes": 0,
+        },
+    }
+
+
+async def test_a_draining_server_is_not_ready(server: Server) -> None:
+    await server.app.drain()
+    ready = await server.get("/health/ready")
+    assert (ready.status, ready.body["status"]) == (503, "draining")
+    assert (await server.get("/health/live")).status == 200
+
+
+async def test_a_server_whose_public_port_is_closed_is_not_ready(server: Server) -> None:
+    server.app.listeners["public"].stop_accepting()
+    ready = await server.get("/health/ready")
+    assert (ready.status, ready.body["status"]) == (503, "not_ready")
+    assert ready.body["checks"]["public_port"] == "closed"
+
+
+async def test_a_server_without_its_store_is_degraded_and_says_why_only_to_operators(
+    server: Server,
+) -> None:
+    await server.app.store.close()
+    await server.app.watch.look()
+    ready = await server.get("/health/ready", key=NOBODY)
+    assert (ready.status, ready.body["status"]) == (200, "degraded")
+    assert ready.body["checks"]["store"] == "away"
+    nodes = await server.get("/api/v1/nodes")
+    assert (nodes.status, nodes.code) == (503, "store_unavailable")
+    assert nodes.headers["Retry-After"] == "5"
+    assert "closed" in nodes.message
+    # A key that this process does not know can't be checked.
+    other = await server.get("/api/v1/nodes", key="mk-fab-" + "B" * 43)
+    assert (other.status, other.code) == (503, "keys_unavailable")
+
+
+async def test_a_server_that_can_store_nothing_is_degraded_until_it_can(server: Server) -> None:
+    def rename(old: str, new: str) -> None:
+        with contextlib.closing(sqlite3.connect(server.directory / "data/fabric.sqlite")) as other:
+            other.execute(f"ALTER TABLE {old} RENAME TO {new}")
+
+    rename("ledger", "elsewhere")
+    server.app.bus.publish(LEDGER, entry(1))
+    await until(lambda: server.app.worker.problem)
+    ready = await server.get("/health/ready")
+    assert (ready.status, ready.body["status"]) == (200, "degraded")
+    assert (ready.body["checks"]["store"], ready.body["checks"]["bus"]) == ("ok", "away")
+    assert (await figures(server))["fabric_records_failing",] == 1
+    assert (await server.get("/api/v1/requests")).code == "store_unavailable"
+
+    rename("elsewhere", "ledger")
+    await server.app.worker.flushed()
+    assert (await server.get("/health/ready")).body["status"] == "ready"
+    assert len((await server.get("/api/v1/requests")).body["data"]) == 1

@@ -1,0 +1,83 @@
+"""Nodes on the API port: listed, shown and revoked."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+from protocol.messages import Gpu, ModelReport
+from tests.contracts.samples import NOON, digest, invitation, node
+from tests.server.admin.server import Server, connected, engine, heartbeat, until
+
+
+async def test_a_node_is_shown_with_what_it_serves_and_how_it_is(server: Server) -> None:
+    nodes = server.app.store
+    await nodes.create_invitation(invitation("away"))
+    await nodes.redeem_invitation(digest("away"), node("away"), NOON)
+    tiny = ModelReport("tiny:latest", size=5, context_length=4096, loaded=True)
+    large = ModelReport("large", loaded=False)
+    broken = engine("vllm", kind="vllm", healthy=False, slots=9, problem="out of memory")
+    async with connected(server, "node_here", [engine("ollama", tiny, large), broken]) as machine:
+        odd = heartbeat(1, cpu_percent=math.nan, gpus=[Gpu("RTX", power_watts=math.inf)])
+        machine.link.send(odd)
+        await until(lambda: server.app.registry.node("node_here").heartbeat)  # type: ignore[union-attr]
+        await server.app.worker.flushed()
+
+        both = (await server.get("/api/v1/nodes")).body["data"]
+        away, here = both
+        assert (away["id"], away["connected"], away["engines"]) == ("node_away", False, [])
+        assert (here["id"], here["connected"], here["epoch"]) == ("node_here", True, 1)
+        assert (away["region"], here["region"]) == (None, "eu-west")
+        assert (here["platform"], here["release"], here["tunnels"]) == ("plan9", "9.9", 1)
+        assert (here["slots"], here["active"]) == (11, 0)
+        assert here["engines"][0] == {
+            "name": "ollama",
+            "kind": "ollama",
+            "healthy": True,
+            "problem": None,
+            "slots": 2,
+            "active": 0,
+            "models": ["tiny:latest", "large"],
+            "loaded": ["tiny:latest"],
+        }
+        assert here["engines"][1]["problem"] == "out of memory"
+        assert here["heartbeat"]["cpu_percent"] is None
+        assert here["heartbeat"]["gpus"] == [{"name": "RTX", "power_watts": None}]
+
+        one = (await server.get("/api/v1/nodes/node_here?heartbeats=5")).body
+        assert one["node"]["id"] == "node_here"
+        assert one["models"]["ollama"][0]["context_length"] == 4096
+        assert [beat["heartbeat"]["seq"] for beat in one["heartbeats"]] == [1]
+        assert (await server.get("/api/v1/nodes/node_here?heartbeats=0")).body["heartbeats"] == []
+
+        for wanted, ids in (("true", ["node_here"]), ("false", ["node_away"])):
+            some = await server.get(f"/api/v1/nodes?connected={wanted}")
+            assert [one["id"] for one in some.body["data"]] == ids
+
+        models = (await server.get("/api/v1/models")).body["data"]
+        assert models == [
+            {"name": "large", "nodes": 1, "slots": 2, "active": 0, "loaded": 0},
+            {"name": "tiny:latest", "nodes": 1, "slots": 2, "active": 0, "loaded": 1},
+        ]
+        ready = (await server.get("/health/ready")).body
+        assert ready["checks"]["nodes"] == 1
+
+
+async def test_a_revoked_node_is_cut_off_at_once(server: Server) -> None:
+    async with connected(server, "node_here", [engine()]) as machine:
+        gone = await server.post("/api/v1/nodes/node_here/revoke")
+        assert (gone.status, gone.body["state"]) == (200, "revoked")
+        closed = await asyncio.wait_for(machine.closed, 5)
+        assert "revoked" in closed.reason
+    listed = (await server.get("/api/v1/nodes")).body["data"]
+    assert [(one["state"], one["connected"]) for one in listed] == [("revoked", False)]
+    again = await server.post("/api/v1/nodes/node_here/revoke")
+    assert again.body["revoked_at"] == gone.body["revoked_at"]
+
+
+async def test_a_node_that_is_not_there_is_told(server: Server) -> None:
+    for nothing in (
+        await server.get("/api/v1/nodes/node_nothing"),
+        await server.post("/api/v1/nodes/node_nothing/revoke"),
+    ):
+        assert (nothing.status, nothing.code) == (404, "node_not_found")
