@@ -20,8 +20,8 @@ from subprocess import Popen
 import asyncpg
 import psutil
 
-from consumer.records import HeartbeatRecord, LedgerEntry
 from fabric_server.storage.kafka import KafkaSink
+from ledger.records import HeartbeatRecord, LedgerEntry
 from protocol.messages import Gpu, Heartbeat
 from tests.lab.kafka_server import KafkaServer
 from tests.lab.postgres_server import PostgresServer

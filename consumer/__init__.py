@@ -1,1 +1,5 @@
-"""Takes heartbeats and ledger rows from the bus to the store, in batches."""
+"""The program ``fabric-consumer``: moves records from Kafka into PostgreSQL.
+
+Needed only where the bus is Kafka.  Imports ``ledger``, ``sql`` and ``runtime``; nothing imports
+this package.
+"""

@@ -14,10 +14,10 @@ import typer
 from aiohttp import web
 
 from consumer.config import PREFIX, Config
-from consumer.kafka import KafkaSource
-from consumer.measured import Measured
+from consumer.kafka_source import KafkaSource
 from consumer.metrics import Figures
-from consumer.worker import Worker
+from ledger.batch_writer import BatchWriter
+from ledger.tables import Measured
 from runtime import logs, output
 from runtime.errors import BackendError
 from runtime.flags import about_settings, takes_settings
@@ -70,7 +70,7 @@ async def _consume(settings: Config) -> None:
 
 
 async def _work(settings: Config, store: Measured, source: KafkaSource) -> None:
-    worker = Worker(
+    worker = BatchWriter(
         source,
         store,
         store,

@@ -22,7 +22,7 @@ from prometheus_client import (
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from consumer.worker import Worker
+from ledger.batch_writer import BatchWriter
 
 RECORDS = (1, 10, 50, 100, 250, 500, 1000, 2500, 5000, 10_000)
 SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -38,7 +38,7 @@ class Source(Protocol):
 
 
 class Figures:
-    def __init__(self, worker: Worker, source: Source) -> None:
+    def __init__(self, worker: BatchWriter, source: Source) -> None:
         self._worker = worker
         self._source = source
         self._lag: Mapping[str, int] = {}

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from aiohttp import web
 
-from consumer.worker import Source, Worker
 from fabric_server import admin as api
 from fabric_server.auth.keys import Accounts
 from fabric_server.config import Config
@@ -44,6 +43,7 @@ from fabric_server.storage.change_feed import ChangeFeed
 from fabric_server.storage.orphaned_spools import move_leftovers
 from fabric_server.storage.rows import Changes
 from fabric_server.storage.store import SqlStore
+from ledger.batch_writer import BatchWriter, Source
 from protocol.names import CONTROL_ALPN, TUNNEL_ALPN
 from runtime.waiting import reached
 
@@ -161,14 +161,14 @@ class App:
         self.bus = self.way.bus
         if self.way.onward is None:
             offline = OFFLINE_HEARTBEATS * config.heartbeat_seconds
-            self.worker = Worker(self.bus, self.store, self.store, offline_seconds=offline)
+            self.worker = BatchWriter(self.bus, self.store, self.store, offline_seconds=offline)
         else:  # the store is written, and kept in order, by fabric-consumer
-            self.worker = Worker(
+            self.worker = BatchWriter(
                 self.bus, self.way.onward, batch_size=ONWARD_RECORDS, batch_seconds=ONWARD_SECONDS
             )
 
-    def _leftovers_worker(self, source: Source) -> Worker:
-        return Worker(source, self.way.onward or self.store, batch_size=ONWARD_RECORDS)
+    def _leftovers_worker(self, source: Source) -> BatchWriter:
+        return BatchWriter(source, self.way.onward or self.store, batch_size=ONWARD_RECORDS)
 
     def _gateway(self) -> Gateway:
         config = self.config

@@ -25,9 +25,9 @@ from random import Random, SystemRandom
 
 import aiohttp
 
-from consumer.records import LedgerEntry
 from fabric_client.owner import state
 from fabric_server.storage import open_store
+from ledger.records import LedgerEntry
 from tests.engine import Json, Plan, ScriptedEngine
 from tests.faults import TO_NODE, TO_SERVER, Connection, FaultProxy
 from tests.questions import Seen, Wrong, ask, pieces, question

@@ -22,7 +22,6 @@ from typing import Any, Self
 import aiohttp
 import openai
 
-from consumer.records import LedgerEntry
 from fabric_client.config import Config as NodeConfig
 from fabric_client.hardware.machine import Machine
 from fabric_client.identity import Identity
@@ -31,6 +30,7 @@ from fabric_client.supervisor import Supervisor
 from fabric_server.app import App
 from fabric_server.auth.keys import mint
 from fabric_server.config import Config
+from ledger.records import LedgerEntry
 from tests.faults import FaultProxy, redirected
 
 QUICK: dict[str, Any] = {

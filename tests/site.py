@@ -23,7 +23,6 @@ from typing import Any
 
 from msgspec import Struct
 
-from consumer.records import LEDGER, LedgerEntry
 from fabric_server.auth.keys import Accounts, mint
 from fabric_server.edge.connection import Edge, Limits
 from fabric_server.edge.router import Router
@@ -36,6 +35,7 @@ from fabric_server.proxy.metrics import Metrics
 from fabric_server.routing.admission import Admission
 from fabric_server.storage.memory import MemoryCache
 from fabric_server.storage.rows import KeyRow
+from ledger.records import LEDGER, LedgerEntry
 from protocol.aio.link import LinkDriver
 from protocol.aio.memory import MemoryTransport, connect
 from protocol.aio.tunnel import Stream, Tunnel

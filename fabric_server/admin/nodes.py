@@ -8,7 +8,6 @@ from typing import Protocol
 
 import msgspec
 
-from consumer.records import HeartbeatRecord
 from fabric_server.admin.node_views import (
     EngineView,
     HeartbeatQuery,
@@ -26,6 +25,7 @@ from fabric_server.auth.keys import Key
 from fabric_server.nodes.registry import Engine, Node
 from fabric_server.pki.enrolment import Invited
 from fabric_server.storage.rows import NodeRow
+from ledger.records import HeartbeatRecord
 from protocol import join
 from protocol.messages import Heartbeat
 

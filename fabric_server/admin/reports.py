@@ -11,12 +11,12 @@ from typing import Annotated, Literal, Protocol
 
 from msgspec import Meta, Struct
 
-from consumer.records import LedgerEntry, Outcome, UsageRow
 from fabric_server.admin.parameters import not_found
 from fabric_server.auth.keys import Key
 from fabric_server.dialects import errors
 from fabric_server.nodes.registry import Engine
 from fabric_server.proxy.request_record import RequestRecord
+from ledger.records import LedgerEntry, Outcome, UsageRow
 
 log = logging.getLogger("fabric.api")
 

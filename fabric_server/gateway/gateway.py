@@ -7,7 +7,6 @@ import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
-from consumer.records import LEDGER, LedgerEntry
 from fabric_server.auth.keys import Accounts, Key
 from fabric_server.auth.rate_limits import Limits
 from fabric_server.dialects import errors
@@ -30,6 +29,7 @@ from fabric_server.proxy.retries import RetryLoop
 from fabric_server.proxy.retry_budget import RetryBudget
 from fabric_server.routing.admission import Admission
 from fabric_server.routing.aliases import Aliases
+from ledger.records import LEDGER, LedgerEntry
 
 WHOLE_BODY = 256 * 1024
 """Bodies up to this size are read whole before anything is done; larger ones may flow through."""

@@ -9,10 +9,10 @@ from random import Random
 from time import time
 from typing import Any, Protocol
 
-from consumer.records import HEARTBEATS, HeartbeatRecord
 from fabric_server.dialects.errors import ApiError
 from fabric_server.nodes.registry import Node, Registry
 from fabric_server.storage.rows import NodeRow
+from ledger.records import HEARTBEATS, HeartbeatRecord
 from protocol import messages
 from protocol.aio.link import LinkDriver
 from protocol.control.link import LinkClosed

@@ -12,7 +12,7 @@ from prometheus_client.core import (
     Metric,
 )
 
-from consumer.records import LedgerEntry
+from ledger.records import LedgerEntry
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 

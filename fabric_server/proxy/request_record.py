@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from time import time
 from typing import Any
 
-from consumer.records import LedgerEntry
 from fabric_server.auth.keys import Key
 from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Request
 from fabric_server.metering.openai import Usage
 from fabric_server.proxy.attempt import Attempt
+from ledger.records import LedgerEntry
 
 MAX_ROUTE = 200
 """Characters of a route that the ledger keeps."""

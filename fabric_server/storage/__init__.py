@@ -10,11 +10,11 @@ from typing import NamedTuple, Protocol
 
 from msgspec import Struct
 
-from consumer.worker import Sink, Source
 from fabric_server.storage.kafka import KafkaSink
 from fabric_server.storage.memory import MemoryBus, MemoryCache
 from fabric_server.storage.spool import Spool, SpoolInUse
 from fabric_server.storage.store import SqlStore
+from ledger.batch_writer import Sink, Source
 from runtime.errors import BackendError
 from runtime.shown import without_password
 from sql.connect import open_database
@@ -41,7 +41,7 @@ class Cache(Protocol):
 
 
 class Bus(Source, Protocol):
-    """Takes records from whoever has no time to wait, to ``consumer.Worker``."""
+    """Takes records from whoever has no time to wait, to ``consumer.BatchWriter``."""
 
     @property
     def waiting(self) -> Mapping[str, int]:
@@ -60,7 +60,7 @@ class Bus(Source, Protocol):
         """Why records can't be held as they should be, in one line."""
 
     def publish(self, topic: str, record: Struct) -> None:
-        """Never blocks and never raises; topics are named in ``consumer.records``."""
+        """Never blocks and never raises; topics are named in ``ledger.records``."""
 
     async def close(self) -> None: ...
 

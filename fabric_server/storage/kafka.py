@@ -8,8 +8,8 @@ from typing import Self
 
 import msgspec
 
-from consumer.kafka_cluster import Publisher, cluster_at
-from consumer.records import HEARTBEATS, LEDGER, HeartbeatRecord, LedgerEntry
+from ledger.kafka_cluster import Publisher, cluster_at
+from ledger.records import HEARTBEATS, LEDGER, HeartbeatRecord, LedgerEntry
 from runtime.errors import RecordError, StoreError
 
 _encode = msgspec.json.Encoder().encode
@@ -19,7 +19,7 @@ FAIR_BYTES = 64 * 1024
 
 
 class KafkaSink:
-    """A ``consumer.worker.Sink``: what it has written is with all brokers that must have it.
+    """A ``ledger.batch_writer.Sink``: what it has written is with all brokers that must have it.
 
     Written again after an error, records may be there twice; whoever reads them knows them by their
     own keys.

@@ -11,8 +11,8 @@ from typing import Any, Generic, TypeVar
 
 from msgspec import Struct
 
-from consumer.records import HEARTBEATS, LEDGER, Batch, HeartbeatRecord, LedgerEntry
 from fabric_server.storage.waiters import Waiting, is_settled
+from ledger.records import HEARTBEATS, LEDGER, Batch, HeartbeatRecord, LedgerEntry
 
 log = logging.getLogger("fabric.bus")
 

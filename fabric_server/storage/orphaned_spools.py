@@ -12,8 +12,8 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from consumer.worker import Source, Worker
 from fabric_server.storage.spool import Spool, SpoolInUse
+from ledger.batch_writer import BatchWriter, Source
 from runtime.errors import StoreError
 
 log = logging.getLogger("fabric.spool")
@@ -22,7 +22,11 @@ LOOK_SECONDS = 2.0
 
 
 async def move_leftovers(
-    own: Path, limit: int, make_worker: Callable[[Source], Worker], *, every: float = LOOK_SECONDS
+    own: Path,
+    limit: int,
+    make_worker: Callable[[Source], BatchWriter],
+    *,
+    every: float = LOOK_SECONDS,
 ) -> None:
     """Look for spools beside ``own`` every so many seconds, until cancelled; each is moved once.
 
@@ -42,7 +46,7 @@ async def move_leftovers(
         await asyncio.sleep(every)
 
 
-async def _move(directory: Path, limit: int, make_worker: Callable[[Source], Worker]) -> None:
+async def _move(directory: Path, limit: int, make_worker: Callable[[Source], BatchWriter]) -> None:
     spool = await asyncio.to_thread(Spool.open, directory, limit=limit)
     try:
         count = sum(spool.waiting.values())

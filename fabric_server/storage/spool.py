@@ -27,10 +27,10 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from consumer.records import HEARTBEATS, LEDGER, Batch, HeartbeatRecord, LedgerEntry
 from fabric_server.storage.disk_log import DiskLog
 from fabric_server.storage.segments import HEADER_SIZE, LONGEST, framed
 from fabric_server.storage.waiters import Waiting, is_settled
+from ledger.records import HEARTBEATS, LEDGER, Batch, HeartbeatRecord, LedgerEntry
 from runtime.errors import StoreError
 
 if sys.platform != "win32":

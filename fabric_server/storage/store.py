@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from consumer.measured import Measured
 from fabric_server.storage.rows import (
     AccountRow,
     Changes,
@@ -20,6 +19,7 @@ from fabric_server.storage.rows import (
     NodeRow,
     Redeemed,
 )
+from ledger.tables import Measured
 from sql.connect import migrate
 from sql.database import Database, Row, Session, insertion
 

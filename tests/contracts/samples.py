@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from consumer.records import HeartbeatRecord, LedgerEntry
 from fabric_server.storage.rows import AccountRow, InvitationRow, KeyRow, NodeRow
+from ledger.records import HeartbeatRecord, LedgerEntry
 from protocol.messages import Gpu, Heartbeat
 
 NOON = 1_750_000_000.0 - 1_750_000_000.0 % 86_400 + 43_200

@@ -7,9 +7,9 @@ import logging
 
 import pytest
 
-from consumer.records import HEARTBEATS, LEDGER
 from fabric_server.storage import Bus
 from fabric_server.storage.memory import MemoryBus
+from ledger.records import HEARTBEATS, LEDGER
 from tests.contracts.samples import beat, entry
 
 

@@ -19,12 +19,12 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 
-from consumer.kafka import GROUP, SESSION_SECONDS, KafkaSource
-from consumer.kafka_cluster import Cluster
-from consumer.records import DEAD_LETTERS, HEARTBEATS, LEDGER, Batch, HeartbeatRecord, LedgerEntry
-from consumer.worker import Worker
+from consumer.kafka_source import GROUP, SESSION_SECONDS, KafkaSource
 from fabric_server.storage.kafka import KafkaSink
 from fabric_server.storage.memory import MemoryBus
+from ledger.batch_writer import BatchWriter
+from ledger.kafka_cluster import Cluster
+from ledger.records import DEAD_LETTERS, HEARTBEATS, LEDGER, Batch, HeartbeatRecord, LedgerEntry
 from runtime.errors import BackendError, RecordError, StoreError, Unreachable
 from tests.contracts.samples import beat, entry
 from tests.contracts.test_bus import (
@@ -81,7 +81,7 @@ async def admin_at(url: str) -> AsyncIterator[AIOKafkaAdminClient]:
 
 
 @asynccontextmanager
-async def working(worker: Worker) -> AsyncIterator[Worker]:
+async def working(worker: BatchWriter) -> AsyncIterator[BatchWriter]:
     task = asyncio.create_task(worker.run())
     try:
         yield worker
@@ -163,7 +163,7 @@ def ids(entries: Iterable[LedgerEntry]) -> list[str]:
 class Pair:
     """Memory, sink and source in a row, as one bus."""
 
-    def __init__(self, memory: MemoryBus, worker: Worker, source: KafkaSource) -> None:
+    def __init__(self, memory: MemoryBus, worker: BatchWriter, source: KafkaSource) -> None:
         self._memory = memory
         self._worker = worker
         self.publish = memory.publish
@@ -185,7 +185,7 @@ async def bus(url: str) -> AsyncIterator[Pair]:
     async with (
         sink_at(url) as sink,
         source_at(url) as source,
-        working(Worker(memory, sink, batch_seconds=0.005)) as worker,
+        working(BatchWriter(memory, sink, batch_seconds=0.005)) as worker,
     ):
         await sink.write([beat(0)], [])
         assert (await take_all(source, 1)).size == 1  # and has joined its group by now
@@ -299,7 +299,7 @@ async def test_a_record_that_is_too_large_is_refused_and_the_others_arrive(url: 
     async with sink_at(url) as sink, source_at(url) as source:
         with pytest.raises(RecordError, match="larger"):
             await sink.write([], [large])
-        async with working(Worker(memory, sink)) as worker, asyncio.timeout(20):
+        async with working(BatchWriter(memory, sink)) as worker, asyncio.timeout(20):
             for number in range(10):
                 memory.publish(LEDGER, large if number == 5 else entry(number))
             await worker.flushed()
@@ -335,7 +335,7 @@ async def test_a_topic_that_takes_not_even_an_entry_is_told_and_costs_none(url: 
     await make_topic(url, LEDGER, max_message_bytes="100")
     bus = MemoryBus()
     async with sink_at(url) as sink, source_at(url) as source:
-        async with working(Worker(bus, sink, retry_seconds=(0.05, 0.2))) as worker:
+        async with working(BatchWriter(bus, sink, retry_seconds=(0.05, 0.2))) as worker:
             bus.publish(LEDGER, entry(1))
             bus.publish(LEDGER, entry(2))
             async with asyncio.timeout(30):
@@ -570,7 +570,7 @@ async def test_a_killed_broker_that_comes_back_costs_no_record(broker: KafkaServ
             await asyncio.sleep(0.002)
 
     async with sink_at(broker.url) as sink, source_at(broker.url) as source:
-        worker = Worker(memory, sink, batch_seconds=0.01, retry_seconds=(0.1, 0.5))
+        worker = BatchWriter(memory, sink, batch_seconds=0.01, retry_seconds=(0.1, 0.5))
         async with working(worker), asyncio.timeout(60):
             publishing = asyncio.create_task(publish())
             assert (await take_all(source, 100)).size >= 100

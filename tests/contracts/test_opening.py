@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from consumer.measured import Measured
 from fabric_server.storage import open_bus, open_cache, open_store
+from ledger.tables import Measured
 from runtime.errors import BackendError, StoreError
 from sql import migrations
 from sql.migrations import Migration, migrate, pending

@@ -11,10 +11,10 @@ from random import Random
 
 import pytest
 
-from consumer.measured import Measured
-from consumer.worker import Worker
 from fabric_server.storage import open_store
 from fabric_server.storage.memory import MemoryBus
+from ledger.batch_writer import BatchWriter
+from ledger.tables import Measured
 from runtime.errors import BackendError, StoreError, Unreachable
 from sql.connect import migrate, open_database
 from sql.postgres import PostgresDatabase
@@ -171,7 +171,7 @@ async def test_a_worker_loses_and_doubles_nothing_while_the_server_is_killed_aga
     own: PostgresServer, hasty: PostgresDatabase
 ) -> None:
     bus, rng = MemoryBus(), Random(20261121)
-    worker = Worker(
+    worker = BatchWriter(
         bus, Measured(hasty), batch_size=20, batch_seconds=0.01, retry_seconds=(0.05, 0.2)
     )
     task = asyncio.create_task(worker.run())

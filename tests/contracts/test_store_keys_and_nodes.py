@@ -8,12 +8,12 @@ import msgspec
 import pytest
 from msgspec.structs import asdict, replace
 
-from consumer.records import LedgerEntry
 from fabric_server.auth.keys import KeyPolicyUpdate
 from fabric_server.storage import open_store
 from fabric_server.storage.jobs import JobStore
 from fabric_server.storage.rows import Redeemed
 from fabric_server.storage.store import AmbiguousKey, SqlStore
+from ledger.records import LedgerEntry
 from runtime.errors import RecordError, StoreError
 from sql import migrations
 from sql.connect import open_database

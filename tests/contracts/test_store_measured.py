@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from consumer.measured import GROUPS
-from consumer.records import HeartbeatRecord, LedgerEntry
 from fabric_server.storage import open_store
 from fabric_server.storage.store import SqlStore
+from ledger.records import HeartbeatRecord, LedgerEntry
+from ledger.tables import GROUPS
 from runtime.errors import RecordError
 from tests.contracts.samples import NOON, beat, digest, entry, invitation, node
 

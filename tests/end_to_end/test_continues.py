@@ -13,8 +13,8 @@ import aiohttp
 import openai
 import pytest
 
-from consumer.records import LedgerEntry
 from fabric_server.storage import open_store
+from ledger.records import LedgerEntry
 from tests.engine import Json, Plan, ScriptedEngine
 from tests.lab.llama import LlamaServer
 from tests.stack import Alone, Process

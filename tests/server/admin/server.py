@@ -15,9 +15,9 @@ from typing import Any
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from consumer.records import LEDGER
 from fabric_server.app import App
 from fabric_server.auth.keys import mint
+from ledger.records import LEDGER
 from protocol import messages
 from protocol.aio.link import LinkDriver
 from protocol.aio.tunnel import Tunnel

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 
-from consumer.records import LEDGER
+from ledger.records import LEDGER
 from tests.contracts.samples import entry
 from tests.server.admin.server import NOBODY, Server, figures, until
 

@@ -7,9 +7,9 @@ import contextlib
 import socket
 from pathlib import Path
 
-from consumer.records import HEARTBEATS
 from fabric_server import admin as api
 from fabric_server.net.listener import REASONS
+from ledger.records import HEARTBEATS
 from protocol.messages import ModelReport
 from tests.server.admin.server import Server, connected, engine, figures, fill, heartbeat, until
 

@@ -13,12 +13,12 @@ import pytest
 from aiohttp import web
 from msgspec import Struct
 
-from consumer.records import LEDGER
 from fabric_server import admin as api
 from fabric_server.admin.middleware import answer
 from fabric_server.admin.parameters import Timeouts
 from fabric_server.admin.routes import Route, mount
 from fabric_server.net.listener import Listener, Port
+from ledger.records import LEDGER
 from tests.contracts.samples import entry
 from tests.server.admin.server import NOBODY, Server, fits, schemas, until
 from tests.trust import client_context

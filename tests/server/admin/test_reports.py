@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from consumer.measured import GROUPS
 from fabric_server.admin.reports import Group
+from ledger.tables import GROUPS
 from tests.contracts.samples import NOON
 from tests.server.admin.server import Server, fill
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from consumer.records import LedgerEntry
 from fabric_server.proxy.attempt import Timeouts
 from fabric_server.proxy.hedging import MAX_MODELS, Hedging
 from fabric_server.proxy.quantile import MAX_SAMPLES, MIN_SAMPLES
+from ledger.records import LedgerEntry
 from protocol.errors import Code
 from tests.site import (
     ASK,

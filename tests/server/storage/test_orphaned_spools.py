@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from consumer.records import LEDGER
-from consumer.worker import Source, Worker
 from fabric_server.storage import open_bus, open_store
 from fabric_server.storage.orphaned_spools import move_leftovers
 from fabric_server.storage.spool import Spool, SpoolInUse
 from fabric_server.storage.store import SqlStore
+from ledger.batch_writer import BatchWriter, Source
+from ledger.records import LEDGER
 from tests.contracts.samples import entry
 
 LIMIT = 2**20
@@ -22,8 +22,8 @@ LIMIT = 2**20
 
 @asynccontextmanager
 async def moving(own: Path, store: SqlStore) -> AsyncIterator[None]:
-    def make_worker(source: Source) -> Worker:
-        return Worker(source, store, batch_seconds=0.01)
+    def make_worker(source: Source) -> BatchWriter:
+        return BatchWriter(source, store, batch_seconds=0.01)
 
     task = asyncio.create_task(move_leftovers(own, LIMIT, make_worker, every=0.01))
     try:

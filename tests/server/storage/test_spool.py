@@ -23,11 +23,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consumer.records import HEARTBEATS, LEDGER, LedgerEntry
-from consumer.worker import Worker
 from fabric_server.storage import open_store
 from fabric_server.storage.segments import Scan, Stretch, framed, joined, scan
 from fabric_server.storage.spool import Spool
+from ledger.batch_writer import BatchWriter
+from ledger.records import HEARTBEATS, LEDGER, LedgerEntry
 from runtime.errors import StoreError
 from tests.contracts.samples import beat, entry
 
@@ -359,7 +359,7 @@ async def test_a_worker_moves_all_of_it_into_the_store(directory: Path) -> None:
     publish(first, range(500))
     await first.close()
     store, spool = await open_store("sqlite://"), Spool.open(directory, limit=MIB)
-    task = asyncio.create_task(Worker(spool, store, batch_seconds=60).run())
+    task = asyncio.create_task(BatchWriter(spool, store, batch_seconds=60).run())
     async with asyncio.timeout(20):
         publish(spool, range(400, 1000))
         await spool.settled()
@@ -375,7 +375,7 @@ PUBLISHER = """
 import sys
 from pathlib import Path
 from itertools import count
-from consumer.records import LEDGER
+from ledger.records import LEDGER
 from fabric_server.storage.spool import Spool
 from tests.contracts.samples import entry
 spool = Spool.open(Path(sys.argv[1]), limit=1 << 30, segment_bytes=20_000)
@@ -696,7 +696,7 @@ def test_a_disk_that_takes_no_more_holds_up_nothing_and_is_tried_again(directory
     program = (
         "import asyncio, json, resource, sys\n"
         "from pathlib import Path\n"
-        "from consumer.records import HEARTBEATS, LEDGER\n"
+        "from ledger.records import HEARTBEATS, LEDGER\n"
         "from fabric_server.storage.spool import Spool\n"
         "from tests.contracts.samples import beat, entry\n"
         "async def main():\n"

@@ -11,8 +11,8 @@ from typing import Any
 
 import msgspec
 
-from consumer import partitions, rollup
-from consumer.records import HeartbeatRecord, LedgerEntry, UsageRow
+from ledger import partitions, rollup
+from ledger.records import HeartbeatRecord, LedgerEntry, UsageRow
 from protocol.messages import Heartbeat
 from runtime.errors import StoreError
 from sql.database import Database, Many, Row, Value, insertion

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consumer.records import HEARTBEATS, LEDGER, Batch, HeartbeatRecord, LedgerEntry
-from consumer.worker import DAY, Worker
 from fabric_server.storage import open_store
 from fabric_server.storage.memory import MemoryBus
+from ledger.batch_writer import DAY, BatchWriter
+from ledger.records import HEARTBEATS, LEDGER, Batch, HeartbeatRecord, LedgerEntry
 from runtime.errors import RecordError, StoreError
 from tests.contracts.samples import NOON, beat, entry
 
@@ -92,7 +92,7 @@ class Gate(Shelf):
 
 
 @asynccontextmanager
-async def running(worker: Worker) -> AsyncIterator[Worker]:
+async def running(worker: BatchWriter) -> AsyncIterator[BatchWriter]:
     task = asyncio.create_task(worker.run())
     try:
         async with asyncio.timeout(10):
@@ -120,20 +120,20 @@ def publish(bus: MemoryBus, numbers: range, **changes: Any) -> list[str]:
 
 async def test_what_was_published_is_written_and_flushed_says_when() -> None:
     bus, shelf = MemoryBus(), Shelf()
-    async with running(Worker(bus, shelf, batch_seconds=60)) as worker:
+    async with running(BatchWriter(bus, shelf, batch_seconds=60)) as worker:
         names = publish(bus, range(3))
         bus.publish(HEARTBEATS, beat(1))
         await worker.flushed()  # well before the 60 s
         assert shelf.batches == [Batch([beat(1)], [entry(n) for n in range(3)])]
         assert shelf.ledger == names
         assert worker.written == 4
-        assert repr(worker) == "<Worker written=4 held=0 problem=None>"
+        assert repr(worker) == "<BatchWriter written=4 held=0 problem=None>"
 
 
 async def test_a_batch_is_written_when_it_is_large_enough() -> None:
     bus, gate = MemoryBus(), Gate()
     gate.open.set()
-    async with running(Worker(bus, gate, batch_size=10, batch_seconds=60)):
+    async with running(BatchWriter(bus, gate, batch_size=10, batch_seconds=60)):
         await asyncio.sleep(0)
         publish(bus, range(9))
         await asyncio.sleep(0)
@@ -145,14 +145,14 @@ async def test_a_batch_is_written_when_it_is_large_enough() -> None:
 async def test_a_small_batch_is_written_after_a_while() -> None:
     bus, gate = MemoryBus(), Gate()
     gate.open.set()
-    async with running(Worker(bus, gate, batch_size=10, batch_seconds=0.01)):
+    async with running(BatchWriter(bus, gate, batch_size=10, batch_seconds=0.01)):
         publish(bus, range(1))
         await gate.entered.wait()
 
 
 async def test_under_load_batches_grow_and_are_bounded() -> None:
     bus, gate = MemoryBus(), Gate()
-    async with running(Worker(bus, gate, batch_size=10, most=50, batch_seconds=60)) as worker:
+    async with running(BatchWriter(bus, gate, batch_size=10, most=50, batch_seconds=60)) as worker:
         publish(bus, range(10))
         await gate.entered.wait()
         publish(bus, range(10, 95))  # while the first ten are being written
@@ -167,7 +167,7 @@ async def test_a_failing_store_gets_the_same_batch_again_until_it_takes_it(
     caplog.set_level(logging.INFO)
     bus = MemoryBus()
     sink = Stumbling(*(StoreError("the disk is full") for _ in range(4)))
-    worker = Worker(bus, sink, retry_seconds=(0.001, 0.002))
+    worker = BatchWriter(bus, sink, retry_seconds=(0.001, 0.002))
     async with running(worker):
         names = publish(bus, range(5))
         await worker.flushed()
@@ -183,7 +183,7 @@ async def test_a_defect_loses_nothing_and_is_logged_with_its_traceback(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     bus, sink = MemoryBus(), Stumbling(TypeError("ours"))
-    async with running(Worker(bus, sink, retry_seconds=(0.001, 0.002))) as worker:
+    async with running(BatchWriter(bus, sink, retry_seconds=(0.001, 0.002))) as worker:
         names = publish(bus, range(5))
         await worker.flushed()
     assert sink.ledger == names
@@ -192,7 +192,7 @@ async def test_a_defect_loses_nothing_and_is_logged_with_its_traceback(
 
 async def test_a_failing_store_is_told_by_problem() -> None:
     bus, sink = MemoryBus(), Stumbling(StoreError("the disk is full"))
-    async with running(Worker(bus, sink, batch_size=1, retry_seconds=(60, 60))) as worker:
+    async with running(BatchWriter(bus, sink, batch_size=1, retry_seconds=(60, 60))) as worker:
         publish(bus, range(1))
         await until(lambda: worker.problem is not None)
         assert worker.problem == "the disk is full"
@@ -209,7 +209,7 @@ def test_impossible_records_are_left_out_and_all_others_are_written(
 ) -> None:
     async def check() -> None:
         bus, sink = MemoryBus(), Picky()
-        async with running(Worker(bus, sink)) as worker:
+        async with running(BatchWriter(bus, sink)) as worker:
             for number, bad in enumerate(entries):
                 bus.publish(LEDGER, entry(number, model="poison" if bad else "m"))
             for number, bad in enumerate(beats):
@@ -225,7 +225,7 @@ def test_impossible_records_are_left_out_and_all_others_are_written(
 
 async def test_an_impossible_record_is_in_the_log_in_full(caplog: pytest.LogCaptureFixture) -> None:
     bus, sink = MemoryBus(), Picky()
-    async with running(Worker(bus, sink)) as worker:
+    async with running(BatchWriter(bus, sink)) as worker:
         publish(bus, range(7, 8), model="poison")
         await worker.flushed()
     (record,) = caplog.records
@@ -236,7 +236,7 @@ async def test_an_impossible_record_is_in_the_log_in_full(caplog: pytest.LogCapt
 
 async def test_cancelled_it_writes_what_is_left() -> None:
     bus, shelf = MemoryBus(), Shelf()
-    task = asyncio.create_task(Worker(bus, shelf, most=20, batch_seconds=60).run())
+    task = asyncio.create_task(BatchWriter(bus, shelf, most=20, batch_seconds=60).run())
     await asyncio.sleep(0)
     names = publish(bus, range(50))
     await stop(task)
@@ -245,7 +245,7 @@ async def test_cancelled_it_writes_what_is_left() -> None:
 
 async def test_cancelled_in_the_middle_of_a_write_it_writes_that_again() -> None:
     bus, gate = MemoryBus(), Gate()
-    task = asyncio.create_task(Worker(bus, gate, batch_size=1).run())
+    task = asyncio.create_task(BatchWriter(bus, gate, batch_size=1).run())
     names = publish(bus, range(3))
     async with asyncio.timeout(10):
         await gate.entered.wait()
@@ -261,7 +261,7 @@ async def test_cancelled_while_the_store_is_away_it_gives_up_in_time_and_says_wh
 ) -> None:
     bus = MemoryBus()
     sink = Stumbling(*(StoreError("gone") for _ in range(1000)))
-    worker = Worker(bus, sink, retry_seconds=(0.01, 0.01), drain_seconds=0.05)
+    worker = BatchWriter(bus, sink, retry_seconds=(0.01, 0.01), drain_seconds=0.05)
     task = asyncio.create_task(worker.run())
     publish(bus, range(3))
     await asyncio.sleep(0)
@@ -273,7 +273,7 @@ async def test_cancelled_while_the_store_is_away_it_gives_up_in_time_and_says_wh
 
 async def test_a_second_cancellation_is_now() -> None:
     bus, gate = MemoryBus(), Gate()
-    task = asyncio.create_task(Worker(bus, gate, drain_seconds=60).run())
+    task = asyncio.create_task(BatchWriter(bus, gate, drain_seconds=60).run())
     publish(bus, range(3))
     await asyncio.sleep(0)
     task.cancel()
@@ -286,7 +286,7 @@ async def test_a_second_cancellation_is_now() -> None:
 async def test_old_heartbeats_are_forgotten_in_pieces_and_then_once_a_minute() -> None:
     bus, shelf, now = MemoryBus(), Shelf(), [NOON]
     shelf.old_heartbeats = 25
-    worker = Worker(
+    worker = BatchWriter(
         bus,
         shelf,
         shelf,
@@ -311,7 +311,7 @@ async def test_nodes_that_missed_their_deadline_are_marked_offline(
 ) -> None:
     caplog.set_level(logging.INFO)
     bus, shelf, now = MemoryBus(), Shelf(), [NOON]
-    worker = Worker(
+    worker = BatchWriter(
         bus, shelf, shelf, batch_seconds=0.001, offline_seconds=60.0, clock=lambda: now[0]
     )
     async with running(worker):
@@ -327,7 +327,7 @@ async def test_nodes_that_missed_their_deadline_are_marked_offline(
 
 async def test_nobody_is_marked_offline_while_heartbeats_may_wait_unread() -> None:
     bus, shelf = MemoryBus(), Shelf()
-    async with running(Worker(bus, shelf, shelf, batch_size=10, batch_seconds=60.0)) as worker:
+    async with running(BatchWriter(bus, shelf, shelf, batch_size=10, batch_seconds=60.0)) as worker:
         publish(bus, range(10))  # a full batch: there may be more behind it
         await until(lambda: worker.written == 10)
         assert shelf.swept == []
@@ -335,7 +335,7 @@ async def test_nobody_is_marked_offline_while_heartbeats_may_wait_unread() -> No
 
 async def test_with_the_real_store_each_request_is_there_once() -> None:
     store, bus = await open_store("sqlite://"), MemoryBus()
-    async with running(Worker(bus, store, batch_size=100)) as worker:
+    async with running(BatchWriter(bus, store, batch_size=100)) as worker:
         for start in range(0, 3000, 30):
             publish(bus, range(start, start + 30))
             publish(bus, range(start, start + 3))  # told twice

@@ -23,7 +23,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError
 
-from consumer.records import DEAD_LETTERS, HEARTBEATS, LEDGER
+from ledger.records import DEAD_LETTERS, HEARTBEATS, LEDGER
 from runtime.errors import BackendError, RecordError, StoreError, Unreachable
 from runtime.shown import without_password
 

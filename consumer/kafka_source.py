@@ -21,8 +21,8 @@ from aiokafka.errors import (
 )
 from msgspec import Struct
 
-from consumer.kafka_cluster import Cluster, Message, Publisher, cluster_at, headers_of
-from consumer.records import DEAD_LETTERS, HEARTBEATS, LEDGER, Batch, HeartbeatRecord, LedgerEntry
+from ledger.kafka_cluster import Cluster, Message, Publisher, cluster_at, headers_of
+from ledger.records import DEAD_LETTERS, HEARTBEATS, LEDGER, Batch, HeartbeatRecord, LedgerEntry
 from runtime.errors import RecordError, StoreError
 
 log = logging.getLogger("fabric.kafka")
@@ -58,7 +58,7 @@ class _Given(NamedTuple):
 
 
 class KafkaSource:
-    """A ``consumer.worker.Source``: each of a group's members gets its share of the partitions.
+    """A ``ledger.batch_writer.Source``: each of a group's members gets its share of the partitions.
 
     What was given and not ``done`` when the process ends, or when partitions change hands, is given
     again, here or to another member.  While Kafka is away ``take`` gives nothing, and ``problem``
@@ -119,7 +119,7 @@ class KafkaSource:
         await self._disconnect()
         await self._letters.close()
 
-    # ── what Worker calls ─────────────────────────────────────────────────────────────────────
+    # ── what BatchWriter calls ────────────────────────────────────────────────────────────────
 
     async def take(self, enough: int, most: int, wait: float) -> Batch:
         """See ``Source``.  Records of one key come in the order they were published."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 
-from consumer.records import LedgerEntry
+from ledger.records import LedgerEntry
 from sql.database import Many, Session
 
 HOUR = 3600

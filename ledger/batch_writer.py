@@ -15,7 +15,7 @@ from typing import Protocol
 import msgspec
 from msgspec import Struct
 
-from consumer.records import Batch, HeartbeatRecord, LedgerEntry
+from ledger.records import Batch, HeartbeatRecord, LedgerEntry
 from runtime.errors import RecordError, StoreError
 
 log = logging.getLogger("fabric.worker")
@@ -61,7 +61,7 @@ class Housekeeping(Protocol):
         """Nodes of which nothing was heard since are offline from now on; returns their ids."""
 
 
-class Worker:
+class BatchWriter:
     """``run`` moves records until it is cancelled, then writes what is left and ends.
 
     With ``leave_rest`` it ends with the batch in hand: the source keeps the rest for the next one.
@@ -111,7 +111,7 @@ class Worker:
 
     def __repr__(self) -> str:
         held = self._held.size if self._held else 0
-        return f"<Worker written={self.written} held={held} problem={self.problem!r}>"
+        return f"<BatchWriter written={self.written} held={held} problem={self.problem!r}>"
 
     async def run(self) -> None:
         try:
