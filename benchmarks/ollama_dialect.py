@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from fabric_client.translation import Answer, Question, native
+from fabric_client.translation import ResponseFilter, TranslatedRequest, native_filters
 from fabric_client.translation.ollama import Ollama
 
 ROUNDS = 7
@@ -31,12 +31,12 @@ def chunk(delta: dict[str, object], **more: object) -> bytes:
     return b"data: " + json.dumps({**head, "model": "tiny", "choices": [choice]}).encode() + b"\n\n"
 
 
-def answer(path: str, **more: object) -> Answer:
+def answer(path: str, **more: object) -> ResponseFilter:
     body = json.dumps({**CHAT, "prompt": "Why?", **more}).encode()
     asked = getattr(Ollama("vllm", time.time_ns), path)(body)
-    assert isinstance(asked, Question)
-    assert asked.answer is not None
-    return asked.answer
+    assert isinstance(asked, TranslatedRequest)
+    assert asked.response_filter is not None
+    return asked.response_filter
 
 
 def streamed(path: str, delta: dict[str, object], **more: object) -> Callable[[], float]:
@@ -87,7 +87,7 @@ PER_QUESTION = {
     "a question of 32 MiB, an image": whole(
         Ollama("vllm", time.time_ns).chat, json.dumps(LARGE).encode()
     ),
-    "a native chat of 32 MiB, looked through": whole(native.chat, PLAIN),
+    "a native chat of 32 MiB, looked through": whole(native_filters.chat, PLAIN),
 }
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from fabric_client.translation import Translate, messages, responses
+from fabric_client.translation import RequestTranslator, messages, responses
 from fabric_client.translation.sse import Events
 
 ROUNDS = 7
@@ -55,8 +55,8 @@ def best(feed: Callable[[bytes], object], piece: bytes, chunks: int) -> float:
     return seconds / CHUNKS * 1e6
 
 
-def answering(translate: Translate, question: dict[str, Any]) -> Callable[[bytes], bytes]:
-    answer = translate(json.dumps(question).encode()).answer
+def answering(translate: RequestTranslator, question: dict[str, Any]) -> Callable[[bytes], bytes]:
+    answer = translate(json.dumps(question).encode()).response_filter
     answer.head(200, [("content-type", "text/event-stream")])
     return answer.feed
 

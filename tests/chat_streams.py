@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from fabric_client.translation import Question, Translate, Untranslatable
+from fabric_client.translation import RequestTranslator, TranslatedRequest, TranslationError
 
 Json = dict[str, Any]
 EXCHANGES = Path(__file__).parent / "client" / "translation" / "exchanges"
@@ -91,13 +91,16 @@ def content_type(answer: bytes) -> str:
 
 
 def told(
-    question: Question, answer: bytes | Iterable[bytes], status: int = 200, end: bool = True
+    question: TranslatedRequest,
+    answer: bytes | Iterable[bytes],
+    status: int = 200,
+    end: bool = True,
 ) -> bytes:
     """All that a user gets of an engine's answer, in one piece or several."""
     pieces = [answer] if isinstance(answer, bytes) else list(answer)
-    question.answer.head(status, [("content-type", content_type(b"".join(pieces)))])
-    heard = b"".join(question.answer.feed(piece) for piece in pieces)
-    return heard + question.answer.end() if end else heard
+    question.response_filter.head(status, [("content-type", content_type(b"".join(pieces)))])
+    heard = b"".join(question.response_filter.feed(piece) for piece in pieces)
+    return heard + question.response_filter.end() if end else heard
 
 
 def events(stream: bytes) -> list[Json]:
@@ -114,7 +117,9 @@ def events(stream: bytes) -> list[Json]:
 class Engine:
     """An engine behind a translator, as an official client meets them: its transport."""
 
-    def __init__(self, translate: Callable[[bytes], Question], answer: bytes, status: int = 200):
+    def __init__(
+        self, translate: Callable[[bytes], TranslatedRequest], answer: bytes, status: int = 200
+    ):
         self.asked: Json = {}
         self._translate = translate
         self._answer = answer
@@ -127,8 +132,8 @@ class Engine:
         question = self._translate(request.content)
         self.asked = json.loads(question.body)
         engine_head = [("content-type", content_type(self._answer)), ("content-length", "1")]
-        status, headers = question.answer.head(self._status, engine_head)
-        body = question.answer.feed(self._answer) + question.answer.end()
+        status, headers = question.response_filter.head(self._status, engine_head)
+        body = question.response_filter.feed(self._answer) + question.response_filter.end()
         return httpx2.Response(status, headers=headers, content=body)
 
 
@@ -136,7 +141,7 @@ class Asking:
     """A translation in front of an engine, asked with what is usual and what a test adds; a field
     that is ``...`` is left out."""
 
-    def __init__(self, translate: Translate, **usual: Any) -> None:
+    def __init__(self, translate: RequestTranslator, **usual: Any) -> None:
         self._translate = translate
         self._usual = usual
 
@@ -147,12 +152,12 @@ class Asking:
     def chat(self, **fields: Any) -> Json:
         """What the engine is asked."""
         question = self._translate(self.body(**fields))
-        assert isinstance(question, Question)
+        assert isinstance(question, TranslatedRequest)
         assert question.path == "/v1/chat/completions"
         return json.loads(question.body)
 
-    def refusal(self, **fields: Any) -> Untranslatable:
-        with pytest.raises(Untranslatable) as caught:
+    def refusal(self, **fields: Any) -> TranslationError:
+        with pytest.raises(TranslationError) as caught:
             self._translate(self.body(**fields))
         return caught.value
 

@@ -11,7 +11,7 @@ import msgspec
 
 from fabric_client.engines.addresses import Address, local
 from fabric_client.engines.probes import DIALECTS, Facts, complaint, is_empty, is_list, told_by
-from fabric_client.translation import table
+from fabric_client.translation.paths import PathHandlers, native_paths, path_handlers, trim_openapi
 from protocol.messages import EngineReport
 
 MAX_ENGINES = 16
@@ -70,7 +70,7 @@ class Engine:
         self._unsure = address.kind is None  # of the kind: another engine may have taken the port
         self._absent: set[str] = set()  # paths that it answered with "no such thing"
         self._kept: dict[str, object] = {}  # what need be asked for only once
-        self.ways: table.Ways = {}
+        self.path_handlers: PathHandlers = {}
         """How it is asked on the paths of the public API."""
         self.name = self.kind
         self.active = 0
@@ -108,7 +108,7 @@ class Engine:
             slots=self.slots,
             models=self._facts.models,
             problem=self._problem,
-            paths=sorted(self.ways),
+            paths=sorted(self.path_handlers),
         )
 
     async def probe(self) -> EngineReport:
@@ -197,7 +197,7 @@ class Engine:
                 self._absent.add(path)
         facts = dialect.read(documents)
         documents |= await self._ask_once(dialect.once)
-        self.ways = table.ways(kind, table.own(kind, documents, facts.models))
+        self.path_handlers = path_handlers(kind, native_paths(kind, documents, facts.models))
         return facts
 
     async def _ask_once(self, paths: Sequence[str]) -> dict[str, object]:
@@ -211,7 +211,7 @@ class Engine:
                     self._absent.add(path)
                 continue
             if answer.status == 200:
-                self._kept[path] = table.shortened(answer.document)
+                self._kept[path] = trim_openapi(answer.document)
             elif answer.status < 500:
                 self._absent.add(path)
         return self._kept

@@ -9,8 +9,15 @@ from fabric_client.proxy.exchange import EngineRequest
 from fabric_client.proxy.slots import RegistrationSlots
 from fabric_client.proxy.upstream import Pool
 from fabric_client.reasoning import HEADER, RAW
-from fabric_client.translation import Answer, Chain, Question, Reply, Translate, Untranslatable
-from fabric_client.translation.refusing import refusal
+from fabric_client.translation import (
+    FilterChain,
+    LocalReply,
+    RequestTranslator,
+    ResponseFilter,
+    TranslatedRequest,
+    TranslationError,
+)
+from fabric_client.translation.local_reply import refusal
 from protocol.aio.tunnel import Stream
 from protocol.errors import Code
 from protocol.messages import RequestHead
@@ -38,13 +45,13 @@ class BufferedEngineRequest(EngineRequest):
         pool: Pool,
         ended: bool,
         share: RegistrationSlots,
-        translate: Translate,
+        translate: RequestTranslator,
     ) -> None:
         super().__init__(forwarder, stream, head, engine, pool, ended, share)
         self._chunked = False
         self._translate = translate
         self._gathered: list[bytes] = []
-        self._question: Question
+        self._question: TranslatedRequest
 
     def _reach(self) -> None:
         if (self._head.body_size or 0) > MAX_BODY:
@@ -83,9 +90,9 @@ class BufferedEngineRequest(EngineRequest):
         self._gathered.clear()
         try:
             asked = self._translate(body)
-        except Untranslatable as error:
+        except TranslationError as error:
             asked = refusal(self._head.path, 400, error.message, error.param)
-        if isinstance(asked, Reply):
+        if isinstance(asked, LocalReply):
             self._say(asked)
             return
         self._question = asked
@@ -93,15 +100,17 @@ class BufferedEngineRequest(EngineRequest):
         self._answer = self._through_reasoning(asked)
         super()._reach()
 
-    def _through_reasoning(self, asked: Question) -> Answer | None:
+    def _through_reasoning(self, asked: TranslatedRequest) -> ResponseFilter | None:
         """What becomes of the engine's answer on its way to the user."""
         make = self._forwarder.reasoning
         if make is None or asked.path != CHAT:
-            return asked.answer
+            return asked.response_filter
         for name, value in self._head.headers:
             if name == HEADER and value.strip().lower() == RAW:
-                return asked.answer
-        return make() if asked.answer is None else Chain(make(), asked.answer)
+                return asked.response_filter
+        return (
+            make() if asked.response_filter is None else FilterChain(make(), asked.response_filter)
+        )
 
     def _request(self) -> bytes:
         path, body, _ = self._question
@@ -114,7 +123,7 @@ class BufferedEngineRequest(EngineRequest):
         message = f"The body is larger than {MAX_BODY >> 20} MiB, the most that is read here."
         self._say(refusal(self._head.path, 413, message))
 
-    def _say(self, reply: Reply) -> None:
+    def _say(self, reply: LocalReply) -> None:
         """What the node answers by itself."""
         size = ("content-length", str(len(reply.body)))
         self.on_answer_head(reply.status, [*reply.headers, size])

@@ -12,7 +12,7 @@ from fabric_client.proxy.slots import RegistrationSlots
 from fabric_client.proxy.throughput import tokens_in
 from fabric_client.proxy.upload_limit import PIECE, UploadLimit
 from fabric_client.proxy.upstream import EngineConnection, Pool
-from fabric_client.translation import Answer
+from fabric_client.translation import ResponseFilter
 from protocol.aio.tunnel import Stream
 from protocol.errors import Code
 from protocol.messages import Figures, RequestHead, ResponseHead
@@ -93,7 +93,7 @@ class EngineRequest:
         self._sent = 0
         self._owed = 0
         self._asked = False
-        self._answer: Answer | None = None
+        self._answer: ResponseFilter | None = None
         """What becomes of the engine's answer on its way; None: it passes as it is."""
         self._answered = False
         self._over = False

@@ -18,8 +18,8 @@ from fabric_client.proxy.slots import RegistrationSlots
 from fabric_client.proxy.throughput import Throughput
 from fabric_client.proxy.upload_limit import UploadLimit
 from fabric_client.proxy.upstream import Pool
-from fabric_client.translation import Answer
-from fabric_client.translation.table import PUBLIC
+from fabric_client.translation import ResponseFilter
+from fabric_client.translation.paths import PUBLIC_PATHS
 from protocol.aio.tunnel import Stream
 from protocol.errors import Code
 from protocol.messages import RequestHead
@@ -37,7 +37,7 @@ class Forwarder:
         find: Callable[[str], Engine | None],
         on_trouble: Callable[[], None] = lambda: None,
         uploads: UploadLimit | None = None,
-        reasoning: Callable[[], Answer] | None = None,
+        reasoning: Callable[[], ResponseFilter] | None = None,
     ) -> None:
         """``on_trouble`` is called when an engine has failed a request; ``uploads`` holds answers
         to the most that this node sends; ``reasoning`` makes what every chat answer of an engine
@@ -128,7 +128,7 @@ class Forwarder:
     def accept(
         self, stream: Stream, head: RequestHead, ended: bool, share: RegistrationSlots
     ) -> EngineRequest | None:
-        if head.method != "POST" or head.path not in PUBLIC:
+        if head.method != "POST" or head.path not in PUBLIC_PATHS:
             stream.reset(Code.FORBIDDEN, f"{head.method} {head.path} is not served here")
             return None
         if self._paused is not None:
@@ -140,7 +140,7 @@ class Forwarder:
         if engine is None:
             stream.reset(Code.REFUSED, f"no engine '{head.engine}' here")
             return None
-        if head.path not in engine.ways:
+        if head.path not in engine.path_handlers:
             stream.reset(Code.REFUSED, f"engine '{head.engine}' can't be asked {head.path}")
             return None
         slots = max(1, engine.slots)
@@ -149,7 +149,7 @@ class Forwarder:
             stream.reset(Code.REFUSED, "all its slots are taken")
             return None
         pool = self._pool(engine.address)
-        translate = engine.ways[head.path]
+        translate = engine.path_handlers[head.path]
         if translate is None:
             forward = EngineRequest(self, stream, head, engine, pool, ended, share)
         else:

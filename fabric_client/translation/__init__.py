@@ -1,7 +1,7 @@
 """Between the dialect that a user speaks and the one that an engine speaks.
 
 Pure: a whole question and pieces of an answer in, the same in the other dialect out.  Nothing is
-dropped in silence: what the other dialect can't say is ``Untranslatable``, and the user is told.
+dropped in silence: what the other dialect can't say is ``TranslationError``, and the user is told.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 Headers = list[tuple[str, str]]
 
 
-class Untranslatable(Exception):
+class TranslationError(Exception):
     """The engine can't be asked this; the user gets a 400 that says so."""
 
     def __init__(self, param: str, message: str) -> None:
@@ -22,7 +22,7 @@ class Untranslatable(Exception):
         self.message = message
 
 
-class Answer(Protocol):
+class ResponseFilter(Protocol):
     """An engine's answer on its way to the user.  Never raises, whatever the engine sends."""
 
     def head(self, status: int, headers: Headers) -> tuple[int, Headers]:
@@ -35,16 +35,16 @@ class Answer(Protocol):
         """The engine's answer is complete; return what is still to be said."""
 
 
-class Question(NamedTuple):
+class TranslatedRequest(NamedTuple):
     """What an engine is asked in the user's stead, and how its answer becomes theirs."""
 
     path: str
     body: bytes
-    answer: Answer | None
+    response_filter: ResponseFilter | None
     """None: what the engine says is what the user gets."""
 
 
-class Reply(NamedTuple):
+class LocalReply(NamedTuple):
     """What can be answered without asking the engine."""
 
     status: int
@@ -52,14 +52,14 @@ class Reply(NamedTuple):
     body: bytes
 
 
-Translate = Callable[[bytes], Question | Reply]
-"""From the whole body of a user's request.  Raises ``Untranslatable``."""
+RequestTranslator = Callable[[bytes], TranslatedRequest | LocalReply]
+"""From the whole body of a user's request.  Raises ``TranslationError``."""
 
 
-class Chain:
+class FilterChain:
     """Two answers as one: what ``first`` makes of the engine's is what ``then`` hears."""
 
-    def __init__(self, first: Answer, then: Answer) -> None:
+    def __init__(self, first: ResponseFilter, then: ResponseFilter) -> None:
         self._first = first
         self._then = then
 

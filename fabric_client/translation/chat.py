@@ -1,6 +1,6 @@
 """What engines answer at /v1/chat/completions, read once for every dialect that is made of it.
 
-``ChatAnswer`` reads; a ``Teller`` says the same in a user's dialect.
+``ChatTranslator`` reads; a ``AnswerEncoder`` says the same in a user's dialect.
 """
 
 from __future__ import annotations
@@ -11,7 +11,13 @@ from typing import Any, Protocol
 import msgspec
 
 from fabric_client.translation import Headers
-from fabric_client.translation.chunks import FAILURES, UNREADABLE, Chunk, Garbled, read_chunk
+from fabric_client.translation.chunks import (
+    FAILURES,
+    UNREADABLE,
+    Chunk,
+    MalformedToolCall,
+    read_chunk,
+)
 from fabric_client.translation.sse import EndlessEvent, Events
 
 PATH = "/v1/chat/completions"
@@ -19,10 +25,10 @@ MAX_BODY = 16 * 1024 * 1024
 """Bytes of an unstreamed answer; it can only be translated as a whole."""
 
 
-class Teller(Protocol):
+class AnswerEncoder(Protocol):
     """Says in a user's dialect what an engine tells.
 
-    ``chunk`` and ``whole`` raise ``Garbled`` when it can't be said.
+    ``chunk`` and ``whole`` raise ``MalformedToolCall`` when it can't be said.
     """
 
     def chunk(self, chunk: Chunk) -> bytes:
@@ -46,13 +52,13 @@ _TOO_LONG = re.compile("maximum context length|context size|context length|conte
 _ANSWER_TOO_LONG = re.compile("max_tokens|max_completion_tokens|in the completion")
 
 
-class ChatAnswer:
-    """``fabric_client.translation.Answer`` for any dialect that has a ``Teller``."""
+class ChatTranslator:
+    """``fabric_client.translation.Answer`` for any dialect that has a ``AnswerEncoder``."""
 
     streamed_type = "text/event-stream"
     """The content type of what the teller says in a stream."""
 
-    def __init__(self, teller: Teller) -> None:
+    def __init__(self, teller: AnswerEncoder) -> None:
         self._teller = teller
         self._events: Events | None = None
         """Of a streamed answer."""
@@ -110,13 +116,13 @@ class ChatAnswer:
                 told.append(self._break("the engine sent an event that can't be read"))
                 break
             if chunk.error is not None:
-                told.append(self._break(error_message(chunk.error)))
+                told.append(self._break(error_text(chunk.error)))
             elif chunk.choices and chunk.choices[0].finish_reason in FAILURES:
                 told.append(self._break("the engine has given up"))
             else:
                 try:
                     told.append(self._teller.chunk(chunk))
-                except Garbled:
+                except MalformedToolCall:
                     told.append(self._break("the engine mixes up the pieces of its calls"))
         return told[0] if len(told) == 1 else b"".join(told)
 
@@ -130,40 +136,40 @@ class ChatAnswer:
 
     def _tell_whole(self) -> bytes:
         if self._status >= 400:
-            return self._teller.refusal(self._status, body_message(bytes(self._body)))
+            return self._teller.refusal(self._status, body_error_text(bytes(self._body)))
         try:
             chunk = read_chunk(self._body)
         except UNREADABLE:
             return self._teller.refusal(502, "the engine sent an answer that can't be read")
         if chunk.error is not None:
-            return self._teller.refusal(502, error_message(chunk.error))
+            return self._teller.refusal(502, error_text(chunk.error))
         if chunk.choices and chunk.choices[0].finish_reason in FAILURES:
             return self._teller.refusal(502, "the engine has given up")
         if not chunk.choices or (chunk.choices[0].message or chunk.choices[0].text) is None:
             return self._teller.refusal(502, "the engine sent an answer without a message")
         try:
             return self._teller.whole(chunk)
-        except Garbled:
+        except MalformedToolCall:
             return self._teller.refusal(502, "the engine sent a call of a tool without a name")
 
 
-def error_message(error: Any) -> str:
+def error_text(error: Any) -> str:
     """What an engine's ``error`` says to a person: it is an object or a plain text."""
     if isinstance(error, dict):
         error = error.get("message") or error.get("detail") or error
     return error if isinstance(error, str) else msgspec.json.encode(error).decode()
 
 
-def is_too_long(message: str) -> bool:
+def is_context_overflow(message: str) -> bool:
     """Whether an engine refuses because the prompt does not fit its model's context: not because
     the prompt and the answer that was asked for, together, do not."""
     return bool(_TOO_LONG.search(message)) and not _ANSWER_TOO_LONG.search(message)
 
 
-def body_message(body: bytes) -> str:
+def body_error_text(body: bytes) -> str:
     """FastAPI says ``{"detail": …}``, older vLLMs ``{"object": "error", "message": …}``."""
     try:
         found = msgspec.json.decode(body)
     except UNREADABLE:
         return body[:500].decode(errors="replace").strip() or "the engine gave no reason"
-    return error_message(found.get("error") or found if isinstance(found, dict) else found)
+    return error_text(found.get("error") or found if isinstance(found, dict) else found)

@@ -15,7 +15,7 @@ FAILURES = frozenset({"abort", "error"})
 """What vLLM gives for ``finish_reason`` when an answer is not one."""
 
 
-class Garbled(Exception):
+class MalformedToolCall(Exception):
     """There is a piece of a call that has no beginning: whose arguments these are is not known."""
 
 
@@ -32,9 +32,9 @@ class ToolCall(Struct, gc=False):
 
     @property
     def name(self) -> str:
-        """Without which no call can begin.  Raises ``Garbled``."""
+        """Without which no call can begin.  Raises ``MalformedToolCall``."""
         if self.function is None or not self.function.name:
-            raise Garbled
+            raise MalformedToolCall
         return self.function.name
 
     @property

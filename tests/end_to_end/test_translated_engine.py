@@ -10,7 +10,7 @@ import httpx2
 import openai
 import pytest
 
-from fabric_client.translation import Translate, messages, responses
+from fabric_client.translation import RequestTranslator, messages, responses
 from tests.lab.llama import LlamaServer
 
 MORE = {"ignore_eos": True}
@@ -21,7 +21,7 @@ USER: Any = [{"role": "user", "content": "Say something"}]
 class Translating(httpx2.BaseTransport):
     """What the node does between a user and an engine."""
 
-    def __init__(self, translate: Translate, engine: str) -> None:
+    def __init__(self, translate: RequestTranslator, engine: str) -> None:
         self._translate = translate
         self._engine = engine
 
@@ -29,10 +29,10 @@ class Translating(httpx2.BaseTransport):
         question = self._translate(request.read())
         with httpx2.stream("POST", self._engine + question.path, content=question.body) as engine:
             told = [(name.lower(), value) for name, value in engine.headers.items()]
-            status, headers = question.answer.head(engine.status_code, told)
-            body = b"".join(question.answer.feed(data) for data in engine.iter_raw())
+            status, headers = question.response_filter.head(engine.status_code, told)
+            body = b"".join(question.response_filter.feed(data) for data in engine.iter_raw())
         kept = [pair for pair in headers if pair[0] == "content-type"]
-        return httpx2.Response(status, headers=kept, content=body + question.answer.end())
+        return httpx2.Response(status, headers=kept, content=body + question.response_filter.end())
 
 
 @pytest.fixture(scope="module")

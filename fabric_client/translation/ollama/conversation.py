@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import msgspec
 
-from fabric_client.translation import Untranslatable
+from fabric_client.translation import TranslationError
+from fabric_client.translation.lenient_json import Json, inner, text
 from fabric_client.translation.ollama import media
-from fabric_client.translation.reading import Json, inner, text
 
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 
@@ -20,7 +20,7 @@ def messages(body: Json) -> list[Json]:
     if given is None:
         return []
     if not isinstance(given, list):
-        raise Untranslatable("messages", "messages must be a list")
+        raise TranslationError("messages", "messages must be a list")
     open_calls: list[tuple[str, str]] = []
     return [_message(one, f"messages[{index}]", open_calls) for index, one in enumerate(given)]
 
@@ -30,22 +30,22 @@ def tools(body: Json) -> Json:
     if given is None or given == []:
         return {}
     if not isinstance(given, list) or not all(isinstance(tool, dict) for tool in given):
-        raise Untranslatable("tools", "tools must be a list of objects")
+        raise TranslationError("tools", "tools must be a list of objects")
     return {"tools": [{"type": "function", **tool} for tool in given]}
 
 
 def _message(given: object, where: str, open_calls: list[tuple[str, str]]) -> Json:
     """``open_calls`` are the calls so far that have no result, as (name, id)."""
     if not isinstance(given, dict):
-        raise Untranslatable(where, f"{where} must be an object")
+        raise TranslationError(where, f"{where} must be an object")
     role = given.get("role")
     if not isinstance(role, str) or role not in _ROLES:
-        raise Untranslatable(
+        raise TranslationError(
             f"{where}.role", f"{where}.role must be 'system', 'user', 'assistant' or 'tool'"
         )
     words = given.get("content")
     if words is not None and not isinstance(words, str):
-        raise Untranslatable(f"{where}.content", f"{where}.content must be a string")
+        raise TranslationError(f"{where}.content", f"{where}.content must be a string")
     content = media.parts(words or "", given.get("images"), f"{where}.images")
     message: Json = {"role": "system" if role == "developer" else role, "content": content}
     if role == "tool":
@@ -60,14 +60,14 @@ def _message(given: object, where: str, open_calls: list[tuple[str, str]]) -> Js
 
 def _calls(given: object, where: str, open_calls: list[tuple[str, str]]) -> list[Json]:
     if not isinstance(given, list):
-        raise Untranslatable(where, f"{where} must be a list")
+        raise TranslationError(where, f"{where} must be a list")
     calls = []
     for index, call in enumerate(given):
         function = inner(call, "function")
         name = text(function, "name")
         arguments = function.get("arguments")
         if not name or not isinstance(arguments, dict | None):
-            raise Untranslatable(
+            raise TranslationError(
                 f"{where}[{index}]",
                 f"{where}[{index}].function must have a name, and arguments that are an object",
             )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fabric_client.translation.gathering import Gathered
-from fabric_client.translation.reading import Json, inner, rows
+from fabric_client.translation.collector import CollectingTranslator
+from fabric_client.translation.lenient_json import Json, inner, rows
 
 
-class Embeddings(Gathered):
+class EmbeddingsTranslator(CollectingTranslator):
     """``many``: the answer of ``/api/embed``, otherwise that of ``/api/embeddings``."""
 
     def __init__(self, model: str, many: bool, clock: Callable[[], int]) -> None:

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from fabric_client.translation import Untranslatable
+from fabric_client.translation import TranslationError
 from fabric_client.translation.chat import MAX_BODY
-from fabric_client.translation.fields import RESHAPING
-from fabric_client.translation.messages import IGNORED, count_tokens, translate
+from fabric_client.translation.messages import count_tokens, translate
+from fabric_client.translation.messages.request import IGNORED
+from fabric_client.translation.validation import UNTRANSLATABLE_FIELDS
 from tests.chat_streams import (
     CALLED,
     THOUGHT_AND_SAID,
@@ -331,7 +332,7 @@ def test_nothing_that_the_official_client_can_send_is_dropped_in_silence():
     st.text(min_size=1).filter(lambda name: name not in {*USED, *REFUSED, *IGNORED}), st.integers()
 )
 def test_a_field_that_nobody_knows_is_for_the_engine(name: str, value: int):
-    if name in RESHAPING:
+    if name in UNTRANSLATABLE_FIELDS:
         assert refusal(**{name: value}).param == name
     else:
         assert chat(**{name: value})[name] == value or name in ("chat_template_kwargs",)
@@ -356,13 +357,13 @@ names = sorted({*USED, *REFUSED, "chat_template_kwargs"})
 def test_whatever_stands_in_a_field_it_is_taken_or_refused(name: str, value: Any):
     try:
         translate(body(**{name: value}))
-    except Untranslatable as error:
+    except TranslationError as error:
         assert error.message
 
 
 @given(st.binary(max_size=30))
 def test_a_body_that_is_no_json_object_is_refused(data: bytes):
-    with pytest.raises(Untranslatable):
+    with pytest.raises(TranslationError):
         translate(data)
 
 
@@ -457,7 +458,7 @@ def test_any_cut_of_the_engines_bytes_gives_the_same_answer(answer: bytes, data:
 
 
 def test_a_word_goes_on_with_the_byte_that_completes_its_event():
-    answer = translate(body(stream=True)).answer
+    answer = translate(body(stream=True)).response_filter
     answer.head(200, [("content-type", "text/event-stream")])
     assert answer.feed(sse(chunk({"content": "a"}), done=False)[:-1]) == b""
     assert b'"text":"a"' in answer.feed(b"\n")
@@ -637,7 +638,7 @@ def test_an_unstreamed_answer_that_is_none_is_an_error(answer: bytes):
 
 @given(st.binary(max_size=60), st.booleans(), st.sampled_from([200, 400, 500]))
 def test_no_answer_of_an_engine_raises(data: bytes, streams: bool, status: int):
-    answer = translate(body(stream=streams)).answer
+    answer = translate(body(stream=streams)).response_filter
     kind = "text/event-stream" if streams else "application/json"
     answer.head(status, [("content-type", kind)])
     answer.feed(data + b"\n\n")

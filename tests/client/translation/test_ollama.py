@@ -17,7 +17,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from fabric_client.translation import Answer, Question, Reply, Untranslatable
+from fabric_client.translation import (
+    LocalReply,
+    ResponseFilter,
+    TranslatedRequest,
+    TranslationError,
+)
 from fabric_client.translation.ollama import Ollama
 
 Json = dict[str, Any]
@@ -50,28 +55,30 @@ def ollama(kind: str = "vllm", clock: Callable[[], int] = lambda: NOW) -> Ollama
 def question(path: str, body: Json, kind: str = "vllm") -> Json:
     """What the engine is asked."""
     asked = getattr(ollama(kind), path)(json.dumps({"model": "tiny", **body}).encode())
-    assert isinstance(asked, Question)
+    assert isinstance(asked, TranslatedRequest)
     found: Json = json.loads(asked.body)
     return {"path": asked.path, **found}
 
 
-def refused(path: str, body: Json, kind: str = "vllm") -> Untranslatable:
-    with pytest.raises(Untranslatable) as caught:
+def refused(path: str, body: Json, kind: str = "vllm") -> TranslationError:
+    with pytest.raises(TranslationError) as caught:
         question(path, body, kind)
     return caught.value
 
 
-def answer(path: str = "chat", clock: Callable[[], int] | None = None, **body: Any) -> Answer:
+def answer(
+    path: str = "chat", clock: Callable[[], int] | None = None, **body: Any
+) -> ResponseFilter:
     words: Json = {"messages": HELLO, "prompt": "hello", "input": "hello"}
     asked = getattr(ollama(clock=clock or (lambda: NOW)), path)(
         json.dumps({"model": "tiny", **words, **body}).encode()
     )
-    assert isinstance(asked, Question)
-    assert asked.answer is not None
-    return asked.answer
+    assert isinstance(asked, TranslatedRequest)
+    assert asked.response_filter is not None
+    return asked.response_filter
 
 
-def heard(answer: Answer, pieces: Iterable[bytes], headers: Any = STREAM) -> bytes:
+def heard(answer: ResponseFilter, pieces: Iterable[bytes], headers: Any = STREAM) -> bytes:
     answer.head(200, headers)
     return b"".join(answer.feed(piece) for piece in pieces) + answer.end()
 
@@ -239,7 +246,7 @@ def test_what_is_no_question_is_refused_by_the_field_at_fault(body: Json, param:
 @pytest.mark.parametrize("path", ["chat", "generate", "embed", "embeddings"])
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"7", b"\xff", b"[" * 100_000, b"{}"])
 def test_what_is_no_body_is_refused(path: str, body: bytes) -> None:
-    with pytest.raises(Untranslatable):
+    with pytest.raises(TranslationError):
         getattr(ollama(), path)(body)
 
 
@@ -296,7 +303,7 @@ def test_who_only_wants_the_model_loaded_is_told_that_it_is(
     path: str, body: Json, told: Json
 ) -> None:
     reply = getattr(ollama(), path)(json.dumps({"model": "tiny", **body}).encode())
-    assert isinstance(reply, Reply)
+    assert isinstance(reply, LocalReply)
     assert reply.status == 200
     assert told.items() <= json.loads(reply.body).items()
 

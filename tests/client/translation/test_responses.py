@@ -14,9 +14,10 @@ from openai.types.responses import Response, ResponseStreamEvent
 from openai.types.responses.response_create_params import ResponseCreateParamsBase
 from pydantic import TypeAdapter
 
-from fabric_client.translation import Untranslatable
-from fabric_client.translation.fields import RESHAPING
-from fabric_client.translation.responses import IGNORED, translate
+from fabric_client.translation import TranslationError
+from fabric_client.translation.responses import translate
+from fabric_client.translation.responses.request import IGNORED
+from fabric_client.translation.validation import UNTRANSLATABLE_FIELDS
 from tests.chat_streams import (
     CALLED,
     THOUGHT_AND_SAID,
@@ -358,14 +359,16 @@ known = sorted({*USED, *REFUSED, *ONLY_WITH_TOOLS, "chat_template_kwargs"})
 def test_whatever_stands_in_a_field_it_is_taken_or_refused(name: str, value: Any):
     try:
         translate(body(**{name: value}))
-    except Untranslatable as error:
+    except TranslationError as error:
         assert error.message
 
 
-@given(st.text(min_size=1) | st.sampled_from(["min_p", "seed", *RESHAPING]), st.integers())
+@given(
+    st.text(min_size=1) | st.sampled_from(["min_p", "seed", *UNTRANSLATABLE_FIELDS]), st.integers()
+)
 def test_a_field_that_nobody_knows_is_for_the_engine(name: str, value: int):
     assume(name not in {*known, *IGNORED})
-    if name in RESHAPING:
+    if name in UNTRANSLATABLE_FIELDS:
         assert refusal(**{name: value}).param == name
     else:
         assert chat(**{name: value})[name] == value
@@ -579,7 +582,7 @@ def test_a_prompt_that_is_too_long_is_called_so():
 
 @given(st.binary(max_size=60), st.booleans(), st.sampled_from([200, 400, 500]))
 def test_no_answer_of_an_engine_raises(data: bytes, streams: bool, status: int):
-    answer = translate(body(stream=streams)).answer
+    answer = translate(body(stream=streams)).response_filter
     kind = "text/event-stream" if streams else "application/json"
     answer.head(status, [("content-type", kind)])
     answer.feed(data + b"\n\n")

@@ -13,10 +13,10 @@ from typing import Any
 
 import msgspec
 
-from fabric_client.translation import Headers, Question, Untranslatable
-from fabric_client.translation.gathering import Gathered, Whole
-from fabric_client.translation.messages_answer import refused
-from fabric_client.translation.reading import Json, inner, rows, said, text
+from fabric_client.translation import Headers, TranslatedRequest, TranslationError
+from fabric_client.translation.collector import BodyCollector, CollectingTranslator
+from fabric_client.translation.lenient_json import Json, inner, rows, said, text
+from fabric_client.translation.messages.encoder import refused
 
 _ROLE = re.compile(rb'"role"\s*:\s*"developer"')
 _TOKENS = re.compile(rb'"input"\s*:\s*\[\s*[\[\d]')
@@ -24,12 +24,12 @@ _NO_TOKENS = frozenset({"ollama", "lm-studio"})
 """Kinds whose embeddings take no token ids: they answer them with nothing, and call it success."""
 
 
-def chat(body: bytes) -> Question:
+def chat(body: bytes) -> TranslatedRequest:
     """``developer`` is OpenAI's newer word for ``system``.  Chat templates don't know it: they
     leave the message out, or fail."""
     if _ROLE.search(body):
         body = _renamed(body)
-    return Question("/v1/chat/completions", body, None)
+    return TranslatedRequest("/v1/chat/completions", body, None)
 
 
 def _renamed(body: bytes) -> bytes:
@@ -45,19 +45,19 @@ def _renamed(body: bytes) -> bytes:
     return msgspec.json.encode(fields)
 
 
-def embeddings(kind: str) -> Callable[[bytes], Question]:
+def embeddings(kind: str) -> Callable[[bytes], TranslatedRequest]:
     """For an engine of that kind.  The official clients ask for base64, whether or not the engine
     knows the word; LangChain's send token ids."""
 
-    def translate(body: bytes) -> Question:
+    def translate(body: bytes) -> TranslatedRequest:
         if kind in _NO_TOKENS and _TOKENS.search(body):
-            raise Untranslatable(
+            raise TranslationError(
                 "input",
                 "The engine which serves this model takes text, not token ids. Send strings; in "
                 "LangChain's OpenAIEmbeddings set check_embedding_ctx_length=False.",
             )
-        answer = _Base64() if b'"base64"' in body and _asks_base64(body) else None
-        return Question("/v1/embeddings", body, answer)
+        answer = _Base64Encoder() if b'"base64"' in body and _asks_base64(body) else None
+        return TranslatedRequest("/v1/embeddings", body, answer)
 
     return translate
 
@@ -69,14 +69,14 @@ def _asks_base64(body: bytes) -> bool:
         return False
 
 
-def ollama(path: str) -> Callable[[bytes], Question]:
+def ollama(path: str) -> Callable[[bytes], TranslatedRequest]:
     """For Ollama's own paths: how long a model stays in memory is its owner's business.  Without
     this any user could pin one there, or throw out what others use."""
 
-    def translate(body: bytes) -> Question:
+    def translate(body: bytes) -> TranslatedRequest:
         if b'"keep_alive"' in body:
             body = _without("keep_alive", body)
-        return Question(path, body, None)
+        return TranslatedRequest(path, body, None)
 
     return translate
 
@@ -89,21 +89,21 @@ def _without(name: str, body: bytes) -> bytes:
     return body if fields.pop(name, None) is None else msgspec.json.encode(fields)
 
 
-def show(body: bytes) -> Question:
+def show(body: bytes) -> TranslatedRequest:
     """A Modelfile names the files of the model, and with them often their owner."""
-    return Question("/api/show", body, _Show())
+    return TranslatedRequest("/api/show", body, _ShowFilter())
 
 
-def messages(path: str) -> Callable[[bytes], Question]:
+def messages(path: str) -> Callable[[bytes], TranslatedRequest]:
     """Some engines speak Anthropic's dialect until something is wrong, and say that in OpenAI's."""
-    return lambda body: Question(path, body, _Refused())
+    return lambda body: TranslatedRequest(path, body, _ErrorTranslator())
 
 
-class _Refused:
+class _ErrorTranslator:
     """Puts an engine's error in Anthropic's shape, unless it is; all else passes untouched."""
 
     def __init__(self) -> None:
-        self._whole = Whole()
+        self._whole = BodyCollector()
         self._status = 200
 
     def head(self, status: int, headers: Headers) -> tuple[int, Headers]:
@@ -128,11 +128,11 @@ class _Refused:
         return refused(self._status, text(self._whole.document(self._status), "error"))
 
 
-class _Base64:
+class _Base64Encoder:
     """Passes on what has no lists of numbers; encodes them where it has."""
 
     def __init__(self) -> None:
-        self._whole = Whole()
+        self._whole = BodyCollector()
         self._status = 200
 
     def head(self, status: int, headers: Headers) -> tuple[int, Headers]:
@@ -173,7 +173,7 @@ def _encoded(numbers: list[Any]) -> object:
 _FILE = re.compile(r"^(\s*(?:FROM|ADAPTER)\s+).*[/\\]([^/\\\s]+)\s*$", re.IGNORECASE)
 
 
-class _Show(Gathered):
+class _ShowFilter(CollectingTranslator):
     def told(self, document: Json) -> object:
         if modelfile := text(document, "modelfile"):
             lines = modelfile.split("\n")

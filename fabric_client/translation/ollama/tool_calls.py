@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from fabric_client.translation.chunks import ToolCall
-from fabric_client.translation.reading import Json, said
+from fabric_client.translation.lenient_json import Json, said
 
 MAX_CALLS = 128
 MAX_ARGUMENTS = 8 * 2**20
 """Characters of one call's."""
 
 
-class Calls:
+class ToolCallAssembler:
     """Ollama's users get each call whole: its arguments are an object to them.
 
     ``feed`` and ``end`` return the calls that are complete now, and the text of those that can't
@@ -26,7 +26,7 @@ class Calls:
         self._count = 0
 
     def feed(self, pieces: list[ToolCall]) -> tuple[list[Json], str]:
-        """Raises ``Garbled``."""
+        """Raises ``MalformedToolCall``."""
         calls: list[Json] = []
         torn = ""
         for piece in pieces:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import msgspec
 
 from fabric_client.translation import Headers
-from fabric_client.translation.reading import Json, complaint, said
+from fabric_client.translation.lenient_json import Json, complaint, said
 
 MAX_ANSWER = 64 * 2**20
 """Bytes of an unstreamed answer; a longer one is not kept."""
 
 
-class Whole:
+class BodyCollector:
     """What has come of an answer, up to a limit."""
 
     def __init__(self) -> None:
@@ -46,11 +46,11 @@ class Whole:
         return document if problem is None else {"error": problem}
 
 
-class Gathered:
-    """An ``Answer`` of Ollama's dialect that comes in one piece; ``told`` makes it."""
+class CollectingTranslator:
+    """An ``ResponseFilter`` of Ollama's dialect that comes in one piece; ``told`` makes it."""
 
     def __init__(self) -> None:
-        self._whole = Whole()
+        self._whole = BodyCollector()
         self._status = 200
 
     def head(self, status: int, headers: Headers) -> tuple[int, Headers]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from fabric_client.translation.chat import is_too_long
+from fabric_client.translation.chat import is_context_overflow
 from fabric_client.translation.chunks import Chunk, Message, ToolCall, Usage
 from fabric_client.translation.sse import event
 
@@ -52,7 +52,7 @@ _PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 _MESSAGE_STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
 
 
-class MessageTeller:
+class MessagesEncoder:
     """``fabric_client.translation.chat.Teller``."""
 
     def __init__(self, model: str, stops: frozenset[str] = frozenset(), begun: str = "") -> None:
@@ -204,7 +204,7 @@ class MessageTeller:
 
 
 def refused(status: int, message: str) -> bytes:
-    if status == 400 and is_too_long(message):
+    if status == 400 and is_context_overflow(message):
         message = f"prompt is too long: {message}"  # Claude Code then makes it shorter
     kind = _ERROR_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
     return _json({"type": "error", "error": {"type": kind, "message": message}})

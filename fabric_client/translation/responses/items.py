@@ -5,14 +5,14 @@ from __future__ import annotations
 import msgspec
 
 from fabric_client.translation.chunks import ToolCall
-from fabric_client.translation.fields import Fields
-from fabric_client.translation.responses_tools import Tool, custom_input, search_arguments
+from fabric_client.translation.responses.tools import OfferedTool, custom_input, search_arguments
+from fabric_client.translation.validation import Json
 
 CALLS = {"function_call": "fc", "custom_tool_call": "ctc", "tool_search_call": "tsc"}
 """Items that are calls, and what their ids begin with."""
 
 
-class Item:
+class OutputItem:
     """A thought, a message or a call."""
 
     __slots__ = ("call", "id", "kind", "pieces", "told_id", "tool")
@@ -23,26 +23,26 @@ class Item:
         self.told_id = msgspec.json.encode(id)
         self.pieces: list[str] = []
         self.call = ToolCall()
-        self.tool = Tool("")
+        self.tool = OfferedTool("")
 
     @property
     def text(self) -> str:
         return "".join(self.pieces)
 
-    def part(self, text: str) -> Fields:
+    def part(self, text: str) -> Json:
         if self.kind == "reasoning":
             return {"type": "reasoning_text", "text": text}
         return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
-    def begun(self) -> Fields:
+    def begun(self) -> Json:
         return self._described("in_progress", "", [])
 
-    def done(self, status: str) -> Fields:
+    def done(self, status: str) -> Json:
         text = self.text
         return self._described(status, text, [self.part(text)])
 
-    def _described(self, status: str, text: str, content: list[Fields]) -> Fields:
-        item: Fields = {"id": self.id, "type": self.kind, "status": status}
+    def _described(self, status: str, text: str, content: list[Json]) -> Json:
+        item: Json = {"id": self.id, "type": self.kind, "status": status}
         if self.kind == "reasoning":
             return item | {"summary": [], "content": content}
         if self.kind == "message":

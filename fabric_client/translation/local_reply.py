@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import msgspec
 
-from fabric_client.translation import Reply
+from fabric_client.translation import LocalReply
 
 _ANTHROPIC = {413: "request_too_large"}
 _OPENAI = {413: "body_too_large"}
 
 
-def refusal(path: str, status: int, message: str, param: str = "") -> Reply:
+def refusal(path: str, status: int, message: str, param: str = "") -> LocalReply:
     """``param`` is the field of the user's body that is at fault, if one is."""
     error: object
     if path.startswith("/api/"):
@@ -24,5 +24,5 @@ def refusal(path: str, status: int, message: str, param: str = "") -> Reply:
     return json_reply(error, status)
 
 
-def json_reply(document: object, status: int = 200) -> Reply:
-    return Reply(status, [("content-type", "application/json")], msgspec.json.encode(document))
+def json_reply(document: object, status: int = 200) -> LocalReply:
+    return LocalReply(status, [("content-type", "application/json")], msgspec.json.encode(document))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeGuard
 
-from fabric_client.translation.reading import Json, rows
+from fabric_client.translation.lenient_json import Json, rows
 
 
 def tokens(told: object, most: int) -> list[Json]:

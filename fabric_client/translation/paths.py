@@ -1,7 +1,7 @@
 """What a node can be asked on each path of the public API, by the kind of its engine.
 
 The engine speaks the path's dialect itself, or the node translates, or it can't be asked.  Nothing
-that is not in ``PUBLIC`` is ever asked of an engine.
+that is not in ``PUBLIC_PATHS`` is ever asked of an engine.
 
 Sources: Ollama's server/routes.go and release notes; vLLM's /openapi.json; llama-server's
 README.md, tried on the one that the tests build; LM Studio's API changelog.
@@ -13,9 +13,9 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-from fabric_client.translation import Translate, messages, native, responses
+from fabric_client.translation import RequestTranslator, messages, native_filters, responses
+from fabric_client.translation.lenient_json import inner, text
 from fabric_client.translation.ollama import Ollama
-from fabric_client.translation.reading import inner, text
 from protocol.messages import ModelReport
 
 _BASIC = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
@@ -25,43 +25,49 @@ _TOKENS = frozenset({"/tokenize", "/detokenize"})
 _MESSAGES = frozenset({"/v1/messages", "/v1/messages/count_tokens"})
 _AUDIO = frozenset({"/v1/audio/transcriptions", "/v1/audio/translations"})
 
-PUBLIC = _BASIC | _OLLAMA | _RERANK | _TOKENS | _MESSAGES | _AUDIO | {"/v1/responses"}
+PUBLIC_PATHS = _BASIC | _OLLAMA | _RERANK | _TOKENS | _MESSAGES | _AUDIO | {"/v1/responses"}
 """All of them with POST."""
 
-Ways = Mapping[str, Translate | None]
+PathHandlers = Mapping[str, RequestTranslator | None]
 """How an engine is asked on each path that it can be asked on; None: as the user asks."""
 
 
-def ways(
-    kind: str, own: Iterable[str], clock: Callable[[], int] = time.time_ns
-) -> dict[str, Translate | None]:
-    """``own`` are the paths that the engine answers itself, of which only public ones count."""
-    found: dict[str, Translate | None] = {path: None for path in own if path in PUBLIC}
-    for path, translate in _watched(kind).items():
+def path_handlers(
+    kind: str, native: Iterable[str], clock: Callable[[], int] = time.time_ns
+) -> dict[str, RequestTranslator | None]:
+    """Map each public path that an engine can serve to its handler.
+
+    ``native`` are the paths that the engine answers itself; those not in ``PUBLIC_PATHS`` are
+    left out.
+    """
+    found: dict[str, RequestTranslator | None] = {
+        path: None for path in native if path in PUBLIC_PATHS
+    }
+    for path, translate in _native_filters(kind).items():
         if path in found:
             found[path] = translate
-    for path, (needs, translate) in _translated(kind, clock).items():
+    for path, (needs, translate) in _translators(kind, clock).items():
         if needs in found:
             found.setdefault(path, translate)
     return found
 
 
-def _watched(kind: str) -> dict[str, Translate]:
+def _native_filters(kind: str) -> dict[str, RequestTranslator]:
     """Of paths that engines answer themselves, those where the node has a hand in it."""
     return {
-        "/v1/chat/completions": native.chat,
-        "/v1/embeddings": native.embeddings(kind),
-        **{path: native.messages(path) for path in _MESSAGES},
-        **{path: native.ollama(path) for path in _OLLAMA},
-        "/api/show": native.show,
+        "/v1/chat/completions": native_filters.chat,
+        "/v1/embeddings": native_filters.embeddings(kind),
+        **{path: native_filters.messages(path) for path in _MESSAGES},
+        **{path: native_filters.ollama(path) for path in _OLLAMA},
+        "/api/show": native_filters.show,
     }
 
 
-def _translated(kind: str, clock: Callable[[], int]) -> dict[str, tuple[str, Translate]]:
+def _translators(kind: str, clock: Callable[[], int]) -> dict[str, tuple[str, RequestTranslator]]:
     """Path → the path that the engine must have for it, and what becomes of the question."""
     ollama = Ollama(kind, clock)
     chat = "/v1/chat/completions"
-    found: dict[str, tuple[str, Translate]] = {
+    found: dict[str, tuple[str, RequestTranslator]] = {
         "/v1/messages": (chat, messages.translate),
         "/v1/responses": (chat, responses.translate),
         "/api/chat": (chat, ollama.chat),
@@ -77,9 +83,11 @@ def _translated(kind: str, clock: Callable[[], int]) -> dict[str, tuple[str, Tra
 # ── what engines answer themselves ────────────────────────────────────────────────────────────
 
 
-def own(kind: str, documents: Mapping[str, object], models: Iterable[ModelReport]) -> set[str]:
+def native_paths(
+    kind: str, documents: Mapping[str, object], models: Iterable[ModelReport]
+) -> set[str]:
     """The public paths of an engine that told these documents about itself, and these models."""
-    if listed := _listed(documents.get("/openapi.json")):
+    if listed := _documented_paths(documents.get("/openapi.json")):
         return listed
     hears = any("audio" in model.capabilities for model in models)
     match kind:
@@ -106,15 +114,15 @@ def own(kind: str, documents: Mapping[str, object], models: Iterable[ModelReport
     return set(found)
 
 
-def shortened(document: object) -> object:
-    """What ``own`` reads of an OpenAPI document, which may be a megabyte."""
+def trim_openapi(document: object) -> object:
+    """What ``native_paths`` reads of an OpenAPI document, which may be a megabyte."""
     paths = inner(document, "paths")
-    return {"paths": {path: {"post": {}} for path in PUBLIC if "post" in inner(paths, path)}}
+    return {"paths": {path: {"post": {}} for path in PUBLIC_PATHS if "post" in inner(paths, path)}}
 
 
-def _listed(document: object) -> set[str]:
+def _documented_paths(document: object) -> set[str]:
     """Those of FastAPI's list (vLLM, SGLang and others); none when it tells of something else."""
-    found = PUBLIC & inner(document, "paths").keys()
+    found = PUBLIC_PATHS & inner(document, "paths").keys()
     return set(found) if found & (_BASIC | _RERANK | _AUDIO) else set()
 
 

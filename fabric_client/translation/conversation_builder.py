@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fabric_client.translation.fields import Fields
+from fabric_client.translation.validation import Json
 
 
-class Conversation:
+class ConversationBuilder:
     """Built from its beginning to its end, one thing said after the other.
 
     Templates of chats are narrower than the APIs: many take a system message only as the first, and
@@ -16,8 +16,8 @@ class Conversation:
     """
 
     def __init__(self) -> None:
-        self._messages: list[Fields] = []
-        self._images: list[Fields] = []
+        self._messages: list[Json] = []
+        self._images: list[Json] = []
 
     def system(self, text: str) -> None:
         last = self._last()
@@ -28,7 +28,7 @@ class Conversation:
         else:
             self.user([_text(f"<system-reminder>\n{text}\n</system-reminder>")])
 
-    def user(self, parts: list[Fields]) -> None:
+    def user(self, parts: list[Json]) -> None:
         images, self._images = self._images, []
         last = self._last()
         if last is not None and last["role"] == "user":
@@ -50,7 +50,7 @@ class Conversation:
         call = {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
         self._by_assistant().setdefault("tool_calls", []).append(call)
 
-    def result(self, call_id: str, parts: list[Fields], failed: bool = False) -> None:
+    def result(self, call_id: str, parts: list[Json], failed: bool = False) -> None:
         text = "\n".join(part["text"] for part in parts if part["type"] == "text")
         images = [part for part in parts if part["type"] != "text"]
         if images:
@@ -60,7 +60,7 @@ class Conversation:
             text = f"Error: {text}"
         self._messages.append({"role": "tool", "tool_call_id": call_id, "content": text})
 
-    def end(self) -> list[Fields]:
+    def end(self) -> list[Json]:
         """Its messages; nothing may be said afterwards."""
         self._settle()
         for message in self._messages:
@@ -71,10 +71,10 @@ class Conversation:
                 message["content"] = content or None
         return self._messages
 
-    def _last(self) -> Fields | None:
+    def _last(self) -> Json | None:
         return self._messages[-1] if self._messages else None
 
-    def _by_assistant(self) -> Fields:
+    def _by_assistant(self) -> Json:
         self._settle()
         last = self._last()
         if last is None or last["role"] != "assistant":
@@ -88,5 +88,5 @@ class Conversation:
             self.user([])
 
 
-def _text(text: str) -> Fields:
+def _text(text: str) -> Json:
     return {"type": "text", "text": text}

@@ -8,28 +8,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from fabric_client.translation import Question
-from fabric_client.translation.chat import PATH, ChatAnswer
-from fabric_client.translation.fields import (
-    Fields,
-    a_choice,
-    a_count,
-    a_list,
-    a_schema_format,
-    a_switch,
-    a_text,
-    add_switches,
-    add_unknown,
-    an_object,
-    objects,
-    read_body,
-    refuse_if_set,
+from fabric_client.translation import TranslatedRequest
+from fabric_client.translation.chat import PATH, ChatTranslator
+from fabric_client.translation.messages.conversation import chat_messages
+from fabric_client.translation.messages.encoder import MessagesEncoder
+from fabric_client.translation.messages.token_count import TokenCountTranslator
+from fabric_client.translation.validation import (
+    Json,
+    add_template_switches,
+    encode_body,
+    json_schema_format,
+    parse_body,
+    pass_unknown_fields,
     refused,
-    write_body,
+    reject_if_set,
+    require_bool,
+    require_choice,
+    require_count,
+    require_list,
+    require_object,
+    require_objects,
+    require_text,
 )
-from fabric_client.translation.messages_answer import MessageTeller
-from fabric_client.translation.messages_content import chat_messages
-from fabric_client.translation.messages_count import CountAnswer
 
 TOKENIZE_PATH = "/tokenize"
 IGNORED = frozenset(
@@ -83,64 +83,66 @@ _LITTLE_THOUGHT = 4096
 _SOME_THOUGHT = 16384
 
 
-def translate(body: bytes) -> Question:
+def translate(body: bytes) -> TranslatedRequest:
     """``POST /v1/messages``."""
-    asked = read_body(body)
+    asked = parse_body(body)
     chat = _conversation(asked)
     if "max_tokens" not in asked:
         raise refused("max_tokens", "it is required")
-    chat["max_tokens"] = a_count(asked["max_tokens"], "max_tokens")
+    chat["max_tokens"] = require_count(asked["max_tokens"], "max_tokens")
     _add_choice_of_tool(asked, chat)
     _add_format_and_effort(asked, chat)
-    stops = [a_text(stop, "stop_sequences") for stop in _optional_list(asked, "stop_sequences")]
+    stops = [
+        require_text(stop, "stop_sequences") for stop in _optional_list(asked, "stop_sequences")
+    ]
     if stops:
         chat["stop"] = stops
     for name, chat_name in _SAME.items():
         if asked.get(name) is not None:
             chat[chat_name] = asked[name]
-    user = an_object(asked.get("metadata") or {}, "metadata").get("user_id")
+    user = require_object(asked.get("metadata") or {}, "metadata").get("user_id")
     if user is not None:
-        chat["user"] = a_text(user, "metadata.user_id")
-    if a_switch(asked.get("stream") or False, "stream"):
+        chat["user"] = require_text(user, "metadata.user_id")
+    if require_bool(asked.get("stream") or False, "stream"):
         chat["stream"] = True
         chat["stream_options"] = {"include_usage": True}
     last = chat["messages"][-1]
     begun = last["content"] if "continue_final_message" in chat else ""
-    add_unknown(chat, asked, _USED | IGNORED)
-    teller = MessageTeller(chat["model"], frozenset(stops), begun)
-    return Question(PATH, write_body(chat), ChatAnswer(teller))
+    pass_unknown_fields(chat, asked, _USED | IGNORED)
+    teller = MessagesEncoder(chat["model"], frozenset(stops), begun)
+    return TranslatedRequest(PATH, encode_body(chat), ChatTranslator(teller))
 
 
-def count_tokens(body: bytes) -> Question:
+def count_tokens(body: bytes) -> TranslatedRequest:
     """``POST /v1/messages/count_tokens``, for vLLM: its /tokenize takes conversations."""
-    chat = _conversation(read_body(body))
+    chat = _conversation(parse_body(body))
     asked = {name: chat[name] for name in _COUNTED if name in chat}
-    return Question(TOKENIZE_PATH, write_body(asked), CountAnswer())
+    return TranslatedRequest(TOKENIZE_PATH, encode_body(asked), TokenCountTranslator())
 
 
-def _conversation(asked: Fields) -> Fields:
+def _conversation(asked: Json) -> Json:
     """What makes up the prompt."""
-    chat: Fields = {"model": a_text(asked.get("model"), "model")}
-    _refuse_what_only_anthropic_has(asked)
+    chat: Json = {"model": require_text(asked.get("model"), "model")}
+    _reject_unsupported(asked)
     chat["messages"] = chat_messages(asked.get("system"), asked.get("messages"))
     last = chat["messages"][-1]
     if last["role"] == "assistant" and last["content"] and "tool_calls" not in last:
         # The answer goes on where its beginning, put in the model's mouth, ends.
         chat["continue_final_message"] = True
         chat["add_generation_prompt"] = False
-    tools = [_tool(tool, at) for at, tool in objects(asked.get("tools") or [], "tools")]
+    tools = [_tool(tool, at) for at, tool in require_objects(asked.get("tools") or [], "tools")]
     if tools:
         chat["tools"] = tools
     _add_thinking(asked, chat)
     return chat
 
 
-def _refuse_what_only_anthropic_has(asked: Fields) -> None:
-    refuse_if_set(asked, "mcp_servers", "MCP servers can't be called from here; offer their tools")
-    refuse_if_set(asked, "container", "there are no containers here")
-    refuse_if_set(asked, "inference_geo", "no place can be promised here; leave it out")
-    management = an_object(asked.get("context_management") or {}, "context_management")
-    for at, edit in objects(management.get("edits") or [], "context_management.edits"):
+def _reject_unsupported(asked: Json) -> None:
+    reject_if_set(asked, "mcp_servers", "MCP servers can't be called from here; offer their tools")
+    reject_if_set(asked, "container", "there are no containers here")
+    reject_if_set(asked, "inference_geo", "no place can be promised here; leave it out")
+    management = require_object(asked.get("context_management") or {}, "context_management")
+    for at, edit in require_objects(management.get("edits") or [], "context_management.edits"):
         # Claude Code sends this one always; it says that nothing is to be taken out.
         if edit.get("type") != "clear_thinking_20251015" or edit.get("keep") != "all":
             raise refused(
@@ -150,38 +152,38 @@ def _refuse_what_only_anthropic_has(asked: Fields) -> None:
             )
 
 
-def _optional_list(asked: Fields, name: str) -> list[Any]:
-    return a_list(asked.get(name) or [], name)
+def _optional_list(asked: Json, name: str) -> list[Any]:
+    return require_list(asked.get(name) or [], name)
 
 
-def _tool(tool: Fields, at: str) -> Fields:
+def _tool(tool: Json, at: str) -> Json:
     kind = tool.get("type") or "custom"
     if kind != "custom":
         raise refused(
             f"{at}.type", f"the tool '{kind}' can't be run here; offer one with an input_schema"
         )
-    function: Fields = {
-        "name": a_text(tool.get("name"), f"{at}.name"),
-        "parameters": an_object(tool.get("input_schema"), f"{at}.input_schema"),
+    function: Json = {
+        "name": require_text(tool.get("name"), f"{at}.name"),
+        "parameters": require_object(tool.get("input_schema"), f"{at}.input_schema"),
     }
     if tool.get("description"):
-        function["description"] = a_text(tool["description"], f"{at}.description")
+        function["description"] = require_text(tool["description"], f"{at}.description")
     if tool.get("strict") is not None:
-        function["strict"] = a_switch(tool["strict"], f"{at}.strict")
+        function["strict"] = require_bool(tool["strict"], f"{at}.strict")
     return {"type": "function", "function": function}
 
 
-def _add_choice_of_tool(asked: Fields, chat: Fields) -> None:
+def _add_choice_of_tool(asked: Json, chat: Json) -> None:
     if asked.get("tool_choice") is None:
         return
-    choice = an_object(asked["tool_choice"], "tool_choice")
-    kind = a_choice(choice.get("type"), "tool_choice.type", ("auto", "any", "tool", "none"))
+    choice = require_object(asked["tool_choice"], "tool_choice")
+    kind = require_choice(choice.get("type"), "tool_choice.type", ("auto", "any", "tool", "none"))
     if "tools" not in chat:
         if kind in ("any", "tool"):
             raise refused("tool_choice", "there are no tools to choose from; give some in 'tools'")
         return
     if kind == "tool":
-        name = a_text(choice.get("name"), "tool_choice.name")
+        name = require_text(choice.get("name"), "tool_choice.name")
         chat["tool_choice"] = {"type": "function", "function": {"name": name}}
     else:
         chat["tool_choice"] = "required" if kind == "any" else kind
@@ -189,27 +191,31 @@ def _add_choice_of_tool(asked: Fields, chat: Fields) -> None:
         chat["parallel_tool_calls"] = False
 
 
-def _add_thinking(asked: Fields, chat: Fields) -> None:
-    thinking = an_object(asked.get("thinking") or {"type": "disabled"}, "thinking")
-    kind = a_choice(thinking.get("type"), "thinking.type", ("enabled", "adaptive", "disabled"))
-    add_switches(chat, asked, thinks=kind != "disabled")
+def _add_thinking(asked: Json, chat: Json) -> None:
+    thinking = require_object(asked.get("thinking") or {"type": "disabled"}, "thinking")
+    kind = require_choice(
+        thinking.get("type"), "thinking.type", ("enabled", "adaptive", "disabled")
+    )
+    add_template_switches(chat, asked, thinks=kind != "disabled")
     if kind == "enabled":
-        budget = a_count(thinking.get("budget_tokens"), "thinking.budget_tokens")
+        budget = require_count(thinking.get("budget_tokens"), "thinking.budget_tokens")
         few, some = budget <= _LITTLE_THOUGHT, budget <= _SOME_THOUGHT
         chat["reasoning_effort"] = "low" if few else "medium" if some else "high"
         chat["thinking_budget_tokens"] = budget  # llama-server's name for it
 
 
-def _add_format_and_effort(asked: Fields, chat: Fields) -> None:
-    config = an_object(asked.get("output_config") or {}, "output_config")
+def _add_format_and_effort(asked: Json, chat: Json) -> None:
+    config = require_object(asked.get("output_config") or {}, "output_config")
     for name in config.keys() - {"effort", "format"}:
         raise refused(f"output_config.{name}", "it can't be kept to here; leave it out")
     if config.get("effort") is not None:
-        effort = a_choice(config["effort"], "output_config.effort", _EFFORTS)
+        effort = require_choice(config["effort"], "output_config.effort", _EFFORTS)
         chat["reasoning_effort"] = _EFFORTS[effort]
     param = "output_config.format" if config.get("format") else "output_format"
     wanted = config.get("format") or asked.get("output_format")
     if wanted is not None:
-        wanted = an_object(wanted, param)
-        a_choice(wanted.get("type"), f"{param}.type", ("json_schema",))
-        chat["response_format"] = a_schema_format("output", wanted.get("schema"), f"{param}.schema")
+        wanted = require_object(wanted, param)
+        require_choice(wanted.get("type"), f"{param}.type", ("json_schema",))
+        chat["response_format"] = json_schema_format(
+            "output", wanted.get("schema"), f"{param}.schema"
+        )

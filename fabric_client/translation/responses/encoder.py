@@ -6,11 +6,11 @@ from typing import Any
 
 import msgspec
 
-from fabric_client.translation.chat import is_too_long
+from fabric_client.translation.chat import is_context_overflow
 from fabric_client.translation.chunks import Chunk, Message, ToolCall, Usage
-from fabric_client.translation.fields import Fields
-from fabric_client.translation.responses_item import CALLS, Item
-from fabric_client.translation.responses_tools import Tools
+from fabric_client.translation.responses.items import CALLS, OutputItem
+from fabric_client.translation.responses.tools import ToolSet
+from fabric_client.translation.validation import Json
 
 _json = msgspec.json.encode
 
@@ -31,10 +31,10 @@ _ARGUMENTS_DELTA = (
 )
 
 
-class ResponseTeller:
+class ResponsesEncoder:
     """``fabric_client.translation.chat.Teller``."""
 
-    def __init__(self, echo: Fields, tools: Tools) -> None:
+    def __init__(self, echo: Json, tools: ToolSet) -> None:
         """``echo``: what answers repeat of the question."""
         self._echo = echo
         self._tools = tools
@@ -42,8 +42,8 @@ class ResponseTeller:
         self._number = 0
         """Of the next event."""
         self._created = 0
-        self._output: list[Fields] = []
-        self._open: Item | None = None
+        self._output: list[Json] = []
+        self._open: OutputItem | None = None
         self._finish: str | None = None
         self._usage: Usage | None = None
 
@@ -115,18 +115,18 @@ class ResponseTeller:
                 told += self._numbered(_ARGUMENTS_DELTA, item, arguments)
         return told
 
-    def _begin_call(self, call: ToolCall) -> Item:
+    def _begin_call(self, call: ToolCall) -> OutputItem:
         tool = self._tools.find(call.name)
         item = self._begin_item(tool.call, CALLS[tool.call])
         item.call, item.tool = call, tool
         return item
 
-    def _begin_item(self, kind: str, prefix: str) -> Item:
-        item = Item(kind, f"{prefix}_{self._id.removeprefix('resp_')}_{len(self._output)}")
+    def _begin_item(self, kind: str, prefix: str) -> OutputItem:
+        item = OutputItem(kind, f"{prefix}_{self._id.removeprefix('resp_')}_{len(self._output)}")
         self._open = item
         return item
 
-    def _added(self, item: Item) -> bytes:
+    def _added(self, item: OutputItem) -> bytes:
         at = len(self._output)
         return self._event("response.output_item.added", output_index=at, item=item.begun())
 
@@ -153,17 +153,17 @@ class ResponseTeller:
         self._output.append(done)
         return told
 
-    def _text_done(self, item: Item, text: str) -> bytes:
+    def _text_done(self, item: OutputItem, text: str) -> bytes:
         at = {"item_id": item.id, "output_index": len(self._output), "content_index": 0}
         if item.kind == "reasoning":
             return self._event("response.reasoning_text.done", **at, text=text)
         return self._event("response.output_text.done", **at, text=text, logprobs=[])
 
-    def _part_event(self, name: str, item: Item, text: str) -> bytes:
+    def _part_event(self, name: str, item: OutputItem, text: str) -> bytes:
         at = {"item_id": item.id, "output_index": len(self._output), "content_index": 0}
         return self._event(name, **at, part=item.part(text))
 
-    def _numbered(self, template: bytes, item: Item, text: str) -> bytes:
+    def _numbered(self, template: bytes, item: OutputItem, text: str) -> bytes:
         number = self._number
         self._number = number + 1
         return template % (number, len(self._output), item.told_id, _json(text))
@@ -200,13 +200,13 @@ class ResponseTeller:
         if chunk.model:
             self._echo["model"] = chunk.model
 
-    def _finished(self) -> Fields:
+    def _finished(self) -> Json:
         reason = _INCOMPLETE.get(self._finish or "")
         if reason is None:
             return self._response("completed")
         return self._response("incomplete") | {"incomplete_details": {"reason": reason}}
 
-    def _response(self, status: str) -> Fields:
+    def _response(self, status: str) -> Json:
         return {
             "id": self._id or "resp_0",
             "object": "response",
@@ -220,7 +220,7 @@ class ResponseTeller:
         }
 
 
-def _usage(usage: Usage) -> Fields:
+def _usage(usage: Usage) -> Json:
     cached = {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0}
     return {
         "input_tokens": usage.prompt_tokens,
@@ -232,6 +232,6 @@ def _usage(usage: Usage) -> Fields:
 
 
 def _code(status: int, message: str) -> str | None:
-    if is_too_long(message):
+    if is_context_overflow(message):
         return "context_length_exceeded"
     return {404: "model_not_found", 429: "rate_limit_exceeded"}.get(status)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from fabric_client.translation import Untranslatable
-from fabric_client.translation.reading import Json
+from fabric_client.translation import TranslationError
+from fabric_client.translation.lenient_json import Json
 
-LOADING = frozenset(
+LOAD_OPTIONS = frozenset(
     {
         *("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "numa", "low_vram"),
         *("f16_kv", "vocab_only", "logits_all", "use_mmap", "use_mlock", "num_keep"),
@@ -31,17 +31,17 @@ _NEUTRAL = {"typical_p": 1, "tfs_z": 1, "mirostat": 0}
 _EFFORTS = {"low": "low", "medium": "medium", "high": "high", "max": "high"}
 
 
-def options(body: Json, kind: str) -> Json:
+def engine_fields(body: Json, kind: str) -> Json:
     """``options`` as fields of a question to an engine of that kind."""
     given = body.get("options")
     if given is None:
         return {}
     if not isinstance(given, dict):
-        raise Untranslatable("options", "options must be an object")
+        raise TranslationError("options", "options must be an object")
     is_llama = kind == "llama-server"
     fields: Json = {}
     for name, value in given.items():
-        if value is None or name in LOADING:
+        if value is None or name in LOAD_OPTIONS:
             continue
         if name in _NUMBERS or (is_llama and name in _LLAMA_NUMBERS):
             fields[name] = _number(name, value)
@@ -56,7 +56,7 @@ def options(body: Json, kind: str) -> Json:
         elif name == "stop":
             fields["stop"] = _texts(name, value)
         elif not _changes_nothing(name, value, given):
-            raise Untranslatable(
+            raise TranslationError(
                 f"options.{name}",
                 f"option '{name}' is not one that the engine which serves this model knows; "
                 f"leave it out",
@@ -74,14 +74,14 @@ def _changes_nothing(name: str, value: object, given: Json) -> bool:
 
 def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 2**63:
-        raise Untranslatable(f"options.{name}", f"option '{name}' must be a number")
+        raise TranslationError(f"options.{name}", f"option '{name}' must be a number")
     return value
 
 
 def _texts(name: str, value: object) -> list[str]:
     found = [value] if isinstance(value, str) else value
     if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
-        raise Untranslatable(f"options.{name}", f"option '{name}' must be a list of strings")
+        raise TranslationError(f"options.{name}", f"option '{name}' must be a list of strings")
     return found
 
 
@@ -95,7 +95,9 @@ def thinking(body: Json) -> Json:
         words: Json = {"enable_thinking": True, "thinking": True, "reasoning_effort": effort}
         return {"reasoning_effort": effort, "chat_template_kwargs": words}
     if not isinstance(think, bool):
-        raise Untranslatable("think", "think must be true, false, 'low', 'medium', 'high' or 'max'")
+        raise TranslationError(
+            "think", "think must be true, false, 'low', 'medium', 'high' or 'max'"
+        )
     # Qwen's templates and most others know the first name, DeepSeek's the second.
     return {"chat_template_kwargs": {"enable_thinking": think, "thinking": think}}
 
@@ -121,7 +123,7 @@ def shape_of_text(body: Json, kind: str) -> Json:
         return shape(body)
     if kind == "llama-server":
         return {"json_schema": {"type": "object"} if wanted == "json" else wanted}
-    raise Untranslatable(
+    raise TranslationError(
         "format", "the engine which serves this model has no format with raw; leave one of them out"
     )
 
@@ -131,7 +133,7 @@ def _format(body: Json) -> Any:
     if wanted is None or wanted == "":
         return None
     if wanted != "json" and not isinstance(wanted, dict):
-        raise Untranslatable("format", "format must be 'json' or a JSON schema")
+        raise TranslationError("format", "format must be 'json' or a JSON schema")
     return wanted
 
 
@@ -139,7 +141,7 @@ def probabilities(body: Json) -> tuple[bool, int]:
     """Whether ``logprobs`` are wanted, and how many alternatives to each token."""
     top = body.get("top_logprobs") or 0
     if isinstance(top, bool) or not isinstance(top, int) or not 0 <= top <= 20:
-        raise Untranslatable("top_logprobs", "top_logprobs must be between 0 and 20")
+        raise TranslationError("top_logprobs", "top_logprobs must be between 0 and 20")
     return body.get("logprobs") is True, top
 
 
@@ -147,10 +149,10 @@ def streamed(body: Json) -> bool:
     """Ollama streams unless told otherwise."""
     stream = body.get("stream")
     if stream is not None and not isinstance(stream, bool):
-        raise Untranslatable("stream", "stream must be true or false")
+        raise TranslationError("stream", "stream must be true or false")
     return stream is not False
 
 
-def refuse_debugging(body: Json) -> None:
+def reject_debugging(body: Json) -> None:
     if body.get("_debug_render_only"):
-        raise Untranslatable("_debug_render_only", "the engine can't show what a template makes")
+        raise TranslationError("_debug_render_only", "the engine can't show what a template makes")

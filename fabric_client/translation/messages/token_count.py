@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from fabric_client.translation import Headers
-from fabric_client.translation.chat import body_message
-from fabric_client.translation.messages_answer import MessageTeller
+from fabric_client.translation.chat import body_error_text
+from fabric_client.translation.messages.encoder import MessagesEncoder
 
 
 class _Count(msgspec.Struct):
@@ -16,7 +16,7 @@ class _Count(msgspec.Struct):
 _read_count = msgspec.json.Decoder(_Count).decode
 
 
-class CountAnswer:
+class TokenCountTranslator:
     """``fabric_client.translation.Answer``."""
 
     def __init__(self) -> None:
@@ -32,9 +32,9 @@ class CountAnswer:
         return b""
 
     def end(self) -> bytes:
-        teller = MessageTeller("")
+        teller = MessagesEncoder("")
         if self._status >= 400:
-            return teller.refusal(self._status, body_message(bytes(self._body)))
+            return teller.refusal(self._status, body_error_text(bytes(self._body)))
         try:
             return msgspec.json.encode({"input_tokens": _read_count(self._body).count})
         except (msgspec.MsgspecError, ValueError, RecursionError):

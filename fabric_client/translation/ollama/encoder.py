@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import msgspec
 
-from fabric_client.translation.chat import ChatAnswer
+from fabric_client.translation.chat import ChatTranslator
 from fabric_client.translation.chunks import Choice, Chunk, Message, Usage
-from fabric_client.translation.ollama.calls import Calls
-from fabric_client.translation.ollama.clock import stamp
-from fabric_client.translation.ollama.probabilities import tokens
-from fabric_client.translation.reading import Json
+from fabric_client.translation.lenient_json import Json
+from fabric_client.translation.ollama.logprobs import tokens
+from fabric_client.translation.ollama.timestamps import stamp
+from fabric_client.translation.ollama.tool_calls import ToolCallAssembler
 
 _REASONS = {"tool_calls": "stop", "function_call": "stop"}
 _NOTHING = Message()
@@ -41,11 +41,11 @@ def in_response(words: str, thoughts: str, calls: list[Json]) -> Json:
     return line
 
 
-class LinesAnswer(ChatAnswer):
+class NdjsonTranslator(ChatTranslator):
     streamed_type = "application/x-ndjson"
 
 
-class LinesTeller:
+class OllamaEncoder:
     """``chat.Teller``.
 
     The last line is said when the engine has both given its reason to stop and ended: an answer
@@ -62,7 +62,7 @@ class LinesTeller:
         self._alternatives = alternatives
         self._asked_at = clock()
         self._first_at: int | None = None
-        self._calls = Calls()
+        self._calls = ToolCallAssembler()
         self._reason: str | None = None
         self._usage: Usage | None = None
 

@@ -9,8 +9,8 @@ import pytest
 
 from fabric_client.engines.addresses import parse_address
 from fabric_client.engines.discovery import Engine
-from fabric_client.translation import Question, native
-from fabric_client.translation.table import PUBLIC, own, shortened, ways
+from fabric_client.translation import TranslatedRequest, native_filters
+from fabric_client.translation.paths import PUBLIC_PATHS, native_paths, path_handlers, trim_openapi
 from protocol.messages import ModelReport
 from tests.engine import ScriptedEngine
 
@@ -22,7 +22,7 @@ BASIC = {"/v1/chat/completions", "/v1/completions", "/v1/embeddings"}
 def told(kind: str, *capabilities: str, **documents: object) -> set[str]:
     paths = {"version": "/api/version", "props": "/props", "openapi": "/openapi.json"}
     named = {paths.get(name, name): value for name, value in documents.items()}
-    return own(kind, named, [ModelReport("m", capabilities=list(capabilities))])
+    return native_paths(kind, named, [ModelReport("m", capabilities=list(capabilities))])
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_an_engine_that_hears_can_be_asked_to_write_down() -> None:
 def test_a_newer_llama_server_speaks_messages_and_its_responses_are_left_alone() -> None:
     found = told("llama-server", props={"chat_template_caps": {"supports_tools": True}})
     assert found - told("llama-server") == {"/v1/messages", "/v1/messages/count_tokens"}
-    translate = ways("llama-server", found)["/v1/responses"]
+    translate = path_handlers("llama-server", found)["/v1/responses"]
     assert translate is not None
     assert translate(b'{"model":"m","input":"hi"}').path == "/v1/chat/completions"
 
@@ -57,32 +57,32 @@ def test_a_newer_llama_server_speaks_messages_and_its_responses_are_left_alone()
 def test_what_fastapi_lists_is_what_there_is() -> None:
     listed = {path: {"post": {}} for path in ("/v1/chat/completions", "/v1/messages", "/secret")}
     document = {"paths": {**listed, "/v1/completions": {"get": {}}}}
-    found = told("vllm", openapi=shortened(document))
+    found = told("vllm", openapi=trim_openapi(document))
     assert found == {"/v1/chat/completions", "/v1/messages"}
-    assert told("vllm", openapi=shortened({"paths": {"/other": {"post": {}}}})) > BASIC
-    assert told("openai", openapi=shortened({"paths": 5})) == BASIC
+    assert told("vllm", openapi=trim_openapi({"paths": {"/other": {"post": {}}}})) > BASIC
+    assert told("openai", openapi=trim_openapi({"paths": 5})) == BASIC
 
 
 def test_nobody_s_paths_leave_the_public_ones() -> None:
     for kind in ("ollama", "vllm", "llama-server", "lm-studio", "openai", "new"):
-        found = ways(kind, told(kind))
-        assert OLLAMA | BASIC <= found.keys() <= PUBLIC
-    assert not ways("openai", {"/secret"})
-    assert len(PUBLIC) <= 64  # as many as a report may list
+        found = path_handlers(kind, told(kind))
+        assert OLLAMA | BASIC <= found.keys() <= PUBLIC_PATHS
+    assert not path_handlers("openai", {"/secret"})
+    assert len(PUBLIC_PATHS) <= 64  # as many as a report may list
 
 
 def test_ollama_s_own_dialect_is_not_translated() -> None:
     for kind, path in (("ollama", "/api/chat"), ("vllm", "/v1/chat/completions")):
-        translate = ways(kind, told(kind))["/api/chat"]
+        translate = path_handlers(kind, told(kind))["/api/chat"]
         assert translate is not None
         asked = translate(b'{"model":"tiny","messages":[{"role":"user","content":"hello"}]}')
-        assert isinstance(asked, Question)
+        assert isinstance(asked, TranslatedRequest)
         assert asked.path == path
 
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses", "/api/chat"])
 def test_half_an_emoji_is_no_reason_to_refuse_a_question(path: str) -> None:
-    translate = ways("openai", BASIC)[path]
+    translate = path_handlers("openai", BASIC)[path]
     assert translate is not None
     said = rb'"\ud83d \\ud83d \ud83d\ude00"'
     more = b'"max_tokens":5,' if path == "/v1/messages" else b""
@@ -90,19 +90,19 @@ def test_half_an_emoji_is_no_reason_to_refuse_a_question(path: str) -> None:
         b'"input":%b' if path == "/v1/responses" else b'"messages":[{"role":"user","content":%b}]'
     )
     asked = translate(b'{"model":"tiny",%b%b}' % (more, field % said))
-    assert isinstance(asked, Question)
+    assert isinstance(asked, TranslatedRequest)
     text = json.loads(asked.body)["messages"][0]["content"]
     assert text == "\ufffd \\ud83d \U0001f600"
 
 
 def native_messages(status: int, body: bytes) -> tuple[int, dict[str, str], bytes]:
     """What becomes of an engine's own answer to Messages."""
-    asked = native.messages("/v1/messages")(b"{}")
-    assert asked.answer is not None
+    asked = native_filters.messages("/v1/messages")(b"{}")
+    assert asked.response_filter is not None
     told = [("content-type", "application/json"), ("content-length", str(len(body)))]
-    status, headers = asked.answer.head(status, told)
-    said = b"".join(asked.answer.feed(body[at : at + 7]) for at in range(0, len(body), 7))
-    return status, dict(headers), said + asked.answer.end()
+    status, headers = asked.response_filter.head(status, told)
+    said = b"".join(asked.response_filter.feed(body[at : at + 7]) for at in range(0, len(body), 7))
+    return status, dict(headers), said + asked.response_filter.end()
 
 
 def test_an_engine_s_error_is_in_the_shape_of_messages_though_the_engine_s_is_openai_s() -> None:
@@ -127,7 +127,7 @@ def test_what_has_the_shape_of_messages_passes_as_it_is(status: int, body: bytes
 
 
 def test_how_long_a_model_stays_loaded_is_not_for_users_to_say() -> None:
-    translate = native.ollama("/api/chat")
+    translate = native_filters.ollama("/api/chat")
     assert (
         translate(b'{"keep_alive":0,"model":"tiny","n":1.50}').body == b'{"model":"tiny","n":1.50}'
     )
@@ -136,13 +136,13 @@ def test_how_long_a_model_stays_loaded_is_not_for_users_to_say() -> None:
 
 
 def test_an_engine_that_only_embeds_can_t_be_chatted_with() -> None:
-    found = ways("vllm", {"/v1/embeddings"})
+    found = path_handlers("vllm", {"/v1/embeddings"})
     assert found.keys() == {"/v1/embeddings", "/api/embed", "/api/embeddings"}
 
 
 def test_tokens_of_a_conversation_are_counted_where_they_can_be() -> None:
     for kind, can in (("vllm", True), ("llama-server", False), ("ollama", False)):
-        assert ("/v1/messages/count_tokens" in ways(kind, told(kind))) is can
+        assert ("/v1/messages/count_tokens" in path_handlers(kind, told(kind))) is can
 
 
 async def test_a_long_list_is_asked_for_once_and_again_from_an_engine_that_was_away() -> None:
@@ -171,17 +171,17 @@ async def test_an_engine_without_a_list_is_well() -> None:
 
 
 def test_a_modelfile_does_not_tell_where_its_owner_keeps_files() -> None:
-    asked = native.show(b'{"model":"tiny"}')
-    assert isinstance(asked, Question)
-    assert asked.answer is not None
+    asked = native_filters.show(b'{"model":"tiny"}')
+    assert isinstance(asked, TranslatedRequest)
+    assert asked.response_filter is not None
     modelfile = (
         "# Modelfile\nFROM /home/ann/.ollama/models/blobs/sha256-2af\n"
         "adapter C:\\Users\\ann\\lora.gguf\nFROM llama3.2\nTEMPLATE a/b\n"
     )
     details = {"parent_model": "/home/ann/.ollama/models/blobs/sha256-2af"}
-    asked.answer.head(200, [("content-type", "application/json")])
-    asked.answer.feed(json.dumps({"modelfile": modelfile, "details": details}).encode())
-    said = json.loads(asked.answer.end())
+    asked.response_filter.head(200, [("content-type", "application/json")])
+    asked.response_filter.feed(json.dumps({"modelfile": modelfile, "details": details}).encode())
+    said = json.loads(asked.response_filter.end())
     assert said["modelfile"] == (
         "# Modelfile\nFROM sha256-2af\nadapter lora.gguf\nFROM llama3.2\nTEMPLATE a/b\n"
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from fabric_client.translation import Untranslatable
+from fabric_client.translation import TranslationError
 
 Json = dict[str, Any]
 
@@ -36,11 +36,11 @@ def asked(body: bytes) -> Json:
     try:
         document = decoded(body)
     except (ValueError, RecursionError) as error:
-        raise Untranslatable("", f"The body is no JSON: {error}.") from None
+        raise TranslationError("", f"The body is no JSON: {error}.") from None
     if not isinstance(document, dict):
-        raise Untranslatable("", "The body is no JSON object.")
+        raise TranslationError("", "The body is no JSON object.")
     if not isinstance(document.get("model"), str) or not document["model"]:
-        raise Untranslatable("model", "model is required")
+        raise TranslationError("model", "model is required")
     return document
 
 

@@ -1,0 +1,9 @@
+"""OpenAI's Responses API, translated for engines that speak the OpenAI chat API.
+
+``docs/dialects.md`` has the table of fields.  Imports only what every dialect shares, from
+``fabric_client.translation``.
+"""
+
+from fabric_client.translation.responses.request import translate
+
+__all__ = ["translate"]
