@@ -217,10 +217,11 @@ class Run:
         began = loop.time()
         requirements = Requirements(MODEL, prefix=prefix(turn), tokens=turn.prompt)
         try:
-            engine = await self._admission.admit(requirements)
+            choice = await self._admission.admit(requirements)
         except ApiError:
             self.refused += 1
             return
+        engine = choice.engine
         machine, knowledge = self._machines[engine], self._knowledge
         knowledge.affinity.remember(requirements.prefix, engine)
         given = loop.time()

@@ -19,6 +19,7 @@ from fabric_server.proxy.continuation import Continuation
 from fabric_server.proxy.hedging import Hedge
 from fabric_server.proxy.outcomes import TRY_ELSEWHERE
 from fabric_server.proxy.request_record import RequestRecord
+from fabric_server.routing.load_balancer import Choice
 from protocol.aio.tunnel import Tunnel
 from protocol.errors import Code
 from protocol.messages import RequestHead
@@ -99,8 +100,8 @@ class RetryLoop:
         gateway, requirements, continuation = self._gateway, self._requirements, self._continuation
         gateway.budget.earn()
         while True:
-            engine, tunnel = await self._admit()
-            exchange, ending = await self._attempt(engine, tunnel)
+            choice, tunnel = await self._admit()
+            exchange, ending = await self._attempt(choice, tunnel)
             if ending.refusal is not None and not self._request.finished:
                 raise ending.refusal
             if ending.goes_on and continuation is not None:
@@ -122,7 +123,7 @@ class RetryLoop:
 
     # ── who is asked ──────────────────────────────────────────────────────────────────────────
 
-    async def _admit(self) -> tuple[Engine, Tunnel]:
+    async def _admit(self) -> tuple[Choice, Tunnel]:
         """An engine with one of its slots taken, and a tunnel to it."""
         admission, requirements, began = (
             self._gateway.admission,
@@ -131,24 +132,24 @@ class RetryLoop:
         )
         try:
             while True:
-                engine = (
+                choice = (
                     admission.admit_now(requirements, began) if began < self._deadline else None
                 )
-                if engine is None:
-                    engine = await admission.admit(requirements, self._deadline, self._request.id)
-                tunnel = engine.node.tunnel()
+                if choice is None:
+                    choice = await admission.admit(requirements, self._deadline, self._request.id)
+                tunnel = choice.engine.node.tunnel()
                 if tunnel is not None:
                     break
                 # It went away between being given and being taken.
-                self._gateway.registry.release(engine)
+                self._gateway.registry.release(choice.engine)
         except ApiError:
             if self._seam:
                 raise upstream_lost() from None
             raise
         finally:
             self._draft.queued += self._loop.time() - began
-        self._given(engine)
-        return engine, tunnel
+        self._given(choice.engine)
+        return choice, tunnel
 
     def _given(self, engine: Engine) -> None:
         """It is about to be asked."""
@@ -170,15 +171,15 @@ class RetryLoop:
 
     # ── one attempt, or two at once ───────────────────────────────────────────────────────────
 
-    async def _attempt(self, engine: Engine, tunnel: Tunnel) -> tuple[Attempt, Ending]:
+    async def _attempt(self, choice: Choice, tunnel: Tunnel) -> tuple[Attempt, Ending]:
         """Ask; returns whose ending it is, and how it went."""
         gateway, requirements, draft = self._gateway, self._requirements, self._draft
         question = self._request.body.kept
         if self._seam and self._continuation is not None:
-            question = self._continuation.body(engine.kind)
+            question = self._continuation.body(choice.engine.kind)
         affinity = gateway.outcomes.known.affinity
-        affinity.remember(requirements.prefix, engine)
-        exchange = self._exchange(engine)
+        affinity.remember(requirements.prefix, choice.engine)
+        exchange = self._exchange(choice)
         draft.asks(exchange)
         exchange.begin(tunnel, self._head(exchange, question), question, ended=self._whole)
         after = None
@@ -198,25 +199,25 @@ class RetryLoop:
         gateway, question = self._gateway, self._request.body.kept
         if not gateway.budget.allows:
             return
-        engine = gateway.admission.admit_now(self._requirements, self._loop.time())
-        if engine is None:
+        choice = gateway.admission.admit_now(self._requirements, self._loop.time())
+        if choice is None:
             return
-        tunnel = engine.node.tunnel()
+        tunnel = choice.engine.node.tunnel()
         if tunnel is None:
-            gateway.registry.release(engine)
+            gateway.registry.release(choice.engine)
             return
         gateway.budget.spend()
         gateway.metrics.hedged += 1
-        self._given(engine)
-        second = self._exchange(engine)
+        self._given(choice.engine)
+        second = self._exchange(choice)
         first.race(second)
         second.begin(tunnel, self._head(second, question), question, ended=True)
 
-    def _exchange(self, engine: Engine) -> Attempt:
-        gateway, requirements = self._gateway, self._requirements
+    def _exchange(self, choice: Choice) -> Attempt:
+        gateway = self._gateway
         return Attempt(
             self._request,
-            engine,
+            choice.engine,
             self._ask,
             registry=gateway.registry,
             deadlines=gateway.deadlines,
@@ -224,8 +225,8 @@ class RetryLoop:
             elsewhere=self._elsewhere,
             on_over=self._on_over,
             loop=self._loop,
-            route=requirements.why,
-            cold=requirements.cold,
+            route=choice.why,
+            cold=choice.cold,
             continuation=self._continuation,
             goes_on=self._goes_on,
             seam=self._seam,

@@ -14,7 +14,7 @@ from fabric_server.dialects.errors import ApiError
 from fabric_server.nodes.registry import Engine, Node, Registry
 from fabric_server.routing.criteria import Requirements
 from fabric_server.routing.fair_queue import FairQueue, Rank
-from fabric_server.routing.load_balancer import LoadBalancer, is_cold, suits, within
+from fabric_server.routing.load_balancer import Choice, LoadBalancer, is_cold, suits, within
 
 RETRY_AFTER_NODE = 5.0
 """Seconds after which a node that went away may be back: reconnecting takes it about so long."""
@@ -116,16 +116,16 @@ class Admission:
         self._queue_length_per_key = queue_length_per_key
         self._queue_timeout = queue_timeout
 
-    def admit_now(self, requirements: Requirements, now: float) -> Engine | None:
-        """As ``admit``, for whoever need not wait; None: they must."""
-        engine = self._choose(requirements, now)
-        if engine is not None:
-            engine.active += 1
-        return engine
+    def admit_now(self, requirements: Requirements, now: float) -> Choice | None:
+        """Take a slot without waiting; None if there is none."""
+        choice = self.router.choose(self._registry.able(requirements.model, now), requirements, now)
+        if choice is not None:
+            choice.engine.active += 1
+        return choice
 
     async def admit(
         self, requirements: Requirements, deadline: float = math.inf, request_id: str = ""
-    ) -> Engine:
+    ) -> Choice:
         """An engine with one of its slots taken; give it back with ``Registry.release``.
 
         Raises Refusal: the model is unknown, no node for it is up, the line is full, or the wait
@@ -134,25 +134,25 @@ class Admission:
         model, now = requirements.model, self._clock()
         if now >= deadline:
             raise self._too_late(requirements)
-        engine = self.admit_now(requirements, now)
-        if engine is not None:
-            return engine
+        choice = self.admit_now(requirements, now)
+        if choice is not None:
+            return choice
         if not self._registry.candidates(model) and not self._registry.is_known(model):
             raise errors.model_not_found(model)
         able = self._registry.able(model, now)
         if not any(_may_serve(engine) and suits(engine, requirements) for engine in able):
             raise errors.no_capacity(model, RETRY_AFTER_NODE, requirements.regions)
-        requirements.why = "the first free one after a wait"
         self._check_length(requirements)
         engine = await self._wait(
             requirements, now, min(deadline, now + self._queue_timeout), request_id
         )
-        requirements.cold = is_cold(engine, model)
-        return engine
+        return Choice(engine, "the first free one after a wait", is_cold(engine, model))
 
     def another(self, requirements: Requirements) -> bool:
         """Whether some other node could take the request now."""
-        return self._choose(requirements, self._clock()) is not None
+        now = self._clock()
+        candidates = self._registry.able(requirements.model, now)
+        return self.router.choose(candidates, requirements, now) is not None
 
     def learn(self, model: str, seconds: float) -> None:
         """A request has held a slot for so long: what waiting times are estimated by."""
@@ -306,16 +306,6 @@ class Admission:
             for engine in self._registry.candidates(requirements.model)
             if _may_serve(engine) and within(engine, requirements)
         )
-
-    # ── choosing ──────────────────────────────────────────────────────────────────────────────
-
-    def _choose(self, requirements: Requirements, now: float) -> Engine | None:
-        """For one that comes; ``routing.suits`` says the same to one that waits."""
-        choice = self.router.choose(self._registry.able(requirements.model, now), requirements, now)
-        if choice is None:
-            return None
-        requirements.why, requirements.cold = choice.why, choice.cold
-        return choice.engine
 
 
 def _may_serve(engine: Engine) -> bool:

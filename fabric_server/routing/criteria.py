@@ -33,9 +33,5 @@ class Requirements:
     """The prompt's length, estimated; 0 is not known."""
     tried: list[str] = field(default_factory=list)
     """Nodes that are not to be asked again."""
-    why: str = ""
-    """How its engine was chosen, once it is: for people."""
-    cold: bool = False
-    """Its engine has to load the model first, so far as it tells."""
     path: str = ""
     """What the engine must be asked, as nodes know it; empty is anything."""

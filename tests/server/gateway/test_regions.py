@@ -117,7 +117,7 @@ async def test_how_long_it_takes_to_be_served_goes_by_the_slots_of_the_region() 
     assert place is not None
     assert (place.position, place.estimate) == (1, USUAL_SECONDS)
     site.registry.release(near.engine)
-    assert await waits is near.engine
+    assert (await waits).engine is near.engine
 
 
 async def test_a_second_attempt_stays_in_the_region() -> None:

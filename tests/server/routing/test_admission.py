@@ -38,9 +38,9 @@ class FairQueue:
         requirements = Requirements(model, key, priority, tried=list(tried))
 
         async def go() -> Engine:
-            engine = await self.site.admission.admit(requirements, request_id=name)
+            choice = await self.site.admission.admit(requirements, request_id=name)
             self.order.append(name)
-            return engine
+            return choice.engine
 
         self.tasks[name] = asyncio.get_running_loop().create_task(go())
         await turn()
@@ -69,7 +69,7 @@ async def test_a_free_slot_is_given_in_the_same_turn() -> None:
     admitting = site.admission.admit(Requirements("tiny"))
     with pytest.raises(StopIteration) as done:
         admitting.send(None)
-    assert done.value.value is node.engine
+    assert done.value.value.engine is node.engine
     assert node.engine.active == 1
 
 
