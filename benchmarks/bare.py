@@ -81,7 +81,7 @@ class BareGateway(Gateway):
             on_over=over,
             loop=self._loop,
         )
-        body, whole = request.body.kept, request.body.complete
+        body, whole = request.body.replay_buffer, request.body.complete
         size = len(body) if whole else request.body.length
         passed = [("content-type", "application/json")]
         path, milliseconds = endpoint.path, int(self.timeouts.total * 1000)

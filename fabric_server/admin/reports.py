@@ -208,7 +208,7 @@ def _running(draft: RequestRecord, now: float) -> RunningView:
         stream=draft.stream,
         attempts=draft.attempts,
         seconds=now - draft.request.arrived,
-        bytes_out=draft.request.bytes_out,
+        bytes_out=draft.request.response.bytes_out,
     )
 
 

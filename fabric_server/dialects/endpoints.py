@@ -61,7 +61,7 @@ class Endpoint:
     """Of the user's headers those that the node is told, as both write them."""
 
     @property
-    def commented(self) -> bool:
+    def allows_comments(self) -> bool:
         """Its streams can be kept alive by comments, which lines of JSON have not."""
         return self.streams == EVENTS
 

@@ -1,4 +1,4 @@
-"""How each dialect of the public port says that something went wrong.
+"""Error bodies and error events in each dialect of the public port.
 
 OPENAI     {"error": {"message", "type", "param", "code"}}, in a stream an event without a name
 RESPONSES  the same, in a stream an event called ``error`` with the fields at its top as well
@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -27,8 +27,8 @@ class Dialect(Enum):
     OLLAMA = "ollama"
 
     @property
-    def gap(self) -> bytes:
-        """What ends a torn part of a stream, so that another can follow."""
+    def separator(self) -> bytes:
+        """The bytes that end a torn part of a stream, so that another part can follow."""
         return b"\n" if self is Dialect.OLLAMA else b"\n\n"
 
 
@@ -45,7 +45,7 @@ _ANTHROPIC_TYPES = {
 
 
 def dialect_of(path: str, headers: Mapping[bytes, bytes]) -> Dialect:
-    """Of whatever is asked, whether there is such a path or not."""
+    """Return the dialect of a request, whether or not its path exists."""
     if path.startswith(("/api/", "/ollama/")) or path in ("/api", "/ollama"):
         return Dialect.OLLAMA
     if path == "/v1/messages" or path.startswith("/v1/messages/"):
@@ -56,32 +56,45 @@ def dialect_of(path: str, headers: Mapping[bytes, bytes]) -> Dialect:
     return Dialect.ANTHROPIC if b"anthropic-version" in headers else Dialect.OPENAI
 
 
-def error_body(
-    dialect: Dialect,
-    status: int,
-    message: str,
-    *,
-    type: str,
-    code: str,
-    param: str | None = None,
-    request_id: str = "",
-) -> bytes:
-    """``type`` and ``code`` are OpenAI's; the others have none, or go by ``status``."""
+class ErrorDetails(Protocol):
+    """What an error consists of; ``type``, ``code`` and ``param`` are as in OpenAI's API."""
+
+    status: int
+    message: str
+    type: str
+    code: str
+    param: str | None
+    ollama_message: str | None
+
+
+def error_body(dialect: Dialect, error: ErrorDetails, request_id: str = "") -> bytes:
+    """Encode ``error`` as the JSON body that clients of the dialect expect."""
+    message, status = error.message, error.status
     if dialect is Dialect.OLLAMA:
-        # Of a 401 its program shows only this field (AuthorizationError in api/types.go).
+        message = error.ollama_message or message
+        # Ollama's program shows only ``status`` of a 401 (AuthorizationError in api/types.go).
         status_field = {"status": message} if status == 401 else {}
         return _encode({"error": message, **status_field})
     if dialect is Dialect.ANTHROPIC:
         usual = "api_error" if status >= 500 else "invalid_request_error"
-        error = {"type": _ANTHROPIC_TYPES.get(status, usual), "message": message}
-        return _encode({"type": "error", "error": error, "request_id": request_id})
-    return _encode({"error": {"message": message, "type": type, "param": param, "code": code}})
+        fields = {"type": _ANTHROPIC_TYPES.get(status, usual), "message": message}
+        return _encode({"type": "error", "error": fields, "request_id": request_id})
+    return _encode(
+        {
+            "error": {
+                "message": message,
+                "type": error.type,
+                "param": error.param,
+                "code": error.code,
+            }
+        }
+    )
 
 
 def error_event(dialect: Dialect, body: bytes, after: bytes = b"") -> bytes | None:
-    """An error's body as part of a stream; None when clients could not tell that it is one.
+    """Return an error's body as part of a stream; None when clients would not recognise it.
 
-    ``after`` is what it comes after: the last of the stream so far.
+    ``after`` is the end of the stream so far.
     """
     try:
         value = msgspec.json.decode(body)
@@ -102,8 +115,11 @@ def error_event(dialect: Dialect, body: bytes, after: bytes = b"") -> bytes | No
 
 
 def _flat(error: Any, after: bytes) -> dict[str, Any]:
-    """The fields are documented at the top. ``error`` is what the API sends besides, and what makes
-    the official clients raise: without it who only reads deltas has a short answer."""
+    """Return the event of the Responses API: fields at the top as documented, and ``error``.
+
+    The API sends ``error`` besides, and the official clients raise because of it: without it a
+    program that only reads deltas would see a short answer.
+    """
     numbers = _NUMBER.findall(after)
     number = int(numbers[-1]) + 1 if numbers else 0
     if not isinstance(error, dict):

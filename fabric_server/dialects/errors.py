@@ -1,6 +1,6 @@
-"""The errors that the fabric itself makes, in words; ``shapes.py`` has how each dialect puts them.
+"""The errors that the fabric itself answers with; ``error_formats`` puts them into each dialect.
 
-An engine's own pass untouched.
+An engine's own errors pass untouched.
 """
 
 from __future__ import annotations
@@ -8,18 +8,26 @@ from __future__ import annotations
 from fabric_server.dialects.error_formats import Dialect, error_body, error_event
 
 RATE_LIMITED = "rate_limit_exceeded"
-_MAY_HELP = frozenset({408, 409, 429})
-"""Of the 4xx, those after which clients try again."""
+_RETRYABLE = frozenset({408, 409, 429})
+"""Statuses among the 4xx after which clients retry."""
 
 
 class ApiError(Exception):
-    """A request answered by us rather than by an engine.
+    """An error that the fabric itself answers a request with.
 
-    ``retry_after`` is in seconds and becomes the Retry-After header; None leaves it out.
-    ``close`` asks the edge to close the connection after the answer, because what is left of the
-    request can't be read any more.  ``to_ollama`` is what Ollama would say, where its clients read
-    the words.  ``headers`` go with the answer.
+    ``code``, ``type`` and ``param`` are as in OpenAI's API.  ``retry_after`` is in seconds and
+    becomes the Retry-After header; None leaves it out.  The attributes below are set afterwards,
+    on the few errors that need them.
     """
+
+    headers: list[tuple[bytes, bytes]]
+    """Further headers of the answer."""
+    allow: str | None = None
+    """The Allow header, for status 405."""
+    close: bool = False
+    """Close the connection after the answer: the rest of the request can't be read any more."""
+    ollama_message: str | None = None
+    """Ollama's own wording, where its clients read the text."""
 
     def __init__(
         self,
@@ -30,10 +38,6 @@ class ApiError(Exception):
         type: str = "invalid_request_error",
         param: str | None = None,
         retry_after: float | None = None,
-        allow: str | None = None,
-        close: bool = False,
-        to_ollama: str | None = None,
-        headers: list[tuple[bytes, bytes]] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -42,50 +46,42 @@ class ApiError(Exception):
         self.type = type
         self.param = param
         self.retry_after = retry_after
-        self.allow = allow
-        self.close = close
-        self.to_ollama = to_ollama
-        self.headers = headers or []
+        self.headers = []
 
     @property
-    def again(self) -> bool | None:
-        """Whether the same request may do better later; None leaves that to the client."""
-        if 400 <= self.status < 500 and self.status not in _MAY_HELP:
+    def should_retry(self) -> bool | None:
+        """Whether the same request may succeed later; None leaves that to the client."""
+        if 400 <= self.status < 500 and self.status not in _RETRYABLE:
             return False
         return True if self.status == 503 else None  # nothing was done yet
 
     def body(self, dialect: Dialect = Dialect.OPENAI, request_id: str = "") -> bytes:
-        words = self.message
-        if dialect is Dialect.OLLAMA and self.to_ollama is not None:
-            words = self.to_ollama
-        return error_body(
-            dialect,
-            self.status,
-            words,
-            type=self.type,
-            code=self.code,
-            param=self.param,
-            request_id=request_id,
-        )
+        return error_body(dialect, self, request_id)
 
     def event(self, dialect: Dialect, request_id: str = "", after: bytes = b"") -> bytes:
-        """As part of a stream, ``after`` its last events so far."""
+        """Return the error as part of a stream, ``after`` its last events so far."""
         event = error_event(dialect, self.body(dialect, request_id), after)
         assert event is not None
         return event
+
+
+def closing(error: ApiError) -> ApiError:
+    """Mark ``error`` as one after which the connection is closed."""
+    error.close = True
+    return error
 
 
 def no_key() -> ApiError:
     return ApiError(
         401,
         "invalid_api_key",
-        "No API key was given. Send it as 'Authorization: Bearer sk-fab-…' or 'x-api-key: …'.",
+        "No API key provided. Send it as 'Authorization: Bearer sk-fab-…' or 'x-api-key: …'.",
         type="authentication_error",
     )
 
 
 def key_withdrawn() -> ApiError:
-    """While the request was under way."""
+    """Return the error for a key that was revoked or disabled while the request was running."""
     return ApiError(
         401,
         "key_withdrawn",
@@ -95,15 +91,15 @@ def key_withdrawn() -> ApiError:
 
 
 def cancelled() -> ApiError:
-    """By the operator.  No status that clients try again after."""
-    return ApiError(403, "cancelled_by_operator", "The operator has ended this request.")
+    """Return the error for a request that the operator cancelled; clients do not retry a 403."""
+    return ApiError(403, "cancelled_by_operator", "The operator cancelled this request.")
 
 
 def ledger_full() -> ApiError:
     return ApiError(
         503,
         "ledger_full",
-        "Requests can't be accounted for at the moment. Try again shortly.",
+        "The usage ledger is full; retry in 10 s.",
         type="server_error",
         retry_after=10.0,
     )
@@ -113,28 +109,31 @@ def wrong_key() -> ApiError:
     return ApiError(
         401,
         "invalid_api_key",
-        "This API key is not known here, was revoked, or has expired.",
+        "Invalid API key: it is unknown, revoked or expired.",
         type="authentication_error",
     )
 
 
 def key_disabled() -> ApiError:
-    """Told apart from a wrong key, because whoever has all of it may know; clients that stop at
-    ``invalid_api_key`` are right to stop."""
+    """Return the error for a disabled key.
+
+    Only somebody who has the whole key sees that it differs from an unknown one; the code is the
+    same, because clients that stop at ``invalid_api_key`` are right to stop.
+    """
     return ApiError(
         401,
         "invalid_api_key",
-        "This API key is disabled. Whoever gave it to you can enable it again.",
+        "This API key is disabled. Ask whoever issued it to enable it.",
         type="authentication_error",
     )
 
 
 def account_disabled() -> ApiError:
-    """With OpenAI's code for it."""
+    """Return the error for a disabled account, with OpenAI's code for it."""
     return ApiError(
         401,
         "account_deactivated",
-        "The account of this API key is disabled. Whoever gave it to you can enable it again.",
+        "The account of this API key is disabled. Ask whoever issued the key to enable it.",
         type="authentication_error",
     )
 
@@ -143,7 +142,7 @@ def wrong_kind_of_key(needed: str) -> ApiError:
     return ApiError(
         403,
         "wrong_key_kind",
-        f"This key can't be used here: {needed} is needed.",
+        f"This kind of API key can't be used here: {needed} is required.",
         type="permission_error",
     )
 
@@ -152,28 +151,29 @@ def model_not_allowed(model: str) -> ApiError:
     return ApiError(
         403,
         "model_not_allowed",
-        f"This key may not use the model '{model}'.",
+        f"This API key is not allowed to use the model '{model}'.",
         type="permission_error",
         param="model",
     )
 
 
 def model_not_found(model: str) -> ApiError:
-    return ApiError(
+    error = ApiError(
         404,
         "model_not_found",
-        f"The model '{model}' does not exist here. GET /v1/models lists those that do.",
+        f"The model '{model}' does not exist. GET /v1/models lists the available models.",
         param="model",
-        to_ollama=f"model '{model}' not found",
     )
+    error.ollama_message = f"model '{model}' not found"
+    return error
 
 
 def path_not_supported(model: str, path: str, others: str) -> ApiError:
-    """The model is here, but no engine that serves it can be asked this."""
+    """Return the error for a model whose engines do not support the path."""
     return ApiError(
         404,
         "path_not_supported",
-        f"The model '{model}' can't be asked on {path}. It can be on: {others}.",
+        f"The model '{model}' does not support {path}. Supported: {others}.",
         param="model",
     )
 
@@ -181,34 +181,39 @@ def path_not_supported(model: str, path: str, others: str) -> ApiError:
 def rate_limited(
     what: str, limit: int, retry_after: float, headers: list[tuple[bytes, bytes]]
 ) -> ApiError:
-    """``what`` is ``requests`` or ``tokens``: OpenAI's type of this error."""
-    return ApiError(
+    """Return the error for a key over its limit; ``what`` is ``requests`` or ``tokens``.
+
+    OpenAI uses the same word as the error's type.
+    """
+    error = ApiError(
         429,
         RATE_LIMITED,
-        f"This key may use {limit} {what} a minute. Try again in {retry_after:.3g} s.",
+        f"Rate limit reached: this key has {limit} {what} per minute."
+        f" Retry in {retry_after:.3g} s.",
         type=what,
         retry_after=retry_after,
-        headers=headers,
     )
+    error.headers = headers
+    return error
 
 
 def managed_elsewhere() -> ApiError:
     return ApiError(
         403,
         "models_not_managed_here",
-        "Models are managed by the nodes' owners, not over this API.",
+        "Models are managed by the owners of the nodes, not through this API.",
     )
 
 
 def no_capacity(model: str, retry_after: float, regions: frozenset[str] | None = None) -> ApiError:
-    """``regions`` are the only ones that its user allows."""
+    """Return the error for a model without a free node; ``regions`` are those its user allows."""
     where = ""
     if regions is not None:
-        where = f" in {' or '.join(sorted(regions))}, as x-fabric-region demands,"
+        where = f" in {' or '.join(sorted(regions))} (set by x-fabric-region)"
     return ApiError(
         503,
         "no_capacity",
-        f"No node{where} that serves '{model}' can take a request now. Try again shortly.",
+        f"No node{where} serving '{model}' can take a request now. Retry shortly.",
         type="server_error",
         param=None if regions is None else "x-fabric-region",
         retry_after=retry_after,
@@ -216,31 +221,31 @@ def no_capacity(model: str, retry_after: float, regions: frozenset[str] | None =
 
 
 def unknown_path(path: str, meant: str | None = None) -> ApiError:
-    hint = f" Did you mean {meant}? Then your client's base URL is wrong." if meant else ""
-    return ApiError(404, "unknown_path", f"There is nothing at {path}.{hint}")
+    hint = f" Did you mean {meant}? Check your client's base URL." if meant else ""
+    return ApiError(404, "unknown_path", f"Unknown path {path}.{hint}")
 
 
 def wrong_method(method: str, path: str, allow: str) -> ApiError:
-    return ApiError(
-        405,
-        "method_not_allowed",
-        f"{method} is not possible on {path}; {allow} is.",
-        allow=allow,
+    error = ApiError(
+        405, "method_not_allowed", f"Method {method} not allowed on {path}. Allowed: {allow}."
     )
+    error.allow = allow
+    return error
 
 
 def unreadable_encoding(coding: str) -> ApiError:
-    return ApiError(
+    error = ApiError(
         415,
         "unsupported_encoding",
-        f"A request body with content-encoding '{coding}' can't be read here. Send it as it is.",
+        f"Content-Encoding '{coding}' is not supported in requests. Send the body uncompressed.",
         param="content-encoding",
-        headers=[(b"accept-encoding", b"identity")],  # RFC 9110, 12.5.3
     )
+    error.headers = [(b"accept-encoding", b"identity")]  # RFC 9110, 12.5.3
+    return error
 
 
 def bad_json(detail: str) -> ApiError:
-    return ApiError(400, "invalid_json", f"The request body can't be read: {detail}.")
+    return ApiError(400, "invalid_json", f"The request body is not valid JSON: {detail}.")
 
 
 def bad_request_body(message: str) -> ApiError:
@@ -252,21 +257,21 @@ def bad_field(param: str, message: str) -> ApiError:
 
 
 def bad_request(message: str) -> ApiError:
-    return ApiError(400, "bad_request", message, close=True)
+    return closing(ApiError(400, "bad_request", message))
 
 
 def body_too_large(limit: int) -> ApiError:
-    return ApiError(
-        413, "body_too_large", f"The request body is larger than {limit} bytes.", close=True
+    return closing(
+        ApiError(413, "body_too_large", f"The request body is larger than {limit} bytes.")
     )
 
 
 def headers_too_large(message: str) -> ApiError:
-    return ApiError(431, "headers_too_large", message, close=True)
+    return closing(ApiError(431, "headers_too_large", message))
 
 
 def too_slow(what: str) -> ApiError:
-    return ApiError(408, "request_timeout", f"The request's {what} came too slowly.", close=True)
+    return closing(ApiError(408, "request_timeout", f"The request's {what} arrived too slowly."))
 
 
 def upstream_error(message: str) -> ApiError:
@@ -277,7 +282,7 @@ def upstream_timeout(seconds: float) -> ApiError:
     return ApiError(
         504,
         "upstream_timeout",
-        f"The model did not begin its answer within {seconds:g} s.",
+        f"The model did not start to answer within {seconds:g} s.",
         type="server_error",
     )
 
@@ -287,16 +292,16 @@ def overloaded(message: str, retry_after: float) -> ApiError:
 
 
 def queue_full(model: str, retry_after: float) -> ApiError:
-    """Because of everybody's requests."""
-    return overloaded(f"Too many requests wait for '{model}'.", retry_after)
+    """Return the error for a queue that the requests of all keys fill."""
+    return overloaded(f"The queue for '{model}' is full.", retry_after)
 
 
 def queue_share_full(model: str, retry_after: float) -> ApiError:
-    """Because of this key's own."""
+    """Return the error for a queue of which this key fills its share."""
     return ApiError(
         429,
         "queue_share_full",
-        f"Too many requests of this key wait for '{model}'.",
+        f"Too many requests of this key are waiting for '{model}'.",
         type="rate_limit_error",
         retry_after=retry_after,
     )
@@ -306,7 +311,7 @@ def queue_timeout(model: str, retry_after: float) -> ApiError:
     return ApiError(
         503,
         "queue_timeout",
-        f"No slot for '{model}' became free in the time that the request could wait.",
+        f"Timed out waiting for a free slot for '{model}'.",
         type="server_error",
         retry_after=retry_after,
     )

@@ -1,8 +1,9 @@
-"""The incoming half of a user's connection: bytes of HTTP/1.1 to requests, and nothing else.
+"""The incoming half of a client's connection: bytes of HTTP/1.1 in, requests out.
 
-What two readers could take for two different requests is refused, never guessed at.  Most of it by
-llhttp (behind httptools): two lengths, a length beside a coding, folded headers, lone CR or LF,
-blanks before a colon; here: codings other than ``chunked``, other protocols, changes of protocol.
+Ambiguous requests, which another parser might read differently (request smuggling), are rejected.
+llhttp (behind httptools) rejects most of them: two lengths, a length beside a coding, folded
+headers, lone CR or LF, blanks before a colon.  This module rejects codings other than ``chunked``,
+other protocols and protocol upgrades.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ MAX_TARGET = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a user's connection may cost: sizes in bytes, times in seconds; see ``Config``."""
+    """Limits of one client's connection: sizes in bytes, times in seconds; see ``Config``."""
 
     body: int
     headers: int
@@ -31,62 +32,65 @@ class Limits:
     body_rate: float
     keepalive_seconds: float
     larger: Mapping[str, int] = field(default_factory=dict)
-    """Paths whose bodies may be larger than ``body``: those that are stored as they come."""
+    """Larger limits of ``body`` by path, for bodies that are stored as they come."""
 
 
 class Owner(Protocol):
-    """Whom the requests go to, in the order in which they come."""
+    """The receiver of the requests, in the order in which they come."""
 
     def new_request(self) -> Request: ...
 
     def on_head_begun(self, request: Request) -> None: ...
 
     def on_request(self, request: Request) -> ApiError | None:
-        """The head is complete, and the body comes in ``request.body``; or why it is not taken."""
+        """Take a request whose head is complete and whose body comes in ``request.body``.
+
+        Returns the error when it is not taken.
+        """
 
     def on_body_complete(self, request: Request) -> None: ...
 
 
 class RequestParser:
-    """Feed it with what comes, in pieces of any size."""
+    """An incremental parser: ``feed`` it the bytes as they come, in pieces of any size."""
 
     def __init__(self, owner: Owner, limits: Limits) -> None:
         self.request: Request | None = None
-        """The one whose head or body is coming in."""
+        """The request whose head or body is coming in."""
         self.in_head = False
-        """It is the head, which the owner has not been given yet."""
-        self.refusal: ApiError | None = None
-        """Why what comes can't be read on."""
+        """The head is coming in; the owner has not been given the request yet."""
+        self.error: ApiError | None = None
+        """Why the rest of the connection can't be parsed."""
         self._owner = owner
         self._limits = limits
         self._parser = httptools.HttpRequestParser(self)
         self._target = b""
         self._count = 0
         self._size = 0
-        self._most_fruitless = limits.headers + 2 * MAX_TARGET  # with the request's first line
-        self._fruitless = 0
-        """Bytes since a head was complete or a piece of a body came: headers that do not end,
-        trailers, blank lines."""
+        self._max_overhead = limits.headers + 2 * MAX_TARGET  # with the request's first line
+        self._overhead = 0
+        """Bytes since the last complete head or piece of a body: endless headers, trailers, blank
+        lines."""
 
     def feed(self, data: bytes) -> None:
-        """Look at ``refusal`` afterwards: once it is there, nothing more is read."""
-        if self.refusal is not None:
+        """Parse ``data``; check ``error`` afterwards: once it is set, nothing more is parsed."""
+        if self.error is not None:
             return
-        self._fruitless += len(data)
+        self._overhead += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError as error:
-            if self.refusal is None:  # not a refusal of ours, but a defect
+            if self.error is None:  # not an error of ours, but a defect
                 raise error.__context__ or error from None
         except httptools.HttpParserError as error:
-            self.refusal = errors.bad_request(f"This is not HTTP/1.1: {error}.")
+            self.error = errors.bad_request(f"Invalid HTTP/1.1 request: {error}.")
         else:
-            if self._fruitless > self._most_fruitless:
-                self.refusal = self._too_large()
+            if self._overhead > self._max_overhead:
+                self.error = self._too_large()
 
     def close(self) -> None:
-        """The connection is gone: let go of what goes round in circles."""
-        self.refusal = self.refusal or errors.bad_request("The connection is closed.")
+        """Break the reference cycles with the parser: the connection is gone."""
+        self.error = self.error or errors.bad_request("The connection is closed.")
         self.request = None
         del self._parser, self._owner
 
@@ -102,19 +106,19 @@ class RequestParser:
     def on_url(self, url: bytes) -> None:
         self._target += url
         if len(self._target) > MAX_TARGET:
-            self._refuse(errors.headers_too_large("The request's URL is too long."))
+            self._reject(errors.headers_too_large("The request URL is too long."))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self.in_head:
-            return  # a trailer: nobody has asked for one
+            return  # a trailer field: ignored
         self._count += 1
         self._size += len(name) + len(value) + 4
         limits = self._limits
         if self._count > limits.header_count:
-            words = f"The request has more than {limits.header_count} headers."
-            self._refuse(errors.headers_too_large(words))
+            text = f"The request has more than {limits.header_count} headers."
+            self._reject(errors.headers_too_large(text))
         if self._size > limits.headers:
-            self._refuse(self._too_large())
+            self._reject(self._too_large())
         assert self.request is not None
         self.request.headers.setdefault(name.lower(), value)
 
@@ -130,36 +134,36 @@ class RequestParser:
             target = _relative(target)
         request.path, _, request.query = target.partition("?")
         if request.version not in ("1.1", "1.0"):
-            self._refuse(errors.bad_request("Only HTTP/1.1 is spoken here."))
+            self._reject(errors.bad_request("Only HTTP/1.1 is supported."))
         if parser.should_upgrade():
-            self._refuse(errors.bad_request("Connection upgrades are not possible here."))
+            self._reject(errors.bad_request("Connection upgrades are not supported."))
         coding = headers.get(b"transfer-encoding")
         if coding is not None and (
             coding.strip().lower() != b"chunked" or request.version == "1.0"
         ):
-            words = "The body's transfer-encoding can't be read here; 'chunked' can, in HTTP/1.1."
-            self._refuse(errors.bad_request(words))
+            text = "The only supported Transfer-Encoding is 'chunked', in HTTP/1.1."
+            self._reject(errors.bad_request(text))
         length = headers.get(b"content-length")
         if length is not None:
             request.body.length = int(length)
-            if request.body.length > self._most_body(request):
-                self._refuse(errors.body_too_large(self._most_body(request)))
+            if request.body.length > self._max_body(request):
+                self._reject(errors.body_too_large(self._max_body(request)))
         if request.version == "1.1":
             request.expects = headers.get(b"expect", b"").strip().lower() == b"100-continue"
-        refusal = self._owner.on_request(request)
-        if refusal is not None:
-            self._refuse(refusal)
+        error = self._owner.on_request(request)
+        if error is not None:
+            self._reject(error)
         self.in_head = False
-        self._fruitless = 0
+        self._overhead = 0
 
     def on_body(self, data: bytes) -> None:
         assert self.request is not None
         body = self.request.body
         if body.received + len(data) > self._limits.body:
-            most = self._most_body(self.request)
-            if body.received + len(data) > most:
-                self._refuse(errors.body_too_large(most))
-        self._fruitless = 0
+            limit = self._max_body(self.request)
+            if body.received + len(data) > limit:
+                self._reject(errors.body_too_large(limit))
+        self._overhead = 0
         body.add(data)
 
     def on_message_complete(self) -> None:
@@ -170,22 +174,22 @@ class RequestParser:
 
     # ── small parts ───────────────────────────────────────────────────────────────────────────
 
-    def _refuse(self, refusal: ApiError) -> None:
-        """Only inside a parser's callback: stops it."""
-        self.refusal = refusal
-        raise refusal
+    def _reject(self, error: ApiError) -> None:
+        """Record the error and stop the parser; call it only inside a parser's callback."""
+        self.error = error
+        raise error
 
-    def _most_body(self, request: Request) -> int:
+    def _max_body(self, request: Request) -> int:
         limits = self._limits
         return limits.larger.get(request.path.rstrip("/"), limits.body)
 
     def _too_large(self) -> ApiError:
         return errors.headers_too_large(
-            f"The request's headers are larger than {self._limits.headers} bytes."
+            f"The request headers are larger than {self._limits.headers} bytes."
         )
 
 
 def _relative(target: str) -> str:
-    """The absolute form, as proxies get it, without scheme and host; other forms as they are."""
+    """Strip scheme and host off the absolute form that proxies get; keep other forms."""
     _, mark, rest = target.partition("://")
     return "/" + rest.partition("/")[2] if mark else target

@@ -1,4 +1,4 @@
-"""What there is on the public port: which handler answers which method and path."""
+"""The routes of the public port: which handler answers which method and path."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ Handler = Callable[[Request], Awaitable[None]]
 
 
 class Router:
-    """A table that those who answer fill with ``add``; ``handle`` is the edge's handler."""
+    """Routes by method and path: ``add`` registers, ``handle`` is the edge's handler."""
 
     def __init__(self, refused: Counter[str]) -> None:
-        """``refused`` counts requests that were not answered, by the refusal's code."""
+        """``refused`` counts requests that were answered with an error, by its code."""
         self._refused = refused
         self._paths: dict[str, dict[str, Handler]] = {}
-        self._below: dict[str, dict[str, Handler]] = {}
+        self._prefixes: dict[str, dict[str, Handler]] = {}
 
     def add(self, method: str, path: str, handler: Handler) -> None:
-        """``path`` may end in ``/*``, for everything below it that has no line of its own.
+        """Register a handler; ``path`` may end in ``/*``, for all paths below without their own.
 
-        Who answers GET answers HEAD: the edge leaves the body out.
+        A handler for GET also answers HEAD: the edge leaves the body out.
         """
-        table, name = (self._below, path[:-1]) if path.endswith("/*") else (self._paths, path)
+        table, name = (self._prefixes, path[:-1]) if path.endswith("/*") else (self._paths, path)
         methods = table.setdefault(name, {})
         assert method not in methods, f"{method} {path} has two handlers"
         methods[method] = handler
 
     def has(self, method: str, path: str) -> bool:
-        """Whether ``path`` has a line of its own for ``method``."""
+        """Whether ``path`` itself has a handler for ``method``."""
         return method in self._paths.get(path, {})
 
     async def handle(self, request: Request) -> None:
-        """Answer one request; raises Refusal for what can't be answered."""
+        """Answer one request; raises ``ApiError`` when it can't be."""
         try:
             await self._find(request)(request)
-        except ApiError as refusal:
-            self._refused[refusal.code] += 1
+        except ApiError as error:
+            self._refused[error.code] += 1
             raise
 
     def _find(self, request: Request) -> Handler:
@@ -54,15 +54,14 @@ class Router:
             path = request.path = path.rstrip("/") or "/"
         methods = self._paths.get(path) or self._find_below(path)
         if methods is None:
-            raise errors.unknown_path(path, self._meant(path))
+            raise errors.unknown_path(path, self._suggestion(path))
         handler = methods.get("GET" if method == "HEAD" else method)
         if handler is None:
             raise errors.wrong_method(method, path, ", ".join(methods))
         return handler
 
-    def _meant(self, path: str) -> str | None:
-        """Where it would have led with a base address that has not one ``/v1`` or slash too many,
-        or too few."""
+    def _suggestion(self, path: str) -> str | None:
+        """Return the known path for a base URL with one ``/v1`` or slash too many or too few."""
         plain = re.sub("/{2,}", "/", path)
         for guess in (plain, f"/v1{plain}", plain.removeprefix("/v1")):
             if guess in self._paths:
@@ -72,7 +71,7 @@ class Router:
     def _find_below(self, path: str) -> dict[str, Handler] | None:
         at = path.rfind("/")
         while at >= 0:
-            if methods := self._below.get(path[: at + 1]):
+            if methods := self._prefixes.get(path[: at + 1]):
                 return methods
             at = path.rfind("/", 0, at)
         return None

@@ -113,7 +113,7 @@ class Gateway:
             if self._bus.full:
                 raise errors.ledger_full()
             if key.limited:
-                request.marks += self.limits.take(key)
+                request.response_headers += self.limits.take(key)
             ask = await self._read_ask(request, endpoint, draft.key)
             draft.model, draft.stream = ask.model, ask.stream
             if not draft.key.allows(ask.model):
@@ -125,20 +125,20 @@ class Gateway:
             if draft.outcome == "failed" and not draft.error:
                 draft.outcome = "refused"
             draft.error = draft.error or refusal.code
-            if not request.commented:  # otherwise it is told within a stream
-                request.status = refusal.status
+            if not request.response.comments_sent:  # otherwise it is told within a stream
+                request.response.status = refusal.status
             raise
         except asyncio.CancelledError:
             draft.outcome = "cancelled"
             if draft.cut is None or draft.task is None:  # the user has hung up
-                request.status = request.status or 499
+                request.response.status = request.response.status or 499
                 raise
             draft.task.uncancel()
-            draft.error, request.status = draft.cut.code, draft.cut.status
+            draft.error, request.response.status = draft.cut.code, draft.cut.status
             raise draft.cut from None
         except Exception:
             draft.outcome, draft.error = "failed", "internal_error"
-            request.status = request.status or 500
+            request.response.status = request.response.status or 500
             raise
         finally:
             self._end(draft)
@@ -147,7 +147,7 @@ class Gateway:
     def _comments(
         self, request: Request, endpoint: Endpoint, ask: ParsedBody
     ) -> AbstractContextManager[None]:
-        if not ask.stream or not endpoint.commented:
+        if not ask.stream or not endpoint.allows_comments:
             return nullcontext()
         return SseKeepalive(request, self.deadlines, self.admission.position, self._loop.time())
 
@@ -188,7 +188,7 @@ class Gateway:
         if ask.patch is not None:
             start, stop, text = ask.patch
             data = data[:start] + text + data[stop:]
-        body.kept = data
+        body.replay_buffer = data
         return ask
 
     async def _read_early(

@@ -87,9 +87,9 @@ class ModelCatalog:
     async def greet_ollama(self, request: Request) -> None:
         """By these words its clients know that there is one."""
         said = b"Ollama is running"
-        request.start(200, [(b"content-type", b"text/plain; charset=utf-8")], len(said))
-        request.write(said)
-        request.finish()
+        request.start_response(200, [(b"content-type", b"text/plain; charset=utf-8")], len(said))
+        request.response.write(said)
+        request.response.finish()
 
     async def version(self, request: Request) -> None:
         request.respond(200, _json({"version": OLLAMA_VERSION}))

@@ -44,12 +44,12 @@ def build_requirements(
     )
     if ask.token_ids:
         requirements.kinds = _TAKE_TOKEN_IDS
-    longer = -len(body.kept)
+    longer = -len(body.replay_buffer)
     requirements.model = model = _real_name(ask.model, requirements, endpoint, registry, aliases)
     if model != ask.model:
         form = request.headers.get(b"content-type", b"") if endpoint.form else None
-        body.kept = rename(body.kept, model, form)
-    longer += len(body.kept)
+        body.replay_buffer = rename(body.replay_buffer, model, form)
+    longer += len(body.replay_buffer)
     candidates = registry.candidates(model)
     for engine in candidates:
         if speaks(engine, requirements):
@@ -57,11 +57,11 @@ def build_requirements(
     else:  # with nobody there at all, admission says why
         if there := [engine for engine in candidates if within(engine, requirements)]:
             raise _unspoken(ask, requirements, there)
-    requirements.needs = read_needs(endpoint, body.kept)
+    requirements.needs = read_needs(endpoint, body.replay_buffer)
     requirements.tokens = estimate_tokens(endpoint, size, requirements.needs)
     if endpoint.prompts:
         salt = f"{key.account}\n{model}".encode()
-        requirements.prefix = prefix_hashes(body.kept, salt, endpoint.prompts)
+        requirements.prefix = prefix_hashes(body.replay_buffer, salt, endpoint.prompts)
     relax(candidates, requirements)
     return requirements, longer
 

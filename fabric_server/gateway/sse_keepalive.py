@@ -3,7 +3,7 @@ silent for long.
 
 Lines of server-sent events that begin with a colon are comments, which clients skip (WHATWG HTML,
 9.2.6).  The first one sends the head of the answer along, 200; what goes wrong later is then told
-within the stream (``Request.refuse``), and another node can still be tried.
+within the stream (``Request.respond_error``), and another node can still be tried.
 """
 
 from __future__ import annotations
@@ -55,18 +55,18 @@ class SseKeepalive:
 
     def expire(self, now: float) -> None:
         request = self._request
-        if request.finished:
+        if request.response.finished:
             self.deadline = NEVER
             return
         self.deadline = now + AGAIN_SECONDS
-        if request.started:  # it may be interrupted, and wait once more
+        if request.response.started:  # it may be interrupted, and wait once more
             return
-        if not request.body.complete or request.paused:
+        if not request.body.complete or request.response.paused:
             return  # who is still asking, or does not read, is not talked to
         position = self._position(request.id)
         if position is not None:
-            request.comment(f"queued, position {position}")
-        elif request.commented or now >= self._since + LOADING_SECONDS:
-            request.comment("waiting for the model")
+            request.send_comment(f"queued, position {position}")
+        elif request.response.comments_sent or now >= self._since + LOADING_SECONDS:
+            request.send_comment("waiting for the model")
         else:
             self.deadline = self._since + LOADING_SECONDS

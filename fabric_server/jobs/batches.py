@@ -132,7 +132,7 @@ class Batches:
         id = rest.removesuffix("/cancel")
         batch = await self._found(key.account, id, "id")
         if id == rest:
-            raise ApiError(405, "method_not_allowed", "POST is not possible here.", allow="GET")
+            raise errors.wrong_method("POST", request.path, "GET")
         if batch.finished_at is not None:
             words = f"The batch '{id}' has ended: it is {batch.state}."
             raise ApiError(409, "batch_ended", words)

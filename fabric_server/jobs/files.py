@@ -156,15 +156,15 @@ class Files:
         if not content:
             request.respond(200, _json(view(file)))
             return
-        request.start(200, [(b"content-type", b"application/octet-stream")], file.size)
+        request.start_response(200, [(b"content-type", b"application/octet-stream")], file.size)
         try:
             async for chunk in self._store.chunks(file.id):
-                request.write(chunk)
+                request.response.write(chunk)
                 await _drained(request)
         except TimeoutError:
-            request.abort()
+            request.response.abort()
         else:
-            request.finish()
+            request.response.finish()
 
     async def delete(self, request: Request) -> None:
         file, content = await self._find(request)
@@ -211,9 +211,9 @@ class ChunkWriter:
 
 async def _drained(request: Request) -> None:
     """Raises TimeoutError for a user who does not read."""
-    while request.paused:
+    while request.response.paused:
         drained = asyncio.Event()
-        request.on_drained = drained.set
+        request.response.on_drained = drained.set
         async with asyncio.timeout(READER_SECONDS):
             await drained.wait()
 
@@ -254,11 +254,10 @@ def _not_found(id: str, param: str) -> ApiError:
 
 
 def _too_large(most: int) -> ApiError:
-    return ApiError(
-        413, "file_too_large", f"A file may have {most} bytes.", param="file", close=True
-    )
+    text = f"The file is larger than {most} bytes."
+    return errors.closing(ApiError(413, "file_too_large", text, param="file"))
 
 
 def _full(most: int) -> ApiError:
     words = f"This account's files have {most} bytes already. Delete some."
-    return ApiError(413, "files_full", words, param="file", close=True)
+    return errors.closing(ApiError(413, "files_full", words, param="file"))

@@ -43,7 +43,6 @@ def refused(refusal: ApiError, request_id: str = "") -> Answer:
 class BufferedResponse:
     """What a request takes for its connection (``request.Connection``)."""
 
-    peer = ""
     paused = False
 
     def __init__(self, task: asyncio.Task[object] | None, most: int) -> None:
@@ -64,16 +63,16 @@ class BufferedResponse:
             if self._task is not None:
                 self._task.cancel()  # as a user who hangs up: the engine stops
 
-    def answered(self, request: Request) -> None:
+    def response_finished(self) -> None:
         self.whole = True
 
-    def cut(self) -> None:
+    def response_aborted(self) -> None:
         """Broken in the middle: it is never whole."""
 
     def want_body(self) -> None:
         """It is all there."""
 
-    def worth_lingering(self, body: Body) -> bool:
+    def can_discard_rest(self, body: Body) -> bool:
         return True
 
     def date(self) -> bytes:
@@ -128,7 +127,7 @@ class InternalClient:
         if not collector.whole:
             broken = errors.upstream_error("The node was lost in the middle of the answer.")
             return refused(broken, request_id)
-        return Answer(request.status, bytes(collector.data), request_id)
+        return Answer(request.response.status, bytes(collector.data), request_id)
 
 
 def _too_large(most: int) -> ApiError:

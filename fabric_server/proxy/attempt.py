@@ -324,16 +324,16 @@ class Attempt:
         except NotContinued as fault:
             self._decline(str(fault))
             return
-        request = self.request
+        response = self.request.response
         if not self._streamed:
             self._hold(data)
         else:
             if not self.relayed:
                 self._start()
             if data:
-                request.write(data)
+                response.write(data)
                 self._written = data
-        if request.paused:
+        if response.paused:
             if not self._owed:
                 self.deadline = self._loop.time() + self.timeouts.slow_reader
             self._owed += count
@@ -368,7 +368,7 @@ class Attempt:
             if self._announced is None and not self._streamed:  # all of it is here
                 self._announced = sum(map(len, self._held))
             self._start()
-        request.write(b"".join(self._held))
+        request.response.write(b"".join(self._held))
         if self.status >= 300:
             ending = Ending("engine_error")
         elif self._meter.failed:
@@ -380,7 +380,7 @@ class Attempt:
         else:
             ending = Ending("ok")
         self._finish(ending)
-        request.finish()
+        request.response.finish()
 
     def on_stuck(self) -> None:
         """Its tunnel is lost, or may be: before the answer has begun, another node is sooner."""
@@ -439,7 +439,7 @@ class Attempt:
     @property
     def _unfit(self) -> bool:
         """The user has got the head of a stream, and this is neither one nor an error."""
-        return self.request.commented and self.status < 300 and not self._streamed
+        return self.request.response.comments_sent and self.status < 300 and not self._streamed
 
     @property
     def _is_whole(self) -> bool:
@@ -449,7 +449,7 @@ class Attempt:
     def _first_byte(self) -> None:
         if self.rival is not None:
             self.rival.lose()
-        self.request.on_drained = self._on_drained
+        self.request.response.on_drained = self._on_drained
         now = self.first_byte_at = self._loop.time()
         self._hear(now)
 
@@ -459,17 +459,17 @@ class Attempt:
         if self._held_size > WHOLE_ANSWER and self.bytes_seen != self._announced:
             if not self.relayed:
                 self._start()
-            self.request.write(b"".join(self._held))
+            self.request.response.write(b"".join(self._held))
             self._held.clear()
             self._held_size = 0
 
     def _start(self) -> None:
         """From here on this is the user's answer."""
         self.relayed = True
-        self.request.body.kept = b""
+        self.request.body.replay_buffer = b""
         if self.seam:
-            self.request.comment("continued on another node")
-        self.request.start(self.status, self._headers, self._announced)
+            self.request.send_comment("continued on another node")
+        self.request.start_response(self.status, self._headers, self._announced)
 
     def _give_up(self, code: Code, reason: str) -> None:
         self._break(code, reason)
@@ -499,23 +499,23 @@ class Attempt:
             self._finish(ending)
         elif code == Code.SLOW_READER:
             self._finish(ending)
-            self.request.abort()
+            self.request.response.abort()
         elif self._is_whole:
             self._finish(Ending("ok"))
-            self.request.finish()
+            self.request.response.finish()
         elif self._goes_on():
             self._leave_off(ending)
         elif rest := self._last_words():
-            self.request.write(rest)
+            self.request.response.write(rest)
             self._finish(Ending("ok"))
-            self.request.finish()
+            self.request.response.finish()
         else:
             self._end_broken(upstream_lost(), ending)
 
     def _leave_off(self, ending: Ending) -> None:
         """The user is to have the rest from another node."""
         ending.goes_on = True
-        self.request.interrupt()
+        self.request.response.suspend()
         self._finish(ending)
 
     def _last_words(self) -> bytes:
@@ -527,21 +527,21 @@ class Attempt:
     def _end_broken(self, said: ApiError, ending: Ending) -> None:
         """End a broken answer so that the user can tell."""
         request = self.request
-        if self._streamed or request.commented:
+        if self._streamed or request.response.comments_sent:
             # Half an event that was held back is of no use; one that was not must be ended.
-            torn = request.dialect.gap if self._meter.torn else b""
-            request.write(torn + said.event(request.dialect, request.id, self._written))
+            torn = request.dialect.separator if self._meter.torn else b""
+            request.response.write(torn + said.event(request.dialect, request.id, self._written))
             self._finish(ending)
-            request.finish()
+            request.response.finish()
         else:
             self._finish(ending)
-            request.abort()
+            request.response.abort()
 
     def _finish(self, ending: Ending) -> None:
         """Nothing more will be written.  What was is still here: it leaves after this."""
         self.ending = ending
         self._deadlines.discard(self)
-        self.request.on_drained = None
+        self.request.response.on_drained = None
         self._on_over(self, ending)
         if not self.rivalled and not self.done.done():  # a cancelled gateway has cancelled it
             self.done.set_result(ending)

@@ -79,7 +79,7 @@ class RequestRecord:
             model=self.model,
             path=request.path,
             stream=self.stream,
-            status=request.status,
+            status=request.response.status,
             outcome=self.outcome,
             error=self.error,
             attempts=self.attempts,
@@ -89,7 +89,7 @@ class RequestRecord:
             first_byte_ms=None if first is None else (first - request.arrived) * 1000,
             total_ms=total * 1000,
             bytes_in=request.body.received,
-            bytes_out=request.bytes_out,
+            bytes_out=request.response.bytes_out,
             route=self.route[:MAX_ROUTE],
             continued=self.continued,
         )

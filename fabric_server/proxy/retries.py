@@ -72,7 +72,7 @@ class RetryLoop:
         self._loop = asyncio.get_running_loop()
         self._whole = body.complete
         """Otherwise what is kept is the body's beginning, and can't be sent twice."""
-        size = len(body.kept) if self._whole else body.length
+        size = len(body.replay_buffer) if self._whole else body.length
         if size is not None and not self._whole and ask.patch is not None:
             start, stop, text = ask.patch
             size += len(text) - (stop - start)
@@ -92,7 +92,7 @@ class RetryLoop:
         self._continuation: Continuation | None = None
         wanted = key.failover == "continue" if terms.failover is None else terms.failover
         if wanted and self._whole and ask.stream and endpoint is CHAT:
-            self._continuation = Continuation(body.kept)
+            self._continuation = Continuation(body.replay_buffer)
         self._seam = False
         """What is asked for next is the rest of an answer."""
 
@@ -102,7 +102,7 @@ class RetryLoop:
         while True:
             choice, tunnel = await self._admit()
             exchange, ending = await self._attempt(choice, tunnel)
-            if ending.refusal is not None and not self._request.finished:
+            if ending.refusal is not None and not self._request.response.finished:
                 raise ending.refusal
             if ending.goes_on and continuation is not None:
                 self._seam, requirements.kinds = True, continuation.kinds
@@ -174,7 +174,7 @@ class RetryLoop:
     async def _attempt(self, choice: Choice, tunnel: Tunnel) -> tuple[Attempt, Ending]:
         """Ask; returns whose ending it is, and how it went."""
         gateway, requirements, draft = self._gateway, self._requirements, self._draft
-        question = self._request.body.kept
+        question = self._request.body.replay_buffer
         if self._seam and self._continuation is not None:
             question = self._continuation.body(choice.engine.kind)
         affinity = gateway.outcomes.known.affinity
@@ -196,7 +196,7 @@ class RetryLoop:
 
     def _hedge(self, first: Attempt) -> None:
         """Ask a second engine while the first goes on, if one has a slot."""
-        gateway, question = self._gateway, self._request.body.kept
+        gateway, question = self._gateway, self._request.body.replay_buffer
         if not gateway.budget.allows:
             return
         choice = gateway.admission.admit_now(self._requirements, self._loop.time())

@@ -245,5 +245,5 @@ async def test_the_examples_of_the_document_run(
     names["client"].close()
     said = capsys.readouterr().out
     assert said.count("Hello, world") == 3
-    assert "404 model_not_found The model 'no-such-model' does not exist here." in said
+    assert "404 model_not_found The model 'no-such-model' does not exist." in said
     assert "completed Hello, world" in said

@@ -82,7 +82,7 @@ async def test_models_in_memory_are_listed(place: Place, address: str, kind: str
 
 
 async def test_it_takes_https_and_an_authority_but_has_no_key(place: Place) -> None:
-    with pytest.raises(RuntimeError, match="No API key was given"):
+    with pytest.raises(RuntimeError, match="No API key provided"):
         await run(place, place.url, "list")
     with pytest.raises(RuntimeError, match="certificate"):
         await asyncio.to_thread(place.ollama.call, "list", OLLAMA_HOST=place.url)

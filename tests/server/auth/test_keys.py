@@ -220,7 +220,7 @@ async def test_whoever_waits_for_a_look_up_survives_the_one_who_began_it(
 
 async def test_no_key_at_all_is_told_from_a_wrong_one(cache: MemoryCache, clock: Clock) -> None:
     accounts = Accounts(Keys(), cache, clock=clock)
-    assert "No API key was given" in (await refusal(accounts, "")).message
+    assert "No API key provided" in (await refusal(accounts, "")).message
     wrong = await refusal(accounts, mint("x", now=NOON).text)
     assert (wrong.status, wrong.code) == (401, "invalid_api_key")
 

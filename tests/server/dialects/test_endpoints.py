@@ -197,7 +197,7 @@ async def test_a_stream_that_breaks_ends_with_an_error_of_its_dialect(path: str,
     else:
         call.end()
     answer = await user.answer()
-    gap = b"" if how == "lost" else second[:7] + endpoint.dialect.gap
+    gap = b"" if how == "lost" else second[:7] + endpoint.dialect.separator
     assert answer.body.startswith(first + gap), "what was held back of a lost one is of no use"
     last = answer.body.removeprefix(first + gap)
     code = "upstream_lost" if how == "lost" else "incomplete"

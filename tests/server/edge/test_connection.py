@@ -80,35 +80,35 @@ class Port:
         raise errors.wrong_key()
 
     async def stream(self, asked: Request) -> None:
-        asked.start(200, [(b"content-type", b"text/event-stream")], None)
+        asked.start_response(200, [(b"content-type", b"text/event-stream")], None)
         for number in range(3):
-            asked.write(b"data: %d\n\n" % number)
+            asked.response.write(b"data: %d\n\n" % number)
             await asyncio.sleep(0)
-        asked.finish()
+        asked.response.finish()
 
     async def flood(self, asked: Request) -> None:
         """As much as the user reads."""
         drained = asyncio.Event()
-        asked.on_drained = drained.set
-        asked.start(200, [], len(BIG))
+        asked.response.on_drained = drained.set
+        asked.start_response(200, [], len(BIG))
         for at in range(0, len(BIG), 10_000):
-            asked.write(BIG[at : at + 10_000])
+            asked.response.write(BIG[at : at + 10_000])
             self.number = at
-            while asked.paused:
+            while asked.response.paused:
                 drained.clear()
                 await drained.wait()
-        asked.finish()
+        asked.response.finish()
 
     async def broken(self, asked: Request) -> None:
         raise RuntimeError("scripted")
 
     async def broken_late(self, asked: Request) -> None:
-        asked.start(200, [], 100)
-        asked.write(b"half")
+        asked.start_response(200, [], 100)
+        asked.response.write(b"half")
         raise RuntimeError("scripted")
 
     async def refused_late(self, asked: Request) -> None:
-        asked.start(200, [], 100)
+        asked.start_response(200, [], 100)
         raise errors.wrong_key()
 
     async def silent(self, asked: Request) -> None:
@@ -188,7 +188,7 @@ async def test_a_user_who_does_not_read_makes_the_handler_wait() -> None:
             before = port.number
             await asyncio.sleep(0.05)
         [asked] = port.asked
-        if asked.paused:  # or the kernel took it all
+        if asked.response.paused:  # or the kernel took it all
             assert port.number < len(BIG) - 10_000
         user.transport.resume_reading()
         assert (await user.answer(method="GET")).body == BIG

@@ -1189,7 +1189,7 @@ async def test_a_long_prompt_is_not_kept_for_as_long_as_its_answer_takes() -> No
     await call.whole_body()
     call.body.clear()
     [asked] = [thing for thing in gc.get_objects() if isinstance(thing, Request)]
-    assert asked.body.kept == b""
+    assert asked.body.replay_buffer == b""
     assert asked.body.buffered == 0
     user.hang_up()
 

@@ -220,7 +220,7 @@ async def test_models_are_not_managed_here(start: str, method: str, name: str) -
     assert answer.status == 403
     if method != "HEAD":
         assert list(answer.json) == ["error"]
-        assert "nodes' owners" in answer.json["error"]
+        assert "owners of the nodes" in answer.json["error"]
     assert answer.headers["x-should-retry"] == "false"
 
 

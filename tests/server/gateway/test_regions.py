@@ -71,7 +71,7 @@ async def test_a_path_that_only_another_region_can_be_asked_is_no_path_here() ->
     site.node(region="us-east", paths=[CHAT, "/v1/responses"])
     answer = await ask(site, "eu-west", path="/v1/responses").answer()
     assert (answer.status, answer.code) == (404, "path_not_supported")
-    assert answer.error["message"].endswith(f"It can be on: {CHAT}.")
+    assert answer.error["message"].endswith(f"Supported: {CHAT}.")
 
 
 async def test_an_alias_means_the_model_that_is_served_there() -> None:

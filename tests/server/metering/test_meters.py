@@ -229,8 +229,8 @@ def test_the_last_figures_of_ollamas_answer_count() -> None:
 
 def test_only_streams_of_events_can_be_commented_on() -> None:
     for endpoint in ENDPOINTS.values():
-        assert endpoint.commented == (endpoint.streams == EVENTS)
-    assert not ENDPOINTS["/api/chat"].commented
+        assert endpoint.allows_comments == (endpoint.streams == EVENTS)
+    assert not ENDPOINTS["/api/chat"].allows_comments
 
 
 # ── what is shown of a model ──────────────────────────────────────────────────────────────────
