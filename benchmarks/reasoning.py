@@ -10,7 +10,7 @@ import json
 import platform
 import time
 
-from fabric_client.reasoning import Reasoning
+from fabric_client.reasoning import ReasoningFilter
 
 ROUNDS = 9
 EVENTS = 5000
@@ -50,7 +50,7 @@ def best(before: bytes, measured: bytes) -> float:
     """Seconds for each event."""
     spent = []
     for _ in range(ROUNDS):
-        reasoning = Reasoning()
+        reasoning = ReasoningFilter()
         reasoning.head(200, HEADERS)
         feed = reasoning.feed
         feed(before)

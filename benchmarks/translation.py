@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from fabric_client.sse import EventFramer, decode_events
 from fabric_client.translation import RequestTranslator, messages, responses
-from fabric_client.translation.sse import Events
 
 ROUNDS = 7
 CHUNKS = 10_000
@@ -61,10 +61,15 @@ def answering(translate: RequestTranslator, question: dict[str, Any]) -> Callabl
     return answer.feed
 
 
+def framing() -> Callable[[bytes], list[bytes]]:
+    frame = EventFramer().feed
+    return lambda data: decode_events(frame(data))
+
+
 def main() -> None:
     print(f"{'µs a chunk':32}{'text':>8}{'thought':>9}{'call':>7}{'16 in a piece':>15}")
     for name, make in (
-        ("events only", lambda: Events().feed),
+        ("events only", framing),
         ("Messages", lambda: answering(messages.translate, MESSAGES)),
         ("Responses", lambda: answering(responses.translate, RESPONSES)),
     ):

@@ -23,7 +23,7 @@ from fabric_client.owner.pause_policy import GpuUse, reason_to_pause, told_pause
 from fabric_client.owner.schedule import parse_schedule
 from fabric_client.proxy.forwarder import Forwarder
 from fabric_client.proxy.upload_limit import UploadLimit
-from fabric_client.reasoning import Reasoning
+from fabric_client.reasoning import ReasoningFilter
 from fabric_client.registration.agent import Agent
 from fabric_client.registration.backoff import Backoff
 from protocol.control.link import LinkClosed
@@ -135,7 +135,7 @@ class Supervisor:
                 self._write_state()
 
     def make_forwarder(self, watcher: Watcher) -> Forwarder:
-        return Forwarder(watcher.engine, watcher.poke, self._uploads(), Reasoning)
+        return Forwarder(watcher.engine, watcher.poke, self._uploads(), ReasoningFilter)
 
     def poke(self) -> None:
         """Look at the engines now: something may have changed."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from fabric_client.sdk.closing import Closing
 from fabric_client.sdk.errors import FabricError
-from fabric_client.sdk.events import Stream
+from fabric_client.sdk.events import StreamDecoder
 from fabric_client.sdk.http import Http, Reply
 from fabric_client.sdk.shapes import Answer, Job, Message, Piece
 
@@ -26,7 +26,7 @@ class Streaming(Closing):
 
     def __init__(self, reply: Reply) -> None:
         self._reply = reply
-        self._stream = Stream(reply.lines(), reply.request_id)
+        self._stream = StreamDecoder(reply.body(), reply.request_id)
         self._pieces = self._stream.pieces()
 
     @property

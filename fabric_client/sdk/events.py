@@ -1,4 +1,4 @@
-"""A stream of server-sent events, read line by line, and put together again to an answer."""
+"""A streamed answer: server-sent events decoded into pieces, and joined to an ``Answer``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from fabric_client.sdk.errors import Broken
 from fabric_client.sdk.shapes import Answer, Piece
+from fabric_client.sse import EventFramer, EventTooLong, decode_events
 
 
 class _Delta(Struct, frozen=True, gc=False):
@@ -40,49 +41,61 @@ class _Chunk(Struct, frozen=True, gc=False):
 _decode = msgspec.json.Decoder(_Chunk).decode
 
 
-class Stream:
-    """Iterate for the pieces; ``answer`` is the whole, once they have all come.
+class StreamDecoder:
+    """Decodes the body of a streamed chat completion.
 
-    Iterating raises ``Broken`` when the answer does not come to its end.  Leave it early with
-    ``close``, or use it as a context manager: the engine then stops.
+    ``pieces`` yields what arrives; ``answer`` is the whole once the pieces are exhausted.
     """
 
-    def __init__(self, lines: Iterable[bytes], request_id: str) -> None:
+    def __init__(self, body: Iterable[bytes], request_id: str) -> None:
+        """``body`` yields the response's bytes, in any cut."""
         self.request_id = request_id
-        self._lines = lines
+        self._body = body
+        self._framer = EventFramer()
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._model = ""
-        self._finish = ""
+        self._finish_reason = ""
         self._usage = _Usage()
-        self._whole = False
+        self._done = False
 
     @property
     def answer(self) -> Answer:
-        """What came of it so far."""
+        """The answer as far as it has arrived."""
         return Answer(
             text="".join(self._text),
             reasoning="".join(self._reasoning),
             model=self._model,
-            finish_reason=self._finish,
+            finish_reason=self._finish_reason,
             prompt_tokens=self._usage.prompt_tokens,
             completion_tokens=self._usage.completion_tokens,
             request_id=self.request_id,
         )
 
     def pieces(self) -> Iterator[Piece]:
-        for line in self._lines:
-            if not line.startswith(b"data:"):
-                continue  # comments, and the empty lines between events
-            data = line[5:].strip()
+        """Yield the pieces that have text or reasoning.
+
+        Raises ``Broken`` if the answer ends early, or can't be read.
+        """
+        for event in self._events():
+            data = event.strip()
             if data == b"[DONE]":
-                self._whole = True
+                self._done = True
                 continue
             piece = self._read(data)
             if piece is not None:
                 yield piece
-        if not (self._whole or self._finish):
+        if not (self._done or self._finish_reason):
             raise self._broken("The answer broke off.")
+
+    def _events(self) -> Iterator[bytes]:
+        for data in self._body:
+            try:
+                events = self._framer.feed(data)
+            except EventTooLong:
+                raise self._broken("The answer can't be read: an event is too long.") from None
+            yield from decode_events(events)
+        yield from decode_events(self._framer.end())
 
     def _read(self, data: bytes) -> Piece | None:
         try:
@@ -96,7 +109,7 @@ class Stream:
         if not chunk.choices:
             return None
         choice = chunk.choices[0]
-        self._finish = choice.finish_reason or self._finish
+        self._finish_reason = choice.finish_reason or self._finish_reason
         piece = Piece(choice.delta.content or "", choice.delta.reasoning_content or "")
         if not (piece.text or piece.reasoning):
             return None
@@ -104,5 +117,5 @@ class Stream:
         self._reasoning.append(piece.reasoning)
         return piece
 
-    def _broken(self, words: str) -> Broken:
-        return Broken(words, "".join(self._text), self.request_id)
+    def _broken(self, message: str) -> Broken:
+        return Broken(message, "".join(self._text), self.request_id)

@@ -17,6 +17,7 @@ from fabric_client.sdk.closing import Closing
 from fabric_client.sdk.errors import FabricError, Refused, Unreachable
 
 _MAX_IDLE = 8
+_READ_SIZE = 64 * 1024
 _LONGEST_PAUSE = 60.0
 """Seconds; who is told to come back later than that is told the error instead."""
 _AGAIN = frozenset({408, 429, 500, 502, 503, 504})
@@ -42,11 +43,11 @@ class Reply(Closing):
         except (OSError, http.client.HTTPException) as error:
             raise Unreachable(f"The answer broke off: {error or type(error).__name__}.") from error
 
-    def lines(self) -> Iterator[bytes]:
-        """As they come.  Raises ``Unreachable`` when the answer breaks off."""
+    def body(self) -> Iterator[bytes]:
+        """Yield the body as it arrives.  Raises ``Unreachable`` if it breaks off."""
         try:
-            while line := self._response.readline():
-                yield line.rstrip(b"\r\n")
+            while data := self._response.read1(_READ_SIZE):
+                yield data
         except (OSError, http.client.HTTPException) as error:
             raise Unreachable(f"The answer broke off: {error or type(error).__name__}.") from error
 

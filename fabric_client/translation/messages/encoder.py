@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
+from fabric_client.sse import encode_event
 from fabric_client.translation.chat import is_context_overflow
 from fabric_client.translation.chunks import Chunk, Message, ToolCall, Usage
-from fabric_client.translation.sse import event
 
 _json = msgspec.json.encode
 
@@ -75,7 +75,7 @@ class MessagesEncoder:
 
     # ── streams ───────────────────────────────────────────────────────────────────────────────
 
-    def chunk(self, chunk: Chunk) -> bytes:
+    def encode_chunk(self, chunk: Chunk) -> bytes:
         told = b"" if self._id else self._begin(chunk)
         if chunk.usage is not None:
             self._usage = chunk.usage
@@ -89,21 +89,24 @@ class MessagesEncoder:
             self._stop = self._stop_of(choice.finish_reason, choice.stop_reason)
         return told
 
-    def done(self) -> bytes:
+    def encode_end(self) -> bytes:
         if self._stop is None:
             return b""
         reason, sequence = self._stop
         delta = {"stop_reason": reason, "stop_sequence": sequence}
         end = {"type": "message_delta", "delta": delta, "usage": _usage(self._usage)}
-        return self._end_block() + event("message_delta", _json(end)) + _MESSAGE_STOP
+        return self._end_block() + encode_event("message_delta", _json(end)) + _MESSAGE_STOP
 
-    def broken(self, message: str) -> bytes:
-        return event("error", self.refusal(500, message))
+    def encode_failure(self, message: str) -> bytes:
+        return encode_event("error", self.encode_error(500, message))
 
     def _begin(self, chunk: Chunk) -> bytes:
         self._id = _message_id(chunk)
         message = self._message(chunk, [], None, None, Usage())
-        return event("message_start", _json({"type": "message_start", "message": message})) + _PING
+        return (
+            encode_event("message_start", _json({"type": "message_start", "message": message}))
+            + _PING
+        )
 
     def _delta(self, delta: Message) -> bytes:
         told = b""
@@ -141,7 +144,7 @@ class MessagesEncoder:
         self._index += 1
         begun = {"type": kind, **block}
         start = {"type": "content_block_start", "index": self._index, "content_block": begun}
-        return told + event("content_block_start", _json(start))
+        return told + encode_event("content_block_start", _json(start))
 
     def _end_block(self) -> bytes:
         kind, self._open = self._open, None
@@ -152,7 +155,7 @@ class MessagesEncoder:
 
     # ── whole answers ─────────────────────────────────────────────────────────────────────────
 
-    def whole(self, chunk: Chunk) -> bytes:
+    def encode_whole(self, chunk: Chunk) -> bytes:
         self._id = _message_id(chunk)
         choice = chunk.choices[0]
         message = choice.message or Message()
@@ -170,7 +173,7 @@ class MessagesEncoder:
         reason, sequence = self._stop_of(choice.finish_reason or "stop", choice.stop_reason)
         return _json(self._message(chunk, blocks, reason, sequence, chunk.usage or Usage()))
 
-    def refusal(self, status: int, message: str) -> bytes:
+    def encode_error(self, status: int, message: str) -> bytes:
         return refused(status, message)
 
     # ── small parts ───────────────────────────────────────────────────────────────────────────

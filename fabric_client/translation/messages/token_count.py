@@ -34,8 +34,8 @@ class TokenCountTranslator:
     def end(self) -> bytes:
         teller = MessagesEncoder("")
         if self._status >= 400:
-            return teller.refusal(self._status, body_error_text(bytes(self._body)))
+            return teller.encode_error(self._status, body_error_text(bytes(self._body)))
         try:
             return msgspec.json.encode({"input_tokens": _read_count(self._body).count})
         except (msgspec.MsgspecError, ValueError, RecursionError):
-            return teller.refusal(502, "the engine sent a count that can't be read")
+            return teller.encode_error(502, "the engine sent a count that can't be read")

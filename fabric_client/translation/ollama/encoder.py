@@ -66,7 +66,7 @@ class OllamaEncoder:
         self._reason: str | None = None
         self._usage: Usage | None = None
 
-    def chunk(self, chunk: Chunk) -> bytes:
+    def encode_chunk(self, chunk: Chunk) -> bytes:
         if chunk.usage is not None:
             self._usage = chunk.usage
         if not chunk.choices:
@@ -83,16 +83,16 @@ class OllamaEncoder:
         self._add_probabilities(line, choice)
         return _encode(line) + b"\n"
 
-    def done(self) -> bytes:
+    def encode_end(self) -> bytes:
         if self._reason is None:
             return b""
         now = self._clock()
         return _encode(self._close(self._line(now, "", "", []), now)) + b"\n"
 
-    def broken(self, message: str) -> bytes:
+    def encode_failure(self, message: str) -> bytes:
         return _encode({"error": message}) + b"\n"
 
-    def whole(self, chunk: Chunk) -> bytes:
+    def encode_whole(self, chunk: Chunk) -> bytes:
         choice = chunk.choices[0]
         self._usage = chunk.usage
         choice.finish_reason = choice.finish_reason or "stop"
@@ -101,7 +101,7 @@ class OllamaEncoder:
         self._add_probabilities(line, choice)
         return _encode(self._close(line, now))
 
-    def refusal(self, status: int, message: str) -> bytes:
+    def encode_error(self, status: int, message: str) -> bytes:
         return _encode({"error": message})
 
     def _heard(self, choice: Choice, message: Message) -> tuple[str, str, list[Json]]:

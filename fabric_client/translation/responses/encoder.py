@@ -49,7 +49,7 @@ class ResponsesEncoder:
 
     # ── streams ───────────────────────────────────────────────────────────────────────────────
 
-    def chunk(self, chunk: Chunk) -> bytes:
+    def encode_chunk(self, chunk: Chunk) -> bytes:
         told = b"" if self._id else self._begin(chunk)
         if chunk.usage is not None:
             self._usage = chunk.usage
@@ -63,14 +63,14 @@ class ResponsesEncoder:
             told += self._end_item()
         return told
 
-    def done(self) -> bytes:
+    def encode_end(self) -> bytes:
         if self._finish is None:
             return b""
         told = self._end_item()
         response = self._finished()
         return told + self._event(f"response.{response['status']}", response=response)
 
-    def broken(self, message: str) -> bytes:
+    def encode_failure(self, message: str) -> bytes:
         error = {"code": _code(500, message) or "server_error", "message": message}
         response = self._response("failed") | {"error": error}
         return self._event("response.failed", response=response)
@@ -176,7 +176,7 @@ class ResponsesEncoder:
 
     # ── whole answers ─────────────────────────────────────────────────────────────────────────
 
-    def whole(self, chunk: Chunk) -> bytes:
+    def encode_whole(self, chunk: Chunk) -> bytes:
         """As a stream of one piece, of which only the end is told."""
         choice = chunk.choices[0]
         self._know(chunk)
@@ -186,7 +186,7 @@ class ResponsesEncoder:
         self._end_item()
         return _json(self._finished())
 
-    def refusal(self, status: int, message: str) -> bytes:
+    def encode_error(self, status: int, message: str) -> bytes:
         kind = "server_error" if status >= 500 else "invalid_request_error"
         kind = "rate_limit_error" if status == 429 else kind
         error = {"message": message, "type": kind, "param": None, "code": _code(status, message)}

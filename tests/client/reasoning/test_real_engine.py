@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from fabric_client.reasoning import Reasoning
+from fabric_client.reasoning import ReasoningFilter
 from tests.lab.llama import LlamaServer
 
 TEMPLATE = (
@@ -51,7 +51,7 @@ async def asked(
         "stream_options": {"include_usage": True},
         **more,
     }
-    reasoning = Reasoning()
+    reasoning = ReasoningFilter()
     sent = told = b""
     async with http.post(f"{llama.url}/v1/chat/completions", json=body) as answer:
         status, headers = reasoning.head(answer.status, list(answer.headers.items()))

@@ -10,10 +10,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from fabric_client.reasoning import Reasoning
-from fabric_client.reasoning.events import MAX_EVENT
+from fabric_client.reasoning import ReasoningFilter
+from fabric_client.reasoning.body_filter import MAX_BODY
 from fabric_client.reasoning.splitter import CONTENT, REASONING
-from fabric_client.reasoning.whole import MAX_BODY
+from fabric_client.reasoning.stream_filter import MAX_EVENT
 from fabric_server.metering.openai import BodyMeter, StreamMeter, Usage
 from tests.client.reasoning.test_splitter import deltas, expected
 from tests.site import DONE, event
@@ -39,7 +39,7 @@ def usage(**more: Any) -> bytes:
 
 
 def run(pieces: list[bytes], headers: list[tuple[str, str]] = STREAM, inline: bool = True) -> bytes:
-    reasoning = Reasoning(inline)
+    reasoning = ReasoningFilter(inline)
     reasoning.head(200, headers)
     return b"".join([reasoning.feed(piece) for piece in pieces] + [reasoning.end()])
 
@@ -126,7 +126,7 @@ def test_an_answer_without_reasoning_passes_as_the_engine_sent_it(
 
 
 def test_plain_events_go_on_at_once() -> None:
-    reasoning = Reasoning()
+    reasoning = ReasoningFilter()
     reasoning.head(200, STREAM)
     for text in ["Well", " then", "<think>", " x"]:
         sent = chunk({"content": text})
@@ -190,7 +190,7 @@ def test_an_event_with_both_becomes_two_and_what_else_it_says_is_said_once() -> 
 )
 def test_what_is_held_back_is_said_before_the_end(end: list[bytes]) -> None:
     held = chunk({"content": "<think>a</thi"})
-    reasoning = Reasoning()
+    reasoning = ReasoningFilter()
     reasoning.head(200, STREAM)
     assert said(reasoning.feed(held) + DONE) == ("a", "")
     out = b"".join([reasoning.feed(piece) for piece in end] + [reasoning.end()])
@@ -322,7 +322,7 @@ def test_an_unstreamed_answer_is_split_choice_by_choice() -> None:
 
 
 def test_the_length_is_not_announced_of_what_may_become_longer() -> None:
-    assert Reasoning().head(200, BODY) == (200, BODY[:1])
+    assert ReasoningFilter().head(200, BODY) == (200, BODY[:1])
 
 
 @pytest.mark.parametrize(
@@ -337,7 +337,7 @@ def test_the_length_is_not_announced_of_what_may_become_longer() -> None:
 def test_what_is_no_completion_passes_with_its_head(
     status: int, headers: list[tuple[str, str]]
 ) -> None:
-    reasoning = Reasoning()
+    reasoning = ReasoningFilter()
     assert reasoning.head(status, headers) == (status, headers)
     sent = body({"reasoning": "a"})
     assert reasoning.feed(sent) + reasoning.end() == sent
@@ -366,7 +366,7 @@ def test_an_event_too_long_to_be_held_passes_unread_and_the_next_is_read() -> No
 
 
 def test_no_more_is_held_of_an_endless_event_than_of_the_longest() -> None:
-    reasoning = Reasoning()
+    reasoning = ReasoningFilter()
     reasoning.head(200, STREAM)
     fed = passed = 0
     for _ in range(64):

@@ -366,7 +366,7 @@ def test_probabilities_of_older_completions_are_told_alike() -> None:
 
 def test_an_engine_that_gives_up_has_not_answered() -> None:
     told = lines(heard(answer(), [event(delta={"content": "Hel"}, finish_reason="abort")]))
-    assert told == [{"error": "the engine has given up"}]
+    assert told == [{"error": "the engine aborted the request"}]
 
 
 def test_thoughts_and_calls_are_told_apart_and_calls_come_whole() -> None:
@@ -402,7 +402,7 @@ def test_a_call_that_was_cut_off_is_told_as_words() -> None:
 def test_a_piece_of_no_call_is_an_error() -> None:
     piece = {"index": 3, "function": {"arguments": "{}"}}
     told = lines(heard(answer(), [event(delta={"tool_calls": [piece]})]))
-    assert told == [{"error": "the engine mixes up the pieces of its calls"}]
+    assert told == [{"error": "the engine sent a malformed tool call"}]
 
 
 def test_each_event_is_told_at_once() -> None:
@@ -540,7 +540,7 @@ def test_an_event_without_end_is_given_up() -> None:
     found = answer()
     found.head(200, STREAM)
     told = b"".join(found.feed(b"x" * 2**20) for _ in range(18)) + found.end()
-    assert lines(told) == [{"error": "the engine sent an event without an end"}]
+    assert lines(told) == [{"error": "the engine sent an event that is too long"}]
 
 
 def test_vectors_come_in_the_order_of_the_texts() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from fabric_client.reasoning.figures import Usage
 from fabric_client.reasoning.splitter import CONTENT, REASONING, Channel, Splitter, is_plain
+from fabric_client.reasoning.token_shares import Usage
 
 MAX_BODY = 4 * 1024 * 1024
 """A longer answer passes unread."""
@@ -40,7 +40,7 @@ _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 _UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
-class WholeReasoning:
+class BodyFilter:
     """For ``application/json``; gives nothing before the end."""
 
     def __init__(self, inline: bool) -> None:

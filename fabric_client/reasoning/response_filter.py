@@ -1,0 +1,60 @@
+"""The filter of an answer's reasoning: chosen by the head of the engine's response."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from http import HTTPStatus
+
+from fabric_client.reasoning.body_filter import BodyFilter
+from fabric_client.reasoning.stream_filter import StreamFilter
+from fabric_client.translation import Headers
+
+HEADER = "x-fabric-reasoning"
+RAW = "raw"
+"""The header's value that leaves an answer as its engine wrote it."""
+_OK = HTTPStatus.OK.value
+
+
+class ReasoningFilter:
+    """``fabric_client.translation.ResponseFilter``; make one for each answer.
+
+    Holds at most an event (1 MiB) or an unstreamed answer (4 MiB); longer ones pass unchanged.
+    Don't make one for a request with the header ``x-fabric-reasoning: raw``; don't call ``end`` if
+    the engine breaks off: what is held is then less than a marker or an event.
+    """
+
+    __slots__ = ("_inline", "end", "feed")
+
+    def __init__(self, inline: bool = True) -> None:
+        """``inline``: look for reasoning in the text of answers too; otherwise only fields get
+        their alias and ``usage`` its token shares."""
+        self._inline = inline
+        self.feed: Callable[[bytes], bytes] = _pass_through
+        self.end: Callable[[], bytes] = bytes
+
+    def head(self, status: int, headers: Headers) -> tuple[int, Headers]:
+        kind, others = "", []
+        for name, value in headers:
+            match name.lower():
+                case "content-encoding":
+                    return status, headers
+                case "content-type":
+                    kind = value.partition(";")[0].strip().lower()
+                case "content-length":
+                    continue
+            others.append((name, value))
+        if status != _OK:
+            return status, headers
+        chosen: StreamFilter | BodyFilter
+        if kind == "text/event-stream":
+            chosen = StreamFilter(self._inline)
+        elif kind == "application/json":
+            chosen = BodyFilter(self._inline)
+        else:
+            return status, headers
+        self.feed, self.end = chosen.feed, chosen.end
+        return status, others
+
+
+def _pass_through(data: bytes) -> bytes:
+    return data
