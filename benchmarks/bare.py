@@ -116,8 +116,8 @@ class BareSupervisor(Supervisor):
     def make_forwarder(self, watcher: Watcher) -> Forwarder:
         def find(name: str) -> Engine | None:
             engine = watcher.engine(name)
-            if engine is not None and any(engine.ways.values()):
-                engine.ways = dict.fromkeys(engine.ways)
+            if engine is not None and any(engine.path_handlers.values()):
+                engine.path_handlers = dict.fromkeys(engine.path_handlers)
             return engine
 
         return Forwarder(find, watcher.poke)

@@ -332,8 +332,10 @@ class Supervisor:
                 tunnels=tunnels,
                 active=forwarder.active,
                 served=forwarder.served,
-                tokens=forwarder.speed.tokens,
-                tokens_per_second=forwarder.speed.per_second(asyncio.get_running_loop().time()),
+                tokens=forwarder.throughput.tokens,
+                tokens_per_second=forwarder.throughput.per_second(
+                    asyncio.get_running_loop().time()
+                ),
                 engines=watcher.reports,
                 run=self._run,
                 paused=self._paused or "",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from random import Random
 from types import TracebackType
 from typing import Any, Self
@@ -124,9 +125,9 @@ class NodeAlone:
             return self.engine if name == self.engine.name else None
 
         self.forwarder = Forwarder(find, **self._settings)
-        share = self.forwarder.share(lambda: None)
+        accept = partial(self.forwarder.accept, self.forwarder.slots.register(lambda: None))
         server = Tunnel(Role.SERVER, self, loop, rng=Random(1))
-        node = Tunnel(Role.NODE, self, loop, rng=Random(2), accept=share.accept)
+        node = Tunnel(Role.NODE, self, loop, rng=Random(2), accept=accept)
         self._tunnels = [server, node]
         connect(server, node, loop)
         node.hello(b"session")

@@ -1,20 +1,22 @@
-"""A request's way on the node: from its stream to the engine, and the answer's way back.
+"""Takes the streams of all tunnels, and starts a request at an engine for each.
 
-The server names an engine and a path; where that engine is, that the path is one of a few, and
-whether the node must translate, is decided here.
+The server names an engine and a path; which engine that is, whether it can be asked on that path,
+and whether the node must translate, is decided here.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from fabric_client.engines.addresses import Address
 from fabric_client.engines.discovery import Engine
-from fabric_client.proxy.buffered_exchange import BufferedEngineRequest
-from fabric_client.proxy.exchange import EngineRequest
-from fabric_client.proxy.slots import RegistrationSlots
+from fabric_client.proxy.engine_request import EngineRequest
+from fabric_client.proxy.preparation import prepare
+from fabric_client.proxy.request_body import RequestBody
+from fabric_client.proxy.response_body import ResponseBody
+from fabric_client.proxy.slots import RegistrationSlots, SlotTable
 from fabric_client.proxy.throughput import Throughput
 from fabric_client.proxy.upload_limit import UploadLimit
 from fabric_client.proxy.upstream import Pool
@@ -25,12 +27,12 @@ from protocol.errors import Code
 from protocol.messages import RequestHead
 
 GRACE_SECONDS = 2.0
-"""For so long after a pause has begun, requests are still taken: they were sent before word of it
-reached the server."""
+"""Time after the start of a pause in which requests are still taken: the server sent them before it
+was notified."""
 
 
 class Forwarder:
-    """Takes the streams of all tunnels, each by way of its registration's ``RegistrationSlots``."""
+    """All requests of a node.  ``accept`` takes the streams of one registration's tunnels."""
 
     def __init__(
         self,
@@ -39,21 +41,20 @@ class Forwarder:
         uploads: UploadLimit | None = None,
         reasoning: Callable[[], ResponseFilter] | None = None,
     ) -> None:
-        """``on_trouble`` is called when an engine has failed a request; ``uploads`` holds answers
-        to the most that this node sends; ``reasoning`` makes what every chat answer of an engine
-        goes through, before any translation."""
-        self._find = find
-        self.loop = asyncio.get_running_loop()
-        self.on_trouble = on_trouble
-        self.uploads = uploads
-        self.reasoning = reasoning
-        self._pools: dict[Address, Pool] = {}
-        self.running: set[EngineRequest] = set()
+        """``find`` gets an engine by its name; ``on_trouble`` is called when an engine has failed
+        a request; ``reasoning`` makes the filter that every chat answer of an engine goes through
+        before any translation."""
+        self.slots = SlotTable()
+        self.throughput = Throughput()
         self.served = 0
-        self.speed = Throughput()
-        self._shares: list[RegistrationSlots] = []
-        self._line: deque[EngineRequest] = deque()
-        """Taken, but waiting for a slot that another registration's request holds."""
+        """Requests answered to the end."""
+        self._find = find
+        self._on_trouble = on_trouble
+        self._uploads = uploads
+        self._reasoning = reasoning
+        self._loop = asyncio.get_running_loop()
+        self._pools: dict[Address, Pool] = {}
+        self._running: set[EngineRequest] = set()
         self._worked_at = float("-inf")
         self._paused: str | None = None
         self._paused_at = 0.0
@@ -62,80 +63,33 @@ class Forwarder:
 
     @property
     def active(self) -> int:
-        return len(self.running)
+        """Requests that run, or wait for a slot."""
+        return len(self._running)
 
     def worked_at(self, now: float) -> float:
-        """When a request last ran here, on the loop's clock."""
-        return now if self.running else self._worked_at
+        """Return when a request last ran here; ``now`` is the loop's time."""
+        return now if self._running else self._worked_at
 
-    def pause(self, problem: str | None) -> None:
-        """Take nothing new, for the reason that is told; None: again."""
-        if problem is not None and self._paused is None:
-            self._paused_at = self.loop.time()
-        self._paused = problem
+    def pause(self, reason: str | None) -> None:
+        """Refuse new requests for the given reason; None takes them again."""
+        if reason is not None and self._paused is None:
+            self._paused_at = self._loop.time()
+        self._paused = reason
 
     async def idle(self) -> None:
         """Wait until nothing runs."""
         await self._idle.wait()
 
-    def share(self, on_change: Callable[[], None]) -> RegistrationSlots:
-        """For one registration more; ``on_change``: what others hold may have changed."""
-        share = RegistrationSlots(self, on_change)
-        self._shares.append(share)
-        return share
-
-    def tidy_shares(self) -> None:
-        self._shares = [share for share in self._shares if share.open or share.running]
-
-    def engines_in_use(self) -> set[Engine]:
-        return {forward.engine for forward in self.running if forward.begun}
-
-    def took(self, forward: EngineRequest) -> None:
-        self.running.add(forward)
-        self._idle.clear()
-
-    def began(self) -> None:
-        if len(self._shares) > 1:
-            self._tell_shares()
-
-    def ended(self, forward: EngineRequest) -> None:
-        self.running.discard(forward)
-        self._worked_at = self.loop.time()
-        if not self.running:
-            self._idle.set()
-        if self._line:
-            self._begin_next(forward)
-        if len(self._shares) > 1:
-            self.tidy_shares()
-            self._tell_shares()
-
-    def _begin_next(self, ended: EngineRequest) -> None:
-        if not ended.begun:
-            self._line.remove(ended)
-            return
-        engine = ended.engine
-        for forward in self._line:
-            if forward.engine is engine and engine.active < max(1, engine.slots):
-                self._line.remove(forward)
-                forward.begin()
-                return
-
-    def _tell_shares(self) -> None:
-        for share in self._shares:
-            if share.open:
-                share.on_change()
-
     def accept(
-        self, stream: Stream, head: RequestHead, ended: bool, share: RegistrationSlots
+        self, registration: RegistrationSlots, stream: Stream, head: RequestHead, ended: bool
     ) -> EngineRequest | None:
+        """Start a request; ``protocol.aio.tunnel.Accept`` once ``registration`` is bound."""
         if head.method != "POST" or head.path not in PUBLIC_PATHS:
             stream.reset(Code.FORBIDDEN, f"{head.method} {head.path} is not served here")
             return None
-        if self._paused is not None:
-            late = self.loop.time() - self._paused_at
-            if late > GRACE_SECONDS:
-                stream.reset(Code.REFUSED, self._paused)
-                return None
+        if self._paused is not None and self._loop.time() - self._paused_at > GRACE_SECONDS:
+            stream.reset(Code.REFUSED, self._paused)
+            return None
         engine = self._find(head.engine)
         if engine is None:
             stream.reset(Code.REFUSED, f"no engine '{head.engine}' here")
@@ -143,40 +97,50 @@ class Forwarder:
         if head.path not in engine.path_handlers:
             stream.reset(Code.REFUSED, f"engine '{head.engine}' can't be asked {head.path}")
             return None
-        slots = max(1, engine.slots)
-        full = engine.active >= slots
-        if full and share.running_at(engine) + self._waiting(engine, share) >= slots:
+        slot = self.slots.claim(engine, registration)
+        if slot is None:
             stream.reset(Code.REFUSED, "all its slots are taken")
             return None
-        pool = self._pool(engine.address)
         translate = engine.path_handlers[head.path]
-        if translate is None:
-            forward = EngineRequest(self, stream, head, engine, pool, ended, share)
-        else:
-            forward = BufferedEngineRequest(
-                self, stream, head, engine, pool, ended, share, translate
-            )
-        self.took(forward)
-        if full:  # of others' requests, of which its server had not heard yet
-            self._line.append(forward)
-        else:
-            forward.begin()
-        return forward
-
-    def _waiting(self, engine: Engine, share: RegistrationSlots) -> int:
-        return sum(one.engine is engine and one.share is share for one in self._line)
+        request = EngineRequest(
+            self,
+            stream,
+            slot,
+            self._pool(engine.address),
+            RequestBody(
+                head, ended, translate and partial(prepare, translate, self._reasoning, head)
+            ),
+            ResponseBody(stream, self.throughput, self._uploads, self._loop.time),
+        )
+        self._running.add(request)
+        self._idle.clear()
+        self.slots.acquire(slot, request.begin)
+        return request
 
     def close(self) -> None:
         """Break everything off; the engines see their clients hang up."""
-        for forward in list(self.running):
-            forward.fail(Code.DRAINING, "the node is shutting down")
+        for request in list(self._running):
+            request.fail(Code.DRAINING, "the node is shutting down")
         for pool in self._pools.values():
             pool.close()
-        if self.uploads is not None:
-            self.uploads.close()
+        if self._uploads is not None:
+            self._uploads.close()
+
+    # ── called by the requests ────────────────────────────────────────────────────────────────
+
+    def on_ended(self, request: EngineRequest, *, answered: bool) -> None:
+        self._running.discard(request)
+        self._worked_at = self._loop.time()
+        self.served += answered
+        if not self._running:
+            self._idle.set()
+        self.slots.release(request.slot)
+
+    def on_engine_trouble(self) -> None:
+        self._on_trouble()
 
     def _pool(self, address: Address) -> Pool:
         pool = self._pools.get(address)
         if pool is None:
-            pool = self._pools[address] = Pool(address, self.loop)
+            pool = self._pools[address] = Pool(address, self._loop)
         return pool

@@ -1,64 +1,133 @@
-"""What one registration has running at the engines, of which another's server knows nothing.
+"""The engines' slots: which requests hold them, counted by registration.
 
-A node that changes from a server to its successor is registered with both for a while, and what a
-lost registration left behind runs on beside the next one.
+A node that changes from a server to its successor is registered with both for a while, and the
+requests of a lost registration run on beside the next one.  Each server knows of its own requests
+only, so each is told how many slots the others hold, and what it sends before it knows waits here.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import msgspec
 
+from fabric_client.engines.discovery import Engine
 from protocol.messages import EngineReport
 
-if TYPE_CHECKING:
-    from fabric_client.engines.discovery import Engine
-    from fabric_client.proxy.exchange import EngineRequest
-    from fabric_client.proxy.forwarder import Forwarder
-    from protocol.aio.tunnel import Stream
-    from protocol.messages import RequestHead
+
+class Slot:
+    """One request's claim to one of an engine's slots, made by ``SlotTable.claim``."""
+
+    __slots__ = ("engine", "held", "registration")
+
+    def __init__(self, engine: Engine, registration: RegistrationSlots) -> None:
+        self.engine = engine
+        self.registration = registration
+        self.held = False
+        """True from the request's start to its end; False while it waits."""
+
+
+class SlotTable:
+    """The slots of all engines of a node.  Does no I/O; calls back from within its own calls."""
+
+    def __init__(self) -> None:
+        self._registrations: list[RegistrationSlots] = []
+        self._queue: dict[Slot, Callable[[], None]] = {}
+        """Claims to slots that another registration's requests hold; values start the request."""
+
+    def register(self, on_change: Callable[[], None]) -> RegistrationSlots:
+        """Add a registration; ``on_change`` is called when ``elsewhere`` may have changed."""
+        registration = RegistrationSlots(self, on_change)
+        self._registrations.append(registration)
+        return registration
+
+    def claim(self, engine: Engine, registration: RegistrationSlots) -> Slot | None:
+        """Return a claim to one of the engine's slots, or None if its server sends too much.
+
+        A server may have as many requests here, running or waiting, as the engine has slots.
+        """
+        slots = max(1, engine.slots)
+        if engine.active >= slots:
+            waiting = sum(
+                one.engine is engine and one.registration is registration for one in self._queue
+            )
+            if registration.held[engine] + waiting >= slots:
+                return None
+        return Slot(engine, registration)
+
+    def acquire(self, slot: Slot, start: Callable[[], None]) -> None:
+        """Call ``start`` when the slot is the request's: at once if one is free."""
+        if slot.engine.active < max(1, slot.engine.slots):
+            self._grant(slot, start)
+        else:
+            self._queue[slot] = start
+
+    def release(self, slot: Slot) -> None:
+        """Give a slot back, or leave the queue."""
+        if slot.held:
+            slot.held = False
+            slot.engine.active -= 1
+            slot.registration.held[slot.engine] -= 1
+            if self._queue:
+                self._grant_next(slot.engine)
+        else:
+            self._queue.pop(slot, None)
+        if len(self._registrations) > 1:
+            self.drop_closed()
+            self._notify()
+
+    def held_by_others(self, registration: RegistrationSlots) -> dict[str, int]:
+        engines = {engine for one in self._registrations for engine in one.held}
+        return {
+            engine.name: others
+            for engine in engines
+            if (others := engine.active - registration.held[engine]) > 0
+        }
+
+    def drop_closed(self) -> None:
+        """Forget closed registrations whose last request has ended."""
+        self._registrations = [one for one in self._registrations if one.open or one.held.total()]
+
+    def _grant(self, slot: Slot, start: Callable[[], None]) -> None:
+        slot.held = True
+        slot.engine.active += 1
+        slot.registration.held[slot.engine] += 1
+        if len(self._registrations) > 1:
+            self._notify()
+        start()
+
+    def _grant_next(self, engine: Engine) -> None:
+        for slot, start in self._queue.items():
+            if slot.engine is engine and engine.active < max(1, engine.slots):
+                del self._queue[slot]
+                self._grant(slot, start)
+                return
+
+    def _notify(self) -> None:
+        for registration in self._registrations:
+            if registration.open:
+                registration.on_change()
 
 
 class RegistrationSlots:
-    """Made by ``Forwarder.share``; ``close`` it with its registration."""
+    """The slots that one registration's requests hold.
 
-    def __init__(self, forwarder: Forwarder, on_change: Callable[[], None]) -> None:
+    Made by ``SlotTable.register``; ``close`` it when the registration ends.
+    """
+
+    def __init__(self, table: SlotTable, on_change: Callable[[], None]) -> None:
         self.on_change = on_change
-        """Called when ``elsewhere`` may have changed."""
         self.open = True
-        self._forwarder = forwarder
-        self._running: Counter[Engine] = Counter()
-
-    @property
-    def running(self) -> int:
-        return self._running.total()
-
-    def running_at(self, engine: Engine) -> int:
-        return self._running[engine]
-
-    def accept(self, stream: Stream, head: RequestHead, ended: bool) -> EngineRequest | None:
-        """Takes the streams of this registration's tunnels (``protocol.aio.tunnel.Accept``)."""
-        return self._forwarder.accept(stream, head, ended, self)
-
-    def began(self, engine: Engine) -> None:
-        self._running[engine] += 1
-
-    def ended(self, engine: Engine) -> None:
-        self._running[engine] -= 1
+        self.held: Counter[Engine] = Counter()
+        self._table = table
 
     def elsewhere(self) -> dict[str, int]:
-        """Slots that others' requests hold, by engine; those with none are left out."""
-        return {
-            engine.name: others
-            for engine in self._forwarder.engines_in_use()
-            if (others := engine.active - self._running[engine]) > 0
-        }
+        """Return the slots that other registrations' requests hold, by engine, without zeros."""
+        return self._table.held_by_others(self)
 
-    def told(self, reports: Sequence[EngineReport]) -> list[EngineReport]:
-        """What this registration's server is told of the engines."""
+    def adjust(self, reports: Sequence[EngineReport]) -> list[EngineReport]:
+        """Return the reports with ``elsewhere`` as this registration's server must know it."""
         elsewhere = self.elsewhere()
         if not elsewhere:
             return list(reports)
@@ -68,6 +137,6 @@ class RegistrationSlots:
         ]
 
     def close(self) -> None:
-        """What runs goes on; nothing is told any more."""
+        """Stop the notifications; running requests keep their slots until they end."""
         self.open = False
-        self._forwarder.tidy_shares()
+        self._table.drop_closed()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol, cast
 from urllib.parse import urlsplit
 
@@ -19,18 +20,23 @@ MAX_IDLE = 64
 MAX_HEAD = 64 * 1024
 
 
-class Reader(Protocol):
-    """Who asked, and hears the answer."""
+class ResponseHandler(Protocol):
+    """Gets the response, and writes the request.  Called from the event loop."""
 
-    def on_answer_head(self, status: int, headers: list[tuple[str, str]]) -> None: ...
-    def on_answer_data(self, data: bytes) -> None: ...
-    def on_answer_end(self) -> None:
-        """The answer is complete; the connection is no longer the reader's."""
+    def on_response_head(self, status: int, headers: list[tuple[str, str]]) -> None: ...
 
-    def on_answer_lost(self, reason: str) -> None:
-        """The connection broke before the answer was complete."""
+    @property
+    def on_response_body(self) -> Callable[[bytes], None]:
+        """Called with each piece of the body."""
 
-    def on_upstream_writable(self) -> None: ...
+    def on_response_end(self) -> None:
+        """The response is complete; the connection is no longer the handler's."""
+
+    def on_response_lost(self, reason: str) -> None:
+        """The connection broke before the response was complete."""
+
+    def on_upstream_writable(self) -> None:
+        """The connection is no longer ``paused``: more of the request may be written."""
 
 
 class EngineConnection(asyncio.Protocol):
@@ -44,7 +50,7 @@ class EngineConnection(asyncio.Protocol):
         self._pool = pool
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
-        self._reader: Reader | None = None
+        self._handler: ResponseHandler | None = None
         self._headers: list[tuple[str, str]] = []
         self._status = 0
         self._head_bytes = 0
@@ -52,18 +58,18 @@ class EngineConnection(asyncio.Protocol):
         self._reusable = False
 
     def __repr__(self) -> str:
-        state = "lost" if self._transport is None else "busy" if self._reader else "idle"
+        state = "lost" if self._transport is None else "busy" if self._handler else "idle"
         return f"<EngineConnection {self._pool.address.url} {state}>"
 
     @property
     def usable(self) -> bool:
         return self._transport is not None and not self._transport.is_closing()
 
-    # ── what the reader calls ─────────────────────────────────────────────────────────────────
+    # ── called by the handler ─────────────────────────────────────────────────────────────────
 
-    def attach(self, reader: Reader) -> None:
-        """The next answer is for ``reader``, who writes the request now or later."""
-        self._reader = reader
+    def attach(self, handler: ResponseHandler) -> None:
+        """The next answer is for ``handler``, which writes the request now or later."""
+        self._handler = handler
         self._status = self._head_bytes = 0
         self._headers = []
 
@@ -82,13 +88,13 @@ class EngineConnection(asyncio.Protocol):
 
     def abort(self) -> None:
         """The answer is not wanted any more.  The engine sees its client hang up."""
-        self._reader = None
+        self._handler = None
         if self._transport is not None:
             self._transport.abort()
 
     def release(self, reusable: bool) -> None:
         """Everything was said on both sides."""
-        self._reader = None
+        self._handler = None
         if reusable and self.usable:
             self.used = True
             self.resume()  # the end may have come with what made its reader pause
@@ -101,13 +107,13 @@ class EngineConnection(asyncio.Protocol):
         """Whether the engine keeps the connection open after the answer that just ended."""
         return self._reusable
 
-    # ── asyncio calls these ───────────────────────────────────────────────────────────────────
+    # ── called by asyncio ───────────────────────────────────────────────────────────────────
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        if self._reader is None:  # nothing was asked: whatever this is, it is no answer
+        if self._handler is None:  # nothing was asked: whatever this is, it is no answer
             self.abort()
             return
         try:
@@ -118,24 +124,24 @@ class EngineConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self._pool.forget(self)
-        reader, self._reader = self._reader, None
-        if reader is None:
+        handler, self._handler = self._handler, None
+        if handler is None:
             return
         if exc is None and self._until_close:
             self._reusable = False
-            reader.on_answer_end()
+            handler.on_response_end()
         else:
-            reader.on_answer_lost(str(exc) if exc else "the engine closed the connection")
+            handler.on_response_lost(str(exc) if exc else "the engine closed the connection")
 
     def pause_writing(self) -> None:
         self.paused = True
 
     def resume_writing(self) -> None:
         self.paused = False
-        if self._reader is not None:
-            self._reader.on_upstream_writable()
+        if self._handler is not None:
+            self._handler.on_upstream_writable()
 
-    # ── the parser calls these ────────────────────────────────────────────────────────────────
+    # ── called by the parser ────────────────────────────────────────────────────────────────
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_bytes += len(name) + len(value)
@@ -151,26 +157,26 @@ class EngineConnection(asyncio.Protocol):
         self._status = status
         names = {name for name, _ in self._headers}
         self._until_close = not names & {"content-length", "transfer-encoding"}
-        if self._reader is not None:
-            self._reader.on_answer_head(status, self._headers)
+        if self._handler is not None:
+            self._handler.on_response_head(status, self._headers)
 
     def on_body(self, data: bytes) -> None:
-        if self._reader is not None:
-            self._reader.on_answer_data(data)
+        if self._handler is not None:
+            self._handler.on_response_body(data)
 
     def on_message_complete(self) -> None:
         if not self._status:
             return
         self._reusable = self._parser.should_keep_alive()
-        reader, self._reader = self._reader, None
-        if reader is not None:
-            reader.on_answer_end()
+        handler, self._handler = self._handler, None
+        if handler is not None:
+            handler.on_response_end()
 
     def _lose(self, reason: str) -> None:
-        reader, self._reader = self._reader, None
+        handler, self._handler = self._handler, None
         self.abort()
-        if reader is not None:
-            reader.on_answer_lost(reason)
+        if handler is not None:
+            handler.on_response_lost(reason)
 
 
 class Pool:
@@ -187,8 +193,9 @@ class Pool:
         self._context = ssl.create_default_context() if self._tls else None
         self._idle: deque[EngineConnection] = deque()
 
-    def take(self, now: float) -> EngineConnection | None:
-        """A warm connection, the last used first; None when there is none."""
+    def take(self) -> EngineConnection | None:
+        """Return a warm connection, the last used first; None when there is none."""
+        now = self._loop.time()
         while self._idle:
             connection = self._idle.pop()
             if connection.usable and now - connection.idle_since < IDLE_SECONDS:

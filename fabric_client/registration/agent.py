@@ -7,6 +7,7 @@ import logging
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -78,7 +79,7 @@ class Agent:
         self._reports = reports
         self._devices = devices
         self._forwarder = forwarder
-        self._share = forwarder.share(self._on_share)
+        self._slots = forwarder.slots.register(self._on_slots)
         self._told_elsewhere: dict[str, int] = {}
         self._telling: asyncio.TimerHandle | None = None
         self._rng = rng
@@ -103,19 +104,19 @@ class Agent:
             )
             return await self._register(link)
         finally:
-            self._share.close()
+            self._slots.close()
             if self._telling is not None:
                 self._telling.cancel()
 
     async def _register(self, link: LinkDriver) -> LinkClosed:
-        self._told_elsewhere = self._share.elsewhere()
+        self._told_elsewhere = self._slots.elsewhere()
         link.send(
             Register(
                 messages.VERSION,
                 self._release,
                 self._name,
                 f"{platform.system()} {platform.machine()}",
-                self._share.told(self._reports()),
+                self._slots.adjust(self._reports()),
                 self._region,
             )
         )
@@ -133,15 +134,15 @@ class Agent:
     def report(self, reports: list[EngineReport]) -> None:
         """Tell the server what the engines are like now."""
         if self._link is not None and self.registered is not None:
-            self._link.send(Engines(self._share.told(reports)))
+            self._link.send(Engines(self._slots.adjust(reports)))
 
-    def _on_share(self) -> None:
+    def _on_slots(self) -> None:
         if self._telling is None and self.registered is not None:
             self._tell_elsewhere()
 
     def _tell_elsewhere(self) -> None:
         self._telling = None
-        elsewhere = self._share.elsewhere()
+        elsewhere = self._slots.elsewhere()
         if elsewhere != self._told_elsewhere:
             self._told_elsewhere = elsewhere
             self.report(self._reports())
@@ -202,13 +203,13 @@ class Agent:
         tunnels = self.tunnels = Tunnels(
             self._identity,
             registered,
-            self._share.accept,
+            partial(self._forwarder.accept, self._slots),
             self._rng,
             self._on_change,
             self._keeper,
         )
         self._on_change()
-        self._on_share()  # what has changed since `Register` was written
+        self._on_slots()  # what has changed since `Register` was written
         work = [
             self._loop.create_task(coroutine)
             for coroutine in (

@@ -13,6 +13,7 @@ import pytest
 from fabric_client.engines.addresses import parse_address
 from fabric_client.engines.discovery import Engine
 from fabric_client.proxy.forwarder import Forwarder
+from fabric_client.proxy.slots import RegistrationSlots
 from protocol.aio.tunnel import Stream
 from protocol.errors import Code
 from protocol.messages import RequestHead
@@ -49,16 +50,18 @@ class Site:
         self.forwarder = forwarder
         self.engine = engine
         self.changes = 0
-        self.old = forwarder.share(self._changed)
-        self.new = forwarder.share(self._changed)
+        self.old = forwarder.slots.register(self._changed)
+        self.new = forwarder.slots.register(self._changed)
 
     def _changed(self) -> None:
         self.changes += 1
 
-    def ask(self, share: Any, path: str = "/v1/chat/completions") -> tuple[Asked, Any]:
+    def ask(
+        self, registration: RegistrationSlots, path: str = "/v1/chat/completions"
+    ) -> tuple[Asked, Any]:
         asked = Asked()
         head = RequestHead("r", self.engine.name, "POST", path, [], len(BODY), 60_000)
-        handler = share.accept(cast(Stream, asked), head, False)
+        handler = self.forwarder.accept(registration, cast(Stream, asked), head, False)
         if handler is not None:
             handler.on_data(BODY, True)
         return asked, handler
@@ -81,13 +84,13 @@ async def test_a_server_is_told_what_the_requests_of_another_hold() -> None:
         first, _ = here.ask(here.old)
         assert here.old.elsewhere() == {}
         assert here.new.elsewhere() == {here.engine.name: 1}
-        [report] = here.new.told([here.engine.report])
+        [report] = here.new.adjust([here.engine.report])
         assert (report.slots, report.elsewhere) == (2, 1)
         assert here.changes == 2  # each of them was asked to look
         go_on.set()
         await first.ended.wait()
         assert here.new.elsewhere() == {}
-        assert here.new.told([here.engine.report]) == [here.engine.report]
+        assert here.new.adjust([here.engine.report]) == [here.engine.report]
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/chat"])

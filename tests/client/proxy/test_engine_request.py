@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fabric_client.proxy import buffered_exchange as translated
+from fabric_client.proxy.request_body import MAX_BODY
 from fabric_client.proxy.upload_limit import UploadLimit
 from fabric_client.translation import Headers
 from protocol.errors import Code
@@ -92,11 +92,11 @@ async def test_a_question_without_words_is_answered_without_asking(
 async def test_what_is_too_long_to_be_read_whole_is_refused(
     engine: ScriptedEngine, node: NodeAlone, announced: bool
 ) -> None:
-    size = translated.MAX_BODY + 1
+    size = MAX_BODY + 1
     asked = node.open("/api/chat", size=size if announced else None)
     if not announced:
         piece = b" " * 2**20
-        for _ in range(translated.MAX_BODY // len(piece)):
+        for _ in range(MAX_BODY // len(piece)):
             asked.stream.send(piece)
         asked.stream.send(b" ", True)
     await asked.over()

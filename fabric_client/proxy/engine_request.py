@@ -1,0 +1,268 @@
+"""One request at its engine: the request there, the response back, by callback."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Protocol
+
+from fabric_client.proxy.request_body import MAX_BODY, MAX_REPLAY, RequestBody
+from fabric_client.proxy.response_body import ResponseBody
+from fabric_client.proxy.slots import Slot
+from fabric_client.proxy.upstream import EngineConnection, Pool
+from fabric_client.translation import LocalReply
+from fabric_client.translation.local_reply import refusal
+from protocol.aio.tunnel import Stream
+from protocol.errors import Code
+from protocol.messages import Figures, ResponseHead
+
+log = logging.getLogger("fabric.forward")
+
+_RESPONSE_HEADERS = frozenset({"content-type", "content-length", "content-language", "retry-after"})
+
+
+class RequestOwner(Protocol):
+    """The part of the forwarder that a request needs."""
+
+    def on_ended(self, request: EngineRequest, *, answered: bool) -> None:
+        """The request is over, and its slot to be released."""
+
+    def on_engine_trouble(self) -> None:
+        """An engine has failed a request."""
+
+
+class EngineRequest:
+    """Handles one stream (``StreamHandler``) and its response (``ResponseHandler``).
+
+    ``begin`` is called when its slot has been acquired.  A body that ``prepare`` must see whole is
+    then sent in one write once it is complete; any other goes to the engine as it comes.
+    """
+
+    __slots__ = (
+        "_body",
+        "_connecting",
+        "_connection",
+        "_over",
+        "_owner",
+        "_pool",
+        "_responded",
+        "_response",
+        "_started",
+        "_stream",
+        "_unacked",
+        "on_response_body",
+        "slot",
+    )
+
+    def __init__(
+        self,
+        owner: RequestOwner,
+        stream: Stream,
+        slot: Slot,
+        pool: Pool,
+        body: RequestBody,
+        response: ResponseBody,
+    ) -> None:
+        self.slot = slot
+        self.on_response_body = response.add
+        """Bound here, so that a piece of the response costs no call more."""
+        self._owner = owner
+        self._stream = stream
+        self._pool = pool
+        self._body = body
+        self._response = response
+        self._connection: EngineConnection | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._started = False
+        """The request's head was written to ``_connection``."""
+        self._unacked = 0
+        """Bytes received for which the server gets no new credit until the engine takes more."""
+        self._responded = False
+        self._over = False
+
+    def begin(self) -> None:
+        """Start: the slot is held now."""
+        body = self._body
+        if body.prepare is None:
+            self._connect()
+        elif (body.head.body_size or 0) > MAX_BODY:
+            self._reply_too_large()
+        elif body.ended:
+            self._prepare()
+
+    # ── called by the stream ──────────────────────────────────────────────────────────────────
+
+    def on_data(self, data: bytes, ended: bool) -> None:
+        body, connection = self._body, self._connection
+        if body.prepare is not None and (self._over or self._responded):
+            return  # it was too large
+        if not body.add(data, ended):
+            self.fail(Code.PROTOCOL, "the body is longer than announced")
+        elif body.prepare is not None:
+            self._stream.consumed(len(data))
+            if body.received > MAX_BODY:
+                self._reply_too_large()
+            elif ended and self.slot.held:  # otherwise when it begins
+                self._prepare()
+        elif connection is None:
+            self._unacked += len(data)  # bounded by the stream's credit
+        else:
+            if self._started:
+                connection.write(body.encode(data))
+            else:
+                self._write_start(connection)
+            if body.received > MAX_REPLAY:
+                body.forget()
+            if connection.paused:
+                self._unacked += len(data)
+            else:
+                self._stream.consumed(len(data))
+
+    def on_writable(self) -> None:
+        self._response.on_writable()
+
+    def on_reset(self, code: int, reason: str) -> None:
+        log.debug("cancelled", extra={"request": self._body.head.request_id, "reason": reason})
+        self._stop()
+        self._stream.confirm_reset()
+
+    # ── called by the connection to the engine ────────────────────────────────────────────────
+
+    def on_response_head(self, status: int, headers: list[tuple[str, str]]) -> None:
+        self._responded = True
+        self._body.forget()
+        translate = self._response.filter
+        if translate is not None:
+            if self._body.translated:  # the length in the other dialect is known at the end only
+                headers = [one for one in headers if one[0] != "content-length"]
+            status, headers = translate.head(status, headers)
+        passed = [one for one in headers if one[0] in _RESPONSE_HEADERS]
+        self._stream.send_head(ResponseHead(status, passed))
+
+    def on_response_end(self) -> None:
+        figures = self._response.end()
+        connection, self._connection = self._connection, None
+        self._response.connection = None
+        limited = self._response.limited
+        if limited is not None and limited.pending:
+            limited.end(lambda: self._end(figures))
+        else:
+            # Before its connection is free: the request that begins now must not take that while
+            # its parser is at work.
+            self._finish(answered=True)
+        if connection is not None:
+            connection.release(connection.reusable and self._body.ended)
+        if self._over:
+            self._stream.end(figures)
+
+    def on_response_lost(self, reason: str) -> None:
+        connection = self._connection
+        if self._responded:
+            self.fail(Code.ENGINE_FAILED, reason)
+        elif connection is not None and connection.used and self._body.replayable:
+            # The engine may have closed the warm connection before: only a new one can tell.
+            self._connection = self._response.connection = None
+            self._connecting = asyncio.create_task(self._connect_anew())
+        else:
+            self.fail(Code.ENGINE_DOWN, reason)
+
+    def on_upstream_writable(self) -> None:
+        unacked, self._unacked = self._unacked, 0
+        if unacked:
+            self._stream.consumed(unacked)
+
+    # ── steps ─────────────────────────────────────────────────────────────────────────────────
+
+    def _prepare(self) -> None:
+        """Make the engine's request of the whole body, or reply to it here."""
+        body = self._body
+        assert body.prepare is not None
+        prepared = body.prepare(body.take())
+        if isinstance(prepared, LocalReply):
+            self._reply(prepared)
+            return
+        body.replace(prepared.path, prepared.body)
+        self._response.filter = prepared.response_filter
+        self._connect()
+
+    def _connect(self) -> None:
+        connection = self._pool.take()
+        if connection is not None:
+            self._use(connection)
+        else:
+            self._connecting = asyncio.create_task(self._connect_anew())
+
+    async def _connect_anew(self) -> None:
+        try:
+            connection = await self._pool.connect()
+        except (OSError, TimeoutError) as error:
+            reason = str(error) or "it did not answer in time"
+            self.fail(Code.ENGINE_DOWN, f"engine '{self.slot.engine.name}' is down: {reason}")
+            return
+        if self._over:
+            connection.abort()
+        else:
+            self._use(connection)
+
+    def _use(self, connection: EngineConnection) -> None:
+        self._connection = self._response.connection = connection
+        self._started = False
+        connection.attach(self)
+        if self._body.ended or self._body.received:
+            self._write_start(connection)
+            self.on_upstream_writable()
+
+    def _write_start(self, connection: EngineConnection) -> None:
+        """Write the head and what there is of the body at once: mostly that is all of it."""
+        self._started = True
+        pool = self._pool
+        connection.write(self._body.encode_start(pool.prefix, pool.address.host))
+
+    def _reply(self, reply: LocalReply) -> None:
+        """Respond without asking the engine."""
+        size = ("content-length", str(len(reply.body)))
+        self.on_response_head(reply.status, [*reply.headers, size])
+        self.on_response_body(reply.body)
+        self.on_response_end()
+
+    def _reply_too_large(self) -> None:
+        message = f"The request body exceeds {MAX_BODY >> 20} MiB, the most that a node reads."
+        self._reply(refusal(self._body.head.path, 413, message))
+
+    # ── ends ──────────────────────────────────────────────────────────────────────────────────
+
+    def fail(self, code: Code, reason: str) -> None:
+        """Stop, and reset the stream with the reason."""
+        if self._over:
+            return
+        log.info(
+            "request failed",
+            extra={
+                "request": self._body.head.request_id,
+                "engine": self.slot.engine.name,
+                "code": Code.name_of(code),
+                "reason": reason,
+            },
+        )
+        self._stop()
+        self._stream.reset(code, reason)
+        if code in (Code.ENGINE_DOWN, Code.ENGINE_FAILED):
+            self._owner.on_engine_trouble()
+
+    def _end(self, figures: Figures) -> None:
+        self._finish(answered=True)
+        self._stream.end(figures)
+
+    def _stop(self) -> None:
+        if not self._over:
+            self._finish(answered=False)
+            if self._connection is not None:
+                self._connection.abort()
+
+    def _finish(self, *, answered: bool) -> None:
+        self._over = True
+        self._owner.on_ended(self, answered=answered)
+        if self._response.limited is not None:
+            self._response.limited.close()
+        if self._connecting is not None and self._connecting is not asyncio.current_task():
+            self._connecting.cancel()

@@ -1,0 +1,47 @@
+"""From the whole body of a request to what its engine is sent, and how the answer is filtered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fabric_client.reasoning import HEADER, RAW
+from fabric_client.translation import (
+    FilterChain,
+    LocalReply,
+    RequestTranslator,
+    ResponseFilter,
+    TranslatedRequest,
+    TranslationError,
+)
+from fabric_client.translation.local_reply import refusal
+from protocol.messages import RequestHead
+
+Prepare = Callable[[bytes], TranslatedRequest | LocalReply]
+"""Takes the whole body.  Returns the engine's request, or the node's own response."""
+
+_CHAT = "/v1/chat/completions"
+
+
+def prepare(
+    translate: RequestTranslator,
+    make_reasoning: Callable[[], ResponseFilter] | None,
+    head: RequestHead,
+    body: bytes,
+) -> TranslatedRequest | LocalReply:
+    """Translate a request; every chat answer goes through ``make_reasoning()`` first.
+
+    A client that sends ``x-fabric-reasoning: raw`` gets the engine's reasoning unchanged.
+    """
+    try:
+        prepared = translate(body)
+    except TranslationError as error:
+        return refusal(head.path, 400, error.message, error.param)
+    if isinstance(prepared, LocalReply) or make_reasoning is None or prepared.path != _CHAT:
+        return prepared
+    for name, value in head.headers:
+        if name == HEADER and value.strip().lower() == RAW:
+            return prepared
+    path, body, translated = prepared
+    reasoning = make_reasoning()
+    chain = reasoning if translated is None else FilterChain(reasoning, translated)
+    return TranslatedRequest(path, body, chain)

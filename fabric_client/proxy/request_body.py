@@ -1,0 +1,105 @@
+"""One request as its engine is sent it: HTTP/1.1 head and body.  Does no I/O."""
+
+from __future__ import annotations
+
+from fabric_client.proxy.preparation import Prepare
+from protocol.messages import RequestHead
+
+MAX_BODY = 64 * 2**20
+"""Bytes of a body that is read whole.  A server's own limit is mostly lower."""
+MAX_REPLAY = 256 * 1024
+"""Bytes of a streamed body that are kept until the engine responds, to be sent again if a warm
+connection proves dead."""
+
+_FORWARDED_HEADERS = frozenset(
+    {"content-type", "accept", "openai-beta", "anthropic-version", "anthropic-beta"}
+)
+
+
+class RequestBody:
+    """Collects the body, and encodes it for the engine.
+
+    With ``prepare`` it is read whole, and ``replace`` is called before ``encode_start``; without,
+    its pieces go on as they come.
+    """
+
+    __slots__ = ("_path", "_replay", "_size", "ended", "head", "prepare", "received", "translated")
+
+    def __init__(self, head: RequestHead, ended: bool, prepare: Prepare | None) -> None:
+        """``ended``: there is no body."""
+        self.head = head
+        self.ended = ended
+        self.prepare = prepare
+        self.received = 0
+        """Bytes that the server has sent."""
+        self.translated = False
+        """The engine is asked on another path, in another dialect."""
+        self._path = head.path
+        self._size = 0 if ended and head.body_size is None else head.body_size
+        """Bytes of the body; None when that is unknown, so that it is sent in chunks."""
+        self._replay: list[bytes] | None = []
+
+    @property
+    def replayable(self) -> bool:
+        return self._replay is not None
+
+    def add(self, data: bytes, ended: bool) -> bool:
+        """Return False if more has come than the head announced."""
+        self.ended = ended
+        self.received += len(data)
+        if self._replay is not None:
+            self._replay.append(data)
+        announced = self.head.body_size
+        return announced is None or self.received <= announced
+
+    def take(self) -> bytes:
+        """Return the whole body, which is to be replaced."""
+        whole = b"".join(self._replay or ())
+        self._replay = []
+        return whole
+
+    def replace(self, path: str, body: bytes) -> None:
+        self._path = path
+        self.translated = path != self.head.path
+        self._size = len(body)
+        self._replay = [body]
+
+    def forget(self) -> None:
+        """Drop what would be sent again: the engine has responded, or it has become too much."""
+        self._replay = None
+
+    def encode_start(self, prefix: str, host: str) -> bytes:
+        """Return the head and what there is of the body, for one write.
+
+        ``prefix`` is put before the path; ``host`` is the Host header.
+        """
+        body = b"".join(self._replay or ())
+        return self._encode_head(prefix, host) + (
+            body if self._size is not None else self.encode(body)
+        )
+
+    def encode(self, data: bytes) -> bytes:
+        """Return the next piece of the body as it goes on the wire."""
+        if self._size is not None:
+            return data
+        chunk = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+        return chunk + b"0\r\n\r\n" if self.ended else chunk
+
+    def _encode_head(self, prefix: str, host: str) -> bytes:
+        head = self.head
+        lines = [f"{head.method} {prefix}{self._path} HTTP/1.1", f"host: {host}"]
+        if self.translated:
+            lines.append("content-type: application/json")
+        else:
+            lines += [
+                f"{name}: {value}"
+                for name, value in head.headers
+                if name in _FORWARDED_HEADERS and value.isprintable()
+            ]
+        if head.request_id.isidentifier():
+            lines.append(f"x-request-id: {head.request_id}")
+        if self._size is None:
+            lines.append("transfer-encoding: chunked\r\n\r\n")
+        else:
+            lines.append(f"content-length: {self._size}\r\n\r\n")
+        return "\r\n".join(lines).encode("latin-1", "replace")

@@ -1,0 +1,89 @@
+"""One engine's answer on its way into the stream: filtered, counted, held to the upload limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fabric_client.proxy.throughput import Throughput, tokens_in
+from fabric_client.proxy.upload_limit import LimitedStream, UploadLimit
+from fabric_client.proxy.upstream import EngineConnection
+from fabric_client.translation import ResponseFilter
+from protocol.aio.tunnel import Stream
+from protocol.messages import Figures
+
+
+class ResponseBody:
+    """Takes the engine's bytes and sends what becomes of them."""
+
+    __slots__ = (
+        "_clock",
+        "_first_byte_at",
+        "_send",
+        "_sent",
+        "_started_at",
+        "_tail",
+        "_throughput",
+        "connection",
+        "filter",
+        "limited",
+    )
+
+    def __init__(
+        self,
+        stream: Stream,
+        throughput: Throughput,
+        uploads: UploadLimit | None,
+        clock: Callable[[], float],
+    ) -> None:
+        """``clock`` gives seconds; the request's time is counted from now."""
+        self.connection: EngineConnection | None = None
+        """Paused while the stream takes no more; None when nothing is read from an engine."""
+        self.filter: ResponseFilter | None = None
+        """Translates the body; None: it passes as it is."""
+        self._throughput = throughput
+        self._clock = clock
+        self._started_at = clock()
+        self._first_byte_at = 0.0
+        self._sent = 0
+        self._tail = (b"", b"")
+        """The last two pieces, in which the engine says how many tokens it generated."""
+        self._send: Callable[[bytes], bool] = stream.send
+        self.limited: LimitedStream | None = None
+        """Set when the node has an upload limit."""
+        if uploads is not None:
+            self.limited = LimitedStream(stream, uploads, self._resume)
+            self._send = self.limited.send
+
+    def add(self, data: bytes) -> None:
+        """Send a piece; pauses the connection if the stream takes no more."""
+        if not self._first_byte_at:
+            self._first_byte_at = self._clock()
+        if self.filter is not None:
+            data = self.filter.feed(data)
+            if not data:
+                return
+        self._sent += len(data)
+        self._tail = (self._tail[1], data)
+        if not self._send(data) and self.connection is not None:
+            self.connection.pause()
+
+    def end(self) -> Figures:
+        """Send the filter's last words, and count the answer."""
+        last, self.filter = self.filter, None
+        if last is not None and (rest := last.end()):
+            self.add(rest)
+        now, start = self._clock(), self._started_at
+        first = self._first_byte_at or now
+        self._throughput.add(tokens_in(b"".join(self._tail)), start, now)
+        return Figures((first - start) * 1000, (now - start) * 1000, self._sent)
+
+    def on_writable(self) -> None:
+        """The stream takes more again."""
+        if self.limited is not None:
+            self.limited.resume()
+        else:
+            self._resume()
+
+    def _resume(self) -> None:
+        if self.connection is not None:
+            self.connection.resume()
