@@ -16,8 +16,9 @@ from aiohttp import web
 from consumer.config import PREFIX, Config
 from consumer.kafka_source import KafkaSource
 from consumer.metrics import Figures
-from ledger.batch_writer import BatchWriter
-from ledger.tables import Measured
+from ledger.batch_writer import BatchOptions, BatchWriter
+from ledger.housekeeping import Housekeeper
+from ledger.tables import LedgerTables
 from runtime import logs, output
 from runtime.errors import BackendError
 from runtime.flags import about_settings, takes_settings
@@ -62,33 +63,35 @@ async def _consume(settings: Config) -> None:
             lambda: KafkaSource.open(settings.bus, group=settings.group), wait=wait
         )
         try:
-            await _work(settings, Measured(database), source)
+            await _work(settings, LedgerTables(database), source)
         finally:
             await source.close()
     finally:
         await database.close()
 
 
-async def _work(settings: Config, store: Measured, source: KafkaSource) -> None:
-    worker = BatchWriter(
-        source,
-        store,
-        store,
-        batch_size=settings.batch_size,
-        batch_seconds=settings.batch_timeout,
-        most=settings.batch_most,
+async def _work(settings: Config, tables: LedgerTables, source: KafkaSource) -> None:
+    housekeeper = Housekeeper(
+        tables,
         keep_heartbeats_days=settings.keep_heartbeats_days,
         offline_seconds=settings.offline_seconds,
+        max_rows=settings.batch_most,
+    )
+    options = BatchOptions(
+        batch_size=settings.batch_size,
+        max_batch=settings.batch_most,
+        batch_seconds=settings.batch_timeout,
         leave_rest=True,
     )
+    writer = BatchWriter(source, tables, housekeeper, options)
     runner = web.AppRunner(
-        Figures(worker, source).application(), handle_signals=False, access_log=None
+        Figures(writer, source).application(), handle_signals=False, access_log=None
     )
     await runner.setup()
     try:
         port = await _listen(runner, settings)
         log.info("ready", extra={"version": VERSION, "metrics": port})
-        await worker.run()
+        await writer.run()
     finally:
         await runner.cleanup()
 

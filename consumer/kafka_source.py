@@ -149,7 +149,7 @@ class KafkaSource:
                 heartbeats.append(record)
         return Batch(heartbeats, ledger)
 
-    async def done(self) -> None:
+    async def commit(self) -> None:
         """Puts aside what could not be read, for as long as that takes, and commits the rest; a
         commit that fails is made up for by the next one."""
         given = self._given
@@ -179,7 +179,7 @@ class KafkaSource:
                 return
         raise ValueError("that record was not in the last take")
 
-    async def settled(self) -> None:
+    async def flush(self) -> None:
         """Returns when all that was published before this call is stored, by whichever member."""
         ends: dict[TopicPartition, int] | None = None
         future: asyncio.Future[None]

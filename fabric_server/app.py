@@ -38,20 +38,20 @@ from fabric_server.routing.admission import Admission
 from fabric_server.routing.aliases import parse_aliases
 from fabric_server.routing.load_balancer import LoadBalancer
 from fabric_server.routing.weights import parse_weights
-from fabric_server.storage import open_bus, open_cache, open_store
 from fabric_server.storage.change_feed import ChangeFeed
-from fabric_server.storage.orphaned_spools import move_leftovers
+from fabric_server.storage.connect import open_bus, open_cache, open_store
+from fabric_server.storage.orphaned_spools import move_orphaned_spools
 from fabric_server.storage.rows import Changes
 from fabric_server.storage.store import SqlStore
-from ledger.batch_writer import BatchWriter, Source
+from ledger.batch_writer import BatchOptions, BatchWriter, Source
+from ledger.housekeeping import Housekeeper
 from protocol.names import CONTROL_ALPN, TUNNEL_ALPN
 from runtime.waiting import reached
 
 log = logging.getLogger("fabric.server")
 
-ONWARD_RECORDS = 5_000
-ONWARD_SECONDS = 0.5
-"""Kafka's broker spends more on each batch than on what is in it."""
+ONWARD = BatchOptions(batch_size=5_000, batch_seconds=0.5)
+"""Batches for Kafka: its broker spends more on each batch than on the records in it."""
 OFFLINE_HEARTBEATS = 4
 """After so many were missed, a node counts as offline."""
 
@@ -133,9 +133,9 @@ class App:
         await self._open_ports()
         self._jobs_run = self._begin(self.jobs.run())
         self._begin(self.worker.run())
-        if self.way.directory is not None:
+        if self.way.spool is not None:
             self._begin(
-                move_leftovers(self.way.directory, config.spool_limit, self._leftovers_worker)
+                move_orphaned_spools(self.way.spool, config.spool_limit, self._leftovers_worker)
             )
         self._begin(self.watch.run())
         self._begin(self.deadlines.run())
@@ -154,21 +154,21 @@ class App:
                 config.bus,
                 directory=config.data / "spool",
                 limit=config.spool_limit,
-                beside=config.takeover,  # also when only a draining one is left
+                takeover=config.takeover,  # also when only a draining one is left
             ),
             wait=wait,
         )
         self.bus = self.way.bus
-        if self.way.onward is None:
+        if self.way.sink is None:
             offline = OFFLINE_HEARTBEATS * config.heartbeat_seconds
-            self.worker = BatchWriter(self.bus, self.store, self.store, offline_seconds=offline)
+            housekeeper = Housekeeper(self.store, offline_seconds=offline)
+            self.worker = BatchWriter(self.bus, self.store, housekeeper)
         else:  # the store is written, and kept in order, by fabric-consumer
-            self.worker = BatchWriter(
-                self.bus, self.way.onward, batch_size=ONWARD_RECORDS, batch_seconds=ONWARD_SECONDS
-            )
+            self.worker = BatchWriter(self.bus, self.way.sink, options=ONWARD)
 
     def _leftovers_worker(self, source: Source) -> BatchWriter:
-        return BatchWriter(source, self.way.onward or self.store, batch_size=ONWARD_RECORDS)
+        options = BatchOptions(batch_size=ONWARD.batch_size)
+        return BatchWriter(source, self.way.sink or self.store, options=options)
 
     def _gateway(self) -> Gateway:
         config = self.config

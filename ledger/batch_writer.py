@@ -1,7 +1,7 @@
-"""Moves heartbeats and ledger entries from the bus into the store: in batches, losing none.
+"""Move heartbeats and ledger entries from a bus into a sink: in batches, losing none.
 
-A batch is taken, written in one transaction, and only then settled with the bus.  Whatever is
-interrupted between is written again; the rows' own keys make that harmless.
+A batch is taken, written in one transaction, and only then committed at the bus.  A batch that is
+interrupted is written again; the rows' own keys make that harmless.
 """
 
 from __future__ import annotations
@@ -10,146 +10,138 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
 from msgspec import Struct
 
+from ledger.housekeeping import Housekeeper
 from ledger.records import Batch, HeartbeatRecord, LedgerEntry
 from runtime.errors import RecordError, StoreError
 
 log = logging.getLogger("fabric.worker")
 
-DAY = 86_400.0
-HOUSEKEEPING_SECONDS = 60.0
-
 
 class Source(Protocol):
     """The reading end of a bus."""
 
-    async def take(self, enough: int, most: int, wait: float) -> Batch:
-        """Returns as soon as ``enough`` records wait, or after ``wait`` seconds: up to ``most`` of
-        each kind, perhaps none."""
+    async def take(self, enough: int, limit: int, wait: float) -> Batch:
+        """Return up to ``limit`` records of each kind, perhaps none.
 
-    async def done(self) -> None:
-        """What the last ``take`` gave is stored and need not be given again."""
+        Waits until ``enough`` records are there, at most ``wait`` seconds.
+        """
+
+    async def commit(self) -> None:
+        """Mark the records of the last ``take`` as stored; they are not delivered again."""
 
     async def reject(self, record: Struct, reason: str) -> None:
-        """The store can't take this record of the last ``take``: put it aside, for a person."""
+        """Set aside for a person a record of the last ``take`` that the store can't hold."""
 
-    async def settled(self) -> None:
-        """Returns when all that was published before this call is stored, and hurries that on."""
+    async def flush(self) -> None:
+        """Return when all that was published before this call is stored, as soon as possible."""
 
 
 class Sink(Protocol):
-    """The part of the store that is written here."""
+    """The part of the store, or of the next bus, that is written here."""
 
     async def write(
         self, heartbeats: Sequence[HeartbeatRecord], ledger: Sequence[LedgerEntry]
     ) -> None:
-        """All of it in one transaction; rows that are there already are left alone.  Raises
-        ``StoreError`` when it may succeed later, ``RecordError`` when a record is impossible."""
+        """Write all of it in one transaction; leave alone rows that exist.
+
+        Raises ``StoreError`` if it may succeed later, ``RecordError`` if a record can't be held.
+        """
 
 
-class Housekeeping(Protocol):
-    """What is to be done to a store from time to time, by whoever writes it."""
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions:
+    """Sizes and times of batches.
 
-    async def forget_heartbeats(self, before: float, now: float, most: int) -> bool:
-        """Deletes some that arrived before that time; whether there may be more to delete."""
+    A batch is written when ``batch_size`` records wait or ``batch_seconds`` have passed; under
+    load it grows to ``max_batch``, because a transaction costs the same for many rows as for few.
+    """
 
-    async def mark_offline(self, unseen_since: float) -> list[str]:
-        """Nodes of which nothing was heard since are offline from now on; returns their ids."""
+    batch_size: int = 500
+    max_batch: int = 5_000
+    """Records of each kind."""
+    batch_seconds: float = 1.0
+    retry_seconds: tuple[float, float] = (0.5, 10.0)
+    """First and longest pause between attempts to write; each is twice the one before."""
+    drain_seconds: float = 5.0
+    """Longest time to go on writing after ``run`` was cancelled."""
+    leave_rest: bool = False
+    """End with the batch in hand: the source keeps the rest for the next process."""
 
 
 class BatchWriter:
-    """``run`` moves records until it is cancelled, then writes what is left and ends.
-
-    With ``leave_rest`` it ends with the batch in hand: the source keeps the rest for the next one.
-
-    A batch is written when ``batch_size`` records wait or ``batch_seconds`` have passed; under
-    load it grows to ``most``, because a transaction costs the same for many rows as for few.
-    """
+    """``run`` moves records until it is cancelled, then writes what is left and ends."""
 
     def __init__(
         self,
         source: Source,
         sink: Sink,
-        house: Housekeeping | None = None,
-        *,
-        batch_size: int = 500,
-        most: int = 5_000,
-        batch_seconds: float = 1.0,
-        retry_seconds: tuple[float, float] = (0.5, 10.0),
-        drain_seconds: float = 5.0,
-        leave_rest: bool = False,
-        keep_heartbeats_days: float = 7.0,
-        offline_seconds: float = 60.0,
-        clock: Callable[[], float] = time.time,
+        housekeeper: Housekeeper | None = None,
+        options: BatchOptions | None = None,
     ) -> None:
         self._source = source
         self._sink = sink
-        self._house = house
-        self._batch_size = batch_size
-        self._most = most
-        self._batch_seconds = batch_seconds
-        self._retry_seconds = retry_seconds
-        self._drain_seconds = drain_seconds
-        self._leave_rest = leave_rest
-        self._keep_seconds = keep_heartbeats_days * DAY
-        self._clock = clock
-        self._held: Batch | None = None  # taken and not yet settled
-        self._offline_seconds = offline_seconds
-        self._forget_at = self._sweep_at = clock()
+        self._housekeeper = housekeeper
+        self._options = options or BatchOptions()
+        self._batch: Batch | None = None  # taken and not yet committed
         self.written = 0
-        """Records stored since the start; those that were there already count too."""
+        """Records stored since the start, those included that were there already."""
         self.rejected = 0
-        """Records that the store can't take; each is in the log in full."""
+        """Records that the store can't hold; each is in the log in full."""
         self.problem: str | None = None
         """Why nothing is being written at the moment."""
         self.on_written: Callable[[int, float], None] = lambda records, seconds: None
-        """Told of each batch: how many records, and how long the last attempt at it took."""
+        """Called after each batch: number of records, duration of the last attempt in seconds."""
 
     def __repr__(self) -> str:
-        held = self._held.size if self._held else 0
-        return f"<BatchWriter written={self.written} held={held} problem={self.problem!r}>"
+        size = self._batch.size if self._batch else 0
+        return f"<BatchWriter written={self.written} held={size} problem={self.problem!r}>"
 
     async def run(self) -> None:
+        housekeeper = self._housekeeper
         try:
             while True:
-                moved = await self._move(self._batch_seconds)
-                if self._house is not None:
-                    await self._forget_old_heartbeats(self._house)
-                    if moved < self._batch_size:  # otherwise some that came in time still wait
-                        await self._mark_offline(self._house)
+                moved = await self._move(self._options.batch_seconds)
+                if housekeeper is not None:
+                    await housekeeper.delete_old_heartbeats()
+                    if moved < self._options.batch_size:  # else heartbeats in time may still wait
+                        await housekeeper.mark_silent_nodes_offline()
         finally:
             await self._drain()
 
-    async def flushed(self) -> None:
-        """Returns when all that was published before this call is in the store."""
-        await self._source.settled()
+    async def flush(self) -> None:
+        """Return when all that was published before this call is in the store."""
+        await self._source.flush()
 
     async def _move(self, wait: float) -> int:
-        self._held = await self._source.take(self._batch_size, self._most, wait)
-        size = self._held.size
+        """Move one batch; return its number of records."""
+        options = self._options
+        self._batch = await self._source.take(options.batch_size, options.max_batch, wait)
+        size = self._batch.size
         if size:
-            await self._write_until_done(self._held)
+            await self._write_until_done(self._batch)
             self.written += size
-        await self._source.done()
-        self._held = None
+        await self._source.commit()
+        self._batch = None
         return size
 
     async def _write_until_done(self, batch: Batch) -> None:
-        delay, longest = self._retry_seconds
+        delay, longest = self._options.retry_seconds
         while True:
             began = time.perf_counter()
             try:
                 await self._write(batch)
             except StoreError as error:
-                self._failing(str(error), None)
+                self._on_failure(str(error), None)
             except Exception as error:  # a defect of ours: billing must still not lose the batch
-                self._failing(repr(error), error)
+                self._on_failure(repr(error), error)
             else:
-                self._well()
+                self._on_success()
                 self.on_written(batch.size, time.perf_counter() - began)
                 return
             await asyncio.sleep(delay)
@@ -162,7 +154,7 @@ class BatchWriter:
             if batch.size == 1:
                 await self._reject(batch, error)
                 return
-            # One record spoils the transaction for all: halve until it stands alone.
+            # One record fails the transaction for all: halve the batch until it stands alone.
             for half in batch.halves():
                 await self._write(half)
 
@@ -173,50 +165,25 @@ class BatchWriter:
         self.rejected += 1
         log.error("record can't be stored", extra={"record": text, "reason": str(error)})
 
-    def _failing(self, problem: str, defect: Exception | None) -> None:
+    def _on_failure(self, problem: str, defect: Exception | None) -> None:
         if self.problem is None:
             log.error("the store takes no records", extra={"reason": problem}, exc_info=defect)
         self.problem = problem
 
-    def _well(self) -> None:
+    def _on_success(self) -> None:
         if self.problem is not None:
             log.info("the store takes records again")
         self.problem = None
 
-    async def _forget_old_heartbeats(self, house: Housekeeping) -> None:
-        now = self._clock()
-        if now < self._forget_at:
-            return
-        try:
-            more = await house.forget_heartbeats(now - self._keep_seconds, now, self._most)
-        except StoreError as error:
-            log.warning("old heartbeats were not deleted", extra={"reason": str(error)})
-            more = False
-        # When there is more, go on after the next batch, not before it.
-        self._forget_at = now if more else now + HOUSEKEEPING_SECONDS
-
-    async def _mark_offline(self, house: Housekeeping) -> None:
-        now = self._clock()
-        if now < self._sweep_at:
-            return
-        try:
-            nodes = await house.mark_offline(now - self._offline_seconds)
-        except StoreError as error:
-            log.warning("nodes were not marked offline", extra={"reason": str(error)})
-        else:
-            for node_id in nodes:
-                log.info("node offline", extra={"node": node_id})
-        self._sweep_at = now + self._offline_seconds / 4
-
     async def _drain(self) -> None:
         try:
-            async with asyncio.timeout(self._drain_seconds):
-                if self._held is not None:
-                    await self._write_until_done(self._held)
-                    await self._source.done()
-                    self._held = None
-                while not self._leave_rest and await self._move(0.0):
+            async with asyncio.timeout(self._options.drain_seconds):
+                if self._batch is not None:
+                    await self._write_until_done(self._batch)
+                    await self._source.commit()
+                    self._batch = None
+                while not self._options.leave_rest and await self._move(0.0):
                     pass
         except TimeoutError:
-            held = self._held.size if self._held else 0
-            log.error("records were left behind", extra={"held": held, "reason": self.problem})
+            size = self._batch.size if self._batch else 0
+            log.error("records were left behind", extra={"held": size, "reason": self.problem})

@@ -19,8 +19,8 @@ AHEAD = 2
 _NAME = re.compile(r"heartbeats_(\d{8})")
 
 
-async def keep(database: Database, since: float, now: float) -> int:
-    """Drops the days that ended before ``since``, makes those to come; returns how many it dropped.
+async def maintain(database: Database, since: float, now: float) -> int:
+    """Drop the days that ended before ``since``, make those to come; return how many were dropped.
 
     Times are Unix seconds.  Several processes may do this at once.
     """

@@ -26,7 +26,7 @@ from random import Random, SystemRandom
 import aiohttp
 
 from fabric_client.owner import state
-from fabric_server.storage import open_store
+from fabric_server.storage.connect import open_store
 from ledger.records import LedgerEntry
 from tests.engine import Json, Plan, ScriptedEngine
 from tests.faults import TO_NODE, TO_SERVER, Connection, FaultProxy

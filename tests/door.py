@@ -16,7 +16,7 @@ from fabric_server.pki.ca import DAY
 from fabric_server.pki.certificates import Certificates
 from fabric_server.pki.enrolment import Enrolment, routes
 from fabric_server.pki.tls_contexts import TlsContexts
-from fabric_server.storage import open_store
+from fabric_server.storage.connect import open_store
 from protocol.names import CONTROL_ALPN
 
 

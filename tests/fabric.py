@@ -131,7 +131,7 @@ class Fabric:
 
     async def ledger(self) -> list[LedgerEntry]:
         """Every entry so far, newest first."""
-        await self.app.worker.flushed()
+        await self.app.worker.flush()
         return list(await self.app.store.requests(limit=1000))
 
     # ── nodes ─────────────────────────────────────────────────────────────────────────────────

@@ -23,7 +23,7 @@ from typing import Any, Protocol, Self
 
 import aiohttp
 
-from fabric_server.storage import open_store
+from fabric_server.storage.connect import open_store
 from tests.faults import FaultProxy, redirected
 from tests.lab.backends import Daemon, free_port
 from tests.lab.kafka_server import KafkaServer

@@ -48,7 +48,7 @@ class Store(Protocol):
 
 
 class ChangeFeed(Protocol):
-    async def look(self) -> None: ...
+    async def sync(self) -> None: ...
 
 
 class Accounts:
@@ -101,7 +101,7 @@ class Accounts:
         row = await self._store.set_account_enabled(name, enabled)
         if row is None:
             raise not_found("account", name, param="name")
-        await self._watch.look()
+        await self._watch.sync()
         return row
 
 

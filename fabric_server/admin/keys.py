@@ -12,8 +12,8 @@ from msgspec.structs import asdict
 from fabric_server.admin.parameters import not_found
 from fabric_server.auth.keys import Key, KeyPolicyUpdate, mint
 from fabric_server.dialects.errors import ApiError
+from fabric_server.storage.keys import AmbiguousKey
 from fabric_server.storage.rows import Failover, KeyRow, KeyState, Reasoning
-from fabric_server.storage.store import AmbiguousKey
 
 log = logging.getLogger("fabric.api")
 
@@ -80,13 +80,13 @@ class Store(Protocol):
     async def create_key(self, key: KeyRow) -> KeyRow: ...
     async def revoke_key(self, id_or_prefix: str, at: float) -> KeyRow | None: ...
     async def set_key_enabled(self, id_or_prefix: str, enabled: bool) -> KeyRow | None: ...
-    async def set_key_terms(
+    async def set_key_policy(
         self, id_or_prefix: str, change: Callable[[KeyRow], KeyRow]
     ) -> KeyRow | None: ...
 
 
 class ChangeFeed(Protocol):
-    async def look(self) -> None: ...
+    async def sync(self) -> None: ...
 
 
 class Keys:
@@ -124,7 +124,7 @@ class Keys:
         except ValueError as error:
             raise ApiError(400, "invalid_value", f"This is not possible: {error}.") from None
         row = await self._store.create_key(new.row)
-        await self._watch.look()
+        await self._watch.sync()
         log.info("key made", extra={"key": row.id, "account": row.account, "by": by.id})
         return MintedKey(new.text, view(row, now))
 
@@ -135,7 +135,7 @@ class Keys:
         """
         terms = KeyPolicyUpdate(**asdict(body))
         try:
-            row = await self._change(id, lambda: self._store.set_key_terms(id, terms.of))
+            row = await self._change(id, lambda: self._store.set_key_policy(id, terms.of))
         except ValueError as error:
             raise ApiError(400, "invalid_value", f"This is not possible: {error}.") from None
         if row.revoked_at is not None:
@@ -181,7 +181,7 @@ class Keys:
             raise ApiError(409, "ambiguous_key", f"{error}.", param="id") from None
         if row is None:
             raise not_found("key", id)
-        await self._watch.look()
+        await self._watch.sync()
         return row
 
 

@@ -45,7 +45,7 @@ class Registry(Protocol):
 
 
 class ChangeFeed(Protocol):
-    async def look(self) -> None: ...
+    async def sync(self) -> None: ...
 
 
 class Enrolment(Protocol):
@@ -106,7 +106,7 @@ class Nodes:
         row = await self._store.set_node_draining(id, draining)
         if row is None:
             raise not_found("node", id)
-        await self._watch.look()
+        await self._watch.sync()
         words = "node drained by" if draining else "node undrained by"
         log.info(words, extra={"node": row.id, "by": by.id})
         return view(row, self._registry.node(row.id))
@@ -119,7 +119,7 @@ class Nodes:
         row = await self._store.revoke_node(id, self._clock())
         if row is None:
             raise not_found("node", id)
-        await self._watch.look()
+        await self._watch.sync()
         log.info("node revoked", extra={"node": row.id, "by": by.id})
         return view(row, self._registry.node(row.id))
 

@@ -17,6 +17,7 @@ from fabric_server.dialects import errors
 from fabric_server.nodes.registry import Engine
 from fabric_server.proxy.request_record import RequestRecord
 from ledger.records import LedgerEntry, Outcome, UsageRow
+from ledger.reports import RequestFilter
 
 log = logging.getLogger("fabric.api")
 
@@ -105,14 +106,10 @@ class Store(Protocol):
 
     async def requests(
         self,
+        filter: RequestFilter,
         *,
         limit: int,
         before: tuple[float, str] | None,
-        key: str | None,
-        node: str | None,
-        model: str | None,
-        outcome: str | None,
-        account: str | None,
     ) -> list[LedgerEntry]: ...
 
     async def usage(
@@ -140,14 +137,17 @@ class Reports:
 
     async def list_requests(self, query: RequestQuery) -> RequestList:
         """The ledger, newest first. A request appears within two seconds of its end."""
-        found = await self._store.requests(
-            limit=query.limit + 1,
-            before=None if query.before is None else _position(query.before),
-            key=query.key,
-            node=query.node,
+        filter = RequestFilter(
+            key_id=query.key,
+            node_id=query.node,
             model=query.model,
             outcome=query.outcome,
             account=query.account,
+        )
+        found = await self._store.requests(
+            filter,
+            limit=query.limit + 1,
+            before=None if query.before is None else _position(query.before),
         )
         data = found[: query.limit]
         last = data[-1] if len(found) > query.limit else None

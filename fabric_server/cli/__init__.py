@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from fabric_server.config import PREFIX, Config
-from fabric_server.storage import open_cache, open_store
+from fabric_server.storage.connect import open_cache, open_store
 from fabric_server.storage.store import SqlStore
 from runtime.errors import BackendError
 from runtime.flags import takes_settings
@@ -49,6 +49,6 @@ async def _tell_servers(url: str) -> None:
         async with asyncio.timeout(TELL_SECONDS):
             cache = await open_cache(url)
             try:
-                await cache.tell()
+                await cache.notify()
             finally:
                 await cache.close()

@@ -13,8 +13,9 @@ from msgspec import UNSET, UnsetType
 from fabric_server.auth.keys import KeyPolicyUpdate, mint
 from fabric_server.cli import Json, of_the_store, with_store
 from fabric_server.config import Config
+from fabric_server.storage.keys import AmbiguousKey
 from fabric_server.storage.rows import KeyRow
-from fabric_server.storage.store import AmbiguousKey, SqlStore
+from fabric_server.storage.store import SqlStore
 from runtime.output import Failure, commands, moment, note, say, say_json, say_table
 
 app = commands("API keys: create, list, set, disable, enable, revoke.")
@@ -166,7 +167,7 @@ def set_(
         reasoning=UNSET if reasoning is None else reasoning.removeprefix("none"),
     )
     try:
-        row = _change(settings, key, lambda store, name: store.set_key_terms(name, terms.of))
+        row = _change(settings, key, lambda store, name: store.set_key_policy(name, terms.of))
     except ValueError as error:
         raise Failure(f"{error}.") from None
     if row.revoked_at is not None:

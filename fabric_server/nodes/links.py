@@ -40,11 +40,11 @@ BUSY_TUNNEL = 32
 class Store(Protocol):
     async def node(self, id: str) -> NodeRow | None: ...
     async def next_epoch(self, node_id: str) -> int | None: ...
-    async def node_seen(
+    async def mark_node_online(
         self, id: str, at: float, *, platform: str, version: str, region: str
     ) -> None: ...
-    async def served(self, node_id: str, models: Sequence[str]) -> None: ...
-    async def node_problem(self, id: str, epoch: int, problem: str) -> None: ...
+    async def add_served_models(self, node_id: str, models: Sequence[str]) -> None: ...
+    async def set_node_problem(self, id: str, epoch: int, problem: str) -> None: ...
 
 
 class Renewals(Protocol):
@@ -292,7 +292,7 @@ class NodeLink:
         """One write after the other, so that the last one is of what was said last."""
         try:
             while (problem := node.problem) != self._noted:
-                await self._links.store.node_problem(node.id, node.epoch, problem)
+                await self._links.store.set_node_problem(node.id, node.epoch, problem)
                 self._noted = problem
         except BackendError as error:  # with the next report that differs
             log.warning("node's problem not noted", extra={"node": node.id, "reason": str(error)})
@@ -301,13 +301,13 @@ class NodeLink:
 
     async def _remember(self, node: Node, models: Sequence[str]) -> None:
         try:
-            await self._links.store.served(node.id, models)
+            await self._links.store.add_served_models(node.id, models)
         except BackendError as error:  # after a restart they are not known; nothing else is lost
             log.warning("models not noted", extra={"node": node.id, "reason": str(error)})
 
     async def _note_seen(self, node: Node) -> None:
         try:
-            await self._links.store.node_seen(
+            await self._links.store.mark_node_online(
                 node.id,
                 time(),
                 platform=node.platform,

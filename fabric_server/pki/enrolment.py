@@ -32,7 +32,7 @@ MAX_ADDRESSES = 10_000
 
 class Store(Protocol):
     async def create_invitation(self, invitation: InvitationRow) -> None: ...
-    async def invited_as(self, secret_hash: bytes) -> str | None: ...
+    async def invited_name(self, secret_hash: bytes) -> str | None: ...
     async def redeem_invitation(self, secret_hash: bytes, node: NodeRow, at: float) -> Redeemed: ...
     async def node(self, id: str) -> NodeRow | None: ...
 
@@ -98,7 +98,7 @@ class Enrolment:
             raise _REFUSED[Redeemed.UNKNOWN]() from None
         now = self._clock()
         digest = hashlib.sha256(secret).digest()
-        wished = None if enrol.named else await self._store.invited_as(digest)
+        wished = None if enrol.named else await self._store.invited_name(digest)
         node = NodeRow(
             id=_node_id(secret),
             name=wished if wished is not None and join.is_name(wished) else enrol.name,

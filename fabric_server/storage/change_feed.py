@@ -1,4 +1,4 @@
-"""Notices what other processes change in the store: at once when told, else within a second."""
+"""The feed of changes that other processes make in the store: polled, at once when notified."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from runtime.errors import BackendError
 
 log = logging.getLogger("fabric.store")
 
-LOOK_SECONDS = 2.0
-"""A store that has not said in this time what has changed counts as away."""
-TELL_SECONDS = 1.0
+POLL_SECONDS = 0.5
+POLL_TIMEOUT_SECONDS = 2.0
+"""A store that does not answer within this time counts as away."""
+NOTIFY_SECONDS = 1.0
+"""Longest time that notifying the other processes may take."""
 
 
-class Changing(Protocol):
-    """The part of the store that is watched."""
+class Store(Protocol):
+    """The part of the store that is polled."""
 
     @property
     def revision_at_open(self) -> int: ...
@@ -29,29 +31,29 @@ class Changing(Protocol):
 
 
 class Notices(Protocol):
-    """How processes tell each other to look.  A notice may be lost: they look anyway, later."""
+    """How processes prompt each other to poll.  A notice may be lost: all poll anyway, later."""
 
-    async def tell(self) -> None:
-        """Raises ``BackendError`` when it can't."""
+    async def notify(self) -> None:
+        """Prompt the other processes.  Raises ``BackendError`` when it can't."""
 
-    async def heard(self) -> None:
-        """Returns when somebody has told since the last call; raises nothing."""
+    async def wait_for_notice(self) -> None:
+        """Return when a notice came since the last call; raises nothing."""
 
 
 class ChangeFeed:
-    """Asks the store what has changed, every half second and when told to, and tells each listener.
+    """Polls the store every half second, and when notified, and passes changes to its listeners.
 
-    Begins where the store was opened, so nothing that was read from it can be stale unnoticed.
-    Listeners are called in the event loop and must not raise.
+    It begins at the revision of the store when that was opened, so nothing read from the store can
+    go stale unnoticed.  Listeners are called in the event loop and must not raise.
     """
 
     def __init__(
         self,
-        store: Changing,
+        store: Store,
         listeners: Sequence[Callable[[Changes], None]],
         notices: Notices | None = None,
-        every: float = 0.5,
-        timeout: float = LOOK_SECONDS,
+        every: float = POLL_SECONDS,
+        timeout: float = POLL_TIMEOUT_SECONDS,
     ) -> None:
         self._store = store
         self._listeners = listeners
@@ -59,55 +61,55 @@ class ChangeFeed:
         self._every = every
         self._timeout = timeout
         self._revision = store.revision_at_open
-        self._looking = asyncio.Lock()
+        self._polling = asyncio.Lock()
         self.problem: str | None = None
         """Why changes can't be seen at the moment."""
         self.read_only = False
-        """Changes can be seen, and none can be made."""
+        """True when changes can be seen but not made."""
 
     async def run(self) -> None:
-        """Until cancelled.  While the store is away it goes on asking."""
+        """Poll until cancelled, also while the store is away."""
         while True:
-            await self._look()
+            await self._poll()
             await self._pause()
 
-    async def look(self) -> None:
-        """Once, now, and the other processes too: what was just changed takes effect at once."""
-        await self._look()
+    async def sync(self) -> None:
+        """Poll now, and notify the other processes: call it after making a change."""
+        await self._poll()
         if self._notices is None:
             return
         try:
-            async with asyncio.timeout(TELL_SECONDS):
-                await self._notices.tell()
-        except (BackendError, TimeoutError) as error:  # they will see it by themselves
+            async with asyncio.timeout(NOTIFY_SECONDS):
+                await self._notices.notify()
+        except (BackendError, TimeoutError) as error:  # they will see it when they poll next
             reason = str(error) or "no answer"
-            log.warning("the other servers could not be told to look", extra={"reason": reason})
+            log.warning("could not notify the other servers of a change", extra={"reason": reason})
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         try:
-            # Waiting for whoever looks already is part of it: he waits for the same store.
-            async with asyncio.timeout(self._timeout), self._looking:
+            # Waiting for the lock counts: its holder waits for the same store.
+            async with asyncio.timeout(self._timeout), self._polling:
                 writable = await self._store.writable()
                 changes = await self._store.changes(self._revision)
-                # No await from here on, so what is told is told to the end and in order.
-                self._is_writable(writable)
-                self._seen(changes)
+                # No await from here on, so that listeners get all changes, and in order.
+                self._set_writable(writable)
+                self._on_changes(changes)
         except (BackendError, TimeoutError) as error:
             reason = str(error) or "it does not answer"
             if self.problem is None:
-                log.error("the store can't be watched", extra={"reason": reason})
+                log.error("can't poll the store for changes", extra={"reason": reason})
             self.problem = reason
 
-    def _is_writable(self, writable: bool) -> None:
+    def _set_writable(self, writable: bool) -> None:
         if self.read_only and writable:
-            log.info("the store can be written again")
+            log.info("the store is writable again")
         elif not self.read_only and not writable:
-            log.error("the store is read-only: no key can be made and no node can register")
+            log.error("the store is read-only: keys can't be created and nodes can't register")
         self.read_only = not writable
 
-    def _seen(self, changes: Changes) -> None:
+    def _on_changes(self, changes: Changes) -> None:
         if self.problem is not None:
-            log.info("the store is watched again")
+            log.info("the store can be polled again")
             self.problem = None
         if changes.revision != self._revision:
             self._revision = changes.revision
@@ -120,6 +122,6 @@ class ChangeFeed:
             return
         try:
             async with asyncio.timeout(self._every):
-                await self._notices.heard()
+                await self._notices.wait_for_notice()
         except TimeoutError:
             pass

@@ -11,7 +11,8 @@ from typing import Any, Generic, TypeVar
 
 from msgspec import Struct
 
-from fabric_server.storage.waiters import Waiting, is_settled
+from fabric_server.storage.drops import DropCounter
+from fabric_server.storage.waiters import Waiters, is_committed
 from ledger.records import HEARTBEATS, LEDGER, Batch, HeartbeatRecord, LedgerEntry
 
 log = logging.getLogger("fabric.bus")
@@ -20,13 +21,15 @@ R = TypeVar("R")
 
 
 class MemoryCache:
-    """At most ``most`` values; the ones set longest ago make room."""
+    """At most ``max_values`` values; those set longest ago are evicted."""
 
-    def __init__(self, most: int = 10_000, clock: Callable[[], float] = time.monotonic) -> None:
-        self._most = most
+    def __init__(
+        self, max_values: int = 10_000, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._max_values = max_values
         self._clock = clock
         self._values: OrderedDict[str, tuple[bytes, float]] = OrderedDict()
-        self._told = asyncio.Event()
+        self._noticed = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._values)
@@ -44,80 +47,72 @@ class MemoryCache:
     async def set(self, name: str, value: bytes, seconds: float) -> None:
         self._values[name] = (value, self._clock() + seconds)
         self._values.move_to_end(name)
-        if len(self._values) > self._most:
+        if len(self._values) > self._max_values:
             self._values.popitem(last=False)
 
-    async def tell(self) -> None:
-        self._told.set()
+    async def notify(self) -> None:
+        self._noticed.set()
 
-    async def heard(self) -> None:
-        await self._told.wait()
-        self._told.clear()
+    async def wait_for_notice(self) -> None:
+        await self._noticed.wait()
+        self._noticed.clear()
 
     async def close(self) -> None:
         self._values.clear()
 
 
 class _Queue(Generic[R]):
-    """Records of one topic, in order.  Positions count what was ever published."""
+    """Records of one topic, in order.  Positions count the records ever published."""
 
-    def __init__(self, topic: str, most: int) -> None:
-        self.topic = topic
+    def __init__(self, topic: str, max_records: int) -> None:
         self.records: deque[R] = deque()
-        self.dropped = 0
-        self._most = most
-        self._dropping_since = 0
-        self._ended = 0  # position up to which all is dropped or taken
-        self.settled = 0
+        self.drops = DropCounter(topic, log)
+        self._max_records = max_records
+        self._taken = 0  # position up to which all is dropped or taken
+        self.committed = 0
 
     @property
     def published(self) -> int:
-        return self._ended + len(self.records)
+        return self._taken + len(self.records)
 
-    def make_room(self) -> None:
-        """Drops the oldest record."""
-        if self.dropped == self._dropping_since:
-            log.error("records are being dropped", extra={"topic": self.topic, "held": self._most})
-        self.dropped += 1
+    def drop_oldest(self) -> None:
+        self.drops.add(1, held=self._max_records)
         self.records.popleft()
-        self._ended += 1
+        self._taken += 1
 
     def full(self) -> bool:
-        return len(self.records) >= self._most
+        return len(self.records) >= self._max_records
 
-    def take(self, most: int) -> list[R]:
-        if self.dropped != self._dropping_since:
-            count = self.dropped - self._dropping_since
-            log.warning("records were dropped", extra={"topic": self.topic, "count": count})
-            self._dropping_since = self.dropped
+    def take(self, limit: int) -> list[R]:
+        self.drops.log_run()
         records = self.records
-        if len(records) <= most:
+        if len(records) <= limit:
             taken = list(records)
             records.clear()
         else:
-            taken = [records.popleft() for _ in range(most)]
-        self._ended += len(taken)
+            taken = [records.popleft() for _ in range(limit)]
+        self._taken += len(taken)
         return taken
 
-    def settle(self) -> None:
-        self.settled = self._ended
+    def commit(self) -> None:
+        self.committed = self._taken
 
 
 class MemoryBus:
     """Both ends of a bus, for the event loop of one thread.
 
-    When the store is away for long, the oldest heartbeats make room for new ones, counted and
-    logged.  Ledger entries are never dropped: at a far larger bound (some 540 bytes each) the bus
-    is ``full``, and whoever makes more of them is to stop.
+    When the store is away for long, the oldest heartbeats are dropped in favour of new ones,
+    counted and logged.  Ledger entries are never dropped: at a far larger bound (some 540 bytes
+    each) the bus is ``full``, and no more of them should be caused.
     """
 
-    def __init__(self, *, most_heartbeats: int = 10_000, most_ledger: int = 200_000) -> None:
-        self._ledger: _Queue[LedgerEntry] = _Queue(LEDGER, most_ledger)
-        self._heartbeats: _Queue[HeartbeatRecord] = _Queue(HEARTBEATS, most_heartbeats)
+    def __init__(self, *, max_heartbeats: int = 10_000, max_ledger: int = 200_000) -> None:
+        self._ledger: _Queue[LedgerEntry] = _Queue(LEDGER, max_ledger)
+        self._heartbeats: _Queue[HeartbeatRecord] = _Queue(HEARTBEATS, max_heartbeats)
         self._queues: dict[str, _Queue[Any]] = {LEDGER: self._ledger, HEARTBEATS: self._heartbeats}
-        self._waiting = Waiting()
+        self._waiters = Waiters()
         self.problem: str | None = None
-        """Never: memory does not fail."""
+        """Always None: memory does not fail."""
 
     def __repr__(self) -> str:
         return f"<MemoryBus waiting={self.waiting} dropped={self.dropped}>"
@@ -129,42 +124,42 @@ class MemoryBus:
 
     @property
     def dropped(self) -> dict[str, int]:
-        """Records lost for want of room since the start, by topic."""
-        return {topic: queue.dropped for topic, queue in self._queues.items()}
+        """Records lost for lack of space since the start, by topic."""
+        return {topic: queue.drops.count for topic, queue in self._queues.items()}
 
     @property
     def full(self) -> bool:
-        """No more requests should be let in: their entries could not be held."""
+        """Accept no more requests: there is no space for their entries."""
         return self._ledger.full()
 
     def publish(self, topic: str, record: Struct) -> None:
         queue = self._queues[topic]
         if queue is self._heartbeats and queue.full():
-            queue.make_room()
+            queue.drop_oldest()
         queue.records.append(record)
-        self._waiting.arrived()
+        self._waiters.on_record()
 
-    async def take(self, enough: int, most: int, wait: float) -> Batch:
+    async def take(self, enough: int, limit: int, wait: float) -> Batch:
         ledger, heartbeats = self._ledger, self._heartbeats
         missing = enough - len(ledger.records) - len(heartbeats.records)
-        if wait > 0 and missing > 0 and not self._waiting.hurried:
-            await self._waiting.for_records(missing, wait)
-        self._waiting.hurried = False
-        return Batch(heartbeats.take(most), ledger.take(most))
+        if wait > 0 and missing > 0 and not self._waiters.flushing:
+            await self._waiters.records(missing, wait)
+        self._waiters.flushing = False
+        return Batch(heartbeats.take(limit), ledger.take(limit))
 
-    async def done(self) -> None:
-        self._ledger.settle()
-        self._heartbeats.settle()
-        self._waiting.settle((self._ledger.settled, self._heartbeats.settled))
+    async def commit(self) -> None:
+        self._ledger.commit()
+        self._heartbeats.commit()
+        self._waiters.on_commit((self._ledger.committed, self._heartbeats.committed))
 
     async def reject(self, record: Struct, reason: str) -> None:
-        """There is no place to put it but the log, where the worker writes it in full."""
+        """Do nothing: the batch writer logs the record in full, and there is no other place."""
 
-    async def settled(self) -> None:
+    async def flush(self) -> None:
         published = self._ledger.published, self._heartbeats.published
-        if not is_settled(published, (self._ledger.settled, self._heartbeats.settled)):
-            await self._waiting.until(published)
+        if not is_committed(published, (self._ledger.committed, self._heartbeats.committed)):
+            await self._waiters.committed(published)
 
     async def close(self) -> None:
-        """Whoever waits in ``settled`` waits no longer."""
-        self._waiting.close()
+        """Cancel callers of ``flush``."""
+        self._waiters.close()

@@ -21,7 +21,7 @@ log = logging.getLogger("fabric.spool")
 LOOK_SECONDS = 2.0
 
 
-async def move_leftovers(
+async def move_orphaned_spools(
     own: Path,
     limit: int,
     make_worker: Callable[[Source], BatchWriter],
@@ -55,7 +55,7 @@ async def _move(directory: Path, limit: int, make_worker: Callable[[Source], Bat
         log.info("moving what a server left", extra={"spool": str(directory), "records": count})
         working = asyncio.get_running_loop().create_task(make_worker(spool).run())
         try:
-            await spool.settled()
+            await spool.flush()
         finally:
             working.cancel()
             await asyncio.gather(working, return_exceptions=True)

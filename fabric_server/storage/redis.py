@@ -284,11 +284,11 @@ class RedisCache:
         async with self._turn():
             await self._client.set(PREFIX + name, value, px=max(1, int(seconds * 1000)))
 
-    async def tell(self) -> None:
+    async def notify(self) -> None:
         async with self._turn():
             await self._client.publish(CHANNEL, b"")
 
-    async def heard(self) -> None:
+    async def wait_for_notice(self) -> None:
         if self._listener is None:
             self._listener = asyncio.get_running_loop().create_task(self._listen())
         await self._told.wait()

@@ -29,7 +29,7 @@ from msgspec import Struct
 
 from fabric_server.storage.disk_log import DiskLog
 from fabric_server.storage.segments import HEADER_SIZE, LONGEST, framed
-from fabric_server.storage.waiters import Waiting, is_settled
+from fabric_server.storage.waiters import Waiters, is_committed
 from ledger.records import HEARTBEATS, LEDGER, Batch, HeartbeatRecord, LedgerEntry
 from runtime.errors import StoreError
 
@@ -79,7 +79,7 @@ class Spool:
         self._logs: dict[str, DiskLog[Any]] = {LEDGER: ledger, HEARTBEATS: heartbeats}
         self._most_unwritten = most_unwritten
         self._lock = lock
-        self._waiting = Waiting()
+        self._waiters = Waiters()
         self._free = 0
         self._measure()
 
@@ -177,7 +177,7 @@ class Spool:
             return
         if topic_log.append(frame, record):
             self._free -= size
-            self._waiting.arrived()
+            self._waiters.on_record()
         else:
             self._measure()
 
@@ -186,31 +186,31 @@ class Spool:
         if wait > 0:
             missing = enough - ledger.waiting - heartbeats.waiting
             if ledger.unreadable or heartbeats.unreadable:
-                await self._waiting.for_records(0, wait)  # not to try again in a tight loop
-            elif missing > 0 and not self._waiting.hurried:
-                await self._waiting.for_records(missing, wait)
-        self._waiting.hurried = False
+                await self._waiters.records(0, wait)  # not to try again in a tight loop
+            elif missing > 0 and not self._waiters.flushing:
+                await self._waiters.records(missing, wait)
+        self._waiters.flushing = False
         # No await from here on: a take that is cancelled must lose nothing.
         return Batch(heartbeats.take(most), ledger.take(most))
 
-    async def done(self) -> None:
+    async def commit(self) -> None:
         self._ledger.settle()
         self._heartbeats.settle()
         self._measure()
-        self._waiting.settle((self._ledger.settled, self._heartbeats.settled))
+        self._waiters.on_commit((self._ledger.settled, self._heartbeats.settled))
 
     async def reject(self, record: Struct, reason: str) -> None:
         """There is no place to put it but the log, where the worker writes it in full."""
 
-    async def settled(self) -> None:
+    async def flush(self) -> None:
         published = self._ledger.end, self._heartbeats.end
-        if not is_settled(published, (self._ledger.settled, self._heartbeats.settled)):
-            await self._waiting.until(published)
+        if not is_committed(published, (self._ledger.settled, self._heartbeats.settled)):
+            await self._waiters.committed(published)
 
     async def close(self) -> None:
         """Whoever waits in ``settled`` waits no longer; what was published stays on disk.  What is
         published from now on is dropped."""
-        self._waiting.close()
+        self._waiters.close()
         self._ledger.close()
         self._heartbeats.close()
         if self._lock >= 0:

@@ -1,4 +1,4 @@
-"""Who waits at a bus: the one who takes, for more; others, until what they published is stored."""
+"""Waiting at a bus: the consumer for more records, publishers until their records are stored."""
 
 from __future__ import annotations
 
@@ -6,65 +6,64 @@ import asyncio
 from collections.abc import Sequence
 
 
-class Waiting:
+class Waiters:
     """For the event loop of one thread.  Positions only grow; there is one for each topic."""
 
     def __init__(self) -> None:
-        self.hurried = False
-        """Somebody waits in ``until``: whoever takes should not wait for more."""
-        self._missing = 0  # records until the one who sleeps is woken; below, nobody cares
-        self._sleeper: asyncio.Future[None] | None = None
-        self._settling: list[tuple[tuple[int, ...], asyncio.Future[None]]] = []
+        self.flushing = False
+        """Something waits in ``committed``: the consumer should not wait for more records."""
+        self._missing = 0  # records until the consumer is woken; below, none waits
+        self._consumer: asyncio.Future[None] | None = None
+        self._publishers: list[tuple[tuple[int, ...], asyncio.Future[None]]] = []
 
-    def arrived(self) -> None:
-        """One more record can be taken."""
+    def on_record(self) -> None:
+        """Count one more record that can be taken."""
         self._missing -= 1
         if self._missing == 0:
             self._wake()
 
-    async def for_records(self, missing: int, seconds: float) -> None:
-        """Returns when so many more have arrived, somebody hurries, or the time is up."""
+    async def records(self, missing: int, seconds: float) -> None:
+        """Wait until so many more records are there, a flush is requested, or the time is up."""
         self._missing = missing
         loop = asyncio.get_running_loop()
-        self._sleeper = loop.create_future()
-        alarm = loop.call_later(seconds, self._wake)
+        self._consumer = loop.create_future()
+        timer = loop.call_later(seconds, self._wake)
         try:
-            await self._sleeper
+            await self._consumer
         finally:
-            alarm.cancel()
-            self._sleeper = None
+            timer.cancel()
+            self._consumer = None
 
-    async def until(self, positions: Sequence[int]) -> None:
-        """Returns when ``settle`` was told of these positions or later ones; hurries the taker.
-        Cancelled by ``close``."""
+    async def committed(self, positions: Sequence[int]) -> None:
+        """Wait until these positions are committed; request a flush.  Cancelled by ``close``."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._settling.append((tuple(positions), future))
-        self.hurried = True
+        self._publishers.append((tuple(positions), future))
+        self.flushing = True
         self._wake()
         await future
 
-    def settle(self, positions: Sequence[int]) -> None:
+    def on_commit(self, positions: Sequence[int]) -> None:
         """All before these positions is stored."""
         still = []
-        for wanted, future in self._settling:
-            if future.done():  # cancelled: nobody waits for it any more
+        for wanted, future in self._publishers:
+            if future.done():  # its caller was cancelled
                 continue
-            if is_settled(wanted, positions):
+            if is_committed(wanted, positions):
                 future.set_result(None)
             else:
                 still.append((wanted, future))
-        self._settling = still
-        self.hurried = bool(still)
+        self._publishers = still
+        self.flushing = bool(still)
 
     def close(self) -> None:
-        for _, future in self._settling:
+        for _, future in self._publishers:
             future.cancel()
-        self._settling.clear()
+        self._publishers.clear()
 
     def _wake(self) -> None:
-        if self._sleeper is not None and not self._sleeper.done():
-            self._sleeper.set_result(None)
+        if self._consumer is not None and not self._consumer.done():
+            self._consumer.set_result(None)
 
 
-def is_settled(wanted: Sequence[int], settled: Sequence[int]) -> bool:
-    return all(w <= s for w, s in zip(wanted, settled, strict=True))
+def is_committed(wanted: Sequence[int], committed: Sequence[int]) -> bool:
+    return all(w <= c for w, c in zip(wanted, committed, strict=True))

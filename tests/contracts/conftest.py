@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fabric_server.storage import Bus, Cache, open_bus, open_cache, open_store
+from fabric_server.storage.connect import open_bus, open_cache, open_store
+from fabric_server.storage.interfaces import Bus, Cache
 from fabric_server.storage.store import SqlStore
 from tests.lab.redis_server import RedisCluster, RedisSentinel, RedisServer
 

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from fabric_server.storage import Bus
+from fabric_server.storage.interfaces import Bus
 from fabric_server.storage.memory import MemoryBus
 from ledger.records import HEARTBEATS, LEDGER
 from tests.contracts.samples import beat, entry
@@ -21,9 +21,9 @@ async def test_records_come_in_the_order_they_were_published(bus: Bus) -> None:
         bus.publish(HEARTBEATS, pair[1])
     async with asyncio.timeout(5):
         first = await bus.take(40, 15, 5.0)
-        await bus.done()
+        await bus.commit()
         second = await bus.take(1, 15, 5.0)
-        await bus.done()
+        await bus.commit()
     assert [*first.ledger, *second.ledger] == entries
     assert [*first.heartbeats, *second.heartbeats] == beats
 
@@ -60,16 +60,16 @@ async def test_a_cancelled_take_loses_nothing(bus: Bus) -> None:
 
 async def test_settled_returns_when_all_published_before_is_done(bus: Bus) -> None:
     async with asyncio.timeout(5):
-        await bus.settled()  # nothing was published
+        await bus.flush()  # nothing was published
         bus.publish(LEDGER, entry(1))
         bus.publish(HEARTBEATS, beat(1))
-        settling = asyncio.create_task(bus.settled())
+        settling = asyncio.create_task(bus.flush())
         await asyncio.sleep(0)
         bus.publish(LEDGER, entry(2))
         await bus.take(1, 1, 1.0)
         await asyncio.sleep(0)
         assert not settling.done()  # taken, and not yet stored
-        await bus.done()
+        await bus.commit()
         await settling
 
 
@@ -77,30 +77,30 @@ async def test_settled_hurries_whoever_waits_for_more(bus: Bus) -> None:
     bus.publish(LEDGER, entry(1))
     taking = asyncio.create_task(bus.take(500, 500, 60.0))
     await asyncio.sleep(0)
-    settling = asyncio.create_task(bus.settled())
+    settling = asyncio.create_task(bus.flush())
     async with asyncio.timeout(5):
         assert (await taking).ledger == [entry(1)]
-        await bus.done()
+        await bus.commit()
         await settling
 
 
 async def test_settled_hurries_also_the_take_that_comes_after(bus: Bus) -> None:
     bus.publish(LEDGER, entry(1))
     bus.publish(LEDGER, entry(2))
-    settling = asyncio.create_task(bus.settled())
+    settling = asyncio.create_task(bus.flush())
     async with asyncio.timeout(5):
         await asyncio.sleep(0)
         assert (await bus.take(500, 1, 60.0)).ledger == [entry(1)]
-        await bus.done()
+        await bus.commit()
         assert (await bus.take(500, 1, 60.0)).ledger == [entry(2)]
-        await bus.done()
+        await bus.commit()
         await settling
 
 
 async def test_a_full_memory_drops_old_heartbeats_and_counts_them(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    bus = MemoryBus(most_heartbeats=3, most_ledger=100)
+    bus = MemoryBus(max_heartbeats=3, max_ledger=100)
     for number in range(10):
         bus.publish(HEARTBEATS, beat(number))
         bus.publish(LEDGER, entry(number))
@@ -113,7 +113,7 @@ async def test_a_full_memory_drops_old_heartbeats_and_counts_them(
 
 
 async def test_a_memory_full_of_ledger_entries_says_so_and_keeps_them_all() -> None:
-    bus = MemoryBus(most_heartbeats=3, most_ledger=5)
+    bus = MemoryBus(max_heartbeats=3, max_ledger=5)
     for number in range(8):
         assert bus.full is (number >= 5)
         bus.publish(LEDGER, entry(number))
@@ -124,17 +124,17 @@ async def test_a_memory_full_of_ledger_entries_says_so_and_keeps_them_all() -> N
 
 
 async def test_dropped_records_do_not_keep_settled_waiting() -> None:
-    bus = MemoryBus(most_heartbeats=2)
+    bus = MemoryBus(max_heartbeats=2)
     bus.publish(HEARTBEATS, beat(1))
     await bus.take(1, 10, 0)
     bus.publish(HEARTBEATS, beat(2))
-    settling = asyncio.create_task(bus.settled())
+    settling = asyncio.create_task(bus.flush())
     await asyncio.sleep(0)
     for number in range(3, 9):
         bus.publish(HEARTBEATS, beat(number))
-    await bus.done()  # of the first one
+    await bus.commit()  # of the first one
     await bus.take(1, 10, 0)
-    await bus.done()
+    await bus.commit()
     async with asyncio.timeout(5):
         await settling
 
@@ -142,7 +142,7 @@ async def test_dropped_records_do_not_keep_settled_waiting() -> None:
 async def test_closing_ends_the_wait_for_what_will_never_be_stored() -> None:
     bus = MemoryBus()
     bus.publish(LEDGER, entry(1))
-    settling = asyncio.create_task(bus.settled())
+    settling = asyncio.create_task(bus.flush())
     await asyncio.sleep(0)
     await bus.close()
     async with asyncio.timeout(5):

@@ -7,7 +7,8 @@ from uuid import uuid4
 
 import pytest
 
-from fabric_server.storage import Cache, open_cache
+from fabric_server.storage.connect import open_cache
+from fabric_server.storage.interfaces import Cache
 from fabric_server.storage.memory import MemoryCache
 
 
@@ -20,12 +21,12 @@ def name() -> str:
 async def told(cache: Cache) -> None:
     """Fails when nobody is heard for long."""
     async with asyncio.timeout(10):
-        await cache.heard()
+        await cache.wait_for_notice()
 
 
 async def settled(cache: Cache) -> None:
     """It listens, and what may be heard because it began to has been heard."""
-    await cache.tell()
+    await cache.notify()
     await told(cache)
     await silent(cache)
 
@@ -34,7 +35,7 @@ async def silent(cache: Cache) -> None:
     try:
         while True:
             async with asyncio.timeout(0.05):
-                await cache.heard()
+                await cache.wait_for_notice()
     except TimeoutError:
         pass
 
@@ -70,13 +71,13 @@ async def test_a_value_is_gone_after_its_time(cache: Cache, name: str) -> None:
 
 async def test_who_tells_is_heard_once(cache: Cache) -> None:
     await settled(cache)
-    hearing = asyncio.create_task(cache.heard())
+    hearing = asyncio.create_task(cache.wait_for_notice())
     await asyncio.sleep(0)
     assert not hearing.done()
-    await cache.tell()
+    await cache.notify()
     async with asyncio.timeout(10):
         await hearing
-    again = asyncio.create_task(cache.heard())
+    again = asyncio.create_task(cache.wait_for_notice())
     assert await asyncio.wait([again], timeout=0.05) == (set(), {again})
     again.cancel()
     await asyncio.wait([again])
@@ -84,11 +85,11 @@ async def test_who_tells_is_heard_once(cache: Cache) -> None:
 
 async def test_what_is_told_while_nobody_hears_is_heard_afterwards(cache: Cache) -> None:
     await settled(cache)
-    hearing = asyncio.create_task(cache.heard())
+    hearing = asyncio.create_task(cache.wait_for_notice())
     await asyncio.sleep(0)
     hearing.cancel()  # as a watch does every half second
     await asyncio.wait([hearing])
-    await cache.tell()
+    await cache.notify()
     await told(cache)
 
 
@@ -101,8 +102,8 @@ async def test_all_who_share_a_cache_find_its_values_and_hear_each_other(
     for cache in (one, other):
         await settled(cache)
     await silent(one)
-    hearing = [asyncio.create_task(cache.heard()) for cache in (one, other)]
-    await other.tell()
+    hearing = [asyncio.create_task(cache.wait_for_notice()) for cache in (one, other)]
+    await other.notify()
     async with asyncio.timeout(10):
         await asyncio.gather(*hearing)
     await one.close()
@@ -111,7 +112,7 @@ async def test_all_who_share_a_cache_find_its_values_and_hear_each_other(
 
 async def test_memory_holds_a_bounded_number_of_values() -> None:
     now = [100.0]
-    cache = MemoryCache(most=3, clock=lambda: now[0])
+    cache = MemoryCache(max_values=3, clock=lambda: now[0])
     for name in ("a", "b", "c"):
         await cache.set(name, b"1", 10)
     await cache.set("a", b"2", 20)  # set again: now the youngest

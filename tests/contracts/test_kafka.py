@@ -22,7 +22,7 @@ from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from consumer.kafka_source import GROUP, SESSION_SECONDS, KafkaSource
 from fabric_server.storage.kafka import KafkaSink
 from fabric_server.storage.memory import MemoryBus
-from ledger.batch_writer import BatchWriter
+from ledger.batch_writer import BatchOptions, BatchWriter
 from ledger.kafka_cluster import Cluster
 from ledger.records import DEAD_LETTERS, HEARTBEATS, LEDGER, Batch, HeartbeatRecord, LedgerEntry
 from runtime.errors import BackendError, RecordError, StoreError, Unreachable
@@ -149,7 +149,7 @@ async def take_all(source: KafkaSource, count: int, seconds: float = 30.0) -> Ba
             batch = await source.take(count, 5000, 0.2)
             beats += batch.heartbeats
             entries += batch.ledger
-            await source.done()
+            await source.commit()
     return Batch(beats, entries)
 
 
@@ -173,8 +173,8 @@ class Pair:
         self._source = source
 
     async def settled(self) -> None:
-        await self._worker.flushed()
-        await self._source.settled()
+        await self._worker.flush()
+        await self._source.flush()
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ async def bus(url: str) -> AsyncIterator[Pair]:
     async with (
         sink_at(url) as sink,
         source_at(url) as source,
-        working(BatchWriter(memory, sink, batch_seconds=0.005)) as worker,
+        working(BatchWriter(memory, sink, options=BatchOptions(batch_seconds=0.005))) as worker,
     ):
         await sink.write([beat(0)], [])
         assert (await take_all(source, 1)).size == 1  # and has joined its group by now
@@ -194,26 +194,26 @@ async def bus(url: str) -> AsyncIterator[Pair]:
 
 async def test_settled_returns_when_all_published_before_is_done(url: str) -> None:
     async with sink_at(url) as sink, source_at(url) as source, asyncio.timeout(20):
-        await source.settled()  # nothing was published
+        await source.flush()  # nothing was published
         await sink.write([beat(1)], [entry(1)])
-        settling = asyncio.create_task(source.settled())
+        settling = asyncio.create_task(source.flush())
         await source.take(2, 10, 10.0)
         await asyncio.sleep(0.3)
         assert not settling.done()  # taken, and not yet stored
-        await source.done()
+        await source.commit()
         await settling
-        await source.settled()
+        await source.flush()
 
 
 async def test_settled_also_knows_what_other_members_stored(url: str) -> None:
     async with sink_at(url) as sink, source_at(url) as one, source_at(url) as two:
         await sink.write([], [entry(number) for number in range(100)])
         async with asyncio.timeout(20):
-            settling = asyncio.create_task(one.settled())
+            settling = asyncio.create_task(one.flush())
             while not settling.done():
                 for source in (one, two):
                     await source.take(10, 100, 0.1)
-                    await source.done()
+                    await source.commit()
 
 
 async def test_taking_waits_no_longer_than_it_was_told(url: str) -> None:
@@ -222,14 +222,14 @@ async def test_taking_waits_no_longer_than_it_was_told(url: str) -> None:
             begin = time.monotonic()
             assert (await source.take(1, 10, wait)).size == 0
             assert 0.9 * wait <= time.monotonic() - begin < wait + 10.0
-            await source.done()
+            await source.commit()
 
 
 async def test_closing_ends_the_wait_for_what_will_never_be_stored(url: str) -> None:
     async with sink_at(url) as sink:
         await sink.write([], [entry(1)])
         source = await KafkaSource.open(url)
-        settling = asyncio.create_task(source.settled())
+        settling = asyncio.create_task(source.flush())
         await source.take(1, 1, 10.0)
         await source.close()
         async with asyncio.timeout(5):
@@ -302,7 +302,7 @@ async def test_a_record_that_is_too_large_is_refused_and_the_others_arrive(url: 
         async with working(BatchWriter(memory, sink)) as worker, asyncio.timeout(20):
             for number in range(10):
                 memory.publish(LEDGER, large if number == 5 else entry(number))
-            await worker.flushed()
+            await worker.flush()
             assert (worker.rejected, worker.problem) == (1, None)
         found = ids((await take_all(source, 9)).ledger)
     assert set(found) == set(ids(entry(number) for number in range(10) if number != 5))
@@ -335,7 +335,9 @@ async def test_a_topic_that_takes_not_even_an_entry_is_told_and_costs_none(url: 
     await make_topic(url, LEDGER, max_message_bytes="100")
     bus = MemoryBus()
     async with sink_at(url) as sink, source_at(url) as source:
-        async with working(BatchWriter(bus, sink, retry_seconds=(0.05, 0.2))) as worker:
+        async with working(
+            BatchWriter(bus, sink, options=BatchOptions(retry_seconds=(0.05, 0.2)))
+        ) as worker:
             bus.publish(LEDGER, entry(1))
             bus.publish(LEDGER, entry(2))
             async with asyncio.timeout(30):
@@ -343,7 +345,7 @@ async def test_a_topic_that_takes_not_even_an_entry_is_told_and_costs_none(url: 
                     await asyncio.sleep(0.01)
             assert "raise max.message.bytes there" in worker.problem
             await change_topic(url, LEDGER, max_message_bytes="1000000")
-            await worker.flushed()
+            await worker.flush()
             assert worker.rejected == 0
         assert ids((await take_all(source, 2)).ledger) == ["req_00000001", "req_00000002"]
 
@@ -395,7 +397,7 @@ async def test_a_take_cancelled_at_any_time_loses_nothing(url: str) -> None:
             assert taking.cancelled()
         while len(found) < 3000:
             found += (await source.take(3000, 700, 1.0)).ledger
-            await source.done()
+            await source.commit()
     assert ids(found) == ids(entries)
 
 
@@ -405,7 +407,7 @@ async def test_members_of_a_group_share_and_take_over(url: str) -> None:
     async def drain(name: str, source: KafkaSource) -> None:
         while True:
             found[name] += (await source.take(50, 500, 0.05)).ledger
-            await source.done()
+            await source.commit()
 
     async with sink_at(url) as sink, source_at(url) as one, asyncio.timeout(40):
         two = await KafkaSource.open(url)
@@ -420,7 +422,7 @@ async def test_members_of_a_group_share_and_take_over(url: str) -> None:
         left = time.monotonic()
         await two.close()
         await sink.write([], [entry(number) for number in range(numbers, numbers + 100)])
-        await one.settled()
+        await one.flush()
         assert time.monotonic() - left < SESSION_SECONDS  # it left; it was not found missing
         tasks[0].cancel()
         await asyncio.wait(tasks)
@@ -438,8 +440,8 @@ async def test_done_after_partitions_changed_hands_does_no_harm(url: str) -> Non
             while not again:  # two has its share, before one has done with it
                 again += (await two.take(1, 300, 0.2)).ledger
             assert 0 < len(again) < 300
-            await one.done()
-            await two.done()
+            await one.commit()
+            await two.commit()
             both = [*again, *(await take_all(one, 300 - len(again))).ledger]
         assert ids(both) == ids(entries)
 
@@ -458,7 +460,7 @@ async def test_a_member_that_the_group_refuses_tries_again(url: str) -> None:
         await sink.write([], [entry(1)])
         while source.problem is None:
             assert (await source.take(1, 10, 0.1)).size == 0
-            await source.done()
+            await source.commit()
         assert "protocol" in source.problem
         await stranger.stop()
         assert (await take_all(source, 1)).ledger == [entry(1)]
@@ -475,10 +477,10 @@ async def test_what_is_no_record_goes_to_the_dead_letters(
         await sink.write([], [entry(1)])
         found: list[LedgerEntry] = []
         async with asyncio.timeout(20):
-            settling = asyncio.create_task(source.settled())
+            settling = asyncio.create_task(source.flush())
             while not settling.done():
                 found += (await source.take(6, 10, 1.0)).ledger
-                await source.done()
+                await source.commit()
     assert found == [entry(1)]
     letters = await everything_in(url, DEAD_LETTERS)
     assert sorted(map(str, (letter.value for letter in letters))) == sorted(map(str, bad))
@@ -503,7 +505,7 @@ async def test_a_rejected_record_goes_to_the_dead_letters_as_it_came(url: str) -
         (bad,) = (one for one in batch.ledger if one == entry(2))
         await source.reject(bad, "a NUL in it")
         await source.reject(bad, "a NUL in it")  # the batch was tried again
-        await source.done()
+        await source.commit()
         with pytest.raises(ValueError, match="not in the last take"):
             await source.reject(bad, "too late")
     (letter,) = await everything_in(url, DEAD_LETTERS)
@@ -519,10 +521,10 @@ async def test_nothing_is_done_with_before_the_dead_letters_are_safe(url: str) -
         (record,) = (await source.take(1, 10, 10.0)).ledger
         with pytest.raises(StoreError):
             await source.reject(record, "bad")
-        await source.done()
+        await source.commit()
         await put(url, LEDGER, b"nonsense")
         assert (await source.take(1, 10, 10.0)).size == 0
-        doing = asyncio.create_task(source.done())
+        doing = asyncio.create_task(source.commit())
         await asyncio.sleep(2.5)
         assert not doing.done()
         assert source.problem is not None and "larger" in source.problem
@@ -539,7 +541,7 @@ async def test_a_letter_that_is_too_large_with_its_headers_is_kept_without_its_v
         await sink.write([], [entry(1, model=secrets.token_hex(500))])
         (record,) = (await source.take(1, 10, 10.0)).ledger
         await source.reject(record, "bad")
-        await source.done()
+        await source.commit()
     (letter,) = await everything_in(url, DEAD_LETTERS)
     headers = dict(letter.headers)
     assert (letter.key, letter.value, headers["left-out"]) == (b"req_00000001", None, b"value")
@@ -570,7 +572,9 @@ async def test_a_killed_broker_that_comes_back_costs_no_record(broker: KafkaServ
             await asyncio.sleep(0.002)
 
     async with sink_at(broker.url) as sink, source_at(broker.url) as source:
-        worker = BatchWriter(memory, sink, batch_seconds=0.01, retry_seconds=(0.1, 0.5))
+        worker = BatchWriter(
+            memory, sink, options=BatchOptions(batch_seconds=0.01, retry_seconds=(0.1, 0.5))
+        )
         async with working(worker), asyncio.timeout(60):
             publishing = asyncio.create_task(publish())
             assert (await take_all(source, 100)).size >= 100
@@ -579,14 +583,14 @@ async def test_a_killed_broker_that_comes_back_costs_no_record(broker: KafkaServ
                 begin = time.monotonic()
                 assert (await source.take(1, 10, 0.1)).size == 0 or source.problem is None
                 assert time.monotonic() - begin < 5.0
-                await source.done()
+                await source.commit()
             assert "can't be reached" in source.problem
             await asyncio.to_thread(broker.start)
             while worker.problem is not None or source.problem is not None:
                 await source.take(1, 10, 0.1)
-                await source.done()
+                await source.commit()
             publishing.cancel()
-            await worker.flushed()
+            await worker.flush()
     stored = {message.key.decode() for message in await everything_in(broker.url, LEDGER)}
     assert stored == set(ids(entry(number) for number in range(numbers)))
 
@@ -611,7 +615,7 @@ async def test_a_broker_that_hangs_is_an_error_in_time_and_nobody_else_waits(
         async with asyncio.timeout(10):
             while source.problem is None:
                 assert (await source.take(1, 10, 0.1)).size == 0
-                await source.done()
+                await source.commit()
         broker.resume()
         async with asyncio.timeout(30):
             while True:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from fabric_server.storage import open_bus, open_cache, open_store
-from ledger.tables import Measured
+from fabric_server.storage.connect import open_bus, open_cache, open_store
+from ledger.reports import LedgerReports
+from ledger.tables import LedgerTables
 from runtime.errors import BackendError, StoreError
 from sql import migrations
 from sql.migrations import Migration, migrate, pending
@@ -170,7 +171,7 @@ async def test_a_store_of_a_newer_release_is_not_opened(path: Path) -> None:
 async def test_processes_that_make_the_same_store_at_once_share_it(shared_url: str) -> None:
     program = (
         "import asyncio, sys\n"
-        "from fabric_server.storage import open_store\n"
+        "from fabric_server.storage.connect import open_store\n"
         "from tests.contracts.samples import entry, key\n"
         "async def main(name):\n"
         "    store = await open_store(sys.argv[1])\n"
@@ -256,7 +257,7 @@ def test_a_disk_that_takes_no_more_leaves_the_store_as_it_was(path: Path) -> Non
     program = (
         "import asyncio, resource, sys\n"
         "from runtime.errors import StoreError\n"
-        "from fabric_server.storage import open_store\n"
+        "from fabric_server.storage.connect import open_store\n"
         "from tests.contracts.samples import entry\n"
         "async def main():\n"
         "    store = await open_store(sys.argv[1])\n"
@@ -305,11 +306,11 @@ async def test_reports_do_not_hold_up_look_ups_and_stop_when_nobody_waits(path: 
 async def test_a_report_that_takes_too_long_says_what_to_ask_instead(path: Path) -> None:
     await _make(path)
     database = SqliteDatabase(path)
-    measured = Measured(database, report_seconds=0.0)
-    await measured.write([], [entry(1)])
+    reports = LedgerReports(database, report_seconds=0.0)
+    await LedgerTables(database).write([], [entry(1)])
     with pytest.raises(StoreError, match="ask for a shorter time"):
-        await measured.usage(0, 1e12)
-    assert await measured.request("req_00000001") == entry(1)
+        await reports.usage(0, 1e12)
+    assert await reports.request("req_00000001") == entry(1)
     await database.close()
 
 

@@ -11,10 +11,11 @@ from random import Random
 
 import pytest
 
-from fabric_server.storage import open_store
+from fabric_server.storage.connect import open_store
 from fabric_server.storage.memory import MemoryBus
-from ledger.batch_writer import BatchWriter
-from ledger.tables import Measured
+from ledger.batch_writer import BatchOptions, BatchWriter
+from ledger.reports import LedgerReports
+from ledger.tables import LedgerTables
 from runtime.errors import BackendError, StoreError, Unreachable
 from sql.connect import migrate, open_database
 from sql.postgres import PostgresDatabase
@@ -159,7 +160,7 @@ async def test_a_read_only_server_says_so_and_answers_reports(own: PostgresServe
     await store.close()
 
 
-async def _until_refused(store: Measured) -> None:
+async def _until_refused(store: LedgerTables) -> None:
     """A reload reaches running connections a moment later."""
     async with asyncio.timeout(10):
         with suppress(StoreError):
@@ -172,7 +173,9 @@ async def test_a_worker_loses_and_doubles_nothing_while_the_server_is_killed_aga
 ) -> None:
     bus, rng = MemoryBus(), Random(20261121)
     worker = BatchWriter(
-        bus, Measured(hasty), batch_size=20, batch_seconds=0.01, retry_seconds=(0.05, 0.2)
+        bus,
+        LedgerTables(hasty),
+        options=BatchOptions(batch_size=20, batch_seconds=0.01, retry_seconds=(0.05, 0.2)),
     )
     task = asyncio.create_task(worker.run())
     count = 0
@@ -186,11 +189,11 @@ async def test_a_worker_loses_and_doubles_nothing_while_the_server_is_killed_aga
             await asyncio.sleep(rng.uniform(0.0, 0.05))
             own.kill()
             own.start()
-        await worker.flushed()
+        await worker.flush()
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
-    (total,) = await Measured(hasty).usage(0, FOREVER)
+    (total,) = await LedgerReports(hasty).usage(0, FOREVER)
     assert total.requests == count
     ((rows,),) = await hasty.fetch("SELECT COUNT(*) FROM ledger")
     assert rows == count
@@ -213,7 +216,7 @@ async def test_many_writers_at_once_count_every_entry_once(postgres: PostgresSer
     url = postgres.new_database()
     stores = [await open_store(url) for _ in range(4)]
 
-    async def write(store: Measured, seed: int) -> None:
+    async def write(store: LedgerTables, seed: int) -> None:
         own = Random(seed)
         for _ in range(15):
             await store.write([], own.sample(entries, own.randrange(1, 120)))
@@ -248,14 +251,14 @@ async def test_days_of_heartbeats_are_tables_that_are_dropped_whole(
     store = await open_store(url := postgres.new_database())
     tables = "SELECT string_agg(tablename, ' ' ORDER BY tablename) FROM pg_tables"
     ours = f"{tables} WHERE tablename LIKE 'heartbeats%'"
-    assert not await store.forget_heartbeats(NOON - 86_400, NOON, 1)
+    assert not await store.delete_heartbeats(NOON - 86_400, NOON, 1)
     assert execute(url, ours) == (
         "heartbeats heartbeats_20250615 heartbeats_20250616 heartbeats_20250617 heartbeats_rest"
     )
     await store.write([beat(1)], [])
     assert execute(url, "SELECT COUNT(*) FROM heartbeats_20250615") == 1
     await asyncio.gather(
-        *(store.forget_heartbeats(NOON + 86_400, NOON + 2 * 86_400, 1) for _ in range(4))
+        *(store.delete_heartbeats(NOON + 86_400, NOON + 2 * 86_400, 1) for _ in range(4))
     )
     assert execute(url, ours) == (
         "heartbeats heartbeats_20250616 heartbeats_20250617 heartbeats_20250618"

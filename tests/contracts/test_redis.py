@@ -16,8 +16,9 @@ import pytest
 
 from fabric_server.auth.keys import Accounts, NewKey, mint
 from fabric_server.dialects.errors import ApiError
-from fabric_server.storage import Cache, open_cache, open_store
 from fabric_server.storage.change_feed import ChangeFeed
+from fabric_server.storage.connect import open_cache, open_store
+from fabric_server.storage.interfaces import Cache
 from fabric_server.storage.redis import CONNECTIONS, RedisCache, parse
 from fabric_server.storage.rows import Changes, KeyRow
 from fabric_server.storage.store import SqlStore
@@ -88,7 +89,7 @@ async def until_well(cache: Cache) -> None:
 
 async def until_heard(cache: Cache) -> None:
     async with asyncio.timeout(PATIENCE):
-        await cache.heard()
+        await cache.wait_for_notice()
 
 
 async def problem_of(url: str) -> BackendError:
@@ -226,13 +227,13 @@ async def test_after_a_kill_it_is_used_again_and_heard_again(
             await cache.set("name", b"value", 60)
             await until_heard(cache)  # it has subscribed
             server.kill()
-            for attempt in (cache.get("name"), cache.set("name", b"", 60), cache.tell()):
+            for attempt in (cache.get("name"), cache.set("name", b"", 60), cache.notify()):
                 with pytest.raises(BackendError, match="can't be reached"):
                     await attempt
             server.start()
             await until_heard(cache)  # something may have been told meanwhile
             assert await cache.get("name") == b"value"
-            await cache.tell()
+            await cache.notify()
             await until_heard(cache)
     said = [record.message for record in caplog.records if record.name == "fabric.cache"]
     assert said == ["notices of changes can't be heard", "notices are heard again"]
@@ -343,7 +344,7 @@ async def test_the_sentinels_new_master_is_used_and_heard(tmp_path: Path) -> Non
             assert group.master_port() == group.replica.port
             await until_well(cache)
             assert await cache.get("name") == b"value"
-            await cache.tell()
+            await cache.notify()
             await until_heard(cache)
 
 
@@ -368,7 +369,7 @@ async def test_a_cluster_without_one_node_does_its_other_part(tmp_path: Path) ->
             async with asyncio.timeout(PATIENCE):
                 while True:  # the one that was heard may have been the one that was killed
                     try:
-                        await cache.tell()
+                        await cache.notify()
                         break
                     except BackendError:
                         await asyncio.sleep(0.05)
@@ -463,14 +464,14 @@ async def test_a_revocation_is_pushed_to_the_other_servers(
     ):
         new = new_key()
         await one.store.create_key(new.row)
-        await one.watch.look()
+        await one.watch.sync()
         async with asyncio.timeout(PATIENCE):
             await other.seen.wait()
         for server in (one, other):
             await server.accounts.authenticate(new.text)
         other.seen.clear()
         await one.store.revoke_key(new.row.id, time.time())
-        await one.watch.look()
+        await one.watch.sync()
         assert one.accounts.known(new.text) is None
         async with asyncio.timeout(PATIENCE):
             await other.seen.wait()
@@ -491,7 +492,7 @@ async def test_without_redis_the_other_servers_find_a_revocation_by_looking(tmp_
             other.seen.clear()
             await one.store.revoke_key(new.row.id, time.time())
             revoked_at = time.monotonic()
-            await one.watch.look()
+            await one.watch.sync()
             async with asyncio.timeout(PATIENCE):
                 await other.seen.wait()
             assert time.monotonic() - revoked_at < 10.0  # 0.5 s on an idle machine

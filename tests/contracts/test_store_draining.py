@@ -28,7 +28,7 @@ async def test_draining_is_a_change_and_outlasts_registrations(
     assert drained is not None and drained.state == "draining"
     assert (await store.changes(before)).nodes == [drained]
     assert await store.next_epoch(attic.id) == 1
-    await store.node_seen(attic.id, NOON + 1, platform="linux", version="2")
+    await store.mark_node_online(attic.id, NOON + 1, platform="linux", version="2")
     found = await store.node(attic.id)
     assert found is not None and found.draining
 
@@ -56,18 +56,18 @@ async def test_the_last_registration_says_why_a_node_is_not_asked(
     before = await store.revision()
     for _ in range(2):
         await store.next_epoch(attic.id)
-    await store.node_problem(attic.id, 2, "paused: on battery")
-    await store.node_problem(attic.id, 1, "no engine")  # late
+    await store.set_node_problem(attic.id, 2, "paused: on battery")
+    await store.set_node_problem(attic.id, 1, "no engine")  # late
     found = await store.node(attic.id)
     assert found is not None and found.problem == "paused: on battery"
     assert await store.revision() == before  # nobody has to forget anything
-    await store.node_problem(attic.id, 2, "")
+    await store.set_node_problem(attic.id, 2, "")
     found = await store.node(attic.id)
     assert found is not None and found.problem == ""
 
 
 async def test_an_invitation_tells_the_name_that_it_wishes(store: SqlStore, attic: NodeRow) -> None:
-    assert await store.invited_as(digest("secret")) == "the attic"
+    assert await store.invited_name(digest("secret")) == "the attic"
     await store.create_invitation(invitation("other"))
-    assert await store.invited_as(digest("other")) is None
-    assert await store.invited_as(digest("unknown")) is None
+    assert await store.invited_name(digest("other")) is None
+    assert await store.invited_name(digest("unknown")) is None

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from fabric_server.storage import open_store
 from fabric_server.storage.batches import BatchRow, BatchStore
+from fabric_server.storage.connect import open_store
 from fabric_server.storage.files import OVERHEAD_BYTES, FileRow, FileStore
 from fabric_server.storage.jobs import MAX_STARTS, JobRow, JobStore, Lane
 from fabric_server.storage.store import SqlStore

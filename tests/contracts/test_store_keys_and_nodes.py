@@ -9,10 +9,11 @@ import pytest
 from msgspec.structs import asdict, replace
 
 from fabric_server.auth.keys import KeyPolicyUpdate
-from fabric_server.storage import open_store
+from fabric_server.storage.connect import open_store
 from fabric_server.storage.jobs import JobStore
+from fabric_server.storage.keys import AmbiguousKey
 from fabric_server.storage.rows import Redeemed
-from fabric_server.storage.store import AmbiguousKey, SqlStore
+from fabric_server.storage.store import SqlStore
 from ledger.records import LedgerEntry
 from runtime.errors import RecordError, StoreError
 from sql import migrations
@@ -263,7 +264,7 @@ async def test_what_was_there_before_policies_jobs_and_limits_keeps_its_meaning(
     try:
         assert await store.keys() == [key(models=["tiny"])]
         assert store.revision_at_open == 7
-        limited = await store.set_key_terms(key().id, KeyPolicyUpdate(requests_per_minute=5).of)
+        limited = await store.set_key_policy(key().id, KeyPolicyUpdate(requests_per_minute=5).of)
         assert limited == key(models=["tiny"], requests_per_minute=5)
         assert (await store.changes(7)).keys == [limited]
         assert list(await store.requests(limit=9)) == [entry()]
@@ -408,7 +409,9 @@ async def test_unknown_and_revoked_nodes_get_no_epoch(store: SqlStore) -> None:
 async def test_a_node_that_was_seen_says_with_what(store: SqlStore) -> None:
     await store.create_invitation(invitation())
     await store.redeem_invitation(digest("secret"), node(), NOON)
-    await store.node_seen("node_attic", NOON + 7, platform="windows", version="0.2.0", region="eu")
+    await store.mark_node_online(
+        "node_attic", NOON + 7, platform="windows", version="0.2.0", region="eu"
+    )
     assert await store.node("node_attic") == replace(
         node(), last_seen_at=NOON + 7, platform="windows", version="0.2.0", region="eu", online=True
     )
@@ -420,11 +423,11 @@ async def test_models_once_served_stay_known_while_their_node_may_come_back(
     for id in ("node_first", "node_second"):
         await store.create_invitation(replace(invitation(), id=f"inv_{id}", secret_hash=digest(id)))
         await store.redeem_invitation(digest(id), replace(node(), id=id), NOON)
-    await store.served("node_first", ["a", "b"])
-    await store.served("node_first", ["b"])
-    await store.served("node_second", ["b", "c"])
-    await store.node_seen("node_first", 1000.0, platform="", version="")
-    await store.node_seen("node_second", 2000.0, platform="", version="")
+    await store.add_served_models("node_first", ["a", "b"])
+    await store.add_served_models("node_first", ["b"])
+    await store.add_served_models("node_second", ["b", "c"])
+    await store.mark_node_online("node_first", 1000.0, platform="", version="")
+    await store.mark_node_online("node_second", 2000.0, platform="", version="")
     assert await store.known_models(since=500.0) == ["a", "b", "c"]
     assert await store.known_models(since=1500.0) == ["b", "c"]
     await store.revoke_node("node_second", 3.0)

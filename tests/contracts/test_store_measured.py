@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from fabric_server.storage import open_store
+from fabric_server.storage.connect import open_store
 from fabric_server.storage.store import SqlStore
 from ledger.records import HeartbeatRecord, LedgerEntry
-from ledger.tables import GROUPS
+from ledger.reports import GROUPS, RequestFilter
 from runtime.errors import RecordError
 from tests.contracts.samples import NOON, beat, digest, entry, invitation, node
 
@@ -77,14 +77,13 @@ async def test_entries_are_paged_through_without_gaps_even_at_one_instant(store:
 @pytest.mark.parametrize(
     ("filters", "found"),
     [
-        ({"key": "key_b"}, [2]),
-        ({"node": "node_b"}, [3]),
+        ({"key_id": "key_b"}, [2]),
+        ({"node_id": "node_b"}, [3]),
         ({"model": "other"}, [4]),
         ({"outcome": "failed"}, [6, 5]),
         ({"account": "acme"}, [6]),
         ({"account": "acme", "outcome": "failed"}, [6]),
         ({"account": "acme", "outcome": "ok"}, []),
-        ({"outcome": "failed", "before": (NOON + 6, "req_00000006")}, [5]),
     ],
 )
 async def test_entries_are_found_by_what_they_have_in_common(
@@ -99,7 +98,10 @@ async def test_entries_are_found_by_what_they_have_in_common(
         entry(6, outcome="failed", account="acme"),
     ]
     await store.write([], entries)
-    assert await store.requests(**filters) == [entries[n - 1] for n in found]  # type: ignore[arg-type]
+    assert await store.requests(RequestFilter(**filters)) == [entries[n - 1] for n in found]
+    before = NOON + 6, "req_00000006"
+    earlier = [entries[n - 1] for n in found if n < 6]
+    assert await store.requests(RequestFilter(**filters), before=before) == earlier
 
 
 @pytest.mark.parametrize(
@@ -244,9 +246,9 @@ async def test_no_number_a_node_can_send_spoils_a_batch(store: SqlStore) -> None
 async def test_old_heartbeats_are_forgotten_in_pieces_oldest_first() -> None:
     store = await open_store("sqlite://")
     await store.write([beat(n) for n in range(10)], [])
-    assert await store.forget_heartbeats(NOON + 6, NOON, 4)
+    assert await store.delete_heartbeats(NOON + 6, NOON, 4)
     assert await _seqs(store) == [9, 8, 7, 6, 5, 4]
-    assert not await store.forget_heartbeats(NOON + 6, NOON, 4)
+    assert not await store.delete_heartbeats(NOON + 6, NOON, 4)
     assert await _seqs(store) == [9, 8, 7, 6]
     await store.close()
 
@@ -254,9 +256,9 @@ async def test_old_heartbeats_are_forgotten_in_pieces_oldest_first() -> None:
 async def test_heartbeats_older_than_a_day_before_are_forgotten(store: SqlStore) -> None:
     """Where they are kept by day, days go as a whole: none earlier than was asked for."""
     for day in range(10):
-        await store.forget_heartbeats(0, NOON + day * DAY, 1000)  # makes room for the day
+        await store.delete_heartbeats(0, NOON + day * DAY, 1000)  # makes room for the day
         await store.write([_beat_at(day * 10 + n, NOON + day * DAY + n) for n in range(3)], [])
-    await store.forget_heartbeats(NOON + 7 * DAY + 1, NOON + 9 * DAY, 1000)
+    await store.delete_heartbeats(NOON + 7 * DAY + 1, NOON + 9 * DAY, 1000)
     left = await _seqs(store)
     assert left[:8] == [92, 91, 90, 82, 81, 80, 72, 71]
     assert set(left[8:]) <= {70}
@@ -265,10 +267,10 @@ async def test_heartbeats_older_than_a_day_before_are_forgotten(store: SqlStore)
 async def test_heartbeats_of_any_time_are_kept(store: SqlStore) -> None:
     """Clocks may be far off; and days are made for what came before them."""
     await store.write([_beat_at(n, NOON + n * 40 * DAY) for n in range(5)], [])
-    await store.forget_heartbeats(0, NOON + 40 * DAY, 1000)
+    await store.delete_heartbeats(0, NOON + 40 * DAY, 1000)
     await store.write([_beat_at(n, NOON + n * 40 * DAY) for n in range(7)], [])
     assert await _seqs(store) == [6, 5, 4, 3, 2, 1, 0]
-    await store.forget_heartbeats(NOON + 100 * DAY, NOON + 120 * DAY, 1000)
+    await store.delete_heartbeats(NOON + 100 * DAY, NOON + 120 * DAY, 1000)
     assert await _seqs(store) == [6, 5, 4, 3]
 
 
@@ -278,7 +280,7 @@ async def test_nodes_unheard_of_are_marked_offline_until_they_are_heard_again(
     for name in ("attic", "barn"):
         await store.create_invitation(invitation(name))
         await store.redeem_invitation(digest(name), node(name), NOON)
-        await store.node_seen(f"node_{name}", NOON, platform="linux", version="0.1.0")
+        await store.mark_node_online(f"node_{name}", NOON, platform="linux", version="0.1.0")
     await store.write([beat(100, node="node_barn")], [])
     assert await store.mark_offline(NOON + 60) == ["node_attic"]
     assert await store.mark_offline(NOON + 60) == []

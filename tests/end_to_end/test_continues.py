@@ -13,7 +13,7 @@ import aiohttp
 import openai
 import pytest
 
-from fabric_server.storage import open_store
+from fabric_server.storage.connect import open_store
 from ledger.records import LedgerEntry
 from tests.engine import Json, Plan, ScriptedEngine
 from tests.lab.llama import LlamaServer

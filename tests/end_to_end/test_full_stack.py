@@ -9,7 +9,7 @@ from random import Random
 import aiohttp
 import asyncpg
 
-from fabric_server.storage import open_store
+from fabric_server.storage.connect import open_store
 from tests.engine import ScriptedEngine
 from tests.stack import Alone, Stack
 

@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 
 from fabric_server.jobs.runner import LEASE_SECONDS, RENEW_SECONDS
-from fabric_server.storage import open_store
+from fabric_server.storage.connect import open_store
 from tests.engine import Plan, ScriptedEngine
 from tests.fabric import Fabric
 from tests.jobs import User

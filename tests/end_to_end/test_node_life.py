@@ -92,7 +92,7 @@ async def test_an_engine_that_dies_is_known_to_be_down_and_one_that_comes_back_t
 async def test_heartbeats_reach_the_store(fabric: Fabric, engine: ScriptedEngine) -> None:
     node = await fabric.join(engine.url)
     await until(lambda: (beat := registration(fabric, node).heartbeat) and beat.seq >= 3)
-    await fabric.app.worker.flushed()
+    await fabric.app.worker.flush()
     records = await fabric.app.store.heartbeats(node.id)
     assert [record.seq for record in records] == list(range(len(records), 0, -1))
     beat = records[0].heartbeat

@@ -93,7 +93,7 @@ class NatLab:
         return run(in_namespace(self.server, command), timeout=timeout)
 
     def __enter__(self) -> Self:
-        remove_leftovers()
+        remove_orphaned_spools()
         with self._stack:
             for namespace in (self.node, self.router, self.server):
                 run(["ip", "netns", "add", namespace])
@@ -166,7 +166,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
             pipe.close()
 
 
-def remove_leftovers() -> None:
+def remove_orphaned_spools() -> None:
     """Deletes the namespaces of labs whose process is no more."""
     for namespace, pid in re.findall(rf"^({NAME}-(\d+)-\S+)", run(["ip", "netns", "list"]), re.M):
         if not Path(f"/proc/{pid}").exists():

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fabric_server.storage import open_store
+from fabric_server.storage.connect import open_store
 from fabric_server.storage.memory import MemoryBus
-from ledger.batch_writer import DAY, BatchWriter
+from ledger.batch_writer import BatchOptions, BatchWriter
+from ledger.housekeeping import DAY, Housekeeper
 from ledger.records import HEARTBEATS, LEDGER, Batch, HeartbeatRecord, LedgerEntry
 from runtime.errors import RecordError, StoreError
 from tests.contracts.samples import NOON, beat, entry
@@ -34,11 +35,11 @@ class Shelf:
     ) -> None:
         self.batches.append(Batch(heartbeats, ledger))
 
-    async def forget_heartbeats(self, before: float, now: float, most: int) -> bool:
-        self.forgotten.append((before, most))
-        gone = min(self.old_heartbeats, most)
+    async def delete_heartbeats(self, before: float, now: float, limit: int) -> bool:
+        self.forgotten.append((before, limit))
+        gone = min(self.old_heartbeats, limit)
         self.old_heartbeats -= gone
-        return gone == most
+        return gone == limit
 
     async def mark_offline(self, unseen_since: float) -> list[str]:
         self.swept.append(unseen_since)
@@ -120,10 +121,10 @@ def publish(bus: MemoryBus, numbers: range, **changes: Any) -> list[str]:
 
 async def test_what_was_published_is_written_and_flushed_says_when() -> None:
     bus, shelf = MemoryBus(), Shelf()
-    async with running(BatchWriter(bus, shelf, batch_seconds=60)) as worker:
+    async with running(BatchWriter(bus, shelf, options=BatchOptions(batch_seconds=60))) as worker:
         names = publish(bus, range(3))
         bus.publish(HEARTBEATS, beat(1))
-        await worker.flushed()  # well before the 60 s
+        await worker.flush()  # well before the 60 s
         assert shelf.batches == [Batch([beat(1)], [entry(n) for n in range(3)])]
         assert shelf.ledger == names
         assert worker.written == 4
@@ -133,7 +134,9 @@ async def test_what_was_published_is_written_and_flushed_says_when() -> None:
 async def test_a_batch_is_written_when_it_is_large_enough() -> None:
     bus, gate = MemoryBus(), Gate()
     gate.open.set()
-    async with running(BatchWriter(bus, gate, batch_size=10, batch_seconds=60)):
+    async with running(
+        BatchWriter(bus, gate, options=BatchOptions(batch_size=10, batch_seconds=60))
+    ):
         await asyncio.sleep(0)
         publish(bus, range(9))
         await asyncio.sleep(0)
@@ -145,19 +148,23 @@ async def test_a_batch_is_written_when_it_is_large_enough() -> None:
 async def test_a_small_batch_is_written_after_a_while() -> None:
     bus, gate = MemoryBus(), Gate()
     gate.open.set()
-    async with running(BatchWriter(bus, gate, batch_size=10, batch_seconds=0.01)):
+    async with running(
+        BatchWriter(bus, gate, options=BatchOptions(batch_size=10, batch_seconds=0.01))
+    ):
         publish(bus, range(1))
         await gate.entered.wait()
 
 
 async def test_under_load_batches_grow_and_are_bounded() -> None:
     bus, gate = MemoryBus(), Gate()
-    async with running(BatchWriter(bus, gate, batch_size=10, most=50, batch_seconds=60)) as worker:
+    async with running(
+        BatchWriter(bus, gate, options=BatchOptions(batch_size=10, max_batch=50, batch_seconds=60))
+    ) as worker:
         publish(bus, range(10))
         await gate.entered.wait()
         publish(bus, range(10, 95))  # while the first ten are being written
         gate.open.set()
-        await worker.flushed()
+        await worker.flush()
     assert [batch.size for batch in gate.batches] == [10, 50, 35]
 
 
@@ -167,10 +174,10 @@ async def test_a_failing_store_gets_the_same_batch_again_until_it_takes_it(
     caplog.set_level(logging.INFO)
     bus = MemoryBus()
     sink = Stumbling(*(StoreError("the disk is full") for _ in range(4)))
-    worker = BatchWriter(bus, sink, retry_seconds=(0.001, 0.002))
+    worker = BatchWriter(bus, sink, options=BatchOptions(retry_seconds=(0.001, 0.002)))
     async with running(worker):
         names = publish(bus, range(5))
-        await worker.flushed()
+        await worker.flush()
     assert sink.ledger == names
     assert worker.problem is None
     assert [(r.levelno, r.message) for r in caplog.records] == [
@@ -183,16 +190,20 @@ async def test_a_defect_loses_nothing_and_is_logged_with_its_traceback(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     bus, sink = MemoryBus(), Stumbling(TypeError("ours"))
-    async with running(BatchWriter(bus, sink, retry_seconds=(0.001, 0.002))) as worker:
+    async with running(
+        BatchWriter(bus, sink, options=BatchOptions(retry_seconds=(0.001, 0.002)))
+    ) as worker:
         names = publish(bus, range(5))
-        await worker.flushed()
+        await worker.flush()
     assert sink.ledger == names
     assert caplog.records[0].exc_info is not None
 
 
 async def test_a_failing_store_is_told_by_problem() -> None:
     bus, sink = MemoryBus(), Stumbling(StoreError("the disk is full"))
-    async with running(BatchWriter(bus, sink, batch_size=1, retry_seconds=(60, 60))) as worker:
+    async with running(
+        BatchWriter(bus, sink, options=BatchOptions(batch_size=1, retry_seconds=(60, 60)))
+    ) as worker:
         publish(bus, range(1))
         await until(lambda: worker.problem is not None)
         assert worker.problem == "the disk is full"
@@ -214,7 +225,7 @@ def test_impossible_records_are_left_out_and_all_others_are_written(
                 bus.publish(LEDGER, entry(number, model="poison" if bad else "m"))
             for number, bad in enumerate(beats):
                 bus.publish(HEARTBEATS, beat(666 if bad else number, epoch=number))
-            await worker.flushed()
+            await worker.flush()
             assert worker.rejected == sum(entries) + sum(beats)
         assert sink.ledger == [f"req_{n:08d}" for n, bad in enumerate(entries) if not bad]
         written = [b.epoch for batch in sink.batches for b in batch.heartbeats]
@@ -227,7 +238,7 @@ async def test_an_impossible_record_is_in_the_log_in_full(caplog: pytest.LogCapt
     bus, sink = MemoryBus(), Picky()
     async with running(BatchWriter(bus, sink)) as worker:
         publish(bus, range(7, 8), model="poison")
-        await worker.flushed()
+        await worker.flush()
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
     assert '"request_id":"req_00000007"' in vars(record)["record"]
@@ -236,7 +247,9 @@ async def test_an_impossible_record_is_in_the_log_in_full(caplog: pytest.LogCapt
 
 async def test_cancelled_it_writes_what_is_left() -> None:
     bus, shelf = MemoryBus(), Shelf()
-    task = asyncio.create_task(BatchWriter(bus, shelf, most=20, batch_seconds=60).run())
+    task = asyncio.create_task(
+        BatchWriter(bus, shelf, options=BatchOptions(max_batch=20, batch_seconds=60)).run()
+    )
     await asyncio.sleep(0)
     names = publish(bus, range(50))
     await stop(task)
@@ -245,7 +258,7 @@ async def test_cancelled_it_writes_what_is_left() -> None:
 
 async def test_cancelled_in_the_middle_of_a_write_it_writes_that_again() -> None:
     bus, gate = MemoryBus(), Gate()
-    task = asyncio.create_task(BatchWriter(bus, gate, batch_size=1).run())
+    task = asyncio.create_task(BatchWriter(bus, gate, options=BatchOptions(batch_size=1)).run())
     names = publish(bus, range(3))
     async with asyncio.timeout(10):
         await gate.entered.wait()
@@ -261,7 +274,9 @@ async def test_cancelled_while_the_store_is_away_it_gives_up_in_time_and_says_wh
 ) -> None:
     bus = MemoryBus()
     sink = Stumbling(*(StoreError("gone") for _ in range(1000)))
-    worker = BatchWriter(bus, sink, retry_seconds=(0.01, 0.01), drain_seconds=0.05)
+    worker = BatchWriter(
+        bus, sink, options=BatchOptions(retry_seconds=(0.01, 0.01), drain_seconds=0.05)
+    )
     task = asyncio.create_task(worker.run())
     publish(bus, range(3))
     await asyncio.sleep(0)
@@ -273,7 +288,7 @@ async def test_cancelled_while_the_store_is_away_it_gives_up_in_time_and_says_wh
 
 async def test_a_second_cancellation_is_now() -> None:
     bus, gate = MemoryBus(), Gate()
-    task = asyncio.create_task(BatchWriter(bus, gate, drain_seconds=60).run())
+    task = asyncio.create_task(BatchWriter(bus, gate, options=BatchOptions(drain_seconds=60)).run())
     publish(bus, range(3))
     await asyncio.sleep(0)
     task.cancel()
@@ -289,18 +304,15 @@ async def test_old_heartbeats_are_forgotten_in_pieces_and_then_once_a_minute() -
     worker = BatchWriter(
         bus,
         shelf,
-        shelf,
-        most=10,
-        batch_seconds=0.001,
-        keep_heartbeats_days=7,
-        clock=lambda: now[0],
+        Housekeeper(shelf, keep_heartbeats_days=7, max_rows=10, clock=lambda: now[0]),
+        options=BatchOptions(batch_seconds=0.001),
     )
 
     async with running(worker):
         await until(lambda: shelf.old_heartbeats == 0)
         assert shelf.forgotten == [(NOON - 7 * DAY, 10)] * 3
         publish(bus, range(1))
-        await worker.flushed()
+        await worker.flush()
         assert len(shelf.forgotten) == 3
         now[0] += 60
         await until(lambda: len(shelf.forgotten) == 4)
@@ -312,12 +324,15 @@ async def test_nodes_that_missed_their_deadline_are_marked_offline(
     caplog.set_level(logging.INFO)
     bus, shelf, now = MemoryBus(), Shelf(), [NOON]
     worker = BatchWriter(
-        bus, shelf, shelf, batch_seconds=0.001, offline_seconds=60.0, clock=lambda: now[0]
+        bus,
+        shelf,
+        Housekeeper(shelf, offline_seconds=60.0, clock=lambda: now[0]),
+        options=BatchOptions(batch_seconds=0.001),
     )
     async with running(worker):
         await until(lambda: shelf.swept == [NOON - 60.0])
         publish(bus, range(1))
-        await worker.flushed()
+        await worker.flush()
         assert len(shelf.swept) == 1
         now[0] += 15.0
         await until(lambda: shelf.swept == [NOON - 60.0, NOON - 45.0])
@@ -327,7 +342,11 @@ async def test_nodes_that_missed_their_deadline_are_marked_offline(
 
 async def test_nobody_is_marked_offline_while_heartbeats_may_wait_unread() -> None:
     bus, shelf = MemoryBus(), Shelf()
-    async with running(BatchWriter(bus, shelf, shelf, batch_size=10, batch_seconds=60.0)) as worker:
+    async with running(
+        BatchWriter(
+            bus, shelf, Housekeeper(shelf), options=BatchOptions(batch_size=10, batch_seconds=60.0)
+        )
+    ) as worker:
         publish(bus, range(10))  # a full batch: there may be more behind it
         await until(lambda: worker.written == 10)
         assert shelf.swept == []
@@ -335,13 +354,13 @@ async def test_nobody_is_marked_offline_while_heartbeats_may_wait_unread() -> No
 
 async def test_with_the_real_store_each_request_is_there_once() -> None:
     store, bus = await open_store("sqlite://"), MemoryBus()
-    async with running(BatchWriter(bus, store, batch_size=100)) as worker:
+    async with running(BatchWriter(bus, store, options=BatchOptions(batch_size=100))) as worker:
         for start in range(0, 3000, 30):
             publish(bus, range(start, start + 30))
             publish(bus, range(start, start + 3))  # told twice
             bus.publish(HEARTBEATS, beat(start))
             await asyncio.sleep(0)
-        await worker.flushed()
+        await worker.flush()
         (total,) = await store.usage(0, 1e12)
         assert total.requests == 3000
         assert len(await store.heartbeats("node_attic", limit=1000)) == 100

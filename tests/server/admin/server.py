@@ -258,7 +258,7 @@ async def fill(server: Server, count: int = 10) -> None:
                 completion_tokens=None if odd else 7,
             ),
         )
-    await server.app.worker.flushed()
+    await server.app.worker.flush()
 
 
 async def figures(server: Server) -> dict[tuple[str, ...], float]:

@@ -126,7 +126,7 @@ async def test_a_management_key_may_shut_itself_out_and_the_store_lets_it_in_aga
     assert (out.status, out.code) == (401, "account_deactivated")
     assert out.headers["WWW-Authenticate"].startswith("Bearer")
     await server.app.store.set_account_enabled("default", True)
-    await server.app.watch.look()
+    await server.app.watch.sync()
     assert (await server.get("/api/v1/accounts")).status == 200
 
 

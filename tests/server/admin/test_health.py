@@ -45,7 +45,7 @@ async def test_a_server_without_its_store_is_degraded_and_says_why_only_to_opera
     server: Server,
 ) -> None:
     await server.app.store.close()
-    await server.app.watch.look()
+    await server.app.watch.sync()
     ready = await server.get("/health/ready", key=NOBODY)
     assert (ready.status, ready.body["status"]) == (200, "degraded")
     assert ready.body["checks"]["store"] == "away"
@@ -73,6 +73,6 @@ async def test_a_server_that_can_store_nothing_is_degraded_until_it_can(server: 
     assert (await server.get("/api/v1/requests")).code == "store_unavailable"
 
     rename("elsewhere", "ledger")
-    await server.app.worker.flushed()
+    await server.app.worker.flush()
     assert (await server.get("/health/ready")).body["status"] == "ready"
     assert len((await server.get("/api/v1/requests")).body["data"]) == 1

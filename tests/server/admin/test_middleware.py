@@ -144,7 +144,7 @@ async def test_a_connection_on_which_no_request_comes_is_closed(server: Server) 
 async def test_a_client_that_takes_no_answers_is_cut_off(server: Server) -> None:
     for number in range(1000):
         server.app.bus.publish(LEDGER, entry(number))
-    await server.app.worker.flushed()
+    await server.app.worker.flush()
     timeouts = Timeouts(reader=0.3)
     async with serving(api.make(server.app), timeouts) as (listener, conversations):
         loop = asyncio.get_running_loop()

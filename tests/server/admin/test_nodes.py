@@ -21,7 +21,7 @@ async def test_a_node_is_shown_with_what_it_serves_and_how_it_is(server: Server)
         odd = heartbeat(1, cpu_percent=math.nan, gpus=[Gpu("RTX", power_watts=math.inf)])
         machine.link.send(odd)
         await until(lambda: server.app.registry.node("node_here").heartbeat)  # type: ignore[union-attr]
-        await server.app.worker.flushed()
+        await server.app.worker.flush()
 
         both = (await server.get("/api/v1/nodes")).body["data"]
         away, here = both

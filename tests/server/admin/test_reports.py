@@ -7,7 +7,7 @@ import time
 import pytest
 
 from fabric_server.admin.reports import Group
-from ledger.tables import GROUPS
+from ledger.reports import GROUPS
 from tests.contracts.samples import NOON
 from tests.server.admin.server import Server, fill
 

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from fabric_server.auth.keys import KeyPolicyUpdate
-from fabric_server.storage import open_store
+from fabric_server.storage.connect import open_store
 from tests.fabric import Fabric
 
 
@@ -81,7 +81,7 @@ async def test_keys_that_have_no_terms_are_told_apart(fabric: Fabric) -> None:
 async def test_a_running_server_sees_what_another_process_changes(fabric: Fabric) -> None:
     key = await fabric.app.accounts.authenticate(fabric.key)
     store = await open_store(fabric.config.store_url)
-    await store.set_key_terms(key.id, KeyPolicyUpdate(tokens_per_minute=3).of)
+    await store.set_key_policy(key.id, KeyPolicyUpdate(tokens_per_minute=3).of)
     await store.close()
     async with asyncio.timeout(10):
         while not limited(fabric):  # noqa: ASYNC110 - the server tells nobody that it has noticed

@@ -13,8 +13,8 @@ from msgspec.structs import replace
 
 from fabric_server.auth.keys import Accounts, NewKey, mint, new_account
 from fabric_server.dialects.errors import ApiError
-from fabric_server.storage import open_store
 from fabric_server.storage.change_feed import ChangeFeed
+from fabric_server.storage.connect import open_store
 from fabric_server.storage.memory import MemoryCache
 from fabric_server.storage.rows import Changes, KeyRow
 from fabric_server.storage.store import SqlStore
@@ -254,7 +254,7 @@ async def test_an_account_is_disabled_and_enabled_under_servers_that_run(store: 
     cuts: list[str] = []
     servers[0].on_cut = cuts.append
     watch = ChangeFeed(store, [one.changed for one in servers])
-    await watch.look()
+    await watch.sync()
     cuts.clear()
 
     async def all_told() -> list[list[tuple[int, str]]]:
@@ -262,17 +262,17 @@ async def test_an_account_is_disabled_and_enabled_under_servers_that_run(store: 
 
     assert await all_told() == [[GOOD, GOOD, DISABLED, GOOD]] * 2
     await store.set_account_enabled("acme", False)
-    await watch.look()
+    await watch.sync()
     assert await all_told() == [[ACCOUNT_DISABLED, ACCOUNT_DISABLED, DISABLED, GOOD]] * 2
     assert sorted(cuts) == sorted(new.row.id for new in mine)
     # One that begins now, and one that has never seen the key, hear the same.
     assert await told(Accounts(store, cache), mine[0]) == ACCOUNT_DISABLED
 
     await store.set_key_enabled(mine[2].row.id, True)
-    await watch.look()
+    await watch.sync()
     assert await told(servers[1], mine[2]) == ACCOUNT_DISABLED
     await store.set_account_enabled("acme", True)
-    await watch.look()
+    await watch.sync()
     assert await all_told() == [[GOOD] * 4] * 2
 
 
@@ -283,6 +283,6 @@ async def test_without_the_store_a_disabled_key_stays_refused(store: SqlStore) -
     watch = ChangeFeed(store, [accounts.changed])
     assert await told(accounts, new) == GOOD
     await store.set_account_enabled("default", False)
-    await watch.look()
+    await watch.sync()
     await store.close()
     assert await told(accounts, new) == ACCOUNT_DISABLED

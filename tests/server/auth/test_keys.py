@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from fabric_server.auth.keys import Accounts, Key, NewKey, mint
 from fabric_server.dialects.errors import ApiError
-from fabric_server.storage import open_store
 from fabric_server.storage.cached_keys import name_of
 from fabric_server.storage.change_feed import ChangeFeed
+from fabric_server.storage.connect import open_store
 from fabric_server.storage.memory import MemoryCache
 from fabric_server.storage.rows import Changes, KeyRow
 from fabric_server.storage.store import SqlStore
@@ -262,7 +262,7 @@ async def test_a_wrong_key_is_remembered_for_a_while(cache: MemoryCache, clock: 
 
 async def test_wrong_keys_cost_bounded_memory_and_drive_out_no_good_one(clock: Clock) -> None:
     new = mint("laptop", now=NOON)
-    cache = MemoryCache(most=50, clock=clock)
+    cache = MemoryCache(max_values=50, clock=clock)
     accounts = Accounts(Keys(new), cache, clock=clock, most=20)
     await accounts.authenticate(new.text)
     for _ in range(300):
@@ -872,7 +872,7 @@ async def test_a_key_revoked_by_another_process_is_refused_within_a_second(
 
     program = (
         "import asyncio, sys, time\n"
-        "from fabric_server.storage import open_store\n"
+        "from fabric_server.storage.connect import open_store\n"
         "async def main():\n"
         "    store = await open_store(sys.argv[1])\n"
         "    await store.revoke_key(sys.argv[2], time.time())\n"
@@ -904,7 +904,7 @@ async def test_a_change_between_opening_and_watching_is_not_missed(store: SqlSto
     await accounts.authenticate(new.text)
     await store.revoke_key(new.row.id, time.time())
     watch = ChangeFeed(store, [accounts.changed])
-    await watch.look()
+    await watch.sync()
     assert accounts.known(new.text) is None
     assert (await refusal(accounts, new.text)).status == 401
 
@@ -912,12 +912,12 @@ async def test_a_change_between_opening_and_watching_is_not_missed(store: SqlSto
 async def test_every_listener_hears_of_each_change_once(store: SqlStore) -> None:
     heard: list[Changes] = []
     watch = ChangeFeed(store, [heard.append, heard.append])
-    await watch.look()
+    await watch.sync()
     assert heard == []
     new = mint("laptop", now=NOON)
     await store.create_key(new.row)
-    await watch.look()
-    await watch.look()
+    await watch.sync()
+    await watch.sync()
     assert [changes.keys for changes in heard] == [[new.row], [new.row]]
 
 
@@ -941,16 +941,16 @@ async def test_watching_goes_on_when_the_store_comes_back(
     heard: list[Changes] = []
     flaky = Flaky()
     watch = ChangeFeed(flaky, [heard.append])
-    await watch.look()
-    await watch.look()
+    await watch.sync()
+    await watch.sync()
     assert watch.problem == "gone"
     flaky.away = False
-    await watch.look()
+    await watch.sync()
     assert watch.problem is None
     assert [changes.revision for changes in heard] == [2]
     assert [r.message for r in caplog.records] == [
-        "the store can't be watched",
-        "the store is watched again",
+        "can't poll the store for changes",
+        "the store can be polled again",
     ]
 
 
@@ -986,10 +986,10 @@ async def test_looks_never_overlap_so_that_changes_come_in_order() -> None:
     seen: list[int] = []
     watch = ChangeFeed(store, [lambda changes: seen.append(changes.revision)])
     store.revision = 2
-    first = asyncio.create_task(watch.look())
+    first = asyncio.create_task(watch.sync())
     await store.entered.wait()
     store.revision = 3
-    second = asyncio.create_task(watch.look())
+    second = asyncio.create_task(watch.sync())
     await asyncio.sleep(0)
     assert store.looks == 1
     store.gate.set()
@@ -1000,11 +1000,11 @@ async def test_looks_never_overlap_so_that_changes_come_in_order() -> None:
 async def test_a_store_that_hangs_while_it_is_watched_is_noticed() -> None:
     store = Slow()
     watch = ChangeFeed(store, [], timeout=0.02)
-    await asyncio.gather(watch.look(), watch.look())  # he who waits for the other gives up, too
+    await asyncio.gather(watch.sync(), watch.sync())  # he who waits for the other gives up, too
     assert watch.problem == "it does not answer"
     assert store.looking == 0
     store.gate.set()
-    await watch.look()
+    await watch.sync()
     assert watch.problem is None
 
 
@@ -1017,29 +1017,29 @@ async def test_a_watch_looks_at_once_when_told_and_tells_of_its_own_changes() ->
     await store.entered.wait()
     assert not seen.is_set()
     store.revision = 2
-    await notices.tell()
+    await notices.notify()
     async with asyncio.timeout(10):
         await seen.wait()
     running.cancel()
     await asyncio.wait([running])
 
     looks = store.looks
-    await watch.look()
+    await watch.sync()
     assert store.looks == looks + 1
     async with asyncio.timeout(10):
-        await notices.heard()
+        await notices.wait_for_notice()
 
 
 async def test_without_notices_it_looks_now_and_then() -> None:
     class Deaf(MemoryCache):
-        async def tell(self) -> None:
+        async def notify(self) -> None:
             raise BackendError("gone")
 
     store = Slow()
     store.gate.set()
     seen = asyncio.Event()
     watch = ChangeFeed(store, [lambda changes: seen.set()], Deaf(), every=0.01)
-    await watch.look()  # raises nothing
+    await watch.sync()  # raises nothing
     running = asyncio.create_task(watch.run())
     store.revision = 2
     async with asyncio.timeout(10):

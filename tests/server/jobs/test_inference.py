@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from fabric_server.jobs.results import is_answer
-from fabric_server.storage import open_store
+from fabric_server.storage.connect import open_store
 from tests.engine import Plan, ScriptedEngine
 from tests.fabric import Fabric
 from tests.jobs import eventually, new_key, stranger

@@ -29,7 +29,7 @@ from fabric_server.jobs.webhooks import (
     new_secret,
     sign,
 )
-from fabric_server.storage import open_store
+from fabric_server.storage.connect import open_store
 from fabric_server.storage.store import SqlStore
 from fabric_server.storage.webhooks import WebhookRow, WebhookStore, add_webhook
 from tests.engine import ScriptedEngine

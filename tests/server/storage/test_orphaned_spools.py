@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from fabric_server.storage import open_bus, open_store
-from fabric_server.storage.orphaned_spools import move_leftovers
+from fabric_server.storage.connect import open_bus, open_store
+from fabric_server.storage.orphaned_spools import move_orphaned_spools
 from fabric_server.storage.spool import Spool, SpoolInUse
 from fabric_server.storage.store import SqlStore
-from ledger.batch_writer import BatchWriter, Source
+from ledger.batch_writer import BatchOptions, BatchWriter, Source
 from ledger.records import LEDGER
 from tests.contracts.samples import entry
 
@@ -23,9 +23,9 @@ LIMIT = 2**20
 @asynccontextmanager
 async def moving(own: Path, store: SqlStore) -> AsyncIterator[None]:
     def make_worker(source: Source) -> BatchWriter:
-        return BatchWriter(source, store, batch_seconds=0.01)
+        return BatchWriter(source, store, options=BatchOptions(batch_seconds=0.01))
 
-    task = asyncio.create_task(move_leftovers(own, LIMIT, make_worker, every=0.01))
+    task = asyncio.create_task(move_orphaned_spools(own, LIMIT, make_worker, every=0.01))
     try:
         yield
     finally:
@@ -67,10 +67,10 @@ async def test_a_server_beside_another_has_a_spool_of_its_own(tmp_path: Path) ->
     first = await open_bus("spool://", directory=tmp_path / "spool", limit=LIMIT)
     with pytest.raises(SpoolInUse):
         await open_bus("spool://", directory=tmp_path / "spool", limit=LIMIT)
-    second = await open_bus("spool://", directory=tmp_path / "spool", limit=LIMIT, beside=True)
-    assert second.directory == tmp_path / "spool-2"
+    second = await open_bus("spool://", directory=tmp_path / "spool", limit=LIMIT, takeover=True)
+    assert second.spool == tmp_path / "spool-2"
     await first.close()
-    third = await open_bus("spool://", directory=tmp_path / "spool", limit=LIMIT, beside=True)
-    assert third.directory == tmp_path / "spool"
+    third = await open_bus("spool://", directory=tmp_path / "spool", limit=LIMIT, takeover=True)
+    assert third.spool == tmp_path / "spool"
     await second.close()
     await third.close()

@@ -23,10 +23,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fabric_server.storage import open_store
+from fabric_server.storage.connect import open_store
 from fabric_server.storage.segments import Scan, Stretch, framed, joined, scan
 from fabric_server.storage.spool import Spool
-from ledger.batch_writer import BatchWriter
+from ledger.batch_writer import BatchOptions, BatchWriter
 from ledger.records import HEARTBEATS, LEDGER, LedgerEntry
 from runtime.errors import StoreError
 from tests.contracts.samples import beat, entry
@@ -72,7 +72,7 @@ async def take_all(spool: Spool) -> list[int]:
     numbers: list[int] = []
     while True:
         batch = await spool.take(1, 1000, 0)
-        await spool.done()
+        await spool.commit()
         numbers += [number_of(record) for record in batch.ledger]
         if not batch.size:
             return numbers
@@ -117,7 +117,7 @@ async def test_what_was_not_settled_is_given_again_in_order(directory: Path) -> 
     publish(spool, range(100, 130))
     spool.publish(HEARTBEATS, beat(7))
     assert await take(spool, 12) == [*range(100, 112)]
-    await spool.done()
+    await spool.commit()
     assert await take(spool, 3) == [112, 113, 114]  # and dies before these are stored
     after = Spool.open(crashed(directory), limit=MIB)
     assert after.waiting == {LEDGER: 18, HEARTBEATS: 0}
@@ -148,7 +148,7 @@ async def test_segments_wholly_settled_are_deleted(directory: Path) -> None:
     assert len(segments(directory)) == 6
     await take(spool, 12)
     assert len(segments(directory)) == 6
-    await spool.done()
+    await spool.commit()
     assert len(segments(directory)) == 4
     await take_all(spool)
     assert len(segments(directory)) == 1
@@ -251,8 +251,8 @@ class Story:
         assert self.beats == self.spool.waiting[HEARTBEATS] + self.spool.dropped[HEARTBEATS]
         return batch.size
 
-    async def done(self) -> None:
-        await self.spool.done()
+    async def commit(self) -> None:
+        await self.spool.commit()
         self.settled = self.last
 
     def break_(self) -> None:
@@ -289,8 +289,8 @@ class Story:
     async def end(self) -> None:
         await self.mend()
         while await self.take(5):
-            await self.done()
-        await self.done()
+            await self.commit()
+        await self.commit()
         assert self.given | self.lost == set(range(len(self.sizes)))
         assert self.spool.waiting == {LEDGER: 0, HEARTBEATS: 0}
         assert self.spool.held == {LEDGER: 0, HEARTBEATS: 0}
@@ -320,7 +320,7 @@ def test_each_ledger_entry_is_given_in_order_whatever_happens(
             elif action == "take":
                 await story.take(value)
             elif action == "done":
-                await story.done()
+                await story.commit()
             elif action == "break":
                 story.break_()
             elif action == "mend":
@@ -340,11 +340,11 @@ async def test_what_is_too_much_for_memory_is_read_back_in_order(directory: Path
     publish(spool, range(60_000))  # 25 MB
     assert spool.waiting[LEDGER] == 60_000
     assert await take(spool, 7) == [*range(7)]
-    await spool.done()
+    await spool.commit()
     publish(spool, range(60_000, 60_010))
     numbers = []
     while batch := await take(spool, 5000):
-        await spool.done()
+        await spool.commit()
         numbers += batch
         if len(numbers) < 20_000:
             publish(spool, range(60_010 + len(numbers), 60_010 + len(numbers)))
@@ -359,10 +359,12 @@ async def test_a_worker_moves_all_of_it_into_the_store(directory: Path) -> None:
     publish(first, range(500))
     await first.close()
     store, spool = await open_store("sqlite://"), Spool.open(directory, limit=MIB)
-    task = asyncio.create_task(BatchWriter(spool, store, batch_seconds=60).run())
+    task = asyncio.create_task(
+        BatchWriter(spool, store, options=BatchOptions(batch_seconds=60)).run()
+    )
     async with asyncio.timeout(20):
         publish(spool, range(400, 1000))
-        await spool.settled()
+        await spool.flush()
     (total,) = await store.usage(0, 1e12)
     assert total.requests == 1000
     task.cancel()
@@ -448,12 +450,12 @@ async def test_heartbeats_being_stored_while_they_are_dropped_are_not_counted(
     spool = Spool.open(directory, limit=20 * SIZE)
     spool.publish(HEARTBEATS, beat(1))
     spool.publish(HEARTBEATS, beat(2))
-    settling = asyncio.create_task(spool.settled())
+    settling = asyncio.create_task(spool.flush())
     await asyncio.sleep(0)
     assert len((await spool.take(1, 1, 0)).heartbeats) == 1
     publish(spool, range(100, 120))
     assert spool.dropped[HEARTBEATS] == 1
-    await spool.done()
+    await spool.commit()
     await asyncio.wait_for(settling, 5)
     await spool.close()
 
@@ -473,10 +475,10 @@ async def test_ledger_entries_are_stored_over_the_limit_and_full_asks_for_no_mor
     await again.close()
     await take(spool, 6)
     assert spool.full
-    await spool.done()
+    await spool.commit()
     assert spool.full  # 95 %
     await take(spool, 2)
-    await spool.done()
+    await spool.commit()
     assert not spool.full
     publish(spool, range(125, 127))
     assert not spool.full  # 95 % again
@@ -543,7 +545,7 @@ def test_a_byte_that_was_changed_costs_the_one_record_it_is_in(
             assert kept.name == f"{path.stem}-{offset:08}.damaged"
             assert kept.read_bytes() == data[offset : offset + SIZE]
         assert spool.waiting[LEDGER] == spool.held[LEDGER] == 0
-        await spool.settled()
+        await spool.flush()
         await spool.close()
         assert segments(directory) == [] or len(segments(directory)) == 1
 
@@ -607,7 +609,7 @@ async def test_a_damaged_cursor_means_from_the_beginning(
     spool = Spool.open(directory, limit=MIB, segment_bytes=5 * SIZE)
     publish(spool, range(100, 130))
     await take(spool, 12)
-    await spool.done()
+    await spool.commit()
     await spool.close()
     cursor = directory / LEDGER / "cursor"
     cursor.write_bytes(bytes_)
@@ -642,7 +644,7 @@ async def test_a_segment_that_is_gone_is_told_and_the_next_is_read(
     os.truncate(second, 4 * SIZE)
     async with asyncio.timeout(5):
         assert await take_all(spool) == [*range(110, 114), *range(120, 130)]
-        await spool.settled()
+        await spool.flush()
     assert [vars(record)["file"] for record in caplog.records] == [str(first), str(second)]
     assert spool.damaged[LEDGER] == 2
     assert spool.waiting[LEDGER] == 0
@@ -708,7 +710,7 @@ def test_a_disk_that_takes_no_more_holds_up_nothing_and_is_tried_again(directory
         "    said = [spool.problem, spool.dropped, spool.waiting, spool.full]\n"
         "    batch = await spool.take(1, 40, 0)\n"
         "    said.append([e.request_id for e in batch.ledger])\n"
-        "    await spool.done()\n"
+        "    await spool.commit()\n"
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)\n"
         "    spool.publish(LEDGER, entry(100))\n"
         "    spool.publish(HEARTBEATS, beat(100))\n"
@@ -764,7 +766,7 @@ async def test_a_full_disk_loses_no_ledger_entry(
     assert await take(spool, 30) == [*range(100, 130)]
     publish(spool, range(200, 210))
     ballast.unlink()
-    await spool.done()
+    await spool.commit()
     publish(spool, range(210, 230))  # each writes some of what waits
     assert await take(spool, 10) == [*range(130, 140)]
     assert spool.problem is None
@@ -797,7 +799,7 @@ async def test_ledger_entries_that_can_not_be_written_are_bounded(
     (directory / "away").rename(directory / LEDGER)
     assert await take(spool, 7) == [*range(100, 107)]
     assert spool.problem is not None  # it is too early to try again
-    await spool.done()
+    await spool.commit()
     now[0] += 1.0
     publish(spool, range(130, 131))
     assert spool.problem is None
@@ -805,7 +807,7 @@ async def test_ledger_entries_that_can_not_be_written_are_bounded(
     after = Spool.open(crashed(directory), limit=MIB)
     while spool.full:
         await spool.take(1, 1, 0)
-        await spool.done()
+        await spool.commit()
     assert await take_all(after) == [*range(107, 110)] or after.waiting[LEDGER] == 0
     await after.close()
     await spool.close()
@@ -847,7 +849,7 @@ async def test_a_value_that_json_does_not_know_is_no_obstacle(directory: Path) -
 async def test_closing_ends_the_wait_for_what_will_be_stored_by_another(directory: Path) -> None:
     spool = Spool.open(directory, limit=MIB)
     publish(spool, range(1))
-    settling = asyncio.create_task(spool.settled())
+    settling = asyncio.create_task(spool.flush())
     await asyncio.sleep(0)
     await spool.close()
     async with asyncio.timeout(5):

@@ -1,0 +1,109 @@
+"""Open a store, a cache or a bus by its URL."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from fabric_server.storage.interfaces import Bus, Cache
+from fabric_server.storage.kafka import KafkaSink
+from fabric_server.storage.memory import MemoryBus, MemoryCache
+from fabric_server.storage.spool import Spool, SpoolInUse
+from fabric_server.storage.store import SqlStore
+from ledger.batch_writer import Sink
+from runtime.errors import BackendError
+from runtime.shown import without_password
+from sql.connect import open_database
+
+BUSES = "memory://, spool:// and kafka://host:port,…"
+MAX_SPOOLS = 8
+"""Spools of one directory: each server that took over from one that still drains adds one."""
+
+
+async def open_store(
+    url: str, *, setting: str = "store", clock: Callable[[], float] = time.time
+) -> SqlStore:
+    """Open the store at ``url`` and bring its schema up to date: see ``sql.connect``."""
+    return await SqlStore.open(await open_database(url, setting=setting), clock)
+
+
+async def open_cache(url: str, *, setting: str = "cache") -> Cache:
+    """Open the cache at ``url``: ``memory://``, or a Redis URL (see ``storage.redis.parse``).
+
+    Raises ``BackendError``, ``Unreachable`` when nothing answers there; the text names ``setting``.
+    """
+    if url == "memory://":
+        return MemoryCache()
+    if not url.startswith(("redis:", "rediss:", "redis+", "rediss+")):
+        raise _unknown(url, setting, "memory:// and redis://host")
+    from fabric_server.storage.redis import RedisCache  # costs 0.1 s, which most commands can save
+
+    try:
+        return await RedisCache.open(url)
+    except ValueError as error:
+        raise BackendError(f"{setting} = '{without_password(url)}': {error}") from error
+    except BackendError as error:
+        raise type(error)(f"{setting}: {error}") from error
+
+
+class OpenBus(NamedTuple):
+    """A bus, and what follows from its kind."""
+
+    bus: Bus
+    """Where records are published, and from where the server's own batch writer takes them."""
+    sink: Sink | None
+    """Where that batch writer writes them; None is the store."""
+    close: Callable[[], Awaitable[None]]
+    spool: Path | None = None
+    """The directory where records wait meanwhile."""
+
+
+async def open_bus(
+    url: str, *, directory: Path, limit: int, setting: str = "bus", takeover: bool = False
+) -> OpenBus:
+    """Open the bus at ``url``: ``memory://``, ``spool://`` or ``kafka://host:port,…``.
+
+    With the latter two, records wait in files in ``directory``, up to ``limit`` bytes, until the
+    store or Kafka has them.  With ``takeover`` another process may be using that directory still;
+    then its name gets a number, ``-2`` and so on.  Raises ``BackendError``, ``Unreachable`` when
+    nothing answers there.
+    """
+    if url == "memory://":
+        memory = MemoryBus()
+        return OpenBus(memory, None, memory.close)
+    max_spools = MAX_SPOOLS if takeover else 1
+    if url == "spool://":
+        spool, directory = await _open_spool(directory, limit, max_spools)
+        return OpenBus(spool, None, spool.close, directory)
+    if not url.startswith("kafka://"):
+        raise _unknown(url, setting, BUSES)
+    kafka = await KafkaSink.open(url, setting=setting)
+    try:
+        spool, directory = await _open_spool(directory, limit, max_spools)
+    except BaseException:
+        await kafka.close()
+        raise
+
+    async def close() -> None:
+        await spool.close()
+        await kafka.close()
+
+    return OpenBus(spool, kafka, close, directory)
+
+
+async def _open_spool(directory: Path, limit: int, max_spools: int) -> tuple[Spool, Path]:
+    for number in range(1, max_spools + 1):
+        path = directory if number == 1 else directory.with_name(f"{directory.name}-{number}")
+        try:
+            return await asyncio.to_thread(Spool.open, path, limit=limit), path
+        except SpoolInUse:
+            if number == max_spools:
+                raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _unknown(url: str, setting: str, known: str) -> BackendError:
+    return BackendError(f"{setting} = '{without_password(url)}': this version knows only {known}")

@@ -1,0 +1,166 @@
+# ruff: noqa: S608 - only column names of ours are put into a text
+"""The tables of nodes, of the invitations that let them join, and of the models they serve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from fabric_server.storage.revision import next_revision
+from fabric_server.storage.rows import InvitationRow, NodeRow, Redeemed
+from sql.database import Database, Row, insertion
+
+# In the order of NodeRow.
+_NODE = (
+    "id, name, public_key_sha256, created_at, revoked_at, epoch, last_seen_at, platform, version,"
+    " online, draining, problem, region"
+)
+
+_SERVED = insertion("served_models", {"node_id": "TEXT", "model": "TEXT"})
+
+
+class NodeStore:
+    """Nodes and invitations.  Every method raises ``StoreError`` when the database can't."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create_invitation(self, invitation: InvitationRow) -> None:
+        async with self._database.transaction(durable=True) as session:
+            await session.execute(
+                "INSERT INTO invitations"
+                " (id, secret_hash, created_at, expires_at, used_at, node_id, name)"
+                " VALUES ($1, $2, $3, $4, $5, $6, $7)",
+                *msgspec.structs.astuple(invitation),
+            )
+            await next_revision(session)
+
+    async def invited_name(self, secret_hash: bytes) -> str | None:
+        """The name that an invitation wishes for its node, if it wishes one."""
+        rows = await self._database.fetch(
+            "SELECT name FROM invitations WHERE secret_hash = $1", secret_hash
+        )
+        return rows[0][0] if rows else None
+
+    async def redeem_invitation(self, secret_hash: bytes, node: NodeRow, at: float) -> Redeemed:
+        """Uses the invitation up and makes the node, both or neither."""
+        async with self._database.transaction(durable=True) as session:
+            # The update comes first: it locks the row, so of two attempts at once one is second.
+            mine = await session.execute(
+                "UPDATE invitations SET used_at = $1"
+                " WHERE secret_hash = $2 AND used_at IS NULL AND expires_at > $1",
+                at,
+                secret_hash,
+            )
+            if not mine:
+                rows = await session.fetch(
+                    "SELECT used_at FROM invitations WHERE secret_hash = $1", secret_hash
+                )
+                if not rows:
+                    return Redeemed.UNKNOWN
+                return Redeemed.EXPIRED if rows[0][0] is None else Redeemed.USED
+            await session.execute(
+                f"INSERT INTO nodes ({_NODE}, revision)"
+                " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+                *msgspec.structs.astuple(node),
+                await next_revision(session),
+            )
+            await session.execute(
+                "UPDATE invitations SET node_id = $1 WHERE secret_hash = $2", node.id, secret_hash
+            )
+            return Redeemed.OK
+
+    async def node(self, id: str) -> NodeRow | None:
+        rows = await self._database.fetch(f"SELECT {_NODE} FROM nodes WHERE id = $1", id)
+        return _node(rows[0]) if rows else None
+
+    async def nodes(self) -> list[NodeRow]:
+        """All of them, oldest first."""
+        rows = await self._database.fetch(f"SELECT {_NODE} FROM nodes ORDER BY created_at, id")
+        return [_node(row) for row in rows]
+
+    async def revoke_node(self, id: str, at: float) -> NodeRow | None:
+        """Returns the revoked node, or None when there is none.  One revoked before stays as is."""
+        async with self._database.transaction(durable=True) as session:
+            await session.execute(
+                "UPDATE nodes SET revoked_at = $1, revision = $2"
+                " WHERE id = $3 AND revoked_at IS NULL",
+                at,
+                await next_revision(session),
+                id,
+            )
+            rows = await session.fetch(f"SELECT {_NODE} FROM nodes WHERE id = $1", id)
+            return _node(rows[0]) if rows else None
+
+    async def set_node_draining(self, id: str, draining: bool) -> NodeRow | None:
+        """Returns the node as it is now, or None when there is none."""
+        async with self._database.transaction(durable=True) as session:
+            rows = await session.fetch(
+                f"UPDATE nodes SET draining = $1, revision = $2 WHERE id = $3 RETURNING {_NODE}",
+                draining,
+                await next_revision(session),
+                id,
+            )
+            return _node(rows[0]) if rows else None
+
+    async def set_node_problem(self, id: str, epoch: int, problem: str) -> None:
+        """Why a registration's engines are asked nothing; a newer registration's word stands."""
+        async with self._database.transaction() as session:
+            await session.execute(
+                "UPDATE nodes SET problem = $1 WHERE id = $2 AND epoch = $3", problem, id, epoch
+            )
+
+    async def next_epoch(self, node_id: str) -> int | None:
+        """The number of a new registration; None when the node is unknown or revoked."""
+        # Not durable: a power cut that undoes it undoes all that was written under it later, too.
+        async with self._database.transaction() as session:
+            rows = await session.fetch(
+                "UPDATE nodes SET epoch = epoch + 1 WHERE id = $1 AND revoked_at IS NULL"
+                " RETURNING epoch",
+                node_id,
+            )
+            return int(rows[0][0]) if rows else None
+
+    async def add_served_models(self, node_id: str, models: Sequence[str]) -> None:
+        """A node has models that it did not have before."""
+        rows = [(node_id, model) for model in models]
+        async with self._database.transaction() as session:
+            await session.many(_SERVED, rows)
+
+    async def known_models(self, since: float, *, most: int = 10_000) -> list[str]:
+        """Models of nodes that were seen after ``since`` and not revoked."""
+        rows = await self._database.fetch(
+            "SELECT DISTINCT model FROM served_models JOIN nodes ON nodes.id = node_id"
+            " WHERE revoked_at IS NULL AND last_seen_at >= $1 ORDER BY model LIMIT $2",
+            since,
+            most,
+        )
+        return [str(row[0]) for row in rows]
+
+    async def mark_node_online(
+        self, id: str, at: float, *, platform: str, version: str, region: str = ""
+    ) -> None:
+        """At registration.  Later ``last_seen_at`` follows the heartbeats by itself."""
+        async with self._database.transaction() as session:
+            await session.execute(
+                "UPDATE nodes SET last_seen_at = $1, platform = $2, version = $3, region = $4,"
+                " online = TRUE WHERE id = $5",
+                at,
+                platform,
+                version,
+                region,
+                id,
+            )
+
+
+async def changed_after(database: Database, revision: int) -> list[NodeRow]:
+    rows = await database.fetch(f"SELECT {_NODE} FROM nodes WHERE revision > $1", revision)
+    return [_node(row) for row in rows]
+
+
+def _node(row: Row) -> NodeRow:
+    *others, online, draining, problem, region = row
+    # SQLite has no truth values of its own
+    values = [*others, bool(online), bool(draining), problem, region]
+    return NodeRow(*values)

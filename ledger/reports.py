@@ -1,0 +1,159 @@
+# ruff: noqa: S608 - only column names of ours are put into a text
+"""Read the ledger and the heartbeats: single requests, lists of them, and usage by groups."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from ledger import rollup
+from ledger.records import HeartbeatRecord, LedgerEntry, UsageRow
+from ledger.tables import LEDGER_COLUMNS, MAX_BIGINT
+from protocol.messages import Heartbeat
+from runtime.errors import StoreError
+from sql.database import Database, Row, Value
+
+REPORT_SECONDS = 20.0
+"""Longest time that a report may take."""
+
+_STREAM = LedgerEntry.__struct_fields__.index("stream")
+_ENTRY = ", ".join(LEDGER_COLUMNS)
+
+_GROUPS = {
+    "account": "account",
+    "key": "key_id",
+    "model": "model",
+    "node": "NULLIF(node_id, '')",
+    "engine": "NULLIF(engine, '')",
+    "path": "path",
+    "outcome": "outcome",
+    "hour": "hour",
+    "day": "hour / 86400 * 86400",
+}
+GROUPS = tuple(_GROUPS)
+"""Names by which usage can be grouped."""
+
+_decode_heartbeat = msgspec.json.Decoder(Heartbeat).decode
+
+
+class RequestFilter(Struct, frozen=True):
+    """The columns of the ledger that a list of requests can be restricted to; None: any value."""
+
+    key_id: str | None = None
+    node_id: str | None = None
+    model: str | None = None
+    outcome: str | None = None
+    account: str | None = None
+
+
+ALL = RequestFilter()
+
+
+class LedgerReports:
+    """Every method raises ``StoreError`` when the database can't, or takes too long."""
+
+    def __init__(self, database: Database, *, report_seconds: float = REPORT_SECONDS) -> None:
+        self._database = database
+        self._report_seconds = report_seconds
+        # A report may walk the whole ledger.  One at a time, so that look-ups always find a reader.
+        self._report_lock = asyncio.Semaphore(1)
+
+    async def request(self, request_id: str) -> LedgerEntry | None:
+        rows = await self._database.fetch(
+            f"SELECT {_ENTRY} FROM ledger WHERE request_id = $1", request_id
+        )
+        return _entry(rows[0]) if rows else None
+
+    async def requests(
+        self,
+        filter: RequestFilter = ALL,
+        *,
+        limit: int = 100,
+        before: tuple[float, str] | None = None,
+    ) -> list[LedgerEntry]:
+        """Return the newest first; ``before`` is (``at``, ``request_id``) of the last one seen.
+
+        A rare filter may make it walk the ledger for too long.
+        """
+        where: list[str] = []
+        args: list[Value] = []
+        if before is not None:
+            where.append("(at, request_id) < ($1, $2)")
+            args += before
+        for column in RequestFilter.__struct_fields__:
+            value = getattr(filter, column)
+            if value is not None:
+                args.append(value)
+                where.append(f"{column} = ${len(args)}")
+        args.append(limit)
+        rows = await self._report(
+            f"SELECT {_ENTRY} FROM ledger"
+            f"{' WHERE ' if where else ''}{' AND '.join(where)}"
+            f" ORDER BY at DESC, request_id DESC LIMIT ${len(args)}",
+            args,
+        )
+        return [_entry(row) for row in rows]
+
+    async def usage(
+        self, since: float, until: float, by: Sequence[str] = (), *, limit: int = 10_000
+    ) -> list[UsageRow]:
+        """Sum the entries with ``since <= at < until``, one row for each combination of ``by``.
+
+        ``by`` are names from ``GROUPS``; others raise ``ValueError``.  Without any there is one
+        row, the total.  Rows are in the order of ``by``, at most ``limit``.
+        """
+        for name in by:
+            if name not in _GROUPS:
+                raise ValueError(f"usage is not kept by '{name}'; it is by {', '.join(GROUPS)}")
+        groups = ", ".join(_GROUPS[name] for name in by)
+        sums = ", ".join(
+            f"CAST(COALESCE(SUM({what}), 0) AS BIGINT)"
+            for what in (
+                "requests",
+                "CASE WHEN outcome = 'ok' THEN requests ELSE 0 END",
+                *rollup.SUMMED,
+            )
+        )
+        rows = await self._report(
+            f"SELECT {groups}{', ' if by else ''}{sums} FROM ({rollup.PARTS}) AS parts"
+            f"{f' GROUP BY {groups} ORDER BY {groups}' if by else ''} LIMIT $7",
+            [*rollup.parts_of(since, until), limit],
+        )
+        n = len(by)
+        return [UsageRow(dict(zip(by, row[:n], strict=True)), *row[n:]) for row in rows]
+
+    async def heartbeats(
+        self, node: str, *, limit: int = 100, before: tuple[int, int] | None = None
+    ) -> list[HeartbeatRecord]:
+        """Return a node's newest first; ``before`` is (``epoch``, ``seq``) of the last one seen."""
+        rows = await self._report(
+            "SELECT node_id, epoch, seq, at, payload FROM heartbeats"
+            " WHERE node_id = $1 AND (epoch, seq) < ($2, $3)"
+            " ORDER BY epoch DESC, seq DESC LIMIT $4",
+            [node, *(before or (MAX_BIGINT, MAX_BIGINT)), limit],
+        )
+        return [
+            HeartbeatRecord(node_id, epoch, seq, at, _decode_heartbeat(payload))
+            for node_id, epoch, seq, at, payload in rows
+        ]
+
+    async def _report(self, sql: str, args: Sequence[Value]) -> Sequence[Row]:
+        async with self._report_lock:
+            try:
+                async with asyncio.timeout(self._report_seconds):
+                    return await self._database.fetch(sql, *args)
+            except TimeoutError:
+                raise StoreError(
+                    f"the report took longer than {self._report_seconds:g} s;"
+                    " ask for a shorter time or fewer rows"
+                ) from None
+
+
+def _entry(row: Row) -> LedgerEntry:
+    values: list[Any] = list(row)
+    values[_STREAM] = bool(values[_STREAM])  # SQLite has no truth values of its own
+    return LedgerEntry(*values)
