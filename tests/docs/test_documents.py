@@ -16,7 +16,7 @@ DOCUMENTS = sorted(files(".md"))
 LINK = re.compile(r"(?<!!)\[[^]]*\]\((?P<target>[^)\s]+)\)")
 FILE = re.compile(r"`(?P<path>[\w./-]+\.(?:py|sh|sql|md|toml|yml|yaml))`")
 FENCE = re.compile(r"^\s*```.*?^\s*```", re.MULTILINE | re.DOTALL)
-NOT_HERE = re.compile(r"/.*|fabric\.toml|(docker/secrets/)?fabric-\w+\.toml|NNNN_.*")
+NOT_HERE = re.compile(r"/.*|fabric\.toml|(docker/secrets/)?fabric-\w+\.toml|(sql/)?NNNN_.*")
 """Files that users have, not the checkout, and placeholders."""
 
 
