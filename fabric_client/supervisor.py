@@ -1,4 +1,4 @@
-"""Keeps a node registered: whatever ends a registration, the next one follows."""
+"""Runs a whole node: its engines, its registrations, its pauses, and the state that it shows."""
 
 from __future__ import annotations
 
@@ -8,49 +8,47 @@ import os
 import secrets
 import time
 from collections.abc import Callable
-from datetime import datetime
 from random import Random
 
 import aiohttp
 
 from fabric_client.config import Config
 from fabric_client.engines.addresses import parse_address
+from fabric_client.engines.discovery import DEFAULT_PORTS
 from fabric_client.engines.watcher import Watcher
 from fabric_client.hardware.machine import Machine
-from fabric_client.identity import Identity, explain
-from fabric_client.owner import control, state
-from fabric_client.owner.pause_policy import GpuUse, reason_to_pause, told_paused
+from fabric_client.identity import Identity
+from fabric_client.owner import state
+from fabric_client.owner.pause_monitor import PauseMonitor, PauseSettings
+from fabric_client.owner.pause_policy import report_paused
 from fabric_client.owner.schedule import parse_schedule
 from fabric_client.proxy.forwarder import Forwarder
 from fabric_client.proxy.upload_limit import UploadLimit
 from fabric_client.reasoning import ReasoningFilter
-from fabric_client.registration.agent import Agent
-from fabric_client.registration.backoff import Backoff
-from protocol.control.link import LinkClosed
+from fabric_client.registration.context import NodeContext
+from fabric_client.registration.registration_loop import RegistrationLoop
 from protocol.errors import RemoteError
 from protocol.messages import EngineReport
 from protocol.tunnel.resume import ResumeTable
-from runtime.version import VERSION
 
 log = logging.getLogger("fabric.supervisor")
 
-NAP_SECONDS = 5.0
-"""How often the clocks are compared, in seconds."""
+SLEEP_CHECK_SECONDS = 5.0
+"""Time between two comparisons of the clocks."""
 SLEPT_SECONDS = 20.0
 """A wall clock this far ahead of the machine's running time means that it was asleep."""
-HEED_SECONDS = 0.5
-"""How often it is looked whether the owner has said something, and what time it is."""
-TELL_SECONDS = 5.0
-"""How often the work done is told at most."""
-SUCCESSOR_SECONDS = 0.5, 2.0
-"""While a server that leaves is still there, its successor is looked for so often."""
-FEEL_SECONDS = 2.0
-"""How often battery and GPU are looked at, if they matter."""
+PAUSE_CHECK_SECONDS = 0.5
+"""Time between two looks at the owner's commands and hours."""
+WORK_SECONDS = 5.0
+"""Least time between two writes of the state because of work done."""
 
 
 class Supervisor:
-    """A whole node.  ``run`` ends by cancellation, or raises RemoteError when the server has
-    refused this node for good."""
+    """A whole node.
+
+    ``run`` ends by cancellation, or raises RemoteError when the server has refused this node for
+    good.
+    """
 
     def __init__(
         self,
@@ -59,36 +57,38 @@ class Supervisor:
         *,
         rng: Random,
         clock: Callable[[], float] = time.time,
-        nap: float = NAP_SECONDS,
-        devices: Machine | None = None,
+        sleep_check: float = SLEEP_CHECK_SECONDS,
+        machine: Machine | None = None,
     ) -> None:
-        """``clock`` gives Unix seconds; with the loop's own time it is looked at every ``nap``
-        seconds, to notice that the machine was asleep.  ``devices`` are the machine's own unless
-        given."""
+        """``clock`` gives Unix seconds; it is compared with the loop's own time every
+        ``sleep_check`` seconds, to notice that the machine was asleep.  ``machine`` is a stand-in
+        for this machine."""
         self._config = config
         self._identity = identity
         self._rng = rng
         self._clock = clock
-        self._nap = nap
-        self._devices = devices or Machine(config.data, now=asyncio.get_running_loop().time())
-        self._name = config.called(identity.name)
-        self._run = secrets.token_hex(8)
-        self._control = control.Watched(config.data)
-        self._schedule = parse_schedule(config.schedule)
-        self._gpu = GpuUse(config.pause_gpu_percent or 100.0, config.pause_gpu_seconds)
-        self._on_battery = False
-        self._paused: str | None = None
-        self.drained = asyncio.Event()
+        self._sleep_check = sleep_check
+        self._machine = machine or Machine(config.data, now=asyncio.get_running_loop().time())
+        self._run_id = secrets.token_hex(8)
+        self._pause = PauseMonitor(
+            config.data,
+            PauseSettings(
+                schedule=parse_schedule(config.schedule),
+                on_battery=config.pause_on_battery,
+                gpu_percent=config.pause_gpu_percent,
+                gpu_seconds=config.pause_gpu_seconds,
+            ),
+            self._machine,
+            run=self._run_id,
+            clock=clock,
+        )
+        self.drain_requested = self._pause.drain_requested
         """Set when the owner wants this run to end: ``leave``, then end it."""
-        self._agents: list[Agent] = []
-        """One; two or more while a server leaves and its successor is there."""
         self._watcher: Watcher | None = None
         self._forwarder: Forwarder | None = None
-        self._linked_since = time.time()
-        self._told_served, self._told_at = 0, 0.0
-        """What the state said last, and when."""
-        self._was_linked = False
-        self._reason = "starting"
+        self._registrations: RegistrationLoop | None = None
+        self._written_served, self._written_at = 0, 0.0
+        """Requests served according to the last state written, and when that was."""
 
     async def run(self) -> None:
         timeout = aiohttp.ClientTimeout(total=10)
@@ -96,38 +96,23 @@ class Supervisor:
             watcher = self._watcher = Watcher(
                 session,
                 [parse_address(text) for text in self._config.engine],
-                discover=self._config.discovers,
+                ports=tuple(DEFAULT_PORTS.values()) if self._config.discovers else (),
                 slots=self._config.slots,
             )
             forwarder = self._forwarder = self.make_forwarder(watcher)
-            if self._config.pause_on_battery:
-                self._on_battery = await asyncio.to_thread(self._devices.on_battery)
-            self._heed(watcher, forwarder)
+            registrations = self._registrations = self._make_registrations(watcher, forwarder)
+            await self._pause.read_battery()
+            self._check_pause(watcher, forwarder, registrations)
             await watcher.refresh()
-            for report in watcher.reports:
-                log.info(
-                    "engine",
-                    extra={
-                        "engine": report.name,
-                        "healthy": report.healthy,
-                        "models": [model.name for model in report.models],
-                        "slots": report.slots,
-                        "problem": report.problem,
-                    },
-                )
-            if not watcher.reports:
-                log.warning(
-                    "no engine found: start Ollama, vLLM, llama-server or LM Studio, or name one "
-                    "with --engine URL"
-                )
+            _log_engines(watcher.reports)
             try:
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(self._watch(watcher))
-                    group.create_task(self._notice_sleep())
-                    group.create_task(self._heed_always(watcher, forwarder))
-                    group.create_task(self._feel_gpu(forwarder))
-                    group.create_task(self._feel_battery())
-                    group.create_task(self._stay_registered(watcher, forwarder, group))
+                    group.create_task(self._watch_engines(watcher, registrations))
+                    group.create_task(self._notice_sleep(registrations))
+                    group.create_task(self._watch_pause(watcher, forwarder, registrations))
+                    group.create_task(self._pause.watch_gpu(forwarder.worked_at))
+                    group.create_task(self._pause.watch_battery())
+                    group.create_task(registrations.run(group))
             except* RemoteError as errors:
                 raise errors.exceptions[0] from None
             finally:
@@ -135,18 +120,23 @@ class Supervisor:
                 self._write_state()
 
     def make_forwarder(self, watcher: Watcher) -> Forwarder:
-        return Forwarder(watcher.engine, watcher.poke, self._uploads(), ReasoningFilter)
+        uploads = None
+        if self._config.upload_limit is not None:
+            loop = asyncio.get_running_loop()
+            uploads = UploadLimit(
+                self._config.upload_limit, clock=loop.time, call_later=loop.call_later
+            )
+        return Forwarder(watcher.engine, watcher.poke, uploads, ReasoningFilter)
 
     def poke(self) -> None:
-        """Look at the engines now: something may have changed."""
+        """Ask the engines now: something may have changed."""
         if self._watcher is not None:
             self._watcher.poke()
 
     async def leave(self, seconds: float | None) -> None:
-        """Take no new requests, and wait for those that run, at most so long; None is as long as
-        they take."""
-        for agent in self._agents:
-            agent.leave("the node is shutting down")
+        """Take no new requests, and wait for those that run, at most so long; None has no limit."""
+        if self._registrations is not None:
+            self._registrations.leave("the node is shutting down")
         forwarder = self._forwarder
         if forwarder is not None:
             try:
@@ -155,201 +145,110 @@ class Supervisor:
             except TimeoutError:
                 log.warning("requests broken off", extra={"count": forwarder.active})
 
-    # ── what runs all the time ────────────────────────────────────────────────────────────────
+    def _make_registrations(self, watcher: Watcher, forwarder: Forwarder) -> RegistrationLoop:
+        context = NodeContext(
+            identity=self._identity,
+            name=self._config.called(self._identity.name),
+            region=self._config.region,
+            machine=self._machine,
+            forwarder=forwarder,
+            reports=lambda: report_paused(watcher.reports, self._pause.problem),
+            resume_table=ResumeTable(),
+            rng=self._rng,
+        )
+        return RegistrationLoop(context, self._write_state)
 
-    async def _watch(self, watcher: Watcher) -> None:
+    # ── run for as long as the node ───────────────────────────────────────────────────────────
+
+    async def _watch_engines(self, watcher: Watcher, registrations: RegistrationLoop) -> None:
         async for reports in watcher.watch():
-            for agent in self._agents:
-                agent.report(told_paused(reports, self._problem))
+            registrations.report(report_paused(reports, self._pause.problem))
             self._write_state()
 
-    async def _heed_always(self, watcher: Watcher, forwarder: Forwarder) -> None:
+    async def _watch_pause(
+        self, watcher: Watcher, forwarder: Forwarder, registrations: RegistrationLoop
+    ) -> None:
         while True:
-            await asyncio.sleep(HEED_SECONDS)
-            self._heed(watcher, forwarder)
-            if (
-                forwarder.served != self._told_served
-                and self._clock() >= self._told_at + TELL_SECONDS
-            ):
+            await asyncio.sleep(PAUSE_CHECK_SECONDS)
+            self._check_pause(watcher, forwarder, registrations)
+            worked = forwarder.served != self._written_served
+            if worked and self._clock() >= self._written_at + WORK_SECONDS:
                 self._write_state()
 
-    def _heed(self, watcher: Watcher, forwarder: Forwarder) -> None:
-        """Pause, go on, or end, as the owner said and set."""
-        before, heard = self._problem, self._control.said.at
-        if trouble := self._control.look():
-            log.warning("what the owner said can't be read", extra={"reason": trouble})
-        if self._control.said.drain == self._run:
-            self.drained.set()
-        now = self._clock()
-        self._paused = reason_to_pause(
-            now=now,
-            wall=datetime.fromtimestamp(now),
-            control=self._control.said,
-            schedule=self._schedule,
-            hours=", ".join(self._config.schedule),
-            on_battery=self._on_battery,
-            gpu_busy=self._gpu.busy,
-        )
-        if self._problem != before:
-            log.info(self._problem or "goes on")
-            forwarder.pause(self._problem)
-            for agent in self._agents:
-                agent.report(told_paused(watcher.reports, self._problem))
-        if self._problem != before or self._control.said.at != heard:
+    def _check_pause(
+        self, watcher: Watcher, forwarder: Forwarder, registrations: RegistrationLoop
+    ) -> None:
+        """Pause, resume or drain, as the owner commanded and set."""
+        pause = self._pause
+        before, acknowledged = pause.problem, pause.acknowledged
+        pause.check()
+        if pause.problem != before:
+            log.info(pause.problem or "resumed")
+            forwarder.pause(pause.problem)
+            registrations.report(report_paused(watcher.reports, pause.problem))
+        if pause.problem != before or pause.acknowledged != acknowledged:
             self._write_state()
 
-    @property
-    def _problem(self) -> str | None:
-        """Why the server is to send nothing."""
-        if self.drained.is_set():
-            return "draining: it finishes what runs, and ends"
-        return None if self._paused is None else f"paused: {self._paused}"
-
-    async def _feel_gpu(self, forwarder: Forwarder) -> None:
-        loop = asyncio.get_running_loop()
-        while self._config.pause_gpu_percent is not None:
-            # In a thread, because a GPU's driver may hang; then what was known stays known.
-            percent = await asyncio.to_thread(self._devices.gpu_percent, loop.time())
-            now = loop.time()
-            self._gpu.saw(now, percent, forwarder.worked_at(now))
-            await asyncio.sleep(FEEL_SECONDS)
-
-    async def _feel_battery(self) -> None:
-        while self._config.pause_on_battery:
-            await asyncio.sleep(FEEL_SECONDS)
-            self._on_battery = await asyncio.to_thread(self._devices.on_battery)
-
-    def _uploads(self) -> UploadLimit | None:
-        if self._config.upload_limit is None:
-            return None
-        loop = asyncio.get_running_loop()
-        return UploadLimit(self._config.upload_limit, clock=loop.time, call_later=loop.call_later)
-
-    async def _notice_sleep(self) -> None:
-        """What was open before a sleep is worth nothing after it: the router has forgotten it."""
+    async def _notice_sleep(self, registrations: RegistrationLoop) -> None:
+        """Hang up after the machine was asleep: its router has forgotten the connections."""
         loop = asyncio.get_running_loop()
         ahead = self._clock() - loop.time()
         while True:
-            await asyncio.sleep(self._nap)
+            await asyncio.sleep(self._sleep_check)
             now_ahead = self._clock() - loop.time()
-            if now_ahead - ahead > SLEPT_SECONDS and self._agents:
+            if now_ahead - ahead > SLEPT_SECONDS and registrations.agents:
                 log.info("the machine was asleep", extra={"seconds": round(now_ahead - ahead)})
-                for agent in list(self._agents):
-                    agent.hang_up("the machine was asleep")
+                registrations.hang_up("the machine was asleep")
             ahead = now_ahead
-
-    async def _stay_registered(
-        self, watcher: Watcher, forwarder: Forwarder, group: asyncio.TaskGroup
-    ) -> None:
-        """One registration after the other; with a server that leaves, the next one beside it."""
-        loop = asyncio.get_running_loop()
-        backoff = Backoff(self._rng)
-        keeper = ResumeTable()
-        older: set[asyncio.Task[LinkClosed | None]] = set()
-
-        def reports() -> list[EngineReport]:
-            return told_paused(watcher.reports, self._problem)
-
-        while True:
-            began = loop.time()
-            agent = Agent(
-                name=self._name,
-                region=self._config.region,
-                release=VERSION,
-                identity=self._identity,
-                reports=reports,
-                devices=self._devices,
-                forwarder=forwarder,
-                rng=self._rng,
-                on_change=self._on_change,
-                keeper=keeper,
-            )
-            serving = group.create_task(self._serve(agent))
-            if await _leaves_first(agent, serving):
-                older.add(serving)
-                serving.add_done_callback(older.discard)
-                continue
-            closed = serving.result()
-            refused = closed is not None and closed.by_peer and not closed.again
-            if closed is not None and refused and not older:
-                raise RemoteError(closed.code, closed.reason)
-            if older:  # nobody need hurry, and users lack nothing
-                log.debug("no successor yet", extra={"reason": self._reason})
-                backoff = Backoff(self._rng)
-                await asyncio.wait(older, timeout=self._rng.uniform(*SUCCESSOR_SECONDS))
-                continue
-            wait = backoff.wait(loop.time() - began)
-            log.warning(
-                "not connected",
-                extra={
-                    "server": self._identity.host,
-                    "reason": self._reason,
-                    "again_in": round(wait, 1),
-                },
-            )
-            await asyncio.sleep(wait)
-
-    async def _serve(self, agent: Agent) -> LinkClosed | None:
-        """Until the link is closed; returns why it was, None when the server can't be reached."""
-        self._agents.append(agent)
-        closed = None
-        try:
-            closed = await agent.serve()
-            self._reason = closed.reason
-        except (OSError, TimeoutError) as error:
-            self._reason = explain(error)
-        finally:
-            self._agents.remove(agent)
-            self._on_change()
-        return closed
 
     # ── for `fabric-client status` ────────────────────────────────────────────────────────────
 
-    def _on_change(self) -> None:
-        linked = any(agent.registered is not None for agent in self._agents)
-        if linked != self._was_linked:
-            self._was_linked = linked
-            self._linked_since = time.time()
-        self._write_state()
-
     def _write_state(self) -> None:
-        watcher, forwarder = self._watcher, self._forwarder
+        watcher, forwarder, registrations = self._watcher, self._forwarder, self._registrations
         assert watcher is not None
         assert forwarder is not None
-        self._told_served, self._told_at = forwarder.served, self._clock()
-        tunnels = sum(agent.tunnels.up for agent in self._agents if agent.tunnels is not None)
+        assert registrations is not None
+        self._written_served, self._written_at = forwarder.served, self._clock()
+        identity, throughput = self._identity, forwarder.throughput
         state.write(
             self._config.data,
             state.State(
                 pid=os.getpid(),
                 at=time.time(),
-                node_id=self._identity.node_id,
-                name=self._name,
-                server=f"{self._identity.host}:{self._identity.control_port}",
-                linked=self._was_linked,
-                since=self._linked_since,
-                reason="" if self._was_linked else self._reason,
-                tunnels=tunnels,
+                node_id=identity.node_id,
+                name=self._config.called(identity.name),
+                server=f"{identity.host}:{identity.control_port}",
+                linked=registrations.linked,
+                since=registrations.since,
+                reason="" if registrations.linked else registrations.reason,
+                tunnels=registrations.tunnels,
                 active=forwarder.active,
                 served=forwarder.served,
-                tokens=forwarder.throughput.tokens,
-                tokens_per_second=forwarder.throughput.per_second(
-                    asyncio.get_running_loop().time()
-                ),
+                tokens=throughput.tokens,
+                tokens_per_second=throughput.per_second(asyncio.get_running_loop().time()),
                 engines=watcher.reports,
-                run=self._run,
-                paused=self._paused or "",
-                draining=self.drained.is_set(),
-                heard=self._control.said.at,
+                run=self._run_id,
+                paused=self._pause.reason or "",
+                draining=self.drain_requested.is_set(),
+                heard=self._pause.acknowledged,
             ),
         )
 
 
-async def _leaves_first(agent: Agent, serving: asyncio.Task[LinkClosed | None]) -> bool:
-    """Whether its server says that it leaves before the link is closed: waits for either."""
-    leaving = asyncio.get_running_loop().create_task(agent.leaving.wait())
-    try:
-        await asyncio.wait((serving, leaving), return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        leaving.cancel()
-    return not serving.done()
+def _log_engines(reports: list[EngineReport]) -> None:
+    for report in reports:
+        log.info(
+            "engine",
+            extra={
+                "engine": report.name,
+                "healthy": report.healthy,
+                "models": [model.name for model in report.models],
+                "slots": report.slots,
+                "problem": report.problem,
+            },
+        )
+    if not reports:
+        log.warning(
+            "no engine found: start Ollama, vLLM, llama-server or LM Studio, or name one with "
+            "--engine URL"
+        )

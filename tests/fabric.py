@@ -165,14 +165,14 @@ class Fabric:
         *engines: str,
         name: str = "attic",
         slots: int | None = None,
-        devices: Machine | None = None,
+        machine: Machine | None = None,
         **settings: Any,
     ) -> RunningNode:
         # Whoever runs the tests may do so on battery.
         settings = {"pause_on_battery": False, **settings}
         config = NodeConfig(data=directory, name=name, engine=engines, slots=slots, **settings)
         identity = Identity.load(directory)
-        supervisor = Supervisor(config, identity, rng=Random(), devices=devices)
+        supervisor = Supervisor(config, identity, rng=Random(), machine=machine)
         task = asyncio.get_running_loop().create_task(supervisor.run())
         node = RunningNode(identity.node_id, config, supervisor, task)
         self.nodes.append(node)

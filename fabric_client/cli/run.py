@@ -52,7 +52,7 @@ def run_node(settings: Config, make: Callable[..., Supervisor] | None = None) ->
 
 async def _drained(supervisor: Supervisor) -> None:
     """Returns when the owner wanted this run to end and its work is done."""
-    await supervisor.drained.wait()
+    await supervisor.drain_requested.wait()
     await supervisor.leave(None)
 
 

@@ -30,7 +30,7 @@ def tell(
 ) -> Control:
     """As ``control.say``.  Raises ``Failure``."""
     try:
-        return control.say(directory, paused=paused, until=until, drain=drain)
+        return control.update(directory, paused=paused, until=until, drain=drain)
     except Unreadable as error:
         raise Failure(str(error)) from None
     except OSError as error:

@@ -21,7 +21,7 @@ DEFAULT_PORTS: Mapping[str, int] = {
     kind: dialect.port for kind, dialect in DIALECTS.items() if dialect.port is not None
 }
 
-PATIENCE = 4.0
+PROBE_TIMEOUT = 4.0
 """Seconds for an engine to answer a question about itself."""
 
 _MAX_BYTES = 4 * 2**20
@@ -57,10 +57,10 @@ class Engine:
         address: Address,
         *,
         slots: int | None = None,
-        timeouts: float = PATIENCE,
+        timeout: float = PROBE_TIMEOUT,
     ) -> None:
         self.address = address
-        self._timeout = aiohttp.ClientTimeout(total=timeouts)
+        self._timeout = aiohttp.ClientTimeout(total=timeout)
         self._session = session
         self._slots = slots
         self._found = address.kind
@@ -261,12 +261,12 @@ async def discover(
     ports: Sequence[int] = tuple(DEFAULT_PORTS.values()),
     *,
     slots: int | None = None,
-    timeouts: float = PATIENCE,
+    timeout: float = PROBE_TIMEOUT,
 ) -> list[Engine]:
     """Those of this machine's ``ports`` where an engine answers, identified but not yet probed."""
 
     async def at(port: int) -> Engine | None:
-        engine = Engine(session, local(port), slots=slots, timeouts=timeouts)
+        engine = Engine(session, local(port), slots=slots, timeout=timeout)
         try:
             engine.name = await engine._identify()
         except _Trouble:

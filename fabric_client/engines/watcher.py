@@ -1,23 +1,38 @@
-"""Keeps the list of engines true: asks them in turn, notices what changed, says so."""
+"""Keeps the list of engines up to date: asks each of them regularly, and reports changes."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import aiohttp
 
 from fabric_client.engines.addresses import Address, local
-from fabric_client.engines.discovery import DEFAULT_PORTS, MAX_ENGINES, PATIENCE, Engine, discover
+from fabric_client.engines.discovery import MAX_ENGINES, PROBE_TIMEOUT, Engine, discover
 from protocol.messages import EngineReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchTimes:
+    """Times in seconds."""
+
+    alive: float = 2.0
+    """Between two questions to an engine whether it can serve."""
+    refresh: float = 10.0
+    """Between two questions for its models, and two looks for new engines."""
+    repeat: float = 30.0
+    """Between two reports when nothing changed."""
+    timeout: float = PROBE_TIMEOUT
+    """For an engine's answer."""
 
 
 class Watcher:
     """Looks after all engines of a node.
 
     Run ``watch()`` in one task for as long as the node runs; ``reports`` and ``engine()`` may be
-    used from anywhere in the loop at any time.  Times are in seconds.
+    used from anywhere in the loop at any time.
     """
 
     def __init__(
@@ -25,30 +40,23 @@ class Watcher:
         session: aiohttp.ClientSession,
         addresses: Iterable[Address] = (),
         *,
-        discover: bool = True,
+        ports: Sequence[int] = (),
         slots: int | None = None,
-        ports: Sequence[int] = tuple(DEFAULT_PORTS.values()),
-        pulse: float = 2.0,
-        refresh: float = 10.0,
-        repeat: float = 30.0,
-        timeouts: float = PATIENCE,
+        times: WatchTimes = WatchTimes(),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``pulse``: how often to ask each engine whether it lives; ``refresh``: how often for its
-        models, and whether a new engine has come up on one of ``ports``; ``repeat``: how often the
-        list is told when nothing changed; ``timeouts``: how long an answer may take."""
+        """``ports`` of this machine are looked at for engines besides those at ``addresses``;
+        ``slots`` overrides what engines say of theirs."""
         self._session = session
         self._slots = slots
-        self._timeouts = timeouts
-        self._ports = tuple(ports) if discover else ()
-        self._pulse = pulse
-        self._refresh = refresh
-        self._repeat = repeat
+        self._ports = tuple(ports)
+        self._times = times
         self._clock = clock
         self._poked = asyncio.Event()
         self._named_for: dict[Engine, str] = {}
+        """The kind of engine that its name was chosen for."""
         self.engines: list[Engine] = []
-        """Those configured in their order, then those found; one that dies stays listed."""
+        """Configured ones in their order, then those found; one that dies stays listed."""
         for address in addresses:
             if not self._knows(address):
                 self.engines.append(self._engine(address))
@@ -59,14 +67,14 @@ class Watcher:
         return [engine.report for engine in self.engines]
 
     def engine(self, name: str) -> Engine | None:
-        """The engine of that name, healthy or not."""
-        for engine in self.engines:  # asked for each request, and there are few
+        """Return the engine of that name, healthy or not."""
+        for engine in self.engines:  # called for each request, but there are few
             if engine.name == name:
                 return engine
         return None
 
     def poke(self) -> None:
-        """Ask everything now: somebody has reason to think that something changed."""
+        """Ask everything now: something may have changed."""
         self._poked.set()
 
     async def watch(self) -> AsyncIterator[list[EngineReport]]:
@@ -74,21 +82,21 @@ class Watcher:
 
         Ends only by cancellation.
         """
-        told: list[EngineReport] | None = None
+        reported: list[EngineReport] | None = None
         repeat_at = refresh_at = self._clock()
         while True:
             if self._poked.is_set() or self._clock() >= refresh_at:
                 self._poked.clear()
                 await self.refresh()
-                refresh_at = self._clock() + self._refresh
+                refresh_at = self._clock() + self._times.refresh
             else:
                 await self._check()
-            if (reports := self.reports) != told or self._clock() >= repeat_at:
-                told = reports
-                repeat_at = self._clock() + self._repeat
+            if (reports := self.reports) != reported or self._clock() >= repeat_at:
+                reported = reports
+                repeat_at = self._clock() + self._times.repeat
                 yield list(reports)
             try:
-                async with asyncio.timeout(self._pulse):
+                async with asyncio.timeout(self._times.alive):
                     await self._poked.wait()
             except TimeoutError:
                 continue
@@ -109,13 +117,13 @@ class Watcher:
 
     async def _find(self) -> list[Engine]:
         free = [port for port in self._ports if not self._knows(local(port))]
-        return await discover(self._session, free, slots=self._slots, timeouts=self._timeouts)
+        return await discover(self._session, free, slots=self._slots, timeout=self._times.timeout)
 
     def _engine(self, address: Address) -> Engine:
-        return Engine(self._session, address, slots=self._slots, timeouts=self._timeouts)
+        return Engine(self._session, address, slots=self._slots, timeout=self._times.timeout)
 
     def _knows(self, address: Address) -> bool:
-        """Two ways to write one address are one engine: loopback hosts are all called localhost."""
+        """Return whether an engine is listed; all names of this machine are one."""
 
         def place(one: Address) -> tuple[str, str]:
             return one.host, one.url.partition("://")[2].partition("/")[2]
@@ -133,7 +141,7 @@ class Watcher:
         self._give_names()
 
     def _give_names(self) -> None:
-        """``ollama``, ``ollama-2``, …: kept for as long as the engine keeps its kind."""
+        """Name engines ``ollama``, ``ollama-2``, …; one keeps its name while it keeps its kind."""
         for engine in self.engines:
             if self._named_for.get(engine) == engine.kind:
                 continue
@@ -147,6 +155,6 @@ class Watcher:
 
 
 def loaded_models(reports: Iterable[EngineReport]) -> list[str]:
-    """Names of the models in memory now, for ``Heartbeat.loaded_models``."""
+    """Return the names of the models in memory now, for ``Heartbeat.loaded_models``."""
     names = (model.name for one in reports if one.healthy for model in one.models if model.loaded)
     return list(dict.fromkeys(names))[:512]

@@ -1,6 +1,6 @@
-"""What the owner tells a node that runs: a small file, written by commands, watched by the node.
+"""The owner's commands to a running node: a small file that commands write and the node watches.
 
-A pause outlasts the node's restarts; a wish to drain is for the one run that it names.
+A pause outlasts the node's restarts; a drain is for the one run that it names.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from fabric_client.identity import write as write_file
 
 
 class Control(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """``control.json``."""
+
     at: float = 0.0
-    """When it was said, Unix seconds: the node repeats it in its state once it has acted on it."""
+    """Unix seconds at which it was written: the node repeats this number in its state once it has
+    acted on the command."""
     paused: bool = False
     until: float | None = None
     """Unix seconds; None is until ``fabric-client resume``."""
@@ -26,7 +29,7 @@ class Control(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
 
     @property
     def paused_until(self) -> float | None:
-        """Infinite when no end was said; None when it is not paused."""
+        """Unix seconds; infinite for a pause without an end, None if there is no pause."""
         if not self.paused:
             return None
         return math.inf if self.until is None else self.until
@@ -44,14 +47,14 @@ def path_in(directory: Path) -> Path:
 
 
 def write(directory: Path, control: Control) -> Control:
-    """Only its owner may write or read it.  Raises OSError."""
+    """Write the file; only its owner may read it.  Raises OSError."""
     path = path_in(directory)
     write_file(path, msgspec.json.encode(control).decode(), secret=True)
     return control
 
 
 def read(directory: Path) -> Control:
-    """What was said last; nothing said is a ``Control()``.  Raises ``Unreadable``."""
+    """Return the last command, ``Control()`` if there was none.  Raises ``Unreadable``."""
     path = path_in(directory)
     try:
         return msgspec.json.decode(path.read_bytes(), type=Control)
@@ -61,23 +64,25 @@ def read(directory: Path) -> Control:
         raise Unreadable(f"{path} can't be read ({error}): delete it.") from None
 
 
-class Watched:
-    """The file as a running node sees it.  ``look`` costs one ``stat`` when nothing was said."""
+class ControlFile:
+    """The file as a running node sees it.  ``poll`` costs one ``stat`` when nothing changed."""
 
     def __init__(self, directory: Path) -> None:
-        self.said = Control()
+        self.current = Control()
         self._directory = directory
         self._seen: tuple[int, int, int] | None = None
 
-    def look(self) -> str | None:
-        """Bring ``said`` up to date.  Returns what is wrong with the file, once; what was said
-        before then holds."""
+    def poll(self) -> str | None:
+        """Bring ``current`` up to date.
+
+        Returns what is wrong with the file, once; the command before then still holds.
+        """
         seen = self._stamp()
         if seen == self._seen:
             return None
         self._seen = seen
         try:
-            self.said = read(self._directory)
+            self.current = read(self._directory)
         except Unreadable as error:
             return str(error)
         return None
@@ -90,14 +95,14 @@ class Watched:
         return status.st_mtime_ns, status.st_ino, status.st_size
 
 
-def say(
+def update(
     directory: Path,
     *,
     paused: bool | None = None,
     until: float | None = None,
     drain: str | None = None,
 ) -> Control:
-    """Change what was said, and leave the rest.  Raises ``Unreadable`` or OSError."""
+    """Give a command, and leave the others as they are.  Raises ``Unreadable`` or OSError."""
     before = read(directory)
     control = msgspec.structs.replace(before, at=max(time.time(), math.nextafter(before.at, 9e18)))
     if paused is not None:

@@ -1,4 +1,4 @@
-"""When this node takes nothing new, and why: the owner's word, hours, battery, others' GPU use."""
+"""Reasons for a node to pause: its owner's command, hours, battery, GPU use by others.  Pure."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from datetime import datetime
 import msgspec
 
 from fabric_client.owner.control import Control
-from fabric_client.owner.schedule import Schedule, is_open
+from fabric_client.owner.schedule import Schedule
 from protocol.messages import EngineReport
 
 SETTLE_SECONDS = 5.0
-"""For so long after our last request, a GPU's reading may still be of our own work."""
+"""Time after the end of our last request in which a GPU's reading may still be of our own work."""
 
 
 class GpuUse:
-    """Whether others use the GPU: pure.
+    """Decides whether other programs use the GPU.
 
-    What a driver tells is the use by all, so only readings from between our requests count: above
-    ``percent`` for ``seconds`` on end it is in use, and no more when not above it for as long.
+    A driver reports the use by all programs, so that only readings from between our requests
+    count: above ``percent`` for ``seconds`` on end the GPU is in use, and it is free again when it
+    was not above that for as long.
     """
 
     def __init__(self, percent: float, seconds: float) -> None:
@@ -28,10 +29,13 @@ class GpuUse:
         self._percent = percent
         self._seconds = seconds
         self._since: float | None = None
-        """Since when the readings have been against ``busy``."""
+        """Time since which the readings have contradicted ``busy``."""
 
-    def saw(self, now: float, percent: float, worked_at: float) -> None:
-        """``worked_at``: when a request of ours last ran; ``now`` is of the same clock."""
+    def observe(self, now: float, percent: float, worked_at: float) -> None:
+        """Take a reading.
+
+        ``worked_at`` is when a request of ours last ran, by the same clock as ``now``.
+        """
         if now - worked_at < SETTLE_SECONDS or (percent > self._percent) is self.busy:
             self._since = None
             return
@@ -42,28 +46,26 @@ class GpuUse:
             self._since = None
 
 
-def reason_to_pause(
+def pause_reason(
     *,
     now: float,
     wall: datetime,
     control: Control,
     schedule: Schedule,
-    hours: str,
     on_battery: bool,
     gpu_busy: bool,
 ) -> str | None:
-    """None when there is none; else the first of what the owner said and what he set.
+    """Return the first reason to pause, None if there is none.
 
-    ``now`` is in Unix seconds, ``wall`` the same moment as local time, ``hours`` the schedule's
-    text.
+    ``now`` is in Unix seconds, ``wall`` the same moment as local time.
     """
     if control.pauses(now):
         assert control.paused_until is not None
         if math.isinf(control.paused_until):
             return "by its owner"
         return f"by its owner until {datetime.fromtimestamp(control.paused_until):%Y-%m-%d %H:%M}"
-    if not is_open(schedule, wall):
-        return f"outside its hours ({hours})"
+    if not schedule.is_open(wall):
+        return f"outside its hours ({schedule.text})"
     if on_battery:
         return "on battery"
     if gpu_busy:
@@ -71,10 +73,10 @@ def reason_to_pause(
     return None
 
 
-def told_paused(reports: Sequence[EngineReport], problem: str | None) -> list[EngineReport]:
-    """What the server is told of the engines: that of a paused node none answers.
+def report_paused(reports: Sequence[EngineReport], problem: str | None) -> list[EngineReport]:
+    """Return the reports as the server gets them: with a ``problem`` no engine is healthy.
 
-    One that is down anyway keeps its own problem, since that is what has to be put right.
+    An engine that is down anyway keeps its own problem, which is the one to be put right.
     """
     if problem is None:
         return list(reports)

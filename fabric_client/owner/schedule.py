@@ -28,12 +28,12 @@ class ScheduleError(ValueError):
 
 class Window(NamedTuple):
     days: frozenset[int]
-    """On which it begins; Monday is 0."""
+    """Weekdays on which it begins; Monday is 0."""
     start: int
-    """Minutes since midnight; ``end`` too.  Not equal."""
+    """Minutes since midnight, as ``end``, which differs."""
     end: int
 
-    def holds(self, weekday: int, minute: int) -> bool:
+    def contains(self, weekday: int, minute: int) -> bool:
         if self.start < self.end:
             return weekday in self.days and self.start <= minute < self.end
         this_evening = weekday in self.days and minute >= self.start
@@ -41,21 +41,28 @@ class Window(NamedTuple):
         return this_evening or since_yesterday
 
 
-Schedule = Sequence[Window]
+class Schedule(NamedTuple):
+    """Made by ``parse_schedule``."""
+
+    windows: Sequence[Window]
+    """None at all is always open."""
+    text: str
+    """The windows as the owner wrote them."""
+
+    def is_open(self, wall: datetime) -> bool:
+        """Return whether the node answers; ``wall`` is local time, as clocks on the wall show."""
+        minute = wall.hour * 60 + wall.minute
+        windows = self.windows
+        return not windows or any(one.contains(wall.weekday(), minute) for one in windows)
 
 
 def parse_schedule(windows: Iterable[str]) -> Schedule:
-    """Each text is one window.  Raises ``ScheduleError``."""
-    return [_window(text) for text in windows]
+    """Parse texts of one window each.  Raises ``ScheduleError``."""
+    texts = list(windows)
+    return Schedule([_parse_window(text) for text in texts], ", ".join(texts))
 
 
-def is_open(schedule: Schedule, wall: datetime) -> bool:
-    """``wall`` is local time, as clocks on the wall show it.  No windows at all is always open."""
-    minute = wall.hour * 60 + wall.minute
-    return not schedule or any(one.holds(wall.weekday(), minute) for one in schedule)
-
-
-def _window(text: str) -> Window:
+def _parse_window(text: str) -> Window:
     match = _WINDOW.fullmatch(text.strip().lower())
     if match is None:
         raise ScheduleError(
@@ -67,9 +74,7 @@ def _window(text: str) -> Window:
     if start == DAY:
         raise ScheduleError(f"schedule has '{text}': a day begins at 00:00, 24:00 is its end.")
     if start == end:
-        raise ScheduleError(
-            f"schedule has '{text}', which is no time at all: the whole day is 00:00-24:00."
-        )
+        raise ScheduleError(f"schedule has '{text}', which is empty: the whole day is 00:00-24:00.")
     return Window(_days(text, first, last), start, end)
 
 

@@ -1,4 +1,4 @@
-"""One registration of this node: the link, and what is said on it."""
+"""One registration of this node: its link, and the messages on it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ import logging
 import platform
 import time
 from collections.abc import Callable
-from functools import partial
-from random import Random
 from typing import Any
 
-from fabric_client.engines.watcher import loaded_models
-from fabric_client.hardware.machine import Machine
-from fabric_client.identity import Identity
-from fabric_client.proxy.forwarder import Forwarder
+from fabric_client.registration.context import NodeContext
+from fabric_client.registration.heartbeat import make_heartbeat
+from fabric_client.registration.slot_reports import SlotReports
 from fabric_client.registration.tunnels import Tunnels
 from protocol import messages
 from protocol.aio.link import LinkDriver
@@ -24,7 +21,6 @@ from protocol.errors import Code
 from protocol.messages import (
     EngineReport,
     Engines,
-    Heartbeat,
     Leaving,
     Message,
     Register,
@@ -33,91 +29,64 @@ from protocol.messages import (
     Renewed,
 )
 from protocol.names import CONTROL_ALPN
-from protocol.tunnel.resume import ResumeTable
+from runtime.version import VERSION
 
 log = logging.getLogger("fabric.agent")
 
 REGISTER_SECONDS = 10.0
 RENEWAL_CHECK_SECONDS = 600.0
 LEAVE_SECONDS = 60.0
-TELL_SECONDS = 0.1
-"""How often the server is told of slots that others hold: links are no place for a torrent."""
 
 
 class Agent:
     """Owns one link (``protocol.aio.link.LinkOwner``).  ``serve`` is called once.
 
-    ``supervisor.Supervisor`` makes one agent after the other, for ever: the next one when this one
-    has ended, or beside it when ``leaving`` is set.
+    ``RegistrationLoop`` makes one agent after the other: the next one when this one has ended, or
+    beside it when ``leaving`` is set.
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        region: str,
-        release: str,
-        identity: Identity,
-        reports: Callable[[], list[EngineReport]],
-        devices: Machine,
-        forwarder: Forwarder,
-        rng: Random,
-        on_change: Callable[[], None],
-        keeper: ResumeTable,
-    ) -> None:
-        """``reports`` gives what the server is told of the engines.
-
-        ``on_change`` is called when what ``status`` shows may have changed."""
+    def __init__(self, context: NodeContext, on_change: Callable[[], None]) -> None:
+        """``on_change`` is called when what ``status`` shows may have changed."""
         self.registered: Registered | None = None
         self.tunnels: Tunnels | None = None
         self.leaving = asyncio.Event()
-        """Set when the server has said that it leaves: it is served on until it closes the link."""
-        self._name = name
-        self._region = region
-        self._release = release
-        self._identity = identity
-        self._reports = reports
-        self._devices = devices
-        self._forwarder = forwarder
-        self._slots = forwarder.slots.register(self._on_slots)
-        self._told_elsewhere: dict[str, int] = {}
-        self._telling: asyncio.TimerHandle | None = None
-        self._rng = rng
+        """Set when the server has announced that it leaves; it is served until it closes the link.
+        """
+        self._context = context
         self._on_change = on_change
-        self._keeper = keeper
+        self._slots = SlotReports(context.forwarder, self._send_reports)
         self._loop = asyncio.get_running_loop()
         self._link: LinkDriver | None = None
         self._answer: asyncio.Future[Registered | LinkClosed] = self._loop.create_future()
         self._closed: asyncio.Future[LinkClosed] = self._loop.create_future()
 
     async def serve(self) -> LinkClosed:
-        """Register and serve until the link is closed; returns why it was.
+        """Register and serve until the link is closed; return why it was.
 
         Raises OSError or TimeoutError when the server can't be reached.
         """
+        identity = self._context.identity
         try:
             link = self._link = await dial(
-                lambda: LinkDriver(self, self._loop, rng=self._rng),
-                self._identity.host,
-                self._identity.control_port,
-                self._identity.context(CONTROL_ALPN),
+                lambda: LinkDriver(self, self._loop, rng=self._context.rng),
+                identity.host,
+                identity.control_port,
+                identity.context(CONTROL_ALPN),
             )
             return await self._register(link)
         finally:
             self._slots.close()
-            if self._telling is not None:
-                self._telling.cancel()
 
     async def _register(self, link: LinkDriver) -> LinkClosed:
-        self._told_elsewhere = self._slots.elsewhere()
+        context = self._context
         link.send(
             Register(
                 messages.VERSION,
-                self._release,
-                self._name,
+                VERSION,
+                context.name,
                 f"{platform.system()} {platform.machine()}",
-                self._slots.adjust(self._reports()),
-                self._region,
+                self._slots.adjust(context.reports()),
+                context.region,
             )
         )
         try:
@@ -127,26 +96,17 @@ class Agent:
                 if isinstance(link.error, OSError):
                     raise link.error  # the server's TLS alert arrives after our handshake
                 return answer
-            return await self._live(link, answer)
+            return await self._stay(link, answer)
         finally:
             link.close(Code.NONE, "this node hangs up")
 
     def report(self, reports: list[EngineReport]) -> None:
-        """Tell the server what the engines are like now."""
+        """Send the server new reports of the engines."""
         if self._link is not None and self.registered is not None:
             self._link.send(Engines(self._slots.adjust(reports)))
 
-    def _on_slots(self) -> None:
-        if self._telling is None and self.registered is not None:
-            self._tell_elsewhere()
-
-    def _tell_elsewhere(self) -> None:
-        self._telling = None
-        elsewhere = self._slots.elsewhere()
-        if elsewhere != self._told_elsewhere:
-            self._told_elsewhere = elsewhere
-            self.report(self._reports())
-            self._telling = self._loop.call_later(TELL_SECONDS, self._tell_elsewhere)
+    def _send_reports(self) -> None:
+        self.report(self._context.reports())
 
     def leave(self, reason: str) -> None:
         """Take no new requests; what runs may finish."""
@@ -156,13 +116,13 @@ class Agent:
             self.tunnels.drain(reason)
 
     def hang_up(self, reason: str) -> None:
-        """Close everything now, because what is open is worth nothing any more."""
+        """Close all connections now, because they have become useless."""
         if self.tunnels is not None:
             self.tunnels.close(reason)
         if self._link is not None:
             self._link.close(Code.NONE, reason)
 
-    # ── what the link tells ───────────────────────────────────────────────────────────────────
+    # ── called by the link ────────────────────────────────────────────────────────────────────
 
     def on_message(self, link: LinkDriver, message: Message) -> None:
         if isinstance(message, Registered):
@@ -172,11 +132,11 @@ class Agent:
             if self.tunnels is not None:
                 self.tunnels.keep(message.count)
         elif isinstance(message, Renewed):
-            self._keep_certificate(message.certificate)
+            self._store_certificate(message.certificate)
         elif isinstance(message, Leaving):
             log.info("server is leaving", extra={"reason": message.reason})
             if self.tunnels is not None:
-                self.tunnels.settle()
+                self.tunnels.stop_redialing()
             self.leaving.set()
         else:
             link.close(Code.PROTOCOL, f"{type(message).__name__} from a server")
@@ -187,34 +147,30 @@ class Agent:
         if not self._closed.done():
             self._closed.set_result(closed)
 
-    def _keep_certificate(self, pem: str) -> None:
+    def _store_certificate(self, pem: str) -> None:
+        identity = self._context.identity
         try:
-            self._identity.store_certificate(pem)
-        except (OSError, ValueError) as error:  # the present one is good for weeks; we ask again
+            identity.store_certificate(pem)
+        except (OSError, ValueError) as error:  # the present one is good for weeks; ask again
             log.error("certificate not renewed", extra={"reason": str(error)})
         else:
-            log.info("certificate renewed", extra={"node": self._identity.node_id})
+            log.info("certificate renewed", extra={"node": identity.node_id})
 
     # ── while registered ──────────────────────────────────────────────────────────────────────
 
-    async def _live(self, link: LinkDriver, registered: Registered) -> LinkClosed:
+    async def _stay(self, link: LinkDriver, registered: Registered) -> LinkClosed:
         self.registered = registered
         log.info("registered", extra={"node": registered.node_id, "epoch": registered.epoch})
         tunnels = self.tunnels = Tunnels(
-            self._identity,
-            registered,
-            partial(self._forwarder.accept, self._slots),
-            self._rng,
-            self._on_change,
-            self._keeper,
+            self._context, registered, self._slots.accept, self._on_change
         )
         self._on_change()
-        self._on_slots()  # what has changed since `Register` was written
+        self._slots.start()
         work = [
             self._loop.create_task(coroutine)
             for coroutine in (
                 tunnels.run(),
-                self._beat(link, registered),
+                self._send_heartbeats(link, registered.heartbeat_seconds),
                 self._renew(link),
             )
         ]
@@ -232,31 +188,17 @@ class Agent:
             await asyncio.gather(*work, return_exceptions=True)
             self._on_change()
 
-    async def _beat(self, link: LinkDriver, registered: Registered) -> None:
+    async def _send_heartbeats(self, link: LinkDriver, every: float) -> None:
         seq = 0
         while True:
             seq += 1
-            link.send(await self._heartbeat(seq))
+            link.send(await make_heartbeat(self._context, seq))
             self._on_change()
-            await asyncio.sleep(registered.heartbeat_seconds)
-
-    async def _heartbeat(self, seq: int) -> Heartbeat:
-        reports = self._reports()
-        # In a thread, because a GPU's driver may hang.
-        sample = await asyncio.to_thread(self._devices.sample, self._loop.time())
-        return Heartbeat(
-            seq=seq,
-            at=time.time(),
-            slots=sum(report.slots for report in reports),
-            active=self._forwarder.active,
-            engines_healthy=sum(report.healthy for report in reports),
-            engines=len(reports),
-            loaded_models=loaded_models(reports),
-            **sample.fields(),
-        )
+            await asyncio.sleep(every)
 
     async def _renew(self, link: LinkDriver) -> None:
+        identity = self._context.identity
         while True:
-            if self._identity.renewal_due(time.time()):
-                link.send(Renew(self._identity.request()))
-            await asyncio.sleep(min(RENEWAL_CHECK_SECONDS, self._identity.lifetime / 20))
+            if identity.renewal_due(time.time()):
+                link.send(Renew(identity.request()))
+            await asyncio.sleep(min(RENEWAL_CHECK_SECONDS, identity.lifetime / 20))

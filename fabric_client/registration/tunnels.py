@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from random import Random
 
-from fabric_client.identity import Identity, explain
+from fabric_client.identity import explain
 from fabric_client.registration.backoff import Backoff
+from fabric_client.registration.context import NodeContext
 from protocol.aio.tls import dial
 from protocol.aio.tunnel import Accept, Tunnel
 from protocol.errors import Code
 from protocol.messages import Hello, Registered
 from protocol.names import TUNNEL_ALPN
 from protocol.tunnel.connection import Role
-from protocol.tunnel.resume import KEEP_SECONDS, ResumeTable
+from protocol.tunnel.resume import KEEP_SECONDS
 
 log = logging.getLogger("fabric.tunnels")
 
@@ -28,28 +28,24 @@ class Tunnels:
     Owns them (``protocol.aio.tunnel.TunnelOwner``).  Run ``run`` for as long as the registration
     lasts; afterwards tunnels that still carry streams live on until those have ended.
 
-    What a lost tunnel leaves behind waits a while in ``keeper`` for the server to ask for it on
-    another tunnel, be it one of the next registration.
+    What a lost tunnel leaves behind waits ``KEEP_SECONDS`` in the resume table for the server to
+    ask for it on another tunnel, which may be one of the next registration.
     """
 
     def __init__(
         self,
-        identity: Identity,
+        context: NodeContext,
         registered: Registered,
         accept: Accept,
-        rng: Random,
         on_change: Callable[[], None],
-        keeper: ResumeTable,
     ) -> None:
-        self._identity = identity
+        self._context = context
         self._registered = registered
         self._accept = accept
-        self._rng = rng
         self._on_change = on_change
-        self._keeper = keeper
         self._wanted = asyncio.Queue[None]()
         self._count = 0
-        self._settled = False
+        self._redials = True
         self._open: dict[Tunnel, asyncio.Future[str]] = {}
 
     @property
@@ -62,12 +58,12 @@ class Tunnels:
             self._count += 1
             self._wanted.put_nowait(None)
 
-    def settle(self) -> None:
-        """Those that are lost from now on are not dialled again: another server answers there."""
-        self._settled = True
+    def stop_redialing(self) -> None:
+        """Let tunnels that are lost from now on be: another server answers on the port."""
+        self._redials = False
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Keep the tunnels open until cancelled."""
         self.keep(self._registered.tunnels)
         try:
             async with asyncio.TaskGroup() as group:
@@ -88,8 +84,8 @@ class Tunnels:
 
     async def _keep_one(self) -> None:
         loop = asyncio.get_running_loop()
-        backoff = Backoff(self._rng)
-        while not self._settled:
+        backoff = Backoff(self._context.rng)
+        while self._redials:
             began = loop.time()
             try:
                 reason = await self._one(loop)
@@ -101,7 +97,7 @@ class Tunnels:
 
     async def _one(self, loop: asyncio.AbstractEventLoop) -> str:
         """Open a tunnel and stay until it is closed; returns why it was."""
-        identity = self._identity
+        identity = self._context.identity
         tunnel = await dial(
             lambda: self._tunnel(loop),
             identity.host,
@@ -118,19 +114,25 @@ class Tunnels:
         return reason if tunnel.error is None else explain(tunnel.error)
 
     def _tunnel(self, loop: asyncio.AbstractEventLoop) -> Tunnel:
-        rng, accept = self._rng, self._accept
+        rng, accept = self._context.rng, self._accept
         if not self._registered.resume:
             return Tunnel(Role.NODE, self, loop, rng=rng, accept=accept)
         # Drawn, not counted: a server may still remember a tunnel of the process before this one.
         number = rng.randrange(1, 2**63)
         return Tunnel(
-            Role.NODE, self, loop, rng=rng, accept=accept, number=number, keeper=self._keeper
+            Role.NODE,
+            self,
+            loop,
+            rng=rng,
+            accept=accept,
+            number=number,
+            keeper=self._context.resume_table,
         )
 
-    # ── what a tunnel tells ───────────────────────────────────────────────────────────────────
+    # ── called by a tunnel ────────────────────────────────────────────────────────────────────
 
     def on_hello(self, tunnel: Tunnel, hello: Hello) -> None:
-        raise AssertionError("only servers hear HELLO")
+        raise AssertionError("only servers receive HELLO")
 
     def on_drain(self, tunnel: Tunnel, reason: str, seconds: float) -> None:
         log.debug("tunnel drains", extra={"reason": reason})

@@ -75,7 +75,7 @@ async def test_a_node_that_reconnects_by_itself_is_not_evicted_by_its_old_connec
     config = NodeConfig(data=directory, name="laptop", engine=(engine.url,))
     identity = Identity.load(directory)
     supervisor = Supervisor(
-        config, identity, rng=Random(), clock=lambda: time.time() + slept, nap=0.05
+        config, identity, rng=Random(), clock=lambda: time.time() + slept, sleep_check=0.05
     )
     task = asyncio.get_running_loop().create_task(supervisor.run())
     fabric.nodes.append(RunningNode(identity.node_id, config, supervisor, task))

@@ -18,9 +18,9 @@ from fabric_client.identity import Identity
 from fabric_client.owner import control, state
 from fabric_client.registration.join import join
 from fabric_server.nodes.registry import Node
-from tests.client.hardware.test_machine import FakeNvml
 from tests.engine import Plan, ScriptedEngine
 from tests.fabric import Fabric, RunningNode
+from tests.nvml import FakeNvml
 
 CHAT = "/v1/chat/completions"
 ASK = {"model": "tiny", "messages": []}
@@ -81,14 +81,14 @@ async def test_a_paused_node_is_routed_around_and_answers_again_when_resumed(
     async with ScriptedEngine() as other:
         paused = await fabric.join(engine.url, name="paused")
         await fabric.join(other.url, name="other")
-        control.say(paused.config.data, paused=True)
+        control.update(paused.config.data, paused=True)
         await until(lambda: problem(fabric, paused) == "paused: by its owner")
         assert len(registration(fabric, paused).tunnels) == 2  # it stays connected
         assert [await ask(fabric) for _ in range(5)] == [200] * 5
         assert len(engine.requests) == 0
         assert len(other.requests) == 5
 
-        control.say(paused.config.data, paused=False)
+        control.update(paused.config.data, paused=False)
         await until(lambda: not problem(fabric, paused))
         await other.stop()
         assert await ask(fabric) in (200, 502)  # the first may find the one that is gone
@@ -107,7 +107,7 @@ async def test_what_runs_finishes_and_why_nothing_more_comes_is_seen_everywhere(
     running = aiter(stream)
     await anext(running)
 
-    said = control.say(node.config.data, paused=True)
+    said = control.update(node.config.data, paused=True)
     await until(lambda: problem(fabric, node) == "paused: by its owner")
     await until(lambda: told(node).heard == said.at)
     assert (told(node).paused, told(node).active) == ("by its owner", 1)
@@ -121,7 +121,7 @@ async def test_what_runs_finishes_and_why_nothing_more_comes_is_seen_everywhere(
     rest = [chunk async for chunk in running]
     assert "ended" in [chunk.choices[0].delta.content for chunk in rest if chunk.choices]
     await client.close()
-    control.say(node.config.data, paused=False)
+    control.update(node.config.data, paused=False)
     await until(lambda: not problem(fabric, node))
     engine.plan = Plan()
     assert await ask(fabric) == 200
@@ -133,7 +133,7 @@ async def test_a_pause_outlasts_a_restart_and_ends_by_itself(
     fabric: Fabric, engine: ScriptedEngine
 ) -> None:
     directory = await fabric.enrol()
-    control.say(directory, paused=True, until=time.time() + 2)
+    control.update(directory, paused=True, until=time.time() + 2)
     node = await fabric.run_node(directory, engine.url)
     # From the first moment: no request gets in before it has looked.
     assert problem(fabric, node).startswith("paused: by its owner until ")
@@ -161,7 +161,7 @@ async def test_while_others_use_the_gpu_or_power_is_out_a_node_is_paused(
     """A made driver and a made battery: there is neither here, and no game."""
     use, battery = SimpleNamespace(gpu=95), SimpleNamespace(power_plugged=True)
     directory = await fabric.enrol()
-    devices = Machine(
+    machine = Machine(
         directory,
         now=asyncio.get_running_loop().time(),
         nvml=FakeNvml({"name": "RTX", "use": use}),
@@ -170,7 +170,7 @@ async def test_while_others_use_the_gpu_or_power_is_out_a_node_is_paused(
     node = await fabric.run_node(
         directory,
         engine.url,
-        devices=devices,
+        machine=machine,
         pause_gpu_percent=50,
         pause_gpu_seconds=0,
         pause_on_battery=True,
@@ -194,11 +194,11 @@ async def test_draining_finishes_what_runs_and_survives_a_lost_link(
     running = aiter(stream)
     await anext(running)
 
-    control.say(node.config.data, drain="another run")
-    said = control.say(node.config.data, drain=told(node).run)
+    control.update(node.config.data, drain="another run")
+    said = control.update(node.config.data, drain=told(node).run)
     await until(lambda: told(node).heard == said.at)
     assert told(node).draining
-    assert node.supervisor.drained.is_set()
+    assert node.supervisor.drain_requested.is_set()
     leaving = asyncio.ensure_future(node.supervisor.leave(None))
     epoch = registration(fabric, node).epoch
     link = registration(fabric, node).link

@@ -50,7 +50,7 @@ async def test_after_a_sleep_the_node_registers_again_at_once(
     config = NodeConfig(data=directory, name="laptop", engine=(engine.url,))
     identity = Identity.load(directory)
     supervisor = Supervisor(
-        config, identity, rng=Random(), clock=lambda: time.time() + slept, nap=0.05
+        config, identity, rng=Random(), clock=lambda: time.time() + slept, sleep_check=0.05
     )
     task = asyncio.get_running_loop().create_task(supervisor.run())
     node = RunningNode(identity.node_id, config, supervisor, task)

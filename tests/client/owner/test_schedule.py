@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fabric_client.owner.schedule import ScheduleError, Window, is_open, parse_schedule
+from fabric_client.owner.schedule import ScheduleError, Window, parse_schedule
 
 MONDAY = datetime(2026, 6, 1)
 WEEK = 7 * 24 * 60
@@ -19,7 +19,7 @@ DAYS = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 def minutes(text: str) -> set[int]:
     """The minutes of the week, from Monday 00:00, in which it is open."""
     schedule = parse_schedule(text.split(","))
-    return {m for m in range(WEEK) if is_open(schedule, MONDAY + timedelta(minutes=m))}
+    return {m for m in range(WEEK) if schedule.is_open(MONDAY + timedelta(minutes=m))}
 
 
 def span(day: int, start: int, end: int) -> set[int]:
@@ -28,7 +28,7 @@ def span(day: int, start: int, end: int) -> set[int]:
 
 
 def test_nothing_set_is_always_open() -> None:
-    assert is_open(parse_schedule([]), MONDAY)
+    assert parse_schedule([]).is_open(MONDAY)
 
 
 def test_the_hours_that_people_write() -> None:
@@ -120,7 +120,7 @@ def open_minutes(text: str, day: datetime, zone: str) -> int:
     schedule = parse_schedule([text])
     count = 0
     while (wall := at.astimezone(local)).date() == day.date():
-        count += is_open(schedule, wall.replace(tzinfo=None))
+        count += schedule.is_open(wall.replace(tzinfo=None))
         at += timedelta(minutes=1)
     return count
 

@@ -1,0 +1,29 @@
+"""The parts of a node that each of its registrations uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from fabric_client.hardware.machine import Machine
+from fabric_client.identity import Identity
+from fabric_client.proxy.forwarder import Forwarder
+from protocol.messages import EngineReport
+from protocol.tunnel.resume import ResumeTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeContext:
+    """Made once by the supervisor, and shared by one registration after the other."""
+
+    identity: Identity
+    name: str
+    region: str
+    machine: Machine
+    forwarder: Forwarder
+    reports: Callable[[], list[EngineReport]]
+    """Returns what servers should know of the engines now."""
+    resume_table: ResumeTable
+    """What lost tunnels left behind, until a server asks for it on another."""
+    rng: Random

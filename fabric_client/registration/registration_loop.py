@@ -1,0 +1,127 @@
+"""Keeps a node registered: one agent after the other, and two while a server is replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from fabric_client.identity import explain
+from fabric_client.registration.agent import Agent
+from fabric_client.registration.backoff import Backoff
+from fabric_client.registration.context import NodeContext
+from protocol.control.link import LinkClosed
+from protocol.errors import RemoteError
+from protocol.messages import EngineReport
+
+log = logging.getLogger("fabric.supervisor")
+
+SUCCESSOR_SECONDS = 0.5, 2.0
+"""Bounds of the random wait between two looks for the successor of a server that leaves."""
+
+
+class RegistrationLoop:
+    """All registrations of a node.  Run ``run`` for as long as the node runs."""
+
+    def __init__(self, context: NodeContext, on_change: Callable[[], None]) -> None:
+        """``on_change`` is called when what ``status`` shows may have changed."""
+        self.linked = False
+        """The node is registered with a server."""
+        self.since = time.time()
+        """Unix seconds at which ``linked`` changed."""
+        self.reason = "starting"
+        """The last reason not to be linked."""
+        self.agents: list[Agent] = []
+        """One while a server is there; more while one leaves and its successor is there."""
+        self._context = context
+        self._on_change = on_change
+
+    @property
+    def tunnels(self) -> int:
+        """The number of open tunnels."""
+        return sum(agent.tunnels.up for agent in self.agents if agent.tunnels is not None)
+
+    def report(self, reports: list[EngineReport]) -> None:
+        """Send all servers new reports of the engines."""
+        for agent in self.agents:
+            agent.report(reports)
+
+    def leave(self, reason: str) -> None:
+        """Take no new requests; what runs may finish."""
+        for agent in self.agents:
+            agent.leave(reason)
+
+    def hang_up(self, reason: str) -> None:
+        """Close all connections now; the next registration follows."""
+        for agent in list(self.agents):
+            agent.hang_up(reason)
+
+    async def run(self, group: asyncio.TaskGroup) -> None:
+        """Register again and again; ``group`` runs the registrations.
+
+        Raises RemoteError when the server has refused this node for good.
+        """
+        loop = asyncio.get_running_loop()
+        rng = self._context.rng
+        backoff = Backoff(rng)
+        older: set[asyncio.Task[LinkClosed | None]] = set()
+        """Registrations with servers that leave."""
+        while True:
+            began = loop.time()
+            agent = Agent(self._context, self._update)
+            serving = group.create_task(self._serve(agent))
+            if await _server_leaves(agent, serving):
+                older.add(serving)
+                serving.add_done_callback(older.discard)
+                continue
+            closed = serving.result()
+            refused = closed is not None and closed.by_peer and not closed.again
+            if closed is not None and refused and not older:
+                raise RemoteError(closed.code, closed.reason)
+            if older:  # there is no hurry: users are still served by way of the old server
+                log.debug("no successor yet", extra={"reason": self.reason})
+                backoff = Backoff(rng)
+                await asyncio.wait(older, timeout=rng.uniform(*SUCCESSOR_SECONDS))
+                continue
+            wait = backoff.wait(loop.time() - began)
+            log.warning(
+                "not connected",
+                extra={
+                    "server": self._context.identity.host,
+                    "reason": self.reason,
+                    "again_in": round(wait, 1),
+                },
+            )
+            await asyncio.sleep(wait)
+
+    async def _serve(self, agent: Agent) -> LinkClosed | None:
+        """Serve until the link is closed; return why, None if the server can't be reached."""
+        self.agents.append(agent)
+        closed = None
+        try:
+            closed = await agent.serve()
+            self.reason = closed.reason
+        except (OSError, TimeoutError) as error:
+            self.reason = explain(error)
+        finally:
+            self.agents.remove(agent)
+            self._update()
+        return closed
+
+    def _update(self) -> None:
+        linked = any(agent.registered is not None for agent in self.agents)
+        if linked != self.linked:
+            self.linked = linked
+            self.since = time.time()
+        self._on_change()
+
+
+async def _server_leaves(agent: Agent, serving: asyncio.Task[LinkClosed | None]) -> bool:
+    """Return True when the server announces that it leaves, False if the link is closed first."""
+    leaving = asyncio.get_running_loop().create_task(agent.leaving.wait())
+    try:
+        await asyncio.wait((serving, leaving), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        leaving.cancel()
+    return not serving.done()

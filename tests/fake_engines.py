@@ -1,0 +1,222 @@
+"""Scripted HTTP servers that answer as Ollama, vLLM, llama-server and LM Studio are documented to.
+
+A real llama-server is asked where one is built: ``tests/lab``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Mapping
+from typing import Any, Self
+
+import aiohttp
+from aiohttp import web
+
+from fabric_client.engines.addresses import parse_address
+from fabric_client.engines.discovery import Engine
+from protocol import messages
+from protocol.messages import EngineReport, ModelReport
+
+GIB = 2**30
+
+
+class FakeEngine:
+    """A scripted server, no engine: answers each path as told, and remembers what was asked."""
+
+    def __init__(
+        self,
+        answers: Mapping[str, object],
+        *,
+        server: str = "",
+        otherwise: tuple[int, object] = (404, "404 page not found"),
+    ) -> None:
+        self.answers = dict(answers)
+        self.otherwise = otherwise
+        self.server = server
+        self.asked: list[str] = []
+        self.hosts: set[str] = set()
+        self.port = 0
+        self.hang = False
+        self._runner: web.AppRunner | None = None
+
+    async def start(self, tls: ssl.SSLContext | None = None) -> Self:
+        """Again after ``stop``: on the port it had."""
+        app = web.Application()
+        app.router.add_get("/{path:.*}", self._answer)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=tls).start()
+        self.port = self._runner.addresses[0][1]
+        return self
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        self.asked.append(request.path)
+        self.hosts.add(request.headers["Host"])
+        if self.hang:
+            await asyncio.Event().wait()
+        answer = self.answers.get(request.path, self.otherwise)
+        status, body = answer if isinstance(answer, tuple) else (200, answer)
+        headers = {"Server": self.server} if self.server else {}
+        if isinstance(body, web.Response):
+            return body
+        if isinstance(body, str | bytes):
+            body = body.encode() if isinstance(body, str) else body
+            return web.Response(status=status, body=body, headers=headers)
+        return web.json_response(body, status=status, headers=headers)
+
+
+def fake_ollama() -> FakeEngine:
+    details = {"format": "gguf", "family": "llama", "parameter_size": "8.0B"}
+    tags = [
+        {
+            "name": "llama3.1:8b",
+            "model": "llama3.1:8b",
+            "size": 4 * GIB,
+            "digest": "42182419e950",
+            "details": {**details, "context_length": 131072},
+            "capabilities": ["completion", "tools"],
+        },
+        {"name": "nomic-embed-text:latest", "size": GIB, "details": details},
+        {"name": "glm-4.6:cloud", "size": 300, "details": details},
+        {"name": "gpt-oss:120b-cloud", "size": 300, "details": details},
+        {
+            "name": "renamed:latest",
+            "size": 300,
+            "remote_model": "gpt-oss:120b",
+            "remote_host": "https://ollama.com:443",
+        },
+        {"name": "cloud-watcher:7b", "size": GIB, "details": details},
+    ]
+    openai = [{"id": row["name"], "object": "model", "owned_by": "library"} for row in tags]
+    return FakeEngine(
+        {
+            "/api/version": {"version": "0.13.3"},
+            "/api/tags": {"models": tags},
+            "/api/ps": {"models": [{"name": "llama3.1:8b", "context_length": 8192}]},
+            "/v1/models": {"object": "list", "data": openai},
+        }
+    )
+
+
+def fake_vllm() -> FakeEngine:
+    model = {
+        "id": "Qwen/Qwen3-8B",
+        "object": "model",
+        "owned_by": "vllm",
+        "root": "Qwen/Qwen3-8B",
+        "parent": None,
+        "max_model_len": 40960,
+    }
+    return FakeEngine(
+        {
+            "/health": "",
+            "/version": {"version": "0.11.0"},
+            "/v1/models": {"object": "list", "data": [model]},
+        },
+        server="uvicorn",
+        otherwise=(404, {"detail": "Not Found"}),
+    )
+
+
+def fake_llama_server(**props: object) -> FakeEngine:
+    model = {
+        "id": "/home/joe/models/tiny.Q4_K_M.gguf",
+        "object": "model",
+        "owned_by": "llamacpp",
+        "meta": {"n_ctx_train": 131072, "n_params": 8 * 10**9, "size": 5 * GIB},
+    }
+    ollama_like = {"name": model["id"], "capabilities": ["completion"]}
+    return FakeEngine(
+        {
+            "/health": {"status": "ok"},
+            "/v1/models": {"object": "list", "models": [ollama_like], "data": [model]},
+            "/props": {
+                "total_slots": 4,
+                "default_generation_settings": {"n_ctx": 4096},
+                "modalities": {"vision": True, "audio": False},
+                **props,
+            },
+        },
+        server="llama.cpp",
+    )
+
+
+LOADING = (503, {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}})
+
+
+def fake_lm_studio(*, native: bool = True) -> FakeEngine:
+    names = ["google/gemma-3-12b", "text-embedding-nomic-embed-text-v1.5"]
+    listed = [{"id": name, "object": "model", "owned_by": "organization_owner"} for name in names]
+    gemma = {
+        "type": "llm",
+        "key": "google/gemma-3-12b",
+        "size_bytes": 8 * GIB,
+        "loaded_instances": [
+            {"id": "google/gemma-3-12b", "config": {"context_length": 8192, "parallel": 4}}
+        ],
+        "max_context_length": 131072,
+        "capabilities": {"vision": True, "trained_for_tool_use": True},
+    }
+    nomic = {
+        "type": "embedding",
+        "key": "text-embedding-nomic-embed-text-v1.5",
+        "size_bytes": 84 * 10**6,
+        "loaded_instances": [],
+        "max_context_length": 2048,
+    }
+    older = [
+        {
+            "id": "google/gemma-3-12b",
+            "type": "vlm",
+            "state": "loaded",
+            "max_context_length": 131072,
+            "loaded_context_length": 4096,
+            "capabilities": ["tool_use"],
+        },
+        {
+            "id": "text-embedding-nomic-embed-text-v1.5",
+            "type": "embeddings",
+            "state": "not-loaded",
+            "max_context_length": 2048,
+        },
+    ]
+    answers: dict[str, object] = {
+        "/v1/models": {"object": "list", "data": listed},
+        "/api/v0/models": {"object": "list", "data": older},
+    }
+    if native:
+        answers["/api/v1/models"] = {"models": [gemma, nomic]}
+    # It answers whatever it does not know with 200 and this.
+    return FakeEngine(answers, otherwise=(200, {"error": "Unexpected endpoint or method."}))
+
+
+def fake_openai(*names: str) -> FakeEngine:
+    rows = [{"id": name, "object": "model", "owned_by": "somebody"} for name in names]
+    return FakeEngine({"/v1/models": {"object": "list", "data": rows}})
+
+
+async def report_of(
+    session: aiohttp.ClientSession, fakes: list[FakeEngine], fake: FakeEngine, **options: Any
+) -> EngineReport:
+    fakes.append(await fake.start())
+    return await Engine(session, parse_address(fake.url), **options).probe()
+
+
+def by_name(report: EngineReport) -> dict[str, ModelReport]:
+    return {model.name: model for model in report.models}
+
+
+def accepts(report: EngineReport) -> None:
+    """A server would take this report."""
+    sent = messages.encode(messages.Engines([report]))
+    assert messages.decoder(messages.Engines).decode(sent).engines == [report]
