@@ -80,7 +80,7 @@ class Fabric:
 
     async def make_key(self, **properties: Any) -> str:
         new = mint("user", now=time.time(), account="tests", **properties)
-        await self.app.store.create_key(new.row)
+        await self.app.backends.store.create_key(new.row)
         return new.text
 
     async def __aexit__(
@@ -127,17 +127,17 @@ class Fabric:
 
     def trust(self) -> ssl.SSLContext:
         """What a user needs to trust a server with a certificate of its own making."""
-        return ssl.create_default_context(cafile=str(self.app.certificates.ca))
+        return ssl.create_default_context(cafile=str(self.app.tls.certificates.ca))
 
     async def ledger(self) -> list[LedgerEntry]:
         """Every entry so far, newest first."""
-        await self.app.worker.flush()
-        return list(await self.app.store.requests(limit=1000))
+        await self.app.backends.writer.flush()
+        return list(await self.app.backends.store.requests(limit=1000))
 
     # ── nodes ─────────────────────────────────────────────────────────────────────────────────
 
     async def invite(self, name: str = "attic") -> str:
-        invitation = await self.app.enrolment.invite(name, 3600.0)
+        invitation = await self.app.control_plane.enrolment.invite(name, 3600.0)
         return invitation.token
 
     async def enrol(self, name: str = "attic", *, via: str | None = None) -> Path:
@@ -185,7 +185,7 @@ class Fabric:
             tunnels = self.config.tunnels
         async with asyncio.timeout(timeout):
             while True:
-                node = self.app.registry.node(node_id)
+                node = self.app.control_plane.registry.node(node_id)
                 if node is not None and len(node.tunnels) >= tunnels:
                     return
                 await asyncio.sleep(0.01)  # another side's doing, seen from here: no event for it

@@ -16,7 +16,7 @@ from tests.fabric import Fabric
 
 async def new_key(fabric: Fabric, account: str) -> NewKey:
     new = mint("user", now=time.time(), account=account)
-    await fabric.app.store.create_key(new.row)
+    await fabric.app.backends.store.create_key(new.row)
     return new
 
 

@@ -1,4 +1,4 @@
-"""Accounts: listed, made, shown with their keys, disabled and enabled."""
+"""Accounts: list, create, show with their keys, disable and enable."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from msgspec import Meta, Struct
 
 from fabric_server.admin.keys import KeyView
 from fabric_server.admin.keys import view as key_view
-from fabric_server.admin.parameters import not_found
+from fabric_server.admin.parameters import invalid_value, not_found
 from fabric_server.auth.keys import Key, new_account
 from fabric_server.dialects.errors import ApiError
 from fabric_server.storage.rows import AccountRow, KeyRow
@@ -20,8 +20,8 @@ log = logging.getLogger("fabric.api")
 
 class AccountView(Struct, frozen=True, kw_only=True):
     name: str
-    enabled: Annotated[bool, Meta(description="false: none of its keys works.")]
-    note: Annotated[str, Meta(description="For operators; users don't see it.")]
+    enabled: Annotated[bool, Meta(description="false: none of the account's keys works.")]
+    note: Annotated[str, Meta(description="For operators; clients never see it.")]
     created_at: float
 
 
@@ -51,30 +51,32 @@ class ChangeFeed(Protocol):
     async def sync(self) -> None: ...
 
 
-class Accounts:
-    def __init__(self, store: Store, watch: ChangeFeed, clock: Callable[[], float]) -> None:
+class AccountHandlers:
+    """Handlers of ``/api/v1/accounts…``."""
+
+    def __init__(self, store: Store, change_feed: ChangeFeed, clock: Callable[[], float]) -> None:
         self._store = store
-        self._watch = watch
+        self._change_feed = change_feed
         self._clock = clock
 
     async def list_accounts(self) -> AccountList:
-        """All accounts, oldest first."""
+        """List all accounts, oldest first."""
         return AccountList(list(map(_view, await self._store.accounts())))
 
     async def create_account(self, body: NewAccount, by: Key) -> AccountView:
-        """Make an account. A key that names one that is not there makes it, too."""
+        """Create an account. Creating a key for a new account creates the account, too."""
         try:
             row = new_account(body.name, now=self._clock(), note=body.note)
         except ValueError as error:
-            raise ApiError(400, "invalid_value", f"This is not possible: {error}.") from None
+            raise invalid_value(error) from None
         if not await self._store.create_account(row):
-            words = f"There is an account '{row.name}' already."
+            words = f"The account '{row.name}' exists already."
             raise ApiError(409, "account_exists", words, param="name")
-        log.info("account made", extra={"account": row.name, "by": by.id})
+        log.info("account created", extra={"account": row.name, "by": by.id})
         return _view(row)
 
     async def show_account(self, name: str) -> AccountDetail:
-        """One account and all its keys, oldest first."""
+        """Show one account and all its keys, oldest first."""
         row = await self._store.account(name)
         if row is None:
             raise not_found("account", name, param="name")
@@ -83,16 +85,16 @@ class Accounts:
         return AccountDetail(_view(row), [key_view(key, now) for key in keys])
 
     async def disable_account(self, name: str, by: Key) -> AccountView:
-        """Disable an account. All its keys, management keys too, are refused until it is enabled.
+        """Disable an account: all its keys, also management keys, are refused until it is enabled.
 
-        What runs on them is cut. Disabling a disabled account changes nothing.
+        Running requests are cancelled. Disabling a disabled account changes nothing.
         """
         row = await self._set_enabled(name, False)
         log.info("account disabled", extra={"account": row.name, "by": by.id})
         return _view(row)
 
     async def enable_account(self, name: str, by: Key) -> AccountView:
-        """Enable an account. Its keys work at once, but for those that are disabled themselves."""
+        """Enable an account. Its keys work again, except those that are disabled themselves."""
         row = await self._set_enabled(name, True)
         log.info("account enabled", extra={"account": row.name, "by": by.id})
         return _view(row)
@@ -101,7 +103,7 @@ class Accounts:
         row = await self._store.set_account_enabled(name, enabled)
         if row is None:
             raise not_found("account", name, param="name")
-        await self._watch.sync()
+        await self._change_feed.sync()
         return row
 
 

@@ -1,5 +1,6 @@
-"""``/api/distributed/…``: the fabric as a cluster, in the shapes that other distributors of Ollama
-have made known.  Every figure is measured; what is not known here is left out."""
+"""``/api/distributed/…``: the fabric in the format of other distributed Ollama servers.
+
+Every figure is measured; fields whose values are not known here are left out."""
 
 from __future__ import annotations
 
@@ -18,10 +19,12 @@ from runtime.version import VERSION
 
 
 class ClusterStatus(Struct, frozen=True):
-    node_id: Annotated[str, Meta(description="This server: its first address.")]
+    node_id: Annotated[str, Meta(description="The first address of this server.")]
     connected_peers: int
-    peers: Annotated[list[str], Meta(description="Ids of the nodes that are connected here.")]
-    models_loaded: Annotated[int, Meta(description="Different models in some engine's memory.")]
+    peers: Annotated[list[str], Meta(description="Ids of the nodes connected to this server.")]
+    models_loaded: Annotated[
+        int, Meta(description="Number of different models in engines' memory.")
+    ]
     uptime: Annotated[str, Meta(description="As 1h2m3s.")]
     version: str
 
@@ -39,10 +42,10 @@ class ClusterNodes(Struct, frozen=True):
 
 class ClusterModel(Struct, frozen=True, omit_defaults=True, kw_only=True):
     name: str
-    replicas: Annotated[int, Meta(description="Nodes that serve it.")]
-    locations: Annotated[list[str], Meta(description="Their ids.")]
+    replicas: Annotated[int, Meta(description="Number of nodes that serve it.")]
+    locations: Annotated[list[str], Meta(description="Ids of these nodes.")]
     status: Literal["available", "unavailable"]
-    size: Annotated[int, Meta(description="Bytes, where a node has told it.")] = 0
+    size: Annotated[int, Meta(description="Bytes, if a node reports them.")] = 0
 
 
 class ClusterModels(Struct, frozen=True):
@@ -62,7 +65,9 @@ class InferenceFigures(Struct, frozen=True, omit_defaults=True):
     failed_inferences: int
     total_tokens_processed: int
     last_updated: str
-    average_latency: Annotated[str, Meta(description="As 1.234s; left out before the first.")] = ""
+    average_latency: Annotated[
+        str, Meta(description="As 1.234s; left out before the first request.")
+    ] = ""
 
 
 class ClusterMetrics(Struct, frozen=True):
@@ -75,7 +80,7 @@ class ClusterRequest(Struct, frozen=True):
     status: Literal["pending", "executing"]
     start_time: str
     nodes_used: list[str]
-    partition_count: Annotated[int, Meta(description="Always 1: no request is split here.")]
+    partition_count: Annotated[int, Meta(description="Always 1: requests are not split.")]
 
 
 class ClusterRequests(Struct, frozen=True):
@@ -92,7 +97,9 @@ class Gateway(Protocol):
     def running(self) -> list[RequestRecord]: ...
 
 
-class Cluster:
+class ClusterHandlers:
+    """Handlers of ``/api/distributed/…``."""
+
     def __init__(
         self,
         name: str,
@@ -102,7 +109,7 @@ class Cluster:
         started_at: float,
         clock: Callable[[], float],
     ) -> None:
-        """Times are Unix seconds."""
+        """``started_at`` and ``clock`` are Unix seconds."""
         self._name = name
         self._registry = registry
         self._gateway = gateway
@@ -111,7 +118,7 @@ class Cluster:
         self._clock = clock
 
     async def show_cluster(self) -> ClusterStatus:
-        """This server and the nodes that are connected to it."""
+        """Show this server and the nodes that are connected to it."""
         nodes = self._registry.nodes()
         loaded = {
             model.name
@@ -130,7 +137,7 @@ class Cluster:
         )
 
     async def list_cluster_nodes(self) -> ClusterNodes:
-        """The nodes that are connected; `/api/v1/nodes` tells more, also of others."""
+        """List the connected nodes; `/api/v1/nodes` lists all, with more details."""
         nodes = [
             ClusterNode(node.id, node.name, "connected" if node.connected else "draining")
             for node in self._registry.nodes()
@@ -138,14 +145,14 @@ class Cluster:
         return ClusterNodes(nodes, len(nodes))
 
     async def list_cluster_models(self) -> ClusterModels:
-        """The models that connected nodes serve, and where."""
+        """List the models that connected nodes serve, and the nodes of each."""
         models = [
             _model(name, engines) for name, engines in sorted(self._registry.models().items())
         ]
         return ClusterModels(models, len(models))
 
     async def list_replicas(self, name: str) -> Replicas:
-        """The nodes that serve one model. Quote the slashes of its name."""
+        """List the nodes that serve one model. Percent-encode slashes in its name."""
         engines = self._registry.models().get(name)
         if not engines:
             raise not_found("model", name, param="name")
@@ -153,7 +160,7 @@ class Cluster:
         return Replicas(name, where, len(where))
 
     async def show_cluster_metrics(self) -> ClusterMetrics:
-        """Sums since this server's start; `/metrics` has the same and more for Prometheus."""
+        """Show totals since this server's start; `/metrics` has these and more for Prometheus."""
         metrics = self._metrics
         total = sum(metrics.requests.values())
         good = sum(n for (_, outcome), n in metrics.requests.items() if outcome == "ok")
@@ -170,7 +177,7 @@ class Cluster:
         )
 
     async def list_cluster_requests(self) -> ClusterRequests:
-        """Requests under way on this server, the oldest first."""
+        """List the requests that run on this server, oldest first."""
         ago = self._clock() - asyncio.get_running_loop().time()
         requests = [_request(draft, ago) for draft in self._gateway.running()]
         return ClusterRequests(requests, len(requests))
@@ -178,12 +185,12 @@ class Cluster:
 
 def _model(name: str, engines: Sequence[Engine]) -> ClusterModel:
     where = _where(engines)
-    up = any(engine.healthy and engine.node.reachable for engine in engines)
+    available = any(engine.healthy and engine.node.reachable for engine in engines)
     return ClusterModel(
         name=name,
         replicas=len(where),
         locations=where,
-        status="available" if up else "unavailable",
+        status="available" if available else "unavailable",
         size=max((engine.models[name].size or 0) for engine in engines),
     )
 
@@ -193,13 +200,13 @@ def _where(engines: Sequence[Engine]) -> list[str]:
 
 
 def _request(draft: RequestRecord, ago: float) -> ClusterRequest:
-    asked = draft.exchange is not None
+    attempted = draft.exchange is not None
     return ClusterRequest(
         draft.request.id,
         draft.model,
-        "executing" if asked else "pending",
+        "executing" if attempted else "pending",
         _time(draft.request.arrived + ago),
-        [draft.node_id] if asked and draft.node_id is not None else [],
+        [draft.node_id] if attempted and draft.node_id is not None else [],
         1,
     )
 

@@ -1,4 +1,4 @@
-"""Describes the enrolment paths, which ``fabric_server.pki.enrolment`` answers, for this port."""
+"""The enrolment routes; ``fabric_server.pki.enrolment`` has their handlers."""
 
 from __future__ import annotations
 
@@ -8,28 +8,30 @@ from typing import Any, NamedTuple, cast
 
 from aiohttp import web
 
-from fabric_server.admin.parameters import Accounts, Timeouts
+from fabric_server.admin.parameters import Accounts, ClientTimeouts
 from fabric_server.admin.routes import Handler
 from fabric_server.dialects import errors
 from protocol import join
 
 
 class Description(NamedTuple):
+    """What the handler's signature does not say."""
+
     text: str
     body: type[Any] | None
-    gives: type[Any] | None
+    result: type[Any] | None
     media: str
 
 
 _DESCRIPTIONS = {
     join.CA_PATH: Description(
-        "The certificate (PEM) of the fabric's CA: a joining machine compares it with its token.",
+        "Return the certificate (PEM) of the fabric's CA. The hash in a join token proves it.",
         None,
         None,
         "application/x-pem-file",
     ),
     join.ENROL_PATH: Description(
-        "Become a node, once, with the secret of a join token.",
+        "Enrol this machine as a node, with the secret of a join token, which works once.",
         join.Enrol,
         join.Enrolled,
         "application/json",
@@ -37,8 +39,8 @@ _DESCRIPTIONS = {
 }
 
 
-class Joining:
-    """A row of the table (``routes.Row``) whose handler reads and writes by itself."""
+class EnrolmentRoute:
+    """An ``Operation`` (``routes``) whose handler reads requests and writes responses itself."""
 
     public = True
     statuses: Sequence[int] = (200,)
@@ -50,11 +52,12 @@ class Joining:
         self.path = definition.path
         self._handler = cast(Handler, definition.handler)
         self.name = self._handler.__name__
-        self.description, self.body, self.gives, self.media = _DESCRIPTIONS[self.path]
+        self.description, self.body, self.result, self.media = _DESCRIPTIONS[self.path]
 
     async def run(
-        self, request: web.Request, accounts: Accounts, timeouts: Timeouts
+        self, request: web.Request, accounts: Accounts, timeouts: ClientTimeouts
     ) -> web.StreamResponse:
+        """Respond within ``timeouts.enrol``.  Raises ``ApiError``."""
         try:
             async with asyncio.timeout(timeouts.enrol):
                 return await self._handler(request)

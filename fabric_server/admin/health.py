@@ -1,8 +1,9 @@
-"""Whether the server lives, and whether users should be sent to it."""
+"""Health checks: whether the server is alive, and whether it is ready for requests."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sized
+from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol
 
 from msgspec import Meta, Struct
@@ -16,19 +17,17 @@ class Checks(Struct, frozen=True):
     store: Annotated[
         Literal["ok", "read_only", "away"],
         Meta(
-            description="away: keys already in memory still work, others are refused. read_only: "
-            "no key can be made, and no node can register."
+            description="away: keys in memory still work, other keys get a 503. read_only: keys "
+            "can't be created, and nodes can't register."
         ),
     ]
-    cache: Annotated[
-        Literal["ok", "away"], Meta(description="away: keys are looked up in the store instead.")
-    ]
+    cache: Annotated[Literal["ok", "away"], Meta(description="away: the store is used instead.")]
     bus: Annotated[
         Literal["ok", "away", "failing", "full"],
         Meta(
-            description="away: ledger entries and heartbeats wait in the server until they are "
-            "taken. failing: its disk fails, and they wait in memory. full: there is no room for "
-            "more, and requests are refused."
+            description="away: neither ledger entries nor heartbeats are taken; they wait on disk. "
+            "failing: the disk fails, so they wait in memory. full: no more fit, so "
+            "requests are refused."
         ),
     ]
     public_port: Literal["open", "closed"]
@@ -40,12 +39,14 @@ class Ready(Struct, frozen=True):
     checks: Checks
 
 
-class Troubled(Protocol):
+class Writer(Protocol):
     @property
     def problem(self) -> str | None: ...
 
 
-class ChangeFeed(Troubled, Protocol):
+class ChangeFeed(Protocol):
+    @property
+    def problem(self) -> str | None: ...
     @property
     def read_only(self) -> bool: ...
 
@@ -71,45 +72,47 @@ class Registry(Protocol):
     def nodes(self) -> Sized: ...
 
 
-class Health:
-    """Looks only at what is known already: anybody may ask, as often as they like."""
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """The parts of the server whose state is checked."""
 
-    def __init__(
-        self,
-        watch: ChangeFeed,
-        accounts: Accounts,
-        worker: Troubled,
-        bus: Bus,
-        registry: Registry,
-        ports: Mapping[str, Port],
-        draining: Callable[[], bool],
-    ) -> None:
-        self._watch = watch
-        self._accounts = accounts
-        self._worker = worker
-        self._bus = bus
-        self._registry = registry
-        self._ports = ports
-        self._draining = draining
+    change_feed: ChangeFeed
+    accounts: Accounts
+    writer: Writer
+    bus: Bus
+    registry: Registry
+    ports: Mapping[str, Port]
+    draining: Callable[[], bool]
+
+
+class HealthHandlers:
+    """Handlers of ``/health/…``.
+
+    They read state that is in memory already: anybody may call them, at any rate.
+    """
+
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
 
     async def live(self) -> Live:
-        """Whether the process answers at all."""
+        """Tell whether the process responds."""
         return Live("alive")
 
     async def ready(self) -> tuple[Literal[200, 503], Ready]:
-        """Whether users should be sent here.
+        """Tell whether clients should be sent to this server.
 
         200 when ready or degraded (known keys and connected nodes still work), 503 when draining
-        or not ready. A server without nodes is ready: it can tell users so.
+        or not ready. A server without nodes is ready: it responds to requests, with an error.
         """
+        sources = self._sources
         checks = Checks(
-            store=self._state_of_store(),
-            cache="ok" if self._accounts.cache_problem is None else "away",
-            bus=self._state_of_bus(),
-            public_port="open" if self._ports["public"].accepting else "closed",
-            nodes=len(self._registry.nodes()),
+            store=_store_state(sources),
+            cache="ok" if sources.accounts.cache_problem is None else "away",
+            bus=_bus_state(sources),
+            public_port="open" if sources.ports["public"].accepting else "closed",
+            nodes=len(sources.registry.nodes()),
         )
-        if self._draining():
+        if sources.draining():
             return 503, Ready("draining", checks)
         if checks.public_port == "closed":
             return 503, Ready("not_ready", checks)
@@ -117,14 +120,16 @@ class Health:
             return 200, Ready("degraded", checks)
         return 200, Ready("ready", checks)
 
-    def _state_of_store(self) -> Literal["ok", "read_only", "away"]:
-        if self._watch.problem is not None:
-            return "away"
-        return "read_only" if self._watch.read_only else "ok"
 
-    def _state_of_bus(self) -> Literal["ok", "away", "failing", "full"]:
-        if self._bus.full:
-            return "full"
-        if self._bus.problem is not None:
-            return "failing"
-        return "ok" if self._worker.problem is None else "away"
+def _store_state(sources: Sources) -> Literal["ok", "read_only", "away"]:
+    if sources.change_feed.problem is not None:
+        return "away"
+    return "read_only" if sources.change_feed.read_only else "ok"
+
+
+def _bus_state(sources: Sources) -> Literal["ok", "away", "failing", "full"]:
+    if sources.bus.full:
+        return "full"
+    if sources.bus.problem is not None:
+        return "failing"
+    return "ok" if sources.writer.problem is None else "away"

@@ -1,4 +1,4 @@
-"""Keys: listed, made, edited, disabled, enabled and revoked."""
+"""Keys: list, create, edit, disable, enable and revoke."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Protocol
 from msgspec import UNSET, Meta, Struct, UnsetType
 from msgspec.structs import asdict
 
-from fabric_server.admin.parameters import not_found
+from fabric_server.admin.parameters import invalid_value, not_found
 from fabric_server.auth.keys import Key, KeyPolicyUpdate, mint
 from fabric_server.dialects.errors import ApiError
 from fabric_server.storage.keys import AmbiguousKey
@@ -22,29 +22,33 @@ CENTURY = 36_525 * 86_400.0
 
 class KeyQuery(Struct, frozen=True, forbid_unknown_fields=True):
     account: Annotated[
-        Annotated[str, Meta(max_length=256)] | None, Meta(description="Only its keys.")
+        Annotated[str, Meta(max_length=256)] | None, Meta(description="Only keys of this account.")
     ] = None
 
 
 class KeyView(Struct, frozen=True, kw_only=True):
     id: str
     state: KeyState
-    enabled: Annotated[bool, Meta(description="The key's own: its account may be disabled.")]
+    enabled: Annotated[
+        bool, Meta(description="The key's own switch; its account may be disabled all the same.")
+    ]
     account: str
     name: str
     prefix: Annotated[str, Meta(description="The first characters of the key's text.")]
-    management: Annotated[bool, Meta(description="Manages the fabric, and can't call models.")]
+    management: Annotated[bool, Meta(description="true: for this API; can't call models.")]
     created_at: float
     expires_at: float | None
     revoked_at: float | None
-    models: Annotated[list[str] | None, Meta(description="All it may use; null: every model.")]
-    requests_per_minute: Annotated[int | None, Meta(description="null: any number.")]
-    tokens_per_minute: Annotated[int | None, Meta(description="null: any number.")]
+    models: Annotated[list[str] | None, Meta(description="Models it may call; null: every model.")]
+    requests_per_minute: Annotated[int | None, Meta(description="null: no limit.")]
+    tokens_per_minute: Annotated[int | None, Meta(description="null: no limit.")]
     failover: Annotated[
         str,
-        Meta(description="'continue': streams go on at another node when theirs is lost."),
+        Meta(description="'continue': a stream continues on another node when its node is lost."),
     ]
-    reasoning: Annotated[str, Meta(description="'raw': engines' reasoning passes as it is.")]
+    reasoning: Annotated[
+        str, Meta(description="'raw': reasoning is passed on as the engine wrote it.")
+    ]
 
 
 class KeyList(Struct, frozen=True):
@@ -71,7 +75,7 @@ class EditedKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class MintedKey(Struct, frozen=True):
-    text: Annotated[str, Meta(description="The key itself. It can't be had again.")]
+    text: Annotated[str, Meta(description="The key itself. It is not shown again.")]
     key: KeyView
 
 
@@ -89,23 +93,25 @@ class ChangeFeed(Protocol):
     async def sync(self) -> None: ...
 
 
-class Keys:
-    def __init__(self, store: Store, watch: ChangeFeed, clock: Callable[[], float]) -> None:
+class KeyHandlers:
+    """Handlers of ``/api/v1/keys…``."""
+
+    def __init__(self, store: Store, change_feed: ChangeFeed, clock: Callable[[], float]) -> None:
         self._store = store
-        self._watch = watch
+        self._change_feed = change_feed
         self._clock = clock
 
     async def list_keys(self, query: KeyQuery) -> KeyList:
-        """All keys, or those of one account, oldest first; those that do not work, too."""
+        """List all keys, or those of one account, oldest first, in whatever state."""
         rows = await self._store.keys(account=query.account)
         now = self._clock()
         return KeyList([view(row, now) for row in rows])
 
     async def create_key(self, body: NewKey, by: Key) -> MintedKey:
-        """Make a key. Its text is in this answer and nowhere else.
+        """Create a key. This response has its text, which is not shown again.
 
-        Its account is made, too, when there is none of that name.
-        An API key calls models; a management key does what is described here, and nothing else.
+        The account is created, too, if it does not exist.
+        An API key calls models; a management key calls this API, and nothing else.
         """
         now = self._clock()
         try:
@@ -122,31 +128,31 @@ class Keys:
                 reasoning=body.reasoning,
             )
         except ValueError as error:
-            raise ApiError(400, "invalid_value", f"This is not possible: {error}.") from None
+            raise invalid_value(error) from None
         row = await self._store.create_key(new.row)
-        await self._watch.sync()
-        log.info("key made", extra={"key": row.id, "account": row.account, "by": by.id})
+        await self._change_feed.sync()
+        log.info("key created", extra={"key": row.id, "account": row.account, "by": by.id})
         return MintedKey(new.text, view(row, now))
 
     async def edit_key(self, id: str, body: EditedKey, by: Key) -> KeyView:
-        """Change limits and policies of a key, named by its id or prefix; null lifts a limit.
+        """Change limits and policies of a key, by its id or prefix; null removes a limit.
 
-        What is left out stays as it is. A limit that has changed begins full.
+        Fields that are left out keep their values. A changed limit starts with its full allowance.
         """
-        terms = KeyPolicyUpdate(**asdict(body))
+        update = KeyPolicyUpdate(**asdict(body))
         try:
-            row = await self._change(id, lambda: self._store.set_key_policy(id, terms.of))
+            row = await self._change(id, lambda: self._store.set_key_policy(id, update.of))
         except ValueError as error:
-            raise ApiError(400, "invalid_value", f"This is not possible: {error}.") from None
+            raise invalid_value(error) from None
         if row.revoked_at is not None:
             raise _revoked(row)
         log.info("key edited", extra={"key": row.id, "by": by.id})
         return view(row, self._clock())
 
     async def revoke_key(self, id: str, by: Key) -> KeyView:
-        """Revoke a key, named by its id or prefix. It is refused from now on.
+        """Revoke a key, by its id or prefix: it is refused for good.
 
-        What runs on it is cut. Revoking a revoked key changes nothing.
+        Its running requests are cancelled. Revoking a revoked key changes nothing.
         """
         now = self._clock()
         row = await self._change(id, lambda: self._store.revoke_key(id, now))
@@ -154,9 +160,9 @@ class Keys:
         return view(row, now)
 
     async def disable_key(self, id: str, by: Key) -> KeyView:
-        """Disable a key, named by its id or prefix. It is refused until it is enabled again.
+        """Disable a key, by its id or prefix: it is refused until it is enabled again.
 
-        What runs on it is cut. Disabling a key that is disabled or revoked changes nothing.
+        Its running requests are cancelled. Disabling a disabled or revoked key changes nothing.
         """
         row = await self._change(id, lambda: self._store.set_key_enabled(id, False))
         if row.revoked_at is None:
@@ -164,9 +170,9 @@ class Keys:
         return view(row, self._clock())
 
     async def enable_key(self, id: str, by: Key) -> KeyView:
-        """Enable a key that was disabled, named by its id or prefix. A revoked one stays revoked.
+        """Enable a disabled key, by its id or prefix. A revoked key can't be enabled.
 
-        It works at once, unless it has expired or its account is disabled: see its state.
+        The key works at once, unless it has expired or its account is disabled: see its state.
         """
         row = await self._change(id, lambda: self._store.set_key_enabled(id, True))
         if row.revoked_at is not None:
@@ -181,16 +187,17 @@ class Keys:
             raise ApiError(409, "ambiguous_key", f"{error}.", param="id") from None
         if row is None:
             raise not_found("key", id)
-        await self._watch.sync()
+        await self._change_feed.sync()
         return row
 
 
 def _revoked(row: KeyRow) -> ApiError:
-    words = f"{row.id} was revoked, which can't be taken back. Make another key."
+    words = f"{row.id} was revoked for good. Create a new key."
     return ApiError(409, "key_revoked", words, param="id")
 
 
 def view(row: KeyRow, now: float) -> KeyView:
+    """Describe a key, without its hash; ``now`` is Unix seconds."""
     return KeyView(
         id=row.id,
         state=row.state(now),

@@ -1,6 +1,6 @@
-"""``/metrics``: figures that others own, read when Prometheus asks.
+"""``/metrics``: the state of the server's parts, read at each scrape of Prometheus.
 
-Labels have few values, known beforehand: never a model, a key or a node.
+Label values come from small fixed sets: never a model, a key or a node.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from fabric_server.admin.routes import Text
 from fabric_server.nodes.registry import Node
 
 LAG_SECONDS = 0.02
+"""The sleep by which the lag of the event loop is measured."""
 
 
 class Registry(Protocol):
@@ -58,7 +59,7 @@ class Links(Protocol):
     reconnects: int
 
 
-class Worker(Protocol):
+class Writer(Protocol):
     written: int
     rejected: int
     problem: str | None
@@ -92,15 +93,15 @@ class Jobs(Protocol):
     def deliveries(self) -> Mapping[str, int]: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sources:
-    """Who is asked for figures."""
+    """The parts of the server whose state is exported."""
 
     registry: Registry
     ports: Mapping[str, Port]
     tunnels: Tunnels
     links: Links
-    worker: Worker
+    writer: Writer
     bus: Bus
     jobs: Jobs
     public_connections: Callable[[], int]
@@ -109,13 +110,13 @@ class Sources:
     draining: Callable[[], bool]
 
 
-class Figures:
-    """A Prometheus collector beside ``fabric_server.proxy.metrics.Metrics``."""
+class StateCollector:
+    """A Prometheus collector of the parts' state; ``proxy.metrics.Metrics`` collects requests."""
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
         self.lag = 0.0
-        """Seconds by which the event loop was late when it was last tried."""
+        """Seconds by which the event loop was late at the last measurement."""
 
     def describe(self) -> list[Metric]:
         return []
@@ -128,14 +129,16 @@ class Figures:
         yield from self._jobs()
         sources = self._sources
         yield _gauge(
-            "public_connections", "Connections of users.", value=sources.public_connections()
+            "public_connections", "Connections of clients.", value=sources.public_connections()
         )
         yield _gauge("requests_active", "Requests under way.", value=sources.requests_active())
         yield _gauge(
             "requests_waiting", "Requests waiting for a slot.", value=sources.requests_waiting()
         )
-        yield _gauge("draining", "1 while the server is leaving.", value=sources.draining())
-        yield _gauge("event_loop_lag_seconds", "How late a timer was, just now.", value=self.lag)
+        yield _gauge("draining", "1 while the server drains.", value=sources.draining())
+        yield _gauge(
+            "event_loop_lag_seconds", "How late a timer fired at this scrape.", value=self.lag
+        )
 
     def _nodes(self) -> Iterator[Metric]:
         nodes = self._sources.registry.nodes()
@@ -152,20 +155,27 @@ class Figures:
         slots = sum(engine.slots for engine in engines if engine.healthy)
         yield _gauge("slots", "Slots of healthy engines.", value=slots)
         active = sum(engine.active for engine in engines)
-        yield _gauge("slots_active", "Slots taken.", value=active)
+        yield _gauge("slots_active", "Slots in use.", value=active)
         count = len(self._sources.registry.models())
         yield _gauge("models", "Models served now.", value=count)
 
     def _ports(self) -> Iterator[Metric]:
         ports = self._sources.ports
         accepted = {name: port.accepted for name, port in ports.items()}
-        yield _counter("connections_accepted", "Taken from the kernel.", "port", accepted)
+        yield _counter(
+            "connections_accepted", "Connections accepted from the kernel.", "port", accepted
+        )
         opened = {name: port.opened for name, port in ports.items()}
-        yield _counter("connections_opened", "Of these, let through.", "port", opened)
+        yield _counter(
+            "connections_opened",
+            "Of these, handed to the port after the handshake.",
+            "port",
+            opened,
+        )
         pending = {name: port.pending for name, port in ports.items()}
-        yield _gauge("connections_pending", "Not through yet.", "port", pending)
+        yield _gauge("connections_pending", "Connections in the handshake.", "port", pending)
         refused = CounterMetricFamily(
-            "fabric_connections_refused", "Not let through.", labels=["port", "reason"]
+            "fabric_connections_refused", "Connections refused.", labels=["port", "reason"]
         )
         for name, port in ports.items():
             for reason, count in port.refused.items():
@@ -176,68 +186,80 @@ class Figures:
         tunnels, links = self._sources.tunnels, self._sources.links
         yield _gauge("tunnels", "Tunnels of connected nodes.", value=tunnels.count)
         yield _gauge("streams", "Requests inside tunnels.", value=tunnels.streams)
-        yield _counter("tunnels_refused", "Tunnels not let in.", value=tunnels.refused)
-        yield _counter(
-            "resumed", "Streams that went on over another tunnel.", value=tunnels.resumed
-        )
+        yield _counter("tunnels_refused", "Tunnels refused.", value=tunnels.refused)
+        yield _counter("resumed", "Streams resumed on another tunnel.", value=tunnels.resumed)
         moved = tunnels.bytes_by_direction()
-        yield _counter("tunnel_bytes", "Bytes of frames.", "direction", moved)
+        yield _counter("tunnel_bytes", "Bytes of tunnel frames.", "direction", moved)
         yield _counter("links_refused", "Links that never registered.", value=links.refused)
         yield _counter(
             "node_reconnects", "Registrations that superseded another.", value=links.reconnects
         )
 
     def _records(self) -> Iterator[Metric]:
-        worker, bus = self._sources.worker, self._sources.bus
+        writer, bus = self._sources.writer, self._sources.bus
         yield _counter(
             "records_written",
-            "Ledger entries and heartbeats that the store, or Kafka, has taken.",
-            value=worker.written,
+            "Ledger entries and heartbeats written to the store or Kafka.",
+            value=writer.written,
         )
-        yield _counter("records_rejected", "Records it can't take.", value=worker.rejected)
-        failing = worker.problem is not None
-        yield _gauge("records_failing", "1 while it takes none.", value=failing)
-        yield _gauge("bus_waiting", "Records it has not taken yet.", "topic", bus.waiting)
-        yield _counter("bus_dropped", "Records lost for want of room.", "topic", bus.dropped)
-        yield _gauge("bus_full", "1 while requests are refused for want of room.", value=bus.full)
+        yield _counter(
+            "records_rejected", "Records that the store or Kafka rejected.", value=writer.rejected
+        )
+        failing = writer.problem is not None
+        yield _gauge("records_failing", "1 while the store or Kafka accepts none.", value=failing)
+        yield _gauge("bus_waiting", "Records not written yet.", "topic", bus.waiting)
+        yield _counter(
+            "bus_dropped", "Records dropped because the bus was full.", "topic", bus.dropped
+        )
+        yield _gauge(
+            "bus_full", "1 while the bus is full and requests are refused.", value=bus.full
+        )
 
     def _jobs(self) -> Iterator[Metric]:
         jobs = self._sources.jobs
-        yield _gauge("jobs_running", "Jobs run by this server.", "kind", jobs.under_way)
+        yield _gauge(
+            "jobs_running", "Jobs and batch lines running on this server.", "kind", jobs.under_way
+        )
         ended = CounterMetricFamily(
-            "fabric_jobs_ended", "Jobs ended by this server.", labels=["kind", "outcome"]
+            "fabric_jobs_ended",
+            "Jobs and batch lines ended on this server.",
+            labels=["kind", "outcome"],
         )
         for kind, outcome in product(("job", "line"), ("done", "failed", "cancelled")):
             ended.add_metric([kind, outcome], jobs.ended.get((kind, outcome), 0))
         yield ended
         tries = dict.fromkeys(("delivered", "failed", "given_up"), 0) | dict(jobs.deliveries)
-        yield _counter("webhooks", "Tries to deliver, and deliveries given up.", "result", tries)
+        yield _counter(
+            "webhooks", "Webhook attempts by result, and deliveries given up.", "result", tries
+        )
         queued, waiting = jobs.backlog.queued, jobs.backlog.webhooks
-        if queued:  # otherwise the store can't tell
-            yield _gauge("jobs_queued", "Jobs in the queue, all servers'.", "kind", queued)
+        if queued:  # empty while the store is away
+            yield _gauge(
+                "jobs_queued", "Jobs and batch lines in the queue of all servers.", "kind", queued
+            )
         if waiting is not None:
-            yield _gauge("webhooks_waiting", "Deliveries to be made.", value=waiting)
+            yield _gauge("webhooks_waiting", "Webhook deliveries still to be made.", value=waiting)
 
 
-class Exposition:
-    """Answers Prometheus; each server has a registry of its own."""
+class MetricsHandlers:
+    """The handler of ``/metrics``; each server has a Prometheus registry of its own."""
 
     def __init__(self, metrics: Collector, sources: Sources) -> None:
         self._backlog = sources.jobs.backlog
-        self._figures = Figures(sources)
+        self._state = StateCollector(sources)
         self._registry = CollectorRegistry()
         self._registry.register(metrics)
-        self._registry.register(self._figures)
+        self._registry.register(self._state)
         ProcessCollector(registry=self._registry)
         GCCollector(registry=self._registry)
 
     async def metrics(self) -> Text:
-        """Figures in Prometheus' text format. Their names begin with fabric_, process_, python_."""
+        """Export metrics in Prometheus' text format, named fabric_…, process_… and python_…."""
         await self._backlog.count()
         loop = asyncio.get_running_loop()
         due = loop.time() + LAG_SECONDS
         await asyncio.sleep(LAG_SECONDS)
-        self._figures.lag = max(0.0, loop.time() - due)
+        self._state.lag = max(0.0, loop.time() - due)
         return Text(generate_latest(self._registry), CONTENT_TYPE_LATEST)
 
 

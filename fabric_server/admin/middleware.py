@@ -1,7 +1,7 @@
-"""Answers of the API port: JSON always, errors in one shape, an ``x-request-id`` on each.
+"""Responses of the API port: JSON, errors in one format, and an ``x-request-id`` on each.
 
-aiohttp says some things before or after any handler runs (bytes that are not HTTP, an expectation
-it can't meet); ``Conversation`` puts those in the same shape, and gives up on slow readers.
+aiohttp answers some requests before or after any handler runs (bytes that are not HTTP, an
+expectation it can't meet); ``HttpConnection`` gives those the same format, and aborts slow readers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import msgspec
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
-from fabric_server.admin.parameters import MAX_BODY, Timeouts
+from fabric_server.admin.parameters import MAX_BODY, ClientTimeouts
 from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
 from runtime.errors import BackendError, RecordError
@@ -26,85 +26,90 @@ from runtime.errors import BackendError, RecordError
 log = logging.getLogger("fabric.api")
 
 KEY = web.RequestKey("key", object)
-"""Who asks, once that is known."""
+"""The management key of a request, once it is authenticated."""
 
 _encode = msgspec.json.Encoder().encode
 _HEADERS = {
     "Cache-Control": "no-store",
-    "Server": "fabric",  # not which versions of what it is made of
+    "Server": "fabric",  # neither the libraries nor their versions
     "X-Content-Type-Options": "nosniff",
 }
 
 
-def new_id() -> str:
-    """Another prefix than that of the public port: such a request is in no ledger."""
+def new_request_id() -> str:
+    """Make an id whose prefix is not the public port's: these requests are in no ledger."""
     return f"api_{int(time.time() * 1000):011x}{secrets.token_hex(6)}"
 
 
-def say(answer: Any, status: int = 200) -> web.Response:
-    return web.Response(status=status, body=_encode(answer), content_type="application/json")
+def json_response(value: Any, status: int = 200) -> web.Response:
+    """Encode ``value`` as JSON."""
+    return web.Response(status=status, body=_encode(value), content_type="application/json")
 
 
-def say_text(body: bytes, content_type: str) -> web.Response:
+def text_response(body: bytes, content_type: str) -> web.Response:
+    """Respond with 200 and bytes that are encoded already."""
     return web.Response(body=body, headers={"Content-Type": content_type})
 
 
-def refuse(refusal: ApiError) -> web.Response:
+def error_response(error: ApiError) -> web.Response:
+    """Respond with an error, in OpenAI's format."""
     headers = {}
-    if refusal.allow is not None:
-        headers["Allow"] = refusal.allow
-    if refusal.retry_after is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(refusal.retry_after)))
-    if refusal.status == 401:
+    if error.allow is not None:
+        headers["Allow"] = error.allow
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if error.status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="fabric"'
     response = web.Response(
-        status=refusal.status,
-        body=refusal.body(),
+        status=error.status,
+        body=error.body(),
         content_type="application/json",
         headers=headers,
     )
-    if refusal.close:
+    if error.close:
         response.force_close()
     return response
 
 
-def sign(response: web.StreamResponse, request_id: str) -> web.StreamResponse:
-    """What every answer has."""
+def add_headers(response: web.StreamResponse, request_id: str) -> web.StreamResponse:
+    """Add the headers that every response has."""
     response.headers.update(_HEADERS)
     response.headers["X-Request-Id"] = request_id
     return response
 
 
 @web.middleware
-async def answer(
+async def handle_errors(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Whatever a handler does, the client gets an answer that it can read."""
-    request_id = new_id()
+    """Turn every exception of a handler into an error response."""
+    request_id = new_request_id()
     response: web.StreamResponse
     try:
         response = await handler(request)
-    except ApiError as refusal:
-        response = refuse(refusal)
+    except ApiError as error:
+        response = error_response(error)
     except web.HTTPException as error:
-        response = refuse(_translate(error, request))
+        response = error_response(_translate(error, request))
     except RecordError as error:
-        response = refuse(ApiError(400, "invalid_value", f"This can't be stored: {error}."))
+        response = error_response(
+            ApiError(400, "invalid_value", f"A value can't be stored: {error}.")
+        )
     except BackendError as error:
         log.warning("request refused", extra={"request": request_id, "reason": str(error)})
-        response = refuse(_store_is_away(error if KEY in request else None))
+        response = error_response(_store_unavailable(error if KEY in request else None))
     except Exception:
         log.exception("request failed", extra={"request": request_id, "path": request.path})
-        response = refuse(_defect())
-    return sign(response, request_id)
+        response = error_response(_internal_error())
+    return add_headers(response, request_id)
 
 
-class Conversation(web.RequestHandler):
-    """One connection; see ``protocol``."""
+class HttpConnection(web.RequestHandler):
+    """One connection of the API port."""
 
     __slots__ = ("_reader_seconds",)
 
-    def __init__(self, server: web.Server, timeouts: Timeouts) -> None:
+    def __init__(self, server: web.Server, timeouts: ClientTimeouts) -> None:
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
@@ -122,18 +127,20 @@ class Conversation(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """For what never reached a handler."""
+        """Respond to a request that reached no handler."""
+        request_id = new_request_id()
         if isinstance(exc, LineTooLong):
-            refusal = errors.headers_too_large("A line of the request's head is too long.")
+            error = errors.headers_too_large("A line of the request's head is too long.")
         elif status < 500:
-            words = (message or "it can't be read").strip().splitlines()[0].rstrip(":.")
-            refusal = errors.bad_request(f"This is not HTTP/1.1: {words}.")
+            reason = (message or "it can't be parsed").strip().splitlines()[0].rstrip(":.")
+            error = errors.bad_request(f"The request is not valid HTTP/1.1: {reason}.")
         else:
-            log.error("request failed", exc_info=exc, extra={"peer": request.remote})
-            refusal = _defect()
+            extra = {"request": request_id, "peer": request.remote}
+            log.error("request failed", exc_info=exc, extra=extra)
+            error = _internal_error()
         if request.writer.output_size > 0:
-            raise ConnectionError("half an answer is sent: the connection must end")
-        response = sign(refuse(refusal), new_id())
+            raise ConnectionError("a part of the response is sent: the connection must end")
+        response = add_headers(error_response(error), request_id)
         response.force_close()
         return response
 
@@ -141,7 +148,7 @@ class Conversation(web.RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         if isinstance(resp, web.HTTPException):  # an expectation that can't be met
-            resp = sign(refuse(_translate(resp, request)), new_id())
+            resp = add_headers(error_response(_translate(resp, request)), new_request_id())
         try:
             async with asyncio.timeout(self._reader_seconds):
                 return await super().finish_response(request, resp, start_time)
@@ -151,12 +158,12 @@ class Conversation(web.RequestHandler):
             return resp, True
 
 
-def protocol(
-    server: web.Server, timeouts: Timeouts | None = None
+def connection_factory(
+    server: web.Server, timeouts: ClientTimeouts | None = None
 ) -> Callable[[], asyncio.BaseProtocol]:
-    """Makes what speaks on each connection; ``server`` is that of an ``AppRunner``."""
-    limits = timeouts or Timeouts()
-    return lambda: Conversation(server, limits)
+    """Make the factory of a listener's protocols; ``server`` is that of an ``AppRunner``."""
+    limits = timeouts or ClientTimeouts()
+    return lambda: HttpConnection(server, limits)
 
 
 def _translate(error: web.HTTPException, request: web.BaseRequest) -> ApiError:
@@ -170,9 +177,9 @@ def _translate(error: web.HTTPException, request: web.BaseRequest) -> ApiError:
     return ApiError(error.status, "bad_request", f"{error.reason}.")
 
 
-def _store_is_away(error: BackendError | None) -> ApiError:
-    """What is wrong with it is for operators only."""
-    words = "The store can't be used at the moment. Try again shortly."
+def _store_unavailable(error: BackendError | None) -> ApiError:
+    """Make a 503; ``error`` has the cause, for authenticated operators only."""
+    words = "The store is not available at the moment. Retry in a few seconds."
     return ApiError(
         503,
         "store_unavailable",
@@ -182,5 +189,6 @@ def _store_is_away(error: BackendError | None) -> ApiError:
     )
 
 
-def _defect() -> ApiError:
-    return ApiError(500, "internal_error", "The server failed.", type="server_error")
+def _internal_error() -> ApiError:
+    words = "The server failed: see its log, by the x-request-id of this response."
+    return ApiError(500, "internal_error", words, type="server_error")

@@ -1,4 +1,4 @@
-"""What is told of nodes."""
+"""Structs that describe nodes and invitations, for ``nodes``."""
 
 from __future__ import annotations
 
@@ -12,29 +12,38 @@ from protocol.messages import Gpu, ModelReport
 DAY = 86_400.0
 MONTH = 31 * DAY
 
-Measured = Annotated[float | None, Meta(description="null: the node sent something impossible.")]
+Measured = Annotated[float | None, Meta(description="null: the node reported no finite number.")]
 
 
 class NodeQuery(Struct, frozen=True, forbid_unknown_fields=True):
     connected: Annotated[
-        bool | None, Meta(description="Only those that are connected now, or only the others.")
+        bool | None, Meta(description="true: only connected nodes. false: only the others.")
     ] = None
 
 
 class HeartbeatQuery(Struct, frozen=True, forbid_unknown_fields=True):
-    heartbeats: Annotated[int, Meta(ge=0, le=1000, description="How many, at most.")] = 20
+    heartbeats: Annotated[
+        int, Meta(ge=0, le=1000, description="Number of heartbeats, at most.")
+    ] = 20
 
 
 class NewInvitation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    name: Annotated[str, Meta(max_length=256, description="For whom it is.")] | None = None
+    name: (
+        Annotated[
+            str, Meta(max_length=256, description="Name of the node, unless its owner names it.")
+        ]
+        | None
+    ) = None
     valid_seconds: Annotated[float, Meta(gt=0, le=MONTH)] = DAY
 
 
 class Invitation(Struct, frozen=True, kw_only=True):
     id: str
-    token: Annotated[str, Meta(description="For 'fabric-client join'. It can't be had again.")]
+    token: Annotated[str, Meta(description="For 'fabric-client join'. It is not shown again.")]
     name: str | None
-    host: Annotated[str, Meta(description="Where the machine will look for this server.")]
+    host: Annotated[
+        str, Meta(description="The address at which the machine will look for this server.")
+    ]
     api_port: int
     ca_sha256: str
     expires_at: float
@@ -45,17 +54,17 @@ class EngineView(Struct, frozen=True, kw_only=True):
     kind: str
     healthy: bool
     problem: str | None
-    slots: Annotated[int, Meta(description="Requests that it answers at once.")]
-    active: Annotated[int, Meta(description="Slots taken now.")]
+    slots: Annotated[int, Meta(description="Number of requests it serves at once.")]
+    active: Annotated[int, Meta(description="Slots in use now.")]
     models: list[str]
-    loaded: Annotated[list[str], Meta(description="Of these, those in its memory now.")]
+    loaded: Annotated[list[str], Meta(description="The models that are in memory now.")]
 
 
 class HeartbeatView(Struct, frozen=True, kw_only=True):
-    """What a node measured of its machine."""
+    """A node's measurements of its machine."""
 
     seq: int
-    at: Annotated[float | None, Meta(description="The node's own clock.")]
+    at: Annotated[float | None, Meta(description="By the node's clock.")]
     cpu_percent: Measured
     memory_bytes: int
     memory_used_bytes: int
@@ -73,27 +82,33 @@ class HeartbeatView(Struct, frozen=True, kw_only=True):
 
 class NodeView(Struct, frozen=True, kw_only=True):
     id: str
-    state: Annotated[NodeState, Meta(description="What the operator has made of it.")]
+    state: Annotated[
+        NodeState, Meta(description="The operator's decision: drained or revoked, for example.")
+    ]
     name: str
     platform: str
-    region: Annotated[str | None, Meta(description="Where it says it is.")]
+    region: Annotated[str | None, Meta(description="As reported by the node.")]
     release: str
-    created_at: Annotated[float, Meta(description="When it joined.")]
+    created_at: Annotated[float, Meta(description="When the node joined.")]
     revoked_at: float | None
-    last_seen_at: Annotated[float | None, Meta(description="Its last stored heartbeat.")]
-    epoch: Annotated[int, Meta(description="Counts its registrations.")]
+    last_seen_at: Annotated[float | None, Meta(description="Time of the last stored heartbeat.")]
+    epoch: Annotated[int, Meta(description="Number of its registrations.")]
     connected: bool
     connected_at: float | None
-    draining: Annotated[bool, Meta(description="It finishes what runs, and takes nothing new.")]
+    draining: Annotated[
+        bool, Meta(description="true: it finishes its running requests and gets no new ones.")
+    ]
     problem: Annotated[
-        str | None, Meta(description="Why it gets no requests now. null: it may get some.")
+        str | None, Meta(description="Why it gets no requests now; null: it can get some.")
     ]
     tunnels: int
     streams: int
     slots: int
     active: int
     engines: list[EngineView]
-    heartbeat: Annotated[HeartbeatView | None, Meta(description="The last one, while connected.")]
+    heartbeat: Annotated[
+        HeartbeatView | None, Meta(description="The last heartbeat, while connected.")
+    ]
 
 
 class NodeList(Struct, frozen=True):
@@ -109,6 +124,7 @@ class StoredHeartbeat(Struct, frozen=True):
 class NodeDetail(Struct, frozen=True, kw_only=True):
     node: NodeView
     models: Annotated[
-        dict[str, list[ModelReport]], Meta(description="By the engine that serves them.")
+        dict[str, list[ModelReport]],
+        Meta(description="Models by the name of the engine that serves them."),
     ]
     heartbeats: list[StoredHeartbeat]

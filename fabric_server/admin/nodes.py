@@ -1,4 +1,4 @@
-"""Nodes: known, connected, invited and revoked."""
+"""Nodes: list, show, invite, drain and revoke."""
 
 from __future__ import annotations
 
@@ -52,30 +52,32 @@ class Enrolment(Protocol):
     async def invite(self, name: str | None, valid_for: float) -> Invited: ...
 
 
-class Nodes:
+class NodeHandlers:
+    """Handlers of ``/api/v1/nodes…`` and ``/api/v1/invitations``."""
+
     def __init__(
         self,
         store: Store,
         registry: Registry,
-        watch: ChangeFeed,
+        change_feed: ChangeFeed,
         enrolment: Enrolment,
         clock: Callable[[], float],
     ) -> None:
         self._store = store
         self._registry = registry
-        self._watch = watch
+        self._change_feed = change_feed
         self._enrolment = enrolment
         self._clock = clock
 
     async def list_nodes(self, query: NodeQuery) -> NodeList:
-        """All nodes that ever joined, oldest first, with what the connected ones report."""
+        """List all nodes that ever joined, oldest first, with the reports of connected ones."""
         views = [view(row, self._registry.node(row.id)) for row in await self._store.nodes()]
         if query.connected is not None:
             views = [one for one in views if one.connected is query.connected]
         return NodeList(views)
 
     async def show_node(self, id: str, query: HeartbeatQuery) -> NodeDetail:
-        """One node, what its engines' models are, and its last heartbeats, newest first."""
+        """Show one node, its engines' models, and its last heartbeats, newest first."""
         row = await self._store.node(id)
         if row is None:
             raise not_found("node", id)
@@ -92,39 +94,39 @@ class Nodes:
         )
 
     async def drain_node(self, id: str, by: Key) -> NodeView:
-        """Give a node nothing new; what runs on it finishes.
+        """Send a node no new requests; running ones finish.
 
-        It lasts until it is undrained, whatever is restarted meanwhile.
+        The node stays drained until it is undrained, also across restarts.
         """
         return await self._set_draining(id, True, by)
 
     async def undrain_node(self, id: str, by: Key) -> NodeView:
-        """Give a node work again."""
+        """Send requests to a drained node again."""
         return await self._set_draining(id, False, by)
 
     async def _set_draining(self, id: str, draining: bool, by: Key) -> NodeView:
         row = await self._store.set_node_draining(id, draining)
         if row is None:
             raise not_found("node", id)
-        await self._watch.sync()
-        words = "node drained by" if draining else "node undrained by"
-        log.info(words, extra={"node": row.id, "by": by.id})
+        await self._change_feed.sync()
+        event = "node drained by" if draining else "node undrained by"
+        log.info(event, extra={"node": row.id, "by": by.id})
         return view(row, self._registry.node(row.id))
 
     async def revoke_node(self, id: str, by: Key) -> NodeView:
-        """Revoke a node: its connections are cut at once, and it can't come back.
+        """Revoke a node: its connections are closed at once, and it can't reconnect.
 
         To use the machine again, let it join with a new invitation. Revoking twice changes nothing.
         """
         row = await self._store.revoke_node(id, self._clock())
         if row is None:
             raise not_found("node", id)
-        await self._watch.sync()
+        await self._change_feed.sync()
         log.info("node revoked", extra={"node": row.id, "by": by.id})
         return view(row, self._registry.node(row.id))
 
     async def invite_node(self, body: NewInvitation, by: Key) -> Invitation:
-        """Make a join token: it lets one machine in, once, and is in this answer and nowhere else.
+        """Create a join token, with which one machine can join once. It is not shown again.
 
         On that machine: fabric-client join TOKEN
         """
@@ -143,6 +145,7 @@ class Nodes:
 
 
 def view(row: NodeRow, node: Node | None) -> NodeView:
+    """Describe a node from its row in the store and, while it is connected, its registration."""
     engines: Sequence[Engine] = tuple(node.engines.values()) if node else ()
     return NodeView(
         id=row.id,
@@ -169,7 +172,7 @@ def view(row: NodeRow, node: Node | None) -> NodeView:
 
 
 def _problem(row: NodeRow, node: Node | None) -> str | None:
-    """Why it gets no requests: the first that would have to be put right."""
+    """Tell why the node gets no requests: the cause to fix first."""
     if row.revoked_at is not None:
         return "revoked by the operator"
     if node is None:

@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document, made from the routes themselves."""
+"""The OpenAPI 3.1 document, generated from the table of routes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from fabric_server.admin.parameters import is_list, is_needed
-from fabric_server.admin.routes import Row, Text
+from fabric_server.admin.parameters import is_list, is_required
+from fabric_server.admin.routes import Operation, Text
 
 _REFERENCE = "#/components/schemas/{name}"
 
@@ -18,23 +18,24 @@ class Problem(Struct, frozen=True):
     message: str
     type: str
     param: str | None
-    code: Annotated[str, Meta(description="What programs should look at.")]
+    code: Annotated[str, Meta(description="Stable: programs should check this.")]
 
 
 class Error(Struct, frozen=True):
-    """Every error, in the shape that OpenAI's clients know."""
+    """Any error, in OpenAI's format."""
 
     error: Problem
 
 
-def document(rows: Sequence[Row], release: str) -> dict[str, Any]:
-    types = {kind for row in rows for kind in (row.body, row.gives) if _is_struct(kind)}
+def document(operations: Sequence[Operation], release: str) -> dict[str, Any]:
+    """Generate the document; ``release`` is the version of this API."""
+    types = {kind for row in operations for kind in (row.body, row.result) if _is_struct(kind)}
     types.add(Error)
     _, schemas = msgspec.json.schema_components(
         sorted(types, key=lambda kind: kind.__name__), ref_template=_REFERENCE
     )
     paths: dict[str, dict[str, Any]] = {}
-    for row in rows:
+    for row in operations:
         paths.setdefault(row.path, {})[row.method.lower()] = _operation(row)
     return {
         "openapi": "3.1.0",
@@ -58,7 +59,7 @@ def document(rows: Sequence[Row], release: str) -> dict[str, Any]:
     }
 
 
-def _operation(row: Row) -> dict[str, Any]:
+def _operation(row: Operation) -> dict[str, Any]:
     summary = row.description.partition("\n")[0]
     operation: dict[str, Any] = {
         "operationId": row.name,
@@ -75,15 +76,15 @@ def _operation(row: Row) -> dict[str, Any]:
         operation["parameters"] = parameters
     if row.body is not None:
         operation["requestBody"] = {
-            "required": any(map(is_needed, msgspec.structs.fields(row.body))),
+            "required": any(map(is_required, msgspec.structs.fields(row.body))),
             "content": {"application/json": {"schema": _schema(row.body)}},
         }
-    content = {row.media: {"schema": _schema(row.gives)}}
+    content = {row.media: {"schema": _schema(row.result)}}
     responses: dict[str, Any] = {
         str(status): {"description": summary, "content": content} for status in row.statuses
     }
     responses["default"] = {
-        "description": "It was refused.",
+        "description": "The request failed.",
         "content": {"application/json": {"schema": _schema(Error)}},
     }
     operation["responses"] = responses
@@ -94,13 +95,13 @@ def _operation(row: Row) -> dict[str, Any]:
 
 def _parameter(field: msgspec.structs.FieldInfo) -> dict[str, Any]:
     schema = msgspec.json.schema(field.type)
-    if "anyOf" in schema:  # a query can't say null: left out is what is meant
+    if "anyOf" in schema:  # a query has no null: the parameter is left out instead
         (option,) = (one for one in schema.pop("anyOf") if one != {"type": "null"})
         schema = option | schema
     parameter: dict[str, Any] = {"name": field.encode_name, "in": "query"}
     if (description := schema.pop("description", None)) is not None:
         parameter["description"] = description
-    if is_needed(field):
+    if is_required(field):
         parameter["required"] = True
     elif field.default is not msgspec.NODEFAULT and field.default is not None:
         schema["default"] = field.default

@@ -1,4 +1,4 @@
-"""What a request on the API port brings along: its management key, query and body, checked."""
+"""Checks of a request on the API port: its management key, its query and its body."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ T = TypeVar("T", bound=Struct)
 
 
 @dataclass(frozen=True, slots=True)
-class Timeouts:
-    """How long a client may take, in seconds."""
+class ClientTimeouts:
+    """How long a client of the API port may take, in seconds."""
 
     body: float = 10.0
-    """Until its request's body has come."""
+    """To send a request's body."""
     enrol: float = 20.0
-    """Until a joining machine's request has come and is answered."""
+    """To enrol: from a joining machine's request to the response."""
     reader: float = 30.0
-    """Until it has taken an answer."""
+    """To read a response."""
     idle: float = 75.0
-    """Until the next request's head has come."""
+    """To send the next request's head."""
     linger: float = 2.0
-    """So long the rest of an unwanted body is read and thrown away."""
+    """To send the rest of a refused body, which is read and discarded."""
 
 
 class Accounts(Protocol):
@@ -47,14 +47,14 @@ class Accounts(Protocol):
 
 
 async def authenticate(request: web.Request, accounts: Accounts) -> Key:
-    """The management key that the request carries.  Raises ``ApiError``: 401, 403 or 503."""
+    """Return the management key of the request.  Raises ``ApiError``: 401, 403 or 503."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     token = token.strip()
     if scheme.lower() != "bearer" or not token:
         raise ApiError(
             401,
             "invalid_api_key",
-            "No management key was given. Send it as 'Authorization: Bearer mk-fab-…'.",
+            "The request has no management key. Send one as 'Authorization: Bearer mk-fab-…'.",
             type="authentication_error",
         )
     key = accounts.known(token) or await accounts.authenticate(token)
@@ -64,12 +64,12 @@ async def authenticate(request: web.Request, accounts: Accounts) -> Key:
 
 
 def read_query(request: web.Request, kind: type[T]) -> T:
-    """The query as ``kind``; lists are separated by commas.  Raises ``ApiError`` 400."""
+    """Parse the query as ``kind``; commas separate items of lists.  Raises ``ApiError``: 400."""
     lists = {field.name for field in msgspec.structs.fields(kind) if is_list(field.type)}
     values: dict[str, Any] = {}
     for name, value in request.query.items():
         if name in values:
-            raise errors.bad_field(name, f"{name} is given twice.")
+            raise errors.bad_field(name, f"{name} is given twice; give it once.")
         values[name] = value if name not in lists else value.split(",") if value else []
     try:
         return msgspec.convert(values, kind, strict=False)
@@ -78,7 +78,7 @@ def read_query(request: web.Request, kind: type[T]) -> T:
 
 
 async def read_body(request: web.Request, kind: type[T], seconds: float) -> T:
-    """The body, JSON, as ``kind``; an empty one is an empty object.  Raises ``ApiError``."""
+    """Parse the JSON body as ``kind``; an empty body is an empty object.  Raises ``ApiError``."""
     if (request.content_length or 0) > MAX_BODY:
         raise errors.body_too_large(MAX_BODY)
     try:
@@ -97,10 +97,18 @@ async def read_body(request: web.Request, kind: type[T], seconds: float) -> T:
 
 
 def not_found(what: str, id: str, *, param: str = "id") -> ApiError:
+    """Make a 404 for a ``what`` that does not exist."""
     return ApiError(404, f"{what}_not_found", f"There is no {what} '{id}'.", param=param)
 
 
+def invalid_value(error: ValueError) -> ApiError:
+    """Make a 400 from an error whose text is a sentence without its full stop."""
+    text = str(error)
+    return ApiError(400, "invalid_value", f"{text[:1].upper()}{text[1:]}.")
+
+
 def is_list(kind: Any) -> bool:
+    """Tell whether a type is a list, or a list or None."""
     if get_origin(kind) is Annotated:
         return is_list(get_args(kind)[0])
     if get_origin(kind) in (Union, types.UnionType):
@@ -108,24 +116,26 @@ def is_list(kind: Any) -> bool:
     return kind is list or get_origin(kind) is list
 
 
-def is_needed(field: msgspec.structs.FieldInfo) -> bool:
+def is_required(field: msgspec.structs.FieldInfo) -> bool:
+    """Tell whether a field has no default."""
     return field.default is NODEFAULT and field.default_factory is NODEFAULT
 
 
 def _explain(error: msgspec.ValidationError, kind: type[Struct]) -> NoReturn:
+    """Raise a 400 that names the field, and the names or values that are possible."""
     text = str(error)
     where = _AT.search(text) or _FIELD.search(text)
     text = _AT.sub("", text).replace("Object", "The request")
     param = where.group(1) if where else None
     if "unknown field" in text:
         known = ", ".join(kind.__struct_fields__)
-        text = f"There is no '{param}' here; there is {known}"
+        text = f"There is no field '{param}'. Known fields: {known}"
     elif "Invalid enum value" in text and param:
         field = next(
             field for field in msgspec.structs.fields(kind) if param.startswith(field.name)
         )
         choices = ", ".join(_choices(msgspec.json.schema(field.type)))
-        text = f"{param}: {text}; it is one of {choices}"
+        text = f"{param}: {text}. Possible values: {choices}"
     elif param and param not in text:
         text = f"{param}: {text}"
     raise ApiError(400, "invalid_value", f"{text}.", param=param) from None

@@ -1,4 +1,4 @@
-"""Who waits for a free slot now."""
+"""Requests that wait for a free slot now."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PriorityName = Literal["high", "medium", "low"]
 
 
 class Waiting(Struct, frozen=True):
-    """Requests in line by the priority that they came with."""
+    """Numbers of queued requests by their priority."""
 
     high: int
     medium: int
@@ -23,15 +23,16 @@ class Waiting(Struct, frozen=True):
 
 
 class QueueView(Struct, frozen=True, kw_only=True):
-    model: Annotated[str, Meta(description="As the requests name it.")]
+    model: Annotated[str, Meta(description="The name that the requests use.")]
     length: int
     by_priority: Waiting
-    keys: Annotated[int, Meta(description="How many keys these requests are of.")]
-    oldest_seconds: Annotated[float, Meta(description="How long the oldest has waited.")]
-    slots: Annotated[int, Meta(description="Of all engines that may serve it.")]
-    service_seconds: Annotated[float, Meta(description="How long an answer takes, on average.")]
+    keys: Annotated[int, Meta(description="How many different keys these requests have.")]
+    oldest_seconds: Annotated[float, Meta(description="How long the oldest request has waited.")]
+    slots: Annotated[int, Meta(description="Slots of all engines that may serve the model.")]
+    service_seconds: Annotated[float, Meta(description="How long a response takes, on average.")]
     estimated_seconds: Annotated[
-        float | None, Meta(description="Until one that comes now is served, if it is the last.")
+        float | None,
+        Meta(description="Estimated wait of a request that arrives now, at the end of the queue."),
     ]
 
 
@@ -44,9 +45,11 @@ class PlaceView(Struct, frozen=True, kw_only=True):
     model: str
     key_id: str
     priority: PriorityName
-    position: Annotated[int, Meta(description="1 is next.")]
+    position: Annotated[int, Meta(description="Position in the queue; 1 is next.")]
     waited_seconds: float
-    estimated_seconds: Annotated[float | None, Meta(description="Until it is served.")]
+    estimated_seconds: Annotated[
+        float | None, Meta(description="Estimated wait until it gets a slot.")
+    ]
 
 
 class Admission(Protocol):
@@ -54,16 +57,18 @@ class Admission(Protocol):
     def place(self, request_id: str) -> PlaceFigures | None: ...
 
 
-class Queues:
+class QueueHandlers:
+    """Handlers of ``/api/v1/queue…``."""
+
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
 
     async def show_queue(self) -> Queue:
-        """The models that somebody waits for, and how many do."""
+        """List the models that requests wait for, and the length of each queue."""
         return Queue(list(map(_line, self._admission.lines())))
 
     async def show_place(self, id: str) -> PlaceView:
-        """Where one request is in line, by the x-request-id of its answer."""
+        """Show the position of one request in its queue, by the x-request-id of its response."""
         place = self._admission.place(id)
         if place is None:
             raise not_found("request", id)

@@ -1,4 +1,4 @@
-"""What was asked of the fabric and what it cost, from the ledger; and what can be asked now."""
+"""Requests and usage from the ledger, running requests, and models that are served now."""
 
 from __future__ import annotations
 
@@ -33,26 +33,29 @@ Instant = Annotated[
 
 class RequestQuery(Struct, frozen=True, forbid_unknown_fields=True):
     account: Text | None = None
-    key: Annotated[str | None, Meta(description="A key's id.")] = None
-    node: Annotated[str | None, Meta(description="A node's id.")] = None
+    key: Annotated[str | None, Meta(description="The id of a key.")] = None
+    node: Annotated[str | None, Meta(description="The id of a node.")] = None
     model: Text | None = None
     outcome: Outcome | None = None
     limit: Annotated[int, Meta(ge=1, le=1000)] = 100
-    before: Annotated[str, Meta(max_length=300, description="'next' of an answer.")] | None = None
+    before: (
+        Annotated[str, Meta(max_length=300, description="'next' of the previous page.")] | None
+    ) = None
 
 
 class RequestList(Struct, frozen=True):
     data: list[LedgerEntry]
     next: Annotated[
-        str | None, Meta(description="To go on: give it as 'before'. null: there are no more.")
+        str | None,
+        Meta(description="Give it as 'before' to get the next page; null: there is none."),
     ]
 
 
 class UsageQuery(Struct, frozen=True, forbid_unknown_fields=True):
-    since: Annotated[Instant | None, Meta(description="Default: a day before until.")] = None
-    until: Annotated[Instant | None, Meta(description="Not included. Default: now.")] = None
+    since: Annotated[Instant | None, Meta(description="Default: one day before until.")] = None
+    until: Annotated[Instant | None, Meta(description="Exclusive. Default: now.")] = None
     by: Annotated[
-        list[Group], Meta(max_length=9, description="What to sum by; nothing: one total.")
+        list[Group], Meta(max_length=9, description="Groups to sum by; none: one total.")
     ] = []
     limit: Annotated[int, Meta(ge=1, le=MAX_ROWS)] = MAX_ROWS
 
@@ -62,15 +65,15 @@ class UsageReport(Struct, frozen=True):
     until: float
     by: list[Group]
     data: list[UsageRow]
-    complete: Annotated[bool, Meta(description="false: limit has cut rows off.")]
+    complete: Annotated[bool, Meta(description="false: rows beyond limit are left out.")]
 
 
 class ModelView(Struct, frozen=True, kw_only=True):
     name: str
     nodes: int
-    slots: Annotated[int, Meta(description="Of all engines that serve it and can be reached now.")]
-    active: Annotated[int, Meta(description="Slots taken there, by whatever model.")]
-    loaded: Annotated[int, Meta(description="Engines that have it in memory now.")]
+    slots: Annotated[int, Meta(description="Slots of all reachable engines that serve it.")]
+    active: Annotated[int, Meta(description="Slots in use there, by any model.")]
+    loaded: Annotated[int, Meta(description="Number of engines that have it in memory.")]
 
 
 class ModelList(Struct, frozen=True):
@@ -80,7 +83,7 @@ class ModelList(Struct, frozen=True):
 class RunningView(Struct, frozen=True, kw_only=True):
     request_id: str
     state: Literal["waiting", "asked", "answering"]
-    """waiting: for its body or for a slot.  asked: an engine, of which nothing has come yet."""
+    """``waiting`` for its body or a slot; ``asked``: sent to an engine, no response byte yet."""
     account: str
     key_id: str
     model: str
@@ -88,7 +91,7 @@ class RunningView(Struct, frozen=True, kw_only=True):
     engine: str | None
     stream: bool
     attempts: int
-    seconds: Annotated[float, Meta(description="Since it arrived.")]
+    seconds: Annotated[float, Meta(description="Time since it arrived.")]
     bytes_out: int
 
 
@@ -121,7 +124,9 @@ class Registry(Protocol):
     def models(self) -> Mapping[str, Sequence[Engine]]: ...
 
 
-class Reports:
+class ReportHandlers:
+    """Handlers of ``/api/v1/models``, ``requests…``, ``running`` and ``usage``."""
+
     def __init__(
         self, store: Store, registry: Registry, gateway: Gateway, clock: Callable[[], float]
     ) -> None:
@@ -131,12 +136,12 @@ class Reports:
         self._clock = clock
 
     async def list_models(self) -> ModelList:
-        """The models that connected nodes serve now, by name."""
+        """List the models that connected nodes serve now, by name."""
         models = self._registry.models()
         return ModelList([_model(name, models[name]) for name in sorted(models)])
 
     async def list_requests(self, query: RequestQuery) -> RequestList:
-        """The ledger, newest first. A request appears within two seconds of its end."""
+        """List requests from the ledger, newest first, as of two seconds ago or later."""
         filter = RequestFilter(
             key_id=query.key,
             node_id=query.node,
@@ -154,12 +159,12 @@ class Reports:
         return RequestList(data, None if last is None else f"{last.at!r},{last.request_id}")
 
     async def list_running(self) -> RunningList:
-        """Requests under way on this server, the oldest first."""
+        """List the requests that run on this server, oldest first."""
         now = asyncio.get_running_loop().time()
         return RunningList([_running(draft, now) for draft in self._gateway.running()])
 
     async def cancel_request(self, id: str, by: Key) -> RunningView:
-        """End a request that is under way here, wherever it is; its engine is told to stop.
+        """Cancel a request that runs on this server, and stop its engine.
 
         A stream that has begun ends with an error event, any other request with 403
         `cancelled_by_operator`.
@@ -171,14 +176,14 @@ class Reports:
         return _running(draft, asyncio.get_running_loop().time())
 
     async def show_request(self, id: str) -> LedgerEntry:
-        """One request, by the x-request-id of its answer."""
+        """Show one request from the ledger, by the x-request-id of its response."""
         entry = await self._store.request(id)
         if entry is None:
             raise not_found("request", id)
         return entry
 
     async def usage(self, query: UsageQuery) -> UsageReport:
-        """Requests, tokens and bytes, summed over a time: since <= arrival < until.
+        """Sum requests, tokens and bytes of requests that arrived in a period: since <= t < until.
 
         Hours and days are in UTC, and named by their first second.
         """
@@ -224,16 +229,18 @@ def _model(name: str, engines: Sequence[Engine]) -> ModelView:
 
 
 def _position(text: str) -> tuple[float, str]:
+    """Parse the ``next`` of a page: a time and a request id."""
     at, comma, request_id = text.partition(",")
     try:
         if comma and request_id:
             return _finite(at), request_id
     except ValueError:
         pass
-    raise errors.bad_field("before", "before is not the 'next' of an earlier answer.")
+    raise errors.bad_field("before", "before is not the 'next' of a previous page.")
 
 
 def _instant(name: str, text: str) -> float:
+    """Parse a time, given as Unix seconds or ISO 8601, into Unix seconds."""
     try:
         return _finite(text)
     except ValueError:

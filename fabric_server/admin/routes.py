@@ -1,12 +1,12 @@
-"""One row per thing that can be asked.  What a handler takes and gives is read from its signature,
-by which requests are parsed and from which the OpenAPI document is made: neither can drift.
+"""Routes of the API port.  The signature of a handler says what it takes and returns: requests
+are parsed by it and the OpenAPI document is made from it, so the two can't differ.
 
-    query   its type is a Struct, filled from the query string
-    body    its type is a Struct, filled from the JSON body
-    by      the management key of whoever asks
+    query   a Struct, filled from the query string
+    body    a Struct, filled from the JSON body
+    by      the management key of the request
     others  parts of the path
 
-It returns a Struct, ``Text``, or a status and a Struct: ``tuple[Literal[200, 503], Health]``.
+A handler returns a Struct, ``Text``, or a status and a Struct: ``tuple[Literal[200, 503], Ready]``.
 """
 
 from __future__ import annotations
@@ -18,46 +18,55 @@ from typing import Any, NamedTuple, Protocol, get_args, get_origin, get_type_hin
 
 from aiohttp import web
 
-from fabric_server.admin.middleware import KEY, say, say_text
-from fabric_server.admin.parameters import Accounts, Timeouts, authenticate, read_body, read_query
+from fabric_server.admin.middleware import KEY, json_response, text_response
+from fabric_server.admin.parameters import (
+    Accounts,
+    ClientTimeouts,
+    authenticate,
+    read_body,
+    read_query,
+)
 from fabric_server.auth.keys import Key
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class Row(Protocol):
-    """What is served and described."""
+class Operation(Protocol):
+    """A method and path that is served, and described in the OpenAPI document."""
 
     method: str
     path: str
     name: str
-    """Unique."""
+    """The unique ``operationId``."""
     description: str
-    """Its first line is a summary."""
+    """The first line is the summary."""
     public: bool
-    """Whether it is answered without a management key."""
+    """Whether requests need no management key."""
     parts: Sequence[str]
     query: type[Any] | None
     body: type[Any] | None
     statuses: Sequence[int]
-    """Of answers that are no refusals."""
-    gives: Any
+    """Statuses of responses that are no errors."""
+    result: Any
+    """The type of the body of such responses."""
     media: str
-    """The type of such an answer."""
+    """The content type of such responses."""
 
     async def run(
-        self, request: web.Request, accounts: Accounts, timeouts: Timeouts
+        self, request: web.Request, accounts: Accounts, timeouts: ClientTimeouts
     ) -> web.StreamResponse:
-        """Answers, or raises ``ApiError``."""
+        """Respond to the request.  Raises ``ApiError``."""
 
 
 class Text(NamedTuple):
+    """A response that is not JSON."""
+
     body: bytes
     content_type: str
 
 
 class Route:
-    """A ``Row``; ``handler``'s docstring becomes the description."""
+    """An ``Operation`` that its handler's signature and docstring describe."""
 
     def __init__(
         self,
@@ -75,56 +84,61 @@ class Route:
         self.description = inspect.getdoc(handler) or ""
         self.public = public
         hints = get_type_hints(handler)
-        gives = hints.pop("return")
+        result = hints.pop("return")
         self.statuses: Sequence[int] = (status,)
-        if get_origin(gives) is tuple:
-            statuses, gives = get_args(gives)
+        if get_origin(result) is tuple:
+            statuses, result = get_args(result)
             self.statuses = get_args(statuses)
-        self.gives: Any = gives
-        self.media = "text/plain" if gives is Text else "application/json"
+        self.result: Any = result
+        self.media = "text/plain" if result is Text else "application/json"
         self.query: type[Any] | None = hints.pop("query", None)
         self.body: type[Any] | None = hints.pop("body", None)
         self.parts: Sequence[str] = re.findall(r"{(\w+)}", path)
-        self._tells_who = hints.pop("by", None) is Key
-        if set(hints) != set(self.parts) or (self._tells_who and public):
+        self._takes_key = hints.pop("by", None) is Key
+        if set(hints) != set(self.parts) or (self._takes_key and public):
             raise TypeError(f"{handler.__qualname__} does not fit {method} {path}")
 
     def __repr__(self) -> str:
         return f"<Route {self.method} {self.path}{' public' if self.public else ''}>"
 
     async def run(
-        self, request: web.Request, accounts: Accounts, timeouts: Timeouts
+        self, request: web.Request, accounts: Accounts, timeouts: ClientTimeouts
     ) -> web.StreamResponse:
-        """The story of nearly every request here."""
+        """Authenticate, parse the request, call the handler, and encode what it returns."""
         arguments: dict[str, Any] = {part: request.match_info[part] for part in self.parts}
         if not self.public:
             key = request[KEY] = await authenticate(request, accounts)
-            if self._tells_who:
+            if self._takes_key:
                 arguments["by"] = key
         if self.query is not None:
             arguments["query"] = read_query(request, self.query)
         if self.body is not None:
             arguments["body"] = await read_body(request, self.body, timeouts.body)
-        given = await self.handler(**arguments)
-        if isinstance(given, Text):
-            return say_text(given.body, given.content_type)
-        status, given = given if isinstance(given, tuple) else (self.statuses[0], given)
-        return say(given, status)
+        result = await self.handler(**arguments)
+        if isinstance(result, Text):
+            return text_response(result.body, result.content_type)
+        status, result = result if isinstance(result, tuple) else (self.statuses[0], result)
+        return json_response(result, status)
 
 
 def mount(
-    application: web.Application, rows: Sequence[Row], accounts: Accounts, timeouts: Timeouts
+    application: web.Application,
+    operations: Sequence[Operation],
+    accounts: Accounts,
+    timeouts: ClientTimeouts,
 ) -> None:
-    for row in rows:
-        handler = _handler(row, accounts, timeouts)
-        # aiohttp's own parts hold no braces, but an account's name may; "/" is quoted there.
-        path = row.path.replace("}", ":[^/]+}")
-        for method in ("GET", "HEAD") if row.method == "GET" else (row.method,):
+    """Add the operations to the application's router; each GET answers HEAD, too."""
+    for operation in operations:
+        handler = _handler(operation, accounts, timeouts)
+        # aiohttp's default pattern excludes braces, which an account's name may have; "/" in a
+        # name arrives quoted.
+        path = operation.path.replace("}", ":[^/]+}")
+        for method in ("GET", "HEAD") if operation.method == "GET" else (operation.method,):
             application.router.add_route(method, path, handler)
 
 
-def _handler(row: Row, accounts: Accounts, timeouts: Timeouts) -> Handler:
+def _handler(operation: Operation, accounts: Accounts, timeouts: ClientTimeouts) -> Handler:
     async def handler(request: web.Request) -> web.StreamResponse:
-        return await row.run(request, accounts, timeouts)
+        return await operation.run(request, accounts, timeouts)
 
     return handler

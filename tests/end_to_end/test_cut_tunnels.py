@@ -32,7 +32,9 @@ async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
 
 def the_busy_one(fabric: Fabric) -> Tunnel:
     """The server's end of the tunnel that carries the one stream."""
-    tunnels = (tunnel for node in fabric.app.registry.nodes() for tunnel in node.tunnels)
+    tunnels = (
+        tunnel for node in fabric.app.control_plane.registry.nodes() for tunnel in node.tunnels
+    )
     [tunnel] = (tunnel for tunnel in tunnels if tunnel.connection.active)
     return tunnel
 
@@ -65,10 +67,10 @@ async def test_an_answer_goes_on_over_another_tunnel_or_the_same_one_anew(
                     steps[len(got) - 1].set()
         assert got == words
         assert len(engine.requests) == 1
-        assert fabric.app.tunnels.resumed == 2
+        assert fabric.app.control_plane.tunnels.resumed == 2
         entry = (await fabric.ledger())[0]
         assert (entry.outcome, entry.attempts) == ("ok", 1)
-        await until(lambda: not fabric.app.registry.nodes()[0].active)
+        await until(lambda: not fabric.app.control_plane.registry.nodes()[0].active)
 
 
 async def test_bytes_in_flight_at_the_cut_come_once(tmp_path: Path, engine: ScriptedEngine) -> None:
@@ -84,7 +86,7 @@ async def test_bytes_in_flight_at_the_cut_come_once(tmp_path: Path, engine: Scri
                 if chunk.choices and chunk.choices[0].delta.content:
                     got.append(chunk.choices[0].delta.content)
                     if len(got) in (20, 100, 180):
-                        for tunnel in fabric.app.registry.nodes()[0].tunnels:
+                        for tunnel in fabric.app.control_plane.registry.nodes()[0].tunnels:
                             if tunnel.connection.active:
                                 cut(tunnel)
         assert got == words
@@ -106,12 +108,12 @@ async def test_the_whole_node_cut_off_comes_back_with_its_answer(
                 if chunk.choices and chunk.choices[0].delta.content:
                     got.append(chunk.choices[0].delta.content)
                     if len(got) == 1:
-                        [node] = fabric.app.registry.nodes()
+                        [node] = fabric.app.control_plane.registry.nodes()
                         assert node.link is not None
                         cut(node.link)
                         for tunnel in list(node.tunnels):
                             cut(tunnel)
-                        await until(lambda: not fabric.app.registry.nodes())
+                        await until(lambda: not fabric.app.control_plane.registry.nodes())
                         on.set()
         assert got == ["Hel", "lo"]
         assert len(engine.requests) == 1
@@ -130,7 +132,7 @@ async def test_a_user_who_hangs_up_between_tunnels_stops_the_engine(
             answer.close()
         request = await engine.started()
         await request.aborted(timeout=RESUME_SECONDS)
-        await until(lambda: not fabric.app.registry.nodes()[0].active)
+        await until(lambda: not fabric.app.control_plane.registry.nodes()[0].active)
 
 
 async def test_nobody_comes_back_so_the_user_is_told_and_the_engine_is_stopped(
@@ -149,7 +151,7 @@ async def test_nobody_comes_back_so_the_user_is_told_and_the_engine_is_stopped(
             assert 0.9 * RESUME_SECONDS < loop.time() - began < RESUME_SECONDS + 2
         last = body.strip().rsplit("\n\n", 1)[-1].removeprefix("data: ")
         assert json.loads(last)["error"]["code"] == "upstream_lost"
-        assert not fabric.app.registry.nodes()[0].active, "the slot is free"
+        assert not fabric.app.control_plane.registry.nodes()[0].active, "the slot is free"
         request = await engine.started()
         await request.aborted(timeout=KEEP_SECONDS + 1)
         assert loop.time() - began > KEEP_SECONDS - 1
@@ -180,7 +182,7 @@ async def test_what_has_not_begun_is_asked_elsewhere_at_once(
             task = await asked(engine, user)
             await fabric.join(other.url, name="other")
             fabric.app.listeners["proxy"].stop_accepting()
-            [lost] = (node for node in fabric.app.registry.nodes() if node.active)
+            [lost] = (node for node in fabric.app.control_plane.registry.nodes() if node.active)
             cut(lost.tunnels[0])
             await other.started()
             assert lost.active == 1, "nobody has waited until its tunnel was given up"
@@ -270,11 +272,11 @@ async def test_what_other_nodes_have_lost_is_no_matter_of_theirs(
     """A number is believed of the node that it belongs to."""
     async with Fabric(tmp_path) as fabric, ScriptedEngine() as other:
         await fabric.join(engine.url)
-        [node] = fabric.app.registry.nodes()
+        [node] = fabric.app.control_plane.registry.nodes()
         numbers = [tunnel.connection.number for tunnel in node.tunnels]
         stranger = await fabric.join(other.url, name="other")
-        there = fabric.app.registry.node(stranger.id)
+        there = fabric.app.control_plane.registry.node(stranger.id)
         assert there is not None
         [tunnel, _] = there.tunnels
-        fabric.app.tunnels.on_hello(tunnel, Hello(1, there.session, 5, numbers))
+        fabric.app.control_plane.tunnels.on_hello(tunnel, Hello(1, there.session, 5, numbers))
         assert not any(tunnel.connection.closed for tunnel in node.tunnels)

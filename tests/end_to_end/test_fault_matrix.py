@@ -136,7 +136,7 @@ class Bench:
         self.spare.models = [*self.spare.models, model]
         self.spare_node.supervisor.poke()
         async with asyncio.timeout(20):
-            while len(self.fabric.app.registry.candidates(model)) < 2:  # noqa: ASYNC110
+            while len(self.fabric.app.control_plane.registry.candidates(model)) < 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 
 
@@ -219,12 +219,12 @@ async def _hurt_request(
 async def _hurt_link(case: Case, bench: Bench, proxy: FaultProxy) -> None:
     """Returns when the node has registered again, if the fault is of a kind that shows at once."""
     [link] = proxy.links
-    [engine] = bench.fabric.app.registry.candidates(case.model)
+    [engine] = bench.fabric.app.control_plane.registry.candidates(case.model)
     FAULTS[case.fault](link)
     if case.fault in ("cut", "reset"):
         async with asyncio.timeout(20):
             while True:
-                node = bench.fabric.app.registry.node(engine.node.id)
+                node = bench.fabric.app.control_plane.registry.node(engine.node.id)
                 if node is not None and node is not engine.node and node.tunnels:
                     return
                 await asyncio.sleep(0.02)  # the node's doing: no event for it here

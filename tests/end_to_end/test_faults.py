@@ -58,7 +58,7 @@ async def test_an_unknown_model_is_404_and_one_whose_node_left_is_503(fabric: Fa
     assert (status, body["error"]["code"]) == (404, "model_not_found")
     await fabric.nodes[0].stop()
     async with asyncio.timeout(5):
-        while fabric.app.registry.nodes():  # noqa: ASYNC110
+        while fabric.app.control_plane.registry.nodes():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     async with fabric.user() as user, user.post(CHAT, json=ASK) as answer:
         assert answer.status == 503
@@ -273,7 +273,7 @@ async def test_load_is_spread_and_slots_are_respected(
                 await engine.started()
                 await other.started()
             async with asyncio.timeout(5):
-                while fabric.app.admission.waiting != 2:  # noqa: ASYNC110
+                while fabric.app.data_plane.admission.waiting != 2:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
             assert (len(engine.requests), len(other.requests)) == (4, 4)
             gate.set()
@@ -320,4 +320,4 @@ async def test_what_can_t_be_read_is_counted_where_operators_look(fabric: Fabric
     writer.write(b"GET / HTTP/1.1\r\nbroken\r\n\r\n")
     assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
     writer.close()
-    assert fabric.app.metrics.errors["bad_request"] == 1
+    assert fabric.app.data_plane.metrics.errors["bad_request"] == 1

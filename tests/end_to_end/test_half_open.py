@@ -44,7 +44,7 @@ async def proxy(fabric: Fabric) -> AsyncIterator[FaultProxy]:
 async def registered_after(fabric: Fabric, node_id: str, epoch: int) -> Node:
     async with asyncio.timeout(20):
         while True:
-            node = fabric.app.registry.node(node_id)
+            node = fabric.app.control_plane.registry.node(node_id)
             if node is not None and node.epoch > epoch and len(node.tunnels) == 2:
                 return node
             await asyncio.sleep(0.01)  # the node's doing: no event for it here
@@ -62,9 +62,9 @@ async def bury(fabric: Fabric, old: list[Connection], node: Node) -> None:
     for connection in sorted(old, key=lambda one: one.port, reverse=True):
         connection.reset()
         await answers(fabric, f"after-{connection.port}")
-        assert fabric.app.registry.node(node.id) is node
+        assert fabric.app.control_plane.registry.node(node.id) is node
     assert len(node.tunnels) == 2
-    assert fabric.app.links.reconnects == 1
+    assert fabric.app.control_plane.links.reconnects == 1
 
 
 async def test_a_node_that_reconnects_by_itself_is_not_evicted_by_its_old_connections(
@@ -101,7 +101,7 @@ async def test_a_node_that_was_restarted_is_not_evicted_by_its_old_connections(
         connection.black_hole()
     await node.stop()  # as by a power cut: what it says last does not arrive
     fabric.nodes.remove(node)
-    assert fabric.app.registry.node(node.id) is first
+    assert fabric.app.control_plane.registry.node(node.id) is first
     await fabric.run_node(node.config.data, engine.url)
     second = await registered_after(fabric, node.id, first.epoch)
     await bury(fabric, old, second)

@@ -61,23 +61,23 @@ async def test_the_quicker_node_answers_and_the_other_one_stops(
         quick.plan.hold.set()
         assert await answer == f"from {quick.port}"
         async with asyncio.timeout(5):
-            while sum(node.active for node in fabric.app.registry.nodes()):  # noqa: ASYNC110
+            while sum(node.active for node in fabric.app.control_plane.registry.nodes()):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)  # the node's confirmation: no event for it here
         assert left.outcome == "aborted"
         entry, *before = await fabric.ledger()
         assert len(before) == MIN_SAMPLES
-        rows = {row.id: row.name for row in await fabric.app.store.nodes()}
+        rows = {row.id: row.name for row in await fabric.app.backends.store.nodes()}
         assert (entry.outcome, entry.attempts) == ("ok", 2)
         assert rows[str(entry.node_id)] == f"at {quick.port}"
-        metrics = fabric.app.metrics
+        metrics = fabric.app.data_plane.metrics
         assert (metrics.hedged, metrics.hedges_won, metrics.retries) == (1, 1, 0)
 
 
 async def test_it_is_switched_while_the_server_runs(tmp_path: Path) -> None:
     async with Fabric(tmp_path) as fabric:
         app = fabric.app
-        assert app.gateway.hedging.on is False
+        assert app.data_plane.gateway.hedging.on is False
         for wanted in ("p95", "off"):
             told = reload(app, lambda config, wanted=wanted: replace(config, hedge=wanted))
             assert told["applied"] == ["hedge"]
-            assert app.gateway.hedging.on is (wanted == "p95")
+            assert app.data_plane.gateway.hedging.on is (wanted == "p95")

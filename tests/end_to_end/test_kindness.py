@@ -33,7 +33,7 @@ async def fabric(tmp_path: Path) -> AsyncIterator[Fabric]:
 
 
 def registration(fabric: Fabric, node: RunningNode) -> Node:
-    found = fabric.app.registry.node(node.id)
+    found = fabric.app.control_plane.registry.node(node.id)
     assert found is not None
     return found
 
@@ -204,7 +204,7 @@ async def test_draining_finishes_what_runs_and_survives_a_lost_link(
     link = registration(fabric, node).link
     assert link is not None
     link.close(0, "the test cuts it")
-    await until(lambda: (n := fabric.app.registry.node(node.id)) and n.epoch > epoch)
+    await until(lambda: (n := fabric.app.control_plane.registry.node(node.id)) and n.epoch > epoch)
     assert problem(fabric, node).startswith("draining: ")
     assert not leaving.done()
     gate.set()
@@ -252,7 +252,7 @@ async def test_a_drained_node_stays_so_when_it_or_the_server_comes_back(
     node = await fabric.join(engine.url)
     await api(fabric, "POST", f"/api/v1/nodes/{node.id}/drain")
     await node.stop()
-    await until(lambda: fabric.app.registry.node(node.id) is None)
+    await until(lambda: fabric.app.control_plane.registry.node(node.id) is None)
     again = await fabric.run_node(node.config.data, engine.url)
     assert registration(fabric, again).drained
     assert await ask(fabric) == 503
@@ -261,7 +261,7 @@ async def test_a_drained_node_stays_so_when_it_or_the_server_comes_back(
     await fabric.routed(again.id)
     assert await ask(fabric) == 503
     # What another process writes into the store is seen within a second, too.
-    await fabric.app.store.set_node_draining(again.id, False)
+    await fabric.app.backends.store.set_node_draining(again.id, False)
     await until(lambda: not registration(fabric, again).drained, timeout=2)
     assert await ask(fabric) == 200
 
@@ -274,7 +274,7 @@ async def test_undraining_serves_who_waits(tmp_path: Path, engine: ScriptedEngin
         first = asyncio.ensure_future(ask(fabric))
         await engine.started()
         second = asyncio.ensure_future(ask(fabric))
-        await until(lambda: fabric.app.admission.waiting == 1)
+        await until(lambda: fabric.app.data_plane.admission.waiting == 1)
         await api(fabric, "POST", f"/api/v1/nodes/{node.id}/drain")
         gate.set()
         assert await first == 200
@@ -291,9 +291,9 @@ async def test_a_node_is_called_as_its_invitation_says_unless_its_owner_names_it
 ) -> None:
     async def joined(invited: str | None, own: str | None) -> tuple[str, str]:
         directory = tmp_path / f"{invited}-{own}"
-        token = (await fabric.app.enrolment.invite(invited, 60.0)).token
+        token = (await fabric.app.control_plane.enrolment.invite(invited, 60.0)).token
         identity = await join(token, directory, name=own)
-        row = await fabric.app.store.node(identity.node_id)
+        row = await fabric.app.backends.store.node(identity.node_id)
         assert row is not None
         return row.name, Identity.load(directory).name
 

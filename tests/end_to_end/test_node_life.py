@@ -29,7 +29,7 @@ async def fabric(tmp_path: Path) -> AsyncIterator[Fabric]:
 
 
 def registration(fabric: Fabric, node: RunningNode) -> Node:
-    found = fabric.app.registry.node(node.id)
+    found = fabric.app.control_plane.registry.node(node.id)
     assert found is not None
     return found
 
@@ -58,7 +58,7 @@ async def test_after_a_sleep_the_node_registers_again_at_once(
     await fabric.routed(node.id)
     before = registration(fabric, node).epoch
     slept = 3600.0
-    await until(lambda: (n := fabric.app.registry.node(node.id)) and n.epoch > before)
+    await until(lambda: (n := fabric.app.control_plane.registry.node(node.id)) and n.epoch > before)
     await fabric.routed(node.id)
     async with fabric.user() as user, user.post(CHAT, json=ASK) as answer:
         assert answer.status == 200
@@ -66,10 +66,10 @@ async def test_after_a_sleep_the_node_registers_again_at_once(
 
 async def test_models_that_come_and_go_are_reported(fabric: Fabric, engine: ScriptedEngine) -> None:
     node = await fabric.join(engine.url)
-    assert set(fabric.app.registry.models()) == {"tiny"}
+    assert set(fabric.app.control_plane.registry.models()) == {"tiny"}
     engine.models = ["tiny", "new"]
     node.supervisor.poke()
-    await until(lambda: set(fabric.app.registry.models()) == {"tiny", "new"})
+    await until(lambda: set(fabric.app.control_plane.registry.models()) == {"tiny", "new"})
 
 
 async def test_an_engine_that_dies_is_known_to_be_down_and_one_that_comes_back_to_be_up(
@@ -92,8 +92,8 @@ async def test_an_engine_that_dies_is_known_to_be_down_and_one_that_comes_back_t
 async def test_heartbeats_reach_the_store(fabric: Fabric, engine: ScriptedEngine) -> None:
     node = await fabric.join(engine.url)
     await until(lambda: (beat := registration(fabric, node).heartbeat) and beat.seq >= 3)
-    await fabric.app.worker.flush()
-    records = await fabric.app.store.heartbeats(node.id)
+    await fabric.app.backends.writer.flush()
+    records = await fabric.app.backends.store.heartbeats(node.id)
     assert [record.seq for record in records] == list(range(len(records), 0, -1))
     beat = records[0].heartbeat
     assert beat.memory_bytes > 0

@@ -42,7 +42,7 @@ async def test_a_node_runs_on_the_plain_loop_without_posix_modules(tmp_path: Pat
         directory = await fabric.enrol()
         command = [sys.executable, "-c", WITHOUT, "run", "--data", str(directory)]
         with running([*command, "--engine", engine.url, "--log-json"]):
-            node = (await fabric.app.store.nodes())[0]
+            node = (await fabric.app.backends.store.nodes())[0]
             await fabric.routed(node.id)
             body = {"model": "tiny", "messages": []}
             async with fabric.user() as user:

@@ -153,5 +153,5 @@ async def test_the_engine_s_own_complaint_is_the_user_s_answer(client: openai.As
 
 async def slots_free(fabric: Fabric) -> None:
     async with asyncio.timeout(2):
-        while any(node.active for node in fabric.app.registry.nodes()):  # noqa: ASYNC110
+        while any(node.active for node in fabric.app.control_plane.registry.nodes()):  # noqa: ASYNC110
             await asyncio.sleep(0.01)

@@ -22,7 +22,7 @@ async def fabric(tmp_path: Path, ollama: OllamaServer) -> AsyncIterator[Fabric]:
 
 
 async def test_it_is_found_out_by_itself(fabric: Fabric, ollama: OllamaServer) -> None:
-    [node] = fabric.app.registry.nodes()
+    [node] = fabric.app.control_plane.registry.nodes()
     [engine] = node.engines.values()
     assert engine.kind == "ollama"
     assert list(engine.models) == [ollama.model]

@@ -40,7 +40,7 @@ async def test_requests_stay_in_the_region_that_their_header_names(tmp_path: Pat
         assert (len(west.requests), len(east.requests)) == (4, 0)
         await ask("us-east")
         assert (len(west.requests), len(east.requests)) == (4, 1)
-        rows = await fabric.app.store.nodes()
+        rows = await fabric.app.backends.store.nodes()
         assert {row.name: row.region for row in rows} == {"east": "us-east", "west": "eu-west"}
 
 

@@ -28,7 +28,7 @@ async def fabric(tmp_path: Path, engine: ScriptedEngine) -> AsyncIterator[Fabric
 
 @pytest.fixture
 def client(fabric: Fabric) -> Iterator[Client]:
-    with Client(fabric.public, fabric.key, ca=str(fabric.app.certificates.ca)) as client:
+    with Client(fabric.public, fabric.key, ca=str(fabric.app.tls.certificates.ca)) as client:
         yield client
 
 
@@ -98,7 +98,7 @@ async def test_an_error_has_its_code_and_the_requests_id(client: Client, streame
 
 async def test_a_wrong_key_is_refused_at_once(fabric: Fabric) -> None:
     with (
-        Client(fabric.public, "sk-fab-wrong", ca=str(fabric.app.certificates.ca)) as client,
+        Client(fabric.public, "sk-fab-wrong", ca=str(fabric.app.tls.certificates.ca)) as client,
         pytest.raises(Refused, match="API key") as caught,
     ):
         await do(client.models)
@@ -116,7 +116,7 @@ async def test_a_warm_connection_is_used_again_also_after_an_error(
     with pytest.raises(Refused):
         await do(client.infer, "nobody", "Hi")
     await do(client.infer, "tiny", "Hi")
-    assert fabric.app.edge.connections == 1
+    assert fabric.app.data_plane.edge.connections == 1
 
 
 async def test_a_connection_that_the_server_closed_meanwhile_is_no_error(
@@ -204,10 +204,10 @@ async def test_a_node_tells_its_owner_how_fast_it_is(
 ) -> None:
     async with Fabric(tmp_path) as fabric:
         data = await fabric.enrol()
-        client = Client(fabric.public, fabric.key, ca=str(fabric.app.certificates.ca))
+        client = Client(fabric.public, fabric.key, ca=str(fabric.app.tls.certificates.ca))
         command = [sys.executable, "-m", "fabric_client", "run", "--data", str(data)]
         with running([*command, "--engine", engine.url, "--no-pause-on-battery"]), client:
-            await fabric.routed((await fabric.app.store.nodes())[0].id)
+            await fabric.routed((await fabric.app.backends.store.nodes())[0].id)
             await do(client.infer, "tiny", "Hi")
             await do(list, await do(client.stream, "tiny", "Hi"))
             async with asyncio.timeout(20):
@@ -235,7 +235,7 @@ async def test_the_examples_of_the_document_run(
     for words, real in (
         ("https://fabric.example:18080", fabric.public),
         ("sk-fab-…", fabric.key),
-        ("ca.pem", str(fabric.app.certificates.ca)),
+        ("ca.pem", str(fabric.app.tls.certificates.ca)),
         ("Node()", f"Node({str(fabric.nodes[0].config.data)!r})"),
     ):
         assert words in code

@@ -54,7 +54,7 @@ async def test_a_question_that_a_dead_tunnel_swallows_is_asked_on_the_other_one(
 ) -> None:
     async with Fabric(tmp_path) as fabric, fabric.faults(HOST) as proxy:
         await fabric.join(engine.url, via=HOST)
-        [node] = fabric.app.registry.nodes()
+        [node] = fabric.app.control_plane.registry.nodes()
         dead = await the_next_one(node)
         wire_of(proxy, dead).black_hole()
         assert b"[DONE]" in await ask(fabric)
@@ -73,7 +73,7 @@ async def test_a_node_all_of_whose_tunnels_are_dead_is_left_before_they_are_give
         ScriptedEngine(models=["tiny", "more"]) as other,
     ):
         await fabric.join(engine.url, via=HOST)
-        [node] = fabric.app.registry.nodes()
+        [node] = fabric.app.control_plane.registry.nodes()
         await the_next_one(node)
         proxy.each(Connection.black_hole)
         task = asyncio.create_task(ask(fabric))
@@ -90,7 +90,7 @@ async def test_a_tunnel_that_is_only_slow_answers_what_it_was_asked(
 ) -> None:
     async with Fabric(tmp_path, tunnels=1) as fabric, fabric.faults(HOST) as proxy:
         await fabric.join(engine.url, via=HOST)
-        [node] = fabric.app.registry.nodes()
+        [node] = fabric.app.control_plane.registry.nodes()
         slow = await the_next_one(node)
         wire_of(proxy, slow).black_hole()
         task = asyncio.create_task(ask(fabric))

@@ -113,7 +113,7 @@ async def test_keys_are_for_their_owner_s_eyes_only(fabric: Fabric) -> None:
 async def test_an_expired_certificate_is_refused_and_says_so(fabric: Fabric) -> None:
     directory = await fabric.enrol()
     identity = Identity.load(directory)
-    authority = fabric.app.certificates.authority
+    authority = fabric.app.tls.certificates.authority
     long_ago = time.time() - 40 * 86_400
     request = read_request(identity.request())
     expired = authority.sign_node(request, identity.node_id, long_ago, 30 * 86_400)
@@ -138,12 +138,12 @@ async def test_a_revoked_node_is_cut_off_at_once_and_told_for_good(
 ) -> None:
     gone = await fabric.join(engine.url, name="gone")
     await fabric.join(engine.url, name="stays")
-    await fabric.app.store.revoke_node(gone.id, time.time())
+    await fabric.app.backends.store.revoke_node(gone.id, time.time())
     with pytest.raises(RemoteError, match="revoked"):
         async with asyncio.timeout(2):
             await gone.task
     fabric.nodes.remove(gone)
-    assert fabric.app.registry.node(gone.id) is None
+    assert fabric.app.control_plane.registry.node(gone.id) is None
     assert await answers(fabric)
     assert await complaint(gone.config.data) == "for good: this node was revoked"
 
@@ -211,7 +211,7 @@ async def test_an_old_protocol_version_is_refused_with_both_numbers(fabric: Fabr
 
 async def test_a_tunnel_needs_the_session_of_its_own_node(fabric: Fabric) -> None:
     other = await fabric.join(name="other")
-    registered = fabric.app.registry.node(other.id)
+    registered = fabric.app.control_plane.registry.node(other.id)
     assert registered is not None
     identity = Identity.load(await fabric.enrol("thief"))
     loop = asyncio.get_running_loop()
@@ -238,7 +238,7 @@ async def test_an_old_link_that_dies_late_evicts_nothing(
     old.send(Register(1, "0.1", "attic", "", []))
     node = await fabric.run_node(directory, engine.url)
     assert (await asyncio.wait_for(old_peer.closed, 5))[0] == Code.SUPERSEDED
-    assert fabric.app.registry.node(node.id) is not None
+    assert fabric.app.control_plane.registry.node(node.id) is not None
     assert await answers(fabric)
 
 

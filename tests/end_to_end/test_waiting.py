@@ -40,7 +40,7 @@ async def streamed(client: openai.AsyncOpenAI, **headers: str) -> str:
 
 async def in_line(fabric: Fabric, count: int) -> None:
     async with asyncio.timeout(5):
-        while fabric.app.admission.waiting != count:  # noqa: ASYNC110
+        while fabric.app.data_plane.admission.waiting != count:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
@@ -56,7 +56,7 @@ async def look(fabric: Fabric, path: str) -> tuple[int, Any]:
 
 def let_time_pass(fabric: Fabric) -> None:
     """As long as it takes until those in line are told so."""
-    deadlines = fabric.app.deadlines
+    deadlines = fabric.app.data_plane.deadlines
     deadlines.check(asyncio.get_running_loop().time() + QUEUED_SECONDS)
 
 

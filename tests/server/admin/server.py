@@ -61,7 +61,7 @@ class Server:
     async def prepare(self) -> None:
         for management in (True, False):
             new = mint("test", now=time.time(), management=management)
-            await self.app.store.create_key(new.row)
+            await self.app.backends.store.create_key(new.row)
             if management:
                 self.management = new.text
             else:
@@ -185,7 +185,7 @@ class Machine:
 
     async def dial(self, server: Server, name: str, engines: list[EngineReport]) -> None:
         loop, app = asyncio.get_running_loop(), server.app
-        authority = app.certificates.authority
+        authority = app.tls.certificates.authority
         papers = node_papers(authority, server.directory / "papers", name, now=time.time())
 
         async def connect(port: str, alpn: str, driver: Any) -> Any:
@@ -205,14 +205,14 @@ class Machine:
             "proxy", TUNNEL_ALPN, Tunnel(Role.NODE, self, loop, rng=Random(3))
         )
         self.tunnel.hello(registered.session)
-        await until(lambda: app.tunnels.count == 1)
+        await until(lambda: app.control_plane.tunnels.count == 1)
 
 
 @contextlib.asynccontextmanager
 async def connected(
     server: Server, name: str, engines: list[EngineReport]
 ) -> AsyncIterator[Machine]:
-    store = server.app.store
+    store = server.app.backends.store
     await store.create_invitation(invitation(name))
     await store.redeem_invitation(digest(name), node(name, id=name), NOON)
     machine = Machine()
@@ -223,8 +223,8 @@ async def connected(
         for driver in (machine.tunnel, machine.link):
             driver.close(0, "the test is over")
         await asyncio.wait_for(machine.closed, 5)
-        await until(lambda: server.app.registry.node(name) is None)
-        await until(lambda: server.app.tunnels.count == 0)
+        await until(lambda: server.app.control_plane.registry.node(name) is None)
+        await until(lambda: server.app.control_plane.tunnels.count == 0)
 
 
 async def until(condition: Any) -> None:
@@ -246,7 +246,7 @@ def heartbeat(seq: int, **changes: Any) -> Heartbeat:
 async def fill(server: Server, count: int = 10) -> None:
     for number in range(count):
         odd = number % 2
-        server.app.bus.publish(
+        server.app.backends.bus.publish(
             LEDGER,
             entry(
                 number,
@@ -258,7 +258,7 @@ async def fill(server: Server, count: int = 10) -> None:
                 completion_tokens=None if odd else 7,
             ),
         )
-    await server.app.worker.flush()
+    await server.app.backends.writer.flush()
 
 
 async def figures(server: Server) -> dict[tuple[str, ...], float]:

@@ -76,10 +76,10 @@ async def test_an_account_that_is_disabled_takes_its_keys_along(
     assert await server.public("/v1/models", text) == 200
     said = [record for record in caplog.records if record.name == "fabric.api"]
     assert [(one.message, getattr(one, "account", None)) for one in said] == [
-        ("key made", "acme"),
+        ("key created", "acme"),
         ("account disabled", "acme"),
         ("account disabled", "acme"),
-        ("key made", "acme"),
+        ("key created", "acme"),
         ("account enabled", "acme"),
     ]
     assert text not in caplog.text
@@ -113,7 +113,7 @@ async def test_what_is_not_there_or_not_clear_is_told(server: Server, change: st
     assert (await server.get("/api/v1/accounts/nobody")).code == "account_not_found"
     assert (await server.post(f"/api/v1/keys/key_0/{change}")).code == "key_not_found"
     for name in ("one", "two"):
-        await server.app.store.create_key(key(name, prefix="sk-fab-same"))
+        await server.app.backends.store.create_key(key(name, prefix="sk-fab-same"))
     both = await server.post(f"/api/v1/keys/sk-fab-same/{change}")
     assert (both.status, both.code) == (409, "ambiguous_key")
 
@@ -125,8 +125,8 @@ async def test_a_management_key_may_shut_itself_out_and_the_store_lets_it_in_aga
     out = await server.get("/api/v1/accounts")
     assert (out.status, out.code) == (401, "account_deactivated")
     assert out.headers["WWW-Authenticate"].startswith("Bearer")
-    await server.app.store.set_account_enabled("default", True)
-    await server.app.watch.sync()
+    await server.app.backends.store.set_account_enabled("default", True)
+    await server.app.change_feed.sync()
     assert (await server.get("/api/v1/accounts")).status == 200
 
 
@@ -149,8 +149,8 @@ async def test_an_account_of_an_older_release_can_be_disabled_whatever_it_is_cal
     server: Server,
 ) -> None:
     new = mint("old", now=time.time())
-    await server.app.store.create_account(account("tab\there"))
-    await server.app.store.create_key(key(hash=new.row.hash, account="tab\there"))
+    await server.app.backends.store.create_account(account("tab\there"))
+    await server.app.backends.store.create_key(key(hash=new.row.hash, account="tab\there"))
     assert await server.public("/v1/models", new.text) == 200
     assert (await server.post("/api/v1/accounts/tab%09here/disable")).status == 200
     assert await server.public("/v1/models", new.text) == 401
@@ -166,7 +166,7 @@ async def test_an_account_of_an_older_release_can_be_disabled_whatever_it_is_cal
         ({"name": ".."}, "can't be"),
         ({"name": "a", "note": "x" * 1001}, "note: Expected `str` of length <= 1000"),
         ({"name": "a", "note": "\x00"}, "printable"),
-        ({"name": "a", "enabled": False}, "There is no 'enabled' here"),
+        ({"name": "a", "enabled": False}, "There is no field 'enabled'"),
     ],
 )
 async def test_an_account_that_makes_no_sense_is_refused(

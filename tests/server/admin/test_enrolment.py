@@ -16,7 +16,7 @@ async def test_an_invited_machine_joins_once(server: Server) -> None:
     token = made.body["token"]
     assert (made.body["host"], made.body["name"]) == ("127.0.0.1", "ada's")
     assert made.body["api_port"] == server.app.listeners["api"].port
-    assert made.body["ca_sha256"] == server.app.certificates.fingerprint.hex()
+    assert made.body["ca_sha256"] == server.app.tls.certificates.fingerprint.hex()
     assert made.body["expires_at"] == pytest.approx(time.time() + 60, abs=5)
 
     identity = await join(token, server.directory / "node", name="attic")
@@ -35,7 +35,7 @@ async def test_an_invitation_needs_nothing_said(server: Server) -> None:
 
 async def test_what_a_joining_machine_asks_is_answered_like_all_else(server: Server) -> None:
     authority = await server.get("/api/v1/ca", key=NOBODY)
-    assert authority.body.decode() == server.app.certificates.authority.pem
+    assert authority.body.decode() == server.app.tls.certificates.authority.pem
     bad = await server.post("/api/v1/enrol", {"secret": 1}, key=NOBODY)
     assert bad.status == 400
     unknown = await server.post("/api/v1/enrol", [], key=NOBODY)

@@ -44,8 +44,8 @@ async def test_a_server_whose_public_port_is_closed_is_not_ready(server: Server)
 async def test_a_server_without_its_store_is_degraded_and_says_why_only_to_operators(
     server: Server,
 ) -> None:
-    await server.app.store.close()
-    await server.app.watch.sync()
+    await server.app.backends.store.close()
+    await server.app.change_feed.sync()
     ready = await server.get("/health/ready", key=NOBODY)
     assert (ready.status, ready.body["status"]) == (200, "degraded")
     assert ready.body["checks"]["store"] == "away"
@@ -64,8 +64,8 @@ async def test_a_server_that_can_store_nothing_is_degraded_until_it_can(server: 
             other.execute(f"ALTER TABLE {old} RENAME TO {new}")
 
     rename("ledger", "elsewhere")
-    server.app.bus.publish(LEDGER, entry(1))
-    await until(lambda: server.app.worker.problem)
+    server.app.backends.bus.publish(LEDGER, entry(1))
+    await until(lambda: server.app.backends.writer.problem)
     ready = await server.get("/health/ready")
     assert (ready.status, ready.body["status"]) == (200, "degraded")
     assert (ready.body["checks"]["store"], ready.body["checks"]["bus"]) == ("ok", "away")
@@ -73,6 +73,6 @@ async def test_a_server_that_can_store_nothing_is_degraded_until_it_can(server: 
     assert (await server.get("/api/v1/requests")).code == "store_unavailable"
 
     rename("elsewhere", "ledger")
-    await server.app.worker.flush()
+    await server.app.backends.writer.flush()
     assert (await server.get("/health/ready")).body["status"] == "ready"
     assert len((await server.get("/api/v1/requests")).body["data"]) == 1

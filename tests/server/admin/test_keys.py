@@ -51,7 +51,7 @@ async def test_revoking_a_key_that_is_not_there_is_told(server: Server) -> None:
 
 async def test_a_prefix_that_two_keys_have_revokes_neither(server: Server) -> None:
     for name in ("one", "two"):
-        await server.app.store.create_key(key(name, prefix="sk-fab-same"))
+        await server.app.backends.store.create_key(key(name, prefix="sk-fab-same"))
     both = await server.post("/api/v1/keys/sk-fab-same/revoke")
     assert (both.status, both.code) == (409, "ambiguous_key")
     assert "key_one" in both.message and "key_two" in both.message
@@ -60,6 +60,6 @@ async def test_a_prefix_that_two_keys_have_revokes_neither(server: Server) -> No
 
 async def test_an_expired_key_is_shown_as_such(server: Server) -> None:
     new = mint("short", now=time.time() - 100, expires_at=time.time() - 50)
-    await server.app.store.create_key(new.row)
+    await server.app.backends.store.create_key(new.row)
     keys = (await server.get("/api/v1/keys")).body["data"]
     assert {one["name"]: one["state"] for one in keys} == {"test": "good", "short": "expired"}

@@ -7,7 +7,7 @@ import contextlib
 import socket
 from pathlib import Path
 
-from fabric_server import admin as api
+from fabric_server.admin.server import make_application
 from fabric_server.net.listener import REASONS
 from ledger.records import HEARTBEATS
 from protocol.messages import ModelReport
@@ -26,7 +26,7 @@ async def test_metrics_tell_what_goes_on_and_never_name_a_model_a_key_or_a_node(
     served = [engine("ollama", ModelReport("secret-model"))]
     async with connected(server, "node_here", served) as machine:
         machine.link.send(heartbeat(1))
-        await until(lambda: server.app.bus.waiting[HEARTBEATS])  # type: ignore[attr-defined]
+        await until(lambda: server.app.backends.bus.waiting[HEARTBEATS])  # type: ignore[attr-defined]
         await fill(server)
         assert await server.public("/v1/models", server.user) == 200
         assert await server.public("/v1/nothing", server.user) == 404
@@ -72,4 +72,4 @@ async def test_two_servers_in_one_process_have_figures_of_their_own(
     server: Server, tmp_path: Path
 ) -> None:
     assert (await server.get("/metrics")).body
-    api.make(server.app)  # registers all its figures once more, elsewhere
+    make_application(server.app.admin.context)  # registers all metrics again, elsewhere

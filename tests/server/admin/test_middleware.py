@@ -13,10 +13,10 @@ import pytest
 from aiohttp import web
 from msgspec import Struct
 
-from fabric_server import admin as api
-from fabric_server.admin.middleware import answer
-from fabric_server.admin.parameters import Timeouts
+from fabric_server.admin.middleware import connection_factory, handle_errors
+from fabric_server.admin.parameters import ClientTimeouts
 from fabric_server.admin.routes import Route, mount
+from fabric_server.admin.server import make_application
 from fabric_server.net.listener import Listener, Port
 from ledger.records import LEDGER
 from tests.contracts.samples import entry
@@ -26,7 +26,7 @@ from tests.trust import client_context
 
 async def test_it_is_answered_over_tls_with_the_fabrics_own_certificate(server: Server) -> None:
     port = server.app.listeners["api"].port
-    context = client_context(server.app.certificates.authority.pem)
+    context = client_context(server.app.tls.certificates.authority.pem)
     for host in ("127.0.0.1", "localhost"):
         answer = await server.get(f"https://{host}:{port}/api/v1/keys", ssl=context)
         assert len(answer.body["data"]) == 2
@@ -90,7 +90,7 @@ async def test_what_is_not_http_gets_json_too(
 
 @contextlib.asynccontextmanager
 async def serving(
-    application: web.Application, timeouts: Timeouts
+    application: web.Application, timeouts: ClientTimeouts
 ) -> AsyncIterator[tuple[Listener, web.Server]]:
     """A port of its own for what is asked with less patience."""
     runner = web.AppRunner(application, handle_signals=False)
@@ -101,7 +101,7 @@ async def serving(
             name="api",
             hosts=["127.0.0.1"],
             number=0,
-            protocol=api.protocol(runner.server, timeouts),
+            protocol=connection_factory(runner.server, timeouts),
             context=lambda: pytest.fail("nobody asks for TLS here"),
             plaintext="loopback",
         )
@@ -115,8 +115,11 @@ async def serving(
 
 
 async def test_a_body_that_comes_too_slowly_is_refused(server: Server) -> None:
-    timeouts = Timeouts(body=0.1, linger=0.1, enrol=0.1)
-    async with serving(api.make(server.app, timeouts=timeouts), timeouts) as (listener, _):
+    timeouts = ClientTimeouts(body=0.1, linger=0.1, enrol=0.1)
+    async with serving(make_application(server.app.admin.context, timeouts=timeouts), timeouts) as (
+        listener,
+        _,
+    ):
         for path in (b"/api/v1/keys", b"/api/v1/enrol"):
             reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
             writer.write(
@@ -131,8 +134,8 @@ async def test_a_body_that_comes_too_slowly_is_refused(server: Server) -> None:
 
 
 async def test_a_connection_on_which_no_request_comes_is_closed(server: Server) -> None:
-    timeouts = Timeouts(idle=0.1)
-    async with serving(api.make(server.app), timeouts) as (listener, _):
+    timeouts = ClientTimeouts(idle=0.1)
+    async with serving(make_application(server.app.admin.context), timeouts) as (listener, _):
         for start in (b"G", b"GET /health/live HTTP/1.1\r\nHost: a\r\n"):
             reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
             writer.write(start)
@@ -143,10 +146,13 @@ async def test_a_connection_on_which_no_request_comes_is_closed(server: Server) 
 
 async def test_a_client_that_takes_no_answers_is_cut_off(server: Server) -> None:
     for number in range(1000):
-        server.app.bus.publish(LEDGER, entry(number))
-    await server.app.worker.flush()
-    timeouts = Timeouts(reader=0.3)
-    async with serving(api.make(server.app), timeouts) as (listener, conversations):
+        server.app.backends.bus.publish(LEDGER, entry(number))
+    await server.app.backends.writer.flush()
+    timeouts = ClientTimeouts(reader=0.3)
+    async with serving(make_application(server.app.admin.context), timeouts) as (
+        listener,
+        conversations,
+    ):
         loop = asyncio.get_running_loop()
         with socket.socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -178,9 +184,14 @@ async def test_a_defect_is_told_in_json_and_costs_only_its_request(
         """Fails."""
         raise ZeroDivisionError("a secret")
 
-    application = web.Application(middlewares=[answer])
-    mount(application, [Route("GET", "/", defect, public=True)], server.app.accounts, Timeouts())
-    async with serving(application, Timeouts()) as (listener, _):
+    application = web.Application(middlewares=[handle_errors])
+    mount(
+        application,
+        [Route("GET", "/", defect, public=True)],
+        server.app.data_plane.accounts,
+        ClientTimeouts(),
+    )
+    async with serving(application, ClientTimeouts()) as (listener, _):
         for _ in range(2):
             failed = await server.get(f"http://127.0.0.1:{listener.port}/", key=NOBODY)
             assert (failed.status, failed.code) == (500, "internal_error")

@@ -11,7 +11,7 @@ from tests.server.admin.server import Server, connected, engine, heartbeat, unti
 
 
 async def test_a_node_is_shown_with_what_it_serves_and_how_it_is(server: Server) -> None:
-    nodes = server.app.store
+    nodes = server.app.backends.store
     await nodes.create_invitation(invitation("away"))
     await nodes.redeem_invitation(digest("away"), node("away"), NOON)
     tiny = ModelReport("tiny:latest", size=5, context_length=4096, loaded=True)
@@ -20,8 +20,8 @@ async def test_a_node_is_shown_with_what_it_serves_and_how_it_is(server: Server)
     async with connected(server, "node_here", [engine("ollama", tiny, large), broken]) as machine:
         odd = heartbeat(1, cpu_percent=math.nan, gpus=[Gpu("RTX", power_watts=math.inf)])
         machine.link.send(odd)
-        await until(lambda: server.app.registry.node("node_here").heartbeat)  # type: ignore[union-attr]
-        await server.app.worker.flush()
+        await until(lambda: server.app.control_plane.registry.node("node_here").heartbeat)  # type: ignore[union-attr]
+        await server.app.backends.writer.flush()
 
         both = (await server.get("/api/v1/nodes")).body["data"]
         away, here = both

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from fabric_server import admin as api
+from fabric_server.admin.server import make_application
 from tests.server.admin.server import Server, figures, schemas
 
 
@@ -18,7 +18,7 @@ async def test_every_route_is_described(server: Server) -> None:
     }
     served = {
         (route.method, resource.canonical)
-        for resource in api.make(server.app).router.resources()
+        for resource in make_application(server.app.admin.context).router.resources()
         for route in resource
         if route.method != "HEAD"
     }

@@ -121,7 +121,7 @@ async def test_lines_of_a_batch_let_everybody_else_go_first(
         client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "user"}])
     )
     async with asyncio.timeout(PATIENCE):
-        while fabric.app.admission.waiting != 3:  # noqa: ASYNC110 - no event for it
+        while fabric.app.data_plane.admission.waiting != 3:  # noqa: ASYNC110 - no event for it
             await asyncio.sleep(0.01)
     hold.set()
     await asking
@@ -248,7 +248,9 @@ async def test_a_large_file_comes_back_as_it_was_sent(
     with pytest.raises(openai.APIStatusError) as full:
         await client.files.create(file=("data.bin", data), purpose="batch")
     assert full.value.code == "files_full"
-    rows = await fabric.app.store.database.fetch("SELECT count(DISTINCT file_id) FROM file_chunks")
+    rows = await fabric.app.backends.store.database.fetch(
+        "SELECT count(DISTINCT file_id) FROM file_chunks"
+    )
     assert rows[0][0] == 3
 
 
@@ -305,7 +307,9 @@ async def test_lines_of_a_key_with_limits_wait_for_them_and_leave_no_trace_of_it
     other = await new_key(fabric, "another")
     async with fabric.openai(api_key=key) as client, fabric.openai(api_key=other.text) as second:
         for _ in range(240 - 6):  # what is left in the first moment
-            fabric.app.gateway.limits.take(await fabric.app.accounts.authenticate(key))
+            fabric.app.data_plane.gateway.limits.take(
+                await fabric.app.data_plane.accounts.authenticate(key)
+            )
         limited = await submit(client, [line(f"{n}") for n in range(12)])
         free = await submit(second, [line(f"{n}", "free") for n in range(12)])
         assert (await ended(second, free)).status == "completed"
@@ -323,7 +327,7 @@ async def test_a_batch_whose_key_is_disabled_ends_with_an_error_for_each_line_th
     engine.plan = Plan(chunks=("one", "more"), hold=asyncio.Event())
     batch = await submit(client, [line(f"{n}") for n in range(9)])
     await engine.started()
-    disabled = await fabric.app.store.set_key_enabled(fabric.key[:13], False)
+    disabled = await fabric.app.backends.store.set_key_enabled(fabric.key[:13], False)
     assert disabled is not None
     manager = await new_key(fabric, "tests")
     async with fabric.openai(api_key=manager.text) as other:  # of the same account
@@ -370,13 +374,13 @@ class Deleted(FileStore):
 async def test_a_file_that_is_deleted_while_its_batch_is_made_fails_that_batch_only(
     client: openai.AsyncOpenAI, fabric: Fabric
 ) -> None:
-    fabric.app.jobs.drain()  # what follows is done by another
+    fabric.app.data_plane.jobs.drain()  # what follows is done by another
     batch = await submit(client, [line(f"{n}") for n in range(3)])
-    database = fabric.app.store.database
+    database = fabric.app.backends.store.database
     files = Deleted(database)
     batches = BatchStore(database)
     told = Webhooks(WebhookStore(database), plain=False, private=False)
-    keeper = Files(files, fabric.app.accounts, most=1, most_of_account=1, days=1)
+    keeper = Files(files, fabric.app.data_plane.accounts, most=1, most_of_account=1, days=1)
 
     async def known(model: str) -> bool:
         return True
@@ -412,15 +416,15 @@ async def test_a_server_that_leaves_gives_lines_back_that_wait_for_a_slot(
     for _ in range(2):
         await engine.started()
     async with asyncio.timeout(PATIENCE):
-        while fabric.app.admission.waiting < 2:  # noqa: ASYNC110 - no event for it
+        while fabric.app.data_plane.admission.waiting < 2:  # noqa: ASYNC110 - no event for it
             await asyncio.sleep(0.01)
-        fabric.app.jobs.drain()
-        jobs = JobStore(fabric.app.store.database)
-        while fabric.app.jobs.under_way["line"] > 2:  # noqa: ASYNC110 - no event for it
+        fabric.app.data_plane.jobs.drain()
+        jobs = JobStore(fabric.app.backends.store.database)
+        while fabric.app.data_plane.jobs.under_way["line"] > 2:  # noqa: ASYNC110 - no event for it
             await asyncio.sleep(0.01)
         assert await jobs.queued() == (0, 2)
     hold.set()
     async with asyncio.timeout(PATIENCE):
-        while fabric.app.jobs.under_way["line"]:  # noqa: ASYNC110 - no event for it
+        while fabric.app.data_plane.jobs.under_way["line"]:  # noqa: ASYNC110 - no event for it
             await asyncio.sleep(0.01)
-    assert fabric.app.jobs.ended == {("line", "done"): 2}
+    assert fabric.app.data_plane.jobs.ended == {("line", "done"): 2}

@@ -107,7 +107,9 @@ async def test_a_job_that_waits_has_a_place_in_line_and_low_priority_comes_last(
         if number == 0:
             await engine.started()
         else:
-            await eventually(lambda number=number: fabric.app.admission.waiting == number)
+            await eventually(
+                lambda number=number: fabric.app.data_plane.admission.waiting == number
+            )
     assert (await until(user, "j0", "processing"))["assignedAt"]
     places = [(await until(user, f"j{n}", "queued"))["position"] for n in (1, 2, 3)]
     assert places == [3, 2, 1]
@@ -175,7 +177,7 @@ async def test_a_job_of_a_key_that_was_withdrawn_fails_and_says_so(
     async with fabric.user(first.text) as user, fabric.user(second.text) as other:
         await ask(user, "POST", "/inference", {**JOB, "id": "runs", "async": True})
         await engine.started()
-        await fabric.app.store.revoke_key(first.row.id, 1.0)
+        await fabric.app.backends.store.revoke_key(first.row.id, 1.0)
         assert (await until(other, "runs", "failed"))["error"]["code"] == "key_withdrawn"
 
 
@@ -191,7 +193,7 @@ async def test_a_job_that_waits_fails_with_its_key_and_nothing_is_asked(
             await ask(user, "POST", "/inference", {**JOB, "id": "runs", "async": True})
             await engine.started()
             await ask(other, "POST", "/inference", {**JOB, "id": "waits", "async": True})
-            await fabric.app.store.set_key_enabled(second.row.id, False)
+            await fabric.app.backends.store.set_key_enabled(second.row.id, False)
             hold.set()
             view = await until(user, "waits", "failed")
             assert view["error"]["code"] == "key_withdrawn"
@@ -226,7 +228,7 @@ async def test_a_job_that_is_awaited_is_told_at_once_that_nobody_has_room(
     user: aiohttp.ClientSession, fabric: Fabric
 ) -> None:
     await fabric.nodes[0].stop()
-    await eventually(lambda: not fabric.app.registry.nodes())
+    await eventually(lambda: not fabric.app.control_plane.registry.nodes())
     async with user.post("/inference", json=JOB) as answer:
         assert answer.status == 503
         assert answer.headers["retry-after"] == "5"
@@ -237,7 +239,7 @@ async def test_a_job_waits_for_a_node_that_is_away(
     user: aiohttp.ClientSession, engine: ScriptedEngine, fabric: Fabric
 ) -> None:
     await fabric.nodes[0].stop()
-    await eventually(lambda: not fabric.app.registry.nodes())
+    await eventually(lambda: not fabric.app.control_plane.registry.nodes())
     await ask(user, "POST", "/inference", {**JOB, "id": "later", "async": True})
     await until(user, "later", "queued")
     node = fabric.nodes.pop()
@@ -316,7 +318,7 @@ async def test_what_becomes_of_jobs_is_told_to_prometheus(
     await ask(user, "POST", "/inference", {**JOB, "id": "first", "async": True})
     await engine.started()
     # There is no room for it at this server, which is what the rest in the queue wait for.
-    fabric.app.jobs.drain()
+    fabric.app.data_plane.jobs.drain()
     await ask(user, "POST", "/inference", {**JOB, "id": "second", "async": True})
     figures = await shown(fabric)
     assert figures['fabric_jobs_running{kind="job"}'] == 1

@@ -117,8 +117,8 @@ async def test_the_end_of_a_job_is_told_with_its_answer(
             headers, told = await receiver.next()
             async with user.get("/inference/one") as answer:
                 assert "whsec" not in await answer.text()
-            await settled(fabric.app.store)
-            assert fabric.app.jobs.deliveries == {"delivered": 1}
+            await settled(fabric.app.backends.store)
+            assert fabric.app.data_plane.jobs.deliveries == {"delivered": 1}
     assert receiver.paths == ["/hook?a=b"]
     assert headers["content-type"] == "application/json"
     assert told["type"] == "job.completed"
@@ -179,8 +179,8 @@ async def test_webhooks_into_the_servers_own_network_are_refused(
         async with user.post("/inference", json=job) as answer:
             assert answer.status == 202
         await engine.started()
-        await settled(fabric.app.store)
-        assert fabric.app.jobs.deliveries == {"given_up": 1}
+        await settled(fabric.app.backends.store)
+        assert fabric.app.data_plane.jobs.deliveries == {"given_up": 1}
     assert receiver.paths == []
 
 
@@ -270,7 +270,7 @@ async def test_a_delivery_is_given_up_after_its_last_try(
 async def test_over_tls_the_receivers_name_is_checked(tmp_path: Path, store: SqlStore) -> None:
     async with (
         Fabric(tmp_path / "fabric") as fabric,
-        Receiver(tls=fabric.app.contexts.public()) as receiver,
+        Receiver(tls=fabric.app.tls.public()) as receiver,
     ):
         clock = Clock()
         await add(store, receiver.url, clock.now)
@@ -425,7 +425,7 @@ async def test_an_account_whose_webhooks_nobody_takes_is_promised_no_more(tmp_pa
         await fabric.join(engine.url)
         later = time.time() + 3600
         ids = [f"msg_{n}" for n in range(MAX_WAITING)]
-        await add(fabric.app.store, "https://example.com/", later, *ids, account="tests")
+        await add(fabric.app.backends.store, "https://example.com/", later, *ids, account="tests")
         webhook = {"url": "https://example.com/"}
         job = {"model": "tiny", "prompt": "Hi", "async": True, "webhook": webhook}
         async with user.post("/inference", json=job) as answer:

@@ -1,0 +1,35 @@
+"""What the API port needs of the server; ``fabric_server.app`` builds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fabric_server.admin import health, metrics
+from fabric_server.auth.keys import Accounts
+from fabric_server.gateway.gateway import Gateway
+from fabric_server.nodes.registry import Registry
+from fabric_server.pki.enrolment import Enrolment
+from fabric_server.proxy.metrics import Metrics
+from fabric_server.routing.admission import Admission
+from fabric_server.storage.change_feed import ChangeFeed
+from fabric_server.storage.store import SqlStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdminContext:
+    """The parts of one server that its API port reads and changes."""
+
+    server_name: str
+    """The first address of the server."""
+    started_at: float
+    """Unix seconds."""
+    store: SqlStore
+    accounts: Accounts
+    change_feed: ChangeFeed
+    registry: Registry
+    enrolment: Enrolment
+    gateway: Gateway
+    admission: Admission
+    request_metrics: Metrics
+    health: health.Sources
+    metrics: metrics.Sources

@@ -1,0 +1,309 @@
+"""A whole server: its parts are built, started and stopped here, and handed over to a successor."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import time
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from random import Random
+from typing import Any
+
+from fabric_server.admin.context import AdminContext
+from fabric_server.admin.health import Sources as HealthSources
+from fabric_server.admin.metrics import Sources as MetricsSources
+from fabric_server.admin.server import AdminServer
+from fabric_server.app.backends import Backends
+from fabric_server.app.control_plane import ControlPlane
+from fabric_server.app.data_plane import DataPlane
+from fabric_server.app.listeners import NODE_PORTS, USER_PORTS, Listeners
+from fabric_server.config import Config
+from fabric_server.gateway.gateway import Gateway
+from fabric_server.net.takeover import Predecessor, TakeoverProblem
+from fabric_server.nodes.registry import Registry
+from fabric_server.pki.certificates import Certificates
+from fabric_server.pki.tls_contexts import TlsContexts
+from fabric_server.storage.change_feed import ChangeFeed
+from protocol.names import CONTROL_ALPN, TUNNEL_ALPN
+
+log = logging.getLogger("fabric.server")
+
+NODES_SECONDS = 5.0
+"""A takeover stops waiting for nodes when none has come for so long."""
+LINGER_SECONDS = 1.0
+"""How long idle connections of clients still get answers while the server drains."""
+LINGER_AFTER_TAKEOVER = 10.0
+"""The same after a takeover, when nobody waits for this server to end."""
+
+GC_THRESHOLD = (10_000, 20, 50)
+"""Requests leave no reference cycles behind, so rare collections cost little memory."""
+KNOWN_SECONDS = 30 * 86_400.0
+"""Models of nodes seen within this time are reported as unavailable rather than unknown."""
+
+
+class App:
+    """A server; call ``start``, then ``run`` until a stop is wanted, ``drain``, and ``stop``.
+
+    ``start`` builds the parts in the order of their dependencies; ``stop`` closes them in the
+    reverse order, however far the start has come.
+    """
+
+    make_gateway = Gateway
+
+    backends: Backends
+    tls: TlsContexts
+    control_plane: ControlPlane
+    data_plane: DataPlane
+    change_feed: ChangeFeed
+    admin: AdminServer
+
+    def __init__(self, config: Config, *, rng: Random) -> None:
+        self.config = config
+        self.started_at = time.time()
+        self.draining = False
+        self.succeeded = asyncio.Event()
+        """Set when another server has taken over."""
+        self.listeners = Listeners(config.host)
+        self._rng = rng
+        self._tasks: list[asyncio.Task[None]] = []
+        self._opened = AsyncExitStack()
+
+    # ── starting ──────────────────────────────────────────────────────────────────────────────
+
+    async def start(self, predecessor: Predecessor | None = None) -> None:
+        """Open the certificates and the back ends, build the rest, and open the ports last.
+
+        With a predecessor, the ports are those that it still accepts on: call ``take_over`` next.
+        Raises ``CertificateProblem``, ``BackendError`` or ``PortProblem``; each says what to do.
+        """
+        config = self.config
+        config.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        now = time.time()
+        certificates = Certificates.open(config.data / "certs", config.names(), now=now)
+        self.tls = TlsContexts(certificates, config.public_certificate, config.public_key)
+        self.backends = await Backends.open(config)
+        self._opened.push_async_callback(self.backends.close)
+        known = await self.backends.store.known_models(now - KNOWN_SECONDS)
+        self._build(Registry(known), certificates)
+        # The tasks serve both planes, and the API port shows them: these end after the planes.
+        self._opened.push_async_callback(self.admin.close)
+        self._opened.push_async_callback(self._cancel_tasks)
+        self._opened.callback(self.control_plane.close)
+        self._opened.push_async_callback(self.data_plane.close)
+        self._opened.push_async_callback(self.listeners.close)
+        await self._open_ports(predecessor)
+        self._start_tasks()
+        gc.collect()
+        gc.freeze()  # what exists now lives as long as the server
+        gc.set_threshold(*GC_THRESHOLD)
+
+    def _build(self, registry: Registry, certificates: Certificates) -> None:
+        config, backends, rng = self.config, self.backends, self._rng
+        self.data_plane = DataPlane(
+            config, backends, registry, rng=rng, make_gateway=self.make_gateway
+        )
+        self.control_plane = ControlPlane(
+            config,
+            backends,
+            registry,
+            certificates,
+            port=lambda name: self.listeners[name].port,
+            rng=rng,
+        )
+        notified = [self.data_plane.accounts.changed, self.control_plane.on_changes]
+        self.change_feed = ChangeFeed(backends.store, notified, backends.cache)
+        self.admin = AdminServer(self._admin_context())
+
+    async def _open_ports(self, predecessor: Predecessor | None) -> None:
+        """Open the proxy port before the control port: registered nodes are given its number."""
+        config, tls, links = self.config, self.tls, self.control_plane.links
+        proxy = self.listeners.open(
+            "proxy",
+            config.proxy_port,
+            self.control_plane.tunnels,
+            tls.tunnel,
+            alpn=TUNNEL_ALPN,
+            predecessor=predecessor,
+        )
+        links.proxy_port = proxy.port
+        self.listeners.open(
+            "control",
+            config.control_port,
+            links,
+            tls.control,
+            alpn=CONTROL_ALPN,
+            predecessor=predecessor,
+        )
+        self.listeners.open(
+            "public", config.public_port, self.data_plane.edge, tls.public, predecessor=predecessor
+        )
+        protocol = await self.admin.start()
+        self.listeners.open("api", config.api_port, protocol, tls.public, predecessor=predecessor)
+
+    def _start_tasks(self) -> None:
+        self._tasks.append(self.data_plane.start_jobs())
+        for work in (
+            self.backends.writer.run(),
+            self.backends.move_orphaned_spools(),
+            self.change_feed.run(),
+            self.data_plane.deadlines.run(),
+            self.tls.watch(time.time),
+            self.control_plane.add_tunnels(lambda: self.data_plane.gateway.active),
+        ):
+            self._spawn(work)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.append(asyncio.get_running_loop().create_task(work))
+
+    def _admin_context(self) -> AdminContext:
+        backends, nodes, requests = self.backends, self.control_plane, self.data_plane
+        return AdminContext(
+            server_name=self.config.names()[0],
+            started_at=self.started_at,
+            store=backends.store,
+            accounts=requests.accounts,
+            change_feed=self.change_feed,
+            registry=nodes.registry,
+            enrolment=nodes.enrolment,
+            gateway=requests.gateway,
+            admission=requests.admission,
+            request_metrics=requests.metrics,
+            health=HealthSources(
+                change_feed=self.change_feed,
+                accounts=requests.accounts,
+                writer=backends.writer,
+                bus=backends.bus,
+                registry=nodes.registry,
+                ports=self.listeners,
+                draining=lambda: self.draining,
+            ),
+            metrics=MetricsSources(
+                registry=nodes.registry,
+                ports=self.listeners,
+                tunnels=nodes.tunnels,
+                links=nodes.links,
+                writer=backends.writer,
+                bus=backends.bus,
+                jobs=requests.jobs,
+                public_connections=lambda: requests.edge.connections,
+                requests_active=lambda: requests.gateway.active,
+                requests_waiting=lambda: requests.admission.waiting,
+                draining=lambda: self.draining,
+            ),
+        )
+
+    # ── takeover ──────────────────────────────────────────────────────────────────────────────
+
+    async def take_over(self, predecessor: Predecessor) -> None:
+        """Take the predecessor's nodes, and once they are here, its clients.
+
+        If the predecessor dies meanwhile, its nodes reconnect by themselves.  Raises
+        ``TakeoverProblem`` when it has nodes and none comes: it goes on serving then.
+        """
+        count = await predecessor.yield_nodes()
+        self.listeners.resume(NODE_PORTS)
+        arrived = await self._wait_for_nodes(count)
+        log.info("nodes have come over", extra={"nodes": arrived, "of": count})
+        if count and not arrived:
+            raise TakeoverProblem(
+                f"none of the running server's {count} nodes connected to this one, so the running "
+                "server goes on. Check that both use the same store and certificates; if they do, "
+                "stop it and start this one."
+            )
+        self.listeners.resume(USER_PORTS)
+        await predecessor.yield_users()
+
+    async def _wait_for_nodes(self, count: int) -> int:
+        """Wait until ``count`` nodes are reachable or no more arrive; return how many are."""
+        arrived, since = 0, time.monotonic()
+        while arrived < count and time.monotonic() - since < NODES_SECONDS:
+            await asyncio.sleep(0.05)
+            reachable = self.control_plane.count_reachable()
+            if reachable != arrived:
+                arrived, since = reachable, time.monotonic()
+        return arrived
+
+    def yield_nodes(self) -> int:
+        """Send the nodes to a successor, and return how many there are.
+
+        The successor listens already.  The nodes serve this server, too, until it has finished.
+        """
+        self.listeners.pause(NODE_PORTS)
+        self.control_plane.links.drain(self.config.drain_seconds)
+        return self.control_plane.count_reachable()
+
+    def keep_nodes(self) -> None:
+        """Undo ``yield_nodes``: the successor has failed."""
+        if self.draining:
+            return
+        self.control_plane.links.stay()
+        self.listeners.resume(NODE_PORTS)
+
+    def yield_users(self) -> None:
+        """Leave new connections to a successor that has nodes; ``run`` returns."""
+        self.listeners.pause(USER_PORTS)
+        self.succeeded.set()
+
+    # ── running ───────────────────────────────────────────────────────────────────────────────
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Wait until ``stop`` is set or a successor has taken over.
+
+        Raises the exception of a background task that fails, which is a defect.
+        """
+        loop = asyncio.get_running_loop()
+        ends = [loop.create_task(event.wait()) for event in (stop, self.succeeded)]
+        try:
+            done, _ = await asyncio.wait((*ends, *self._tasks), return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for end in ends:
+                end.cancel()
+
+    # ── stopping ──────────────────────────────────────────────────────────────────────────────
+
+    async def drain(self) -> None:
+        """Stop accepting, and let running requests finish, for at most ``drain_seconds``."""
+        self.draining = True
+        seconds = self.config.drain_seconds
+        succeeded = self.succeeded.is_set()
+        edge, gateway, links = (
+            self.data_plane.edge,
+            self.data_plane.gateway,
+            self.control_plane.links,
+        )
+        log.info(
+            "draining",
+            extra={"requests": gateway.active, "seconds": seconds, "succeeded": succeeded},
+        )
+        # Without a successor the API port stays open: it shows that the server drains.
+        self.listeners.stop_accepting((*NODE_PORTS, *(USER_PORTS if succeeded else ("public",))))
+        self.data_plane.jobs.drain()
+        if not links.draining:
+            links.drain(seconds)
+        if succeeded:
+            # A health check on a kept connection would hear that this server is not ready,
+            # although the successor on the same port is.
+            self.admin.close_connections()
+        edge.drain(LINGER_AFTER_TAKEOVER if succeeded else LINGER_SECONDS)
+        try:
+            async with asyncio.timeout(seconds):
+                await self.listeners["public"].welcomed()
+                await gateway.idle()
+                await edge.empty()
+        except TimeoutError:
+            if gateway.active:
+                log.warning("requests broken off", extra={"count": gateway.active})
+
+    async def stop(self) -> None:
+        """Close everything, the store last; the ledger entries that are left are written."""
+        self.draining = True
+        await self._opened.aclose()
+
+    async def _cancel_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

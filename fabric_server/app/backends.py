@@ -1,0 +1,77 @@
+"""The back ends of a server: store, cache and bus, opened from the URLs in its settings."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from typing import Self
+
+from fabric_server.config import Config
+from fabric_server.storage.connect import OpenBus, open_bus, open_cache, open_store
+from fabric_server.storage.interfaces import Cache
+from fabric_server.storage.orphaned_spools import move_orphaned_spools
+from fabric_server.storage.store import SqlStore
+from ledger.batch_writer import BatchOptions, BatchWriter, Source
+from ledger.housekeeping import Housekeeper
+from runtime.waiting import reached
+
+KAFKA_BATCHES = BatchOptions(batch_size=5_000, batch_seconds=0.5)
+"""Kafka's broker spends more on each batch than on the records in it."""
+OFFLINE_HEARTBEATS = 4
+"""A node counts as offline after so many missed heartbeats."""
+
+
+class Backends:
+    """Store, cache and bus, and the writer from the bus to the store or Kafka."""
+
+    def __init__(self, config: Config, store: SqlStore, cache: Cache, bus: OpenBus) -> None:
+        self.store = store
+        self.cache = cache
+        self.bus = bus.bus
+        self._open_bus = bus
+        self._spool_limit = config.spool_limit
+        if bus.sink is None:
+            offline = OFFLINE_HEARTBEATS * config.heartbeat_seconds
+            housekeeper = Housekeeper(store, offline_seconds=offline)
+            self.writer = BatchWriter(bus.bus, store, housekeeper)
+        else:  # fabric-consumer writes the store, and its sums and states
+            self.writer = BatchWriter(bus.bus, bus.sink, options=KAFKA_BATCHES)
+
+    @classmethod
+    async def open(cls, config: Config) -> Self:
+        """Open all three, or none.  Raises ``BackendError``, which says what to do.
+
+        With ``wait_for_backends``, an unreachable one is tried until it answers.
+        """
+        wait = config.wait_for_backends
+        async with AsyncExitStack() as opened:
+            store = await reached(lambda: open_store(config.store_url), wait=wait)
+            opened.push_async_callback(store.close)
+            cache = await reached(lambda: open_cache(config.cache), wait=wait)
+            opened.push_async_callback(cache.close)
+            bus = await reached(
+                lambda: open_bus(
+                    config.bus,
+                    directory=config.data / "spool",
+                    limit=config.spool_limit,
+                    # Also when the predecessor is draining already, and can't be taken over.
+                    takeover=config.takeover,
+                ),
+                wait=wait,
+            )
+            opened.pop_all()
+        return cls(config, store, cache, bus)
+
+    async def move_orphaned_spools(self) -> None:
+        """Write what other servers' spools in this directory still hold; runs until cancelled."""
+        if self._open_bus.spool is not None:
+            await move_orphaned_spools(self._open_bus.spool, self._spool_limit, self._orphan_writer)
+
+    def _orphan_writer(self, source: Source) -> BatchWriter:
+        options = BatchOptions(batch_size=KAFKA_BATCHES.batch_size)
+        return BatchWriter(source, self._open_bus.sink or self.store, options=options)
+
+    async def close(self) -> None:
+        """Close the bus, which writes what it still holds, then the cache and the store."""
+        await self._open_bus.close()
+        await self.cache.close()
+        await self.store.close()

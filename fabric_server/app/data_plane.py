@@ -1,0 +1,131 @@
+"""The clients' side of a server: the public port's HTTP, the gateway, and jobs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from random import Random
+
+from fabric_server.app.backends import Backends
+from fabric_server.auth.keys import Accounts
+from fabric_server.config import Config
+from fabric_server.edge.connection import Edge, Limits
+from fabric_server.edge.router import Router
+from fabric_server.gateway.gateway import Gateway
+from fabric_server.gateway.models import ModelCatalog
+from fabric_server.jobs.files import OVERHEAD
+from fabric_server.jobs.service import Jobs
+from fabric_server.net.deadlines import Deadlines
+from fabric_server.nodes.registry import Registry
+from fabric_server.proxy.attempt import Timeouts
+from fabric_server.proxy.hedging import Hedging
+from fabric_server.proxy.metrics import Metrics
+from fabric_server.routing.admission import Admission
+from fabric_server.routing.aliases import parse_aliases
+from fabric_server.routing.load_balancer import LoadBalancer
+from fabric_server.routing.weights import parse_weights
+
+
+class DataPlane:
+    """All that a request passes, from a client's connection to an engine of the registry."""
+
+    def __init__(
+        self,
+        config: Config,
+        backends: Backends,
+        registry: Registry,
+        *,
+        rng: Random,
+        make_gateway: Callable[..., Gateway] = Gateway,
+    ) -> None:
+        self.metrics = Metrics()
+        self.deadlines = Deadlines()
+        self.accounts = Accounts(backends.store, backends.cache)
+        aliases = parse_aliases(config.aliases)
+        self.admission = Admission(
+            registry,
+            rng=rng,
+            queue_length=config.queue_length,
+            queue_length_per_key=config.queue_length_per_key,
+            queue_timeout=config.queue_timeout,
+            router=LoadBalancer(registry.engine, rng, weights=parse_weights(config.weights)),
+        )
+        self.gateway = make_gateway(
+            accounts=self.accounts,
+            registry=registry,
+            admission=self.admission,
+            deadlines=self.deadlines,
+            bus=backends.bus,
+            metrics=self.metrics,
+            timeouts=_timeouts(config),
+            aliases=aliases,
+            hedging=Hedging(on=config.hedge == "p95"),
+        )
+        self.accounts.on_cut = self.gateway.cut
+        router = Router(self.metrics.errors)
+        self.gateway.add_to(router)
+        self.catalog = ModelCatalog(self.accounts, registry, aliases, self.gateway.complete)
+        self.catalog.add_to(router)
+        self.edge = Edge(router.handle, _limits(config), self.deadlines, rng, self.metrics.errors)
+        self.jobs = Jobs(
+            config,
+            backends.store,
+            self.accounts,
+            registry,
+            self.admission,
+            router,
+            aliases,
+            new_id=self.edge.new_id,
+            must_wait=self.gateway.limits.must_wait,
+            rng=rng,
+        )
+        self._running_jobs: asyncio.Task[None] | None = None
+
+    def configure(self, config: Config) -> None:
+        """Apply the settings that can change at run time; running requests keep theirs."""
+        self.edge.limits = _limits(config)
+        self.gateway.timeouts = _timeouts(config)
+        self.gateway.hedging.on = config.hedge == "p95"
+        aliases = parse_aliases(config.aliases)
+        self.gateway.aliases = self.catalog.aliases = self.jobs.aliases = aliases
+        self.admission.set_limits(
+            queue_length=config.queue_length,
+            queue_length_per_key=config.queue_length_per_key,
+            queue_timeout=config.queue_timeout,
+        )
+        self.admission.router.knowledge.weights = parse_weights(config.weights)
+
+    def start_jobs(self) -> asyncio.Task[None]:
+        """Start to run jobs; ``close`` ends the task that is returned."""
+        self._running_jobs = asyncio.get_running_loop().create_task(self.jobs.run())
+        return self._running_jobs
+
+    async def close(self) -> None:
+        """Cut every client's connection, end the jobs, and wait for the requests of both."""
+        self.edge.close()
+        if self._running_jobs is not None:
+            self._running_jobs.cancel()
+            await asyncio.wait([self._running_jobs])
+        await self.gateway.idle()
+
+
+def _timeouts(config: Config) -> Timeouts:
+    return Timeouts(
+        first_byte=config.first_byte_timeout,
+        stall=config.stall_timeout,
+        idle=config.idle_timeout,
+        slow_reader=config.slow_reader_timeout,
+        total=config.stream_limit,
+    )
+
+
+def _limits(config: Config) -> Limits:
+    return Limits(
+        body=config.body_limit,
+        headers=config.headers_limit,
+        header_count=config.headers_count,
+        header_seconds=config.header_timeout,
+        body_rate=config.body_rate,
+        keepalive_seconds=config.keepalive_timeout,
+        larger={"/v1/files": config.file_limit + OVERHEAD},
+    )
