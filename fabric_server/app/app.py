@@ -208,9 +208,9 @@ class App:
         log.info("nodes have come over", extra={"nodes": arrived, "of": count})
         if count and not arrived:
             raise TakeoverProblem(
-                f"none of the running server's {count} nodes connected to this one, so the running "
-                "server goes on. Check that both use the same store and certificates; if they do, "
-                "stop it and start this one."
+                f"none of the {count} nodes of the running server connected to this one, so that "
+                "one goes on. Check that both use the same store and certificates; if they do, "
+                "stop the running server and start this one."
             )
         self.listeners.resume(USER_PORTS)
         await predecessor.yield_users()
