@@ -11,7 +11,7 @@ from fabric_client.proxy.response_body import ResponseBody
 from fabric_client.proxy.slots import Slot
 from fabric_client.proxy.upstream import EngineConnection, Pool
 from fabric_client.translation import LocalReply
-from fabric_client.translation.local_reply import refusal
+from fabric_client.translation.local_reply import error_reply
 from protocol.aio.tunnel import Stream
 from protocol.errors import Code
 from protocol.messages import Figures, ResponseHead
@@ -227,7 +227,7 @@ class EngineRequest:
 
     def _reply_too_large(self) -> None:
         message = f"The request body exceeds {MAX_BODY >> 20} MiB, the most that a node reads."
-        self._reply(refusal(self._body.head.path, 413, message))
+        self._reply(error_reply(self._body.head.path, 413, message))
 
     # ── ends ──────────────────────────────────────────────────────────────────────────────────
 

@@ -13,7 +13,7 @@ from fabric_client.translation import (
     TranslatedRequest,
     TranslationError,
 )
-from fabric_client.translation.local_reply import refusal
+from fabric_client.translation.local_reply import error_reply
 from protocol.messages import RequestHead
 
 Prepare = Callable[[bytes], TranslatedRequest | LocalReply]
@@ -35,7 +35,7 @@ def prepare(
     try:
         prepared = translate(body)
     except TranslationError as error:
-        return refusal(head.path, 400, error.message, error.param)
+        return error_reply(head.path, 400, error.message, error.param)
     if isinstance(prepared, LocalReply) or make_reasoning is None or prepared.path != _CHAT:
         return prepared
     for name, value in head.headers:

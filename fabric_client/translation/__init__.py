@@ -1,7 +1,9 @@
-"""Between the dialect that a user speaks and the one that an engine speaks.
+"""Translation between the dialect of an API user and the dialect of an engine.
 
-Pure: a whole question and pieces of an answer in, the same in the other dialect out.  Nothing is
-dropped in silence: what the other dialect can't say is ``TranslationError``, and the user is told.
+Pure: a whole request and pieces of a response in, the same in the other dialect out.  Nothing is
+dropped silently: what the other dialect can't express raises ``TranslationError``.  A package for
+each dialect (``messages``, ``responses``, ``ollama``), what they share in this one, and ``paths``,
+which lists what can be served.  Imports only ``fabric_client.sse`` and ``protocol``.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ Headers = list[tuple[str, str]]
 
 
 class TranslationError(Exception):
-    """The engine can't be asked this; the user gets a 400 that says so."""
+    """A request that can't be translated; the user gets status 400 with ``message``."""
 
     def __init__(self, param: str, message: str) -> None:
         super().__init__(message)
@@ -23,29 +25,29 @@ class TranslationError(Exception):
 
 
 class ResponseFilter(Protocol):
-    """An engine's answer on its way to the user.  Never raises, whatever the engine sends."""
+    """Changes an engine's response on its way to the user.  Never raises, whatever is sent."""
 
     def head(self, status: int, headers: Headers) -> tuple[int, Headers]:
-        """Called once, before anything else, with the engine's; returns the user's."""
+        """Return the user's status and headers for the engine's.  Called once, before ``feed``."""
 
     def feed(self, data: bytes) -> bytes:
-        """Take the next bytes of the body; return those that may go on now."""
+        """Take the next bytes of the body; return those that can be sent on now."""
 
     def end(self) -> bytes:
-        """The engine's answer is complete; return what is still to be said."""
+        """Return what is left to send; the engine's response is complete."""
 
 
 class TranslatedRequest(NamedTuple):
-    """What an engine is asked in the user's stead, and how its answer becomes theirs."""
+    """A request to the engine, and the filter of its response."""
 
     path: str
     body: bytes
     response_filter: ResponseFilter | None
-    """None: what the engine says is what the user gets."""
+    """None if the response passes as it is."""
 
 
 class LocalReply(NamedTuple):
-    """What can be answered without asking the engine."""
+    """A response that the node makes without asking the engine (Envoy: local reply)."""
 
     status: int
     headers: Headers
@@ -53,11 +55,11 @@ class LocalReply(NamedTuple):
 
 
 RequestTranslator = Callable[[bytes], TranslatedRequest | LocalReply]
-"""From the whole body of a user's request.  Raises ``TranslationError``."""
+"""Translates the whole body of a user's request.  Raises ``TranslationError``."""
 
 
 class FilterChain:
-    """Two answers as one: what ``first`` makes of the engine's is what ``then`` hears."""
+    """Two response filters as one: the output of ``first`` is the input of ``then``."""
 
     def __init__(self, first: ResponseFilter, then: ResponseFilter) -> None:
         self._first = first

@@ -1,6 +1,6 @@
-"""A chunk of a stream, or a whole answer, as engines send it at /v1/chat/completions.
+"""Types of the answers at /v1/chat/completions: chunks of a stream, or whole answers.
 
-Shapes: the OpenAI API, with what vLLM, llama-server and Ollama add to it.
+Fields are those of the OpenAI API and the additions of vLLM, llama-server and Ollama.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import msgspec
 from msgspec import Struct
 
 FAILURES = frozenset({"abort", "error"})
-"""What vLLM gives for ``finish_reason`` when an answer is not one."""
+"""Values of vLLM's ``finish_reason`` for a request that failed."""
 
 
 class MalformedToolCall(Exception):
-    """There is a piece of a call that has no beginning: whose arguments these are is not known."""
+    """A piece of a tool call came before the piece with the tool's name."""
 
 
 class Function(Struct, gc=False):
@@ -32,7 +32,7 @@ class ToolCall(Struct, gc=False):
 
     @property
     def name(self) -> str:
-        """Without which no call can begin.  Raises ``MalformedToolCall``."""
+        """The tool's name.  Raises ``MalformedToolCall`` if it is missing."""
         if self.function is None or not self.function.name:
             raise MalformedToolCall
         return self.function.name
@@ -49,9 +49,9 @@ class ToolCall(Struct, gc=False):
         return not self.arguments and not (self.function and self.function.name)
 
     def begins_after(self, last: ToolCall | None) -> bool:
-        """Whether this is a call of its own, not more of the last one.
+        """Return whether this piece begins a new call instead of continuing ``last``.
 
-        Some engines number all calls 0, and some number none; a new id with a name tells as well.
+        Some engines give all calls index 0, and some give none; a new id with a name also counts.
         """
         if last is None:
             return True
@@ -60,7 +60,7 @@ class ToolCall(Struct, gc=False):
 
 
 class Message(Struct, gc=False):
-    """A whole message, or a stream's next piece of one."""
+    """A whole message, or the next piece of one in a stream."""
 
     content: str | None = None
     reasoning_content: str | None = None
@@ -69,8 +69,8 @@ class Message(Struct, gc=False):
     tool_calls: list[ToolCall] | None = None
 
     @property
-    def thought(self) -> str | None:
-        """Engines spell it either way; where both are there, they are the same text."""
+    def thinking(self) -> str | None:
+        """The reasoning; engines use one name or the other, or both for the same text."""
         return self.reasoning_content or self.reasoning
 
 
@@ -80,9 +80,9 @@ class Choice(Struct, gc=False):
     message: Message | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
-    """vLLM: which of the stop sequences it was, or the number of a stop token."""
+    """vLLM: the stop sequence that matched, or the id of a stop token."""
     text: str | None = None
-    """What /v1/completions has in place of a message."""
+    """The text of /v1/completions, which has no message."""
     logprobs: Any = None
 
 
@@ -102,12 +102,12 @@ class Usage(Struct, gc=False):
 
     @property
     def cached_tokens(self) -> int:
-        """Of the prompt's tokens."""
+        """Tokens of the prompt that came from the engine's cache."""
         return (self.prompt_tokens_details and self.prompt_tokens_details.cached_tokens) or 0
 
     @property
     def reasoning_tokens(self) -> int:
-        """Of the completion's tokens."""
+        """Tokens of the completion that were reasoning."""
         details = self.completion_tokens_details
         return (details and details.reasoning_tokens) or 0
 
@@ -125,10 +125,10 @@ class Chunk(Struct, gc=False):
 
     @property
     def is_llama_server(self) -> bool:
-        """It puts the number of its build there: b1234-…"""
+        """Whether llama-server sent it: its fingerprint is a build number, ``b1234-…``."""
         return re.match(r"b\d", self.system_fingerprint or "") is not None
 
 
 read_chunk = msgspec.json.Decoder(Chunk).decode
 UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
-"""What ``read_chunk`` raises."""
+"""Exceptions of ``read_chunk``."""

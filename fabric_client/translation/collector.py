@@ -1,25 +1,25 @@
-"""Answers that are read whole before anything of them is said in another dialect."""
+"""Collecting a response that is translated as a whole."""
 
 from __future__ import annotations
 
 import msgspec
 
 from fabric_client.translation import Headers
-from fabric_client.translation.lenient_json import Json, complaint, said
+from fabric_client.translation.lenient_json import Json, decode_object, find_error
 
-MAX_ANSWER = 64 * 2**20
-"""Bytes of an unstreamed answer; a longer one is not kept."""
+MAX_BODY = 64 * 2**20
+"""Bytes of an unstreamed answer; a longer one is discarded."""
 
 
 class BodyCollector:
-    """What has come of an answer, up to a limit."""
+    """The body of a response, up to ``MAX_BODY``."""
 
     def __init__(self) -> None:
         self._data = bytearray()
         self._too_long = False
 
     def add(self, data: bytes) -> None:
-        if self._too_long or len(self._data) + len(data) > MAX_ANSWER:
+        if self._too_long or len(self._data) + len(data) > MAX_BODY:
             self._too_long = True
             self._data.clear()
         else:
@@ -27,30 +27,30 @@ class BodyCollector:
 
     @property
     def data(self) -> bytes:
-        """As it came; empty when it was too long."""
+        """The bytes that came; empty if they were too many."""
         return b"" if self._too_long else bytes(self._data)
 
     def document(self, status: int) -> Json:
-        """What the engine said, or ``{"error": "…"}`` with its words or ours for what is wrong."""
+        """Return the engine's document, or ``{"error": "…"}`` with its message or one of ours."""
         if self._too_long:
-            return {"error": f"the engine's answer is longer than {MAX_ANSWER >> 20} MiB"}
-        document = said(bytes(self._data))
+            return {"error": f"the engine's answer is longer than {MAX_BODY >> 20} MiB"}
+        document = decode_object(bytes(self._data))
         if document is None:
-            words = bytes(self._data[:1000]).decode("utf-8", "replace").strip()
-            if status == 200 or not words.isprintable() or words.startswith("<"):
-                words = ""
-            return {"error": words or f"the engine's answer can't be read (its status is {status})"}
-        problem = complaint(document)
+            text = bytes(self._data[:1000]).decode("utf-8", "replace").strip()
+            if status == 200 or not text.isprintable() or text.startswith("<"):
+                text = ""
+            return {"error": text or f"the engine's answer can't be read (status {status})"}
+        problem = find_error(document)
         if problem is None and status != 200:
-            problem = f"the engine answered {status}"
+            problem = f"the engine answered with status {status}"
         return document if problem is None else {"error": problem}
 
 
-class CollectingTranslator:
-    """An ``ResponseFilter`` of Ollama's dialect that comes in one piece; ``told`` makes it."""
+class CollectingFilter:
+    """A ``ResponseFilter`` of Ollama's dialect that collects the response and translates it."""
 
     def __init__(self) -> None:
-        self._whole = BodyCollector()
+        self._body = BodyCollector()
         self._status = 200
 
     def head(self, status: int, headers: Headers) -> tuple[int, Headers]:
@@ -59,13 +59,13 @@ class CollectingTranslator:
         return status, [("content-type", "application/json; charset=utf-8"), *kept]
 
     def feed(self, data: bytes) -> bytes:
-        self._whole.add(data)
+        self._body.add(data)
         return b""
 
     def end(self) -> bytes:
-        document = self._whole.document(self._status)
-        return msgspec.json.encode(document if "error" in document else self.told(document))
+        document = self._body.document(self._status)
+        return msgspec.json.encode(document if "error" in document else self.translate(document))
 
-    def told(self, document: Json) -> object:
-        """The user's, of an engine's that is no complaint."""
+    def translate(self, document: Json) -> object:
+        """Return the user's document for an engine's that is no error."""
         raise NotImplementedError

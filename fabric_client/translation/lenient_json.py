@@ -1,4 +1,4 @@
-"""Reading what may be anything: a user's body, an engine's answer."""
+"""Lenient reading of JSON from outside: absent or wrong values count as empty."""
 
 from __future__ import annotations
 
@@ -7,45 +7,33 @@ from typing import Any
 
 import msgspec
 
-from fabric_client.translation import TranslationError
-
 Json = dict[str, Any]
 
 
-_HALVES = re.compile(
+_SURROGATES = re.compile(
     rb"(\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})"
     rb"|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
 )
-"""What is to stay, or half an emoji."""
+"""Group 1 matches what must stay, such as a pair; the rest is a lone surrogate."""
 
 
-def decoded(body: bytes) -> Any:
-    """Of a user's body the JSON.  Half emojis, which programs leave that cut texts by length, are
-    what engines make of them: U+FFFD.  Raises what msgspec raises."""
+def decode_json(body: bytes) -> Any:
+    """Decode a user's body.
+
+    Lone surrogates, left by programs that cut texts by length, become U+FFFD, as in engines.
+    Raises ``ValueError`` or ``RecursionError``.
+    """
     try:
         return msgspec.json.decode(body)
     except msgspec.DecodeError:
-        whole = _HALVES.sub(lambda found: found[1] or rb"\ufffd", body)
-        if whole == body:
+        repaired = _SURROGATES.sub(lambda found: found[1] or rb"\ufffd", body)
+        if repaired == body:
             raise
-        return msgspec.json.decode(whole)
+        return msgspec.json.decode(repaired)
 
 
-def asked(body: bytes) -> Json:
-    """A user's body.  Raises Untranslatable unless it is a JSON object that names a model."""
-    try:
-        document = decoded(body)
-    except (ValueError, RecursionError) as error:
-        raise TranslationError("", f"The body is no JSON: {error}.") from None
-    if not isinstance(document, dict):
-        raise TranslationError("", "The body is no JSON object.")
-    if not isinstance(document.get("model"), str) or not document["model"]:
-        raise TranslationError("model", "model is required")
-    return document
-
-
-def said(data: bytes) -> Json | None:
-    """An engine's object; None when it is none."""
+def decode_object(data: bytes) -> Json | None:
+    """Decode an engine's object; None if it is anything else."""
     try:
         document = msgspec.json.decode(data)
     except (ValueError, RecursionError):
@@ -53,36 +41,37 @@ def said(data: bytes) -> Json | None:
     return document if isinstance(document, dict) else None
 
 
-def text(document: object, key: str) -> str:
-    """Empty when it is missing, or no text."""
+def get_text(document: object, key: str) -> str:
+    """Return the string at ``key``; empty if there is none."""
     value = document.get(key) if isinstance(document, dict) else None
     return value if isinstance(value, str) else ""
 
 
-def inner(document: object, key: str) -> Json:
+def get_object(document: object, key: str) -> Json:
+    """Return the object at ``key``; empty if there is none."""
     value = document.get(key) if isinstance(document, dict) else None
     return value if isinstance(value, dict) else {}
 
 
-def rows(document: object, key: str) -> list[Json]:
-    """Those of a list that are objects."""
+def get_objects(document: object, key: str) -> list[Json]:
+    """Return the objects in the list at ``key``."""
     value = document.get(key) if isinstance(document, dict) else None
     return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
 
 
-def complaint(document: Json) -> str | None:
-    """An engine's own words, in any of the shapes that are in use; None when it has none.
+def find_error(document: Json) -> str | None:
+    """Return the message of an engine's error, in any of the known shapes; None if there is none.
 
     ``{"error": {"message": …}}``, ``{"error": "…"}``, and of older vLLM
     ``{"object": "error", "message": …}``; FastAPI has ``{"detail": …}``.
     """
     error = document.get("error")
     if isinstance(error, dict):
-        return text(error, "message") or msgspec.json.encode(error).decode()
+        return get_text(error, "message") or msgspec.json.encode(error).decode()
     if error:
         return str(error)
     if document.get("object") == "error":
-        return text(document, "message") or "the engine failed"
+        return get_text(document, "message") or "the engine failed"
     detail = document.get("detail")
     if detail and "choices" not in document:
         return detail if isinstance(detail, str) else msgspec.json.encode(detail).decode()

@@ -1,6 +1,6 @@
-"""What is done even for engines that speak the user's dialect: little, and only where it must be.
+"""Small changes for engines that speak the user's dialect themselves.
 
-Bodies are not touched unless a few bytes in them say that there is something to do.
+A body is parsed only if a few bytes in it show that there is something to change.
 """
 
 from __future__ import annotations
@@ -8,36 +8,48 @@ from __future__ import annotations
 import base64
 import re
 from array import array
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from fabric_client.translation import Headers, TranslatedRequest, TranslationError
-from fabric_client.translation.collector import BodyCollector, CollectingTranslator
-from fabric_client.translation.lenient_json import Json, inner, rows, said, text
-from fabric_client.translation.messages.encoder import refused
+from fabric_client.translation import (
+    Headers,
+    RequestTranslator,
+    TranslatedRequest,
+    TranslationError,
+)
+from fabric_client.translation.collector import BodyCollector, CollectingFilter
+from fabric_client.translation.lenient_json import (
+    Json,
+    decode_object,
+    get_object,
+    get_objects,
+    get_text,
+)
+from fabric_client.translation.messages.errors import encode_error
 
-_ROLE = re.compile(rb'"role"\s*:\s*"developer"')
-_TOKENS = re.compile(rb'"input"\s*:\s*\[\s*[\[\d]')
-_NO_TOKENS = frozenset({"ollama", "lm-studio"})
-"""Kinds whose embeddings take no token ids: they answer them with nothing, and call it success."""
+_DEVELOPER_ROLE = re.compile(rb'"role"\s*:\s*"developer"')
+_TOKEN_IDS = re.compile(rb'"input"\s*:\s*\[\s*[\[\d]')
+_WITHOUT_TOKEN_IDS = frozenset({"ollama", "lm-studio"})
+"""Kinds whose embeddings take no token ids: they answer status 200 without embeddings."""
 
 
 def chat(body: bytes) -> TranslatedRequest:
-    """``developer`` is OpenAI's newer word for ``system``.  Chat templates don't know it: they
-    leave the message out, or fail."""
-    if _ROLE.search(body):
-        body = _renamed(body)
+    """Rename the role ``developer``, OpenAI's newer name, to ``system``.
+
+    Chat templates don't know the new name: they leave the message out, or fail.
+    """
+    if _DEVELOPER_ROLE.search(body):
+        body = _with_system_role(body)
     return TranslatedRequest("/v1/chat/completions", body, None)
 
 
-def _renamed(body: bytes) -> bytes:
+def _with_system_role(body: bytes) -> bytes:
     try:
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         messages = msgspec.json.decode(fields["messages"], type=list[dict[str, msgspec.Raw]])
     except (ValueError, KeyError, RecursionError):
-        return body  # the engine says what is wrong with it
+        return body  # the engine reports what is wrong with it
     for message in messages:
         if bytes(message.get("role", b"")) == b'"developer"':
             message["role"] = msgspec.Raw(b'"system"')
@@ -45,33 +57,37 @@ def _renamed(body: bytes) -> bytes:
     return msgspec.json.encode(fields)
 
 
-def embeddings(kind: str) -> Callable[[bytes], TranslatedRequest]:
-    """For an engine of that kind.  The official clients ask for base64, whether or not the engine
-    knows the word; LangChain's send token ids."""
+def embeddings(kind: str) -> RequestTranslator:
+    """Return the translator of ``/v1/embeddings`` for an engine of this kind.
+
+    OpenAI's clients ask for base64, which not every engine knows; LangChain's send token ids.
+    """
 
     def translate(body: bytes) -> TranslatedRequest:
-        if kind in _NO_TOKENS and _TOKENS.search(body):
+        if kind in _WITHOUT_TOKEN_IDS and _TOKEN_IDS.search(body):
             raise TranslationError(
                 "input",
-                "The engine which serves this model takes text, not token ids. Send strings; in "
-                "LangChain's OpenAIEmbeddings set check_embedding_ctx_length=False.",
+                "'input' must be text: the engine that serves this model takes no token ids. "
+                "In LangChain's OpenAIEmbeddings set check_embedding_ctx_length=False.",
             )
-        answer = _Base64Encoder() if b'"base64"' in body and _asks_base64(body) else None
-        return TranslatedRequest("/v1/embeddings", body, answer)
+        encoder = _Base64Encoder() if b'"base64"' in body and _asks_base64(body) else None
+        return TranslatedRequest("/v1/embeddings", body, encoder)
 
     return translate
 
 
 def _asks_base64(body: bytes) -> bool:
     try:
-        return text(msgspec.json.decode(body), "encoding_format") == "base64"
+        return get_text(msgspec.json.decode(body), "encoding_format") == "base64"
     except (ValueError, RecursionError):
         return False
 
 
-def ollama(path: str) -> Callable[[bytes], TranslatedRequest]:
-    """For Ollama's own paths: how long a model stays in memory is its owner's business.  Without
-    this any user could pin one there, or throw out what others use."""
+def ollama(path: str) -> RequestTranslator:
+    """Return the translator that takes ``keep_alive`` out of requests to Ollama itself.
+
+    With it any user could keep a model in the owner's memory, or unload one that others use.
+    """
 
     def translate(body: bytes) -> TranslatedRequest:
         if b'"keep_alive"' in body:
@@ -85,25 +101,26 @@ def _without(name: str, body: bytes) -> bytes:
     try:
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     except (ValueError, RecursionError):
-        return body  # the engine says what is wrong with it
+        return body  # the engine reports what is wrong with it
     return body if fields.pop(name, None) is None else msgspec.json.encode(fields)
 
 
 def show(body: bytes) -> TranslatedRequest:
-    """A Modelfile names the files of the model, and with them often their owner."""
+    """Hide directories in ``/api/show``: a Modelfile's paths often contain the owner's name."""
     return TranslatedRequest("/api/show", body, _ShowFilter())
 
 
-def messages(path: str) -> Callable[[bytes], TranslatedRequest]:
-    """Some engines speak Anthropic's dialect until something is wrong, and say that in OpenAI's."""
-    return lambda body: TranslatedRequest(path, body, _ErrorTranslator())
+def messages(path: str) -> RequestTranslator:
+    """Return the translator of an Anthropic path for engines that report errors in OpenAI's
+    format."""
+    return lambda body: TranslatedRequest(path, body, _ErrorFilter())
 
 
-class _ErrorTranslator:
-    """Puts an engine's error in Anthropic's shape, unless it is; all else passes untouched."""
+class _ErrorFilter:
+    """Converts an engine's error to Anthropic's format; everything else passes as it is."""
 
     def __init__(self) -> None:
-        self._whole = BodyCollector()
+        self._body = BodyCollector()
         self._status = 200
 
     def head(self, status: int, headers: Headers) -> tuple[int, Headers]:
@@ -116,23 +133,23 @@ class _ErrorTranslator:
     def feed(self, data: bytes) -> bytes:
         if self._status < 400:
             return data
-        self._whole.add(data)
+        self._body.add(data)
         return b""
 
     def end(self) -> bytes:
         if self._status < 400:
             return b""
-        data = self._whole.data
-        if (said(data) or {}).get("type") == "error":
+        data = self._body.data
+        if (decode_object(data) or {}).get("type") == "error":
             return data
-        return refused(self._status, text(self._whole.document(self._status), "error"))
+        return encode_error(self._status, get_text(self._body.document(self._status), "error"))
 
 
 class _Base64Encoder:
-    """Passes on what has no lists of numbers; encodes them where it has."""
+    """Encodes embeddings that are lists of numbers; an answer without such passes as it is."""
 
     def __init__(self) -> None:
-        self._whole = BodyCollector()
+        self._body = BodyCollector()
         self._status = 200
 
     def head(self, status: int, headers: Headers) -> tuple[int, Headers]:
@@ -144,23 +161,24 @@ class _Base64Encoder:
     def feed(self, data: bytes) -> bytes:
         if self._status != 200:
             return data
-        self._whole.add(data)
+        self._body.add(data)
         return b""
 
     def end(self) -> bytes:
         if self._status != 200:
             return b""
-        document = self._whole.document(self._status)
-        lists = [row for row in rows(document, "data") if isinstance(row.get("embedding"), list)]
+        document = self._body.document(self._status)
+        rows = get_objects(document, "data")
+        lists = [row for row in rows if isinstance(row.get("embedding"), list)]
         if not lists:
-            return self._whole.data or msgspec.json.encode(document)
+            return self._body.data or msgspec.json.encode(document)
         for row in lists:
-            row["embedding"] = _encoded(row["embedding"])
+            row["embedding"] = _encode_floats(row["embedding"])
         return msgspec.json.encode(document)
 
 
-def _encoded(numbers: list[Any]) -> object:
-    """As OpenAI does: 32-bit floats, little end first."""
+def _encode_floats(numbers: list[Any]) -> object:
+    """Encode as OpenAI does: 32-bit floats, little-endian."""
     try:
         floats = array("f", numbers)
     except (TypeError, OverflowError):
@@ -173,12 +191,12 @@ def _encoded(numbers: list[Any]) -> object:
 _FILE = re.compile(r"^(\s*(?:FROM|ADAPTER)\s+).*[/\\]([^/\\\s]+)\s*$", re.IGNORECASE)
 
 
-class _ShowFilter(CollectingTranslator):
-    def told(self, document: Json) -> object:
-        if modelfile := text(document, "modelfile"):
+class _ShowFilter(CollectingFilter):
+    def translate(self, document: Json) -> object:
+        if modelfile := get_text(document, "modelfile"):
             lines = modelfile.split("\n")
             document["modelfile"] = "\n".join(_FILE.sub(r"\1\2", line) for line in lines)
-        if "parent_model" in inner(document, "details"):
-            parent = text(document["details"], "parent_model")
+        if "parent_model" in get_object(document, "details"):
+            parent = get_text(document["details"], "parent_model")
             document["details"]["parent_model"] = re.split(r"[/\\]blobs[/\\]", parent)[-1]
         return document

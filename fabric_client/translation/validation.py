@@ -1,4 +1,4 @@
-"""Reading a user's body field by field; what is not as it should be is ``TranslationError``."""
+"""Strict reading of a user's body, field by field.  Everything here raises ``TranslationError``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from typing import Any
 import msgspec
 
 from fabric_client.translation import TranslationError
-from fabric_client.translation.lenient_json import decoded
-
-Json = dict[str, Any]
+from fabric_client.translation.lenient_json import Json, decode_json
 
 UNTRANSLATABLE_FIELDS = frozenset(
     {
@@ -26,93 +24,99 @@ UNTRANSLATABLE_FIELDS = frozenset(
         "stream_options",
     }
 )
-"""Fields of the chat API that would make an engine answer in ways that other dialects can't say."""
+"""Fields of the chat API that change an answer in ways that other dialects can't express."""
 
 
 def parse_body(body: bytes) -> Json:
     try:
-        found = decoded(body)
+        found = decode_json(body)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise TranslationError("body", f"the body is not JSON: {error}") from None
-    return require_object(found, "body")
+        raise TranslationError("body", f"the body is not valid JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise TranslationError("body", "the body must be a JSON object")
+    return found
 
 
 def encode_body(fields: Json) -> bytes:
     return msgspec.json.encode(fields)
 
 
-def pass_unknown_fields(chat: Json, asked: Json, known: frozenset[str]) -> None:
-    """What neither dialect knows is for the engine, as in a body that passes verbatim."""
-    for name, value in asked.items():
+def pass_unknown_fields(chat: Json, request: Json, known: frozenset[str]) -> None:
+    """Copy fields that are not of the user's dialect: engines have parameters of their own."""
+    for name, value in request.items():
         if name in known:
             continue
         if name in UNTRANSLATABLE_FIELDS or name in chat:
-            raise refused(name, "it has no meaning in this API")
+            raise invalid(name, "is not a field of this API")
         chat[name] = value
 
 
-def add_template_switches(chat: Json, asked: Json, thinks: bool | None) -> None:
-    """Of the chat's template.  Templates call their switch for thinking by one name or the other,
-    and skip what they don't know."""
-    given = require_object(asked.get("chat_template_kwargs") or {}, "chat_template_kwargs")
-    switches = {} if thinks is None else {"enable_thinking": thinks, "thinking": thinks}
+def add_template_switches(chat: Json, request: Json, thinking: bool | None) -> None:
+    """Add ``chat_template_kwargs`` that switch thinking.
+
+    Templates read one name or the other and ignore those they don't know.
+    """
+    param = "chat_template_kwargs"
+    given = require_object(request.get(param) or {}, param)
+    switches = {} if thinking is None else {"enable_thinking": thinking, "thinking": thinking}
     if switches | given:
-        chat["chat_template_kwargs"] = switches | given
+        chat[param] = switches | given
 
 
-def refused(param: str, reason: str) -> TranslationError:
-    return TranslationError(param, f"'{param}': {reason}")
+def invalid(param: str, problem: str) -> TranslationError:
+    """Return an error for the field ``param``; ``problem`` is the predicate of a sentence."""
+    return TranslationError(param, f"'{param}' {problem}")
 
 
-def reject_if_set(fields: Json, param: str, reason: str) -> None:
-    """Empty values ask for nothing."""
+def reject_if_set(fields: Json, param: str, problem: str) -> None:
+    """Raise for a field that is present; an empty value counts as absent."""
     if fields.get(param) not in (None, False, [], {}, ""):
-        raise refused(param, reason)
+        raise invalid(param, problem)
 
 
 def require_object(value: Any, param: str) -> Json:
     if not isinstance(value, dict):
-        raise refused(param, "it must be an object")
+        raise invalid(param, "must be an object")
     return value
 
 
 def require_list(value: Any, param: str) -> list[Any]:
     if not isinstance(value, list):
-        raise refused(param, "it must be an array")
+        raise invalid(param, "must be an array")
     return value
 
 
 def require_text(value: Any, param: str) -> str:
     if not isinstance(value, str):
-        raise refused(param, "it must be a string")
+        raise invalid(param, "must be a string")
     return value
 
 
 def require_count(value: Any, param: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise refused(param, "it must be a positive whole number")
+        raise invalid(param, "must be a positive integer")
     return value
 
 
 def require_choice(value: Any, param: str, choices: Iterable[str]) -> str:
     if not isinstance(value, str) or value not in choices:
-        raise refused(param, f"it must be one of {', '.join(choices)}")
+        raise invalid(param, f"must be one of {', '.join(choices)}")
     return value
 
 
 def require_bool(value: Any, param: str) -> bool:
     if not isinstance(value, bool):
-        raise refused(param, "it must be true or false")
+        raise invalid(param, "must be true or false")
     return value
 
 
 def require_objects(value: Any, param: str) -> Iterator[tuple[str, Json]]:
-    """The objects of an array, each with its place."""
-    for at, item in enumerate(require_list(value, param)):
-        yield f"{param}[{at}]", require_object(item, f"{param}[{at}]")
+    """Yield the objects of an array, each after its path, such as ``tools[0]``."""
+    for index, item in enumerate(require_list(value, param)):
+        yield f"{param}[{index}]", require_object(item, f"{param}[{index}]")
 
 
 def json_schema_format(name: str, schema: Any, param: str, strict: Any = True) -> Json:
-    """``response_format`` of the chat API for answers that fit a JSON schema."""
+    """Return the chat API's ``response_format`` for answers that match a JSON schema."""
     described = {"name": name, "schema": require_object(schema, param), "strict": strict}
     return {"type": "json_schema", "json_schema": described}

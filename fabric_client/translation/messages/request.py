@@ -1,7 +1,7 @@
-"""Anthropic's Messages API for engines that speak the OpenAI chat API: the question.
+"""Requests of Anthropic's Messages API, for engines that speak the OpenAI chat API.
 
-docs/dialects.md has the table.  Where Anthropic and engines differ in what they can be told, what
-the official API documents is what users get.
+docs/dialects.md has the table of fields.  Where Anthropic's API and engines differ in what they
+accept, Anthropic's documentation decides.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from typing import Any
 
 from fabric_client.translation import TranslatedRequest
 from fabric_client.translation.chat import PATH, ChatTranslator
+from fabric_client.translation.lenient_json import Json
 from fabric_client.translation.messages.conversation import chat_messages
 from fabric_client.translation.messages.encoder import MessagesEncoder
 from fabric_client.translation.messages.token_count import TokenCountTranslator
 from fabric_client.translation.validation import (
-    Json,
     add_template_switches,
     encode_body,
+    invalid,
     json_schema_format,
     parse_body,
     pass_unknown_fields,
-    refused,
     reject_if_set,
     require_bool,
     require_choice,
@@ -45,8 +45,8 @@ IGNORED = frozenset(
         "workspace_id",
     }
 )
-"""Hints, names of versions and accounts at Anthropic: an answer without them is a right one."""
-_COUNTED = (
+"""Hints, versions, and accounts at Anthropic: an answer is correct without them."""
+_TOKENIZE_FIELDS = (
     "add_generation_prompt",
     "chat_template_kwargs",
     "continue_final_message",
@@ -54,8 +54,9 @@ _COUNTED = (
     "model",
     "tools",
 )
-_SAME = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k"}
-_USED = frozenset(
+_SAMPLING_FIELDS = ("temperature", "top_p", "top_k")
+"""Fields that both APIs have, with the same meaning."""
+_TRANSLATED = frozenset(
     {
         "chat_template_kwargs",
         "container",
@@ -74,93 +75,93 @@ _USED = frozenset(
         "thinking",
         "tool_choice",
         "tools",
-        *_SAME,
+        *_SAMPLING_FIELDS,
     }
 )
 _EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
-"""Only the first three are known to every engine."""
-_LITTLE_THOUGHT = 4096
-_SOME_THOUGHT = 16384
+"""Every engine knows the first three only."""
+_MAX_LOW_BUDGET = 4096
+_MAX_MEDIUM_BUDGET = 16384
 
 
 def translate(body: bytes) -> TranslatedRequest:
-    """``POST /v1/messages``."""
-    asked = parse_body(body)
-    chat = _conversation(asked)
-    if "max_tokens" not in asked:
-        raise refused("max_tokens", "it is required")
-    chat["max_tokens"] = require_count(asked["max_tokens"], "max_tokens")
-    _add_choice_of_tool(asked, chat)
-    _add_format_and_effort(asked, chat)
-    stops = [
-        require_text(stop, "stop_sequences") for stop in _optional_list(asked, "stop_sequences")
-    ]
+    """Translate ``POST /v1/messages``."""
+    request = parse_body(body)
+    chat = _prompt_fields(request)
+    if "max_tokens" not in request:
+        raise invalid("max_tokens", "is required")
+    chat["max_tokens"] = require_count(request["max_tokens"], "max_tokens")
+    _add_tool_choice(request, chat)
+    _add_format_and_effort(request, chat)
+    given = _optional_list(request, "stop_sequences")
+    stops = [require_text(stop, "stop_sequences") for stop in given]
     if stops:
         chat["stop"] = stops
-    for name, chat_name in _SAME.items():
-        if asked.get(name) is not None:
-            chat[chat_name] = asked[name]
-    user = require_object(asked.get("metadata") or {}, "metadata").get("user_id")
+    for name in _SAMPLING_FIELDS:
+        if request.get(name) is not None:
+            chat[name] = request[name]
+    user = require_object(request.get("metadata") or {}, "metadata").get("user_id")
     if user is not None:
         chat["user"] = require_text(user, "metadata.user_id")
-    if require_bool(asked.get("stream") or False, "stream"):
+    if require_bool(request.get("stream") or False, "stream"):
         chat["stream"] = True
         chat["stream_options"] = {"include_usage": True}
     last = chat["messages"][-1]
-    begun = last["content"] if "continue_final_message" in chat else ""
-    pass_unknown_fields(chat, asked, _USED | IGNORED)
-    teller = MessagesEncoder(chat["model"], frozenset(stops), begun)
-    return TranslatedRequest(PATH, encode_body(chat), ChatTranslator(teller))
+    prefill = last["content"] if "continue_final_message" in chat else ""
+    pass_unknown_fields(chat, request, _TRANSLATED | IGNORED)
+    encoder = MessagesEncoder(chat["model"], frozenset(stops), prefill)
+    return TranslatedRequest(PATH, encode_body(chat), ChatTranslator(encoder))
 
 
 def count_tokens(body: bytes) -> TranslatedRequest:
-    """``POST /v1/messages/count_tokens``, for vLLM: its /tokenize takes conversations."""
-    chat = _conversation(parse_body(body))
-    asked = {name: chat[name] for name in _COUNTED if name in chat}
-    return TranslatedRequest(TOKENIZE_PATH, encode_body(asked), TokenCountTranslator())
+    """Translate ``POST /v1/messages/count_tokens``, for vLLM: its /tokenize takes conversations."""
+    chat = _prompt_fields(parse_body(body))
+    fields = {name: chat[name] for name in _TOKENIZE_FIELDS if name in chat}
+    return TranslatedRequest(TOKENIZE_PATH, encode_body(fields), TokenCountTranslator())
 
 
-def _conversation(asked: Json) -> Json:
-    """What makes up the prompt."""
-    chat: Json = {"model": require_text(asked.get("model"), "model")}
-    _reject_unsupported(asked)
-    chat["messages"] = chat_messages(asked.get("system"), asked.get("messages"))
+def _prompt_fields(request: Json) -> Json:
+    """Return the chat fields that make up the prompt."""
+    chat: Json = {"model": require_text(request.get("model"), "model")}
+    _reject_unsupported(request)
+    chat["messages"] = chat_messages(request.get("system"), request.get("messages"))
     last = chat["messages"][-1]
     if last["role"] == "assistant" and last["content"] and "tool_calls" not in last:
-        # The answer goes on where its beginning, put in the model's mouth, ends.
+        # A prefilled answer: the engine continues it.
         chat["continue_final_message"] = True
         chat["add_generation_prompt"] = False
-    tools = [_tool(tool, at) for at, tool in require_objects(asked.get("tools") or [], "tools")]
+    tools = [_tool(tool, at) for at, tool in require_objects(request.get("tools") or [], "tools")]
     if tools:
         chat["tools"] = tools
-    _add_thinking(asked, chat)
+    _add_thinking(request, chat)
     return chat
 
 
-def _reject_unsupported(asked: Json) -> None:
-    reject_if_set(asked, "mcp_servers", "MCP servers can't be called from here; offer their tools")
-    reject_if_set(asked, "container", "there are no containers here")
-    reject_if_set(asked, "inference_geo", "no place can be promised here; leave it out")
-    management = require_object(asked.get("context_management") or {}, "context_management")
+def _reject_unsupported(request: Json) -> None:
+    reject_if_set(request, "mcp_servers", "is not supported; offer the servers' tools in 'tools'")
+    reject_if_set(request, "container", "is not supported; leave it out")
+    reject_if_set(request, "inference_geo", "is not supported; leave it out")
+    management = require_object(request.get("context_management") or {}, "context_management")
     for at, edit in require_objects(management.get("edits") or [], "context_management.edits"):
-        # Claude Code sends this one always; it says that nothing is to be taken out.
+        # Claude Code always sends this one; it removes nothing.
         if edit.get("type") != "clear_thinking_20251015" or edit.get("keep") != "all":
-            raise refused(
+            raise invalid(
                 at,
-                "contexts are not edited here; leave it out"
+                "is not supported: contexts are not edited; leave it out"
                 " (Claude Code: CLAUDE_CODE_DISABLE_EXPERIMENTAL_BETAS=1)",
             )
 
 
-def _optional_list(asked: Json, name: str) -> list[Any]:
-    return require_list(asked.get(name) or [], name)
+def _optional_list(request: Json, name: str) -> list[Any]:
+    return require_list(request.get(name) or [], name)
 
 
 def _tool(tool: Json, at: str) -> Json:
     kind = tool.get("type") or "custom"
     if kind != "custom":
-        raise refused(
-            f"{at}.type", f"the tool '{kind}' can't be run here; offer one with an input_schema"
+        raise invalid(
+            f"{at}.type",
+            f"is '{kind}', a tool that does not run here; use one with an 'input_schema'",
         )
     function: Json = {
         "name": require_text(tool.get("name"), f"{at}.name"),
@@ -173,14 +174,14 @@ def _tool(tool: Json, at: str) -> Json:
     return {"type": "function", "function": function}
 
 
-def _add_choice_of_tool(asked: Json, chat: Json) -> None:
-    if asked.get("tool_choice") is None:
+def _add_tool_choice(request: Json, chat: Json) -> None:
+    if request.get("tool_choice") is None:
         return
-    choice = require_object(asked["tool_choice"], "tool_choice")
+    choice = require_object(request["tool_choice"], "tool_choice")
     kind = require_choice(choice.get("type"), "tool_choice.type", ("auto", "any", "tool", "none"))
     if "tools" not in chat:
         if kind in ("any", "tool"):
-            raise refused("tool_choice", "there are no tools to choose from; give some in 'tools'")
+            raise invalid("tool_choice", "requires 'tools'")
         return
     if kind == "tool":
         name = require_text(choice.get("name"), "tool_choice.name")
@@ -191,31 +192,29 @@ def _add_choice_of_tool(asked: Json, chat: Json) -> None:
         chat["parallel_tool_calls"] = False
 
 
-def _add_thinking(asked: Json, chat: Json) -> None:
-    thinking = require_object(asked.get("thinking") or {"type": "disabled"}, "thinking")
-    kind = require_choice(
-        thinking.get("type"), "thinking.type", ("enabled", "adaptive", "disabled")
-    )
-    add_template_switches(chat, asked, thinks=kind != "disabled")
+def _add_thinking(request: Json, chat: Json) -> None:
+    thinking = require_object(request.get("thinking") or {"type": "disabled"}, "thinking")
+    kinds = ("enabled", "adaptive", "disabled")
+    kind = require_choice(thinking.get("type"), "thinking.type", kinds)
+    add_template_switches(chat, request, thinking=kind != "disabled")
     if kind == "enabled":
         budget = require_count(thinking.get("budget_tokens"), "thinking.budget_tokens")
-        few, some = budget <= _LITTLE_THOUGHT, budget <= _SOME_THOUGHT
-        chat["reasoning_effort"] = "low" if few else "medium" if some else "high"
+        low, medium = budget <= _MAX_LOW_BUDGET, budget <= _MAX_MEDIUM_BUDGET
+        chat["reasoning_effort"] = "low" if low else "medium" if medium else "high"
         chat["thinking_budget_tokens"] = budget  # llama-server's name for it
 
 
-def _add_format_and_effort(asked: Json, chat: Json) -> None:
-    config = require_object(asked.get("output_config") or {}, "output_config")
+def _add_format_and_effort(request: Json, chat: Json) -> None:
+    config = require_object(request.get("output_config") or {}, "output_config")
     for name in config.keys() - {"effort", "format"}:
-        raise refused(f"output_config.{name}", "it can't be kept to here; leave it out")
+        raise invalid(f"output_config.{name}", "is not supported; leave it out")
     if config.get("effort") is not None:
         effort = require_choice(config["effort"], "output_config.effort", _EFFORTS)
         chat["reasoning_effort"] = _EFFORTS[effort]
     param = "output_config.format" if config.get("format") else "output_format"
-    wanted = config.get("format") or asked.get("output_format")
-    if wanted is not None:
-        wanted = require_object(wanted, param)
-        require_choice(wanted.get("type"), f"{param}.type", ("json_schema",))
-        chat["response_format"] = json_schema_format(
-            "output", wanted.get("schema"), f"{param}.schema"
-        )
+    given = config.get("format") or request.get("output_format")
+    if given is not None:
+        given = require_object(given, param)
+        require_choice(given.get("type"), f"{param}.type", ("json_schema",))
+        schema = given.get("schema")
+        chat["response_format"] = json_schema_format("output", schema, f"{param}.schema")

@@ -1,4 +1,4 @@
-"""The answer to ``POST /v1/messages/count_tokens``, from vLLM's at /tokenize."""
+"""The answer to ``POST /v1/messages/count_tokens``, from that of vLLM's /tokenize."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import msgspec
 
 from fabric_client.translation import Headers
 from fabric_client.translation.chat import body_error_text
-from fabric_client.translation.messages.encoder import MessagesEncoder
+from fabric_client.translation.chunks import UNREADABLE
+from fabric_client.translation.messages.errors import encode_error
 
 
 class _Count(msgspec.Struct):
@@ -17,7 +18,7 @@ _read_count = msgspec.json.Decoder(_Count).decode
 
 
 class TokenCountTranslator:
-    """``fabric_client.translation.Answer``."""
+    """``fabric_client.translation.ResponseFilter``."""
 
     def __init__(self) -> None:
         self._status = 200
@@ -32,10 +33,9 @@ class TokenCountTranslator:
         return b""
 
     def end(self) -> bytes:
-        teller = MessagesEncoder("")
         if self._status >= 400:
-            return teller.encode_error(self._status, body_error_text(bytes(self._body)))
+            return encode_error(self._status, body_error_text(bytes(self._body)))
         try:
             return msgspec.json.encode({"input_tokens": _read_count(self._body).count})
-        except (msgspec.MsgspecError, ValueError, RecursionError):
-            return teller.encode_error(502, "the engine sent a count that can't be read")
+        except UNREADABLE:
+            return encode_error(502, "the engine sent a token count that can't be read")

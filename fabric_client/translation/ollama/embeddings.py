@@ -1,25 +1,25 @@
-"""An engine's embeddings as Ollama's."""
+"""Embeddings of an OpenAI engine as Ollama's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from fabric_client.translation.collector import CollectingTranslator
-from fabric_client.translation.lenient_json import Json, inner, rows
+from fabric_client.translation.collector import CollectingFilter
+from fabric_client.translation.lenient_json import Json, get_object, get_objects
 
 
-class EmbeddingsTranslator(CollectingTranslator):
-    """``many``: the answer of ``/api/embed``, otherwise that of ``/api/embeddings``."""
+class EmbeddingsTranslator(CollectingFilter):
+    """Translates to the answer of ``/api/embed``, or of ``/api/embeddings`` if not ``many``."""
 
     def __init__(self, model: str, many: bool, clock: Callable[[], int]) -> None:
         super().__init__()
         self._model = model
         self._many = many
         self._clock = clock
-        self._asked_at = clock()
+        self._started = clock()
 
-    def told(self, document: Json) -> object:
-        found = sorted(rows(document, "data"), key=_index)
+    def translate(self, document: Json) -> object:
+        found = sorted(get_objects(document, "data"), key=_index)
         vectors = [row.get("embedding") for row in found]
         if not vectors or not all(isinstance(vector, list) for vector in vectors):
             return {"error": "the engine's answer has no embeddings"}
@@ -28,10 +28,10 @@ class EmbeddingsTranslator(CollectingTranslator):
         answer = {
             "model": self._model,
             "embeddings": vectors,
-            "total_duration": max(0, self._clock() - self._asked_at),
+            "total_duration": max(0, self._clock() - self._started),
             "load_duration": 0,
         }
-        if isinstance(tokens := inner(document, "usage").get("prompt_tokens"), int):
+        if isinstance(tokens := get_object(document, "usage").get("prompt_tokens"), int):
             answer["prompt_eval_count"] = tokens
         return answer
 

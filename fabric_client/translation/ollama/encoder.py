@@ -1,4 +1,4 @@
-"""An engine's chat or completion as Ollama's: one line of JSON for each event, or all in one."""
+"""Answers of Ollama's API: a line of JSON for each event, or one document."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ import msgspec
 from fabric_client.translation.chat import ChatTranslator
 from fabric_client.translation.chunks import Choice, Chunk, Message, Usage
 from fabric_client.translation.lenient_json import Json
-from fabric_client.translation.ollama.logprobs import tokens
-from fabric_client.translation.ollama.timestamps import stamp
+from fabric_client.translation.ollama.logprobs import token_rows
+from fabric_client.translation.ollama.timestamps import timestamp
 from fabric_client.translation.ollama.tool_calls import ToolCallAssembler
 
-_REASONS = {"tool_calls": "stop", "function_call": "stop"}
-_NOTHING = Message()
+_DONE_REASONS = {"tool_calls": "stop", "function_call": "stop"}
+_NO_MESSAGE = Message()
 _encode = msgspec.json.Encoder().encode
 
-Say = Callable[[str, str, list[Json]], Json]
-"""What is said, what is thought, which tools are called → the part of a line that tells it."""
+PartEncoder = Callable[[str, str, list[Json]], Json]
+"""Takes text, thinking and tool calls; returns the fields of a line that hold them."""
 
 
-def in_chat(words: str, thoughts: str, calls: list[Json]) -> Json:
-    """``/api/chat``"""
-    message: Json = {"role": "assistant", "content": words}
-    if thoughts:
-        message["thinking"] = thoughts
+def chat_fields(text: str, thinking: str, calls: list[Json]) -> Json:
+    """Return the fields for ``/api/chat``."""
+    message: Json = {"role": "assistant", "content": text}
+    if thinking:
+        message["thinking"] = thinking
     if calls:
         message["tool_calls"] = calls
     return {"message": message}
 
 
-def in_response(words: str, thoughts: str, calls: list[Json]) -> Json:
-    """``/api/generate``"""
-    line: Json = {"response": words}
-    if thoughts:
-        line["thinking"] = thoughts
+def generate_fields(text: str, thinking: str, calls: list[Json]) -> Json:
+    """Return the fields for ``/api/generate``."""
+    line: Json = {"response": text}
+    if thinking:
+        line["thinking"] = thinking
     if calls:
         line["tool_calls"] = calls
     return line
@@ -46,22 +46,23 @@ class NdjsonTranslator(ChatTranslator):
 
 
 class OllamaEncoder:
-    """``chat.Teller``.
+    """``fabric_client.translation.chat.AnswerEncoder``.
 
-    The last line is said when the engine has both given its reason to stop and ended: an answer
-    that ends without is none, and its user must be able to tell.
+    The last line is sent only if the engine has both given a ``finish_reason`` and ended its
+    stream; without it, users can tell that the answer is incomplete.
     """
 
     def __init__(
-        self, model: str, say: Say, clock: Callable[[], int], alternatives: int = 0
+        self, model: str, encode_part: PartEncoder, clock: Callable[[], int], alternatives: int = 0
     ) -> None:
-        """``alternatives`` to each token, where probabilities were asked for."""
+        """``alternatives`` to send for each token, if the request asks for log probabilities."""
         self._model = model
-        self._say = say
+        self._encode_part = encode_part
         self._clock = clock
         self._alternatives = alternatives
-        self._asked_at = clock()
-        self._first_at: int | None = None
+        self._started = clock()
+        self._first_token: int | None = None
+        """The time of the first line."""
         self._calls = ToolCallAssembler()
         self._reason: str | None = None
         self._usage: Usage | None = None
@@ -72,22 +73,22 @@ class OllamaEncoder:
         if not chunk.choices:
             return b""
         choice = chunk.choices[0]
-        words, thoughts, calls = self._heard(choice, choice.delta or choice.message or _NOTHING)
-        if not (words or thoughts or calls):
+        text, thinking, calls = self._read(choice, choice.delta or choice.message or _NO_MESSAGE)
+        if not (text or thinking or calls):
             return b""
         now = self._clock()
-        if self._first_at is None:
-            self._first_at = now
-        line = self._line(now, words, thoughts, calls)
+        if self._first_token is None:
+            self._first_token = now
+        line = self._line(now, text, thinking, calls)
         line["done"] = False
-        self._add_probabilities(line, choice)
+        self._add_logprobs(line, choice)
         return _encode(line) + b"\n"
 
     def encode_end(self) -> bytes:
         if self._reason is None:
             return b""
         now = self._clock()
-        return _encode(self._close(self._line(now, "", "", []), now)) + b"\n"
+        return _encode(self._add_totals(self._line(now, "", "", []), now)) + b"\n"
 
     def encode_failure(self, message: str) -> bytes:
         return _encode({"error": message}) + b"\n"
@@ -97,45 +98,48 @@ class OllamaEncoder:
         self._usage = chunk.usage
         choice.finish_reason = choice.finish_reason or "stop"
         now = self._clock()
-        line = self._line(now, *self._heard(choice, choice.message or _NOTHING))
-        self._add_probabilities(line, choice)
-        return _encode(self._close(line, now))
+        line = self._line(now, *self._read(choice, choice.message or _NO_MESSAGE))
+        self._add_logprobs(line, choice)
+        return _encode(self._add_totals(line, now))
 
     def encode_error(self, status: int, message: str) -> bytes:
         return _encode({"error": message})
 
-    def _heard(self, choice: Choice, message: Message) -> tuple[str, str, list[Json]]:
-        words = choice.text or message.content or message.refusal or ""
+    def _read(self, choice: Choice, message: Message) -> tuple[str, str, list[Json]]:
+        """Return text, thinking and complete tool calls."""
+        text = choice.text or message.content or message.refusal or ""
         calls: list[Json] = []
         if message.tool_calls:
-            calls, torn = self._calls.feed(message.tool_calls)
-            words += torn
+            calls, cut_off = self._calls.feed(message.tool_calls)
+            text += cut_off
         if choice.finish_reason is not None:
-            self._reason = _REASONS.get(choice.finish_reason, choice.finish_reason)
-            last, torn = self._calls.end()
+            self._reason = _DONE_REASONS.get(choice.finish_reason, choice.finish_reason)
+            last, cut_off = self._calls.end()
             calls += last
-            words += torn
-        return words, message.thought or "", calls
+            text += cut_off
+        return text, message.thinking or "", calls
 
-    def _line(self, now: int, words: str, thoughts: str, calls: list[Json]) -> Json:
-        said = self._say(words, thoughts, calls)
-        return {"model": self._model, "created_at": stamp(now), **said}
+    def _line(self, now: int, text: str, thinking: str, calls: list[Json]) -> Json:
+        fields = self._encode_part(text, thinking, calls)
+        return {"model": self._model, "created_at": timestamp(now), **fields}
 
-    def _add_probabilities(self, line: Json, choice: Choice) -> None:
-        if choice.logprobs and (told := tokens(choice.logprobs, self._alternatives)):
-            line["logprobs"] = told
+    def _add_logprobs(self, line: Json, choice: Choice) -> None:
+        if choice.logprobs and (rows := token_rows(choice.logprobs, self._alternatives)):
+            line["logprobs"] = rows
 
-    def _close(self, line: Json, now: int) -> Json:
-        """Times in nanoseconds.  Of an answer in one piece nobody knows when it began, so all of
-        its time counts as the answer's."""
-        first = self._asked_at if self._first_at is None else self._first_at
+    def _add_totals(self, line: Json, now: int) -> Json:
+        """Add the fields of the last line; durations are in nanoseconds.
+
+        An unstreamed answer has no known first token: all its time counts as evaluation.
+        """
+        first = self._started if self._first_token is None else self._first_token
         line["done"] = True
         line["done_reason"] = self._reason
-        line["total_duration"] = max(0, now - self._asked_at)
+        line["total_duration"] = max(0, now - self._started)
         line["load_duration"] = 0
         if self._usage is not None:
             line["prompt_eval_count"] = self._usage.prompt_tokens
-        line["prompt_eval_duration"] = max(0, first - self._asked_at)
+        line["prompt_eval_duration"] = max(0, first - self._started)
         if self._usage is not None:
             line["eval_count"] = self._usage.completion_tokens
         line["eval_duration"] = max(0, now - first)

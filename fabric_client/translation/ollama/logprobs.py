@@ -1,30 +1,30 @@
-"""Tokens' probabilities as Ollama tells them, of the two shapes that engines have for them."""
+"""Log probabilities of tokens in Ollama's format, from the two formats that engines have."""
 
 from __future__ import annotations
 
 from typing import TypeGuard
 
-from fabric_client.translation.lenient_json import Json, rows
+from fabric_client.translation.lenient_json import Json, get_objects
 
 
-def tokens(told: object, most: int) -> list[Json]:
-    """One row for each token, of a choice's ``logprobs``, with up to ``most`` alternatives."""
-    found = _of_lists(told) if _is_of_lists(told) else _of_rows(told)
+def token_rows(logprobs: object, alternatives: int) -> list[Json]:
+    """Translate a choice's ``logprobs`` to a row per token, each with up to ``alternatives``."""
+    found = _from_columns(logprobs) if _has_columns(logprobs) else _from_rows(logprobs)
     for row in found:
-        row["top_logprobs"] = row["top_logprobs"][:most]
+        row["top_logprobs"] = row["top_logprobs"][:alternatives]
         if not row["top_logprobs"]:
             del row["top_logprobs"]
     return found
 
 
-def _is_of_lists(told: object) -> TypeGuard[Json]:
-    return isinstance(told, dict) and isinstance(told.get("tokens"), list)
+def _has_columns(logprobs: object) -> TypeGuard[Json]:
+    return isinstance(logprobs, dict) and isinstance(logprobs.get("tokens"), list)
 
 
-def _of_rows(told: object) -> list[Json]:
+def _from_rows(logprobs: object) -> list[Json]:
     return [
-        {**_row(one), "top_logprobs": [_row(other) for other in rows(one, "top_logprobs")]}
-        for one in rows(told, "content")
+        {**_row(one), "top_logprobs": [_row(other) for other in get_objects(one, "top_logprobs")]}
+        for one in get_objects(logprobs, "content")
     ]
 
 
@@ -32,15 +32,15 @@ def _row(one: Json) -> Json:
     return {name: one[name] for name in ("token", "logprob", "bytes") if name in one}
 
 
-def _of_lists(told: Json) -> list[Json]:
-    """Of /v1/completions, as OpenAI once had it: a list of tokens, one of numbers, one of maps."""
+def _from_columns(logprobs: Json) -> list[Json]:
+    """Translate OpenAI's older format, of /v1/completions: lists of tokens, numbers and maps."""
 
     def at(key: str, index: int) -> object:
-        column = told.get(key)
+        column = logprobs.get(key)
         return column[index] if isinstance(column, list) and index < len(column) else None
 
     found: list[Json] = []
-    for index, token in enumerate(told["tokens"]):
+    for index, token in enumerate(logprobs["tokens"]):
         others = at("top_logprobs", index)
         top = others.items() if isinstance(others, dict) else ()
         found.append(

@@ -1,35 +1,35 @@
-"""What Ollama's users put into ``images``: base64 without a word about what it is."""
+"""Images and sounds in ``images``: Ollama takes base64 without a type, so the bytes decide."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 
-from fabric_client.translation import TranslationError
 from fabric_client.translation.lenient_json import Json
+from fabric_client.translation.validation import invalid
 
 _IMAGES = ((b"\x89PNG", "png"), (b"\xff\xd8\xff", "jpeg"), (b"GIF8", "gif"), (b"BM", "bmp"))
 _SOUNDS = ((b"ID3", "mp3"), (b"\xff\xfb", "mp3"), (b"fLaC", "flac"), (b"OggS", "ogg"))
 
 
-def parts(words: str, images: object, where: str) -> str | list[Json]:
-    """A message's content: plain while there is nothing but words."""
+def content_parts(text: str, images: object, at: str) -> str | list[Json]:
+    """Return a message's ``content``: plain text if there are no images."""
     if images is None or images == []:
-        return words
+        return text
     if not isinstance(images, list):
-        raise TranslationError(where, f"{where} must be a list of base64 strings")
-    media = [_part(image, f"{where}[{index}]") for index, image in enumerate(images)]
-    return [{"type": "text", "text": words}, *media] if words else media
+        raise invalid(at, "must be an array of base64 strings")
+    media = [_part(image, f"{at}[{index}]") for index, image in enumerate(images)]
+    return [{"type": "text", "text": text}, *media] if text else media
 
 
-def _part(image: object, where: str) -> Json:
+def _part(image: object, at: str) -> Json:
     if not isinstance(image, str):
-        raise TranslationError(where, f"{where} must be a base64 string")
+        raise invalid(at, "must be a base64 string")
     try:
-        # The engine reads the rest, and says what it thinks of it.
+        # The engine checks the rest.
         first = base64.b64decode(image[:16], validate=True)
     except (binascii.Error, ValueError):
-        raise TranslationError(where, f"{where} is no base64") from None
+        raise invalid(at, "is not valid base64") from None
     for start, kind in _IMAGES:
         if first.startswith(start):
             return _image(kind, image)
@@ -38,9 +38,7 @@ def _part(image: object, where: str) -> Json:
     for start, kind in _SOUNDS:
         if first.startswith(start):
             return _sound(kind, image)
-    raise TranslationError(
-        where, f"{where} is neither a PNG, JPEG, GIF, WebP or BMP image nor a sound"
-    )
+    raise invalid(at, "must be a PNG, JPEG, GIF, WebP or BMP image, or a sound")
 
 
 def _image(kind: str, data: str) -> Json:

@@ -1,16 +1,16 @@
-"""What Ollama's users set, in OpenAI's words and those that engines have added to them.
+"""Ollama's options as OpenAI's fields and those that engines have added.
 
 Sources: Ollama's api/types.go and docs/modelfile; vLLM's extra sampling parameters; llama-server's
-README.  A setting that an engine does not know changes nothing there, so it is refused here, unless
-its value is the one that changes nothing.
+README.  Engines ignore options that they don't know, so these are rejected here, unless the value
+is the one without effect.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from fabric_client.translation import TranslationError
 from fabric_client.translation.lenient_json import Json
+from fabric_client.translation.validation import invalid
 
 LOAD_OPTIONS = frozenset(
     {
@@ -19,25 +19,24 @@ LOAD_OPTIONS = frozenset(
         "penalize_newline",
     }
 )
-"""How Ollama is to load the model, and what it keeps when a context is full.  These engines have
-loaded theirs, as their owner wanted it; so these are ignored.  ``penalize_newline`` Ollama itself
-ignores by now."""
+"""Options for loading a model, and for a full context.  Ignored: these engines load theirs as their
+owner configured it.  ``penalize_newline`` is ignored by Ollama itself."""
 
 _NUMBERS = frozenset({"temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty"})
-_COUNTS = frozenset({"top_k", "seed"})
+_INTEGERS = frozenset({"top_k", "seed"})
 _LLAMA_NUMBERS = frozenset({"typical_p", "mirostat_tau", "mirostat_eta"})
-_LLAMA_COUNTS = frozenset({"repeat_last_n", "mirostat"})
+_LLAMA_INTEGERS = frozenset({"repeat_last_n", "mirostat"})
 _NEUTRAL = {"typical_p": 1, "tfs_z": 1, "mirostat": 0}
 _EFFORTS = {"low": "low", "medium": "medium", "high": "high", "max": "high"}
 
 
-def engine_fields(body: Json, kind: str) -> Json:
-    """``options`` as fields of a question to an engine of that kind."""
+def sampling_fields(body: Json, kind: str) -> Json:
+    """Translate ``options`` for an engine of this kind."""
     given = body.get("options")
     if given is None:
         return {}
     if not isinstance(given, dict):
-        raise TranslationError("options", "options must be an object")
+        raise invalid("options", "must be an object")
     is_llama = kind == "llama-server"
     fields: Json = {}
     for name, value in given.items():
@@ -45,26 +44,26 @@ def engine_fields(body: Json, kind: str) -> Json:
             continue
         if name in _NUMBERS or (is_llama and name in _LLAMA_NUMBERS):
             fields[name] = _number(name, value)
-        elif name in _COUNTS or (is_llama and name in _LLAMA_COUNTS):
+        elif name in _INTEGERS or (is_llama and name in _LLAMA_INTEGERS):
             fields[name] = int(_number(name, value))
         elif name == "num_predict":
-            if (most := int(_number(name, value))) > 0:  # otherwise as many as there is room for
+            if (most := int(_number(name, value))) > 0:  # otherwise there is no limit
                 fields["max_tokens"] = most
         elif name == "repeat_penalty":
-            word = name if kind in ("llama-server", "lm-studio") else "repetition_penalty"
-            fields[word] = _number(name, value)
+            renamed = name if kind in ("llama-server", "lm-studio") else "repetition_penalty"
+            fields[renamed] = _number(name, value)
         elif name == "stop":
             fields["stop"] = _texts(name, value)
-        elif not _changes_nothing(name, value, given):
-            raise TranslationError(
+        elif not _is_neutral(name, value, given):
+            raise invalid(
                 f"options.{name}",
-                f"option '{name}' is not one that the engine which serves this model knows; "
-                f"leave it out",
+                "is not supported by the engine that serves this model; leave it out",
             )
     return fields
 
 
-def _changes_nothing(name: str, value: object, given: Json) -> bool:
+def _is_neutral(name: str, value: object, given: Json) -> bool:
+    """Return whether an option has no effect with this value."""
     if name == "repeat_last_n":
         return given.get("repeat_penalty") in (None, 1)
     if name in ("mirostat_tau", "mirostat_eta"):
@@ -74,85 +73,83 @@ def _changes_nothing(name: str, value: object, given: Json) -> bool:
 
 def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 2**63:
-        raise TranslationError(f"options.{name}", f"option '{name}' must be a number")
+        raise invalid(f"options.{name}", "must be a number")
     return value
 
 
 def _texts(name: str, value: object) -> list[str]:
     found = [value] if isinstance(value, str) else value
     if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
-        raise TranslationError(f"options.{name}", f"option '{name}' must be a list of strings")
+        raise invalid(f"options.{name}", "must be an array of strings")
     return found
 
 
-def thinking(body: Json) -> Json:
-    """``think`` as what chat templates and engines listen to."""
+def thinking_fields(body: Json) -> Json:
+    """Translate ``think`` to what chat templates and engines read."""
     think = body.get("think")
     if think is None:
         return {}
     if isinstance(think, str) and think in _EFFORTS:
         effort = _EFFORTS[think]
-        words: Json = {"enable_thinking": True, "thinking": True, "reasoning_effort": effort}
-        return {"reasoning_effort": effort, "chat_template_kwargs": words}
+        switches: Json = {"enable_thinking": True, "thinking": True, "reasoning_effort": effort}
+        return {"reasoning_effort": effort, "chat_template_kwargs": switches}
     if not isinstance(think, bool):
-        raise TranslationError(
-            "think", "think must be true, false, 'low', 'medium', 'high' or 'max'"
-        )
-    # Qwen's templates and most others know the first name, DeepSeek's the second.
+        raise invalid("think", "must be true, false, 'low', 'medium', 'high' or 'max'")
+    # Qwen's templates and most others read the first name, DeepSeek's the second.
     return {"chat_template_kwargs": {"enable_thinking": think, "thinking": think}}
 
 
-def shape(body: Json) -> Json:
-    """``format`` for a chat."""
+def format_fields(body: Json) -> Json:
+    """Translate ``format`` for a chat."""
     match _format(body):
         case None:
             return {}
         case "json":
             return {"response_format": {"type": "json_object"}}
         case schema:
-            wanted = {"name": "format", "schema": schema, "strict": True}
-            return {"response_format": {"type": "json_schema", "json_schema": wanted}}
+            described = {"name": "format", "schema": schema, "strict": True}
+            return {"response_format": {"type": "json_schema", "json_schema": described}}
 
 
-def shape_of_text(body: Json, kind: str) -> Json:
-    """``format`` for a prompt that is taken as it is: OpenAI has no word for that."""
-    wanted = _format(body)
-    if wanted is None:
+def raw_format_fields(body: Json, kind: str) -> Json:
+    """Translate ``format`` for a raw prompt, for which OpenAI's API has no field."""
+    format = _format(body)
+    if format is None:
         return {}
     if kind == "vllm":
-        return shape(body)
+        return format_fields(body)
     if kind == "llama-server":
-        return {"json_schema": {"type": "object"} if wanted == "json" else wanted}
-    raise TranslationError(
-        "format", "the engine which serves this model has no format with raw; leave one of them out"
+        return {"json_schema": {"type": "object"} if format == "json" else format}
+    raise invalid(
+        "format", "can't be used with 'raw' on the engine that serves this model; leave one out"
     )
 
 
 def _format(body: Json) -> Any:
-    wanted = body.get("format")
-    if wanted is None or wanted == "":
+    format = body.get("format")
+    if format is None or format == "":
         return None
-    if wanted != "json" and not isinstance(wanted, dict):
-        raise TranslationError("format", "format must be 'json' or a JSON schema")
-    return wanted
+    if format != "json" and not isinstance(format, dict):
+        raise invalid("format", "must be 'json' or a JSON schema")
+    return format
 
 
-def probabilities(body: Json) -> tuple[bool, int]:
-    """Whether ``logprobs`` are wanted, and how many alternatives to each token."""
+def requested_logprobs(body: Json) -> tuple[bool, int]:
+    """Return whether ``logprobs`` are requested, and the number of alternatives to each token."""
     top = body.get("top_logprobs") or 0
     if isinstance(top, bool) or not isinstance(top, int) or not 0 <= top <= 20:
-        raise TranslationError("top_logprobs", "top_logprobs must be between 0 and 20")
+        raise invalid("top_logprobs", "must be between 0 and 20")
     return body.get("logprobs") is True, top
 
 
-def streamed(body: Json) -> bool:
-    """Ollama streams unless told otherwise."""
+def is_streamed(body: Json) -> bool:
+    """Return ``stream``, which is true by default."""
     stream = body.get("stream")
     if stream is not None and not isinstance(stream, bool):
-        raise TranslationError("stream", "stream must be true or false")
+        raise invalid("stream", "must be true or false")
     return stream is not False
 
 
 def reject_debugging(body: Json) -> None:
     if body.get("_debug_render_only"):
-        raise TranslationError("_debug_render_only", "the engine can't show what a template makes")
+        raise invalid("_debug_render_only", "is not supported; leave it out")

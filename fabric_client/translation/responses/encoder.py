@@ -1,4 +1,4 @@
-"""OpenAI's Responses API for engines that speak the OpenAI chat API: the answer."""
+"""Answers of OpenAI's Responses API, from those of the chat API."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import msgspec
 
 from fabric_client.translation.chat import is_context_overflow
 from fabric_client.translation.chunks import Chunk, Message, ToolCall, Usage
-from fabric_client.translation.responses.items import CALLS, OutputItem
+from fabric_client.translation.lenient_json import Json
+from fabric_client.translation.responses.items import CALL_PREFIXES, OutputItem
 from fabric_client.translation.responses.tools import ToolSet
-from fabric_client.translation.validation import Json
 
 _json = msgspec.json.encode
 
@@ -20,7 +20,7 @@ _TEXT_DELTA = (
     b'"sequence_number":%d,"output_index":%d,"item_id":%b,"content_index":0,"delta":%b,'
     b'"logprobs":[]}\n\n'
 )
-_THOUGHT_DELTA = (
+_REASONING_DELTA = (
     b'event: response.reasoning_text.delta\ndata: {"type":"response.reasoning_text.delta",'
     b'"sequence_number":%d,"output_index":%d,"item_id":%b,"content_index":0,"delta":%b}\n\n'
 )
@@ -32,15 +32,15 @@ _ARGUMENTS_DELTA = (
 
 
 class ResponsesEncoder:
-    """``fabric_client.translation.chat.Teller``."""
+    """``fabric_client.translation.chat.AnswerEncoder``."""
 
     def __init__(self, echo: Json, tools: ToolSet) -> None:
-        """``echo``: what answers repeat of the question."""
+        """``echo``: the fields of the request that answers repeat."""
         self._echo = echo
         self._tools = tools
         self._id = ""
-        self._number = 0
-        """Of the next event."""
+        self._sequence_number = 0
+        """The number of the next event."""
         self._created = 0
         self._output: list[Json] = []
         self._open: OutputItem | None = None
@@ -50,25 +50,25 @@ class ResponsesEncoder:
     # ── streams ───────────────────────────────────────────────────────────────────────────────
 
     def encode_chunk(self, chunk: Chunk) -> bytes:
-        told = b"" if self._id else self._begin(chunk)
+        encoded = b"" if self._id else self._begin(chunk)
         if chunk.usage is not None:
             self._usage = chunk.usage
         if not chunk.choices:
-            return told
+            return encoded
         choice = chunk.choices[0]
         if choice.delta is not None:
-            told += self._delta(choice.delta)
+            encoded += self._delta(choice.delta)
         if choice.finish_reason and self._finish is None:
             self._finish = choice.finish_reason
-            told += self._end_item()
-        return told
+            encoded += self._end_item()
+        return encoded
 
     def encode_end(self) -> bytes:
         if self._finish is None:
             return b""
-        told = self._end_item()
+        encoded = self._end_item()
         response = self._finished()
-        return told + self._event(f"response.{response['status']}", response=response)
+        return encoded + self._event(f"response.{response['status']}", response=response)
 
     def encode_failure(self, message: str) -> bytes:
         error = {"code": _code(500, message) or "server_error", "message": message}
@@ -76,48 +76,48 @@ class ResponsesEncoder:
         return self._event("response.failed", response=response)
 
     def _begin(self, chunk: Chunk) -> bytes:
-        self._know(chunk)
+        self._read_head(chunk)
         response = self._response("in_progress")
-        told = self._event("response.created", response=response)
-        return told + self._event("response.in_progress", response=response)
+        encoded = self._event("response.created", response=response)
+        return encoded + self._event("response.in_progress", response=response)
 
     def _delta(self, delta: Message) -> bytes:
-        told = b""
-        if thought := delta.thought:
-            told += self._piece("reasoning", "rs", thought, _THOUGHT_DELTA)
+        encoded = b""
+        if thinking := delta.thinking:
+            encoded += self._piece("reasoning", "rs", thinking, _REASONING_DELTA)
         if text := delta.content or delta.refusal:
-            told += self._piece("message", "msg", text, _TEXT_DELTA)
+            encoded += self._piece("message", "msg", text, _TEXT_DELTA)
         for call in delta.tool_calls or ():
-            told += self._call_delta(call)
-        return told
+            encoded += self._call_delta(call)
+        return encoded
 
     def _piece(self, kind: str, prefix: str, text: str, template: bytes) -> bytes:
-        item, told = self._open, b""
+        item, encoded = self._open, b""
         if item is None or item.kind != kind:
-            told = self._end_item()
+            encoded = self._end_item()
             item = self._begin_item(kind, prefix)
-            told += self._added(item) + self._part_event("response.content_part.added", item, "")
+            encoded += self._added(item) + self._part_event("response.content_part.added", item, "")
         item.pieces.append(text)
-        return told + self._numbered(template, item, text)
+        return encoded + self._numbered(template, item, text)
 
     def _call_delta(self, call: ToolCall) -> bytes:
-        item, told = self._open, b""
+        item, encoded = self._open, b""
         if call.is_empty:
-            return told
-        if item is None or item.kind not in CALLS or call.begins_after(item.call):
-            told = self._end_item()
+            return encoded
+        if item is None or item.kind not in CALL_PREFIXES or call.begins_after(item.call):
+            encoded = self._end_item()
             item = self._begin_call(call)
-            told += self._added(item)
+            encoded += self._added(item)
         if arguments := call.arguments:
             item.pieces.append(arguments)
-            # What others are called with can be read out of the arguments when these are whole.
+            # The input of other calls is inside the arguments, and is read when these are complete.
             if item.kind == "function_call":
-                told += self._numbered(_ARGUMENTS_DELTA, item, arguments)
-        return told
+                encoded += self._numbered(_ARGUMENTS_DELTA, item, arguments)
+        return encoded
 
     def _begin_call(self, call: ToolCall) -> OutputItem:
         tool = self._tools.find(call.name)
-        item = self._begin_item(tool.call, CALLS[tool.call])
+        item = self._begin_item(tool.call_type, CALL_PREFIXES[tool.call_type])
         item.call, item.tool = call, tool
         return item
 
@@ -127,8 +127,8 @@ class ResponsesEncoder:
         return item
 
     def _added(self, item: OutputItem) -> bytes:
-        at = len(self._output)
-        return self._event("response.output_item.added", output_index=at, item=item.begun())
+        name, index = "response.output_item.added", len(self._output)
+        return self._event(name, output_index=index, item=item.describe_begun())
 
     def _end_item(self) -> bytes:
         item, self._open = self._open, None
@@ -136,22 +136,23 @@ class ResponsesEncoder:
             return b""
         at = {"item_id": item.id, "output_index": len(self._output)}
         text = item.text
-        done = item.done("incomplete" if self._finish in _INCOMPLETE else "completed")
+        done = item.describe_done("incomplete" if self._finish in _INCOMPLETE else "completed")
         if item.kind == "function_call":
             name = "response.function_call_arguments.done"
-            told = self._event(name, **at, name=item.tool.name, arguments=text)
+            encoded = self._event(name, **at, name=item.tool.name, arguments=text)
         elif item.kind == "custom_tool_call":
             name = "response.custom_tool_call_input"
-            told = self._event(f"{name}.delta", **at, delta=done["input"])
-            told += self._event(f"{name}.done", **at, input=done["input"])
+            encoded = self._event(f"{name}.delta", **at, delta=done["input"])
+            encoded += self._event(f"{name}.done", **at, input=done["input"])
         elif item.kind == "tool_search_call":
-            told = b""
+            encoded = b""
         else:
-            told = self._text_done(item, text)
-            told += self._part_event("response.content_part.done", item, text)
-        told += self._event("response.output_item.done", output_index=len(self._output), item=done)
+            encoded = self._text_done(item, text)
+            encoded += self._part_event("response.content_part.done", item, text)
+        index = len(self._output)
+        encoded += self._event("response.output_item.done", output_index=index, item=done)
         self._output.append(done)
-        return told
+        return encoded
 
     def _text_done(self, item: OutputItem, text: str) -> bytes:
         at = {"item_id": item.id, "output_index": len(self._output), "content_index": 0}
@@ -164,22 +165,22 @@ class ResponsesEncoder:
         return self._event(name, **at, part=item.part(text))
 
     def _numbered(self, template: bytes, item: OutputItem, text: str) -> bytes:
-        number = self._number
-        self._number = number + 1
-        return template % (number, len(self._output), item.told_id, _json(text))
+        number = self._sequence_number
+        self._sequence_number = number + 1
+        return template % (number, len(self._output), item.encoded_id, _json(text))
 
     def _event(self, kind: str, **fields: Any) -> bytes:
-        number = self._number
-        self._number = number + 1
+        number = self._sequence_number
+        self._sequence_number = number + 1
         data = _json({"type": kind, "sequence_number": number, **fields})
         return b"event: %b\ndata: %b\n\n" % (kind.encode(), data)
 
-    # ── whole answers ─────────────────────────────────────────────────────────────────────────
+    # ── unstreamed answers ────────────────────────────────────────────────────────────────────────
 
     def encode_whole(self, chunk: Chunk) -> bytes:
-        """As a stream of one piece, of which only the end is told."""
+        """Encode the answer as a stream of one piece, and return only its end."""
         choice = chunk.choices[0]
-        self._know(chunk)
+        self._read_head(chunk)
         self._usage = chunk.usage
         self._delta(choice.message or Message())
         self._finish = choice.finish_reason or "stop"
@@ -192,9 +193,9 @@ class ResponsesEncoder:
         error = {"message": message, "type": kind, "param": None, "code": _code(status, message)}
         return _json({"error": error})
 
-    # ── small parts ───────────────────────────────────────────────────────────────────────────
+    # ── helpers ───────────────────────────────────────────────────────────────────────────────────
 
-    def _know(self, chunk: Chunk) -> None:
+    def _read_head(self, chunk: Chunk) -> None:
         self._id = f"resp_{chunk.id.removeprefix('chatcmpl-') or chunk.created}"
         self._created = chunk.created
         if chunk.model:

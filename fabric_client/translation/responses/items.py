@@ -1,26 +1,26 @@
-"""An item of a response's output, while it grows."""
+"""Output items of a response: reasoning, messages and tool calls."""
 
 from __future__ import annotations
 
 import msgspec
 
 from fabric_client.translation.chunks import ToolCall
+from fabric_client.translation.lenient_json import Json
 from fabric_client.translation.responses.tools import OfferedTool, custom_input, search_arguments
-from fabric_client.translation.validation import Json
 
-CALLS = {"function_call": "fc", "custom_tool_call": "ctc", "tool_search_call": "tsc"}
-"""Items that are calls, and what their ids begin with."""
+CALL_PREFIXES = {"function_call": "fc", "custom_tool_call": "ctc", "tool_search_call": "tsc"}
+"""Types of items that are calls, and the prefixes of their ids."""
 
 
 class OutputItem:
-    """A thought, a message or a call."""
+    """An item that is still growing: reasoning, a message or a call."""
 
-    __slots__ = ("call", "id", "kind", "pieces", "told_id", "tool")
+    __slots__ = ("call", "encoded_id", "id", "kind", "pieces", "tool")
 
     def __init__(self, kind: str, id: str) -> None:
         self.kind = kind
         self.id = id
-        self.told_id = msgspec.json.encode(id)
+        self.encoded_id = msgspec.json.encode(id)
         self.pieces: list[str] = []
         self.call = ToolCall()
         self.tool = OfferedTool("")
@@ -30,18 +30,19 @@ class OutputItem:
         return "".join(self.pieces)
 
     def part(self, text: str) -> Json:
+        """Return the content part of reasoning or a message."""
         if self.kind == "reasoning":
             return {"type": "reasoning_text", "text": text}
         return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
-    def begun(self) -> Json:
-        return self._described("in_progress", "", [])
+    def describe_begun(self) -> Json:
+        return self._describe("in_progress", "", [])
 
-    def done(self, status: str) -> Json:
+    def describe_done(self, status: str) -> Json:
         text = self.text
-        return self._described(status, text, [self.part(text)])
+        return self._describe(status, text, [self.part(text)])
 
-    def _described(self, status: str, text: str, content: list[Json]) -> Json:
+    def _describe(self, status: str, text: str, content: list[Json]) -> Json:
         item: Json = {"id": self.id, "type": self.kind, "status": status}
         if self.kind == "reasoning":
             return item | {"summary": [], "content": content}

@@ -1,7 +1,7 @@
-"""OpenAI's Responses API for engines that speak the OpenAI chat API: the question.
+"""Requests of OpenAI's Responses API, for engines that speak the OpenAI chat API.
 
-docs/dialects.md has the table.  Nothing is kept between questions: whoever asks sends the whole
-conversation, as with ``store: false`` on the official API.
+docs/dialects.md has the table of fields.  Nothing is stored between requests: each must contain the
+whole conversation, as with ``store: false`` at OpenAI.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from typing import Any
 
 from fabric_client.translation import TranslatedRequest
 from fabric_client.translation.chat import PATH, ChatTranslator
+from fabric_client.translation.lenient_json import Json
 from fabric_client.translation.responses.conversation import chat_messages
 from fabric_client.translation.responses.encoder import ResponsesEncoder
 from fabric_client.translation.responses.tools import ToolSet
 from fabric_client.translation.validation import (
-    Json,
     add_template_switches,
     encode_body,
+    invalid,
     json_schema_format,
     parse_body,
     pass_unknown_fields,
-    refused,
     reject_if_set,
     require_bool,
     require_choice,
@@ -46,9 +46,9 @@ IGNORED = frozenset(
         "truncation",
     }
 )
-"""Hints, and what concerns only what is kept or run at OpenAI."""
+"""Hints, and fields about what OpenAI stores or runs."""
 _ECHOED = ("prompt_cache_key", "safety_identifier", "user")
-_USED = frozenset(
+_TRANSLATED = frozenset(
     {
         "background",
         "chat_template_kwargs",
@@ -75,103 +75,103 @@ _USED = frozenset(
     }
 )
 _EFFORTS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high"}
-"""Only the middle three are known to every engine; ``none`` is a switch of the template's."""
+"""Every engine knows low, medium and high only; ``none`` is a switch of the chat template."""
 
 
 def translate(body: bytes) -> TranslatedRequest:
-    """``POST /v1/responses``."""
-    asked = parse_body(body)
-    _reject_unsupported(asked)
-    chat: Json = {"model": require_text(asked.get("model"), "model")}
-    tools = ToolSet(asked.get("tools"), asked.get("tool_choice"), asked.get("input"))
-    chat["messages"] = chat_messages(asked.get("input"), asked.get("instructions"))
-    if tools.offered:
-        chat["tools"] = tools.offered
+    """Translate ``POST /v1/responses``."""
+    request = parse_body(body)
+    _reject_unsupported(request)
+    chat: Json = {"model": require_text(request.get("model"), "model")}
+    tools = ToolSet(request.get("tools"), request.get("tool_choice"), request.get("input"))
+    chat["messages"] = chat_messages(request.get("input"), request.get("instructions"))
+    if tools.functions:
+        chat["tools"] = tools.functions
         if tools.choice is not None:
             chat["tool_choice"] = tools.choice
-        if asked.get("parallel_tool_calls") is not None:
-            parallel = require_bool(asked["parallel_tool_calls"], "parallel_tool_calls")
+        if request.get("parallel_tool_calls") is not None:
+            parallel = require_bool(request["parallel_tool_calls"], "parallel_tool_calls")
             chat["parallel_tool_calls"] = parallel
     for name in ("temperature", "top_p"):
-        if asked.get(name) is not None:
-            chat[name] = asked[name]
-    if asked.get("max_output_tokens") is not None:
-        chat["max_tokens"] = require_count(asked["max_output_tokens"], "max_output_tokens")
-    if asked.get("user") is not None:
-        chat["user"] = require_text(asked["user"], "user")
-    _add_text(asked, chat)
-    _add_reasoning(asked, chat)
-    if require_bool(asked.get("stream") or False, "stream"):
+        if request.get(name) is not None:
+            chat[name] = request[name]
+    if request.get("max_output_tokens") is not None:
+        chat["max_tokens"] = require_count(request["max_output_tokens"], "max_output_tokens")
+    if request.get("user") is not None:
+        chat["user"] = require_text(request["user"], "user")
+    _add_text(request, chat)
+    _add_reasoning(request, chat)
+    if require_bool(request.get("stream") or False, "stream"):
         chat["stream"] = True
         chat["stream_options"] = {"include_usage": True}
-    pass_unknown_fields(chat, asked, _USED | IGNORED)
-    teller = ResponsesEncoder(_echo(asked), tools)
-    return TranslatedRequest(PATH, encode_body(chat), ChatTranslator(teller))
+    pass_unknown_fields(chat, request, _TRANSLATED | IGNORED)
+    encoder = ResponsesEncoder(_echo(request), tools)
+    return TranslatedRequest(PATH, encode_body(chat), ChatTranslator(encoder))
 
 
-def _reject_unsupported(asked: Json) -> None:
-    kept = "nothing is kept between requests; send the whole conversation as 'input'"
-    reject_if_set(asked, "previous_response_id", kept)
-    reject_if_set(asked, "conversation", kept)
-    reject_if_set(asked, "prompt", "there are no stored prompts; send its text as 'instructions'")
-    reject_if_set(asked, "background", "answers are given at once or not at all; leave it out")
-    reject_if_set(asked, "context_management", "contexts are not made shorter here; leave it out")
-    reject_if_set(asked, "moderation", "nobody moderates here; leave it out")
-    reject_if_set(asked, "top_logprobs", "this engine can't tell them here; use chat completions")
-    if "message.output_text.logprobs" in require_list(asked.get("include") or [], "include"):
-        raise refused("include", "log probabilities can't be told here; use chat completions")
+def _reject_unsupported(request: Json) -> None:
+    stateless = "is not supported: nothing is stored; send the whole conversation in 'input'"
+    reject_if_set(request, "previous_response_id", stateless)
+    reject_if_set(request, "conversation", stateless)
+    reject_if_set(request, "prompt", "is not supported; send its text in 'instructions'")
+    reject_if_set(request, "background", "is not supported; leave it out")
+    reject_if_set(request, "context_management", "is not supported; leave it out")
+    reject_if_set(request, "moderation", "is not supported; leave it out")
+    reject_if_set(request, "top_logprobs", "is not supported here; use /v1/chat/completions")
+    if "message.output_text.logprobs" in require_list(request.get("include") or [], "include"):
+        raise invalid("include", "has logprobs, not supported here; use /v1/chat/completions")
 
 
-def _add_text(asked: Json, chat: Json) -> None:
-    text = require_object(asked.get("text") or {}, "text")
+def _add_text(request: Json, chat: Json) -> None:
+    text = require_object(request.get("text") or {}, "text")
     for name in text.keys() - {"format", "verbosity"}:
-        raise refused(f"text.{name}", "it is not known here")
+        raise invalid(f"text.{name}", "is not supported")
     if text.get("verbosity") is not None:
         verbosities = ("low", "medium", "high")
         chat["verbosity"] = require_choice(text["verbosity"], "text.verbosity", verbosities)
-    wanted = require_object(text.get("format") or {"type": "text"}, "text.format")
+    format = require_object(text.get("format") or {"type": "text"}, "text.format")
     kinds = ("text", "json_object", "json_schema")
-    kind = require_choice(wanted.get("type"), "text.format.type", kinds)
+    kind = require_choice(format.get("type"), "text.format.type", kinds)
     if kind == "json_object":
         chat["response_format"] = {"type": kind}
     elif kind == "json_schema":
-        name = require_text(wanted.get("name"), "text.format.name")
-        schema, strict = wanted.get("schema"), wanted.get("strict")
+        name = require_text(format.get("name"), "text.format.name")
+        schema, strict = format.get("schema"), format.get("strict")
         described = json_schema_format(name, schema, "text.format.schema", strict)
-        if wanted.get("description"):
-            described["json_schema"]["description"] = wanted["description"]
+        if format.get("description"):
+            described["json_schema"]["description"] = format["description"]
         chat["response_format"] = described
 
 
-def _add_reasoning(asked: Json, chat: Json) -> None:
-    reasoning = require_object(asked.get("reasoning") or {}, "reasoning")
+def _add_reasoning(request: Json, chat: Json) -> None:
+    reasoning = require_object(request.get("reasoning") or {}, "reasoning")
     effort = reasoning.get("effort")
     if effort is not None:
         effort = require_choice(effort, "reasoning.effort", ("none", *_EFFORTS))
-    add_template_switches(chat, asked, thinks=False if effort == "none" else None)
+    add_template_switches(chat, request, thinking=False if effort == "none" else None)
     if effort in _EFFORTS:
         chat["reasoning_effort"] = _EFFORTS[effort]
 
 
-def _echo(asked: Json) -> Json:
-    """What answers repeat of the question, with what was made of it."""
-    reasoning = asked.get("reasoning") or {}
-    text: dict[str, Any] = {"format": {"type": "text"}} | (asked.get("text") or {})
-    parallel = asked.get("parallel_tool_calls")
+def _echo(request: Json) -> Json:
+    """Return the fields of the request that answers repeat."""
+    reasoning = request.get("reasoning") or {}
+    text: dict[str, Any] = {"format": {"type": "text"}} | (request.get("text") or {})
+    parallel = request.get("parallel_tool_calls")
     return {
-        "model": asked["model"],
-        "instructions": asked.get("instructions"),
-        "max_output_tokens": asked.get("max_output_tokens"),
+        "model": request["model"],
+        "instructions": request.get("instructions"),
+        "max_output_tokens": request.get("max_output_tokens"),
         "parallel_tool_calls": True if parallel is None else parallel,
         "previous_response_id": None,
         "reasoning": {"effort": reasoning.get("effort"), "summary": None},
         "store": False,
-        "temperature": asked.get("temperature"),
+        "temperature": request.get("temperature"),
         "text": text,
-        "tool_choice": asked.get("tool_choice") or "auto",
-        "tools": asked.get("tools") or [],
-        "top_p": asked.get("top_p"),
+        "tool_choice": request.get("tool_choice") or "auto",
+        "tools": request.get("tools") or [],
+        "top_p": request.get("top_p"),
         "truncation": "disabled",
         "background": False,
-        "metadata": asked.get("metadata") or {},
-    } | {name: asked.get(name) for name in _ECHOED}
+        "metadata": request.get("metadata") or {},
+    } | {name: request.get(name) for name in _ECHOED}

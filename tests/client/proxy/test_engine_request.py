@@ -73,7 +73,7 @@ async def test_what_can_t_be_asked_is_refused_without_asking(
     answer = await node.ask("/api/chat", {**CHAT, "format": "xml"})
     assert (answer.status, answer.json) == (
         400,
-        {"error": "format must be 'json' or a JSON schema"},
+        {"error": "'format' must be 'json' or a JSON schema"},
     )
     assert answer.headers["content-length"] == str(len(answer.body))
     assert engine.requests == []

@@ -241,9 +241,9 @@ def test_an_answer_that_has_begun_is_gone_on_with():
             "tools[0].type",
             "web",
         ),
-        ({"tool_choice": {"type": "any"}}, "tool_choice", "no tools"),
+        ({"tool_choice": {"type": "any"}}, "tool_choice", "requires"),
         ({"mcp_servers": [{"type": "url"}]}, "mcp_servers", "tools"),
-        ({"container": "c1"}, "container", "containers"),
+        ({"container": "c1"}, "container", "not supported"),
         (
             {"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}},
             "edits",
@@ -251,8 +251,8 @@ def test_an_answer_that_has_begun_is_gone_on_with():
         ),
         ({"output_config": {"task_budget": {}}}, "output_config.task_budget", "leave"),
         ({"thinking": {"type": "enabled"}}, "thinking.budget_tokens", "positive"),
-        ({"n": 2}, "n", "no meaning"),
-        ({"stop_sequences": ["x"], "stop": ["y"]}, "stop", "no meaning"),
+        ({"n": 2}, "n", "not a field"),
+        ({"stop_sequences": ["x"], "stop": ["y"]}, "stop", "not a field"),
         ({"stream": "yes"}, "stream", "true or false"),
     ],
 )

@@ -231,7 +231,10 @@ def test_results_of_tools_find_their_calls_by_id_by_name_or_by_order() -> None:
         ({"messages": ["hello"]}, "messages[0]"),
         ({"messages": [{"role": "wizard", "content": ""}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
-        ({"messages": [{"role": "user", "tool_calls": [{}]}]}, "messages[0].tool_calls[0]"),
+        (
+            {"messages": [{"role": "user", "tool_calls": [{}]}]},
+            "messages[0].tool_calls[0].function",
+        ),
         ({"messages": HELLO, "tools": {}}, "tools"),
         ({"messages": HELLO, "stream": "yes"}, "stream"),
         ({"messages": HELLO, "top_logprobs": 99}, "top_logprobs"),
