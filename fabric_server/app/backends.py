@@ -8,7 +8,7 @@ from typing import Self
 from fabric_server.config import Config
 from fabric_server.storage.connect import OpenBus, open_bus, open_cache, open_store
 from fabric_server.storage.interfaces import Cache
-from fabric_server.storage.orphaned_spools import move_orphaned_spools
+from fabric_server.storage.spool.orphans import move_orphaned_spools
 from fabric_server.storage.store import SqlStore
 from ledger.batch_writer import BatchOptions, BatchWriter, Source
 from ledger.housekeeping import Housekeeper

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from fabric_server.storage.interfaces import Bus, Cache
 from fabric_server.storage.kafka import KafkaSink
 from fabric_server.storage.memory import MemoryBus, MemoryCache
-from fabric_server.storage.spool import Spool, SpoolInUse
+from fabric_server.storage.spool.spool import Spool, SpoolInUse
 from fabric_server.storage.store import SqlStore
 from ledger.batch_writer import Sink
 from runtime.errors import BackendError

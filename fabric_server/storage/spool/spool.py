@@ -1,12 +1,13 @@
-"""A bus on disk: what is published outlives the process, and waits while the broker is away.
+"""A bus on disk: what is published outlives the process, and waits while its destination is away.
 
     directory/lock                      held by the process that uses it
-              request-ledger/           see disklog.py for the queue, segments.py for the bytes
+              request-ledger/           disk_log.py has the queue, segments.py the files
               client-heartbeats/
 
 Publishing hands the record to the kernel and forces nothing to the disk: records survive the
 death of the process, ``kill -9`` included, but not a power cut within seconds.  What was taken
-and not yet settled is given again by the next process; rows have keys, so that this is harmless.
+and not yet committed is delivered again by the next process; rows have keys, so that this is
+harmless.
 
 Cost of ``publish`` for a ledger entry of 416 bytes, on ext4, 2026-11-21: 0.5 µs to encode, 0.3 to
 frame, 1.1 to write, 2.6 in all.  ``writev`` costs 0.3 more than putting header and payload
@@ -21,14 +22,16 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
 
-from fabric_server.storage.disk_log import DiskLog
-from fabric_server.storage.segments import HEADER_SIZE, LONGEST, framed
+from fabric_server.storage.spool.disk_log import DiskLog
+from fabric_server.storage.spool.frames import HEADER_SIZE, MAX_PAYLOAD, encode_frame
+from fabric_server.storage.spool.options import SpoolOptions
 from fabric_server.storage.waiters import Waiters, is_committed
 from ledger.records import HEARTBEATS, LEDGER, Batch, HeartbeatRecord, LedgerEntry
 from runtime.errors import StoreError
@@ -38,25 +41,24 @@ if sys.platform != "win32":
 
 log = logging.getLogger("fabric.spool")
 
-SEGMENT_BYTES = 1 << 20
-"""Also what is read, decoded (4 ms) or dropped at once."""
-MEMORY_BYTES = 8 << 20
-"""Of each topic, as encoded, that need not be read back; decoded they are twice as large."""
 NO_LONGER_FULL = 0.9
-"""Of the limit: below it, requests are welcome again."""
+"""Part of the limit below which requests are accepted again."""
+MAX_FRAME = HEADER_SIZE + MAX_PAYLOAD
 
 _encode = msgspec.json.Encoder().encode
 
+R = TypeVar("R", bound=Struct)
+
 
 class SpoolInUse(StoreError):
-    """Another process has it."""
+    """Another process uses the spool."""
 
 
 class Spool:
     """Both ends of a bus, for the event loop of one thread.  Made by ``open``.
 
-    When the store is away for long, the oldest heartbeats make room for new records.  Ledger
-    entries are never dropped for want of room on disk; ``full`` asks that no more be caused.
+    When the store is away for long, the oldest heartbeats are dropped in favour of new records.
+    Ledger entries are never dropped for lack of disk space; ``full`` asks to cause no more.
     """
 
     def __init__(
@@ -65,19 +67,22 @@ class Spool:
         heartbeats: DiskLog[HeartbeatRecord],
         *,
         limit: int,
-        most_unwritten: int,
+        max_unwritten: int,
         lock: int,
     ) -> None:
         self.limit = limit
-        """Bytes of unsettled records on disk.  The files may take up to a segment more for each
-        topic, because what is settled is deleted in whole segments."""
+        """Bytes of uncommitted records on disk.
+
+        The files may take up to a segment more for each topic, because what is committed is
+        deleted in whole segments.
+        """
         self.full = False
-        """Ledger entries alone reach the limit, or memory holds all it may of those that can't be
-        written: no new request should be accepted."""
+        """Accept no new request: ledger entries alone reach the limit, or memory holds as many as
+        it may of those that can't be written."""
         self._ledger = ledger
         self._heartbeats = heartbeats
         self._logs: dict[str, DiskLog[Any]] = {LEDGER: ledger, HEARTBEATS: heartbeats}
-        self._most_unwritten = most_unwritten
+        self._max_unwritten = max_unwritten
         self._lock = lock
         self._waiters = Waiters()
         self._free = 0
@@ -89,48 +94,36 @@ class Spool:
         directory: Path,
         *,
         limit: int,
-        segment_bytes: int = SEGMENT_BYTES,
-        memory_bytes: int = MEMORY_BYTES,
-        most_unwritten: int = 200_000,
-        retry_seconds: float = 1.0,
+        options: SpoolOptions | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> Spool:
-        """Makes the directory if need be, and reads all that is unsettled once (3 s per GiB).
+        """Make the directory if need be, and read all that is not committed (3 s per GiB).
 
-        ``limit`` is in bytes.  ``most_unwritten`` ledger entries (some 500 bytes each) are kept in
-        memory while the disk fails, which is tried again every ``retry_seconds``.  Raises
-        ``StoreError`` when the directory can't be used, never for what is in the files.
+        ``limit`` is in bytes.  Raises ``StoreError`` when the directory can't be used, never for
+        the content of the files.
         """
+        options = options or SpoolOptions()
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = _lock(directory)
         except OSError as error:
             raise _unusable(directory, error) from error
-        made: list[DiskLog[Any]] = []
+        opened: list[DiskLog[Any]] = []
 
-        def make(topic: str, kind: type[Any], most: int) -> DiskLog[Any]:
-            made.append(
-                DiskLog(
-                    directory / topic,
-                    kind,
-                    segment_bytes=segment_bytes,
-                    memory_bytes=memory_bytes,
-                    most_unwritten=most,
-                    retry_seconds=retry_seconds,
-                    clock=clock,
-                )
-            )
-            return made[-1]
+        def open_log(topic: str, kind: type[R], options: SpoolOptions) -> DiskLog[R]:
+            disk_log = DiskLog(directory / topic, kind, options, clock)
+            opened.append(disk_log)
+            return disk_log
 
         try:
-            ledger = make(LEDGER, LedgerEntry, most_unwritten)
-            heartbeats = make(HEARTBEATS, HeartbeatRecord, 0)
+            ledger = open_log(LEDGER, LedgerEntry, options)
+            heartbeats = open_log(HEARTBEATS, HeartbeatRecord, replace(options, max_unwritten=0))
         except OSError as error:
-            for one in made:
-                one.close()
+            for disk_log in opened:
+                disk_log.close()
             os.close(lock)
             raise _unusable(directory, error) from error
-        return cls(ledger, heartbeats, limit=limit, most_unwritten=most_unwritten, lock=lock)
+        return cls(ledger, heartbeats, limit=limit, max_unwritten=options.max_unwritten, lock=lock)
 
     def __repr__(self) -> str:
         return f"<Spool waiting={self.waiting} dropped={self.dropped} full={self.full}>"
@@ -142,8 +135,8 @@ class Spool:
 
     @property
     def dropped(self) -> dict[str, int]:
-        """Records lost for want of room, or because the disk failed, since the start, by topic."""
-        return {topic: one.dropped for topic, one in self._logs.items()}
+        """Records lost for lack of space, or because the disk failed, since the start, by topic."""
+        return {topic: one.drops.count for topic, one in self._logs.items()}
 
     @property
     def damaged(self) -> dict[str, int]:
@@ -152,7 +145,7 @@ class Spool:
 
     @property
     def held(self) -> dict[str, int]:
-        """Bytes published and not yet settled, by topic."""
+        """Bytes published and not yet committed, by topic."""
         return {topic: one.held for topic, one in self._logs.items()}
 
     @property
@@ -166,22 +159,22 @@ class Spool:
         return self._ledger.problem or self._heartbeats.problem
 
     def publish(self, topic: str, record: Struct) -> None:
-        topic_log = self._logs[topic]
+        disk_log = self._logs[topic]
         try:
-            frame = framed(_encode(record))
+            frame = encode_frame(_encode(record))
         except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
-            self._refuse(topic_log, record, str(error))
+            self._refuse(disk_log, record, str(error))
             return
         size = len(frame)
-        if size > self._free and not self._make_room(topic_log, record, size):
+        if size > self._free and not self._make_room(disk_log, record, size):
             return
-        if topic_log.append(frame, record):
+        if disk_log.append(frame, record):
             self._free -= size
             self._waiters.on_record()
         else:
             self._measure()
 
-    async def take(self, enough: int, most: int, wait: float) -> Batch:
+    async def take(self, enough: int, limit: int, wait: float) -> Batch:
         ledger, heartbeats = self._ledger, self._heartbeats
         if wait > 0:
             missing = enough - ledger.waiting - heartbeats.waiting
@@ -191,25 +184,25 @@ class Spool:
                 await self._waiters.records(missing, wait)
         self._waiters.flushing = False
         # No await from here on: a take that is cancelled must lose nothing.
-        return Batch(heartbeats.take(most), ledger.take(most))
+        return Batch(heartbeats.take(limit), ledger.take(limit))
 
     async def commit(self) -> None:
-        self._ledger.settle()
-        self._heartbeats.settle()
+        self._ledger.commit()
+        self._heartbeats.commit()
         self._measure()
-        self._waiters.on_commit((self._ledger.settled, self._heartbeats.settled))
+        self._waiters.on_commit((self._ledger.committed, self._heartbeats.committed))
 
     async def reject(self, record: Struct, reason: str) -> None:
-        """There is no place to put it but the log, where the worker writes it in full."""
+        """Do nothing: the batch writer logs the record in full, and there is no other place."""
 
     async def flush(self) -> None:
         published = self._ledger.end, self._heartbeats.end
-        if not is_committed(published, (self._ledger.settled, self._heartbeats.settled)):
+        if not is_committed(published, (self._ledger.committed, self._heartbeats.committed)):
             await self._waiters.committed(published)
 
     async def close(self) -> None:
-        """Whoever waits in ``settled`` waits no longer; what was published stays on disk.  What is
-        published from now on is dropped."""
+        """Cancel callers of ``flush``.  What was published stays on disk; what is published from
+        now on is dropped."""
         self._waiters.close()
         self._ledger.close()
         self._heartbeats.close()
@@ -217,27 +210,28 @@ class Spool:
             os.close(self._lock)
             self._lock = -1
 
-    def _make_room(self, topic_log: DiskLog[Any], record: Struct, size: int) -> bool:
-        """Whether the record, which would exceed the limit, may be stored all the same."""
-        if size > HEADER_SIZE + LONGEST:
-            self._refuse(topic_log, record, f"it takes {size:,} bytes")
+    def _make_room(self, disk_log: DiskLog[Any], record: Struct, size: int) -> bool:
+        """Return whether the record, which would exceed the limit, may be stored all the same."""
+        if size > MAX_FRAME:
+            self._refuse(disk_log, record, f"it takes {size:,} bytes")
             return False
         self._measure()
         while size > self._free and self._heartbeats.held:
             self._heartbeats.drop_oldest()
             self._measure()
-        if size > self._free and topic_log is not self._ledger:
-            topic_log.drop(1)
+        if size > self._free and disk_log is not self._ledger:
+            disk_log.drop(1)
             return False
         return True
 
     def _measure(self) -> None:
+        """Compute ``full`` and the bytes that may be published before the next measurement."""
         ledger = self._ledger
         # At most what one frame may take, so that a longer one meets _make_room at any rate.
-        self._free = min(self.limit - ledger.held - self._heartbeats.held, HEADER_SIZE + LONGEST)
+        self._free = min(self.limit - ledger.held - self._heartbeats.held, MAX_FRAME)
         part = NO_LONGER_FULL if self.full else 1.0
         full = (
-            ledger.held >= part * self.limit or ledger.unwritten >= part * self._most_unwritten > 0
+            ledger.held >= part * self.limit or ledger.unwritten >= part * self._max_unwritten > 0
         )
         if full and not self.full:
             log.error("the spool is full of ledger entries", extra={"bytes": ledger.held})
@@ -246,14 +240,17 @@ class Spool:
         self.full = full
 
     @staticmethod
-    def _refuse(topic_log: DiskLog[Any], record: Struct, reason: str) -> None:
-        said = {"topic": topic_log.topic, "record": repr(record)[:2000], "reason": reason}
-        log.error("a record can't be written", extra=said)
-        topic_log.drop(1)
+    def _refuse(disk_log: DiskLog[Any], record: Struct, reason: str) -> None:
+        about = {"topic": disk_log.topic, "record": repr(record)[:2000], "reason": reason}
+        log.error("a record can't be written", extra=about)
+        disk_log.drop(1)
 
 
 def _lock(directory: Path) -> int:
-    """Raises ``OSError``; ``BlockingIOError`` when another process has it."""
+    """Return the lock's descriptor.
+
+    Raises ``OSError``; ``BlockingIOError`` when another process holds the lock.
+    """
     fd = os.open(directory / "lock", os.O_CREAT | os.O_RDWR, 0o600)
     if sys.platform != "win32":
         try:
@@ -269,5 +266,5 @@ def _unusable(directory: Path, error: OSError) -> StoreError:
         return SpoolInUse(
             f"the spool {directory} is in use by another process: stop that, or use another path"
         )
-    why = error.strerror or str(error)
-    return StoreError(f"the spool {directory} can't be opened: {why}; check path and permissions")
+    reason = error.strerror or str(error)
+    return StoreError(f"can't open the spool {directory}: {reason}; check path and permissions")

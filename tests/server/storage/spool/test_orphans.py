@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from fabric_server.storage.connect import open_bus, open_store
-from fabric_server.storage.orphaned_spools import move_orphaned_spools
-from fabric_server.storage.spool import Spool, SpoolInUse
+from fabric_server.storage.spool.orphans import move_orphaned_spools
+from fabric_server.storage.spool.spool import Spool, SpoolInUse
 from fabric_server.storage.store import SqlStore
 from ledger.batch_writer import BatchOptions, BatchWriter, Source
 from ledger.records import LEDGER
