@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import zipfile
 from email.parser import HeaderParser
 from pathlib import Path
@@ -28,3 +29,21 @@ def test_the_wheel_has_all_packages_and_nothing_else(tmp_path: Path) -> None:
     assert (metadata["Name"], metadata["Version"]) == ("inference-fabric", VERSION)
     for command in ("fabric-server", "fabric-client", "fabric-consumer"):
         assert f"{command} = " in commands
+
+
+def test_the_image_is_built_from_the_same_packages() -> None:
+    dockerfile = (ROOT / "docker" / "Dockerfile").read_text("utf-8").splitlines()
+    visible = (ROOT / "docker" / "Dockerfile.dockerignore").read_text("utf-8").splitlines()
+    for package in PACKAGES:
+        assert f"COPY {package} {package}" in dockerfile
+        assert f"!{package}" in visible
+
+
+def test_each_package_says_what_belongs_there() -> None:
+    """CONTRIBUTING.md sends people to the docstrings of ``__init__.py``."""
+    for package in PACKAGES:
+        for folder in {file.parent for file in (ROOT / package).rglob("*.py")}:
+            start = folder / "__init__.py"
+            assert start.exists(), f"{start.relative_to(ROOT)} is missing"
+            text = ast.get_docstring(ast.parse(start.read_text("utf-8"))) or ""
+            assert len(text.split()) > 3, f"{start.relative_to(ROOT)} has no docstring"
