@@ -32,74 +32,83 @@ from fabric_server.app import App
 from fabric_server.config import PREFIX as OF_A_SERVER
 from fabric_server.config import Config as ServerConfig
 from fabric_server.dialects import errors
-from fabric_server.dialects.body import ParsedBody
 from fabric_server.dialects.endpoints import Endpoint
-from fabric_server.edge.request import Request
 from fabric_server.gateway.gateway import Gateway
-from fabric_server.gateway.options import RequestOptions
+from fabric_server.proxy.answer_writer import AnswerWriter
 from fabric_server.proxy.attempt import Attempt, Ending
+from fabric_server.proxy.clock import AttemptClock
+from fabric_server.proxy.request_options import RequestOptions
 from fabric_server.proxy.request_record import RequestRecord
 from fabric_server.proxy.retries import explain
+from fabric_server.proxy.upstream import UpstreamContext
+from fabric_server.routing.load_balancer import Choice
 from protocol.messages import RequestHead
 from runtime import logs, run
 from runtime.run import Signals
 from runtime.settings import load
 
 
+class Once:
+    """The owner of an attempt that is not followed by another."""
+
+    def __init__(self, record: RequestRecord, upstream: UpstreamContext) -> None:
+        self._record = record
+        self._upstream = upstream
+
+    def can_retry(self) -> bool:
+        return False
+
+    def can_continue(self) -> bool:
+        return False
+
+    def on_attempt_over(self, attempt: Attempt, ending: Ending) -> None:
+        record = self._record
+        record.usage, record.outcome = attempt.answer.meter.usage, ending.outcome
+        record.first_byte_at = attempt.first_byte_at
+        if attempt.answer.started:
+            self._upstream.ledger.write(record)
+
+
 class BareGateway(Gateway):
     """The first engine that has room, once."""
 
-    async def _relay(
-        self,
-        request: Request,
-        endpoint: Endpoint,
-        ask: ParsedBody,
-        terms: RequestOptions,
-        draft: RequestRecord,
+    async def _forward(
+        self, record: RequestRecord, endpoint: Endpoint, options: RequestOptions
     ) -> None:
-        engine = next((one for one in self.registry.candidates(ask.model) if one.has_room), None)
+        request, parsed, upstream = record.request, record.parsed, self.upstream
+        candidates = upstream.registry.candidates(parsed.model)
+        engine = next((one for one in candidates if one.has_room), None)
         tunnel = None if engine is None else engine.node.tunnel()
         if engine is None or tunnel is None:
-            raise errors.no_capacity(ask.model, 1.0)
+            raise errors.no_capacity(parsed.model, 1.0)
         engine.active += 1
-        draft.attempts, draft.node_id, draft.engine = 1, engine.node.id, engine.name
-
-        def over(exchange: Attempt, ending: Ending) -> None:
-            draft.usage, draft.outcome = exchange.usage, ending.outcome
-            draft.first_byte_at = exchange.first_byte_at
-            if exchange.relayed:
-                self.record(draft)
-
-        exchange = Attempt(
-            request,
-            engine,
-            ask,
-            registry=self.registry,
-            deadlines=self.deadlines,
-            timeouts=self.timeouts,
-            elsewhere=lambda: False,
-            on_over=over,
-            loop=self._loop,
+        choice = record.choice = Choice(engine, "")
+        record.attempts = 1
+        attempt = Attempt(
+            Once(record, upstream),
+            choice,
+            AnswerWriter(request, parsed.usage_asked, choice),
+            AttemptClock(upstream.timeouts, self._loop.time()),
+            upstream.registry,
+            upstream.deadlines,
         )
         body, whole = request.body.replay_buffer, request.body.complete
         size = len(body) if whole else request.body.length
         passed = [("content-type", "application/json")]
-        path, milliseconds = endpoint.path, int(self.timeouts.total * 1000)
+        path, milliseconds = endpoint.path, int(upstream.timeouts.total * 1000)
         head = RequestHead(request.id, engine.name, "POST", path, passed, size, milliseconds)
-        exchange.begin(tunnel, head, body, ended=whole)
-        upload = None if whole else self._loop.create_task(exchange.upload())
+        attempt.begin(tunnel, head, body, ended=whole)
+        upload = None if whole else self._loop.create_task(attempt.upload())
         try:
-            ending = await exchange.done
+            ending = await attempt.done
         finally:
             if upload is not None:
                 upload.cancel()
-            exchange.cancel()
-        if not exchange.relayed:
-            raise explain(ending, ask.model, self.timeouts)
+            attempt.cancel()
+        if not attempt.answer.started:
+            raise explain(ending, parsed.model, upstream.timeouts)
 
-    def _comments(
-        self, request: Request, endpoint: Endpoint, ask: ParsedBody
-    ) -> AbstractContextManager[None]:
+    def _keepalive(self, record: RequestRecord, endpoint: Endpoint) -> AbstractContextManager[None]:
         return nullcontext()
 
 

@@ -24,14 +24,17 @@ from typing import Any
 from msgspec import Struct
 
 from fabric_server.auth.keys import Accounts, mint
+from fabric_server.auth.rate_limits import Limits as RateLimits
 from fabric_server.edge.connection import Edge, Limits
 from fabric_server.edge.router import Router
 from fabric_server.gateway.gateway import Gateway
 from fabric_server.gateway.models import ModelCatalog
 from fabric_server.net.deadlines import Deadlines
 from fabric_server.nodes.registry import Engine, Node, Registry
-from fabric_server.proxy.attempt import Timeouts
+from fabric_server.proxy.clock import Timeouts
 from fabric_server.proxy.metrics import Metrics
+from fabric_server.proxy.request_record import LedgerWriter
+from fabric_server.proxy.upstream import UpstreamContext
 from fabric_server.routing.admission import Admission
 from fabric_server.storage.memory import MemoryCache
 from fabric_server.storage.rows import KeyRow
@@ -138,16 +141,17 @@ class Site:
             queue_timeout=queue_timeout,
         )
         accounts = Accounts(self.keys, MemoryCache())
-        self.gateway = Gateway(
-            accounts=accounts,
+        self.upstream = UpstreamContext(
             registry=self.registry,
             admission=self.admission,
             deadlines=self.deadlines,
-            bus=self.ledger,
             metrics=self.metrics,
+            ledger=LedgerWriter(
+                self.ledger, RateLimits(self.loop.time), self.metrics, self.loop.time
+            ),
             timeouts=timeouts,
-            aliases=aliases,
         )
+        self.gateway = Gateway(accounts, self.upstream, aliases)
         self.public = Router(self.metrics.errors)
         self.gateway.add_to(self.public)
         ModelCatalog(accounts, self.registry, aliases or {}, self.gateway.complete).add_to(
@@ -188,8 +192,8 @@ class Site:
     async def entry(self) -> LedgerEntry:
         """The one entry, once everything is over."""
         async with asyncio.timeout(PATIENCE):
-            await self.gateway.idle()
-        assert self.gateway.active == 0
+            await self.gateway.active.wait_idle()
+        assert self.gateway.active.count == 0
         [entry] = self.ledger
         return entry
 

@@ -93,8 +93,8 @@ class Registry(Protocol):
     def models(self) -> Mapping[str, Sequence[Engine]]: ...
 
 
-class Gateway(Protocol):
-    def running(self) -> list[RequestRecord]: ...
+class ActiveRequests(Protocol):
+    def list(self) -> list[RequestRecord]: ...
 
 
 class ClusterHandlers:
@@ -104,7 +104,7 @@ class ClusterHandlers:
         self,
         name: str,
         registry: Registry,
-        gateway: Gateway,
+        active: ActiveRequests,
         metrics: Metrics,
         started_at: float,
         clock: Callable[[], float],
@@ -112,7 +112,7 @@ class ClusterHandlers:
         """``started_at`` and ``clock`` are Unix seconds."""
         self._name = name
         self._registry = registry
-        self._gateway = gateway
+        self._active = active
         self._metrics = metrics
         self._started_at = started_at
         self._clock = clock
@@ -179,7 +179,7 @@ class ClusterHandlers:
     async def list_cluster_requests(self) -> ClusterRequests:
         """List the requests that run on this server, oldest first."""
         ago = self._clock() - asyncio.get_running_loop().time()
-        requests = [_request(draft, ago) for draft in self._gateway.running()]
+        requests = [_request(record, ago) for record in self._active.list()]
         return ClusterRequests(requests, len(requests))
 
 
@@ -199,14 +199,14 @@ def _where(engines: Sequence[Engine]) -> list[str]:
     return sorted({engine.node.id for engine in engines})
 
 
-def _request(draft: RequestRecord, ago: float) -> ClusterRequest:
-    attempted = draft.exchange is not None
+def _request(record: RequestRecord, ago: float) -> ClusterRequest:
+    attempted, choice = record.attempt is not None, record.choice
     return ClusterRequest(
-        draft.request.id,
-        draft.model,
+        record.request.id,
+        record.parsed.model,
         "executing" if attempted else "pending",
-        _time(draft.request.arrived + ago),
-        [draft.node_id] if attempted and draft.node_id is not None else [],
+        _time(record.request.arrived + ago),
+        [choice.engine.node.id] if attempted and choice is not None else [],
         1,
     )
 

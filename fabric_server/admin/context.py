@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fabric_server.admin import health, metrics
 from fabric_server.auth.keys import Accounts
-from fabric_server.gateway.gateway import Gateway
+from fabric_server.gateway.active_requests import ActiveRequests
 from fabric_server.nodes.registry import Registry
 from fabric_server.pki.enrolment import Enrolment
 from fabric_server.proxy.metrics import Metrics
@@ -28,7 +28,7 @@ class AdminContext:
     change_feed: ChangeFeed
     registry: Registry
     enrolment: Enrolment
-    gateway: Gateway
+    active_requests: ActiveRequests
     admission: Admission
     request_metrics: Metrics
     health: health.Sources

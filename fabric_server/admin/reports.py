@@ -99,8 +99,8 @@ class RunningList(Struct, frozen=True):
     data: list[RunningView]
 
 
-class Gateway(Protocol):
-    def running(self) -> list[RequestRecord]: ...
+class ActiveRequests(Protocol):
+    def list(self) -> list[RequestRecord]: ...
     def cancel(self, request_id: str) -> RequestRecord | None: ...
 
 
@@ -128,10 +128,10 @@ class ReportHandlers:
     """Handlers of ``/api/v1/models``, ``requests…``, ``running`` and ``usage``."""
 
     def __init__(
-        self, store: Store, registry: Registry, gateway: Gateway, clock: Callable[[], float]
+        self, store: Store, registry: Registry, active: ActiveRequests, clock: Callable[[], float]
     ) -> None:
         self._store = store
-        self._gateway = gateway
+        self._active = active
         self._registry = registry
         self._clock = clock
 
@@ -161,7 +161,7 @@ class ReportHandlers:
     async def list_running(self) -> RunningList:
         """List the requests that run on this server, oldest first."""
         now = asyncio.get_running_loop().time()
-        return RunningList([_running(draft, now) for draft in self._gateway.running()])
+        return RunningList([_running(draft, now) for draft in self._active.list()])
 
     async def cancel_request(self, id: str, by: Key) -> RunningView:
         """Cancel a request that runs on this server, and stop its engine.
@@ -169,7 +169,7 @@ class ReportHandlers:
         A stream that has begun ends with an error event, any other request with 403
         `cancelled_by_operator`.
         """
-        draft = self._gateway.cancel(id)
+        draft = self._active.cancel(id)
         if draft is None:
             raise not_found("running request", id)
         log.info("request cancelled", extra={"request": id, "by": by.id})
@@ -197,20 +197,20 @@ class ReportHandlers:
 
 
 def _running(draft: RequestRecord, now: float) -> RunningView:
-    exchange = draft.exchange
+    attempt, choice = draft.attempt, draft.choice
     return RunningView(
         request_id=draft.request.id,
         state="waiting"
-        if exchange is None
+        if attempt is None
         else "asked"
-        if exchange.first_byte_at is None
+        if attempt.first_byte_at is None
         else "answering",
         account=draft.key.account,
         key_id=draft.key.id,
-        model=draft.model,
-        node_id=draft.node_id,
-        engine=draft.engine,
-        stream=draft.stream,
+        model=draft.parsed.model,
+        node_id=None if choice is None else choice.engine.node.id,
+        engine=None if choice is None else choice.engine.name,
+        stream=draft.parsed.stream,
         attempts=draft.attempts,
         seconds=now - draft.request.arrived,
         bytes_out=draft.request.response.bytes_out,

@@ -76,12 +76,12 @@ def make_table(context: AdminContext, clock: Callable[[], float]) -> list[Operat
     nodes = NodeHandlers(store, registry, feed, context.enrolment, clock)
     accounts = AccountHandlers(store, feed, clock)
     keys = KeyHandlers(store, feed, clock)
-    reports = ReportHandlers(store, registry, context.gateway, clock)
+    reports = ReportHandlers(store, registry, context.active_requests, clock)
     queues = QueueHandlers(context.admission)
     cluster = ClusterHandlers(
         context.server_name,
         registry,
-        context.gateway,
+        context.active_requests,
         context.request_metrics,
         context.started_at,
         clock,

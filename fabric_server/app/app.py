@@ -150,7 +150,7 @@ class App:
             self.change_feed.run(),
             self.data_plane.deadlines.run(),
             self.tls.watch(time.time),
-            self.control_plane.add_tunnels(lambda: self.data_plane.gateway.active),
+            self.control_plane.add_tunnels(lambda: self.data_plane.gateway.active.count),
         ):
             self._spawn(work)
 
@@ -167,7 +167,7 @@ class App:
             change_feed=self.change_feed,
             registry=nodes.registry,
             enrolment=nodes.enrolment,
-            gateway=requests.gateway,
+            active_requests=requests.gateway.active,
             admission=requests.admission,
             request_metrics=requests.metrics,
             health=HealthSources(
@@ -188,7 +188,7 @@ class App:
                 bus=backends.bus,
                 jobs=requests.jobs,
                 public_connections=lambda: requests.edge.connections,
-                requests_active=lambda: requests.gateway.active,
+                requests_active=lambda: requests.gateway.active.count,
                 requests_waiting=lambda: requests.admission.waiting,
                 draining=lambda: self.draining,
             ),
@@ -277,7 +277,7 @@ class App:
         )
         log.info(
             "draining",
-            extra={"requests": gateway.active, "seconds": seconds, "succeeded": succeeded},
+            extra={"requests": gateway.active.count, "seconds": seconds, "succeeded": succeeded},
         )
         # Without a successor the API port stays open: it shows that the server drains.
         self.listeners.stop_accepting((*NODE_PORTS, *(USER_PORTS if succeeded else ("public",))))
@@ -292,11 +292,11 @@ class App:
         try:
             async with asyncio.timeout(seconds):
                 await self.listeners["public"].welcomed()
-                await gateway.idle()
+                await gateway.active.wait_idle()
                 await edge.empty()
         except TimeoutError:
-            if gateway.active:
-                log.warning("requests broken off", extra={"count": gateway.active})
+            if gateway.active.count:
+                log.warning("requests broken off", extra={"count": gateway.active.count})
 
     async def stop(self) -> None:
         """Close everything, the store last; the ledger entries that are left are written."""

@@ -8,6 +8,7 @@ from random import Random
 
 from fabric_server.app.backends import Backends
 from fabric_server.auth.keys import Accounts
+from fabric_server.auth.rate_limits import Limits as RateLimits
 from fabric_server.config import Config
 from fabric_server.edge.connection import Edge, Limits
 from fabric_server.edge.router import Router
@@ -17,9 +18,11 @@ from fabric_server.jobs.files import OVERHEAD
 from fabric_server.jobs.service import Jobs
 from fabric_server.net.deadlines import Deadlines
 from fabric_server.nodes.registry import Registry
-from fabric_server.proxy.attempt import Timeouts
+from fabric_server.proxy.clock import Timeouts
 from fabric_server.proxy.hedging import Hedging
 from fabric_server.proxy.metrics import Metrics
+from fabric_server.proxy.request_record import LedgerWriter
+from fabric_server.proxy.upstream import UpstreamContext
 from fabric_server.routing.admission import Admission
 from fabric_server.routing.aliases import parse_aliases
 from fabric_server.routing.load_balancer import LoadBalancer
@@ -50,18 +53,18 @@ class DataPlane:
             queue_timeout=config.queue_timeout,
             router=LoadBalancer(registry.engine, rng, weights=parse_weights(config.weights)),
         )
-        self.gateway = make_gateway(
-            accounts=self.accounts,
+        clock = asyncio.get_running_loop().time
+        self._upstream = UpstreamContext(
             registry=registry,
             admission=self.admission,
             deadlines=self.deadlines,
-            bus=backends.bus,
             metrics=self.metrics,
+            ledger=LedgerWriter(backends.bus, RateLimits(clock), self.metrics, clock),
             timeouts=_timeouts(config),
-            aliases=aliases,
             hedging=Hedging(on=config.hedge == "p95"),
         )
-        self.accounts.on_cut = self.gateway.cut
+        self.gateway = make_gateway(self.accounts, self._upstream, aliases)
+        self.accounts.on_cut = self.gateway.active.cancel_key
         router = Router(self.metrics.errors)
         self.gateway.add_to(router)
         self.catalog = ModelCatalog(self.accounts, registry, aliases, self.gateway.complete)
@@ -84,8 +87,8 @@ class DataPlane:
     def configure(self, config: Config) -> None:
         """Apply the settings that can change at run time; running requests keep theirs."""
         self.edge.limits = _limits(config)
-        self.gateway.timeouts = _timeouts(config)
-        self.gateway.hedging.on = config.hedge == "p95"
+        self._upstream.timeouts = _timeouts(config)
+        self._upstream.hedging.on = config.hedge == "p95"
         aliases = parse_aliases(config.aliases)
         self.gateway.aliases = self.catalog.aliases = self.jobs.aliases = aliases
         self.admission.set_limits(
@@ -106,7 +109,7 @@ class DataPlane:
         if self._running_jobs is not None:
             self._running_jobs.cancel()
             await asyncio.wait([self._running_jobs])
-        await self.gateway.idle()
+        await self.gateway.active.wait_idle()
 
 
 def _timeouts(config: Config) -> Timeouts:

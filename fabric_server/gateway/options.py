@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from fabric_server.dialects import errors
+from fabric_server.proxy.request_options import RequestOptions
 from fabric_server.routing.criteria import Priority
 from protocol.regions import is_region
 
@@ -21,19 +21,6 @@ REASONING = b"x-fabric-reasoning"
 RAW = b"raw"
 
 _PRIORITIES = {one.name.lower().encode(): one for one in Priority}
-
-
-@dataclass(frozen=True, slots=True)
-class RequestOptions:
-    priority: Priority = Priority.MEDIUM
-    seconds: float = math.inf
-    """From the request's arrival to the last byte of its answer."""
-    failover: bool | None = None
-    """Whether a stream that is lost goes on at another node; None: as its key says."""
-    regions: frozenset[str] | None = None
-    """Of the nodes that may be asked; None is all."""
-    raw: bool | None = None
-    """Whether reasoning stays as the engine wrote it; None: as its key says."""
 
 
 _USUAL = RequestOptions()

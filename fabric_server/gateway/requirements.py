@@ -5,15 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fabric_server.auth.keys import Key
 from fabric_server.dialects import errors
 from fabric_server.dialects.body import ParsedBody
 from fabric_server.dialects.endpoints import ENDPOINTS, Endpoint
 from fabric_server.dialects.error_formats import Dialect
 from fabric_server.dialects.errors import ApiError
-from fabric_server.edge.request import Request
-from fabric_server.gateway.options import RequestOptions
+from fabric_server.edge.request import Body
 from fabric_server.nodes.registry import Engine, Registry
+from fabric_server.proxy.request_options import RequestOptions
+from fabric_server.proxy.request_record import RequestRecord
 from fabric_server.routing.aliases import Aliases, other_spelling, rename, resolve
 from fabric_server.routing.capabilities import estimate_tokens, read_needs
 from fabric_server.routing.criteria import Requirements
@@ -24,46 +24,57 @@ _TAKE_TOKEN_IDS = frozenset({"vllm", "llama-server"})
 
 
 def build_requirements(
-    request: Request,
+    record: RequestRecord,
     endpoint: Endpoint,
-    ask: ParsedBody,
-    size: int | None,
-    key: Key,
-    terms: RequestOptions,
-    *,
+    options: RequestOptions,
     registry: Registry,
     aliases: Aliases,
-) -> tuple[Requirements, int]:
-    """What is wanted of an engine, and by how much the kept body has become longer for it.
+) -> tuple[Requirements, int | None]:
+    """Return what an engine must be able to do, and the size of the body that it gets: in bytes,
+    None when it is not known.
 
-    Raises Refusal when no engine that serves the model can be asked this.
+    An alias in the body is replaced by the model's name.  Raises ApiError when no engine that
+    serves the model can be asked this.
     """
+    request, parsed, key = record.request, record.parsed, record.key
     body = request.body
+    size = _body_size(body, parsed)
     requirements = Requirements(
-        ask.model, key.id, terms.priority, regions=terms.regions, path=endpoint.path
+        parsed.model, key.id, options.priority, regions=options.regions, path=endpoint.path
     )
-    if ask.token_ids:
+    if parsed.token_ids:
         requirements.kinds = _TAKE_TOKEN_IDS
-    longer = -len(body.replay_buffer)
-    requirements.model = model = _real_name(ask.model, requirements, endpoint, registry, aliases)
-    if model != ask.model:
+    growth = -len(body.replay_buffer)
+    requirements.model = model = _real_name(parsed.model, requirements, endpoint, registry, aliases)
+    if model != parsed.model:
         form = request.headers.get(b"content-type", b"") if endpoint.form else None
         body.replay_buffer = rename(body.replay_buffer, model, form)
-    longer += len(body.replay_buffer)
+    growth += len(body.replay_buffer)
     candidates = registry.candidates(model)
     for engine in candidates:
         if speaks(engine, requirements):
             break
     else:  # with nobody there at all, admission says why
         if there := [engine for engine in candidates if within(engine, requirements)]:
-            raise _unspoken(ask, requirements, there)
+            raise _no_engine_for_path(parsed, requirements, there)
     requirements.needs = read_needs(endpoint, body.replay_buffer)
     requirements.tokens = estimate_tokens(endpoint, size, requirements.needs)
     if endpoint.prompts:
         salt = f"{key.account}\n{model}".encode()
         requirements.prefix = prefix_hashes(body.replay_buffer, salt, endpoint.prompts)
     relax(candidates, requirements)
-    return requirements, longer
+    return requirements, None if size is None else size + growth
+
+
+def _body_size(body: Body, parsed: ParsedBody) -> int | None:
+    """Return the body's size as patched, before an alias is replaced."""
+    if body.complete:
+        return len(body.replay_buffer)
+    size = body.length
+    if size is not None and parsed.patch is not None:
+        start, stop, text = parsed.patch
+        size += len(text) - (stop - start)
+    return size
 
 
 def _real_name(
@@ -87,15 +98,17 @@ def _real_name(
     return model
 
 
-def _unspoken(
-    ask: ParsedBody, requirements: Requirements, candidates: Sequence[Engine]
+def _no_engine_for_path(
+    parsed: ParsedBody, requirements: Requirements, candidates: Sequence[Engine]
 ) -> ApiError:
     """No engine that serves the model can be asked this."""
-    if ask.token_ids and any(requirements.path in engine.paths for engine in candidates):
+    if parsed.token_ids and any(requirements.path in engine.paths for engine in candidates):
         words = (
             f"'{requirements.model}' takes text, not token numbers, which belong to another model's"
             " tokenizer anyway. With LangChain, set check_embedding_ctx_length=False."
         )
         return errors.bad_field("input", words)
     others = sorted(set().union(*(engine.paths for engine in candidates)) & ENDPOINTS.keys())
-    return errors.path_not_supported(ask.model, requirements.path, ", ".join(others) or "nothing")
+    return errors.path_not_supported(
+        parsed.model, requirements.path, ", ".join(others) or "nothing"
+    )

@@ -125,12 +125,12 @@ class Continuation:
             return self._body
         return Question(self._body).rest(before.said, before.spent - before.blanks, kind)
 
-    def meter(self, meter: Meter, kind: str, *, seam: bool) -> Meter:
-        """Sees the next stream pass; ``seam``: and joins it to the one before."""
+    def meter(self, meter: Meter, kind: str, *, splice: bool) -> Meter:
+        """Wrap ``meter`` to follow the next stream; ``splice`` joins it to the one before."""
         before = self._transcript.catch_up()
-        return _ContinuedMeter(meter, before, Splice(before, kind) if seam else None)
+        return _ContinuedMeter(meter, before, Splice(before, kind) if splice else None)
 
-    def last_words(self) -> bytes:
+    def final_chunk(self) -> bytes:
         """The end of an answer that has all the tokens it may have; empty when it has not."""
         before, question = self._transcript.catch_up(), self._question()
         if not before.possible or question is None:

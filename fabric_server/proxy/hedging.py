@@ -1,8 +1,9 @@
-"""A second node is asked when the first is unusually slow to begin its answer.  Whoever brings the
-first byte of a body answers, and the other is told to stop (``Attempt.rival``).
+"""Hedged requests: a second node is asked when the first is unusually slow to begin its answer.
 
-    Hedging   whether, and after how long: learnt from the first bytes of each model
-    Hedge     one request's: waits for that moment, and has the second one asked
+The attempt with the first byte of a body answers; the other is cancelled (``Attempt.hedge``).
+
+    Hedging      whether to hedge, and after how long: learnt from the first bytes of each model
+    HedgeTimer   one request's: waits for that moment, and starts the second attempt
 """
 
 from __future__ import annotations
@@ -15,26 +16,27 @@ from fabric_server.proxy.attempt import Attempt
 from fabric_server.proxy.quantile import Window
 
 SHARE = 0.95
-"""Of answers that have begun by then: so a twentieth of requests is asked twice, at most."""
+"""Share of answers that have begun before the hedge: at most a twentieth of requests is hedged."""
 MAX_MODELS = 1024
 
 
 class Hedging:
-    """Streams and whole answers are told apart: the first byte of the latter is the last, too."""
+    """Times until the first byte, by model; streams and other answers, whose first byte comes with
+    the last, are measured apart."""
 
     def __init__(self, *, on: bool = False) -> None:
         self.on = on
         self._windows: dict[tuple[str, bool], Window] = {}
 
     def after(self, model: str, *, stream: bool) -> float | None:
-        """Seconds without a first byte after which a second node is to be asked; None is never."""
+        """Return the seconds to wait for a first byte before a hedge; None: no hedge."""
         if not self.on:
             return None
         window = self._windows.get((model, stream))
         return None if window is None else window.quantile(SHARE)
 
-    def learn(self, model: str, seconds: float, *, stream: bool) -> None:
-        """A first byte came after so long."""
+    def observe(self, model: str, seconds: float, *, stream: bool) -> None:
+        """Add the time that a first byte took."""
         if not self.on:
             return
         key = model, stream
@@ -44,27 +46,29 @@ class Hedging:
             del self._windows[next(iter(self._windows))]
         window.add(seconds)
 
-    def learn_at_least(self, model: str, seconds: float, *, stream: bool) -> None:
-        """No first byte had come after so long, when the other one's did.  Left out, those that are
-        slow would be missed, and the moment would move ahead; but that it takes longer than most is
-        all that is known, so less than that tells nothing."""
+    def observe_at_least(self, model: str, seconds: float, *, stream: bool) -> None:
+        """Add the time after which an attempt lost to its hedge, without a first byte of its own.
+
+        Left out, slow engines would be missing from the window, and hedges would start ever sooner.
+        The time is a lower bound, so one below the quantile tells nothing and is dropped.
+        """
         after = self.after(model, stream=stream)
         if after is not None and seconds >= after:
-            self.learn(model, seconds, stream=stream)
+            self.observe(model, seconds, stream=stream)
 
 
-class Hedge:
-    """``with Hedge(…):`` around waiting for an answer; asks once, or not at all."""
+class HedgeTimer:
+    """``with HedgeTimer(…):`` around waiting for an answer; starts one hedge at most."""
 
-    __slots__ = ("_ask", "_deadlines", "_first", "deadline")
+    __slots__ = ("_deadlines", "_first", "_start", "deadline")
 
     def __init__(
-        self, first: Attempt, ask: Callable[[Attempt], None], deadlines: Deadlines, at: float
+        self, first: Attempt, start: Callable[[Attempt], None], deadlines: Deadlines, at: float
     ) -> None:
-        """``ask`` begins a rival of ``first``, if that is possible at once; ``at`` is in event-loop
-        seconds."""
+        """``start`` starts a hedge of ``first``, if that is possible at once; ``at`` is in
+        event-loop seconds."""
         self._first = first
-        self._ask = ask
+        self._start = start
         self._deadlines = deadlines
         self.deadline = at
 
@@ -83,4 +87,4 @@ class Hedge:
         self.deadline = NEVER
         first = self._first
         if first.ending is None and first.first_byte_at is None:
-            self._ask(first)
+            self._start(first)

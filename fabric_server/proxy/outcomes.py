@@ -1,4 +1,4 @@
-"""What an attempt tells of its engine: for the next choice, and for its breaker."""
+"""What the ending of an attempt shows of its engine: how fast it is, and whether it works."""
 
 from __future__ import annotations
 
@@ -25,13 +25,15 @@ TRY_ELSEWHERE = frozenset(
         Code.PROTOCOL,
     }
 )
-"""What another node may do better."""
+"""Failures that another node may not have."""
 _ENGINES_FAULT = frozenset({Code.ENGINE_DOWN, Code.ENGINE_FAILED, Code.INTERNAL, Code.TIMEOUT})
 _ITS_FAULT = (TRY_ELSEWHERE | {Code.TIMEOUT}) - {Code.DRAINING}
-"""What speaks against the engine, when the next one is chosen."""
+"""Failures that count as slow answers, when an engine is chosen."""
 
 
 class OutcomeReporter:
+    """Keeps latency estimates and circuit breakers up to date (Envoy: outlier detection)."""
+
     def __init__(
         self, known: Knowledge, registry: Registry, loop: asyncio.AbstractEventLoop
     ) -> None:
@@ -39,36 +41,36 @@ class OutcomeReporter:
         self._registry = registry
         self._loop = loop
 
-    def learn(
-        self, exchange: Attempt, ending: Ending, model: str, hedging: Hedging, *, stream: bool
+    def update_latency(
+        self, attempt: Attempt, ending: Ending, model: str, hedging: Hedging, *, stream: bool
     ) -> None:
-        """How fast the engine was."""
-        now, first, began = self._loop.time(), exchange.first_byte_at, exchange.began_at
-        engine, cold, latency = exchange.engine, exchange.cold, self.known.latency
-        if ending.code in _ITS_FAULT or exchange.status >= 500:
+        """Measure how fast the engine was."""
+        now, first, began = self._loop.time(), attempt.first_byte_at, attempt.clock.began_at
+        engine, cold, latency = attempt.choice.engine, attempt.choice.cold, self.known.latency
+        if ending.code in _ITS_FAULT or attempt.answer.status >= 500:
             latency.fail(engine, model, now=now)
-        elif ending.beaten and not cold:
-            hedging.learn_at_least(model, now - began, stream=stream)
+        elif ending.lost_hedge and not cold:
+            hedging.observe_at_least(model, now - began, stream=stream)
             if stream:
                 latency.outwait(engine, model, now - began, now=now)
         elif ending.outcome == "ok" and first is not None:
             if not cold:
-                hedging.learn(model, first - began, stream=stream)
-            tokens = exchange.usage.completion_tokens
+                hedging.observe(model, first - began, stream=stream)
+            tokens = attempt.answer.meter.usage.completion_tokens
             if stream:
                 latency.learn(engine, model, first - began, tokens, now - first, now=now, cold=cold)
-            else:  # it came in one piece
+            else:  # the whole answer came at once
                 latency.learn(engine, model, None, tokens, now - began, now=now, cold=cold)
 
-    def judge(self, exchange: Attempt, ending: Ending, model: str) -> None:
-        """Whether it works at all.
+    def update_breaker(self, attempt: Attempt, ending: Ending, model: str) -> None:
+        """Count a failure or a success in the engine's circuit breaker for ``model``.
 
-        A 5xx that was passed on tells nothing: some engines answer so to a user's own mistake, and
-        with nobody else to ask, shutting this engine out would help no one.
+        A 5xx that was passed on counts as neither: some engines answer so to a client's own
+        mistake, and it is passed on only where no other engine could be asked.
         """
-        engine = exchange.engine
+        engine = attempt.choice.engine
         breaker = engine.breakers.get(model)
-        if ending.outcome in ("ok", "engine_error") and exchange.status < 500:
+        if ending.outcome in ("ok", "engine_error") and attempt.answer.status < 500:
             if breaker is not None:
                 del engine.breakers[model]
         elif ending.code in _ENGINES_FAULT:

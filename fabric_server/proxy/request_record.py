@@ -1,71 +1,121 @@
-"""What is known of a request so far; when it is over, that becomes its ledger entry."""
+"""The record of one request: what is known of it so far, and its entry in the ledger."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import time
-from typing import Any
+from typing import Any, Protocol
 
 from fabric_server.auth.keys import Key
+from fabric_server.auth.rate_limits import Limits
+from fabric_server.dialects.body import ParsedBody
 from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Request
 from fabric_server.metering.openai import Usage
-from fabric_server.proxy.attempt import Attempt
-from ledger.records import LedgerEntry
+from fabric_server.proxy.attempt import Attempt, Ending
+from fabric_server.proxy.metrics import Metrics
+from fabric_server.routing.load_balancer import Choice
+from ledger.records import LEDGER, LedgerEntry
+from protocol.errors import Code
 
 MAX_ROUTE = 200
 """Characters of a route that the ledger keeps."""
+_UNREAD = ParsedBody("", False, False, None)
+"""Stands for the body until it has been read."""
+
+
+class Bus(Protocol):
+    @property
+    def full(self) -> bool: ...
+    def publish(self, topic: str, record: LedgerEntry) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
 class RequestRecord:
+    """What the ledger, the operator and the retry loop know of a request under way."""
+
     key: Key
     request: Request
     task: asyncio.Task[Any] | None
-    """Which answers it."""
-    model: str = ""
-    stream: bool = False
-    engine: str | None = None
-    node_id: str | None = None
-    route: str = ""
-    """Why the engine was chosen."""
+    """The task that answers the request."""
+    parsed: ParsedBody = _UNREAD
+    choice: Choice | None = None
+    """The engine that is asked, or was asked last, and why it was chosen."""
     attempts: int = 0
     continued: int = 0
-    """How many times the answer went on at another node."""
+    """How many times the answer was continued on another node."""
     queued: float = 0.0
     """Seconds waited for slots, all attempts together."""
     first_byte_at: float | None = None
     """Event-loop seconds."""
     outcome: str = "failed"
     error: str | None = None
+    """The code of the error that ended the request, or its last attempt."""
     usage: Usage | None = None
-    exchange: Attempt | None = None
+    attempt: Attempt | None = None
     """The attempt under way."""
-    cut: ApiError | None = None
-    """Why it may not go on."""
-    recorded: bool = False
-    """It is in the ledger."""
+    cancelled_with: ApiError | None = None
+    """Why the request was ended from outside."""
+    written: bool = False
+    """The ledger has its entry."""
 
-    def asks(self, exchange: Attempt) -> None:
-        """Whose answer is waited for now."""
-        self.exchange, self.route = exchange, exchange.route
-        self.node_id, self.engine = exchange.engine.node.id, exchange.engine.name
+    def set_attempt(self, attempt: Attempt) -> None:
+        """Note whose answer is waited for now."""
+        self.attempt, self.choice = attempt, attempt.choice
 
-    def end(self, refusal: ApiError) -> None:
-        """It may not go on, wherever it is: waiting for its body, in line, or answered already in
+    def end_attempt(self, attempt: Attempt, ending: Ending) -> None:
+        """Note how the attempt under way ended."""
+        answer = attempt.answer
+        self.attempt = None
+        self.usage = answer.meter.usage
+        if not answer.is_rest:
+            self.first_byte_at = attempt.first_byte_at
+        elif answer.started:
+            self.continued += 1
+        self.outcome = ending.outcome
+        self.error = ending.error.code if ending.error is not None else None
+        if ending.code:
+            self.error = Code.name_of(ending.code)
+
+    def cancel(self, error: ApiError) -> None:
+        """End the request, wherever it is: sending its body, waiting for a slot, or answered in
         part."""
-        if self.cut is not None or self.recorded:
+        if self.cancelled_with is not None or self.written:
             return
-        self.cut = refusal
-        if self.exchange is not None:
-            self.exchange.cut(refusal)
+        self.cancelled_with = error
+        if self.attempt is not None:
+            self.attempt.cancel_with(error)
         elif self.task is not None:
             self.task.cancel()
 
+    def fail(self, error: BaseException) -> BaseException:
+        """Note the exception that ended the request, and return the one that the client is to get:
+        another one only where ``cancel`` has cancelled the task."""
+        response = self.request.response
+        if isinstance(error, ApiError):
+            if self.outcome == "failed" and not self.error:
+                self.outcome = "refused"
+            self.error = self.error or error.code
+            if not response.comments_sent:  # otherwise the error is an event of a stream, 200
+                response.status = error.status
+        elif isinstance(error, asyncio.CancelledError):
+            self.outcome = "cancelled"
+            if self.cancelled_with is not None and self.task is not None:
+                self.task.uncancel()
+                self.error = self.cancelled_with.code
+                response.status = self.cancelled_with.status
+                return self.cancelled_with
+            response.status = response.status or 499  # the client has disconnected
+        else:
+            self.outcome, self.error = "failed", "internal_error"
+            response.status = response.status or 500
+        return error
+
     def entry(self, now: float) -> LedgerEntry:
-        """``now`` in event-loop seconds."""
-        request = self.request
+        """Return the ledger's entry, as of ``now`` in event-loop seconds."""
+        request, parsed, choice = self.request, self.parsed, self.choice
         total = now - request.arrived
         first = self.first_byte_at
         usage = self.usage or Usage()
@@ -74,11 +124,11 @@ class RequestRecord:
             at=time() - total,
             account=self.key.account,
             key_id=self.key.id,
-            node_id=self.node_id,
-            engine=self.engine,
-            model=self.model,
+            node_id=None if choice is None else choice.engine.node.id,
+            engine=None if choice is None else choice.engine.name,
+            model=parsed.model,
             path=request.path,
-            stream=self.stream,
+            stream=parsed.stream,
             status=request.response.status,
             outcome=self.outcome,
             error=self.error,
@@ -90,6 +140,35 @@ class RequestRecord:
             total_ms=total * 1000,
             bytes_in=request.body.received,
             bytes_out=request.response.bytes_out,
-            route=self.route[:MAX_ROUTE],
+            route="" if choice is None else choice.why[:MAX_ROUTE],
             continued=self.continued,
         )
+
+
+class LedgerWriter:
+    """Writes records to the ledger, charges them to their keys' limits, and counts them."""
+
+    def __init__(
+        self, bus: Bus, limits: Limits, metrics: Metrics, clock: Callable[[], float]
+    ) -> None:
+        """``clock`` returns event-loop seconds."""
+        self.bus = bus
+        self.limits = limits
+        self._metrics = metrics
+        self._clock = clock
+
+    def write(self, record: RequestRecord) -> None:
+        """Write a record once.
+
+        Call it before the last byte of an answer leaves: whatever ends this process then, a client
+        that has a whole answer is billed for it.
+        """
+        if record.written:
+            return
+        record.written = True
+        entry = record.entry(self._clock())
+        self.bus.publish(LEDGER, entry)
+        if record.key.limited:
+            tokens = (entry.prompt_tokens or 0) + (entry.completion_tokens or 0)
+            self.limits.charge(record.key, tokens)
+        self._metrics.count(entry)

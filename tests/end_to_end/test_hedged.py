@@ -76,8 +76,8 @@ async def test_the_quicker_node_answers_and_the_other_one_stops(
 async def test_it_is_switched_while_the_server_runs(tmp_path: Path) -> None:
     async with Fabric(tmp_path) as fabric:
         app = fabric.app
-        assert app.data_plane.gateway.hedging.on is False
+        assert app.data_plane.gateway.upstream.hedging.on is False
         for wanted in ("p95", "off"):
             told = reload(app, lambda config, wanted=wanted: replace(config, hedge=wanted))
             assert told["applied"] == ["hedge"]
-            assert app.data_plane.gateway.hedging.on is (wanted == "p95")
+            assert app.data_plane.gateway.upstream.hedging.on is (wanted == "p95")

@@ -343,7 +343,7 @@ async def test_a_key_withdrawn_at_the_seam_is_told_within_the_stream() -> None:
     call.fail(Code.LOST)
     rest = await asked_next(site)
     [row] = site.keys.rows.values()
-    site.gateway.cut(row.id)
+    site.gateway.active.cancel_key(row.id)
     assert error_of(await user.answer()) == "key_withdrawn"
     assert await rest.stopped() == Code.CANCELLED
     rest.confirm()
@@ -358,7 +358,7 @@ async def test_a_key_withdrawn_in_whatever_turn_of_a_seam_is_told(count: int) ->
     call.fail(Code.DRAINING)
     await turns(count)
     [row] = site.keys.rows.values()
-    site.gateway.cut(row.id)
+    site.gateway.active.cancel_key(row.id)
     assert error_of(await user.answer()) == "key_withdrawn"
     assert (await site.entry()).outcome == "cancelled"
     await all_stopped(site, nodes)
@@ -404,7 +404,7 @@ async def test_an_answer_of_several_nodes_is_forgotten_without_the_garbage_colle
             assert text_of(await user.answer()) == "Hello"
             user.hang_up()
             del user, call
-        await site.gateway.idle()
+        await site.gateway.active.wait_idle()
         await turns()
         assert left() == before
     finally:

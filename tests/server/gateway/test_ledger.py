@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from msgspec import Struct
 
-from fabric_server.proxy.attempt import WHOLE_ANSWER
+from fabric_server.proxy.answer_writer import WHOLE_ANSWER
 from protocol.errors import Code
 from tests.site import ASK, CHAT, DONE, STREAM, Call, Ledger, ScriptedNode, Site, chunk
 from tests.users import MemoryUser, request
@@ -142,8 +142,8 @@ async def test_a_stream_on_a_withdrawn_key_ends_with_an_error_and_its_engine_sto
     site = Site()
     node = site.node()
     user, call = await _begun(site, node)
-    site.gateway.cut("key_of_somebody_else")
-    site.gateway.cut(key_id(site))
+    site.gateway.active.cancel_key("key_of_somebody_else")
+    site.gateway.active.cancel_key(key_id(site))
     answer = await user.answer()
     assert answer.body.startswith(chunk("Hel") + b'data: {"error"')
     assert b"key_withdrawn" in answer.body
@@ -159,7 +159,7 @@ async def test_a_request_whose_answer_has_not_begun_is_refused_when_its_key_is_w
     node = site.node()
     user = ask(site)
     call = await node.call()
-    site.gateway.cut(key_id(site))
+    site.gateway.active.cancel_key(key_id(site))
     answer = await user.answer()
     assert (answer.status, answer.code) == (401, "key_withdrawn")
     assert await call.stopped() == Code.CANCELLED
@@ -180,7 +180,7 @@ async def test_an_unstreamed_answer_under_way_is_ended_when_its_key_is_withdrawn
     call.head(200, ("content-type", "application/json"), ("content-length", "1000000"))
     await call.all_data(b"x" * (WHOLE_ANSWER + 50_000 if large else 20))
     await _turns(10)
-    site.gateway.cut(key_id(site))
+    site.gateway.active.cancel_key(key_id(site))
     if large:
         await user.end()
         assert user.aborted
@@ -198,7 +198,7 @@ async def test_who_waits_in_line_on_a_withdrawn_key_leaves_it_at_once() -> None:
     second = ask(site, authorization=other["authorization"])
     await _turns(10)
     assert site.admission.waiting == 1
-    site.gateway.cut(key_id(site, 1))
+    site.gateway.active.cancel_key(key_id(site, 1))
     assert (await second.answer()).code == "key_withdrawn"
     assert site.admission.waiting == 0
     call.answer(200, ANSWER)
@@ -213,7 +213,7 @@ async def test_a_body_on_a_withdrawn_key_is_not_waited_for() -> None:
     user = site.user()
     user.send(request("POST", CHAT, ASK, **site.key)[:-10])
     await _turns(10)
-    site.gateway.cut(key_id(site))
+    site.gateway.active.cancel_key(key_id(site))
     assert (await user.answer()).code == "key_withdrawn"
     assert (await site.entry()).error == "key_withdrawn"
 
@@ -228,7 +228,7 @@ async def test_who_is_cut_when_just_given_a_slot_gives_it_back() -> None:
     await _turns(10)
     call.answer(200, ANSWER)
     await first.answer()  # the slot goes to the second in this very turn
-    site.gateway.cut(key_id(site, 1))
+    site.gateway.active.cancel_key(key_id(site, 1))
     assert (await second.answer()).code == "key_withdrawn"
     if not node.idle:  # it was asked already
         (await node.call()).confirm()
@@ -244,10 +244,12 @@ async def test_the_operator_sees_what_runs_and_ends_one_of_it() -> None:
     streaming, call = await _begun(site, node)
     waiting = ask(site)
     await _turns(10)
-    begun, queued = site.gateway.running()
-    assert (begun.model, begun.node_id, queued.node_id) == ("tiny", "node_1", None)
-    assert site.gateway.cancel("req_nobody") is None
-    assert site.gateway.cancel(begun.request.id) is begun
+    begun, queued = site.gateway.active.list()
+    assert begun.choice is not None
+    assert (begun.parsed.model, begun.choice.engine.node.id) == ("tiny", "node_1")
+    assert queued.choice is None
+    assert site.gateway.active.cancel("req_nobody") is None
+    assert site.gateway.active.cancel(begun.request.id) is begun
     assert b"cancelled_by_operator" in (await streaming.answer()).body
     assert await call.stopped() == Code.CANCELLED
     call.confirm()
@@ -257,8 +259,8 @@ async def test_the_operator_sees_what_runs_and_ends_one_of_it() -> None:
         ("cancelled", "cancelled_by_operator"),
         ("ok", None),
     ]
-    assert site.gateway.running() == []
-    assert site.gateway.cancel(begun.request.id) is None, "it is over"
+    assert site.gateway.active.list() == []
+    assert site.gateway.active.cancel(begun.request.id) is None, "it is over"
 
 
 async def test_a_request_in_line_that_the_operator_ends_is_refused() -> None:
@@ -266,7 +268,7 @@ async def test_a_request_in_line_that_the_operator_ends_is_refused() -> None:
     await _begun(site, site.node(slots=1))
     user = ask(site)
     await _turns(10)
-    site.gateway.cancel(site.gateway.running()[1].request.id)
+    site.gateway.active.cancel(site.gateway.active.list()[1].request.id)
     answer = await user.answer()
     assert (answer.status, answer.code) == (403, "cancelled_by_operator")
     assert site.admission.waiting == 0

@@ -189,7 +189,7 @@ async def test_a_key_withdrawn_after_comments_is_told_within_the_stream() -> Non
     site = Site()
     user, call = await loading(site, site.node())
     [row] = site.keys.rows.values()
-    site.gateway.cut(row.id)
+    site.gateway.active.cancel_key(row.id)
     assert error_of(await user.answer())["code"] == "key_withdrawn"
     assert await call.stopped() == Code.CANCELLED
     call.confirm()

@@ -110,7 +110,7 @@ async def test_it_ends_when_its_key_is_withdrawn(site: Site) -> None:
     node = site.node()
     asking = ask(site)
     await node.call()
-    site.gateway.cut(KEY.id)
+    site.gateway.active.cancel_key(KEY.id)
     answer = await asking
     assert (answer.status, answer.code) == (401, "key_withdrawn")
 

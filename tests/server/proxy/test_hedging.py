@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fabric_server.proxy.attempt import Timeouts
+from fabric_server.proxy.clock import Timeouts
 from fabric_server.proxy.hedging import MAX_MODELS, Hedging
 from fabric_server.proxy.quantile import MAX_SAMPLES, MIN_SAMPLES
 from ledger.records import LedgerEntry
@@ -41,7 +41,7 @@ def learnt() -> Hedging:
     hedging = Hedging(on=True)
     for stream in (True, False):
         for _ in range(MIN_SAMPLES):
-            hedging.learn("tiny", USUAL, stream=stream)
+            hedging.observe("tiny", USUAL, stream=stream)
     return hedging
 
 
@@ -54,7 +54,7 @@ def test_nothing_is_learnt_or_done_while_it_is_off() -> None:
     assert hedging.after("tiny", stream=True) is None
     off = Hedging()
     for _ in range(MIN_SAMPLES):
-        off.learn("tiny", USUAL, stream=True)
+        off.observe("tiny", USUAL, stream=True)
     off.on = True
     assert off.after("tiny", stream=True) is None
 
@@ -62,8 +62,8 @@ def test_nothing_is_learnt_or_done_while_it_is_off() -> None:
 def test_streams_whole_answers_and_models_are_told_apart() -> None:
     hedging = Hedging(on=True)
     for _ in range(MIN_SAMPLES):
-        hedging.learn("tiny", 1.0, stream=True)
-        hedging.learn("tiny", 9.0, stream=False)
+        hedging.observe("tiny", 1.0, stream=True)
+        hedging.observe("tiny", 9.0, stream=False)
     assert hedging.after("tiny", stream=True) == 1.0
     assert hedging.after("tiny", stream=False) == 9.0
     assert hedging.after("large", stream=True) is None
@@ -71,21 +71,21 @@ def test_streams_whole_answers_and_models_are_told_apart() -> None:
 
 def test_who_was_beaten_counts_only_where_that_tells_something() -> None:
     hedging = Hedging(on=True)
-    hedging.learn_at_least("tiny", 99.0, stream=True)
+    hedging.observe_at_least("tiny", 99.0, stream=True)
     for number in range(1, MIN_SAMPLES + 1):
-        hedging.learn("tiny", float(number), stream=True)
+        hedging.observe("tiny", float(number), stream=True)
     assert hedging.after("tiny", stream=True) == 19.0
     for _ in range(MAX_SAMPLES):
-        hedging.learn_at_least("tiny", 18.0, stream=True)
+        hedging.observe_at_least("tiny", 18.0, stream=True)
     assert hedging.after("tiny", stream=True) == 19.0
-    hedging.learn_at_least("tiny", 30.0, stream=True)
+    hedging.observe_at_least("tiny", 30.0, stream=True)
     assert hedging.after("tiny", stream=True) == 20.0
 
 
 def test_what_is_remembered_is_bounded() -> None:
     hedging = learnt()
     for number in range(MAX_MODELS):
-        hedging.learn(f"model {number}", 1.0, stream=True)
+        hedging.observe(f"model {number}", 1.0, stream=True)
     assert hedging.after("tiny", stream=True) is None
 
 
@@ -97,7 +97,7 @@ class Race:
 
     def __init__(self, body: Any = STREAM, *, timeouts: Timeouts = PATIENT, **headers: str) -> None:
         self.site = site = Site(timeouts=timeouts)
-        site.gateway.hedging = learnt()
+        site.gateway.upstream.hedging = learnt()
         self.nodes = [site.node(), site.node()]
         self.user = site.user()
         self.user.send(request("POST", CHAT, body, **{**site.key, **headers}))
@@ -296,8 +296,8 @@ async def test_a_key_that_is_withdrawn_ends_both(phase: str) -> None:
         race.second.begin_stream()
         race.second.data(chunk("Hi"))
         await race.user.until(b"Hi")
-    [draft] = race.site.gateway.running()
-    race.site.gateway.cut(draft.key.id)
+    [draft] = race.site.gateway.active.list()
+    race.site.gateway.active.cancel_key(draft.key.id)
     answer = await race.user.answer()
     assert b"key_withdrawn" in answer.body
     assert answer.status == (200 if phase == "won" else 401)
@@ -366,7 +366,7 @@ async def test_in_whatever_order_things_happen_there_is_one_answer_and_one_row(s
         rng.choice([race.user.hang_up, cut(race), lambda: race.site.wait(301)])()
     async with asyncio.timeout(PATIENCE):
         await asyncio.gather(*going)
-        await race.site.gateway.idle()
+        await race.site.gateway.active.wait_idle()
     race.user.hang_up()
     entry = await race.site.entry()
     await race.site.free()
@@ -380,8 +380,8 @@ async def test_in_whatever_order_things_happen_there_is_one_answer_and_one_row(s
 
 def cut(race: Race) -> Callable[[], None]:
     def now() -> None:
-        for draft in race.site.gateway.running():
-            race.site.gateway.cut(draft.key.id)
+        for draft in race.site.gateway.active.list():
+            race.site.gateway.active.cancel_key(draft.key.id)
 
     return now
 
@@ -408,7 +408,7 @@ async def test_without_a_free_slot_nobody_waits_for_one() -> None:
 
 async def test_without_a_retry_left_nobody_else_is_asked() -> None:
     race = Race()
-    budget = race.site.gateway.budget
+    budget = race.site.gateway.upstream.budget
     while budget.allows:
         budget.spend()
     budget.spend()
@@ -417,7 +417,7 @@ async def test_without_a_retry_left_nobody_else_is_asked() -> None:
 
 async def test_asking_twice_costs_what_a_retry_costs() -> None:
     race = Race()
-    budget = race.site.gateway.budget
+    budget = race.site.gateway.upstream.budget
     while budget.allows:
         budget.spend()
     for _ in range(10):
@@ -443,7 +443,7 @@ async def test_while_two_are_asked_neither_is_given_up_for_a_third() -> None:
 
 async def test_while_it_is_off_nobody_else_is_asked() -> None:
     race = Race()
-    race.site.gateway.hedging.on = False
+    race.site.gateway.upstream.hedging.on = False
     await unrivalled(await race.alone())
 
 
@@ -455,7 +455,7 @@ async def test_a_second_node_is_of_the_regions_that_are_allowed() -> None:
 
 async def test_a_body_that_flows_through_can_be_sent_once_only() -> None:
     site = Site()
-    site.gateway.hedging = learnt()
+    site.gateway.upstream.hedging = learnt()
     nodes = [site.node(), site.node()]
     user: MemoryUser = site.user()
     large = {

@@ -1,0 +1,57 @@
+"""The requests under way on this server: listed, counted, and ended from outside."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fabric_server.dialects import errors
+from fabric_server.proxy.request_record import RequestRecord
+
+
+class ActiveRequests:
+    def __init__(self) -> None:
+        self.count = 0
+        self._by_key: dict[str, set[RequestRecord]] = {}
+        """By the ids of their keys."""
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def add(self, record: RequestRecord) -> None:
+        self.count += 1
+        self._idle.clear()
+        key_id = record.key.id
+        if key_id in self._by_key:
+            self._by_key[key_id].add(record)
+        else:
+            self._by_key[key_id] = {record}
+
+    def remove(self, record: RequestRecord) -> None:
+        self.count -= 1
+        if not self.count:
+            self._idle.set()
+        records = self._by_key[record.key.id]
+        records.discard(record)
+        if not records:
+            del self._by_key[record.key.id]
+
+    def list(self) -> list[RequestRecord]:
+        """Return the requests under way, the oldest first."""
+        records = [record for some in self._by_key.values() for record in some]
+        return sorted(records, key=lambda record: record.request.arrived)
+
+    def cancel(self, request_id: str) -> RequestRecord | None:
+        """End a request on the operator's order; None when it is not under way."""
+        for record in self.list():
+            if record.request.id == request_id:
+                record.cancel(errors.cancelled())
+                return record
+        return None
+
+    def cancel_key(self, key_id: str) -> None:
+        """End all requests of a key that has been revoked or disabled."""
+        for record in tuple(self._by_key.get(key_id, ())):
+            record.cancel(errors.key_withdrawn())
+
+    async def wait_idle(self) -> None:
+        """Wait until no request is under way."""
+        await self._idle.wait()
