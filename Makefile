@@ -16,35 +16,35 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 .DELETE_ON_ERROR:
 .PHONY: help run test check format fuzz soak bench wheel docker-test certs lock clean
 
-help: ## Show this list
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: $(VENV)/.installed ## Start server and node here, ask something, stay until Ctrl-C
+run: $(VENV)/.installed ## Start a server and a node on this machine and send a request; Ctrl-C stops them
 	@exec $(BIN)/python examples/one_machine.py --data "$(DATA)"
 
 # Tests of one file stay in one process, in their order: what the file starts is started once.
 JOBS ?= auto
-test: check ## Everything that .ci/run runs: check, then all tests (ARGS="-k …" for some, JOBS=0 for one process)
+test: check ## Run check, then all tests, as .ci/run does (ARGS="-k …" for some, JOBS=0 for one process)
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 4 --dist loadfile $(ARGS)
 
-check: $(VENV)/.installed-dev ## Lint, format, types, imports
+check: $(VENV)/.installed-dev ## Check lint, format, types and import layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy examples
 	$(BIN)/lint-imports
 
-format: $(VENV)/.installed-dev ## Format, and correct what ruff can
+format: $(VENV)/.installed-dev ## Format, and fix what ruff can fix
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-fuzz: $(VENV)/.installed-dev ## Throw bytes at the protocol for a while
+fuzz: $(VENV)/.installed-dev ## Fuzz the protocol for a while
 	$(BIN)/python -m tests.fuzz $(ARGS)
 
-soak: $(VENV)/.installed-dev ## Kill and cut everything for ten minutes (ARGS="--seconds 60 --seed 1")
+soak: $(VENV)/.installed-dev ## Kill and cut everything under load for ten minutes (ARGS="--seconds 60 --seed 1")
 	$(BIN)/python -m tests.chaos $(ARGS)
 
-bench: $(VENV)/.installed-dev ## Measure, beside others (ARGS=--quick for a look)
+bench: $(VENV)/.installed-dev ## Run the benchmarks, with other systems for comparison (ARGS=--quick for a quick look)
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
 wheel: $(VENV)/.installed ## Build the wheel for other machines, with its SHA-256, into dist/
@@ -55,19 +55,19 @@ wheel: $(VENV)/.installed ## Build the wheel for other machines, with its SHA-25
 	@cd dist && { sha256sum * 2> /dev/null || shasum -a 256 *; } > ../.cache/SHA256SUMS
 	@mv .cache/SHA256SUMS dist && cat dist/SHA256SUMS
 
-docker-test: ## Build the images and run them, with PostgreSQL, Redis and Kafka (ARGS=server for less)
+docker-test: ## Build the images and test them, with PostgreSQL, Redis and Kafka (ARGS=server for less)
 	@docker/test.sh $(ARGS)
 
-certs: $(VENV)/.installed ## Make the server's CA and certificate, or renew what is due
+certs: $(VENV)/.installed ## Create the server's CA and certificate, or renew what is due
 	$(BIN)/python certs/make.py "$(DATA)/server/certs" $(NAMES)
 
-lock: $(BIN)/uv ## Write the lock files again (ARGS=--upgrade for newer versions)
+lock: $(BIN)/uv ## Update the lock files (ARGS=--upgrade for newer versions)
 	$(COMPILE) $(ARGS) pyproject.toml -o requirements.lock
 	$(COMPILE) $(ARGS) --extra dev pyproject.toml -o requirements-dev.lock
 	$(COMPILE) $(ARGS) tests/lab/llama_index/requirements.in -o tests/lab/llama_index/requirements.lock
 	printf 'editables\nhatchling\n' | $(COMPILE) $(ARGS) -c requirements-dev.lock - -o requirements-build.lock
 
-clean: ## Remove what can be made again (the virtual environment too; not $(DATA): keys and nodes)
+clean: ## Remove generated files and the virtual environment; keeps $(DATA) (keys and nodes)
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
