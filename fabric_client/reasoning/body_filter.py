@@ -1,4 +1,4 @@
-"""The reasoning of a chat completion in one piece."""
+"""Reasoning of an unstreamed chat completion."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fabric_client.reasoning.splitter import CONTENT, REASONING, Channel, Splitt
 from fabric_client.reasoning.token_shares import Usage
 
 MAX_BODY = 4 * 1024 * 1024
-"""A longer answer passes unread."""
+"""Bytes of an answer; a longer one passes unread."""
 
 
 class _Message(Struct, gc=False):
@@ -41,12 +41,12 @@ _UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
 class BodyFilter:
-    """For ``application/json``; gives nothing before the end."""
+    """Filter of an ``application/json`` body; returns nothing before its end."""
 
     def __init__(self, inline: bool) -> None:
         self._inline = inline
         self._held: bytearray | None = bytearray()
-        """None once the answer has proved too long."""
+        """None once the answer is too long."""
 
     def feed(self, data: bytes) -> bytes:
         if self._held is None:
@@ -64,19 +64,19 @@ class BodyFilter:
         try:
             return self._with_reasoning(body)
         except _UNREADABLE:
-            return body  # none of our business
+            return body  # not a chat completion
 
     def _with_reasoning(self, body: bytes) -> bytes:
-        body.decode()  # all of it: not only what is looked at must be text
+        body.decode()  # msgspec checks only the fields that are read for UTF-8
         completion = _read(body)
         changes = [self._change(choice.message) for choice in completion.choices]
         usage = completion.usage
-        lacking = usage is not None and usage.lacks_shares
-        if not lacking and not any(changes):
+        add_shares = usage is not None and usage.lacks_shares
+        if not add_shares and not any(changes):
             return body
         if usage is not None and not any(changes):
             shares = usage.shares(*_amounts(completion.choices, changes))
-            if added := _put_in(body, shares):
+            if added := _insert(body, shares):
                 return added
         fields: dict[str, Any] = _fields(body)
         if any(changes):
@@ -84,13 +84,13 @@ class BodyFilter:
             for choice, change in zip(choices, changes, strict=True):
                 choice["message"] = _fields(choice["message"]) | change
             fields["choices"] = choices
-        if usage is not None and lacking:
+        if usage is not None and add_shares:
             shares = usage.shares(*_amounts(completion.choices, changes))
             fields["usage"] = _fields(fields["usage"]) | shares
         return _encode(fields)
 
     def _change(self, message: _Message) -> dict[str, str]:
-        """The fields of a message that are to be others."""
+        """Return the changed fields of a message."""
         if message.reasoning or message.reasoning_content:
             alias = message.reasoning if message.reasoning_content is None else None
             return {"reasoning_content": alias} if alias else {}
@@ -107,29 +107,31 @@ class BodyFilter:
         return change
 
 
-def _put_in(body: bytes, shares: dict[str, int]) -> bytes | None:
-    """The figures as text, in front of the other usage: all else stays as the engine wrote it, at
-    half the price.  None when that can't be done without reading more."""
+def _insert(body: bytes, shares: dict[str, int]) -> bytes | None:
+    """Insert the shares as text in front of the other usage; None if the place is not certain.
+
+    Costs half as much as encoding the body again, and leaves the rest as the engine wrote it.
+    """
     found = _USAGE.search(body)
     if found is None or body.count(b'"usage"') > 1:
         return None
     if b'"analysis_tokens"' in body or b'"final_tokens"' in body:
         return None
     at = found.end()
-    told = b'"analysis_tokens":%d,"final_tokens":%d,' % (
+    inserted = b'"analysis_tokens":%d,"final_tokens":%d,' % (
         shares["analysis_tokens"],
         shares["final_tokens"],
     )
-    return body[:at] + told + body[at:]
+    return body[:at] + inserted + body[at:]
 
 
 def _amounts(choices: list[_Choice], changes: list[dict[str, str]]) -> tuple[int, int]:
-    """Characters of reasoning, and of the rest."""
-    thought = said = 0
+    """Return the characters of reasoning, and of the rest."""
+    reasoning = content = 0
     for choice, change in zip(choices, changes, strict=True):
         message = choice.message
-        reasoning = message.reasoning or message.reasoning_content
-        thought += len(reasoning or change.get("reasoning_content", ""))
-        said += len(change.get("content", message.content or ""))
-        said += sum(len(bytes(call)) for call in message.tool_calls or ())
-    return thought, said
+        sent = message.reasoning or message.reasoning_content
+        reasoning += len(sent or change.get("reasoning_content", ""))
+        content += len(change.get("content", message.content or ""))
+        content += sum(len(bytes(call)) for call in message.tool_calls or ())
+    return reasoning, content

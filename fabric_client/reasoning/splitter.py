@@ -1,25 +1,25 @@
-"""Tells a model's reasoning from its answer in text that has both, piece by piece.
+"""Splits text that has both reasoning and answer, piece by piece.
 
     "<think>Let me see</think>42"  ->  ("reasoning", "Let me see"), ("content", "42")
 
-Only markers are taken out: what comes out, joined in order, is what went in without them, white
-space included.  What is held back is always the beginning of a marker that may yet be completed.
+Only markers are removed: the parts joined in order are the text without them, white space
+included.  Text is held back only while it may be the beginning of a marker.
 
-Which markers count depends on the stage:
+The stage decides which markers count:
 
-    beginning   the opening ones, and only as the first thing that is not white space.  The first
-                other character settles it: so a ``<think>`` in prose stays prose, and models that
-                don't think cost nothing
-    inside      the closing one that belongs to it; the first there is, so blocks do not nest
-    harmony     all of gpt-oss's, anywhere: they are tokens of their own, which prose can't write
-    settled     none: a second block, or a ``</think>`` that nothing had opened, is text.  Templates
-                that open the block in the prompt leave only its end in the answer; when that comes,
-                all before it has been shown
+    beginning   opening ones, and only as the first thing after white space.  The first other
+                character settles the splitter: ``<think>`` in prose stays prose, and models that
+                don't reason cost nothing
+    inside      the closing one of the pair; the first one counts, so blocks do not nest
+    harmony     all of gpt-oss's, anywhere: they are special tokens, which prose can't contain
+    settled     none: a second block, or ``</think>`` without an opening, is text.  Templates that
+                open the block in the prompt leave only its end in the answer; when it comes, all
+                text before it has been sent
 
-Markers of pairs are those that models were trained to write: DeepSeek-R1, Qwen3, GLM, Phi-4, Kimi
-K2 and many more (think); Seed-OSS; Magistral; Kimi-VL; OpenThinker; Gemma 4.  ``<thinking>`` and
-such are what people ask for in prompts, and they want to find it in the answer.  Granite 3.2 begins
-with a sentence, "Here is my thought process:", which prose may too.
+Pairs are those that models are trained to write: DeepSeek-R1, Qwen3, GLM, Phi-4, Kimi K2 and many
+more (think); Seed-OSS; Magistral; Kimi-VL; OpenThinker; Gemma 4.  ``<thinking>`` and the like come
+from users' prompts, and users expect them in the answer.  Granite 3.2 begins with a sentence, "Here
+is my thought process:", which prose may do too.
 """
 
 from __future__ import annotations
@@ -49,21 +49,21 @@ HARMONY: dict[str, Channel] = {
     "<|end|>": CONTENT,
     "<|return|>": CONTENT,
 }
-"""To which channel the text behind each belongs.  The head of a message to a tool is none of them:
-it has the tool's name in it, and stays where the user can see it."""
+"""Channel of the text behind each marker.  The head of a message to a tool is not among them: it
+contains the tool's name, and stays visible."""
 LONGEST = max(map(len, [*PAIRS, *PAIRS.values(), *HARMONY]))
-"""Characters: fewer than this are ever held back."""
+"""Characters of the longest marker; fewer are ever held back."""
 
 
 class _Stage:
-    """The channel of the text that is read here, and the markers that count."""
+    """A state of the splitter: the channel of its text, and the markers that count."""
 
     def __init__(self, channel: Channel, markers: dict[str, _Stage], before: str = "") -> None:
         self.channel = channel
-        self._follow(markers, before)
+        self.set_markers(markers, before)
 
-    def _follow(self, markers: dict[str, _Stage], before: str) -> None:
-        """``before``: a pattern of all that may stand between the text's beginning and a marker."""
+    def set_markers(self, markers: dict[str, _Stage], before: str = "") -> None:
+        """Set the next stage for each marker; ``before`` is a pattern of what may precede it."""
         self.next = markers
         self._reach = max(map(len, markers), default=1) - 1
         whole = "|".join(map(re.escape, markers))
@@ -72,8 +72,8 @@ class _Stage:
         cut = "|".join(map(re.escape, sorted(begun)))
         self._find_cut = re.compile(rf"(?:{cut})\Z").search
 
-    def whole(self, text: str, start: int) -> int:
-        """The offset behind which ``text`` may be the beginning of a marker."""
+    def safe_end(self, text: str, start: int) -> int:
+        """Return the offset from which on ``text`` may be the beginning of a marker."""
         cut = self._find_cut(text, max(start, len(text) - self._reach))
         return cut.start() if cut else len(text)
 
@@ -85,7 +85,7 @@ def _harmony() -> dict[str, _Stage]:
     stages: dict[Channel, _Stage] = {name: _Stage(name, {}) for name in (REASONING, CONTENT)}
     markers = {marker: stages[channel] for marker, channel in HARMONY.items()}
     for stage in stages.values():
-        stage._follow(markers, "")
+        stage.set_markers(markers)
     return markers
 
 
@@ -97,16 +97,16 @@ def _beginning() -> _Stage:
 
 _BEGINNING = _beginning()
 _FIRST = frozenset(marker[0] for marker in _BEGINNING.next) | {""}
-"""What markers begin with, and what has not begun."""
+"""First characters of markers, and the empty text."""
 
 
 def is_plain(text: str) -> bool:
-    """Whether an answer that begins so is all content; False is not known."""
+    """Return True if an answer that begins with ``text`` is all content; False is undecided."""
     return text.lstrip()[:1] not in _FIRST
 
 
 class Splitter:
-    """For the text of one choice of one answer."""
+    """Splits the text of one choice of one answer."""
 
     __slots__ = ("_held", "_stage")
 
@@ -116,13 +116,13 @@ class Splitter:
 
     @property
     def settled(self) -> bool:
-        """No marker can come any more: what follows is content and need not be fed."""
+        """Whether all that follows is content, and need not be fed."""
         return self._stage is _SETTLED
 
     def feed(self, text: str, last: bool = False) -> list[Part]:
-        """Parts are never empty, and neighbours never of the same channel.
+        """Return the next parts; none is empty, and neighbours differ in their channel.
 
-        ``last``: hold nothing back, since no text will follow, or something that can't be read.
+        ``last``: hold nothing back, because no more text follows.
         """
         text = self._held + text
         stage, at = self._stage, 0
@@ -130,7 +130,7 @@ class Splitter:
         while stage is not _SETTLED and (found := stage.find(text, at)):
             _add(parts, stage.channel, text[at : found.start(1)])
             stage, at = stage.next[found[1]], found.end()
-        end = len(text) if last or stage is _SETTLED else stage.whole(text, at)
+        end = len(text) if last or stage is _SETTLED else stage.safe_end(text, at)
         if stage is _BEGINNING and text[:end].strip():
             stage, end = _SETTLED, len(text)
         _add(parts, stage.channel, text[at:end])
@@ -138,7 +138,7 @@ class Splitter:
         return parts
 
     def settle(self) -> list[Part]:
-        """What was held back; whatever follows is content."""
+        """Return what was held back, and treat all that follows as content."""
         parts = self.feed("", last=True)
         self._stage = _SETTLED
         return parts

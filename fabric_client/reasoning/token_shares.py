@@ -1,8 +1,8 @@
-"""How many of an answer's tokens were reasoning: ``analysis_tokens`` and ``final_tokens``, which
-together are ``completion_tokens``.
+"""Shares of an answer's tokens: ``analysis_tokens`` and ``final_tokens``, together
+``completion_tokens``.
 
-As the engine counts them, where it tells (``completion_tokens_details.reasoning_tokens``).  Else it
-is estimated from how much of the answer was seen to be which.
+The engine's count is used if it has one (``completion_tokens_details.reasoning_tokens``); otherwise
+the shares are estimated from the amounts of reasoning and content in the answer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ class _Details(Struct, gc=False):
 
 
 class Usage(Struct, gc=False):
-    """What an engine tells in ``usage``, as far as it matters here."""
+    """The fields of an engine's ``usage`` that the shares depend on."""
 
     completion_tokens: int | None = None
     completion_tokens_details: _Details | None = None
@@ -23,16 +23,16 @@ class Usage(Struct, gc=False):
 
     @property
     def lacks_shares(self) -> bool:
-        """There is something to share out, and nobody has."""
+        """Whether there are tokens to share out, and the engine has not done so."""
         total = self.completion_tokens
         return total is not None and total >= 0 and self.analysis_tokens is None
 
     def shares(self, reasoning: int, content: int) -> dict[str, int]:
-        """The figures to add, from amounts of either, in whatever unit."""
+        """Return the fields to add; the amounts are in any unit, the same for both."""
         total = self.completion_tokens or 0
         details = self.completion_tokens_details
         counted = details.reasoning_tokens if details is not None else None
-        if counted is None or (counted <= 0 < reasoning):  # 0 is also said by who does not count
+        if counted is None or (counted <= 0 < reasoning):  # engines that don't count report 0
             analysis = round(total * reasoning / (reasoning + content)) if reasoning else 0
         else:
             analysis = min(max(counted, 0), total)

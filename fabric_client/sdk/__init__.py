@@ -1,17 +1,19 @@
-"""The fabric from Python, without any other package:
+"""Client library for Python programs, without dependencies beyond this package.
 
     from fabric_client.sdk import Client, Node
 
     client = Client("https://fabric.example:18080", "sk-fab-…")
     print(client.infer("tiny", "Why is the sky blue?").text)
 
-``docs/sdk.md`` has the rest.  Whoever uses OpenAI's package can go on doing so.
+``docs/sdk.md`` has the rest.  ``Client`` talks to a server; ``Node`` reads the state of the node on
+this machine.  Programs that use OpenAI's package need none of this.  May import ``config``,
+``owner`` and ``sse`` of this package; nothing imports it.
 """
 
 from fabric_client.sdk.client import Client
 from fabric_client.sdk.errors import Broken, FabricError, Refused, Unreachable
 from fabric_client.sdk.node import Node, Stats
-from fabric_client.sdk.shapes import Answer, Job, Message, Piece
+from fabric_client.sdk.types import Answer, Job, Message, Piece
 
 __all__ = [
     "Answer",

@@ -1,4 +1,4 @@
-"""What a program asks of the fabric."""
+"""The client: answers, streams and jobs."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from fabric_client.sdk.closing import Closing
+from fabric_client.sdk.closable import Closable
 from fabric_client.sdk.errors import FabricError
 from fabric_client.sdk.events import StreamDecoder
-from fabric_client.sdk.http import Http, Reply
-from fabric_client.sdk.shapes import Answer, Job, Message, Piece
+from fabric_client.sdk.http import Http, Response
+from fabric_client.sdk.types import Answer, Job, Message, Piece
 
 _CHAT = "/v1/chat/completions"
-_LOOK_SECONDS = (0.1, 5.0)
-"""How often a job is looked at while it is waited for: at first, and at last."""
+_POLL_SECONDS = (0.1, 5.0)
+"""First and longest pause between two polls of a job."""
 
 
-class Streaming(Closing):
-    """The pieces of an answer as they come; ``answer`` is the whole once they have.
+class Streaming(Closable):
+    """An iterator over the pieces of an answer; ``answer`` is the whole once it is exhausted.
 
-    Leave a ``with`` block, or call ``close``, and the engine stops.
+    The engine stops if the ``with`` block is left early, or ``close`` is called.
     """
 
-    def __init__(self, reply: Reply) -> None:
-        self._reply = reply
-        self._stream = StreamDecoder(reply.body(), reply.request_id)
-        self._pieces = self._stream.pieces()
+    def __init__(self, response: Response) -> None:
+        self._response = response
+        self._decoder = StreamDecoder(response.body(), response.request_id)
+        self._pieces = self._decoder.pieces()
 
     @property
     def request_id(self) -> str:
-        return self._stream.request_id
+        return self._decoder.request_id
 
     @property
     def answer(self) -> Answer:
-        return self._stream.answer
+        return self._decoder.answer
 
     def __iter__(self) -> Iterator[Piece]:
         return self
@@ -43,16 +43,16 @@ class Streaming(Closing):
     def __next__(self) -> Piece:
         try:
             return next(self._pieces)
-        except BaseException:  # the end, too
+        except BaseException:  # StopIteration included
             self.close()
             raise
 
     def close(self) -> None:
-        self._reply.close()
+        self._response.close()
 
 
-class Client(Closing):
-    """One server and one key.  Safe to be used by several threads; close it, or use ``with``."""
+class Client(Closable):
+    """A client of one server with one key.  Thread-safe; close it, or use ``with``."""
 
     def __init__(
         self,
@@ -63,48 +63,51 @@ class Client(Closing):
         timeout: float = 600.0,
         retries: int = 2,
     ) -> None:
-        """``api_key`` is taken from ``FABRIC_API_KEY`` when it is not given; ``ca`` is a file with
-        the server's CA (PEM), where it is not one that every machine knows; ``timeout`` is the
-        longest silence, in seconds; what the server calls worth trying again is tried again up to
-        ``retries`` times, when and as often as it says.
+        """Take the server's URL and a key; the default key is ``FABRIC_API_KEY``.
+
+        ``ca`` is a PEM file with the server's CA, if the system does not trust it.  ``timeout`` is
+        the longest silence, in seconds.  Errors that the server marks as retryable are retried up
+        to ``retries`` times, after the time that it names.  Raises ``ValueError``.
         """
         key = os.environ.get("FABRIC_API_KEY", "") if api_key is None else api_key
-        key = key.strip()  # of the line end of the file that it was read from
+        key = key.strip()  # keys read from a file end with a line end
         if not key:
-            raise ValueError("there is no key: pass api_key, or set FABRIC_API_KEY")
-        if not (key.isascii() and key.isprintable()):  # http.client would show all of it
-            raise ValueError("the key has characters that no key has")
+            raise ValueError("no key: pass api_key, or set FABRIC_API_KEY")
+        if not (key.isascii() and key.isprintable()):  # http.client's error would show the key
+            raise ValueError("the key contains invalid characters")
         self._http = Http(base_url, key, ca=ca, timeout=timeout, retries=retries)
 
     def close(self) -> None:
         self._http.close()
 
     def models(self) -> list[str]:
-        """Those that this key may use, and that somebody serves now."""
-        listed = self._http.ask("GET", "/v1/models").json()
+        """Return the models that this key may use and that are served now."""
+        listed = self._http.request("GET", "/v1/models").json()
         return [model["id"] for model in listed["data"]]
 
     def infer(
         self, model: str, prompt: str | Sequence[Message], *, system: str = "", **options: Any
     ) -> Answer:
-        """The whole answer to a prompt, or to a conversation.
+        """Return the whole answer to a prompt or a conversation.
 
-        ``options`` go to the engine as they are: ``max_tokens=100``, ``temperature=0`` and all else
-        that OpenAI's chat knows.  Raises ``Refused`` or ``Unreachable``.
+        ``options`` are fields of OpenAI's chat API, such as ``max_tokens=100``; they are sent as
+        they are.  Raises ``Refused`` or ``Unreachable``.
         """
-        reply = self._http.ask("POST", _CHAT, _question(model, prompt, system, options))
-        return _answer(reply.json(), reply.request_id)
+        response = self._http.request("POST", _CHAT, _chat_body(model, prompt, system, options))
+        return _answer(response.json(), response.request_id)
 
     def stream(
         self, model: str, prompt: str | Sequence[Message], *, system: str = "", **options: Any
     ) -> Streaming:
-        """The same, piece by piece.  Iterating raises ``Broken`` or ``Unreachable`` when the answer
-        does not come to its end."""
-        question = _question(model, prompt, system, options)
-        question |= {"stream": True, "stream_options": {"include_usage": True}}
-        return Streaming(self._http.ask("POST", _CHAT, question))
+        """Return the answer piece by piece.
 
-    # ── jobs: work that may take its time ─────────────────────────────────────────────────────
+        Iterating raises ``Broken`` or ``Unreachable`` if the answer does not end.
+        """
+        body = _chat_body(model, prompt, system, options)
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+        return Streaming(self._http.request("POST", _CHAT, body))
+
+    # ── jobs ──────────────────────────────────────────────────────────────────────────────────
 
     def submit(
         self,
@@ -116,40 +119,45 @@ class Client(Closing):
         webhook: str | None = None,
         **options: Any,
     ) -> Job:
-        """Hand work in, and come back for it.  With an ``id`` of one's own the same work can be
-        handed in again, after a lost connection say, and is done once."""
-        asked: dict[str, Any] = {"model": model, "async": True, "priority": priority}
-        asked["prompt" if isinstance(prompt, str) else "messages"] = prompt
+        """Submit a job and return at once.
+
+        With an ``id`` it is safe to submit the same job again, for example after a lost
+        connection: it runs once.
+        """
+        body: dict[str, Any] = {"model": model, "async": True, "priority": priority}
+        body["prompt" if isinstance(prompt, str) else "messages"] = prompt
         if options:
-            asked["options"] = options
+            body["options"] = options
         if id is not None:
-            asked["id"] = id
+            body["id"] = id
         if webhook is not None:
-            asked["webhook"] = {"url": webhook}
-        return _job(self._http.ask("POST", "/inference", asked).json())
+            body["webhook"] = {"url": webhook}
+        return _job(self._http.request("POST", "/inference", body).json())
 
     def job(self, id: str) -> Job:
-        """How it stands.  Raises ``Refused`` (404) for one that is unknown, or was forgotten."""
-        return _job(self._http.ask("GET", f"/inference/{id}").json())
+        """Return the job as it is now.  Raises ``Refused`` (404) if it is unknown or expired."""
+        return _job(self._http.request("GET", f"/inference/{id}").json())
 
     def wait(self, job: Job, *, timeout: float = 600.0) -> Job:
-        """Until it is over.  Raises ``FabricError`` when it is not in ``timeout`` seconds; it goes
-        on all the same."""
-        until = time.monotonic() + timeout
-        pause, most = _LOOK_SECONDS
+        """Poll until the job is over.
+
+        Raises ``FabricError`` after ``timeout`` seconds; the job continues all the same.
+        """
+        deadline = time.monotonic() + timeout
+        pause, max_pause = _POLL_SECONDS
         while not job.over:
-            if time.monotonic() >= until:
+            if time.monotonic() >= deadline:
                 raise FabricError(f"job {job.id} is still {job.status} after {timeout:g} s")
             time.sleep(pause)
-            pause = min(pause * 1.5, most)
+            pause = min(pause * 1.5, max_pause)
             job = self.job(job.id)
         return job
 
     def cancel(self, job: Job) -> Job:
-        return _job(self._http.ask("DELETE", f"/inference/{job.id}").json())
+        return _job(self._http.request("DELETE", f"/inference/{job.id}").json())
 
 
-def _question(
+def _chat_body(
     model: str, prompt: str | Sequence[Message], system: str, options: dict[str, Any]
 ) -> dict[str, Any]:
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [*prompt]

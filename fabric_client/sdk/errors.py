@@ -1,14 +1,14 @@
-"""What can go wrong, by whose fault it is."""
+"""Errors of the SDK: the server's, the network's, and answers that break off."""
 
 from __future__ import annotations
 
 
 class FabricError(Exception):
-    """``str()`` is a sentence for people."""
+    """Base of all errors; ``str()`` is a sentence for people."""
 
 
 class Unreachable(FabricError):
-    """The server could not be asked, or its answer broke off before its head: nothing is known."""
+    """No response: the server can't be reached, or broke off before the response's head."""
 
 
 class Refused(FabricError):
@@ -18,13 +18,13 @@ class Refused(FabricError):
         super().__init__(message)
         self.status = status
         self.code = code
-        """As in OpenAI's API, such as ``model_not_found``; empty when there was none."""
+        """The error's code as in OpenAI's API, such as ``model_not_found``; may be empty."""
         self.request_id = request_id
-        """To be told to the operator, who finds the request by it."""
+        """The id by which the server's operator finds the request."""
 
 
 class Broken(FabricError):
-    """An answer began and did not come to its end; what came of it is in ``text``."""
+    """An answer began but did not end; ``text`` is what arrived."""
 
     def __init__(self, message: str, text: str, request_id: str) -> None:
         super().__init__(message)

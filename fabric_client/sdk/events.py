@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from fabric_client.sdk.errors import Broken
-from fabric_client.sdk.shapes import Answer, Piece
+from fabric_client.sdk.types import Answer, Piece
 from fabric_client.sse import EventFramer, EventTooLong, decode_events
 
 

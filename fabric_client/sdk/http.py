@@ -1,4 +1,4 @@
-"""HTTP/1.1 by the standard library: one connection for each request under way, kept warm."""
+"""HTTP/1.1 with the standard library: a connection per concurrent request, kept alive."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from fabric_client.sdk.closing import Closing
+from fabric_client.sdk.closable import Closable
 from fabric_client.sdk.errors import FabricError, Refused, Unreachable
 
 _MAX_IDLE = 8
 _READ_SIZE = 64 * 1024
-_LONGEST_PAUSE = 60.0
-"""Seconds; who is told to come back later than that is told the error instead."""
-_AGAIN = frozenset({408, 429, 500, 502, 503, 504})
+_MAX_PAUSE = 60.0
+"""Seconds; an error with a longer ``retry-after`` is raised instead of retried."""
+_RETRYABLE = frozenset({408, 429, 500, 502, 503, 504})
 
 
-class Reply(Closing):
-    """An answer whose head has come, below 300.  Close it, or read it to its end."""
+class Response(Closable):
+    """A response with a status below 300, of which the head is read.  Close it, or read it all."""
 
     def __init__(self, http: Http, connection: _Connection, response: Any) -> None:
         self.request_id: str = response.headers.get("x-request-id", "")
@@ -33,11 +33,11 @@ class Reply(Closing):
         self._response = response
 
     def json(self) -> Any:
-        """Raises ``Unreachable`` when it breaks off."""
+        """Read the body as JSON.  Raises ``Unreachable`` if it breaks off."""
         with self:
-            return msgspec.json.decode(self._read())
+            return msgspec.json.decode(self.read())
 
-    def _read(self) -> bytes:
+    def read(self) -> bytes:
         try:
             return bytes(self._response.read())
         except (OSError, http.client.HTTPException) as error:
@@ -52,7 +52,7 @@ class Reply(Closing):
             raise Unreachable(f"The answer broke off: {error or type(error).__name__}.") from error
 
     def close(self) -> None:
-        """Before its end: the server takes it for hanging up, and the engine stops."""
+        """Release the connection; if the body is not read to its end, the engine stops."""
         self._http.give_back(self._connection, bool(self._response.isclosed()))
 
 
@@ -62,19 +62,19 @@ _Connection = http.client.HTTPConnection
 def _context(ca: str | None) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=ca)
-    except OSError as error:  # of what is no certificate, too; neither names the file
-        raise ValueError(f"{ca!r} can't be used as ca: {error.strerror or error}") from error
+    except OSError as error:  # also for files that are no certificate; neither error names the file
+        raise ValueError(f"{ca!r} can't be used as CA file: {error.strerror or error}") from error
 
 
 class Http:
-    """Safe to be used by several threads at once."""
+    """Sends requests to one server, with retries.  Thread-safe."""
 
     def __init__(
         self, base_url: str, key: str, *, ca: str | None, timeout: float, retries: int
     ) -> None:
         parts = urlsplit(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{base_url!r} is no URL like https://fabric.example:18080")
+            raise ValueError(f"{base_url!r} is not a URL like https://fabric.example:18080")
         self._host = parts.hostname
         self._port = parts.port
         self._prefix = parts.path.rstrip("/").removesuffix("/v1")
@@ -88,29 +88,31 @@ class Http:
         self._idle: list[_Connection] = []
         self._lock = threading.Lock()
 
-    def ask(
+    def request(
         self,
         method: str,
         path: str,
         document: object = None,
         headers: dict[str, str] | None = None,
-    ) -> Reply:
-        """Ask, and again where that is safe: until the head of an answer has come nothing has been
-        given away.  Raises ``Unreachable`` or ``Refused``."""
+    ) -> Response:
+        """Send a request and return the response; retry as long as no head has arrived.
+
+        Raises ``Unreachable`` or ``Refused``.
+        """
         body = None if document is None else msgspec.json.encode(document)
         for left in range(self._retries, -1, -1):
             try:
-                return self._ask_once(method, path, body, headers or {})
-            except _Again as again:
-                if not left or again.seconds > _LONGEST_PAUSE:
-                    raise again.error from again.__cause__
+                return self._request_once(method, path, body, headers or {})
+            except _Retry as retry:
+                if not left or retry.seconds > _MAX_PAUSE:
+                    raise retry.error from retry.__cause__
                 tries = self._retries - left
-                time.sleep(again.seconds or min(8.0, 0.5 * 2**tries) * random.uniform(0.5, 1.0))  # noqa: S311
+                time.sleep(retry.seconds or min(8.0, 0.5 * 2**tries) * random.uniform(0.5, 1.0))  # noqa: S311
         raise AssertionError("unreachable")
 
-    def _ask_once(
+    def _request_once(
         self, method: str, path: str, body: bytes | None, headers: dict[str, str]
-    ) -> Reply:
+    ) -> Response:
         while True:
             connection, used = self._take()
             try:
@@ -120,17 +122,17 @@ class Http:
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
                 if used:
-                    continue  # the server had closed a warm connection; only a new one can tell
-                words = f"{self._host} can't be asked: {error or type(error).__name__}."
-                raise _Again(Unreachable(words), 0.0) from error
-        reply = Reply(self, connection, response)
+                    continue  # the server closed an idle connection; try a new one
+                message = f"{self._host} can't be reached: {error or type(error).__name__}."
+                raise _Retry(Unreachable(message), 0.0) from error
+        answer = Response(self, connection, response)
         if response.status < 300:
-            return reply
-        with reply:
-            refused = _refused(response.status, reply._read(), reply.request_id)
-        wanted = response.headers.get("x-should-retry")
-        if wanted == "true" or (wanted is None and response.status in _AGAIN):
-            raise _Again(refused, _seconds(response.headers.get("retry-after", "")))
+            return answer
+        with answer:
+            refused = _refused(response.status, answer.read(), answer.request_id)
+        retryable = response.headers.get("x-should-retry")
+        if retryable == "true" or (retryable is None and response.status in _RETRYABLE):
+            raise _Retry(refused, _seconds(response.headers.get("retry-after", "")))
         raise refused
 
     def _take(self) -> tuple[_Connection, bool]:
@@ -158,8 +160,8 @@ class Http:
             connection.close()
 
 
-class _Again(Exception):
-    """The same may succeed later."""
+class _Retry(Exception):
+    """An error after which the same request may succeed."""
 
     def __init__(self, error: FabricError, seconds: float) -> None:
         self.error = error
@@ -178,5 +180,5 @@ def _refused(status: int, body: bytes, request_id: str) -> Refused:
 def _seconds(text: str) -> float:
     try:
         return max(0.0, float(text))
-    except ValueError:  # a date: then our own pauses have to do
+    except ValueError:  # a date: the default pauses apply
         return 0.0

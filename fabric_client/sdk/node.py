@@ -1,4 +1,4 @@
-"""Facts of the node that runs on this machine, for its owner's programs."""
+"""State of the node on this machine, for its owner's programs."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from protocol.messages import EngineReport
 
 class Stats(Struct, frozen=True):
     running: bool
-    """The node's program runs."""
+    """Whether the node's program runs."""
     linked: bool
-    """Its server can send it work."""
+    """Whether it is connected to its server."""
     active: int
-    """Requests under way."""
+    """Requests in progress."""
     served: int
-    """Requests answered since it was started."""
+    """Requests answered since it started."""
     tokens: int
-    """Tokens that its engines counted in those answers."""
+    """Tokens in those answers, as its engines counted them."""
     tokens_per_second: float
-    """Of the last minute's answers: tokens by the time in which any of them was being made."""
+    """Tokens of the last minute's answers, by the time in which at least one was generated."""
     slots: int
-    """Requests that its engines answer at once."""
+    """Requests that its engines can serve at once."""
     active_models: list[str]
-    """In the accelerator's memory now, as far as the engines tell."""
+    """Models in the accelerators' memory, as far as the engines report it."""
     models: list[str]
-    """All that it serves."""
+    """All models that it serves."""
     paused: str
-    """Why it takes nothing new; empty when it does."""
+    """The reason why it takes no new requests; empty if it takes them."""
 
 
 class Node:
-    """The node whose files are in ``data``; without, where ``fabric-client`` keeps them."""
+    """The node with its files in ``data``; by default, where ``fabric-client`` keeps them."""
 
     def __init__(self, data: Path | str | None = None) -> None:
         self._data = Config().data if data is None else Path(data)
 
     def engines(self) -> list[EngineReport]:
-        """What was last reported of them; empty when no node runs here."""
+        """Return the engines as last reported; empty if no node runs here."""
         now = state.read(self._data) if is_running(self._data) else None
         return [] if now is None else now.engines
 
     def stats(self) -> Stats:
-        """A node that does not run has zeros."""
+        """Return the node's figures; zeros if it does not run."""
         now = state.read(self._data) if is_running(self._data) else None
         if now is None:
             return Stats(False, False, 0, 0, 0, 0.0, 0, [], [], "")

@@ -1,4 +1,4 @@
-"""What goes in and comes out."""
+"""Types of the SDK's arguments and results."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 from msgspec import Struct
 
 Message = dict[str, Any]
-"""As in OpenAI's chat: ``{"role": "user", "content": "…"}``."""
+"""A message of OpenAI's chat API: ``{"role": "user", "content": "…"}``."""
 
 
 class Answer(Struct, frozen=True):
     text: str
     reasoning: str
-    """What the model thought before, where it does and tells; otherwise empty."""
+    """The model's reasoning before the answer; empty if it has none."""
     model: str
     finish_reason: str
     """``stop``, ``length``, ``tool_calls`` …"""
@@ -27,7 +27,7 @@ class Answer(Struct, frozen=True):
 
 
 class Piece(Struct, frozen=True):
-    """Some of an answer, as it comes."""
+    """A part of a streamed answer."""
 
     text: str = ""
     reasoning: str = ""
@@ -37,17 +37,17 @@ class Piece(Struct, frozen=True):
 
 
 class Job(Struct, frozen=True):
-    """Work that was handed in; ask for it again by its id."""
+    """A submitted job at the time of the call; fetch it again by its id."""
 
     id: str
     status: str
     """``queued``, ``processing``, ``completed``, ``failed`` or ``cancelled``."""
     position: int | None = None
-    """In line, counted from 1, while it is queued."""
+    """Place in the queue, counted from 1, while it is queued."""
     response: str | None = None
     """The answer's text, once it is completed."""
     error: str | None = None
-    """Why there is none, once it has failed."""
+    """The error's message, once it has failed."""
 
     @property
     def over(self) -> bool:

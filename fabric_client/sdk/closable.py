@@ -1,4 +1,4 @@
-"""What is closed at the end of a ``with`` block."""
+"""Base of objects that are closed at the end of a ``with`` block."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Self
 
 
-class Closing:
+class Closable:
     def close(self) -> None:
         raise NotImplementedError
 
