@@ -25,7 +25,7 @@ from msgspec.structs import asdict, replace
 
 from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
-from fabric_server.storage.cached_keys import Cache, CachedKeys, KeyStore
+from fabric_server.storage.cached_keys import Cache, CachedKeys, CacheTimes, KeyStore
 from fabric_server.storage.rows import AccountRow, Changes, Failover, KeyRow, Reasoning
 from runtime.errors import BackendError
 
@@ -199,15 +199,18 @@ class Accounts:
         grace_seconds: float = 30.0,
     ) -> None:
         self._revision = store.revision_at_open
+        times = CacheTimes(
+            valid_seconds=fresh_seconds,
+            invalid_seconds=wrong_seconds,
+            store_seconds=store_seconds,
+            cache_seconds=cache_seconds,
+        )
         self._keys = CachedKeys(
             store,
             cache,
+            times=times,
             revision=lambda: self._revision,
             clock=clock,
-            good_seconds=fresh_seconds,
-            wrong_seconds=wrong_seconds,
-            store_seconds=store_seconds,
-            cache_seconds=cache_seconds,
         )
         self._clock = clock
         self._most = most

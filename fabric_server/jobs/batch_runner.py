@@ -162,17 +162,17 @@ class BatchRunner:
             told = {"code": "internal_error", "message": "The server failed.", "param": None}
             await self._end(batch, "failed", errors=_json([{**told, "line": None}]).decode())
         finally:
-            await self._batches.let_go(batch.id, self._owner)
+            await self._batches.release(batch.id, self._owner)
 
     async def _hold_to_size(self, batch: BatchRow, now: float) -> None:
         """Once its answers are more than an account's files may be, the rest is not begun."""
         if now < self._look_at.get(batch.id, 0.0):
             return
         self._look_at[batch.id] = now + LOOK_SECONDS
-        if await self._jobs.answered(batch.id) < self._most_answered:
+        if await self._jobs.result_bytes(batch.id) < self._most_answered:
             return
         words = f"This line was not begun: the answers have {self._most_answered} bytes already."
-        await self._jobs.break_off(
+        await self._jobs.cancel_lines(
             batch.id, now, refused(ApiError(413, "answers_too_large", words)).body
         )
         self.wake()
@@ -180,7 +180,7 @@ class BatchRunner:
     async def _still_run(self, batch: BatchRow) -> int:
         code = "batch_cancelled" if batch.state == "cancelling" else "batch_expired"
         ended = refused(ApiError(499, code, "This line was not begun before its batch ended."))
-        return await self._jobs.break_off(batch.id, self._clock(), ended.body)
+        return await self._jobs.cancel_lines(batch.id, self._clock(), ended.body)
 
     async def _keep(self, batch: BatchRow) -> None:
         """Raises BackendError when the batch is another server's by now."""
@@ -288,7 +288,7 @@ class BatchRunner:
         now = self._clock()
         ended = replace(batch, state=state, finished_at=now, **told)
         webhook = self._webhooks.of_batch(batch, view(ended), now)
-        await self._batches.finish(batch, state, now, webhook=webhook, **told)
+        await self._batches.finish(ended, webhook)
 
     async def _write(self, batch: BatchRow, *, good: bool) -> str:
         """A file of the lines that succeeded, or of those that did not; its id, '' for none."""
@@ -299,7 +299,7 @@ class BatchRunner:
         file: FileRow | None = None
         writer = ChunkWriter(self._store, id)
         after = 0
-        while lines := await self._jobs.lines(batch.id, after, most=8):
+        while lines := await self._jobs.lines(batch.id, after, limit=8):
             await self._keep(batch)
             after = lines[-1].line
             for line in lines:
@@ -322,10 +322,10 @@ class BatchRunner:
         now = self._clock()
         if now < self._forget_at:
             return
-        for id in await self._store.outdated(now, now - UPLOAD_SECONDS):
+        for id in await self._store.expired(now, now - UPLOAD_SECONDS):
             await self._store.delete(id)
-        await self._batches.forget(now - BATCH_DAYS * 86_400.0)
-        if not await self._jobs.forget(
+        await self._batches.delete_old(now - BATCH_DAYS * 86_400.0)
+        if not await self._jobs.delete_old(
             now - self._results_seconds, keep=MAX_KEPT, size=self._most_answered
         ):
             self._forget_at = now + FORGET_SECONDS

@@ -100,7 +100,7 @@ class Batches:
             created_at=now,
             expires_at=now + DAY,
         )
-        if not await self._store.add(batch, most=MAX_OPEN):
+        if not await self._store.add(batch, max_unfinished=MAX_OPEN):
             words = f"This account has {MAX_OPEN} unfinished batches already."
             raise ApiError(
                 429, "too_many_batches", words, type="rate_limit_error", retry_after=60.0
@@ -118,7 +118,7 @@ class Batches:
         after = None
         if "after" in query:
             after = await self._found(key.account, query["after"][0], "after")
-        found = await self._store.batches(key.account, after=after, most=most + 1)
+        found = await self._store.batches(key.account, after=after, limit=most + 1)
         request.respond(200, _json(page(list(map(view, found[:most])), len(found) > most)))
 
     async def show(self, request: Request) -> None:

@@ -75,7 +75,7 @@ class Files:
         length = request.body.length
         if length is not None and length > self._most + OVERHEAD:
             raise _too_large(self._most)
-        if await self._store.used(key.account) >= self._most_of_account:
+        if await self._store.used_bytes(key.account) >= self._most_of_account:
             raise _full(self._most_of_account)
         if self._uploads.get(key.account, 0) >= MAX_UPLOADS:
             words = f"This account uploads {MAX_UPLOADS} files already."
@@ -85,7 +85,7 @@ class Files:
         try:
             await self._store.begin(file)
             file = await self._read(request, file)
-            if not await self._store.complete(file, most=self._most_of_account):
+            if not await self._store.complete(file, max_bytes=self._most_of_account):
                 raise _full(self._most_of_account)
         except BaseException:
             # Also when the user hangs up; what this leaves behind is deleted with what is outdated.
@@ -146,7 +146,7 @@ class Files:
             key.account,
             after=after,
             purpose=query.get("purpose", [None])[0],
-            most=most + 1,
+            limit=most + 1,
             newest=query.get("order", ["desc"])[0] != "asc",
         )
         request.respond(200, _json(page(list(map(view, files[:most])), len(files) > most)))

@@ -94,7 +94,7 @@ class Inference:
             job, secret = await self._webhooks.wanted(job, asked.webhook)
         if not asked.asynchronous:
             job = self._runner.mine(job)
-        stored = await self._store.add(job, most=self._most)
+        stored = await self._store.add(job, max_unfinished=self._most)
         if stored is None:
             raise _too_many(self._most)
         if stored.digest != job.digest:
@@ -143,7 +143,7 @@ class Inference:
                 await asyncio.wait([run.task])
             give_up = self._clock() + seconds
             while True:
-                found = await self._store.named(job.account, job.name)
+                found = await self._store.find(job.account, job.name)
                 if found is None or (not found.finished and self._clock() >= give_up):
                     raise ApiError(504, "job_timeout", "The job was not done in its time.")
                 if found.finished:
@@ -171,7 +171,7 @@ class Inference:
             raise errors.wrong_method("DELETE", request.path, "GET")
         if not job.finished:
             await self._runner.cancel(job)
-            job = await self._store.named(job.account, job.name) or job
+            job = await self._store.find(job.account, job.name) or job
         if job.state == "running":  # at another server, which hears of it in a moment
             view = {"id": job.name, "status": "cancelling", "timestamp": self._now()}
             request.respond(202, _json(view))
@@ -186,7 +186,7 @@ class Inference:
         key = await authenticate(self._accounts, request)
         name = unquote(request.path.removeprefix("/inference/"))
         rest = name.removesuffix("/status")
-        job = await self._store.named(key.account, rest)
+        job = await self._store.find(key.account, rest)
         if job is None:
             raise ApiError(404, "job_not_found", f"There is no job '{rest}'.", param="id")
         return job, rest != name
@@ -203,9 +203,9 @@ class Inference:
 
     async def show_queue(self, request: Request) -> None:
         key = await authenticate(self._accounts, request)
-        jobs = await self._store.unfinished(key.account, most=MAX_LISTED)
-        ahead = await self._store.places(key.account, most=MAX_LISTED)
-        queued, running = await self._store.totals()
+        jobs = await self._store.unfinished(key.account, limit=MAX_LISTED)
+        ahead = await self._store.queue_positions(key.account, limit=MAX_LISTED)
+        queued, running = await self._store.count()
         waiting = [self._placed(job, ahead.get(job.id, 0)) for job in jobs if job.state == "queued"]
         active = [self._placed(job, 0) for job in jobs if job.state == "running"]
         waiting += [view for view in active if view["status"] == "queued"]
@@ -221,7 +221,8 @@ class Inference:
     # ── how they are told ─────────────────────────────────────────────────────────────────────
 
     async def _with_position(self, job: JobRow) -> dict[str, Any]:
-        return self._placed(job, await self._store.ahead(job) if job.state == "queued" else 0)
+        ahead = await self._store.queue_position(job) if job.state == "queued" else 0
+        return self._placed(job, ahead)
 
     def _placed(self, job: JobRow, ahead: int) -> dict[str, Any]:
         """1 is next.  Who is in the model's line comes before all that are only in the store,

@@ -34,7 +34,7 @@ class Backlog:
         self._next = now + COUNT_SECONDS
         try:
             async with asyncio.timeout(STORE_SECONDS):
-                jobs, lines = await self._jobs.queued()
+                jobs, lines = await self._jobs.count_queued()
                 self.webhooks = await self._webhooks.count()
                 self.queued = {"job": jobs, "line": lines}
         except (BackendError, TimeoutError):  # which the store's own figures tell

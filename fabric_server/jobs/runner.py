@@ -25,7 +25,7 @@ from fabric_server.dialects.errors import ApiError
 from fabric_server.jobs.internal_request import Answer, InternalClient, refused
 from fabric_server.jobs.results import is_answer
 from fabric_server.routing.criteria import Priority
-from fabric_server.storage.jobs import JobRow, JobState, JobStore, Lane
+from fabric_server.storage.jobs import JobFilter, JobRow, JobState, JobStore, Lane
 from fabric_server.storage.rows import KeyRow
 from fabric_server.storage.webhooks import WebhookRow
 from runtime.errors import BackendError
@@ -164,7 +164,7 @@ class Runner:
         store, now = self._store, self._clock()
         if self._problem:  # what runs here has outlasted the store's absence, and goes on
             await self._renew()
-        for job in await store.abandoned(now):
+        for job in await store.requeue_expired(now):
             if job.cancel:
                 await self._end(job, "cancelled", refused(cancelled()))
             else:
@@ -178,17 +178,17 @@ class Runner:
         if not models:
             return
         resting = self._resting = {k: until for k, until in self._resting.items() if until > now}
-        for lane, most in self._shares(await store.lanes(models, now, resting=resting)):
+        runnable = JobFilter(models, resting)
+        for lane, limit in self._shares(await store.lanes(runnable, now)):
             if self._draining:
                 return
             for job in await store.claim(
                 lane,
                 self.owner,
-                most,
-                models,
+                limit,
+                runnable,
                 now=now,
                 lease_until=now + LEASE_SECONDS,
-                resting=resting,
             ):
                 self._begin(job, patient=True)
 
@@ -247,7 +247,7 @@ class Runner:
                 self._rest(job.key_id, now + (wait if limited else MIN_WAIT))
                 if not limited:
                     wait *= 0.75 + self._rng.random() / 2  # not all of them at once
-                await self._store.put_back(job, now + wait)
+                await self._store.requeue(job, now + wait)
             else:
                 good = 200 <= answer.status < 300
                 if good and not job.batch and not is_answer(answer.body):
@@ -278,7 +278,7 @@ class Runner:
 
     async def _release(self, job: JobRow) -> None:
         try:
-            await self._store.put_back(job, 0.0)
+            await self._store.requeue(job, 0.0)
         except BackendError as error:
             self._trouble(error)  # its lease runs out
 
@@ -322,20 +322,21 @@ class Runner:
 
     async def _end(self, job: JobRow, state: JobState, answer: Answer) -> bool:
         now = self._clock()
-        ended = await self._store.finish(
+        ended = replace(
             job,
-            state,
-            now=now,
+            state=state,
             status=answer.status,
             answer=answer.body,
+            finished_at=now,
             request_id=answer.request_id,
-            webhook=self._webhook(job, state, now, answer) if job.webhook else None,
         )
-        if ended:
+        webhook = self._webhook(job, state, now, answer) if job.webhook else None
+        held = await self._store.finish(ended, webhook)
+        if held:
             self.ended["line" if job.batch else "job", state] += 1
         else:
             log.info("job ended elsewhere", extra={"job": job.id})
-        return ended
+        return held
 
     async def cancel(self, job: JobRow) -> None:
         """Whatever state it is in; one that has ended stays as it is."""
@@ -391,7 +392,7 @@ class Runner:
         await asyncio.gather(*(run.task for run in runs if run.task), return_exceptions=True)
         for run in runs:
             try:
-                await self._store.put_back(run.job, 0.0)
+                await self._store.requeue(run.job, 0.0)
             except BackendError as error:
                 self._trouble(error)
                 return  # their leases run out

@@ -169,7 +169,7 @@ class Webhooks:
                 self._wake.clear()
                 try:
                     for webhook in await self._store.due(
-                        self._clock(), most=AT_ONCE, busy=self._busy()
+                        self._clock(), limit=AT_ONCE, busy=self._busy()
                     ):
                         if self._may_try(webhook):
                             self._tries[webhook.id] = webhook.account
@@ -232,7 +232,7 @@ class Webhooks:
         else:
             if 200 <= status < 300:
                 self.results["delivered"] += 1
-                await self._store.settle(webhook.id)
+                await self._store.delete(webhook.id)
                 return
             reason = f"answered {status}"
         self.results["failed"] += 1
@@ -244,7 +244,7 @@ class Webhooks:
     async def _give_up(self, webhook: WebhookRow, reason: str) -> None:
         self.results["given_up"] += 1
         log.warning("webhook given up", extra={"webhook": webhook.id, "reason": reason})
-        await self._store.settle(webhook.id)
+        await self._store.delete(webhook.id)
 
     async def _post(self, webhook: WebhookRow, at: int) -> int:
         """The answer's status; its body is not read, and no redirect followed."""

@@ -1,5 +1,5 @@
 # ruff: noqa: S608 - only column names of ours are put into a text
-"""Batches, as the store remembers them.  Their lines are jobs: see ``backends.jobs``."""
+"""The table of batches; their lines are in the table of jobs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class BatchRow(Struct, frozen=True, kw_only=True):
     metadata: str = "null"
     webhook: str = ""
     state: str = "validating"
-    """OpenAI's words: validating, failed, in_progress, finalizing, completed, expired, cancelling,
+    """One of OpenAI's: validating, failed, in_progress, finalizing, completed, expired, cancelling,
     cancelled."""
     errors: str = "[]"
     total: int = 0
@@ -46,7 +46,7 @@ class BatchRow(Struct, frozen=True, kw_only=True):
 
 _COLUMNS = BatchRow.__struct_fields__
 _BATCH = ", ".join(_COLUMNS)
-_PLACES = ", ".join(f"${n}" for n in range(1, len(_COLUMNS) + 1))
+_ARGS = ", ".join(f"${n}" for n in range(1, len(_COLUMNS) + 1))
 
 
 class BatchStore:
@@ -55,18 +55,18 @@ class BatchStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def add(self, batch: BatchRow, *, most: int) -> bool:
-        """False, and nothing is done, when the account has ``most`` unfinished ones already."""
+    async def add(self, batch: BatchRow, *, max_unfinished: int) -> bool:
+        """Add a batch; False if the account has ``max_unfinished`` unfinished ones already."""
         async with self._database.transaction(durable=True) as session:
             await session.alone(f"batches of {batch.account}")
             rows = await session.fetch(
                 "SELECT count(*) FROM batches WHERE account = $1 AND finished_at IS NULL",
                 batch.account,
             )
-            if rows[0][0] >= most:
+            if rows[0][0] >= max_unfinished:
                 return False
             await session.execute(
-                f"INSERT INTO batches ({_BATCH}) VALUES ({_PLACES})", *astuple(batch)
+                f"INSERT INTO batches ({_BATCH}) VALUES ({_ARGS})", *astuple(batch)
             )
             return True
 
@@ -76,15 +76,15 @@ class BatchStore:
         )
         return _batch(rows[0]) if rows else None
 
-    async def batches(self, account: str, *, after: BatchRow | None, most: int) -> list[BatchRow]:
-        """Newest first."""
+    async def batches(self, account: str, *, after: BatchRow | None, limit: int) -> list[BatchRow]:
+        """Return an account's batches behind ``after``, newest first."""
         fetch = self._database.fetch
         if after is None:
             rows = await fetch(
                 f"SELECT {_BATCH} FROM batches WHERE account = $1"
                 " ORDER BY created_at DESC, id DESC LIMIT $2",
                 account,
-                most,
+                limit,
             )
         else:
             rows = await fetch(
@@ -93,12 +93,12 @@ class BatchStore:
                 account,
                 after.created_at,
                 after.id,
-                most,
+                limit,
             )
         return list(map(_batch, rows))
 
     async def open(self) -> Sequence[BatchRow]:
-        """All that are not finished, the oldest first."""
+        """Return all that are not finished, the oldest first."""
         rows = await self._database.fetch(
             f"SELECT {_BATCH} FROM batches WHERE finished_at IS NULL ORDER BY created_at, id"
         )
@@ -107,7 +107,7 @@ class BatchStore:
     async def claim(
         self, id: str, owner: str, *, now: float, lease_until: float
     ) -> BatchRow | None:
-        """For work on the batch itself: nobody else's until ``lease_until``; None: it is theirs."""
+        """Lease the batch for work on itself until ``lease_until``; None: another server has it."""
         async with self._database.transaction() as session:
             rows = await session.fetch(
                 "UPDATE batches SET owner = $1, lease_until = $2 WHERE id = $3"
@@ -120,7 +120,7 @@ class BatchStore:
             )
             return _batch(rows[0]) if rows else None
 
-    async def let_go(self, id: str, owner: str) -> None:
+    async def release(self, id: str, owner: str) -> None:
         async with self._database.transaction() as session:
             await session.execute(
                 "UPDATE batches SET owner = '', lease_until = 0 WHERE id = $1 AND owner = $2",
@@ -129,7 +129,7 @@ class BatchStore:
             )
 
     async def begin(self, id: str, owner: str, total: int, now: float) -> None:
-        """Its lines are all there.  One that is cancelled meanwhile stays so."""
+        """Mark a validated batch as in progress, unless it was cancelled meanwhile."""
         async with self._database.transaction(durable=True) as session:
             await session.execute(
                 "UPDATE batches SET total = $1, in_progress_at = $2, state = CASE state"
@@ -142,7 +142,7 @@ class BatchStore:
             )
 
     async def cancel(self, account: str, id: str, now: float) -> BatchRow | None:
-        """As it is now; one that has ended stays as it is."""
+        """Ask for cancellation and return the batch; one that has ended stays as it is."""
         async with self._database.transaction(durable=True) as session:
             await session.execute(
                 "UPDATE batches SET state = 'cancelling', cancelling_at = $1 WHERE account = $2"
@@ -154,7 +154,7 @@ class BatchStore:
         return await self.batch(account, id)
 
     async def finalize(self, id: str, owner: str, now: float) -> None:
-        """Its lines have all ended, and its files are being written."""
+        """Mark the batch as finalizing: all lines have ended, and its files are being written."""
         async with self._database.transaction() as session:
             await session.execute(
                 "UPDATE batches SET finalizing_at = $1, state = CASE state"
@@ -165,42 +165,33 @@ class BatchStore:
                 owner,
             )
 
-    async def finish(
-        self,
-        batch: BatchRow,
-        state: str,
-        now: float,
-        *,
-        output_file: str = "",
-        error_file: str = "",
-        errors: str = "[]",
-        webhook: WebhookRow | None = None,
-    ) -> bool:
-        """Its end, and what is to be told of it; its lines are forgotten with it.
+    async def finish(self, ended: BatchRow, webhook: WebhookRow | None = None) -> bool:
+        """Store the end of a batch, add its webhook and delete its lines, all or nothing.
 
-        False: another server has it.
+        ``ended`` is the claimed row with its new ``state``, ``finished_at``, ``output_file``,
+        ``error_file`` and ``errors``.  False when another server has the batch.
         """
         async with self._database.transaction(durable=True) as session:
-            ended = await session.execute(
+            held = await session.execute(
                 "UPDATE batches SET state = $1, finished_at = $2, output_file = $3,"
                 " error_file = $4, errors = $5, owner = '', lease_until = 0"
                 " WHERE id = $6 AND owner = $7 AND finished_at IS NULL",
-                state,
-                now,
-                output_file,
-                error_file,
-                errors,
-                batch.id,
-                batch.owner,
+                ended.state,
+                ended.finished_at,
+                ended.output_file,
+                ended.error_file,
+                ended.errors,
+                ended.id,
+                ended.owner,
             )
-            if not ended:
+            if not held:
                 return False
-            await session.execute("DELETE FROM jobs WHERE batch = $1", batch.id)
+            await session.execute("DELETE FROM jobs WHERE batch = $1", ended.id)
             if webhook is not None:
                 await add_webhook(session, webhook)
             return True
 
-    async def forget(self, before: float) -> None:
+    async def delete_old(self, before: float) -> None:
         async with self._database.transaction() as session:
             await session.execute("DELETE FROM batches WHERE finished_at < $1", before)
 

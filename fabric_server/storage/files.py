@@ -1,5 +1,5 @@
 # ruff: noqa: S608 - only column names of ours are put into a text
-"""Users' files, in pieces, so that every server that shares the store can read them."""
+"""The tables of clients' files: in chunks, for all servers that share the store."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CHUNK = 512 * 1024
 
 
 OVERHEAD_BYTES = 4096
-"""Bytes that each file counts more than it has: nobody keeps empty ones without end."""
+"""Bytes that each file counts beyond its size, so that empty files are limited, too."""
 
 
 class FileRow(Struct, frozen=True):
@@ -41,8 +41,10 @@ class FileStore:
         self._database = database
 
     async def begin(self, file: FileRow) -> None:
-        """Nobody sees it before ``complete``.  One of this id that was not completed is begun
-        anew."""
+        """Begin a file, which is not visible before ``complete``.
+
+        An incomplete one of this id is begun anew.
+        """
         async with self._database.transaction() as session:
             await session.execute(
                 "DELETE FROM file_chunks WHERE file_id IN"
@@ -64,15 +66,14 @@ class FileStore:
                 data,
             )
 
-    async def complete(self, file: FileRow, *, most: int | None = None) -> bool:
-        """False, and nothing is done, when the account would have more than ``most`` bytes."""
+    async def complete(self, file: FileRow, *, max_bytes: int | None = None) -> bool:
+        """Make the file visible; False if the account would have more than ``max_bytes``."""
         async with self._database.transaction(durable=True) as session:
             await session.alone(f"files of {file.account}")
-            if (
-                most is not None
-                and await _used(session, file.account) + file.size + OVERHEAD_BYTES > most
-            ):
-                return False
+            if max_bytes is not None:
+                used = await _used_bytes(session, file.account)
+                if used + file.size + OVERHEAD_BYTES > max_bytes:
+                    return False
             await session.execute(
                 "UPDATE files SET complete = TRUE, size = $1, name = $2, purpose = $3"
                 " WHERE id = $4",
@@ -83,9 +84,9 @@ class FileStore:
             )
             return True
 
-    async def used(self, account: str) -> int:
-        """Bytes of all its files, each with ``OVERHEAD_BYTES`` more."""
-        return await _used(self._database, account)
+    async def used_bytes(self, account: str) -> int:
+        """Return the bytes of all its files, each with ``OVERHEAD_BYTES`` more."""
+        return await _used_bytes(self._database, account)
 
     async def file(self, account: str, id: str) -> FileRow | None:
         rows = await self._database.fetch(
@@ -94,7 +95,7 @@ class FileStore:
         return _file(rows[0]) if rows else None
 
     async def files(
-        self, account: str, *, after: FileRow | None, purpose: str | None, most: int, newest: bool
+        self, account: str, *, after: FileRow | None, purpose: str | None, limit: int, newest: bool
     ) -> list[FileRow]:
         compare, order = ("<", "DESC") if newest else (">", "ASC")
         where = "account = $1 AND complete"
@@ -105,7 +106,7 @@ class FileStore:
         if after is not None:
             values += [after.created_at, after.id]
             where += f" AND (created_at, id) {compare} (${len(values) - 1}, ${len(values)})"
-        values.append(most)
+        values.append(limit)
         rows = await self._database.fetch(
             f"SELECT {_FILE} FROM files WHERE {where}"
             f" ORDER BY created_at {order}, id {order} LIMIT ${len(values)}",
@@ -129,19 +130,19 @@ class FileStore:
             await session.execute("DELETE FROM file_chunks WHERE file_id = $1", id)
             await session.execute("DELETE FROM files WHERE id = $1", id)
 
-    async def outdated(self, now: float, begun_before: float, *, most: int = 10) -> list[str]:
-        """Ids of files that have expired, or that nobody completed."""
+    async def expired(self, now: float, begun_before: float, *, limit: int = 10) -> list[str]:
+        """Return ids of files that have expired, or that were begun and never completed."""
         rows = await self._database.fetch(
             "SELECT id FROM files WHERE expires_at <= $1 OR (NOT complete AND created_at < $2)"
             " LIMIT $3",
             now,
             begun_before,
-            most,
+            limit,
         )
         return [row[0] for row in rows]
 
 
-async def _used(where: Database | Session, account: str) -> int:
+async def _used_bytes(where: Database | Session, account: str) -> int:
     rows = await where.fetch(
         "SELECT CAST(COALESCE(sum(size + $2), 0) AS BIGINT) FROM files"
         " WHERE account = $1 AND complete",

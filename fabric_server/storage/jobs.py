@@ -1,9 +1,10 @@
 # ruff: noqa: S608 - only column names of ours are put into a text
-"""Jobs and the lines of batches, as the store remembers them: queue, lease and result in one row.
+"""The table of jobs, lines of batches included: queue, lease and result are one row.
 
-A server claims a job for as long as its lease lasts, and renews that while the job runs.
-``starts`` numbers the leases: who has lost one can neither renew it nor end the job, so that no
-result is ever replaced, whatever becomes of servers, and a job that has one is never run again.
+A server claims a job for as long as its lease lasts, and renews the lease while the job runs.
+``starts`` numbers the leases: a server that has lost one can neither renew it nor end the job, so
+that no result is ever replaced, whatever happens to servers, and a job that has one never runs
+again.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from sql.database import Database, Many, Row, Session, Value
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 MAX_STARTS = 3
-"""After so many servers have died of it, or with it, a job has failed."""
-_MAX_NAMES = 4096
+"""Leases of a job that may run out; after so many it has failed."""
+_MAX_ARGS = 4096
+"""Arguments of one statement for a collection."""
 
 
 class JobRow(Struct, frozen=True, kw_only=True):
@@ -53,7 +55,7 @@ class JobRow(Struct, frozen=True, kw_only=True):
     status: int = 0
     answer: bytes = b""
 
-    def __repr__(self) -> str:  # without what is asked, or the webhook's secret
+    def __repr__(self) -> str:  # without the request's body, or the webhook's secret
         return f"<JobRow {self.id} {self.state} starts={self.starts}>"
 
     @property
@@ -62,17 +64,25 @@ class JobRow(Struct, frozen=True, kw_only=True):
 
 
 class Lane(Struct, frozen=True):
-    """Jobs that are claimed in turn with those of other lanes: an account's, or a batch's."""
+    """The jobs of an account, or of a batch; lanes take turns in being claimed from."""
 
     account: str
     batch: str
 
 
+class JobFilter(Struct, frozen=True):
+    """The queued jobs that a server can run now."""
+
+    models: Collection[str]
+    resting_keys: Collection[str] = ()
+    """Keys that have used up their rate limit: their jobs are left alone."""
+
+
 _COLUMNS = JobRow.__struct_fields__
 _JOB = ", ".join(_COLUMNS)
 _LIGHT = _JOB.replace(" body,", " substr(body, 1, 0),")
-"""Without what was asked, which may be megabytes: for all but running it."""
-_PLACES = ", ".join(f"${n}" for n in range(1, len(_COLUMNS) + 1))
+"""Without the request's body, which may be megabytes and is needed only to run the job."""
+_ARGS = ", ".join(f"${n}" for n in range(1, len(_COLUMNS) + 1))
 _CANCEL = _COLUMNS.index("cancel")
 _TYPES: dict[Any, str] = {"float": "DOUBLE PRECISION", "int": "BIGINT", "bool": "BOOLEAN",
                           "bytes": "BYTEA", "float | None": "DOUBLE PRECISION"}  # fmt: skip
@@ -89,14 +99,14 @@ class JobStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def add(self, job: JobRow, *, most: int) -> JobRow | None:
-        """The job as it is stored: an earlier one when there is one of this name, without its body.
+    async def add(self, job: JobRow, *, max_unfinished: int) -> JobRow | None:
+        """Add a job; return it, or the earlier one of this name, without its body.
 
-        None: the account has ``most`` unfinished jobs already.
+        None: the account has ``max_unfinished`` unfinished jobs already.
         """
         async with self._database.transaction(durable=True) as session:
             await session.alone(f"jobs of {job.account}")
-            found = await _named(session, job.account, job.batch, job.name)
+            found = await _find(session, job.account, job.batch, job.name)
             if found is not None:
                 return found
             rows = await session.fetch(
@@ -105,32 +115,29 @@ class JobStore:
                 job.account,
                 job.batch,
             )
-            if rows[0][0] >= most:
+            if rows[0][0] >= max_unfinished:
                 return None
-            await session.execute(f"INSERT INTO jobs ({_JOB}) VALUES ({_PLACES})", *astuple(job))
+            await session.execute(f"INSERT INTO jobs ({_JOB}) VALUES ({_ARGS})", *astuple(job))
             return job
 
     async def add_lines(self, lines: Sequence[JobRow]) -> None:
-        """Those that are there already stay as they are."""
+        """Add lines of a batch; those that exist stay as they are."""
         async with self._database.transaction() as session:
             await session.many(_ADD, [astuple(line) for line in lines])
 
-    async def named(self, account: str, name: str) -> JobRow | None:
-        """Without its body, as all that are told of."""
-        return await _named(self._database, account, "", name)
+    async def find(self, account: str, name: str) -> JobRow | None:
+        """Return a job by its name, without its body."""
+        return await _find(self._database, account, "", name)
 
-    # ── running them ──────────────────────────────────────────────────────────────────────────
+    # ── running them ──────────────────────────────────────────────────────────────────────────────
 
-    async def lanes(
-        self, models: Collection[str], now: float, *, resting: Collection[str] = ()
-    ) -> list[Lane]:
-        """Where something waits to be run that asks for one of ``models``, and not by one of the
-        ``resting`` keys."""
-        fetch, names, keys = self._database.fetch, _padded(models), _padded(resting)
-        rest = _places(2 + len(names), keys)
-        jobs = await fetch(
+    async def lanes(self, jobs: JobFilter, now: float) -> list[Lane]:
+        """Return the lanes in which such jobs are queued."""
+        fetch, names, keys = self._database.fetch, _padded(jobs.models), _padded(jobs.resting_keys)
+        rest = _args(2 + len(names), keys)
+        accounts = await fetch(
             "SELECT DISTINCT account FROM jobs WHERE state = 'queued' AND batch = ''"
-            f" AND not_before <= $1 AND model IN ({_places(2, names)}) AND key_id NOT IN ({rest})",
+            f" AND not_before <= $1 AND model IN ({_args(2, names)}) AND key_id NOT IN ({rest})",
             now,
             *names,
             *keys,
@@ -139,43 +146,42 @@ class JobStore:
             "SELECT account, id FROM batches WHERE finished_at IS NULL AND state = 'in_progress'"
             " AND EXISTS (SELECT 1 FROM jobs WHERE jobs.account = batches.account"
             " AND jobs.batch = batches.id AND jobs.state = 'queued' AND not_before <= $1"
-            f" AND model IN ({_places(2, names)})) AND key_id NOT IN ({rest})"
+            f" AND model IN ({_args(2, names)})) AND key_id NOT IN ({rest})"
             " ORDER BY created_at, id",
             now,
             *names,
             *keys,
         )
-        return [*(Lane(row[0], "") for row in jobs), *(Lane(row[0], row[1]) for row in batches)]
+        return [*(Lane(row[0], "") for row in accounts), *(Lane(row[0], row[1]) for row in batches)]
 
     async def claim(
         self,
         lane: Lane,
         owner: str,
-        most: int,
-        models: Collection[str],
+        limit: int,
+        jobs: JobFilter,
         *,
         now: float,
         lease_until: float,
-        resting: Collection[str] = (),
     ) -> list[JobRow]:
-        """Up to ``most`` of a lane's next jobs that ``lanes`` has told of, which are nobody else's
-        until ``lease_until``."""
-        names, keys = _padded(models), _padded(resting)
+        """Lease up to ``limit`` of a lane's next such jobs to ``owner`` until ``lease_until``."""
+        names, keys = _padded(jobs.models), _padded(jobs.resting_keys)
         async with self._database.transaction(durable=True) as session:
-            await session.alone("claim jobs")  # two at once would find the same and wait in turn
+            # Two at once would find the same jobs, and wait for each other's rows.
+            await session.alone("claim jobs")
             rows = await session.fetch(
                 "UPDATE jobs SET state = 'running', owner = $1, lease_until = $2, started_at = $3,"
                 " starts = starts + 1 WHERE state = 'queued' AND id IN (SELECT id FROM jobs"
                 " WHERE state = 'queued' AND account = $4 AND batch = $5 AND not_before <= $3"
-                f" AND model IN ({_places(7, names)})"
-                f" AND key_id NOT IN ({_places(7 + len(names), keys)})"
+                f" AND model IN ({_args(7, names)})"
+                f" AND key_id NOT IN ({_args(7 + len(names), keys)})"
                 f" ORDER BY priority, line, created_at, id LIMIT $6) RETURNING {_JOB}",
                 owner,
                 lease_until,
                 now,
                 lane.account,
                 lane.batch,
-                most,
+                limit,
                 *names,
                 *keys,
             )
@@ -184,18 +190,18 @@ class JobStore:
     async def renew(
         self, owner: str, ids: Collection[str], lease_until: float
     ) -> dict[str, tuple[int, bool]]:
-        """What this server still has of ``ids``: ``starts``, and whether it is to be cancelled.
+        """Renew leases; return those still held: ``starts``, and whether to cancel the job.
 
-        Others of its jobs, that it has lost track of while the store was away, run out.
+        Leases of other jobs of ``owner``, of which it lost track while the store was away, run out.
         """
         held: dict[str, tuple[int, bool]] = {}
-        waiting = list(ids)
-        while waiting:
-            names, waiting = _padded(waiting), waiting[_MAX_NAMES:]
+        remaining = list(ids)
+        while remaining:
+            names, remaining = _padded(remaining), remaining[_MAX_ARGS:]
             async with self._database.transaction() as session:
                 rows = await session.fetch(
                     "UPDATE jobs SET lease_until = $1 WHERE state = 'running' AND owner = $2"
-                    f" AND id IN ({_places(3, names)}) RETURNING id, starts, cancel",
+                    f" AND id IN ({_args(3, names)}) RETURNING id, starts, cancel",
                     lease_until,
                     owner,
                     *names,
@@ -203,10 +209,10 @@ class JobStore:
             held |= {row[0]: (int(row[1]), bool(row[2])) for row in rows}
         return held
 
-    async def abandoned(self, now: float) -> list[JobRow]:
-        """Jobs whose servers let their leases run out, those that are to fail for it.
+    async def requeue_expired(self, now: float) -> list[JobRow]:
+        """Queue again jobs whose leases have run out; return those that must end instead.
 
-        The others are in the queue again.
+        They were to be cancelled, or have had ``MAX_STARTS`` leases.
         """
         expired = "state = 'running' AND lease_until <= $1"
         if not await self._database.fetch(f"SELECT 1 FROM jobs WHERE {expired} LIMIT 1", now):
@@ -223,7 +229,7 @@ class JobStore:
             return list(map(_job, rows))
 
     async def overdue(self, now: float) -> list[JobRow]:
-        """Queued jobs whose time is over; lines are their batch's business."""
+        """Return queued jobs that have expired; lines expire with their batch."""
         rows = await self._database.fetch(
             f"SELECT {_LIGHT} FROM jobs WHERE state = 'queued' AND batch = '' AND expires_at <= $1"
             " LIMIT 100",
@@ -231,8 +237,8 @@ class JobStore:
         )
         return list(map(_job, rows))
 
-    async def put_back(self, job: JobRow, not_before: float) -> bool:
-        """It was not the job's fault that it did not run: this start does not count."""
+    async def requeue(self, job: JobRow, not_before: float) -> bool:
+        """Queue a leased job again, without counting this start: the job was not the cause."""
         async with self._database.transaction() as session:
             return bool(
                 await session.execute(
@@ -246,58 +252,49 @@ class JobStore:
                 )
             )
 
-    async def finish(
-        self,
-        job: JobRow,
-        state: JobState,
-        *,
-        now: float,
-        status: int,
-        answer: bytes,
-        request_id: str = "",
-        webhook: WebhookRow | None = None,
-    ) -> bool:
-        """Its end, and what is to be told of it, both or neither.
+    async def finish(self, ended: JobRow, webhook: WebhookRow | None = None) -> bool:
+        """Store the end of a job and add its webhook, both or neither.
 
-        False when it is not this lease's any more: it has ended otherwise, or will.
+        ``ended`` is the claimed row with its new ``state``, ``status``, ``answer``, ``finished_at``
+        and ``request_id``.  False when its lease has been lost: it has ended otherwise, or will.
         """
         async with self._database.transaction(durable=True) as session:
-            ended = await session.execute(
+            held = await session.execute(
                 "UPDATE jobs SET state = $1, status = $2, answer = $3, finished_at = $4,"
                 " request_id = $5, owner = '', cancel = FALSE, body = $9"
                 " WHERE id = $6 AND finished_at IS NULL AND owner = $7 AND starts = $8",
-                state,
-                status,
-                answer,
-                now,
-                request_id,
-                job.id,
-                job.owner,
-                job.starts,
-                b"",  # nobody asks it again
+                ended.state,
+                ended.status,
+                ended.answer,
+                ended.finished_at,
+                ended.request_id,
+                ended.id,
+                ended.owner,
+                ended.starts,
+                b"",  # the body is not needed again
             )
-            if not ended:
+            if not held:
                 return False
-            if job.batch:
-                column = "completed" if state == "done" else "failed"
+            if ended.batch:
+                column = "completed" if ended.state == "done" else "failed"
                 await session.execute(
-                    f"UPDATE batches SET {column} = {column} + 1 WHERE id = $1", job.batch
+                    f"UPDATE batches SET {column} = {column} + 1 WHERE id = $1", ended.batch
                 )
             if webhook is not None:
                 await add_webhook(session, webhook)
             return True
 
     async def cancel(self, job: JobRow) -> None:
-        """To whoever runs it: stop.  It is told when its lease is renewed."""
+        """Ask the server that runs it to stop, which learns of it when it renews the lease."""
         async with self._database.transaction(durable=True) as session:
             await session.execute(
                 "UPDATE jobs SET cancel = TRUE WHERE id = $1 AND state = 'running'", job.id
             )
 
-    # ── what is told of them ──────────────────────────────────────────────────────────────────
+    # ── reading them ──────────────────────────────────────────────────────────────────────────────
 
-    async def ahead(self, job: JobRow) -> int:
-        """How many jobs of this model are in the queue before it, whoever's they are."""
+    async def queue_position(self, job: JobRow) -> int:
+        """Return how many jobs of this model, of all accounts, are queued before it."""
         rows = await self._database.fetch(
             "SELECT count(*) FROM jobs WHERE state = 'queued' AND batch = '' AND model = $1"
             " AND (priority < $2 OR (priority = $2 AND created_at < $3))",
@@ -307,38 +304,38 @@ class JobStore:
         )
         return int(rows[0][0])
 
-    async def places(self, account: str, *, most: int) -> dict[str, int]:
-        """As ``ahead``, of an account's first ``most`` queued jobs, by their ids."""
+    async def queue_positions(self, account: str, *, limit: int) -> dict[str, int]:
+        """Return the positions of an account's first ``limit`` queued jobs, by their ids."""
         rows = await self._database.fetch(
             "SELECT id, place FROM (SELECT id, account, priority, created_at, rank() OVER"
             " (PARTITION BY model ORDER BY priority, created_at) AS place FROM jobs"
             " WHERE state = 'queued' AND batch = '') AS waiting WHERE account = $1"
             " ORDER BY priority, created_at, id LIMIT $2",
             account,
-            most,
+            limit,
         )
         return {row[0]: int(row[1]) - 1 for row in rows}
 
-    async def unfinished(self, account: str, *, most: int) -> list[JobRow]:
-        """An account's own jobs, in the order in which they are run."""
+    async def unfinished(self, account: str, *, limit: int) -> list[JobRow]:
+        """Return an account's jobs, without lines, in the order in which they are run."""
         rows = await self._database.fetch(
             f"SELECT {_LIGHT} FROM jobs WHERE account = $1 AND batch = '' AND finished_at IS NULL"
             " ORDER BY priority, created_at, id LIMIT $2",
             account,
-            most,
+            limit,
         )
         return list(map(_job, rows))
 
-    async def queued(self) -> tuple[int, int]:
-        """Jobs, and lines of batches, that wait to be run: everybody's."""
+    async def count_queued(self) -> tuple[int, int]:
+        """Return the numbers of queued jobs and of queued lines, of all accounts."""
         rows = await self._database.fetch(
             "SELECT batch <> '', count(*) FROM jobs WHERE state = 'queued' GROUP BY 1"
         )
         counts = {bool(row[0]): int(row[1]) for row in rows}
         return counts.get(False, 0), counts.get(True, 0)
 
-    async def totals(self) -> tuple[int, int]:
-        """Jobs in the queue, and running: everybody's."""
+    async def count(self) -> tuple[int, int]:
+        """Return the numbers of queued and of running jobs, without lines, of all accounts."""
         rows = await self._database.fetch(
             "SELECT state, count(*) FROM jobs WHERE batch = '' AND state IN ('queued', 'running')"
             " GROUP BY state"
@@ -346,31 +343,28 @@ class JobStore:
         counts = {row[0]: int(row[1]) for row in rows}
         return counts.get("queued", 0), counts.get("running", 0)
 
-    # ── lines ─────────────────────────────────────────────────────────────────────────────────
+    # ── lines of batches ──────────────────────────────────────────────────────────────────────────
 
-    async def lines(self, batch: str, after: int, *, most: int) -> list[JobRow]:
-        """In order, those behind line ``after``."""
+    async def lines(self, batch: str, after: int, *, limit: int) -> list[JobRow]:
+        """Return the lines behind line ``after``, in order."""
         rows = await self._database.fetch(
             f"SELECT {_JOB} FROM jobs WHERE batch = $1 AND line > $2 ORDER BY line LIMIT $3",
             batch,
             after,
-            most,
+            limit,
         )
         return list(map(_job, rows))
 
-    async def answered(self, batch: str) -> int:
-        """Bytes of all its lines' answers so far."""
+    async def result_bytes(self, batch: str) -> int:
+        """Return the bytes of all its lines' results so far."""
         rows = await self._database.fetch(
             "SELECT CAST(COALESCE(sum(length(answer)), 0) AS BIGINT) FROM jobs WHERE batch = $1",
             batch,
         )
         return int(rows[0][0])
 
-    async def break_off(self, batch: str, now: float, answer: bytes) -> int:
-        """Lines that were not begun are not begun any more, those that run are to stop.
-
-        Returns how many still run.
-        """
+    async def cancel_lines(self, batch: str, now: float, answer: bytes) -> int:
+        """End queued lines with that answer, ask running ones to stop; return how many run."""
         async with self._database.transaction(durable=True) as session:
             dropped = await session.execute(
                 "UPDATE jobs SET state = 'cancelled', finished_at = $1, answer = $2"
@@ -386,13 +380,14 @@ class JobStore:
                 "UPDATE jobs SET cancel = TRUE WHERE batch = $1 AND state = 'running'", batch
             )
 
-    # ── forgetting ────────────────────────────────────────────────────────────────────────────
+    # ── deleting ──────────────────────────────────────────────────────────────────────────────────
 
-    async def forget(self, before: float, *, keep: int, size: int, most: int = 1000) -> int:
-        """Jobs that ended before then, and all but each account's last ``keep``, and of these all
-        but the last whose answers have ``size`` bytes together.
+    async def delete_old(self, before: float, *, keep: int, size: int, limit: int = 1000) -> int:
+        """Delete ended jobs; return how many.
 
-        At most so many at once, so that nobody waits for long.  Returns how many.
+        Deleted are those that ended before that time, all but each account's last ``keep``, and of
+        these all but the last whose results have ``size`` bytes together.  At most ``limit`` at
+        once, so that no other transaction waits for long.
         """
         async with self._database.transaction() as session:
             return await session.execute(
@@ -404,22 +399,22 @@ class JobStore:
                 before,
                 keep,
                 size,
-                most,
+                limit,
             )
 
 
 def _padded(names: Collection[str]) -> list[str]:
-    """To one of a few lengths: each makes a statement of its own, which databases remember."""
-    some = list(names)[:_MAX_NAMES]
+    """Pad to one of a few lengths: each makes its own statement, and databases cache statements."""
+    some = list(names)[:_MAX_ARGS]
     count = 1 << max(0, len(some) - 1).bit_length()
     return some + (some[-1:] or [""]) * (count - len(some))
 
 
-def _places(first: int, names: list[str]) -> str:
+def _args(first: int, names: list[str]) -> str:
     return ", ".join(f"${first + n}" for n in range(len(names)))
 
 
-async def _named(where: Database | Session, account: str, batch: str, name: str) -> JobRow | None:
+async def _find(where: Database | Session, account: str, batch: str, name: str) -> JobRow | None:
     rows = await where.fetch(
         f"SELECT {_LIGHT} FROM jobs WHERE account = $1 AND batch = $2 AND name = $3",
         account,

@@ -128,13 +128,13 @@ class NodeStore:
         async with self._database.transaction() as session:
             await session.many(_SERVED, rows)
 
-    async def known_models(self, since: float, *, most: int = 10_000) -> list[str]:
+    async def known_models(self, since: float, *, limit: int = 10_000) -> list[str]:
         """Models of nodes that were seen after ``since`` and not revoked."""
         rows = await self._database.fetch(
             "SELECT DISTINCT model FROM served_models JOIN nodes ON nodes.id = node_id"
             " WHERE revoked_at IS NULL AND last_seen_at >= $1 ORDER BY model LIMIT $2",
             since,
-            most,
+            limit,
         )
         return [str(row[0]) for row in rows]
 

@@ -1,5 +1,5 @@
 # ruff: noqa: S608 - only numbers of ours are put into a text
-"""Deliveries that are still to be made, as the store remembers them."""
+"""The table of webhooks that are still to be delivered."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class WebhookRow(Struct, frozen=True):
     """The columns of the table, in order."""
 
     id: str
-    """``msg_…``, the same at every try."""
+    """``msg_…``, the same for each attempt."""
     account: str
     url: str
     secret: str
-    """In clear, since it signs: never to be logged or shown."""
+    """In clear, since it signs: must not be logged or shown."""
     body: bytes
     tries: int
-    """Begun so far."""
+    """Attempts begun so far."""
     next_at: float
     """Unix seconds."""
 
@@ -36,26 +36,26 @@ class WebhookStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def due(self, now: float, *, most: int, busy: Sequence[str] = ()) -> list[WebhookRow]:
-        """None of the ``busy`` accounts'."""
+    async def due(self, now: float, *, limit: int, busy: Sequence[str] = ()) -> list[WebhookRow]:
+        """Return the webhooks to attempt now, but none of the ``busy`` accounts."""
         others = "".join(f" AND account <> ${n}" for n in range(3, 3 + len(busy)))
         rows = await self._database.fetch(
             "SELECT id, account, url, secret, body, tries, next_at FROM webhooks"
             f" WHERE next_at <= $1{others} ORDER BY next_at LIMIT $2",
             now,
-            most,
+            limit,
             *busy,
         )
         return [WebhookRow(*row) for row in rows]
 
     async def count(self, account: str | None = None) -> int:
-        """Everybody's, or one account's."""
+        """Return the number of webhooks, of all accounts or of one."""
         where, values = ("", ()) if account is None else (" WHERE account = $1", (account,))
         rows = await self._database.fetch(f"SELECT count(*) FROM webhooks{where}", *values)
         return int(rows[0][0])
 
     async def begin(self, webhook: WebhookRow, next_at: float) -> bool:
-        """One more try begins, with the next one at ``next_at``.  False: another server has it."""
+        """Begin an attempt, the next one being at ``next_at``; False: another server has it."""
         async with self._database.transaction() as session:
             return bool(
                 await session.execute(
@@ -67,14 +67,14 @@ class WebhookStore:
                 )
             )
 
-    async def settle(self, id: str) -> None:
-        """It was delivered, or given up."""
+    async def delete(self, id: str) -> None:
+        """Remove a webhook that was delivered, or given up."""
         async with self._database.transaction() as session:
             await session.execute("DELETE FROM webhooks WHERE id = $1", id)
 
 
 async def add_webhook(session: Session, webhook: WebhookRow) -> None:
-    """Once, whoever adds it."""
+    """Add a webhook, unless it exists."""
     await session.execute(
         "INSERT INTO webhooks (id, account, url, secret, body, tries, next_at)"
         " VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (id) DO NOTHING",

@@ -422,7 +422,7 @@ async def test_a_server_that_leaves_gives_lines_back_that_wait_for_a_slot(
         jobs = JobStore(fabric.app.backends.store.database)
         while fabric.app.data_plane.jobs.under_way["line"] > 2:  # noqa: ASYNC110 - no event for it
             await asyncio.sleep(0.01)
-        assert await jobs.queued() == (0, 2)
+        assert await jobs.count_queued() == (0, 2)
     hold.set()
     async with asyncio.timeout(PATIENCE):
         while fabric.app.data_plane.jobs.under_way["line"]:  # noqa: ASYNC110 - no event for it
