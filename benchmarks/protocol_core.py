@@ -16,10 +16,11 @@ from protocol import messages
 from protocol.control.link import Link
 from protocol.messages import Figures, RequestHead, ResponseHead
 from protocol.tunnel import frames
-from protocol.tunnel.connection import Connection, Role
 from protocol.tunnel.events import DataReceived
 from protocol.tunnel.frames import MAX_DATA, FrameType
+from protocol.tunnel.node import NodeConnection
 from protocol.tunnel.resume import ResumeTable
+from protocol.tunnel.server import ServerConnection
 
 ROUNDS = 7
 HEADERS = [("content-type", "application/json"), ("accept", "text/event-stream")]
@@ -31,16 +32,16 @@ FIGURES = Figures(12.5, 80.0, 1100)
 TOKEN = b"data: " + b"x" * 192 + b"\n\n"
 
 
-def pair() -> tuple[Connection, Connection]:
-    server = Connection(Role.SERVER, now=0.0, rng=Random(1), resumes=True)
-    node = Connection(Role.NODE, now=0.0, rng=Random(2), number=1, keeper=ResumeTable())
+def pair() -> tuple[ServerConnection, NodeConnection]:
+    server = ServerConnection(now=0.0, rng=Random(1), resumes=True)
+    node = NodeConnection(now=0.0, rng=Random(2), number=1, resume_table=ResumeTable())
     node.hello(b"session")
     server.receive(b"".join(node.data_to_send()), 0.0)
     server.events()
     return server, node
 
 
-def answering(server: Connection, node: Connection, count: int) -> list[int]:
+def answering(server: ServerConnection, node: NodeConnection, count: int) -> list[int]:
     ids = [server.open_stream(HEAD, now=0.0, ended=True) for _ in range(count)]
     node.receive(b"".join(server.data_to_send()), 0.0)
     node.events()

@@ -22,10 +22,11 @@ from fabric_client.engines.addresses import parse_address
 from fabric_client.engines.discovery import Engine
 from fabric_client.proxy.forwarder import Forwarder
 from protocol.aio.memory import connect
-from protocol.aio.tunnel import Stream, Tunnel
+from protocol.aio.node import NodeTunnel
+from protocol.aio.server import ServerStream, ServerTunnel
+from protocol.aio.tunnel import Tunnel
 from protocol.errors import Code
 from protocol.messages import Figures, Hello, RequestHead, ResponseHead
-from protocol.tunnel.connection import Role
 
 Json = dict[str, Any]
 
@@ -33,7 +34,7 @@ Json = dict[str, Any]
 class Asked:
     """The server's side of one stream: reads at once, unless ``reads`` is False."""
 
-    stream: Stream
+    stream: ServerStream
 
     def __init__(self, *, reads: bool = True) -> None:
         self.reads = reads
@@ -126,8 +127,8 @@ class NodeAlone:
 
         self.forwarder = Forwarder(find, **self._settings)
         accept = partial(self.forwarder.accept, self.forwarder.slots.register(lambda: None))
-        server = Tunnel(Role.SERVER, self, loop, rng=Random(1))
-        node = Tunnel(Role.NODE, self, loop, rng=Random(2), accept=accept)
+        server = ServerTunnel(self, loop, rng=Random(1))
+        node = NodeTunnel(self, loop, rng=Random(2), accept=accept)
         self._tunnels = [server, node]
         connect(server, node, loop)
         node.hello(b"session")
@@ -171,8 +172,10 @@ class NodeAlone:
 
     # ── what the tunnels tell ─────────────────────────────────────────────────────────────────
 
-    def on_hello(self, tunnel: Tunnel, hello: Hello) -> None:
+    def on_hello(self, tunnel: ServerTunnel, hello: Hello) -> None:
         self._greeted.set()
 
+    def on_silence(self, tunnel: ServerTunnel) -> None: ...
+    def on_pong(self, tunnel: ServerTunnel) -> None: ...
     def on_drain(self, tunnel: Tunnel, reason: str, seconds: float) -> None: ...
     def on_closed(self, tunnel: Tunnel, code: int, reason: str) -> None: ...

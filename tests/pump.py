@@ -23,7 +23,7 @@ from typing import NamedTuple
 from protocol import messages
 from protocol.errors import Code
 from protocol.messages import Figures, RequestHead, ResponseHead
-from protocol.tunnel.connection import Connection, Role
+from protocol.tunnel.base import Role
 from protocol.tunnel.events import (
     ConnectionClosed,
     DataReceived,
@@ -40,6 +40,8 @@ from protocol.tunnel.events import (
     StreamResumed,
     StreamWritable,
 )
+from protocol.tunnel.node import NodeConnection
+from protocol.tunnel.server import ServerConnection
 
 HEAD = RequestHead("req_1", "ollama", "POST", "/v1/chat/completions", [], None, 60_000)
 ANSWER = ResponseHead(200, [("content-type", "application/json")])
@@ -60,6 +62,12 @@ TYPES = {
     11: "CLOSE",
     13: "RESUME",
     14: "ACK",
+}
+
+
+SIDES: dict[Role, type[ServerConnection] | type[NodeConnection]] = {
+    Role.SERVER: ServerConnection,
+    Role.NODE: NodeConnection,
 }
 
 
@@ -147,16 +155,13 @@ class Pump:
     """What one side says reaches the other when ``run`` or ``carry`` is called, and not before."""
 
     def __init__(
-        self, *, seed: int = 1, most_streams: int = 256, last_stream: int = 2**32 - 1
+        self, *, seed: int = 1, max_streams: int = 256, max_stream_id: int = 2**32 - 1
     ) -> None:
         self.now = 1000.0
         rng = Random(seed)
-        self.server, self.node = (
-            Connection(
-                role, now=self.now, rng=rng, most_streams=most_streams, last_stream=last_stream
-            )
-            for role in (Role.SERVER, Role.NODE)
-        )
+        limits = {"max_streams": max_streams, "max_stream_id": max_stream_id}
+        self.server = ServerConnection(now=self.now, rng=rng, **limits)
+        self.node = NodeConnection(now=self.now, rng=rng, **limits)
         self.transcript: list[str] = []
         self.heard: dict[Role, list[Event]] = {Role.SERVER: [], Role.NODE: []}
         self.deaf: set[Role] = set()
@@ -164,15 +169,15 @@ class Pump:
 
     @classmethod
     def greeted(
-        cls, *, seed: int = 1, most_streams: int = 256, last_stream: int = 2**32 - 1
+        cls, *, seed: int = 1, max_streams: int = 256, max_stream_id: int = 2**32 - 1
     ) -> Pump:
-        pump = cls(seed=seed, most_streams=most_streams, last_stream=last_stream)
+        pump = cls(seed=seed, max_streams=max_streams, max_stream_id=max_stream_id)
         pump.node.hello(SESSION)
         pump.run()
         pump.forget()
         return pump
 
-    def side(self, role: Role) -> Connection:
+    def side(self, role: Role) -> ServerConnection | NodeConnection:
         return self.server if role is Role.SERVER else self.node
 
     def other(self, role: Role) -> Role:

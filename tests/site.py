@@ -41,7 +41,9 @@ from fabric_server.storage.rows import KeyRow
 from ledger.records import LEDGER, LedgerEntry
 from protocol.aio.link import LinkDriver
 from protocol.aio.memory import MemoryTransport, connect
-from protocol.aio.tunnel import Stream, Tunnel
+from protocol.aio.node import NodeStream, NodeTunnel
+from protocol.aio.server import ServerTunnel
+from protocol.aio.tunnel import Tunnel
 from protocol.control.link import LinkClosed
 from protocol.errors import Code
 from protocol.messages import (
@@ -54,7 +56,6 @@ from protocol.messages import (
     RequestHead,
     ResponseHead,
 )
-from protocol.tunnel.connection import Role
 from tests.users import PATIENCE, MemoryUser
 
 CHAT = "/v1/chat/completions"
@@ -253,8 +254,8 @@ class ScriptedNode:
     def add_tunnel(self) -> None:
         """Usable at once: HELLO has been said."""
         site = self._site
-        server = Tunnel(Role.SERVER, self, site.loop, rng=site.rng)
-        end = Tunnel(Role.NODE, self, site.loop, rng=site.rng, accept=self._accept)
+        server = ServerTunnel(self, site.loop, rng=site.rng)
+        end = NodeTunnel(self, site.loop, rng=site.rng, accept=self._accept)
         end.hello(self.node.session)
         _, wire = connect(server, end, site.loop)
         server.data_received(b"".join(end.connection.data_to_send()))
@@ -289,7 +290,7 @@ class ScriptedNode:
 
     # ── what the tunnels tell their owner ─────────────────────────────────────────────────────
 
-    def _accept(self, stream: Stream, head: RequestHead, ended: bool) -> Call | None:
+    def _accept(self, stream: NodeStream, head: RequestHead, ended: bool) -> Call | None:
         if self.refuses is not None:
             stream.reset(self.refuses, "scripted")
             return None
@@ -297,9 +298,13 @@ class ScriptedNode:
         self._calls.put_nowait(call)
         return call
 
-    def on_hello(self, tunnel: Tunnel, hello: Hello) -> None:
+    def on_hello(self, tunnel: ServerTunnel, hello: Hello) -> None:
         self.node.tunnels.append(tunnel)
         self._site.registry.room(self.node)
+
+    def on_silence(self, tunnel: ServerTunnel) -> None: ...
+
+    def on_pong(self, tunnel: ServerTunnel) -> None: ...
 
     def on_drain(self, tunnel: Tunnel, reason: str, seconds: float) -> None: ...
 
@@ -311,7 +316,9 @@ class ScriptedNode:
 class Call:
     """One request at a node (``protocol.aio.tunnel.StreamHandler``)."""
 
-    def __init__(self, stream: Stream, request: RequestHead, ended: bool, takes_body: bool) -> None:
+    def __init__(
+        self, stream: NodeStream, request: RequestHead, ended: bool, takes_body: bool
+    ) -> None:
         self.stream = stream
         self.request = request
         self.takes_body = takes_body

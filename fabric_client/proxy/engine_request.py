@@ -12,7 +12,7 @@ from fabric_client.proxy.slots import Slot
 from fabric_client.proxy.upstream import EngineConnection, Pool
 from fabric_client.translation import LocalReply
 from fabric_client.translation.local_reply import error_reply
-from protocol.aio.tunnel import Stream
+from protocol.aio.node import NodeStream
 from protocol.errors import Code
 from protocol.messages import Figures, ResponseHead
 
@@ -57,7 +57,7 @@ class EngineRequest:
     def __init__(
         self,
         owner: RequestOwner,
-        stream: Stream,
+        stream: NodeStream,
         slot: Slot,
         pool: Pool,
         body: RequestBody,

@@ -22,7 +22,7 @@ from fabric_client.proxy.upload_limit import UploadLimit
 from fabric_client.proxy.upstream import Pool
 from fabric_client.translation import ResponseFilter
 from fabric_client.translation.paths import PUBLIC_PATHS
-from protocol.aio.tunnel import Stream
+from protocol.aio.node import NodeStream
 from protocol.errors import Code
 from protocol.messages import RequestHead
 
@@ -81,9 +81,9 @@ class Forwarder:
         await self._idle.wait()
 
     def accept(
-        self, registration: RegistrationSlots, stream: Stream, head: RequestHead, ended: bool
+        self, registration: RegistrationSlots, stream: NodeStream, head: RequestHead, ended: bool
     ) -> EngineRequest | None:
-        """Start a request; ``protocol.aio.tunnel.Accept`` once ``registration`` is bound."""
+        """Start a request; ``protocol.aio.node.Accept`` once ``registration`` is bound."""
         if head.method != "POST" or head.path not in PUBLIC_PATHS:
             stream.reset(Code.FORBIDDEN, f"{head.method} {head.path} is not served here")
             return None

@@ -8,7 +8,7 @@ from fabric_client.proxy.throughput import Throughput, tokens_in
 from fabric_client.proxy.upload_limit import LimitedStream, UploadLimit
 from fabric_client.proxy.upstream import EngineConnection
 from fabric_client.translation import ResponseFilter
-from protocol.aio.tunnel import Stream
+from protocol.aio.node import NodeStream
 from protocol.messages import Figures
 
 
@@ -30,7 +30,7 @@ class ResponseBody:
 
     def __init__(
         self,
-        stream: Stream,
+        stream: NodeStream,
         throughput: Throughput,
         uploads: UploadLimit | None,
         clock: Callable[[], float],

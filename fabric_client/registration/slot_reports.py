@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from fabric_client.proxy.forwarder import Forwarder
-from protocol.aio.tunnel import Accept
+from protocol.aio.node import Accept
 from protocol.messages import EngineReport
 
 REPORT_SECONDS = 0.1

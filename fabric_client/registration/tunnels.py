@@ -9,12 +9,11 @@ from collections.abc import Callable
 from fabric_client.identity import explain
 from fabric_client.registration.backoff import Backoff
 from fabric_client.registration.context import NodeContext
+from protocol.aio.node import Accept, NodeTunnel
 from protocol.aio.tls import dial
-from protocol.aio.tunnel import Accept, Tunnel
 from protocol.errors import Code
-from protocol.messages import Hello, Registered
+from protocol.messages import Registered
 from protocol.names import TUNNEL_ALPN
-from protocol.tunnel.connection import Role
 from protocol.tunnel.resume import KEEP_SECONDS
 
 log = logging.getLogger("fabric.tunnels")
@@ -25,7 +24,7 @@ LEAVE_SECONDS = 60.0
 class Tunnels:
     """Dials as many tunnels as the server wants, and each again when it is lost.
 
-    Owns them (``protocol.aio.tunnel.TunnelOwner``).  Run ``run`` for as long as the registration
+    Owns them (``protocol.aio.node.NodeTunnelOwner``).  Run ``run`` for as long as the registration
     lasts; afterwards tunnels that still carry streams live on until those have ended.
 
     What a lost tunnel leaves behind waits ``KEEP_SECONDS`` in the resume table for the server to
@@ -46,7 +45,7 @@ class Tunnels:
         self._wanted = asyncio.Queue[None]()
         self._count = 0
         self._redials = True
-        self._open: dict[Tunnel, asyncio.Future[str]] = {}
+        self._open: dict[NodeTunnel, asyncio.Future[str]] = {}
 
     @property
     def up(self) -> int:
@@ -113,31 +112,27 @@ class Tunnels:
         reason = await asyncio.shield(closed)
         return reason if tunnel.error is None else explain(tunnel.error)
 
-    def _tunnel(self, loop: asyncio.AbstractEventLoop) -> Tunnel:
+    def _tunnel(self, loop: asyncio.AbstractEventLoop) -> NodeTunnel:
         rng, accept = self._context.rng, self._accept
         if not self._registered.resume:
-            return Tunnel(Role.NODE, self, loop, rng=rng, accept=accept)
+            return NodeTunnel(self, loop, rng=rng, accept=accept)
         # Drawn, not counted: a server may still remember a tunnel of the process before this one.
         number = rng.randrange(1, 2**63)
-        return Tunnel(
-            Role.NODE,
+        return NodeTunnel(
             self,
             loop,
             rng=rng,
             accept=accept,
             number=number,
-            keeper=self._context.resume_table,
+            resume_table=self._context.resume_table,
         )
 
     # ── called by a tunnel ────────────────────────────────────────────────────────────────────
 
-    def on_hello(self, tunnel: Tunnel, hello: Hello) -> None:
-        raise AssertionError("only servers receive HELLO")
-
-    def on_drain(self, tunnel: Tunnel, reason: str, seconds: float) -> None:
+    def on_drain(self, tunnel: NodeTunnel, reason: str, seconds: float) -> None:
         log.debug("tunnel drains", extra={"reason": reason})
 
-    def on_closed(self, tunnel: Tunnel, code: int, reason: str) -> None:
+    def on_closed(self, tunnel: NodeTunnel, code: int, reason: str) -> None:
         if tunnel.connection.number:
             loop = asyncio.get_running_loop()
             loop.call_later(KEEP_SECONDS, tunnel.abandon, "nobody asked for it any more")

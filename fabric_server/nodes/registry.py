@@ -12,7 +12,7 @@ from protocol.messages import EngineReport, Heartbeat, ModelReport, Register
 
 if TYPE_CHECKING:
     from protocol.aio.link import LinkDriver
-    from protocol.aio.tunnel import Tunnel
+    from protocol.aio.server import ServerTunnel
 
 MAX_SERVED = 10_000
 """Different models that one registration may report in its life."""
@@ -89,7 +89,7 @@ class Node:
         self.release = register.release
         self.session = secrets.token_bytes(16)
         self.link: LinkDriver | None = link
-        self.tunnels: list[Tunnel] = []
+        self.tunnels: list[ServerTunnel] = []
         self.engines: dict[str, Engine] = {}
         self.served: set[str] = set()
         """Models it has reported so far."""
@@ -115,7 +115,7 @@ class Node:
                     return True
         return False
 
-    def tunnel(self) -> Tunnel | None:
+    def tunnel(self) -> ServerTunnel | None:
         """The usable tunnel with the fewest streams; of several, the one last heard from, which is
         the least likely to be dead without knowing it."""
         best, fewest, heard = None, 1 << 30, 0.0
@@ -124,8 +124,8 @@ class Node:
             active = connection.active
             if active > fewest or not connection.usable:
                 continue
-            if active < fewest or connection.keepalive.heard > heard:
-                best, fewest, heard = tunnel, active, connection.keepalive.heard
+            if active < fewest or connection.keepalive.last_received > heard:
+                best, fewest, heard = tunnel, active, connection.keepalive.last_received
         return best
 
     @property

@@ -17,10 +17,9 @@ from random import Random
 
 from fabric_server.nodes.links import node_id_of
 from fabric_server.nodes.registry import Node, Registry
-from protocol.aio.tunnel import Stream, Tunnel
+from protocol.aio.server import ServerStream, ServerTunnel
 from protocol.errors import Code
 from protocol.messages import Hello
-from protocol.tunnel.connection import Role
 from protocol.tunnel.resume import RESUME_SECONDS
 
 log = logging.getLogger("fabric.tunnels")
@@ -30,16 +29,16 @@ MAX_TUNNELS = 16
 
 
 class Tunnels:
-    """Makes tunnels for the listener, and owns them (``protocol.aio.tunnel.TunnelOwner``)."""
+    """Makes tunnels for the listener, and owns them (``protocol.aio.server.ServerTunnelOwner``)."""
 
     def __init__(self, registry: Registry, rng: Random) -> None:
         self._registry = registry
         self._rng = rng
-        self._open: set[Tunnel] = set()
-        self._nodes: dict[Tunnel, Node] = {}
-        self._numbered: dict[tuple[str, int], Tunnel] = {}
+        self._open: set[ServerTunnel] = set()
+        self._nodes: dict[ServerTunnel, Node] = {}
+        self._numbered: dict[tuple[str, int], ServerTunnel] = {}
         """Those of ``_nodes`` whose streams may go on elsewhere, by node and number."""
-        self._lost: dict[Tunnel, tuple[str, asyncio.TimerHandle]] = {}
+        self._lost: dict[ServerTunnel, tuple[str, asyncio.TimerHandle]] = {}
         """With streams that wait for another tunnel of that node."""
         self.refused = 0
         self.resumed = 0
@@ -47,10 +46,9 @@ class Tunnels:
         self._received_before = 0
         self._sent_before = 0
 
-    def __call__(self) -> Tunnel:
+    def __call__(self) -> ServerTunnel:
         loop = asyncio.get_running_loop()
-        tunnel = Tunnel(Role.SERVER, self, loop, rng=self._rng, resumes=True)
-        tunnel.on_silence, tunnel.on_pong = self._on_silence, self._on_pong
+        tunnel = ServerTunnel(self, loop, rng=self._rng, resumes=True)
         self._open.add(tunnel)
         return tunnel
 
@@ -79,7 +77,7 @@ class Tunnels:
 
     # ── what a tunnel tells ───────────────────────────────────────────────────────────────────
 
-    def on_hello(self, tunnel: Tunnel, hello: Hello) -> None:
+    def on_hello(self, tunnel: ServerTunnel, hello: Hello) -> None:
         node = self._registry.by_session(hello.session)
         if node is None or node.id != node_id_of(tunnel.peer_certificate()):
             self.refused += 1
@@ -94,15 +92,15 @@ class Tunnels:
         log.debug("tunnel up", extra={"node": node.id, "epoch": node.epoch, "peer": tunnel.peer})
         for number in hello.lost:
             if (lost := self._numbered.get((node.id, number))) is not None:
-                lost.lose("the node has lost it")
+                lost.abort("the node has lost it")
         if hello.tunnel:
             self._numbered[node.id, hello.tunnel] = tunnel
         self._is_usable(node)
 
-    def on_drain(self, tunnel: Tunnel, reason: str, seconds: float) -> None:
+    def on_drain(self, tunnel: ServerTunnel, reason: str, seconds: float) -> None:
         log.debug("tunnel drains", extra={"peer": tunnel.peer, "reason": reason})
 
-    def on_closed(self, tunnel: Tunnel, code: int, reason: str) -> None:
+    def on_closed(self, tunnel: ServerTunnel, code: int, reason: str) -> None:
         self._open.discard(tunnel)
         self._received_before += tunnel.connection.bytes_received
         self._sent_before += tunnel.connection.bytes_sent
@@ -126,23 +124,23 @@ class Tunnels:
             self._lost[tunnel] = node.id, loop.call_later(RESUME_SECONDS, self._give_up, tunnel)
             self._go_on(tunnel)
 
-    def _on_silence(self, tunnel: Tunnel) -> None:
+    def on_silence(self, tunnel: ServerTunnel) -> None:
         node = self._nodes.get(tunnel)
         if node is None:
             return
         log.info("tunnel silent", extra={"node": node.id, "peer": tunnel.peer})
         for other in node.tunnels:
-            if not other.connection.doubted:
+            if not other.connection.suspected:
                 other.probe()
         self._tell_stuck(iter(tunnel.streams))
 
-    def _on_pong(self, tunnel: Tunnel) -> None:
+    def on_pong(self, tunnel: ServerTunnel) -> None:
         node = self._nodes.get(tunnel)
         if node is None:
             return
         for other in list(node.tunnels):
-            if other.connection.doubted and other.connection.active:
-                other.lose("silent, while another tunnel answers")
+            if other.connection.suspected and other.connection.active:
+                other.abort("silent, while another tunnel answers")
         self._is_usable(node)  # again, if it was in doubt itself
 
     # ── after a cut ───────────────────────────────────────────────────────────────────────────
@@ -153,7 +151,7 @@ class Tunnels:
                 self._go_on(lost)
         self._registry.room(node)
 
-    def _go_on(self, lost: Tunnel) -> None:
+    def _go_on(self, lost: ServerTunnel) -> None:
         """Move what ``lost`` carried to the node's other tunnels, as far as they have room."""
         node_id, timer = self._lost[lost]
         node = self._registry.node(node_id)  # perhaps a newer registration of it
@@ -174,7 +172,7 @@ class Tunnels:
         else:
             self._tell_stuck(iter(streams[moved:]))
 
-    def _tell_stuck(self, streams: Iterator[Stream]) -> None:
+    def _tell_stuck(self, streams: Iterator[ServerStream]) -> None:
         """One in each turn of the loop: whoever leaves takes a slot, and the next one sees that."""
         for stream in streams:
             if stream.stuck:
@@ -182,7 +180,7 @@ class Tunnels:
                 asyncio.get_running_loop().call_soon(self._tell_stuck, streams)
                 return
 
-    def _give_up(self, lost: Tunnel) -> None:
+    def _give_up(self, lost: ServerTunnel) -> None:
         node_id, timer = self._lost.pop(lost)
         timer.cancel()
         count = len(lost.suspended)

@@ -18,7 +18,7 @@ from fabric_server.proxy.answer_writer import AnswerWriter
 from fabric_server.proxy.clock import AttemptClock
 from fabric_server.proxy.transcript import NotContinued
 from fabric_server.routing.load_balancer import Choice
-from protocol.aio.tunnel import Stream, Tunnel
+from protocol.aio.server import ServerStream, ServerTunnel
 from protocol.errors import Code
 from protocol.messages import Figures, RequestHead, ResponseHead
 
@@ -59,7 +59,7 @@ class AttemptOwner(Protocol):
 
 
 class Attempt:
-    """Handles one stream (``protocol.aio.tunnel.AnswerHandler``); ``done`` is its ending.
+    """Handles one stream (``protocol.aio.server.AnswerHandler``); ``done`` is its ending.
 
     The engine's slot is given back when the node reports that the work has stopped, which may be
     later.
@@ -99,7 +99,7 @@ class Attempt:
         self._registry = registry
         self._deadlines = deadlines
         self._loop = asyncio.get_running_loop()
-        self._stream: Stream | None = None
+        self._stream: ServerStream | None = None
         self._writable: asyncio.Event | None = None
         self._unacked_bytes = 0
         """Bytes written that the client has not taken yet; the node has got no credit for them."""
@@ -127,7 +127,7 @@ class Attempt:
         self.hedge, hedge.hedge = hedge, self
         hedge.done = self.done
 
-    def begin(self, tunnel: Tunnel, head: RequestHead, body: bytes, *, ended: bool) -> None:
+    def begin(self, tunnel: ServerTunnel, head: RequestHead, body: bytes, *, ended: bool) -> None:
         stream = self._stream = tunnel.open(head, self, ended=ended and not body)
         if body:
             stream.send(body, ended)

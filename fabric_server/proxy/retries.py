@@ -21,7 +21,7 @@ from fabric_server.proxy.request_record import RequestRecord
 from fabric_server.proxy.upstream import UpstreamContext
 from fabric_server.routing.criteria import Requirements
 from fabric_server.routing.load_balancer import Choice
-from protocol.aio.tunnel import Tunnel
+from protocol.aio.server import ServerTunnel
 from protocol.errors import Code
 from protocol.messages import RequestHead
 
@@ -109,7 +109,7 @@ class RetryLoop:
 
     # ── which engine ──────────────────────────────────────────────────────────────────────────
 
-    async def _admit(self) -> tuple[Choice, Tunnel]:
+    async def _admit(self) -> tuple[Choice, ServerTunnel]:
         """Take a slot of an engine, and a tunnel to it."""
         admission, requirements = self._upstream.admission, self._requirements
         began = self._loop.time()
@@ -153,7 +153,7 @@ class RetryLoop:
 
     # ── one attempt, or two at once ───────────────────────────────────────────────────────────
 
-    async def _try(self, choice: Choice, tunnel: Tunnel) -> tuple[Attempt, Ending]:
+    async def _try(self, choice: Choice, tunnel: ServerTunnel) -> tuple[Attempt, Ending]:
         """Ask an engine; return whose ending it is, and the ending."""
         upstream, requirements, record = self._upstream, self._requirements, self._record
         body = self._request.body.replay_buffer

@@ -34,7 +34,7 @@ class Machine(Protocol):
 class Driver(asyncio.Protocol):
     """Writes once per turn of the event loop, however many commands were given in it.
 
-    Subclasses give commands to the machine and call ``_soon``; events arrive in ``_deliver``.
+    Subclasses give commands to the machine and call ``flush_soon``; events arrive in ``_deliver``.
     """
 
     closing_seconds = CLOSING_SECONDS
@@ -72,13 +72,13 @@ class Driver(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         self.peer = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "in process"
         self._arm()
-        self._soon()
+        self.flush_soon()
 
     def data_received(self, data: bytes) -> None:
         self._machine.receive(data, self._loop.time())
         self._deliver_all()
         if self._machine.has_output or self._machine.closed:
-            self._soon()
+            self.flush_soon()
         if self._machine.deadline < self._armed:
             self._arm()
 
@@ -99,11 +99,11 @@ class Driver(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._paused = False
-        self._soon()
+        self.flush_soon()
 
     # ── the turn ──────────────────────────────────────────────────────────────────────────────
 
-    def _soon(self) -> None:
+    def flush_soon(self) -> None:
         if not self._flush_due:
             self._flush_due = True
             self._loop.call_soon(self._flush)
@@ -124,7 +124,7 @@ class Driver(asyncio.Protocol):
         if not machine.closed or self._ending:
             return
         if machine.has_output:  # closed by a handler just now
-            self._soon()
+            self.flush_soon()
             return
         self._ending = True
         transport.close()
@@ -153,4 +153,4 @@ class Driver(asyncio.Protocol):
         self._machine.handle_timer(self._loop.time())
         self._deliver_all()
         self._arm()
-        self._soon()
+        self.flush_soon()

@@ -33,13 +33,13 @@ class LinkDriver(Driver):
 
     def send(self, message: Message) -> None:
         self.link.send(message)
-        self._soon()
+        self.flush_soon()
 
     def close(self, code: int, reason: str, *, again: bool = True) -> None:
         """Say why and end; the owner hears ``on_closed`` before this returns."""
         self.link.close(code, reason, again=again)
         self._deliver_all()
-        self._soon()
+        self.flush_soon()
 
     def _deliver(self, event: Message | LinkClosed) -> None:
         try:
@@ -50,4 +50,4 @@ class LinkDriver(Driver):
         except Exception:
             log.exception("link owner failed", extra={"peer": self.peer})
             self.link.close(Code.INTERNAL, "defect")
-            self._soon()
+            self.flush_soon()

@@ -28,7 +28,7 @@ from protocol.tunnel.keepalive import KeepAlive, Verdict
 LENGTH = Layout(">I")
 MAX_MESSAGE = 1024 * 1024
 FIRST_MESSAGE_SECONDS = 5.0
-CALM_BURST, CALM_PER_SECOND = 200.0, 20.0
+FLOOD_BURST, FLOOD_PER_SECOND = 200.0, 20.0
 
 _decode = msgspec.msgpack.Decoder[Message](Message).decode
 
@@ -57,7 +57,7 @@ class Link:
         self._partial = bytearray()
         self._events: list[Message | LinkClosed] = []
         self._out: list[bytes | memoryview] = []
-        self._flood_budget = TokenBucket(CALM_BURST, CALM_PER_SECOND, now)
+        self._flood_budget = TokenBucket(FLOOD_BURST, FLOOD_PER_SECOND, now)
         self._ping_token = 0
 
     def __repr__(self) -> str:
@@ -107,11 +107,11 @@ class Link:
                 self.close(Code.TIMEOUT, "nothing was said in time")
             return
         match self.keepalive.check(now):
-            case Verdict.ASK:
+            case Verdict.PING:
                 self._ping_token += 1
                 self.send(Ping(self._ping_token))
             case Verdict.DEAD:
-                self.lost(f"silent for {now - self.keepalive.heard:.0f} s")
+                self.lost(f"silent for {now - self.keepalive.last_received:.0f} s")
                 return
             case Verdict.WAIT:
                 pass
@@ -121,7 +121,7 @@ class Link:
         """Take bytes from the wire, cut anywhere."""
         if self.closed:
             return
-        self.keepalive.heard = now
+        self.keepalive.last_received = now
         partial = self._partial
         partial += data
         at, end = 0, len(partial)

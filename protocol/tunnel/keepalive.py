@@ -1,11 +1,11 @@
-"""When to ask a silent peer for a sign of life, and when to give it up.
+"""Keepalive of tunnels and links: when to ping a silent peer, and when to give it up.
 
-Idle, a peer is asked after 15 s ± 20 % of silence and given up after the third interval without a
-byte.  While streams run it is asked after 5 s and given up 5 s later, so that nobody waits for an
-answer on a dead connection for more than 10 s.
+An idle peer is pinged after 15 s ± 20 % of silence and given up after the third interval without a
+byte.  While streams run it is pinged after 5 s and given up 5 s later, so that no request waits on
+a dead connection for more than 10 s.
 
-A tunnel that has been silent when a stream is opened on it is asked there and then, and in doubt
-2 s later.  That is no verdict: it is a reason to look whether another tunnel does better.
+A tunnel that has been silent when a stream is opened on it is probed at once, and suspected 2 s
+later.  A suspected tunnel is not given up: its owner checks whether another tunnel does better.
 """
 
 from __future__ import annotations
@@ -17,76 +17,115 @@ IDLE_SECONDS = 15.0
 BUSY_SECONDS = 5.0
 IDLE_MISSES = 2
 QUIET_SECONDS = 2.0
-"""What has been silent for so long is asked when it is to be used again."""
-DOUBT_SECONDS = 2.0
-"""It may take so long to answer that."""
+"""Silence after which a tunnel is probed when it is to be used again."""
+SUSPECT_SECONDS = 2.0
+"""Time to answer a probe before the tunnel is suspected."""
 
 
 class Verdict(Enum):
     WAIT = "wait"
-    ASK = "ask"
-    DOUBT = "doubt"
+    PING = "ping"
+    SUSPECT = "suspect"
     DEAD = "dead"
 
 
 class KeepAlive:
-    """Any byte from the peer is a sign of life: the owner stores its time in ``heard``."""
+    """Timers of one connection.  Any byte from the peer counts: set ``last_received`` to its time.
 
-    __slots__ = ("_asked", "_busy_since", "_interval", "_misses", "_probed", "heard")
+    All times are seconds on one monotonic clock, passed in.
+    """
+
+    __slots__ = (
+        "_busy_since",
+        "_interval",
+        "_misses",
+        "_ping_answered",
+        "_ping_sent",
+        "_ping_token",
+        "_pinged",
+        "_probed",
+        "last_received",
+        "round_trip",
+        "suspected",
+    )
 
     def __init__(self, now: float, rng: Random) -> None:
-        self.heard = now
+        self.last_received = now
+        self.suspected = False
+        """A probe was not answered in time, and nothing has answered since."""
+        self.round_trip: float | None = None
+        """Seconds between the last answered ping and its answer."""
         self._interval = IDLE_SECONDS * rng.uniform(0.8, 1.2)  # so that nodes don't ping in step
-        self._asked = float("-inf")
+        self._pinged = float("-inf")
         self._misses = 0
         self._probed = float("-inf")
         self._busy_since: float | None = None
+        self._ping_token = 0
+        self._ping_sent = now
+        self._ping_answered = True
 
     @property
     def _unanswered(self) -> bool:
-        # An answer may carry the time of its question: uvloop's clock ticks in milliseconds.
-        return self._asked > self.heard
+        # An answer may carry the time of its ping: uvloop's clock ticks in milliseconds.
+        return self._pinged > self.last_received
 
     def busy(self, now: float) -> float:
-        """Streams run from now on; returns the new deadline."""
+        """Note that the first stream was opened; return the new deadline."""
         self._busy_since = now
         return self.deadline()
 
     def idle(self) -> None:
-        """The last stream has ended."""
+        """Note that the last stream is gone."""
         self._busy_since = None
 
-    def probed(self, now: float) -> float:
-        """It was asked because it is to be used now; returns the new deadline."""
+    def probe(self, now: float) -> float:
+        """Note that a ping was sent because the tunnel is needed now; return the new deadline."""
         self._probed = now
         return self.deadline()
 
+    def ping(self, now: float) -> int:
+        """Return the token of a ping to send now."""
+        self._ping_token += 1
+        self._ping_sent = now
+        self._ping_answered = False
+        return self._ping_token
+
+    def pong(self, token: int) -> float | None:
+        """Return the round trip of the last ping; None when ``token`` does not answer it."""
+        if token != self._ping_token or self._ping_answered:
+            return None
+        self._ping_answered = True
+        self.suspected = False
+        self.round_trip = self.last_received - self._ping_sent
+        return self.round_trip
+
     def deadline(self) -> float:
-        """When ``check`` has something to say if nothing is heard until then."""
-        if self._probed > self.heard:
-            return min(self._probed + DOUBT_SECONDS, self._life_deadline())
+        """Return the time at which to call ``check`` if nothing is received until then."""
+        if self._probed > self.last_received:
+            return min(self._probed + SUSPECT_SECONDS, self._life_deadline())
         return self._life_deadline()
 
     def _life_deadline(self) -> float:
-        since = self._asked if self._unanswered else self.heard
+        since = self._pinged if self._unanswered else self.last_received
         if self._busy_since is None:
             return since + self._interval
         return max(since, self._busy_since) + BUSY_SECONDS
 
     def check(self, now: float) -> Verdict:
-        """Call again until it says WAIT."""
-        if self._probed > self.heard and now >= self._probed + DOUBT_SECONDS:
+        """Return what to do now; call again until it is WAIT."""
+        if self._probed > self.last_received and now >= self._probed + SUSPECT_SECONDS:
             self._probed = float("-inf")
-            return Verdict.DOUBT
+            self.suspected = True
+            return Verdict.SUSPECT
         if now < self._life_deadline():
             return Verdict.WAIT
         if not self._unanswered:
             self._misses = 0
-        elif self._busy_since is not None and self._asked >= self._busy_since:
+        elif self._busy_since is not None and self._pinged >= self._busy_since:
             return Verdict.DEAD
         else:
             self._misses += 1
             if self._misses >= IDLE_MISSES:
                 return Verdict.DEAD
-        self._asked = now
-        return Verdict.ASK
+        self._pinged = now
+        return Verdict.PING

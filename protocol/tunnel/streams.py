@@ -1,4 +1,4 @@
-"""One stream's share of a tunnel: what it may still receive, and what waits to be sent."""
+"""One stream of a tunnel: its credit, and the bytes that wait to be sent or may be sent again."""
 
 from __future__ import annotations
 
@@ -7,110 +7,129 @@ from typing import Any
 STREAM_WINDOW = 256 * 1024
 TUNNEL_WINDOW = 4 * 1024 * 1024
 HIGH_WATER = 256 * 1024
-"""Bytes queued on one stream above which its writer is asked to wait."""
+"""Bytes queued on one stream above which ``send_data`` asks its writer to wait."""
 LOW_WATER = 64 * 1024
-"""Bytes queued below which it may go on."""
+"""Bytes queued on one stream below which a waiting writer may continue."""
+
+
+MAX_STREAMS = 256
+MAX_STREAM_ID = 2**32 - 1
 
 
 class Inbound:
-    """Receiver's side of credit, in absolute offsets, so that a repeated grant does no harm."""
+    """Receiver's side of a stream's or tunnel's credit.
 
-    __slots__ = ("consumed", "elsewhere", "granted", "received", "window")
+    Offsets are absolute, so that repeating a grant does no harm.
+    """
+
+    __slots__ = ("consumed", "expects_data", "granted", "received", "uncounted", "window")
 
     def __init__(self, window: int) -> None:
         self.window = window
+        self.expects_data = False
+        """DATA is allowed now: the server has HEAD, or the node has not all of the request."""
         self.received = 0
         self.consumed = 0
-        self.elsewhere = 0
-        """Bytes to be consumed that came over another tunnel: that one's credit is gone with it."""
+        self.uncounted = 0
+        """Bytes to be consumed that a former tunnel carried: its credit went with it."""
         self.granted = window
 
     def receive(self, count: int) -> bool:
-        """False when the peer has sent more than it was granted."""
+        """Count received bytes; return False when the peer has exceeded its credit."""
         self.received += count
         return self.received <= self.granted
 
-    def ignore(self, count: int) -> None:
-        """Bytes that nobody waits for: they have come, and that is all."""
-        self.received += count
-        self.consumed += count
-
-    @property
-    def left(self) -> int:
-        """Bytes of the present tunnel that have not gone on."""
-        return self.received - self.consumed - self.elsewhere
-
-    def moved(self) -> None:
-        """From here on over another tunnel."""
-        self.elsewhere = self.received - self.consumed
-
     def consume(self, count: int) -> int | None:
-        """The new grant to announce; None while at least half of the last one is unused."""
+        """Return the offset to grant, or None while at least half a window of credit is left."""
         self.consumed += count
         if self.granted - self.consumed > self.window // 2:
             return None
         self.granted = self.consumed + self.window
         return self.granted
 
+    def discard(self, count: int) -> None:
+        """Count bytes of a stream that is being reset: received, and consumed at once."""
+        self.received += count
+        self.consumed += count
+
+    @property
+    def unconsumed(self) -> int:
+        """Bytes received over the present tunnel and not consumed yet."""
+        return self.received - self.consumed - self.uncounted
+
+    def move(self) -> None:
+        """Continue over another tunnel, which has not carried the bytes still to be consumed."""
+        self.uncounted = self.received - self.consumed
+
 
 class Outbound:
     """Sender's side: bytes that wait for credit and for their turn.
 
-    ``keeps`` those it has sent, too, until credit tells that they have gone on at the receiver:
-    ``rewind`` sends them again.  They are what two windows hold, and the rest of a chunk::
+    With ``replayable``, sent bytes stay in a replay buffer until credit shows that the receiver
+    has consumed them; ``rewind`` sends them again.  The buffer holds at most two windows and the
+    rest of a chunk::
 
-        kept_from      sent                    sent + queued
-            │ kept      │ queued                     │
+        replay_from    sent                    sent + queued
+            │ replay    │ queued                     │
         ────┴───────────┴────────────────────────────┴──> offset
     """
 
     __slots__ = (
-        "_at",
         "_chunks",
         "_dropped",
         "_first_offset",
         "_marks",
+        "_next",
+        "accepts_data",
         "allowed",
         "ended",
-        "keeps",
-        "kept_from",
         "queued",
+        "replay_from",
+        "replayable",
+        "scheduled",
         "sent",
         "trailer",
+        "writer_waits",
     )
 
-    def __init__(self, window: int, *, keeps: bool = False) -> None:
-        self.keeps = keeps
+    def __init__(self, window: int, *, replayable: bool = False) -> None:
+        self.replayable = replayable
         self._chunks: list[bytes] = []
-        self._at = 0
-        """The first chunk that was not sent whole; those before it are kept."""
+        self._next = 0
+        """Index of the first chunk not sent whole; the chunks before it are the replay buffer."""
         self._first_offset = 0
-        """So much of that one was sent."""
-        self.kept_from = 0
+        """Bytes of that chunk that were sent."""
+        self.replay_from = 0
         """The offset at which ``_chunks`` begin."""
         self._dropped = 0
-        """Chunks that were there before those."""
+        """Number of chunks that were dropped from the front of ``_chunks`` so far."""
         self._marks: list[tuple[int, int]] | None = None
-        """Where chunks begin that were to be sent next: offset, and how many were before."""
+        """Boundaries of chunks: (offset, number of chunks before it), one per ``release``."""
         self.queued = 0
         self.sent = 0
         self.allowed = window
+        self.accepts_data = False
+        """``send_data`` is allowed: the server has not ended the body, the node is answering."""
         self.ended = False
-        """Nothing more will be added."""
+        """No more bytes will be added."""
         self.trailer: bytes | None = None
-        """A ready-made END frame that goes out behind the last byte."""
+        """An encoded END frame that follows the last byte."""
+        self.scheduled = False
+        """The stream stands in the round-robin of its ``SendQueue``."""
+        self.writer_waits = False
+        """``send_data`` has returned False, and ``StreamWritable`` is due."""
 
     def add(self, data: bytes) -> None:
         self._chunks.append(data)
         self.queued += len(data)
 
-    def take(self, most: int) -> bytes | memoryview:
-        """The next payload of at most ``most`` bytes; small chunks that wait are joined."""
-        chunks, at = self._chunks, self._at
+    def take(self, limit: int) -> bytes | memoryview:
+        """Return the next payload of at most ``limit`` bytes; join small chunks that wait."""
+        chunks, at = self._chunks, self._next
         first = chunks[at]
-        if self._first_offset or len(first) > most:
+        if self._first_offset or len(first) > limit:
             start = self._first_offset
-            stop = min(start + most, len(first))
+            stop = min(start + limit, len(first))
             if stop == len(first):
                 at += 1
                 self._first_offset = 0
@@ -123,13 +142,13 @@ class Outbound:
         else:
             begin, end = at, len(chunks)
             at += 1
-            room = most - len(first)
+            room = limit - len(first)
             while at < end and len(chunks[at]) <= room:
                 room -= len(chunks[at])
                 at += 1
             payload = b"".join(chunks[begin:at])
-        if self.keeps:
-            self._at = at
+        if self.replayable:
+            self._next = at
         elif at:
             del chunks[:at]
         count = len(payload)
@@ -138,32 +157,32 @@ class Outbound:
         return payload
 
     def release(self, offset: int) -> None:
-        """What lies before ``offset`` has gone on at the receiver: nobody will ask for it again.
+        """Drop bytes before ``offset`` from the replay buffer: the receiver has consumed them.
 
-        Dropped up to where this was called before, since looking for the very chunk would cost
-        more than sending it did: at most two windows are kept.
+        Chunks are dropped up to where an earlier call stood, because finding the exact chunk would
+        cost more than sending it did; so at most two windows are held.
         """
         marks, at = self._marks, 0
         if marks is None:
             marks = self._marks = []
         while marks and marks[0][0] <= offset:
-            self.kept_from, at = marks.pop(0)
+            self.replay_from, at = marks.pop(0)
         if at:
             at -= self._dropped
             del self._chunks[:at]
-            self._at -= at
+            self._next -= at
             self._dropped += at
-        marks.append((self.sent - self._first_offset, self._dropped + self._at))
+        marks.append((self.sent - self._first_offset, self._dropped + self._next))
 
     def rewind(self, offset: int) -> bool:
-        """Send again from ``offset`` on.  False when that is not kept, or was never sent."""
-        if not self.kept_from <= offset <= self.sent:
+        """Send again from ``offset`` on; return False when the replay buffer does not reach it."""
+        if not self.replay_from <= offset <= self.sent:
             return False
-        at, position = 0, self.kept_from
+        at, position = 0, self.replay_from
         while at < len(self._chunks) and position + len(self._chunks[at]) <= offset:
             position += len(self._chunks[at])
             at += 1
-        self._at, self._first_offset = at, offset - position
+        self._next, self._first_offset = at, offset - position
         self.queued += self.sent - offset
         self.sent = offset
         return True
@@ -171,36 +190,35 @@ class Outbound:
     def clear(self) -> None:
         self._chunks.clear()
         self._marks = None
-        self._at = 0
+        self._next = 0
         self._first_offset = 0
-        self.kept_from = self.sent
+        self.replay_from = self.sent
         self.queued = 0
         self.trailer = None
 
 
 class Stream:
+    """State of one stream; with ``replayable``, what a later tunnel needs to continue it."""
+
     __slots__ = (
         "answered",
         "attempt",
+        "end_unsent",
         "given_up",
         "head",
         "id",
         "inbound",
-        "listed",
         "opened",
         "origin",
         "outbound",
-        "owes_end",
         "owner",
         "resetting",
-        "waiting",
-        "weight",
     )
 
-    def __init__(self, id: int, *, keeps: bool = False) -> None:
+    def __init__(self, id: int, *, replayable: bool = False) -> None:
         self.id = id
         self.inbound = Inbound(STREAM_WINDOW)
-        self.outbound = Outbound(STREAM_WINDOW, keeps=keeps)
+        self.outbound = Outbound(STREAM_WINDOW, replayable=replayable)
         self.opened = True
         """The peer may still send body bytes."""
         self.answered = False
@@ -208,33 +226,55 @@ class Stream:
         self.resetting = False
         """A RESET was sent or received, and its confirmation is awaited."""
         self.given_up = False
-        """Node side: resetting, and by its own RESET, which ends it for the server."""
-        self.listed = False
-        """Stands in the connection's round-robin."""
-        self.waiting = False
-        """The writer was told to wait."""
+        """Node side: resetting because of its own RESET, which ends the stream for the server."""
         self.origin: tuple[int, int] | None = None
-        """The tunnel's number and the id it was opened with; None while that is where it is."""
+        """Number of the tunnel that opened the stream, and its id there; None until it moves."""
         self.attempt = 0
-        """How often it was claimed."""
+        """Number of RESUME frames for this stream so far."""
         self.head: bytes | None = None
-        """HEAD's payload, kept by the node for as long as it might be asked for it again."""
-        self.owes_end = False
-        """The empty DATA that ends the question waits for another tunnel."""
+        """Payload of HEAD, stored by the node as part of the replay buffer."""
+        self.end_unsent = False
+        """The empty DATA frame that ends the request is to be sent on the next tunnel."""
         self.owner: Any = None
-        """What ``Connection.own`` was told: goes along from tunnel to tunnel."""
-        self.weight: int
-        """What ``kept`` was when END was sent; not before."""
+        """The object given to ``Connection.set_owner``; it follows the stream between tunnels."""
+
+    def is_from(self, origin: tuple[int, int], tunnel: int) -> bool:
+        """Whether ``origin`` names this stream, which tunnel number ``tunnel`` carries now."""
+        return (self.origin or (tunnel, self.id)) == origin
 
     @property
-    def kept(self) -> int:
-        """Bytes of what was sent that could be asked for again."""
+    def replay_bytes(self) -> int:
+        """Bytes in the replay buffer, HEAD included."""
         outbound = self.outbound
-        if not outbound.keeps:
+        if not outbound.replayable:
             return 0
-        return outbound.sent - outbound.kept_from + (len(self.head) if self.head else 0)
+        return outbound.sent - outbound.replay_from + (len(self.head) if self.head else 0)
 
     def __repr__(self) -> str:
         state = "resetting" if self.resetting else "answered" if self.answered else "open"
         out, in_ = self.outbound, self.inbound
         return f"<Stream {self.id} {state} in={in_.received} out={out.sent}+{out.queued}>"
+
+
+class StreamTable(dict[int, Stream]):
+    """The streams of one tunnel by id, and the ids that are left."""
+
+    __slots__ = ("flow_errors", "last_id", "max_id", "max_streams")
+
+    def __init__(self, max_streams: int = MAX_STREAMS, max_id: int = MAX_STREAM_ID) -> None:
+        super().__init__()
+        self.max_streams = max_streams
+        self.max_id = max_id
+        self.last_id = -1
+        """The highest id opened so far; ids are odd."""
+        self.flow_errors = 0
+        """How often a stream has exceeded its credit."""
+
+    @property
+    def is_full(self) -> bool:
+        return len(self) >= self.max_streams
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether no stream id is left."""
+        return self.last_id + 2 > self.max_id

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import ClientResponse, ClientSession
 
 from protocol.aio.driver import Driver
-from protocol.aio.tunnel import Tunnel
+from protocol.aio.server import ServerTunnel
 from protocol.messages import Hello
 from protocol.tunnel.resume import KEEP_SECONDS, RESUME_SECONDS
 from tests.engine import Plan, ScriptedEngine
@@ -30,7 +30,7 @@ async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
             await asyncio.sleep(0.005)
 
 
-def the_busy_one(fabric: Fabric) -> Tunnel:
+def the_busy_one(fabric: Fabric) -> ServerTunnel:
     """The server's end of the tunnel that carries the one stream."""
     tunnels = (
         tunnel for node in fabric.app.control_plane.registry.nodes() for tunnel in node.tunnels

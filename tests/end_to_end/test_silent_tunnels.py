@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fabric_server.nodes.registry import Node
-from protocol.aio.tunnel import Tunnel
+from protocol.aio.server import ServerTunnel
 from protocol.tunnel.keepalive import QUIET_SECONDS
 from tests.engine import ScriptedEngine
 from tests.fabric import Fabric
@@ -31,11 +31,13 @@ async def ask(fabric: Fabric) -> bytes:
         return await answer.read()
 
 
-async def the_next_one(node: Node) -> Tunnel:
+async def the_next_one(node: Node) -> ServerTunnel:
     """The tunnel that the next request will take, once all have been silent for a while."""
     loop = asyncio.get_running_loop()
     while True:
-        silent = loop.time() - max(tunnel.connection.keepalive.heard for tunnel in node.tunnels)
+        silent = loop.time() - max(
+            tunnel.connection.keepalive.last_received for tunnel in node.tunnels
+        )
         if silent > QUIET_SECONDS:
             break
         await asyncio.sleep(QUIET_SECONDS - silent + 0.01)
@@ -44,7 +46,7 @@ async def the_next_one(node: Node) -> Tunnel:
     return tunnel
 
 
-def wire_of(proxy: FaultProxy, tunnel: Tunnel) -> Connection:
+def wire_of(proxy: FaultProxy, tunnel: ServerTunnel) -> Connection:
     [wire] = (wire for wire in proxy.tunnels if wire.seen_as == tunnel.peer)
     return wire
 
@@ -94,7 +96,7 @@ async def test_a_tunnel_that_is_only_slow_answers_what_it_was_asked(
         slow = await the_next_one(node)
         wire_of(proxy, slow).black_hole()
         task = asyncio.create_task(ask(fabric))
-        await until(lambda: slow.connection.doubted)
+        await until(lambda: slow.connection.suspected)
         wire_of(proxy, slow).heal()
         assert b"[DONE]" in await task
         assert node.tunnels == [slow]

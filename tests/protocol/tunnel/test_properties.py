@@ -22,7 +22,7 @@ from protocol import messages
 from protocol.control.link import Link, LinkClosed
 from protocol.messages import Drain, Hello
 from protocol.tunnel import frames
-from protocol.tunnel.connection import Connection, Role
+from protocol.tunnel.base import Role
 from protocol.tunnel.events import (
     ConnectionClosed,
     DataReceived,
@@ -37,6 +37,8 @@ from protocol.tunnel.events import (
     StreamReset,
     StreamWritable,
 )
+from protocol.tunnel.node import NodeConnection
+from protocol.tunnel.server import ServerConnection
 from protocol.tunnel.streams import STREAM_WINDOW, TUNNEL_WINDOW
 from tests.pump import ANSWER, FIGURES, HEAD, SESSION, Frame, frames_in
 
@@ -154,9 +156,9 @@ def pieces_of(data: bytes, sizes: list[int]) -> list[bytes]:
     return [piece for piece in pieces if piece]
 
 
-def a_server(busy: bool) -> Connection:
+def a_server(busy: bool) -> ServerConnection:
     """Fresh, or greeted and with stream 1 answered, 3 and 5 open, 5 given up, data waiting."""
-    server = Connection(Role.SERVER, now=0.0, rng=Random(1))
+    server = ServerConnection(now=0.0, rng=Random(1))
     if busy:
         server.receive(frames.encode(frames.FrameType.HELLO, 0, 0, PAYLOADS[0]), 0.0)
         for _ in range(3):
@@ -168,8 +170,8 @@ def a_server(busy: bool) -> Connection:
     return server
 
 
-def a_node(busy: bool) -> Connection:
-    node = Connection(Role.NODE, now=0.0, rng=Random(1))
+def a_node(busy: bool) -> NodeConnection:
+    node = NodeConnection(now=0.0, rng=Random(1))
     node.hello(SESSION)
     if busy:
         for id in (1, 3):
@@ -263,7 +265,8 @@ def test_any_bytes_at_any_time_never_raise(side, data, sizes, waits):
                     connection.send_head(id, ANSWER)
                     connection.send_data(id, b"z" * 30_000)
                 case StreamReset(id):
-                    connection.confirm_reset(id)
+                    if isinstance(connection, NodeConnection):
+                        connection.confirm_reset(id)
         list(frames_in(b"".join(connection.data_to_send())))
     connection.lost("cut")
     events += connection.events()
@@ -373,10 +376,9 @@ class TwoPeers(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.sides = {
-            role: Connection(role, now=0.0, rng=Random(1), most_streams=24) for role in Role
-        }
-        self.server, self.node = self.sides[Role.SERVER], self.sides[Role.NODE]
+        self.server = ServerConnection(now=0.0, rng=Random(1), max_streams=24)
+        self.node = NodeConnection(now=0.0, rng=Random(1), max_streams=24)
+        self.sides = {Role.SERVER: self.server, Role.NODE: self.node}
         self.wires = {role: Wire() for role in Role}
         self.streams: dict[int, Told] = {}
         self.ending = False

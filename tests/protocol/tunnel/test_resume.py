@@ -20,7 +20,8 @@ from msgspec.structs import replace
 from protocol import messages
 from protocol.errors import Code, LocalError
 from protocol.messages import MAX_LOST, Resume
-from protocol.tunnel.connection import ACK_DEBT, MAX_UNACKNOWLEDGED, Connection, Role
+from protocol.tunnel.base import Role
+from protocol.tunnel.connection import Connection
 from protocol.tunnel.events import (
     ConnectionClosed,
     DataReceived,
@@ -35,8 +36,11 @@ from protocol.tunnel.events import (
     StreamWritable,
 )
 from protocol.tunnel.frames import FrameType, encode
+from protocol.tunnel.node import NodeConnection
 from protocol.tunnel.resume import ResumeTable
+from protocol.tunnel.server import ServerConnection
 from protocol.tunnel.streams import STREAM_WINDOW, TUNNEL_WINDOW
+from protocol.tunnel.unacknowledged import ACK_BYTES, MAX_UNACKNOWLEDGED
 from tests.pump import ANSWER, FIGURES, HEAD, SESSION, frames_in, words_of
 
 PERIOD = 65_521  # prime, so that a piece taken from the wrong place shows
@@ -77,8 +81,8 @@ class Told:
 
     up: Flow
     down: Flow
-    at_server: tuple[Connection, int]
-    at_node: tuple[Connection, int] | None = None
+    at_server: tuple[ServerConnection, int]
+    at_node: tuple[NodeConnection, int] | None = None
     server: str = "open"
     node: str = "unborn"
     head_sent: bool = False
@@ -92,8 +96,8 @@ class Told:
 class Pair:
     """One tunnel: both ends, and the bytes between them."""
 
-    server: Connection
-    node: Connection
+    server: ServerConnection
+    node: NodeConnection
     wires: dict[Role, bytearray] = field(
         default_factory=lambda: {role: bytearray() for role in Role}
     )
@@ -110,7 +114,7 @@ class ManyTunnels(RuleBasedStateMachine):
     def begin(self) -> None:
         self.now = 0.0
         self.rng = Random(4)
-        self.keeper = ResumeTable()
+        self.resume_table = ResumeTable()
         self.number = 0
         self.pairs: list[Pair] = []
         self.all: list[Pair] = []
@@ -124,9 +128,12 @@ class ManyTunnels(RuleBasedStateMachine):
             return
         self.number += 1
         pair = Pair(
-            Connection(Role.SERVER, now=self.now, rng=self.rng, resumes=True),
-            Connection(
-                Role.NODE, now=self.now, rng=self.rng, number=self.number, keeper=self.keeper
+            ServerConnection(now=self.now, rng=self.rng, resumes=True),
+            NodeConnection(
+                now=self.now,
+                rng=self.rng,
+                number=self.number,
+                resume_table=self.resume_table,
             ),
         )
         pair.node.hello(SESSION)
@@ -359,7 +366,7 @@ class ManyTunnels(RuleBasedStateMachine):
             case _:
                 raise AssertionError(event)
 
-    def _on_node(self, node: Connection, event: Event) -> None:
+    def _on_node(self, node: NodeConnection, event: Event) -> None:
         match event:
             case StreamOpened(stream_id, head, ended):
                 told = self.streams[head.request_id]
@@ -367,7 +374,7 @@ class ManyTunnels(RuleBasedStateMachine):
                 told.node = "open"
                 told.up.end_heard = ended
                 told.at_node = node, stream_id
-                node.own(stream_id, told)
+                node.set_owner(stream_id, told)
                 self.by_place[id(node), stream_id] = told
             case StreamResumed(stream_id):
                 moved: Told | None = node.owner(stream_id)
@@ -394,8 +401,8 @@ class ManyTunnels(RuleBasedStateMachine):
     def what_is_kept_is_bounded(self) -> None:
         for pair in self.all:
             most = pair.node.active * (2 * STREAM_WINDOW + LARGEST + 100) + TUNNEL_WINDOW
-            assert pair.node.kept <= most
-            assert pair.server.kept == 0
+            assert pair.node.replay_bytes <= most
+            assert pair.server.replay_bytes == 0
             if not pair.cut:
                 assert not pair.server.closed
                 assert not pair.node.closed
@@ -442,7 +449,7 @@ class ManyTunnels(RuleBasedStateMachine):
         for pair in self.live:
             for side in (pair.server, pair.node):
                 assert side.active == 0
-                assert side.kept <= ACK_DEBT
+                assert side.replay_bytes <= ACK_BYTES
                 assert side.credit >= TUNNEL_WINDOW // 2
 
     # small parts
@@ -522,7 +529,7 @@ class Site:
     """A server's and a node's side of as many tunnels as a test asks for."""
 
     def __init__(self) -> None:
-        self.keeper = ResumeTable()
+        self.resume_table = ResumeTable()
         self.count = 0
 
     def tunnel(self) -> Pair:
@@ -534,8 +541,10 @@ class Site:
         """HELLO has been made, and not been sent."""
         self.count += 1
         pair = Pair(
-            Connection(Role.SERVER, now=0.0, rng=Random(1), resumes=True),
-            Connection(Role.NODE, now=0.0, rng=Random(1), number=self.count, keeper=self.keeper),
+            ServerConnection(now=0.0, rng=Random(1), resumes=True),
+            NodeConnection(
+                now=0.0, rng=Random(1), number=self.count, resume_table=self.resume_table
+            ),
         )
         pair.node.hello(SESSION)
         return pair
@@ -569,8 +578,8 @@ def cut(pair: Pair) -> None:
 def test_without_a_number_a_cut_ends_the_streams_of_both_sides_as_ever():
     for resumes in (True, False):
         pair = Pair(
-            Connection(Role.SERVER, now=0.0, rng=Random(1), resumes=resumes),
-            Connection(Role.NODE, now=0.0, rng=Random(1)),
+            ServerConnection(now=0.0, rng=Random(1), resumes=resumes),
+            NodeConnection(now=0.0, rng=Random(1)),
         )
         pair.node.hello(SESSION)
         up(pair)
@@ -582,20 +591,20 @@ def test_without_a_number_a_cut_ends_the_streams_of_both_sides_as_ever():
                 "reset 1 lost 'cut'",
                 "closed by peer: lost 'cut'",
             ]
-        assert pair.node.kept == 0
+        assert pair.node.replay_bytes == 0
 
 
 def test_a_node_without_a_number_takes_resume_for_the_breach_that_it_is():
     for kind, stream in ((FrameType.RESUME, 1), (FrameType.ACK, 0)):
-        node = Connection(Role.NODE, now=0.0, rng=Random(1))
+        node = NodeConnection(now=0.0, rng=Random(1))
         node.receive(encode(kind, 0, stream, bytes(8)), 0.0)
         assert node.closed
 
 
 def test_a_number_is_for_servers_that_resume_and_others_ignore_it():
     pair = Pair(
-        Connection(Role.SERVER, now=0.0, rng=Random(1)),
-        Connection(Role.NODE, now=0.0, rng=Random(1), number=1, keeper=ResumeTable()),
+        ServerConnection(now=0.0, rng=Random(1)),
+        NodeConnection(now=0.0, rng=Random(1), number=1, resume_table=ResumeTable()),
     )
     pair.node.hello(SESSION)
     assert up(pair) == ["hello b'session'"]
@@ -725,12 +734,12 @@ def test_what_was_granted_may_be_dropped_and_nothing_else_is():
     for _ in range(16):
         pair.node.send_data(stream, bytes(16_000))
     up(pair)
-    assert pair.node.kept > 256_000
+    assert pair.node.replay_bytes > 256_000
     sent = 256_000
     for consumed in range(140_000, 2_000_000, 140_000):
         pair.server.consumed(stream, 140_000)
         down(pair)
-        assert sent - consumed <= pair.node.kept <= 2 * STREAM_WINDOW
+        assert sent - consumed <= pair.node.replay_bytes <= 2 * STREAM_WINDOW
         for _ in range(8):
             pair.node.send_data(stream, bytes(17_500))
         sent += 140_000
@@ -745,28 +754,28 @@ def test_an_end_is_kept_until_it_is_acknowledged():
         pair.node.end_stream(stream, FIGURES)
         up(pair)
         assert pair.node.active == 0
-        assert pair.node.kept > size
+        assert pair.node.replay_bytes > size
         down(pair)
         if size == 10:
-            assert pair.node.kept > size, "too little to be worth a frame"
+            assert pair.node.replay_bytes > size, "too little to be worth a frame"
             stream = pair.server.open_stream(HEAD, now=0.0, ended=True)
             down(pair)
             pair.node.send_head(stream, ANSWER)
-    assert pair.node.kept == 0
+    assert pair.node.replay_bytes == 0
 
 
 def test_what_was_ignored_of_a_cancelled_answer_is_acknowledged_like_any_other():
     site = Site()
     pair, stream = site.answering()
-    pair.node.send_data(stream, bytes(ACK_DEBT))
+    pair.node.send_data(stream, bytes(ACK_BYTES))
     pair.node.end_stream(stream, FIGURES)
     answer = b"".join(pair.node.data_to_send())
     pair.server.reset(stream, Code.CANCELLED)
     pair.server.receive(answer, 0.0)
     assert [words_of(event) for event in pair.server.events()] == [f"ended {stream}"]
-    assert pair.node.kept > ACK_DEBT
+    assert pair.node.replay_bytes > ACK_BYTES
     down(pair)
-    assert pair.node.kept == 0
+    assert pair.node.replay_bytes == 0
 
 
 def test_small_answers_are_acknowledged_sixteen_at_a_time():
@@ -805,18 +814,18 @@ def test_ends_that_nobody_acknowledges_are_kept_up_to_a_limit():
     pair = site.tunnel()
     for _ in range(2 * MAX_UNACKNOWLEDGED):
         stream = pair.server.open_stream(HEAD, now=0.0, ended=True)
-        down(pair)
+        pieces = pair.server.data_to_send()
+        pair.node.receive(b"".join(one for one in pieces if one[0] != FrameType.ACK), 0.0)
         pair.node.send_head(stream, ANSWER)
         pair.node.send_data(stream, bytes(10_000))
         pair.node.end_stream(stream, FIGURES)
         data = b"".join(pair.node.data_to_send())
         pair.server.receive(data, 0.0)
-        pair.server._ack_due = False
         for event in pair.server.events():
             if isinstance(event, DataReceived):
                 pair.server.consumed(stream, len(event.data))
-        assert pair.node.kept <= TUNNEL_WINDOW
-        assert len(pair.node._ended) <= MAX_UNACKNOWLEDGED
+        assert pair.node.replay_bytes <= TUNNEL_WINDOW
+        assert pair.node.unacknowledged <= MAX_UNACKNOWLEDGED
 
 
 def test_a_claim_of_bytes_that_are_not_kept_breaks_that_stream_alone():

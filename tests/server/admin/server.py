@@ -20,11 +20,10 @@ from fabric_server.auth.keys import mint
 from ledger.records import LEDGER
 from protocol import messages
 from protocol.aio.link import LinkDriver
-from protocol.aio.tunnel import Tunnel
+from protocol.aio.node import NodeTunnel
 from protocol.control.link import LinkClosed
 from protocol.messages import EngineReport, Heartbeat, ModelReport, Register, Registered
 from protocol.names import CONTROL_ALPN, SERVER_NAME, TUNNEL_ALPN
-from protocol.tunnel.connection import Role
 from tests.contracts.samples import NOON, beat, digest, entry, invitation, node
 from tests.trust import client_context, node_papers
 
@@ -170,7 +169,7 @@ class Machine:
         self.registered: asyncio.Future[Registered] = loop.create_future()
         self.closed: asyncio.Future[LinkClosed] = loop.create_future()
         self.link: LinkDriver
-        self.tunnel: Tunnel
+        self.tunnel: NodeTunnel
 
     def on_message(self, link: LinkDriver, message: messages.Message) -> None:
         if isinstance(message, Registered):
@@ -180,8 +179,7 @@ class Machine:
         if isinstance(owner, LinkDriver):
             self.closed.set_result(reason[0])
 
-    def on_drain(self, tunnel: Tunnel, reason: str, seconds: float) -> None: ...
-    def on_hello(self, tunnel: Tunnel, hello: messages.Hello) -> None: ...
+    def on_drain(self, tunnel: NodeTunnel, reason: str, seconds: float) -> None: ...
 
     async def dial(self, server: Server, name: str, engines: list[EngineReport]) -> None:
         loop, app = asyncio.get_running_loop(), server.app
@@ -202,7 +200,7 @@ class Machine:
         self.link.send(Register(messages.VERSION, "9.9", "attic", "plan9", engines, "eu-west"))
         registered = await asyncio.wait_for(self.registered, 5)
         self.tunnel = await connect(
-            "proxy", TUNNEL_ALPN, Tunnel(Role.NODE, self, loop, rng=Random(3))
+            "proxy", TUNNEL_ALPN, NodeTunnel(self, loop, rng=Random(3), accept=lambda *_: None)
         )
         self.tunnel.hello(registered.session)
         await until(lambda: app.control_plane.tunnels.count == 1)

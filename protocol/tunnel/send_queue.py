@@ -1,0 +1,97 @@
+"""Frames and body bytes of a tunnel that wait to be sent, in the order the specification gives."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from protocol.tunnel import frames
+from protocol.tunnel.events import Event, StreamWritable
+from protocol.tunnel.frames import END_FLAG, HEADER, MAX_DATA, OFFSET, FrameType
+from protocol.tunnel.streams import LOW_WATER, TUNNEL_WINDOW, Stream
+
+_pack_header = HEADER.pack
+# Looking a member up on its Enum costs 50 ns on Python 3.11, a global 5 ns.
+_DATA = int(FrameType.DATA)
+
+
+class SendQueue:
+    """Control frames first, then DATA: one frame per stream in turn, within the tunnel's credit."""
+
+    __slots__ = ("ack", "allowed", "bytes_sent", "control", "ended", "ready", "sent")
+
+    def __init__(self) -> None:
+        self.control: list[bytes] = []
+        self.ready: deque[Stream] = deque()
+        """Round-robin of the streams that have bytes to send and credit of their own."""
+        self.ack = 0
+        """Number of ENDs received that the next ``take`` acknowledges; 0 for no ACK."""
+        self.ended: list[Stream] = []
+        """Streams whose END the last ``take`` has returned; the owner empties it."""
+        self.sent = 0
+        """DATA payload bytes handed out: the tunnel's offset."""
+        self.allowed = TUNNEL_WINDOW
+        self.bytes_sent = 0
+
+    def schedule(self, stream: Stream) -> None:
+        stream.outbound.scheduled = True
+        self.ready.append(stream)
+
+    def unschedule(self, stream: Stream) -> None:
+        # Rarely needed, but a tunnel that waits for credit would accumulate dead entries.
+        if stream.outbound.scheduled:
+            stream.outbound.scheduled = False
+            self.ready.remove(stream)
+
+    def clear(self) -> None:
+        for stream in self.ready:
+            stream.outbound.scheduled = False
+        self.ready.clear()
+        self.control.clear()
+        self.ack = 0
+
+    def take(self, limit: int, events: list[Event]) -> list[bytes | memoryview]:
+        """Return about ``limit`` bytes to send; one DATA frame per stream in turn.
+
+        ``StreamWritable`` is added to ``events`` and ended streams to ``ended``.
+        """
+        if self.ack:
+            self.control.append(frames.encode(FrameType.ACK, 0, 0, OFFSET.pack(self.ack)))
+            self.ack = 0
+        out: list[bytes | memoryview] = []
+        if self.control:
+            out.extend(self.control)
+            self.control.clear()
+        ready = self.ready
+        while ready and limit > 0:
+            stream = ready.popleft()
+            outbound = stream.outbound
+            outbound.scheduled = False
+            if outbound.queued:
+                room = min(outbound.allowed - outbound.sent, MAX_DATA)
+                if room <= 0:
+                    continue  # WINDOW schedules it again
+                room = min(room, self.allowed - self.sent)
+                if room <= 0:
+                    outbound.scheduled = True
+                    ready.appendleft(stream)
+                    break  # the whole tunnel waits for credit
+                payload = outbound.take(room)
+                count = len(payload)
+                self.sent += count
+                limit -= count
+                last = outbound.ended and not outbound.queued and outbound.trailer is None
+                flags = END_FLAG if last else 0
+                out.append(_pack_header(_DATA, flags, 0, stream.id, count))
+                out.append(payload)
+                if outbound.writer_waits and outbound.queued < LOW_WATER:
+                    outbound.writer_waits = False
+                    events.append(StreamWritable(stream.id))
+                if outbound.queued:
+                    outbound.scheduled = True
+                    ready.append(stream)
+                    continue
+            if outbound.trailer is not None:
+                out.append(outbound.trailer)
+                self.ended.append(stream)
+        self.bytes_sent += sum(map(len, out))
+        return out
