@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from random import Random
 
 from fabric_client.cli.run import run_node
@@ -117,7 +118,7 @@ class BareApp(App):
 
     async def start_bare(self) -> None:
         await self.start()
-        self.links.resumes = False
+        self.links.settings = replace(self.links.settings, resume=False)
         self.registry.on_room = lambda node: None
 
 

@@ -54,7 +54,7 @@ def main(count: int) -> None:
     rng = Random(1)
     registry = fleet(count, lambda number: SLOTS)
     engines = registry.candidates(MODEL)
-    router = LoadBalancer(registry.engine, rng)
+    balancer = LoadBalancer(registry.engine, rng)
     body = b'{"model":"tiny","messages":[{"role":"user","content":"%b"}]}' % bytes(
         rng.choices(b"abcdefghijklmnopqrstuvwxyz ", k=2048)
     )
@@ -66,34 +66,34 @@ def main(count: int) -> None:
         for engine in engines:
             engine.active = SLOTS if rng.random() < share else rng.randrange(SLOTS)
 
-    def choose(requirements: Requirements = requirements) -> None:
-        router.choose(engines, requirements, 0.0)
+    def pick(requirements: Requirements = requirements) -> None:
+        balancer.pick(engines, requirements, 0.0)
 
     print(f"{count} candidates")
-    measure("nothing known, all idle", lambda: choose(seen))
+    measure("nothing known, all idle", lambda: pick(seen))
     for engine in engines:
-        router.knowledge.latency.learn(engine, MODEL, rng.random(), 100, 3.0, now=0.0)
+        balancer.state.latency.update(engine, MODEL, rng.random(), 33.0, now=0.0)
     busy(0.0)
-    measure("all measured, tools needed, prompt seen by nobody", choose)
-    router.knowledge.affinity.remember(prefix, engines[count // 2])
+    measure("all measured, tools needed, prompt seen by nobody", pick)
+    balancer.state.affinity.remember(prefix, engines[count // 2])
     engines[count // 2].active = 0
-    measure("the same, prompt seen before", choose)
+    measure("the same, prompt seen before", pick)
     for share in (0.5, 0.9, 0.99):
         busy(share)
-        measure(f"the same, {share:.0%} of the engines full", choose)
+        measure(f"the same, {share:.0%} of the engines full", pick)
     busy(1.0)
-    measure("all full", choose)
+    measure("all full", pick)
     for engine in engines:
         engine.active, engine.node.draining = 0, True
-    measure("all drained: room, and out of reach", choose, times=200)
+    measure("all drained: room, and out of reach", pick, times=200)
     for engine in engines:
         engine.node.draining = False
     measure("hashes of a prompt of 2 KiB", lambda: prefix_hashes(body))
     measure("hashes of a prompt of 32 KiB", lambda: prefix_hashes(body[:-3] * 16))
-    affinity, engine = router.knowledge.affinity, engines[0]
+    affinity, engine = balancer.state.affinity, engines[0]
     measure("remembering who was given it", lambda: affinity.remember(prefix, engine))
-    latency = router.knowledge.latency
-    measure("learning", lambda: latency.learn(engine, MODEL, 0.3, 100, 3.0, now=0.0))
+    latency = balancer.state.latency
+    measure("learning", lambda: latency.update(engine, MODEL, 0.3, 33.0, now=0.0))
 
 
 if __name__ == "__main__":

@@ -26,8 +26,9 @@ from typing import Any
 from benchmarks.choosing import MODEL, fleet
 from fabric_server.dialects.errors import ApiError
 from fabric_server.nodes.registry import Engine, Registry
-from fabric_server.routing.admission import Admission
+from fabric_server.routing.admission import Admission, QueueLimits
 from fabric_server.routing.criteria import Requirements
+from fabric_server.routing.latency import tokens_per_second
 from fabric_server.routing.load_balancer import Choice, LoadBalancer
 from fabric_server.routing.prefix_affinity import BOUNDS
 
@@ -144,7 +145,7 @@ class Simple(LoadBalancer):
         super().__init__(registry.engine, rng)
         self._random, self._rule, self._next = rng, rule, 0
 
-    def choose(
+    def pick(
         self, candidates: Sequence[Engine], requirements: Requirements, now: float
     ) -> Choice | None:
         free = [engine for engine in candidates if engine.active < engine.slots]
@@ -163,8 +164,8 @@ class Simple(LoadBalancer):
             least = min(engine.active for engine in free)
             return self._random.choice([engine for engine in free if engine.active == least])
         elif self._rule == "prefix-only":
-            found = self.knowledge.affinity.find(requirements.prefix)
-            engine_seen = self.knowledge.find(*found[0]) if found else None
+            found = self.state.affinity.find(requirements.prefix)
+            engine_seen = self.state.find(*found[0]) if found else None
             if engine_seen is not None and engine_seen.active < engine_seen.slots:
                 return engine_seen
         return self._random.choice(free)
@@ -187,19 +188,17 @@ class Run:
             engine: Machine(speed, engine.slots)
             for engine, speed in zip(self._registry.candidates(MODEL), speeds, strict=True)
         }
-        router = (
+        balancer = (
             LoadBalancer(self._registry.engine, rng)
             if policy == "fabric"
             else Simple(self._registry, rng, policy)
         )
-        self._knowledge = router.knowledge
+        self._state = balancer.state
         self._admission = Admission(
             self._registry,
             rng=rng,
-            queue_length=10_000,
-            queue_length_per_key=10_000,
-            queue_timeout=600.0,
-            router=router,
+            limits=QueueLimits(10_000, 10_000, 600.0),
+            balancer=balancer,
         )
         self.first_bytes: list[tuple[int, float]] = []
         self.waited = self.refused = self.cached = self.prompts = 0
@@ -222,8 +221,8 @@ class Run:
             self.refused += 1
             return
         engine = choice.engine
-        machine, knowledge = self._machines[engine], self._knowledge
-        knowledge.affinity.remember(requirements.prefix, engine)
+        machine, state = self._machines[engine], self._state
+        state.affinity.remember(requirements.prefix, engine)
         given = loop.time()
         cached = machine.prompt(turn.conversation, turn.prompt)
         crowd = 1.0 + CROWDED * (engine.active - 1)
@@ -231,7 +230,8 @@ class Run:
         first = loop.time()
         await asyncio.sleep(turn.answer / (DECODE * machine.speed) * crowd)
         now = loop.time()
-        knowledge.latency.learn(engine, MODEL, first - given, turn.answer, now - first, now=now)
+        rate = tokens_per_second(turn.answer, now - first)
+        state.latency.update(engine, MODEL, first - given, rate, now=now)
         machine.busy += now - given
         self._registry.release(engine)
         if number >= len(self._asked) // 5:  # the first fifth only warms up

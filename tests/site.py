@@ -35,7 +35,7 @@ from fabric_server.proxy.clock import Timeouts
 from fabric_server.proxy.metrics import Metrics
 from fabric_server.proxy.request_record import LedgerWriter
 from fabric_server.proxy.upstream import UpstreamContext
-from fabric_server.routing.admission import Admission
+from fabric_server.routing.admission import Admission, QueueLimits
 from fabric_server.storage.memory import MemoryCache
 from fabric_server.storage.rows import KeyRow
 from ledger.records import LEDGER, LedgerEntry
@@ -137,9 +137,7 @@ class Site:
         self.admission = Admission(
             self.registry,
             rng=self.rng,
-            queue_length=queue_length,
-            queue_length_per_key=queue_length_per_key,
-            queue_timeout=queue_timeout,
+            limits=QueueLimits(queue_length, queue_length_per_key, queue_timeout),
         )
         accounts = Accounts(self.keys, MemoryCache())
         self.upstream = UpstreamContext(

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Protocol
 from msgspec import Meta, Struct
 
 from fabric_server.admin.parameters import not_found
-from fabric_server.routing.admission import PlaceFigures, QueueFigures
+from fabric_server.routing.admission import QueuePosition, QueueStats
 from fabric_server.routing.criteria import Priority
 
 PriorityName = Literal["high", "medium", "low"]
@@ -53,8 +53,8 @@ class PlaceView(Struct, frozen=True, kw_only=True):
 
 
 class Admission(Protocol):
-    def lines(self) -> Sequence[QueueFigures]: ...
-    def place(self, request_id: str) -> PlaceFigures | None: ...
+    def queues(self) -> Sequence[QueueStats]: ...
+    def place(self, request_id: str) -> QueuePosition | None: ...
 
 
 class QueueHandlers:
@@ -65,7 +65,7 @@ class QueueHandlers:
 
     async def show_queue(self) -> Queue:
         """List the models that requests wait for, and the length of each queue."""
-        return Queue(list(map(_line, self._admission.lines())))
+        return Queue(list(map(_queue_view, self._admission.queues())))
 
     async def show_place(self, id: str) -> PlaceView:
         """Show the position of one request in its queue, by the x-request-id of its response."""
@@ -91,7 +91,7 @@ _NAMES: dict[Priority, PriorityName] = {
 }
 
 
-def _line(figures: QueueFigures) -> QueueView:
+def _queue_view(figures: QueueStats) -> QueueView:
     return QueueView(
         model=figures.model,
         length=figures.length,

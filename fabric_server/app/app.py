@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -127,7 +128,7 @@ class App:
             alpn=TUNNEL_ALPN,
             predecessor=predecessor,
         )
-        links.proxy_port = proxy.port
+        links.settings = replace(links.settings, proxy_port=proxy.port)
         self.listeners.open(
             "control",
             config.control_port,
@@ -238,7 +239,7 @@ class App:
         """Undo ``yield_nodes``: the successor has failed."""
         if self.draining:
             return
-        self.control_plane.links.stay()
+        self.control_plane.links.cancel_drain()
         self.listeners.resume(NODE_PORTS)
 
     def yield_users(self) -> None:

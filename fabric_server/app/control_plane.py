@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from random import Random
 
 from fabric_server.app.backends import Backends
 from fabric_server.config import Config
-from fabric_server.nodes.links import BUSY_TUNNEL, Links
+from fabric_server.nodes.links import BUSY_TUNNEL, Links, LinkSettings
 from fabric_server.nodes.registry import Registry
 from fabric_server.nodes.tunnels import Tunnels
 from fabric_server.pki.certificates import Certificates
@@ -49,17 +50,22 @@ class ControlPlane:
             renewals=self.enrolment,
             bus=backends.bus,
             rng=rng,
-            proxy_port=config.proxy_port,  # the real number, once that port is open
-            tunnels=config.tunnels,
-            tunnels_most=config.tunnels_most,
-            heartbeat_seconds=config.heartbeat_seconds,
+            settings=LinkSettings(
+                config.proxy_port,  # the real number, once that port is open
+                config.tunnels,
+                config.tunnels_most,
+                config.heartbeat_seconds,
+            ),
         )
 
     def configure(self, config: Config) -> None:
         """Apply the settings that can change at run time."""
-        self.links.tunnels = config.tunnels
-        self.links.tunnels_most = config.tunnels_most
-        self.links.heartbeat_seconds = config.heartbeat_seconds
+        self.links.settings = replace(
+            self.links.settings,
+            tunnels=config.tunnels,
+            max_tunnels=config.tunnels_most,
+            heartbeat_seconds=config.heartbeat_seconds,
+        )
         self.enrolment.lifetime = config.node_certificate_days * DAY
 
     def on_changes(self, changes: Changes) -> None:
@@ -69,16 +75,16 @@ class ControlPlane:
         if changes.everything:
             gone |= {node.id for node in self.registry.nodes()} - lasting
         for node_id in gone:
-            self.links.revoked(node_id)
+            self.links.revoke(node_id)
         for node in changes.nodes:
-            self.links.drained(node.id, node.draining)
+            self.links.set_drained(node.id, node.draining)
 
     async def add_tunnels(self, active: Callable[[], int]) -> None:
         """Ask busy nodes for one tunnel more, until cancelled; ``active`` counts requests."""
         while True:
             await asyncio.sleep(LOAD_SECONDS)
             if active() > BUSY_TUNNEL:  # fewer can't fill any node's tunnels
-                self.links.look_for_load()
+                self.links.request_more_tunnels()
 
     def count_reachable(self) -> int:
         """Count the nodes that requests can be sent to."""

@@ -23,7 +23,7 @@ from fabric_server.proxy.hedging import Hedging
 from fabric_server.proxy.metrics import Metrics
 from fabric_server.proxy.request_record import LedgerWriter
 from fabric_server.proxy.upstream import UpstreamContext
-from fabric_server.routing.admission import Admission
+from fabric_server.routing.admission import Admission, QueueLimits
 from fabric_server.routing.aliases import parse_aliases
 from fabric_server.routing.load_balancer import LoadBalancer
 from fabric_server.routing.weights import parse_weights
@@ -48,10 +48,8 @@ class DataPlane:
         self.admission = Admission(
             registry,
             rng=rng,
-            queue_length=config.queue_length,
-            queue_length_per_key=config.queue_length_per_key,
-            queue_timeout=config.queue_timeout,
-            router=LoadBalancer(registry.engine, rng, weights=parse_weights(config.weights)),
+            limits=_queue_limits(config),
+            balancer=LoadBalancer(registry.engine, rng, weights=parse_weights(config.weights)),
         )
         clock = asyncio.get_running_loop().time
         self._upstream = UpstreamContext(
@@ -91,12 +89,8 @@ class DataPlane:
         self._upstream.hedging.on = config.hedge == "p95"
         aliases = parse_aliases(config.aliases)
         self.gateway.aliases = self.catalog.aliases = self.jobs.aliases = aliases
-        self.admission.set_limits(
-            queue_length=config.queue_length,
-            queue_length_per_key=config.queue_length_per_key,
-            queue_timeout=config.queue_timeout,
-        )
-        self.admission.router.knowledge.weights = parse_weights(config.weights)
+        self.admission.limits = _queue_limits(config)
+        self.admission.balancer.state.weights = parse_weights(config.weights)
 
     def start_jobs(self) -> asyncio.Task[None]:
         """Start to run jobs; ``close`` ends the task that is returned."""
@@ -132,3 +126,7 @@ def _limits(config: Config) -> Limits:
         keepalive_seconds=config.keepalive_timeout,
         larger={"/v1/files": config.file_limit + OVERHEAD},
     )
+
+
+def _queue_limits(config: Config) -> QueueLimits:
+    return QueueLimits(config.queue_length, config.queue_length_per_key, config.queue_timeout)

@@ -79,13 +79,15 @@ def parse_body(body: bytes, endpoint: Endpoint = CHAT, content_type: bytes = b""
     # Almost never true, so that it has to cost little.
     if body.lower().count(b'"model"') != body.count(b'"model"') or rb"\u00" in body:
         _refuse_two_models(body)
-    if endpoint.stateless:
+    if endpoint.rejects_state:
         _refuse_state(body)
-    if not endpoint.asks_usage:
+    if not endpoint.injects_usage:
         streams = endpoint.streams is not None
-        unasked = streams and endpoint.streams_unasked
+        unasked = streams and endpoint.streams_by_default
         stream = streams and (unasked if fields.stream is None else fields.stream)
-        return ParsedBody(model, stream, True, None, _is_numbers(body) if endpoint.whole else False)
+        return ParsedBody(
+            model, stream, True, None, _is_numbers(body) if endpoint.buffers_body else False
+        )
     if not fields.stream:
         return ParsedBody(model, False, False, None)
     if fields.stream_options is UNSET:

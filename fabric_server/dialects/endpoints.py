@@ -36,28 +36,28 @@ class Endpoint:
     dialect: Dialect = Dialect.OPENAI
     form: bool = False
     """The body is a multipart form and not JSON."""
-    whole: bool = False
+    buffers_body: bool = False
     """The body is read to its end before anything is done, however large."""
     streams: str | None = None
     """The type of a streamed answer; None: its answers come in one piece."""
-    streams_unasked: bool = False
+    streams_by_default: bool = False
     """Where it can, it streams unless ``stream`` is false."""
-    asks_usage: bool = False
+    injects_usage: bool = False
     """A stream tells its usage only when ``stream_options`` says so."""
-    stateless: bool = False
+    rejects_state: bool = False
     """What would need an earlier answer is refused."""
-    rewritten: bool = False
+    changes_length: bool = False
     """The meter changes the answer's length."""
     stream_meter: Callable[[bool], Meter] = StreamMeter
     """Made with whether the user wants the usage chunk."""
     body_meter: Callable[[], Meter] = BodyMeter
-    prompts: tuple[bytes, ...] = ()
+    prompt_keys: tuple[bytes, ...] = ()
     """Keys; the first of them that the body has begins the prompt.  None: there is no prompt."""
-    sights: tuple[bytes, ...] = ()
+    image_markers: tuple[bytes, ...] = ()
     """Texts that only a body with a picture has."""
-    needs: frozenset[str] = frozenset()
+    capabilities: frozenset[str] = frozenset()
     """What the engine must be able to."""
-    passed: tuple[tuple[bytes, str], ...] = _EVERYBODYS
+    forwarded_headers: tuple[tuple[bytes, str], ...] = _EVERYBODYS
     """Of the user's headers those that the node is told, as both write them."""
 
     @property
@@ -69,47 +69,47 @@ class Endpoint:
 _CHAT = Endpoint(
     path="",
     streams=EVENTS,
-    asks_usage=True,
-    prompts=(b'"messages"', b'"prompt"'),
-    sights=(b'"image_url"', b'"input_image"'),
+    injects_usage=True,
+    prompt_keys=(b'"messages"', b'"prompt"'),
+    image_markers=(b'"image_url"', b'"input_image"'),
 )
 _MESSAGES = Endpoint(
     path="",
     dialect=Dialect.ANTHROPIC,
     stream_meter=MessagesMeter,
-    prompts=(b'"system"', b'"messages"'),
-    sights=(b'"type":"image"', b'"type": "image"'),
-    passed=(
+    prompt_keys=(b'"system"', b'"messages"'),
+    image_markers=(b'"type":"image"', b'"type": "image"'),
+    forwarded_headers=(
         *_EVERYBODYS,
         (b"anthropic-version", "anthropic-version"),
         (b"anthropic-beta", "anthropic-beta"),
     ),
 )
-_AUDIO = Endpoint(path="", form=True, whole=True, streams=EVENTS, stream_meter=AudioMeter)
+_AUDIO = Endpoint(path="", form=True, buffers_body=True, streams=EVENTS, stream_meter=AudioMeter)
 _RERANK = Endpoint(path="")
 _TOKENS = Endpoint(path="", body_meter=NoMeter)
 _OLLAMA = Endpoint(
     path="",
     dialect=Dialect.OLLAMA,
-    streams_unasked=True,
+    streams_by_default=True,
     stream_meter=LinesMeter,
     body_meter=lambda: BodyMeter(ollama_usage),
-    sights=(b'"images":["', b'"images": ["'),
+    image_markers=(b'"images":["', b'"images": ["'),
 )
 
 _ROWS = (
     replace(_CHAT, path="/v1/chat/completions"),
     replace(_CHAT, path="/v1/completions"),
-    Endpoint(path="/v1/embeddings", whole=True, needs=_EMBEDDINGS),
+    Endpoint(path="/v1/embeddings", buffers_body=True, capabilities=_EMBEDDINGS),
     Endpoint(
         path="/v1/responses",
         dialect=Dialect.RESPONSES,
-        whole=True,
-        stateless=True,
+        buffers_body=True,
+        rejects_state=True,
         streams=EVENTS,
         stream_meter=ResponsesMeter,
-        prompts=(b'"instructions"', b'"input"'),
-        sights=_CHAT.sights,
+        prompt_keys=(b'"instructions"', b'"input"'),
+        image_markers=_CHAT.image_markers,
     ),
     replace(_MESSAGES, path="/v1/messages", streams=EVENTS),
     replace(_MESSAGES, path="/v1/messages/count_tokens", body_meter=NoMeter),
@@ -120,11 +120,11 @@ _ROWS = (
     replace(_RERANK, path="/v2/rerank"),
     replace(_TOKENS, path="/tokenize"),
     replace(_TOKENS, path="/detokenize"),
-    replace(_OLLAMA, path="/api/chat", streams=LINES, prompts=(b'"messages"',)),
-    replace(_OLLAMA, path="/api/generate", streams=LINES, prompts=(b'"system"', b'"prompt"')),
-    replace(_OLLAMA, path="/api/embed", needs=_EMBEDDINGS),
-    replace(_OLLAMA, path="/api/embeddings", needs=_EMBEDDINGS),
-    replace(_OLLAMA, path="/api/show", rewritten=True, body_meter=ShowMeter),
+    replace(_OLLAMA, path="/api/chat", streams=LINES, prompt_keys=(b'"messages"',)),
+    replace(_OLLAMA, path="/api/generate", streams=LINES, prompt_keys=(b'"system"', b'"prompt"')),
+    replace(_OLLAMA, path="/api/embed", capabilities=_EMBEDDINGS),
+    replace(_OLLAMA, path="/api/embeddings", capabilities=_EMBEDDINGS),
+    replace(_OLLAMA, path="/api/show", changes_length=True, body_meter=ShowMeter),
 )
 
 ENDPOINTS = {row.path: row for row in _ROWS} | {
@@ -133,5 +133,5 @@ ENDPOINTS = {row.path: row for row in _ROWS} | {
 """By the path that users ask."""
 CHAT = ENDPOINTS["/v1/chat/completions"]
 SHOW = ENDPOINTS["/api/show"]
-UNTOLD = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
+DEFAULT_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
 """What engines can be asked whose nodes don't tell."""

@@ -87,7 +87,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=256 * 1024)
         self._output.open(self._transport)
-        self.deadline = self._loop.time() + self._edge.limits.header_seconds
+        self.deadline = self._loop.time() + self._parser.limits.header_seconds
         self._edge.opened(self)
 
     def data_received(self, data: bytes) -> None:
@@ -134,7 +134,7 @@ class Connection(asyncio.Protocol):
 
     def on_head_begun(self, request: Request) -> None:
         if self._current is None and not self._queue:
-            self.deadline = request.arrived + self._edge.limits.header_seconds
+            self.deadline = request.arrived + self._parser.limits.header_seconds
 
     def on_request(self, request: Request) -> ApiError | None:
         if len(self._queue) >= MAX_PIPELINED:
@@ -192,7 +192,7 @@ class Connection(asyncio.Protocol):
         if request is not None and not self._parser.in_head:
             now = self._loop.time()
             self.deadline = now + BODY_GRACE_SECONDS
-            self._body_since = now - request.body.received / self._edge.limits.body_rate
+            self._body_since = now - request.body.received / self._parser.limits.body_rate
         self._transport.resume_reading()
 
     # ── and are answered, one after the other ─────────────────────────────────────────────────
@@ -274,7 +274,7 @@ class Connection(asyncio.Protocol):
         if self._closing:
             return
         if self.paused:  # a client that does not read gets no further answers
-            self.deadline = self._loop.time() + self._edge.limits.keepalive_seconds
+            self.deadline = self._loop.time() + self._parser.limits.keepalive_seconds
             return
         if self._queue:
             self._start(self._queue.popleft())
@@ -285,7 +285,7 @@ class Connection(asyncio.Protocol):
 
     def _idle(self) -> None:
         if self._parser.request is None:
-            seconds = self._edge.limits.keepalive_seconds
+            seconds = self._parser.limits.keepalive_seconds
             if self._edge.draining:
                 # A request may be on its way at this very moment, and closing would lose it.
                 seconds = min(seconds, self._edge.linger)
@@ -294,7 +294,7 @@ class Connection(asyncio.Protocol):
                     return
             self.deadline = self._loop.time() + seconds
         elif self._parser.in_head:
-            self.deadline = self._loop.time() + self._edge.limits.header_seconds
+            self.deadline = self._loop.time() + self._parser.limits.header_seconds
 
     def date(self) -> bytes:
         return self._edge.date()
@@ -320,7 +320,7 @@ class Connection(asyncio.Protocol):
             self._on_unreadable(errors.too_slow("body"))
 
     def _fast_enough(self, request: Request, now: float) -> bool:
-        return request.body.received >= (now - self._body_since) * self._edge.limits.body_rate
+        return request.body.received >= (now - self._body_since) * self._parser.limits.body_rate
 
     def drain(self) -> None:
         """Finish the requests that have come, then close; the edge is draining."""

@@ -62,7 +62,7 @@ class RequestParser:
         self.error: ApiError | None = None
         """Why the rest of the connection can't be parsed."""
         self._owner = owner
-        self._limits = limits
+        self.limits = limits
         self._parser = httptools.HttpRequestParser(self)
         self._target = b""
         self._count = 0
@@ -113,7 +113,7 @@ class RequestParser:
             return  # a trailer field: ignored
         self._count += 1
         self._size += len(name) + len(value) + 4
-        limits = self._limits
+        limits = self.limits
         if self._count > limits.header_count:
             text = f"The request has more than {limits.header_count} headers."
             self._reject(errors.headers_too_large(text))
@@ -159,7 +159,7 @@ class RequestParser:
     def on_body(self, data: bytes) -> None:
         assert self.request is not None
         body = self.request.body
-        if body.received + len(data) > self._limits.body:
+        if body.received + len(data) > self.limits.body:
             limit = self._max_body(self.request)
             if body.received + len(data) > limit:
                 self._reject(errors.body_too_large(limit))
@@ -180,12 +180,12 @@ class RequestParser:
         raise error
 
     def _max_body(self, request: Request) -> int:
-        limits = self._limits
+        limits = self.limits
         return limits.larger.get(request.path.rstrip("/"), limits.body)
 
     def _too_large(self) -> ApiError:
         return errors.headers_too_large(
-            f"The request headers are larger than {self._limits.headers} bytes."
+            f"The request headers are larger than {self.limits.headers} bytes."
         )
 
 

@@ -57,7 +57,7 @@ class Gateway:
             if key.limited:
                 request.response_headers += self.limits.take(key)
             # The end could name another model, which a key for some models must not get.
-            to_end = endpoint.whole or key.models is not None
+            to_end = endpoint.buffers_body or key.models is not None
             parsed = record.parsed = await read_body(request, endpoint, to_end=to_end)
             if not key.allows(parsed.model):
                 raise errors.model_not_allowed(parsed.model)

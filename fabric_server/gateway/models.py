@@ -22,7 +22,7 @@ from fabric_server.gateway.authenticate import authenticate
 from fabric_server.gateway.model_views import Model
 from fabric_server.nodes.registry import Engine, Registry
 from fabric_server.routing.aliases import Aliases, other_spelling
-from fabric_server.routing.load_balancer import card
+from fabric_server.routing.load_balancer import model_report
 from protocol.messages import ModelReport
 
 OLLAMA_VERSION = "0.14.0"
@@ -165,7 +165,7 @@ class ModelCatalog:
 
 
 def _cards(engines: Sequence[Engine], name: str) -> list[ModelReport]:
-    return [told for engine in engines if (told := card(engine, name)) is not None]
+    return [told for engine in engines if (told := model_report(engine, name)) is not None]
 
 
 async def _read_show(request: Request) -> str:

@@ -15,9 +15,9 @@ from fabric_server.nodes.registry import Engine, Registry
 from fabric_server.proxy.request_options import RequestOptions
 from fabric_server.proxy.request_record import RequestRecord
 from fabric_server.routing.aliases import Aliases, other_spelling, rename, resolve
-from fabric_server.routing.capabilities import estimate_tokens, read_needs
+from fabric_server.routing.capabilities import estimate_tokens, guess_capabilities
 from fabric_server.routing.criteria import Requirements
-from fabric_server.routing.load_balancer import relax, speaks, within
+from fabric_server.routing.load_balancer import in_region, relax_hints, supports
 from fabric_server.routing.prefix_affinity import prefix_hashes
 
 _TAKE_TOKEN_IDS = frozenset({"vllm", "llama-server"})
@@ -43,7 +43,7 @@ def build_requirements(
         parsed.model, key.id, options.priority, regions=options.regions, path=endpoint.path
     )
     if parsed.token_ids:
-        requirements.kinds = _TAKE_TOKEN_IDS
+        requirements.engine_kinds = _TAKE_TOKEN_IDS
     growth = -len(body.replay_buffer)
     requirements.model = model = _real_name(parsed.model, requirements, endpoint, registry, aliases)
     if model != parsed.model:
@@ -52,17 +52,17 @@ def build_requirements(
     growth += len(body.replay_buffer)
     candidates = registry.candidates(model)
     for engine in candidates:
-        if speaks(engine, requirements):
+        if supports(engine, requirements):
             break
     else:  # with nobody there at all, admission says why
-        if there := [engine for engine in candidates if within(engine, requirements)]:
+        if there := [engine for engine in candidates if in_region(engine, requirements)]:
             raise _no_engine_for_path(parsed, requirements, there)
-    requirements.needs = read_needs(endpoint, body.replay_buffer)
-    requirements.tokens = estimate_tokens(endpoint, size, requirements.needs)
-    if endpoint.prompts:
+    requirements.capabilities = guess_capabilities(endpoint, body.replay_buffer)
+    requirements.tokens = estimate_tokens(endpoint, size, requirements.capabilities)
+    if endpoint.prompt_keys:
         salt = f"{key.account}\n{model}".encode()
-        requirements.prefix = prefix_hashes(body.replay_buffer, salt, endpoint.prompts)
-    relax(candidates, requirements)
+        requirements.prefix = prefix_hashes(body.replay_buffer, salt, endpoint.prompt_keys)
+    relax_hints(candidates, requirements)
     return requirements, None if size is None else size + growth
 
 
@@ -87,9 +87,9 @@ def _real_name(
             aliases,
             model,
             lambda name: any(
-                engine.has_room and speaks(engine, requirements) for engine in candidates(name)
+                engine.has_room and supports(engine, requirements) for engine in candidates(name)
             ),
-            lambda name: any(speaks(engine, requirements) for engine in candidates(name)),
+            lambda name: any(supports(engine, requirements) for engine in candidates(name)),
         )
     if endpoint.dialect is Dialect.OLLAMA and not candidates(model):
         other = other_spelling(model)

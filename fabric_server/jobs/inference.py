@@ -230,7 +230,7 @@ class Inference:
         view = self._state(job)
         run = self._runner.running(job.id)
         if job.state == "queued":
-            line = sum(one.length for one in self._admission.lines() if one.model == job.model)
+            line = sum(one.length for one in self._admission.queues() if one.model == job.model)
             view["position"] = line + ahead + 1
         elif run is not None and (place := self._admission.position(run.request_id)) is not None:
             view["status"], view["position"] = "queued", place

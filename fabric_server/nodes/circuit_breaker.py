@@ -1,12 +1,12 @@
-"""Keeps requests away from an engine that fails for a model, and finds out when it does no more.
+"""A circuit breaker for each engine and model: keeps requests away from an engine that fails.
 
-    closed --FAILURES in a row--> open --its time is up--> half open --the probe succeeds--> closed
+    closed --FAILURES in a row--> open --time is up--> half open --the probe succeeds--> closed
                                    ^                          |
                                    +---- for twice as long ---+  the probe fails
 
-Only what is the engine's or the node's fault counts; an answer to the user's own mistake (4xx)
-counts as a success, and a 5xx with nobody else to ask as neither.  After Nygard, "Release It!",
-chapter 5.
+Only faults of the engine or the node count as failures; an answer to a client error (4xx) counts as
+a success, and a 5xx that no other engine could be tried for as neither.  After Nygard, "Release
+It!", chapter 5.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ FAILURES = 3
 FIRST_SECONDS = 5.0
 LONGEST_SECONDS = 120.0
 PROBE_SECONDS = 60.0
-"""A probe of which nothing is heard for so long is forgotten, and the next request is one."""
+"""A probe without an outcome for so long is forgotten, and the next request is the probe."""
 
 
 class CircuitBreaker:
-    """Of one engine and one model.  ``now`` is in event-loop seconds."""
+    """The breaker of one engine and one model.  ``now`` is in event-loop seconds."""
 
     __slots__ = ("_failures", "_open_until", "_probe_until", "_seconds")
 
@@ -31,36 +31,36 @@ class CircuitBreaker:
 
     def __repr__(self) -> str:
         state = "closed" if self._open_until is None else f"open until {self._open_until:.1f}"
-        return f"<Breaker {state} failures={self._failures}>"
+        return f"<CircuitBreaker {state} failures={self._failures}>"
 
     def allows(self, now: float) -> bool:
         if self._open_until is None:
             return True
         return now >= self._open_until and now >= self._probe_until
 
-    def begun(self, now: float) -> None:
-        """A request was let through; half open, it is the probe and no other is."""
+    def on_attempt(self, now: float) -> None:
+        """Record that a request was let through; in the half-open state it is the only probe."""
         if self._open_until is not None:
             self._probe_until = now + PROBE_SECONDS
 
-    def succeeded(self) -> None:
+    def record_success(self) -> None:
         self._failures = 0
         self._open_until = None
         self._probe_until = 0.0
         self._seconds = FIRST_SECONDS
 
-    def let_go(self) -> None:
-        """The request ended without telling anything: the user hung up, say."""
+    def release_probe(self) -> None:
+        """Record that the request ended without an outcome: the client hung up, say."""
         self._probe_until = 0.0
 
-    def failed(self, now: float) -> float | None:
-        """Returns for how many seconds it is open from now on, if that is new."""
+    def record_failure(self, now: float) -> float | None:
+        """Record a failure; return for how many seconds the breaker opens, None if it does not."""
         self._failures += 1
         self._probe_until = 0.0
         if self._open_until is None and self._failures < FAILURES:
             return None
         if self._open_until is not None and now < self._open_until:
-            return None  # begun before it opened
+            return None  # the request was started before the breaker opened
         seconds = self._seconds
         self._open_until = now + seconds
         self._seconds = min(seconds * 2, LONGEST_SECONDS)

@@ -1,10 +1,11 @@
-"""Port 17000: nodes register, report, renew their certificates, and are told what to do."""
+"""Port 17000: nodes register, report, renew their certificates, and get instructions."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
 from random import Random
 from time import time
 from typing import Any, Protocol
@@ -34,7 +35,7 @@ from runtime.errors import BackendError
 log = logging.getLogger("fabric.links")
 
 BUSY_TUNNEL = 32
-"""Streams per tunnel above which a node is asked for one tunnel more."""
+"""Streams per tunnel above which a node is asked for one more tunnel."""
 
 
 class Store(Protocol):
@@ -55,8 +56,22 @@ class Bus(Protocol):
     def publish(self, topic: str, record: HeartbeatRecord) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class LinkSettings:
+    """Settings that nodes get when they register."""
+
+    proxy_port: int
+    tunnels: int
+    """Tunnels that a node opens at first."""
+    max_tunnels: int
+    """Tunnels that a busy node may have."""
+    heartbeat_seconds: float
+    resume: bool = True
+    """Nodes that register from now on keep the streams of a lost tunnel, to be resumed."""
+
+
 class Links:
-    """Makes links for the listener, and keeps the registry true."""
+    """Makes links for the listener, and keeps the registry up to date."""
 
     def __init__(
         self,
@@ -66,21 +81,13 @@ class Links:
         renewals: Renewals,
         bus: Bus,
         rng: Random,
-        proxy_port: int,
-        tunnels: int,
-        tunnels_most: int,
-        heartbeat_seconds: float,
+        settings: LinkSettings,
     ) -> None:
         self.registry = registry
         self.store = store
         self.renewals = renewals
         self.bus = bus
-        self.proxy_port = proxy_port
-        self.tunnels = tunnels
-        self.tunnels_most = tunnels_most
-        self.heartbeat_seconds = heartbeat_seconds
-        self.resumes = True
-        """Nodes that register from now on keep what a lost tunnel leaves behind."""
+        self.settings = settings
         self.refused = 0
         self.reconnects = 0
         self._rng = rng
@@ -93,7 +100,7 @@ class Links:
         return LinkDriver(NodeLink(self), asyncio.get_running_loop(), rng=self._rng)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Work that a message asked for; ends with the server at the latest."""
+        """Run the work that a message asks for; it ends with the server at the latest."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -104,8 +111,8 @@ class Links:
     def closed(self, link: NodeLink) -> None:
         self._open.discard(link)
 
-    def revoked(self, node_id: str) -> None:
-        """The operator has taken this node's leave: at once, whatever runs on it."""
+    def revoke(self, node_id: str) -> None:
+        """Disconnect a node that the operator revoked, at once, whatever runs on it."""
         node = self.registry.node(node_id)
         if node is not None:
             for tunnel in list(node.tunnels):
@@ -113,10 +120,10 @@ class Links:
             if node.link is not None:
                 node.link.close(Code.UNAUTHORISED, "this node was revoked", again=False)
 
-    def drained(self, node_id: str, drained: bool) -> None:
-        """What the store says of a node now: whether the operator wants it to be given nothing new.
+    def set_drained(self, node_id: str, drained: bool) -> None:
+        """Apply what the store says: whether the node is to get no new requests.
 
-        What runs on it finishes.
+        Running requests finish.
         """
         self._drained[node_id] = drained
         node = self.registry.node(node_id)
@@ -127,29 +134,35 @@ class Links:
                 self.registry.room(node)
 
     def is_drained(self, row: NodeRow) -> bool:
-        """For a node that registers.  Word of a change that came while ``row`` was on its way
-        counts more: it may be newer, and if it is older, newer word is still to come."""
+        """Whether a node that registers is drained.
+
+        A change notice that arrived while ``row`` was being read goes before the row: it may be
+        newer, and if it is older, a newer notice is still to come.
+        """
         return self._drained.get(row.id, row.draining)
 
-    def look_for_load(self) -> None:
-        """Ask busy nodes for one tunnel more; called now and then."""
+    def request_more_tunnels(self) -> None:
+        """Ask busy nodes for one more tunnel; called periodically."""
         for node in self.registry.nodes():
             count = len(node.tunnels)
             streams = sum(tunnel.connection.active for tunnel in node.tunnels)
-            busy = 0 < count < self.tunnels_most and streams > BUSY_TUNNEL * count
+            busy = 0 < count < self.settings.max_tunnels and streams > BUSY_TUNNEL * count
             if busy and node.link is not None:
                 node.link.send(Tunnels(count + 1))
 
     def drain(self, seconds: float) -> None:
-        """Tell every node that this server is leaving: they register with its successor, if there
-        is one, and serve this one until ``close``.  Who registers now is turned away."""
+        """Announce to every node that this server is leaving, and refuse new registrations.
+
+        The nodes register with the successor, if there is one, and serve this server until
+        ``close``.
+        """
         self._draining = Leaving("the server is shutting down", seconds)
         for link in list(self._open):
             if link.driver is not None:
                 link.driver.send(self._draining)
 
-    def stay(self) -> None:
-        """Not leaving after all: nodes may register again, and those that were told will."""
+    def cancel_drain(self) -> None:
+        """Take back ``drain``: nodes may register again, and those that were notified will."""
         self._draining = None
 
     @property
@@ -165,24 +178,24 @@ class Links:
 
 
 class NodeLink:
-    """One link's owner (``protocol.aio.link.LinkOwner``)."""
+    """The server's end of one link (``protocol.aio.link.LinkOwner``)."""
 
     def __init__(self, links: Links) -> None:
         self.driver: LinkDriver | None = None
         self._links = links
         self._node: Node | None = None
         self._registering = False
-        self._noted: str | None = None
-        self._noting = False
+        self._stored_problem: str | None = None
+        self._storing = False
 
-    # ── what the link tells ───────────────────────────────────────────────────────────────────
+    # ── callbacks of the link ─────────────────────────────────────────────────────────────────
 
     def on_message(self, link: LinkDriver, message: Message) -> None:
         self.driver = link
         node = self._node
         if isinstance(message, Register):
             if self._registering:
-                link.close(Code.PROTOCOL, "registered already", again=False)
+                link.close(Code.PROTOCOL, "already registered", again=False)
                 return
             self._registering = True
             self._links.opened(self)
@@ -229,12 +242,14 @@ class NodeLink:
         node_id = node_id_of(link.peer_certificate())
         try:
             if register.version != messages.VERSION:
-                words = f"protocol {register.version} is not spoken here, {messages.VERSION} is"
-                return link.close(Code.OBSOLETE, f"{words}: update fabric-client", again=False)
+                text = (
+                    f"protocol version {register.version} is not supported, only {messages.VERSION}"
+                )
+                return link.close(Code.OBSOLETE, f"{text}: update fabric-client", again=False)
             row = await links.store.node(node_id) if node_id else None
             if row is None:
-                words = "this node is not known here: join it again with a new invitation"
-                return link.close(Code.UNAUTHORISED, words, again=False)
+                text = "this node is unknown to the server: join it again with a new invitation"
+                return link.close(Code.UNAUTHORISED, text, again=False)
             if row.revoked_at is not None:
                 return link.close(Code.UNAUTHORISED, "this node was revoked", again=False)
             epoch = await links.store.next_epoch(row.id)
@@ -245,7 +260,7 @@ class NodeLink:
             return link.close(Code.INTERNAL, "the server can't reach its store")
         if link.link.closed:
             return None
-        if links.draining:  # and there may be a successor, where the next attempt ends
+        if links.draining:  # the next attempt may reach a successor
             return link.close(Code.DRAINING, "the server is shutting down")
         node = Node(row.id, epoch, register, link, time())
         node.drained = links.is_drained(row)
@@ -254,18 +269,19 @@ class NodeLink:
         if older is not None and older.link is not None:
             older.link.close(Code.SUPERSEDED, "this node has registered again", again=False)
         links.reconnects += older is not None
+        settings = links.settings
         link.send(
             Registered(
                 node.id,
                 node.epoch,
                 node.session,
-                links.proxy_port,
-                links.tunnels,
-                links.heartbeat_seconds,
-                resume=links.resumes,
+                settings.proxy_port,
+                settings.tunnels,
+                settings.heartbeat_seconds,
+                resume=settings.resume,
             )
         )
-        links.spawn(self._note_seen(node))
+        links.spawn(self._store_seen(node))
         self._report(node, register.engines)
         log.info(
             "node registered",
@@ -283,29 +299,29 @@ class NodeLink:
     def _report(self, node: Node, engines: Sequence[EngineReport]) -> None:
         new = self._links.registry.report(node, engines)
         if new:
-            self._links.spawn(self._remember(node, sorted(new)))
-        if not self._noting and node.problem != self._noted:
-            self._noting = True
-            self._links.spawn(self._note_problem(node))
+            self._links.spawn(self._store_models(node, sorted(new)))
+        if not self._storing and node.problem != self._stored_problem:
+            self._storing = True
+            self._links.spawn(self._store_problem(node))
 
-    async def _note_problem(self, node: Node) -> None:
-        """One write after the other, so that the last one is of what was said last."""
+    async def _store_problem(self, node: Node) -> None:
+        """Store the node's problem, one write at a time, so that the last report is stored last."""
         try:
-            while (problem := node.problem) != self._noted:
+            while (problem := node.problem) != self._stored_problem:
                 await self._links.store.set_node_problem(node.id, node.epoch, problem)
-                self._noted = problem
-        except BackendError as error:  # with the next report that differs
+                self._stored_problem = problem
+        except BackendError as error:  # stored with the next report that differs
             log.warning("node's problem not noted", extra={"node": node.id, "reason": str(error)})
         finally:
-            self._noting = False
+            self._storing = False
 
-    async def _remember(self, node: Node, models: Sequence[str]) -> None:
+    async def _store_models(self, node: Node, models: Sequence[str]) -> None:
         try:
             await self._links.store.add_served_models(node.id, models)
-        except BackendError as error:  # after a restart they are not known; nothing else is lost
+        except BackendError as error:  # forgotten after a restart; nothing else is lost
             log.warning("models not noted", extra={"node": node.id, "reason": str(error)})
 
-    async def _note_seen(self, node: Node) -> None:
+    async def _store_seen(self, node: Node) -> None:
         try:
             await self._links.store.mark_node_online(
                 node.id,
@@ -320,8 +336,8 @@ class NodeLink:
     async def _renew(self, link: LinkDriver, node: Node, renew: Renew) -> None:
         try:
             certificate = await self._links.renewals.renew(node.id, renew.request)
-        except ApiError as refusal:
-            log.warning("renewal refused", extra={"node": node.id, "reason": refusal.message})
+        except ApiError as error:
+            log.warning("renewal refused", extra={"node": node.id, "reason": error.message})
             return
         link.send(Renewed(certificate))
         log.info("certificate renewed", extra={"node": node.id})
@@ -336,7 +352,7 @@ class NodeLink:
 
 
 def node_id_of(certificate: dict[str, Any]) -> str:
-    """The common name of a verified peer certificate; empty when there is none."""
+    """Return the common name of a verified peer certificate; empty when there is none."""
     for part in certificate.get("subject", ()):
         for name, value in part:
             if name == "commonName":

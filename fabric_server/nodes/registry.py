@@ -1,25 +1,22 @@
-"""Which nodes are here now, what their engines serve, and how busy they are."""
+"""The registry of connected nodes: what their engines serve, and how busy they are."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
-from fabric_server.dialects.endpoints import UNTOLD
+from fabric_server.dialects.endpoints import DEFAULT_PATHS
 from fabric_server.nodes.circuit_breaker import CircuitBreaker
+from protocol.aio.link import LinkDriver
+from protocol.aio.server import ServerTunnel
 from protocol.messages import EngineReport, Heartbeat, ModelReport, Register
 
-if TYPE_CHECKING:
-    from protocol.aio.link import LinkDriver
-    from protocol.aio.server import ServerTunnel
-
 MAX_SERVED = 10_000
-"""Different models that one registration may report in its life."""
+"""Distinct models that one registration may report over its lifetime."""
 
 
 class Engine:
-    """One engine of one node, with its slots: what routing chooses among."""
+    """One engine of one node, with its slots: a candidate for routing."""
 
     __slots__ = (
         "active",
@@ -39,9 +36,9 @@ class Engine:
         self.node = node
         self.name = report.name
         self.active = 0
-        """Requests that hold a slot, until the node says that their work has stopped."""
+        """Requests that hold a slot, until the node confirms that their work has stopped."""
         self.breakers: dict[str, CircuitBreaker] = {}
-        """By model, of those that have failed lately."""
+        """Breakers by model, for models that failed lately."""
         self.update(report)
 
     def update(self, report: EngineReport) -> None:
@@ -49,10 +46,10 @@ class Engine:
         self.healthy = report.healthy
         self.problem = report.problem
         self.slots = report.slots
-        self.paths: frozenset[str] = frozenset(report.paths) or UNTOLD
-        """What it can be asked, by itself or translated on its node."""
+        self.paths: frozenset[str] = frozenset(report.paths) or DEFAULT_PATHS
+        """Paths that it supports, natively or translated on its node."""
         self.elsewhere = report.elsewhere
-        """Slots that its node's requests of another server hold."""
+        """Slots held by requests that its node got from another server."""
         self.models: dict[str, ModelReport] = {model.name: model for model in report.models}
 
     @property
@@ -60,12 +57,12 @@ class Engine:
         return self.healthy and self.active + self.elsewhere < self.slots and self.node.reachable
 
     def allows(self, model: str, now: float) -> bool:
-        """Whether it has not failed too often for this model lately."""
+        """Whether the breaker for this model lets a request through."""
         breaker = self.breakers.get(model)
         return breaker is None or breaker.allows(now)
 
     def serves(self, model: str) -> bool:
-        """Busy or not.  Ollama's ``:latest`` may be left out."""
+        """Whether it serves the model, busy or not; Ollama's ``:latest`` may be left out."""
         return model in self.models or (
             self.kind == "ollama" and ":" not in model and f"{model}:latest" in self.models
         )
@@ -75,7 +72,7 @@ class Engine:
 
 
 class Node:
-    """One registration of a node: a new one, with a new epoch, is a new object."""
+    """One registration of a node; a new registration, with a new epoch, is a new object."""
 
     def __init__(
         self, id: str, epoch: int, register: Register, link: LinkDriver, at: float
@@ -85,39 +82,42 @@ class Node:
         self.name = register.name
         self.platform = register.platform
         self.region = register.region
-        """Where it says it is; empty when it does not."""
+        """Region that it reports; empty when it reports none."""
         self.release = register.release
         self.session = secrets.token_bytes(16)
         self.link: LinkDriver | None = link
         self.tunnels: list[ServerTunnel] = []
         self.engines: dict[str, Engine] = {}
         self.served: set[str] = set()
-        """Models it has reported so far."""
+        """Models reported so far."""
         self.draining = False
-        """It has said that it leaves."""
+        """The node has announced that it leaves."""
         self.drained = False
-        """The operator wants it to be given nothing new."""
+        """The operator wants it to get no new requests."""
         self.connected_at = at
         """Unix seconds."""
         self.heartbeat: Heartbeat | None = None
 
     @property
     def connected(self) -> bool:
-        """Whether it will take streams: if not this very moment, then when its tunnels stand."""
+        """Whether it takes new streams: at once, or as soon as its tunnels are up."""
         return self.link is not None and not self.draining and not self.drained
 
     @property
     def reachable(self) -> bool:
-        """Whether a new stream could be opened now."""
+        """Whether a new stream can be opened now."""
         if self.link is not None and not self.draining and not self.drained:
-            for tunnel in self.tunnels:  # a loop, for it is asked for each candidate
+            for tunnel in self.tunnels:  # a loop, because it runs for each candidate
                 if tunnel.connection.usable:
                     return True
         return False
 
     def tunnel(self) -> ServerTunnel | None:
-        """The usable tunnel with the fewest streams; of several, the one last heard from, which is
-        the least likely to be dead without knowing it."""
+        """Return the usable tunnel with the fewest streams; None if there is none.
+
+        Of several, return the one that last received something: it is the least likely to be dead
+        without notice.
+        """
         best, fewest, heard = None, 1 << 30, 0.0
         for tunnel in self.tunnels:
             connection = tunnel.connection
@@ -138,21 +138,21 @@ class Node:
 
     @property
     def problem(self) -> str:
-        """Why none of its engines is asked, as it says itself; empty when one is."""
+        """Why none of its engines gets requests, as the node reports; empty when one does."""
         engines = self.engines.values()
         if any(engine.healthy and engine.slots > 0 for engine in engines):
             return ""
-        said = dict.fromkeys(engine.problem or "an engine is down" for engine in engines)
-        return "; ".join(said)[:1024] or "no engine"
+        problems = dict.fromkeys(engine.problem or "an engine is down" for engine in engines)
+        return "; ".join(problems)[:1024] or "no engine"
 
     def __repr__(self) -> str:
-        leaves = self.draining or self.drained
-        state = "gone" if self.link is None else "draining" if leaves else "here"
+        leaving = self.draining or self.drained
+        state = "gone" if self.link is None else "draining" if leaving else "connected"
         return f"<Node {self.id} epoch {self.epoch} {state} tunnels={len(self.tunnels)}>"
 
 
 class Registry:
-    """The one owner of who is here.  Every change compares epochs by comparing the object."""
+    """The connected nodes.  Epochs are compared by object identity: a node is one registration."""
 
     def __init__(self, known_models: Iterable[str] = ()) -> None:
         self._nodes: dict[str, Node] = {}
@@ -160,9 +160,9 @@ class Registry:
         self._candidates: dict[str, tuple[Engine, ...]] = {}
         self._known: dict[str, None] = dict.fromkeys(known_models)
         self.on_room: Callable[[Node], None] = lambda node: None
-        """Called when an engine of this node may be able to take one request more."""
+        """Called when an engine of this node may have room for one more request."""
 
-    # ── questions ─────────────────────────────────────────────────────────────────────────────
+    # ── queries ───────────────────────────────────────────────────────────────────────────────
 
     def nodes(self) -> Sequence[Node]:
         return tuple(self._nodes.values())
@@ -178,7 +178,7 @@ class Registry:
         return self._sessions.get(session)
 
     def candidates(self, model: str) -> tuple[Engine, ...]:
-        """Engines that serve ``model``, busy or not."""
+        """Return the engines that serve ``model``, busy or not."""
         found = self._candidates.get(model)
         if found is None:
             found = tuple(
@@ -187,12 +187,12 @@ class Registry:
                 for engine in node.engines.values()
                 if engine.serves(model)
             )
-            if found:  # names that nobody serves are users' inventions: not worth keeping
+            if found:  # unknown names, which clients may invent, must not fill the cache
                 self._candidates[model] = found
         return found
 
-    def able(self, model: str, now: float) -> Sequence[Engine]:
-        """Candidates without those that have failed too often for it lately."""
+    def available(self, model: str, now: float) -> Sequence[Engine]:
+        """Return the candidates whose breakers let a request through."""
         candidates = self.candidates(model)
         for engine in candidates:
             if engine.breakers and not engine.allows(model, now):
@@ -200,11 +200,11 @@ class Registry:
         return candidates
 
     def is_known(self, model: str) -> bool:
-        """Whether some node served it before, though perhaps none does now."""
+        """Whether any node has served the model, even if none does now."""
         return model in self._known or f"{model}:latest" in self._known
 
     def models(self) -> dict[str, list[Engine]]:
-        """What is served now, by name."""
+        """Return the engines of each model that is served now."""
         models: dict[str, list[Engine]] = {}
         for node in self._nodes.values():
             for engine in node.engines.values():
@@ -215,7 +215,7 @@ class Registry:
     # ── changes ───────────────────────────────────────────────────────────────────────────────
 
     def add(self, node: Node) -> Node | None:
-        """A registration begins.  Returns the older one of the same node that it supersedes."""
+        """Add a registration.  Returns the older one of the same node that it supersedes."""
         older = self._nodes.pop(node.id, None)
         if older is not None:
             self._sessions.pop(older.session, None)
@@ -225,7 +225,7 @@ class Registry:
         return older
 
     def remove(self, node: Node) -> bool:
-        """A registration ends.  False when a newer one has taken its place already."""
+        """Remove a registration.  Returns False when a newer one has taken its place already."""
         self._sessions.pop(node.session, None)
         node.link = None
         if self._nodes.get(node.id) is not node:
@@ -235,7 +235,7 @@ class Registry:
         return True
 
     def report(self, node: Node, reports: Sequence[EngineReport]) -> set[str]:
-        """A node's whole present list of engines.  Returns the models it had not before."""
+        """Replace a node's engines by those reported.  Returns the models that are new."""
         kept: dict[str, Engine] = {}
         for report in reports:
             engine = node.engines.get(report.name)
@@ -248,17 +248,17 @@ class Registry:
         self._candidates.clear()
         new = {name for engine in kept.values() for name in engine.models} - node.served
         if len(node.served) + len(new) > MAX_SERVED:
-            new = set()  # a node that invents names must not fill our memory or the store
+            new = set()  # a node that invents names must not fill memory or store
         node.served |= new
         self._known.update(dict.fromkeys(new))
         self.room(node)
         return new
 
     def room(self, node: Node) -> None:
-        """A tunnel came up, or slots were added."""
+        """Announce room: a tunnel came up, or slots were added."""
         self.on_room(node)
 
     def release(self, engine: Engine) -> None:
-        """A request has given its slot back."""
+        """Give back the slot of a request."""
         engine.active -= 1
         self.on_room(engine.node)  # not only the engine: its tunnels may have been full of streams

@@ -1,11 +1,11 @@
-"""Port 17001: tunnels come in, prove which registration they belong to, and carry its streams.
+"""Port 17001: nodes' tunnels connect, prove their registration, and carry its streams.
 
-What a lost tunnel carried goes on over another one of the same node: at once if there is one, or
-when one comes within ``RESUME_SECONDS``.  Whatever has not begun need not wait for that: it may be
-asked of another node.
+The streams of a lost tunnel resume over another tunnel of the same node: at once if there is one,
+or when one connects within ``RESUME_SECONDS``.  Streams without any answer yet need not wait for
+that: their requests may be retried on another node.
 
 A tunnel that is silent just when it is needed may be lost, or slow.  The node's other tunnels are
-asked then: if one of them answers first, the silent one is given up for lost.
+probed then: if one of them answers first, the silent one is declared lost.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from random import Random
 
 from fabric_server.nodes.links import node_id_of
 from fabric_server.nodes.registry import Node, Registry
-from protocol.aio.server import ServerStream, ServerTunnel
+from protocol.aio.server import ServerTunnel
 from protocol.errors import Code
 from protocol.messages import Hello
 from protocol.tunnel.resume import RESUME_SECONDS
@@ -25,7 +25,7 @@ from protocol.tunnel.resume import RESUME_SECONDS
 log = logging.getLogger("fabric.tunnels")
 
 MAX_TUNNELS = 16
-"""Per registration, whatever a node does."""
+"""Limit per registration."""
 
 
 class Tunnels:
@@ -37,12 +37,12 @@ class Tunnels:
         self._open: set[ServerTunnel] = set()
         self._nodes: dict[ServerTunnel, Node] = {}
         self._numbered: dict[tuple[str, int], ServerTunnel] = {}
-        """Those of ``_nodes`` whose streams may go on elsewhere, by node and number."""
+        """Those of ``_nodes`` whose streams can resume elsewhere, by node and number."""
         self._lost: dict[ServerTunnel, tuple[str, asyncio.TimerHandle]] = {}
-        """With streams that wait for another tunnel of that node."""
+        """Lost tunnels with streams that wait for another tunnel of that node."""
         self.refused = 0
         self.resumed = 0
-        """Streams that went on over another tunnel."""
+        """Streams that resumed over another tunnel."""
         self._received_before = 0
         self._sent_before = 0
 
@@ -75,13 +75,13 @@ class Tunnels:
         for tunnel in list(self._lost):
             self._give_up(tunnel)
 
-    # ── what a tunnel tells ───────────────────────────────────────────────────────────────────
+    # ── callbacks of a tunnel ─────────────────────────────────────────────────────────────────
 
     def on_hello(self, tunnel: ServerTunnel, hello: Hello) -> None:
         node = self._registry.by_session(hello.session)
         if node is None or node.id != node_id_of(tunnel.peer_certificate()):
             self.refused += 1
-            tunnel.close(Code.UNAUTHORISED, "no such session: register again")
+            tunnel.close(Code.UNAUTHORISED, "unknown session: register again")
             return
         if len(node.tunnels) >= MAX_TUNNELS:
             self.refused += 1
@@ -95,7 +95,7 @@ class Tunnels:
                 lost.abort("the node has lost it")
         if hello.tunnel:
             self._numbered[node.id, hello.tunnel] = tunnel
-        self._is_usable(node)
+        self._on_usable(node)
 
     def on_drain(self, tunnel: ServerTunnel, reason: str, seconds: float) -> None:
         log.debug("tunnel drains", extra={"peer": tunnel.peer, "reason": reason})
@@ -122,7 +122,7 @@ class Tunnels:
         if tunnel.suspended:
             loop = asyncio.get_running_loop()
             self._lost[tunnel] = node.id, loop.call_later(RESUME_SECONDS, self._give_up, tunnel)
-            self._go_on(tunnel)
+            self._resume(tunnel)
 
     def on_silence(self, tunnel: ServerTunnel) -> None:
         node = self._nodes.get(tunnel)
@@ -132,27 +132,27 @@ class Tunnels:
         for other in node.tunnels:
             if not other.connection.suspected:
                 other.probe()
-        self._tell_stuck(iter(tunnel.streams))
+        self._notify_stuck(iter(tunnel.streams))
 
     def on_pong(self, tunnel: ServerTunnel) -> None:
         node = self._nodes.get(tunnel)
         if node is None:
             return
         for other in list(node.tunnels):
-            if other.connection.suspected and other.connection.active:
-                other.abort("silent, while another tunnel answers")
-        self._is_usable(node)  # again, if it was in doubt itself
+            if other.connection.doubted and other.connection.active:
+                other.lose("silent, while another tunnel answers")
+        self._on_usable(node)  # once more, if it was in doubt itself
 
     # ── after a cut ───────────────────────────────────────────────────────────────────────────
 
-    def _is_usable(self, node: Node) -> None:
+    def _on_usable(self, node: Node) -> None:
         for lost, (node_id, _) in list(self._lost.items()):
             if node_id == node.id:
-                self._go_on(lost)
+                self._resume(lost)
         self._registry.room(node)
 
-    def _go_on(self, lost: ServerTunnel) -> None:
-        """Move what ``lost`` carried to the node's other tunnels, as far as they have room."""
+    def _resume(self, lost: ServerTunnel) -> None:
+        """Move the streams of ``lost`` to the node's other tunnels, as far as they have room."""
         node_id, timer = self._lost[lost]
         node = self._registry.node(node_id)  # perhaps a newer registration of it
         streams = lost.suspended
@@ -170,14 +170,14 @@ class Tunnels:
             timer.cancel()
             del self._lost[lost]
         else:
-            self._tell_stuck(iter(streams[moved:]))
+            self._notify_stuck(iter(streams[moved:]))
 
-    def _tell_stuck(self, streams: Iterator[ServerStream]) -> None:
-        """One in each turn of the loop: whoever leaves takes a slot, and the next one sees that."""
+    def _notify_stuck(self, streams: Iterator[Stream]) -> None:
+        """Notify one stream per turn of the loop: one that leaves may take the last slot."""
         for stream in streams:
             if stream.stuck:
                 stream.handler.on_stuck()
-                asyncio.get_running_loop().call_soon(self._tell_stuck, streams)
+                asyncio.get_running_loop().call_soon(self._notify_stuck, streams)
                 return
 
     def _give_up(self, lost: ServerTunnel) -> None:

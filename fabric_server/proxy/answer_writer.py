@@ -71,7 +71,9 @@ class AnswerWriter:
         self._usage_asked = usage_asked
         self._kind = choice.engine.kind
         self._continuation = continuation
-        self._headers: Headers = [(b"x-fabric-route", choice.why.encode())] if choice.why else []
+        self._headers: Headers = (
+            [(b"x-fabric-route", choice.route_reason.encode())] if choice.route_reason else []
+        )
         self._held: list[bytes] = []
         self._held_size = 0
 
@@ -108,7 +110,7 @@ class AnswerWriter:
                     )
             else:
                 self.meter = endpoint.body_meter()
-                if endpoint.rewritten:
+                if endpoint.changes_length:
                     self.announced = None
 
     def start(self) -> None:

@@ -9,7 +9,8 @@ from fabric_server.nodes.circuit_breaker import CircuitBreaker
 from fabric_server.nodes.registry import Registry
 from fabric_server.proxy.attempt import Attempt, Ending
 from fabric_server.proxy.hedging import Hedging
-from fabric_server.routing.load_balancer import Knowledge
+from fabric_server.routing.latency import tokens_per_second
+from fabric_server.routing.load_balancer import RoutingState
 from protocol.errors import Code
 
 log = logging.getLogger("fabric.gateway")
@@ -35,7 +36,7 @@ class OutcomeReporter:
     """Keeps latency estimates and circuit breakers up to date (Envoy: outlier detection)."""
 
     def __init__(
-        self, known: Knowledge, registry: Registry, loop: asyncio.AbstractEventLoop
+        self, known: RoutingState, registry: Registry, loop: asyncio.AbstractEventLoop
     ) -> None:
         self.known = known
         self._registry = registry
@@ -46,21 +47,23 @@ class OutcomeReporter:
     ) -> None:
         """Measure how fast the engine was."""
         now, first, began = self._loop.time(), attempt.first_byte_at, attempt.clock.began_at
-        engine, cold, latency = attempt.choice.engine, attempt.choice.cold, self.known.latency
+        engine, cold, latency = attempt.choice.engine, attempt.choice.cold_start, self.known.latency
         if ending.code in _ITS_FAULT or attempt.answer.status >= 500:
-            latency.fail(engine, model, now=now)
+            latency.penalize(engine, model, now=now)
         elif ending.lost_hedge and not cold:
             hedging.observe_at_least(model, now - began, stream=stream)
             if stream:
-                latency.outwait(engine, model, now - began, now=now)
+                latency.observe_at_least(engine, model, now - began, now=now)
         elif ending.outcome == "ok" and first is not None:
             if not cold:
                 hedging.observe(model, first - began, stream=stream)
             tokens = attempt.answer.meter.usage.completion_tokens
             if stream:
-                latency.learn(engine, model, first - began, tokens, now - first, now=now, cold=cold)
+                rate = tokens_per_second(tokens, now - first)
+                latency.update(engine, model, first - began, rate, now=now, cold=cold)
             else:  # the whole answer came at once
-                latency.learn(engine, model, None, tokens, now - began, now=now, cold=cold)
+                rate = tokens_per_second(tokens, now - began)
+                latency.update(engine, model, None, rate, now=now, cold=cold)
 
     def update_breaker(self, attempt: Attempt, ending: Ending, model: str) -> None:
         """Count a failure or a success in the engine's circuit breaker for ``model``.
@@ -76,7 +79,7 @@ class OutcomeReporter:
         elif ending.code in _ENGINES_FAULT:
             if breaker is None:
                 breaker = engine.breakers[model] = CircuitBreaker()
-            seconds = breaker.failed(self._loop.time())
+            seconds = breaker.record_failure(self._loop.time())
             if seconds is not None:
                 self._loop.call_later(seconds, self._registry.room, engine.node)
                 log.warning(
@@ -90,4 +93,4 @@ class OutcomeReporter:
                     },
                 )
         elif breaker is not None:
-            breaker.let_go()
+            breaker.release_probe()

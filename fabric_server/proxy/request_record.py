@@ -140,7 +140,7 @@ class RequestRecord:
             total_ms=total * 1000,
             bytes_in=request.body.received,
             bytes_out=request.response.bytes_out,
-            route="" if choice is None else choice.why[:MAX_ROUTE],
+            route="" if choice is None else choice.route_reason[:MAX_ROUTE],
             continued=self.continued,
         )
 

@@ -91,14 +91,16 @@ class RetryLoop:
             if ending.error is not None and not self._request.response.finished:
                 raise ending.error
             if ending.to_continue and continuation is not None:
-                self._continuing, requirements.kinds = True, continuation.kinds
+                self._continuing, requirements.engine_kinds = True, continuation.kinds
                 upstream.budget.spend()
                 continue
             if attempt.answer.started:
                 return
             node = attempt.choice.engine.node
             if ending.code == Code.LOST and not ending.abandoned and node.reachable:
-                requirements.tried.remove(node.id)  # only a tunnel was lost: it has another one
+                requirements.excluded_nodes.remove(
+                    node.id
+                )  # only a tunnel was lost: it has another one
             retriable = ending.abandoned or ending.code in TRY_ELSEWHERE
             if not retriable or not self.can_retry():
                 if self._continuing:
@@ -136,15 +138,15 @@ class RetryLoop:
 
     def _note_try(self, engine: Engine) -> None:
         if (breaker := engine.breakers.get(self._requirements.model)) is not None:
-            breaker.begun(self._loop.time())
+            breaker.on_attempt(self._loop.time())
         self._record.attempts += 1
-        self._requirements.tried.append(engine.node.id)
+        self._requirements.excluded_nodes.append(engine.node.id)
 
     def can_retry(self) -> bool:
         upstream = self._upstream
         if not self._whole or self._record.attempts >= MAX_TRIES or not upstream.budget.allows:
             return False
-        return upstream.admission.another(self._requirements)
+        return upstream.admission.has_alternative(self._requirements)
 
     def can_continue(self) -> bool:
         if self._continuation is None or self._record.attempts >= MAX_TRIES:
@@ -216,7 +218,7 @@ class RetryLoop:
     def _head(self, attempt: Attempt, body: bytes) -> RequestHead:
         headers, endpoint = self._request.headers, self._endpoint
         forwarded = []
-        for name, node_name in endpoint.passed:
+        for name, node_name in endpoint.forwarded_headers:
             value = headers.get(name)
             if value and len(value) <= _MAX_HEADER:
                 forwarded.append((node_name, value.decode("latin-1")))
@@ -262,9 +264,11 @@ class RetryLoop:
         metrics = upstream.metrics
         if answer.started:
             if attempt.hedge is not None:
-                metrics.hedges_won += attempt.choice.engine.node.id != requirements.tried[0]
+                metrics.hedges_won += (
+                    attempt.choice.engine.node.id != requirements.excluded_nodes[0]
+                )
             metrics.continued += answer.is_rest
-            upstream.admission.learn(
+            upstream.admission.record_service_time(
                 record.parsed.model, self._loop.time() - attempt.clock.began_at
             )  # attempts without an answer do not show how long answers take
         record.end_attempt(attempt, ending)

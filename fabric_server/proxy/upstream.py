@@ -33,5 +33,5 @@ class UpstreamContext:
 
     def __post_init__(self) -> None:
         self.outcomes = OutcomeReporter(
-            self.admission.router.knowledge, self.registry, asyncio.get_running_loop()
+            self.admission.balancer.state, self.registry, asyncio.get_running_loop()
         )

@@ -1,4 +1,4 @@
-"""Who is next: a request takes a free slot at once, or waits in line for one."""
+"""Admission to an engine's slots: a request takes a free slot at once, or is queued for one."""
 
 from __future__ import annotations
 
@@ -14,19 +14,37 @@ from fabric_server.dialects.errors import ApiError
 from fabric_server.nodes.registry import Engine, Node, Registry
 from fabric_server.routing.criteria import Requirements
 from fabric_server.routing.fair_queue import FairQueue, Rank
-from fabric_server.routing.load_balancer import Choice, LoadBalancer, is_cold, suits, within
+from fabric_server.routing.load_balancer import (
+    Choice,
+    LoadBalancer,
+    filter_engine,
+    in_region,
+    is_cold,
+)
 
 RETRY_AFTER_NODE = 5.0
-"""Seconds after which a node that went away may be back: reconnecting takes it about so long."""
+"""Seconds after which a lost node may be back: about as long as reconnecting takes."""
 MIN_RETRY_AFTER, MAX_RETRY_AFTER = 1.0, 120.0
-USUAL_SECONDS = 5.0
-"""What a request is taken to take of a slot's time before any has been measured."""
-_NEWS = 0.1
-"""How much one measured request moves the average."""
+DEFAULT_SERVICE_SECONDS = 5.0
+"""How long a request is assumed to hold a slot before any has been measured."""
+_SMOOTHING = 0.1
+"""Weight of one measured request in the average."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """Limits of each model's queue."""
+
+    length: int
+    """Requests that may wait for one model."""
+    length_per_key: int
+    """Requests of one key among them."""
+    timeout: float
+    """Seconds that a request may wait."""
 
 
 class Waiter:
-    """A request in line."""
+    """A queued request."""
 
     __slots__ = ("future", "request_id", "requirements", "since")
 
@@ -45,26 +63,26 @@ class Waiter:
 
 
 @dataclass(frozen=True, slots=True)
-class QueueFigures:
-    """One model's line now."""
+class QueueStats:
+    """Figures of one model's queue."""
 
     model: str
     length: int
     by_priority: tuple[int, ...]
     keys: int
     oldest: float
-    """Seconds that the one who has waited longest has waited."""
+    """Seconds that the oldest request has waited."""
     slots: int
-    """Of the engines that may serve it."""
+    """Slots of the engines that may serve it."""
     service: float
     """Seconds that an answer takes on average."""
     estimate: float | None
-    """Seconds that one more would wait at most; None when nobody may serve it."""
+    """Seconds that one more request would wait at most; None when no engine may serve it."""
 
 
 @dataclass(frozen=True, slots=True)
-class PlaceFigures:
-    """One request's place in line now."""
+class QueuePosition:
+    """One request's place in the queue."""
 
     waiter: Waiter
     position: int
@@ -74,9 +92,10 @@ class PlaceFigures:
 
 
 class Admission:
-    """One line per model; a slot that becomes free goes at once to who is next for it.
+    """One fair queue per model; a slot that becomes free goes at once to the next request for it.
 
-    So, while an engine has room, nobody waits who could use it, and whoever comes may take it.
+    So no request waits while an engine that could serve it has room, and an arriving request may
+    take any free slot.
     """
 
     def __init__(
@@ -84,41 +103,30 @@ class Admission:
         registry: Registry,
         *,
         rng: Random,
-        queue_length: int,
-        queue_length_per_key: int,
-        queue_timeout: float,
+        limits: QueueLimits,
         clock: Callable[[], float] | None = None,
-        router: LoadBalancer | None = None,
+        balancer: LoadBalancer | None = None,
     ) -> None:
-        """``queue_length`` is the most requests that may wait for one model,
-        ``queue_length_per_key`` the most of them of one key; times in event-loop seconds."""
+        """``clock`` returns event-loop seconds."""
         self._registry = registry
-        self.router = router or LoadBalancer(registry.engine, rng)
-        self._queue_length = queue_length
-        self._queue_length_per_key = queue_length_per_key
-        self._queue_timeout = queue_timeout
+        self.balancer = balancer or LoadBalancer(registry.engine, rng)
+        self.limits = limits
+        """Limits for requests that arrive from now on; queued ones stay."""
         self._clock = clock or asyncio.get_running_loop().time
-        self._lines: dict[str, FairQueue[Waiter]] = {}
+        self._queues: dict[str, FairQueue[Waiter]] = {}
         self._waiters: dict[str, Waiter] = {}
-        """By request id."""
-        self._turns = count(1)
+        """Queued requests by id."""
+        self._rounds = count(1)
         self._service: dict[str, float] = {}
-        """Seconds that an answer takes, by model: an average that forgets."""
+        """Seconds that an answer takes, by model: a moving average."""
         registry.on_room = self._on_room
 
     # ── what the gateway calls ────────────────────────────────────────────────────────────────
 
-    def set_limits(
-        self, *, queue_length: int, queue_length_per_key: int, queue_timeout: float
-    ) -> None:
-        """For those who come from now on; who is in line stays."""
-        self._queue_length = queue_length
-        self._queue_length_per_key = queue_length_per_key
-        self._queue_timeout = queue_timeout
-
     def admit_now(self, requirements: Requirements, now: float) -> Choice | None:
         """Take a slot without waiting; None if there is none."""
-        choice = self.router.choose(self._registry.able(requirements.model, now), requirements, now)
+        candidates = self._registry.available(requirements.model, now)
+        choice = self.balancer.pick(candidates, requirements, now)
         if choice is not None:
             choice.engine.active += 1
         return choice
@@ -126,167 +134,172 @@ class Admission:
     async def admit(
         self, requirements: Requirements, deadline: float = math.inf, request_id: str = ""
     ) -> Choice:
-        """An engine with one of its slots taken; give it back with ``Registry.release``.
+        """Take a slot, waiting for one if need be; give it back with ``Registry.release``.
 
-        Raises Refusal: the model is unknown, no node for it is up, the line is full, or the wait
-        too long; it ends at ``deadline`` (event-loop seconds) or after ``queue_timeout``.
+        The wait ends at ``deadline`` (event-loop seconds) or after the queue's timeout.  Raises
+        ``ApiError``: the model is unknown, no node for it is up, the queue is full, or the wait
+        too long.
         """
         model, now = requirements.model, self._clock()
         if now >= deadline:
-            raise self._too_late(requirements)
+            raise self._timed_out(requirements)
         choice = self.admit_now(requirements, now)
         if choice is not None:
             return choice
         if not self._registry.candidates(model) and not self._registry.is_known(model):
             raise errors.model_not_found(model)
-        able = self._registry.able(model, now)
-        if not any(_may_serve(engine) and suits(engine, requirements) for engine in able):
+        available = self._registry.available(model, now)
+        if not any(_may_serve(one) and filter_engine(one, requirements) for one in available):
             raise errors.no_capacity(model, RETRY_AFTER_NODE, requirements.regions)
         self._check_length(requirements)
-        engine = await self._wait(
-            requirements, now, min(deadline, now + self._queue_timeout), request_id
-        )
+        deadline = min(deadline, now + self.limits.timeout)
+        engine = await self._wait(requirements, now, deadline, request_id)
         return Choice(engine, "the first free one after a wait", is_cold(engine, model))
 
-    def another(self, requirements: Requirements) -> bool:
-        """Whether some other node could take the request now."""
+    def has_alternative(self, requirements: Requirements) -> bool:
+        """Whether another node could take the request now."""
         now = self._clock()
-        candidates = self._registry.able(requirements.model, now)
-        return self.router.choose(candidates, requirements, now) is not None
+        candidates = self._registry.available(requirements.model, now)
+        return self.balancer.pick(candidates, requirements, now) is not None
 
-    def learn(self, model: str, seconds: float) -> None:
-        """A request has held a slot for so long: what waiting times are estimated by."""
+    def record_service_time(self, model: str, seconds: float) -> None:
+        """Take in how long a request held its slot; waiting times are estimated from it."""
         average = self._service.setdefault(model, seconds)
-        self._service[model] = average + (seconds - average) * _NEWS
+        self._service[model] = average + (seconds - average) * _SMOOTHING
 
-    # ── who waits ─────────────────────────────────────────────────────────────────────────────
+    # ── figures ───────────────────────────────────────────────────────────────────────────────
 
     @property
     def waiting(self) -> int:
-        return sum(map(len, self._lines.values()))
+        return sum(map(len, self._queues.values()))
 
     def position(self, request_id: str) -> int | None:
-        """1 is next, None is not in line."""
+        """Return the request's position, 1 being next; None when it is not queued."""
         waiter = self._waiters.get(request_id)
         if waiter is None or waiter.future.done():
             return None
-        return self._lines[waiter.requirements.model].position(waiter, self._clock())
+        return self._queues[waiter.requirements.model].position(waiter, self._clock())
 
-    def place(self, request_id: str) -> PlaceFigures | None:
+    def place(self, request_id: str) -> QueuePosition | None:
         position = self.position(request_id)
         if position is None:
             return None
         waiter = self._waiters[request_id]
         estimate = self._estimate(waiter.requirements, position)
-        return PlaceFigures(waiter, position, self._clock() - waiter.since, estimate)
+        return QueuePosition(waiter, position, self._clock() - waiter.since, estimate)
 
-    def lines(self) -> list[QueueFigures]:
-        """Of the models that somebody waits for."""
+    def queues(self) -> list[QueueStats]:
+        """Return the figures of every queue that is not empty."""
         now = self._clock()
-        return [self._figures(model, line, now) for model, line in sorted(self._lines.items())]
+        return [self._stats(model, queue, now) for model, queue in sorted(self._queues.items())]
 
-    def _figures(self, model: str, line: FairQueue[Waiter], now: float) -> QueueFigures:
-        oldest = line.oldest
-        return QueueFigures(
+    def _stats(self, model: str, queue: FairQueue[Waiter], now: float) -> QueueStats:
+        oldest = queue.oldest
+        return QueueStats(
             model=model,
-            length=len(line),
-            by_priority=line.by_priority,
-            keys=line.keys,
+            length=len(queue),
+            by_priority=queue.by_priority,
+            keys=queue.keys,
             oldest=0.0 if oldest is None else now - oldest.since,
             slots=self._slots(Requirements(model)),
-            service=self._service.get(model, USUAL_SECONDS),
-            estimate=self._estimate(Requirements(model), len(line) + 1),
+            service=self._service.get(model, DEFAULT_SERVICE_SECONDS),
+            estimate=self._estimate(Requirements(model), len(queue) + 1),
         )
 
-    # ── in line ───────────────────────────────────────────────────────────────────────────────
+    # ── queueing ──────────────────────────────────────────────────────────────────────────────
 
     async def _wait(
         self, requirements: Requirements, now: float, deadline: float, request_id: str
     ) -> Engine:
         waiter = Waiter(requirements, now, request_id, asyncio.get_running_loop().create_future())
-        self._join(waiter)
+        self._enqueue(waiter)
         try:
             async with asyncio.timeout_at(deadline):
                 return await waiter.future
         except TimeoutError:
-            self._give_up(waiter)
-            raise self._too_late(requirements) from None
+            self._abandon(waiter)
+            raise self._timed_out(requirements) from None
         except asyncio.CancelledError:
-            self._give_up(waiter)
+            self._abandon(waiter)
             raise
         finally:
             self._waiters.pop(request_id, None)
 
-    def _join(self, waiter: Waiter) -> None:
-        line = self._lines.get(waiter.requirements.model)
-        if line is None:
-            line = self._lines[waiter.requirements.model] = FairQueue(self._turns)
-        line.join(waiter)
+    def _enqueue(self, waiter: Waiter) -> None:
+        queue = self._queues.get(waiter.requirements.model)
+        if queue is None:
+            queue = self._queues[waiter.requirements.model] = FairQueue(self._rounds)
+        queue.add(waiter)
         if waiter.request_id:
             self._waiters[waiter.request_id] = waiter
 
-    def _give_up(self, waiter: Waiter) -> None:
+    def _abandon(self, waiter: Waiter) -> None:
         if waiter.future.done() and not waiter.future.cancelled():
-            # Given a slot in the same turn in which the wait was given up: pass it on.
+            # It got a slot in the same turn of the loop in which the wait ended: pass it on.
             self._registry.release(waiter.future.result())
             return
-        line = self._lines.get(waiter.requirements.model)
-        if line is not None and waiter in line:
-            line.remove(waiter)
-            self._tidy(waiter.requirements.model)
+        queue = self._queues.get(waiter.requirements.model)
+        if queue is not None and waiter in queue:
+            queue.remove(waiter)
+            self._drop_if_empty(waiter.requirements.model)
 
-    def _tidy(self, model: str) -> None:
-        if not len(self._lines[model]):
-            del self._lines[model]
+    def _drop_if_empty(self, model: str) -> None:
+        if not len(self._queues[model]):
+            del self._queues[model]
 
     def _on_room(self, node: Node) -> None:
-        if not self._lines or self._registry.node(node.id) is not node:
+        if not self._queues or self._registry.node(node.id) is not node:
             return
         now = self._clock()
         for engine in node.engines.values():
             while engine.has_room and (waiter := self._next_for(engine, now)):
                 model = waiter.requirements.model
-                self._lines[model].take(waiter)
-                self._tidy(model)
+                self._queues[model].serve(waiter)
+                self._drop_if_empty(model)
                 if not waiter.future.done():
                     engine.active += 1
                     waiter.future.set_result(engine)
 
     def _next_for(self, engine: Engine, now: float) -> Waiter | None:
-        """Of all that this engine could serve; models that share it take turns like keys."""
+        """Return the next request that this engine can serve; its models take turns like keys."""
         best: tuple[Rank, Waiter] | None = None
-        for model, line in self._lines.items():
+        for model, queue in self._queues.items():
             if engine.serves(model) and engine.allows(model, now):
-                found = line.first(now, lambda waiter: suits(engine, waiter.requirements))
+                found = queue.first(now, lambda one: filter_engine(engine, one.requirements))
                 if found is not None and (best is None or found[0] < best[0]):
                     best = found
         return best and best[1]
 
-    # ── refusing ──────────────────────────────────────────────────────────────────────────────
+    # ── limits ────────────────────────────────────────────────────────────────────────────────
 
     def _check_length(self, requirements: Requirements) -> None:
-        """Raises Refusal when the line is full: 429 when this key's own requests fill it, which
-        are those that are more than an equal share."""
-        line = self._lines.get(requirements.model)
-        length, held = (0, 0) if line is None else (len(line), line.held(requirements.key_id))
-        if length < self._queue_length and held < self._queue_length_per_key:
+        """Raise ``ApiError`` when the queue is full.
+
+        The status is 429 when this key's own requests fill it: more of them wait than an equal
+        share.
+        """
+        limits, queue = self.limits, self._queues.get(requirements.model)
+        length, queued = (
+            (0, 0) if queue is None else (len(queue), queue.queued(requirements.key_id))
+        )
+        if length < limits.length and queued < limits.length_per_key:
             return
         retry_after = self._retry_after(requirements)
         if (
-            line is not None
-            and held
-            and held >= min(self._queue_length_per_key, self._queue_length / line.keys)
+            queue is not None
+            and queued
+            and queued >= min(limits.length_per_key, limits.length / queue.keys)
         ):
             raise errors.queue_share_full(requirements.model, retry_after)
         raise errors.queue_full(requirements.model, retry_after)
 
-    def _too_late(self, requirements: Requirements) -> ApiError:
+    def _timed_out(self, requirements: Requirements) -> ApiError:
         return errors.queue_timeout(requirements.model, self._retry_after(requirements))
 
     def _retry_after(self, requirements: Requirements) -> float:
-        """Until one more request of this key would be served."""
-        line = self._lines.get(requirements.model)
-        ahead = 0 if line is None else line.ahead(requirements.key_id)
+        """Estimate the seconds until one more request of this key would be served."""
+        queue = self._queues.get(requirements.model)
+        ahead = 0 if queue is None else queue.ahead(requirements.key_id)
         estimate = self._estimate(requirements, ahead + 1)
         if estimate is None:
             return RETRY_AFTER_NODE
@@ -294,20 +307,19 @@ class Admission:
 
     def _estimate(self, requirements: Requirements, position: int) -> float | None:
         slots = self._slots(requirements)
-        return (
-            position * self._service.get(requirements.model, USUAL_SECONDS) / slots
-            if slots
-            else None
-        )
+        if not slots:
+            return None
+        seconds = self._service.get(requirements.model, DEFAULT_SERVICE_SECONDS)
+        return position * seconds / slots
 
     def _slots(self, requirements: Requirements) -> int:
         return sum(
             engine.slots
             for engine in self._registry.candidates(requirements.model)
-            if _may_serve(engine) and within(engine, requirements)
+            if _may_serve(engine) and in_region(engine, requirements)
         )
 
 
 def _may_serve(engine: Engine) -> bool:
-    """Whether it is worth waiting for."""
+    """Whether the engine is worth waiting for."""
     return engine.healthy and engine.slots > 0 and engine.node.connected

@@ -14,21 +14,21 @@ Aliases = Mapping[str, tuple[str, ...]]
 
 
 def parse_aliases(texts: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Of ``public=real|other`` each; raises ValueError that says what is wrong with which."""
+    """Parse texts like ``public=real|other``.  Raises ``ValueError`` that names the wrong one."""
     aliases: dict[str, tuple[str, ...]] = {}
     for text in texts:
         public, equals, rest = text.partition("=")
         public = public.strip()
         names = tuple(name.strip() for name in rest.split("|"))
         if not equals or not public or not all(names):
-            raise ValueError(f"'{text}' is not of the form public=real or public=real|other")
+            raise ValueError(f"'{text}' is not of the form PUBLIC=REAL or PUBLIC=REAL|OTHER")
         if public in aliases:
-            raise ValueError(f"'{public}' is there twice: put its models into one, with |")
+            raise ValueError(f"'{public}' is defined twice: join its models with |")
         aliases[public] = names
     for public, names in aliases.items():
         for name in names:
             if name in aliases:
-                raise ValueError(f"'{public}' stands for '{name}', which is an alias itself")
+                raise ValueError(f"'{public}' stands for '{name}', which is itself an alias")
     return aliases
 
 
@@ -38,8 +38,10 @@ def resolve(
     has_room: Callable[[str], bool],
     is_served: Callable[[str], bool],
 ) -> str:
-    """The first real name that could be answered at once; else the first that is served at all;
-    else the first.  A name that is no alias is its own."""
+    """Return the first real name with room; else the first that is served; else the first.
+
+    A name that is no alias is returned unchanged.
+    """
     names = aliases.get(model)
     if names is None:
         return model
@@ -51,15 +53,15 @@ def resolve(
 
 
 def other_spelling(model: str) -> str:
-    """To Ollama's clients a name without a tag and the same with ``:latest`` are one."""
+    """Add or remove ``:latest``: Ollama's clients treat both names as one."""
     return model.removesuffix(":latest") if model.endswith(":latest") else f"{model}:latest"
 
 
 def rename(body: bytes, model: str, form: bytes | None = None) -> bytes:
-    """``body``, or the beginning of one, with the value of its ``model`` exchanged.
+    """Return ``body``, or the beginning of one, with the value of its ``model`` replaced.
 
-    ``form`` is the content type of one that is no JSON.  Raises Refusal when it can't be told where
-    that stands.
+    ``form`` is the content type of a body that is no JSON.  Raises ``ApiError`` when the place of
+    the value is unclear.
     """
     if form is not None:
         start, stop = read_form(body, form, frozenset({"model"}))["model"]
@@ -68,6 +70,9 @@ def rename(body: bytes, model: str, form: bytes | None = None) -> bytes:
     scanner.feed(body)
     span = scanner.spans.get(b"model")
     if span is None:
-        raise errors.bad_field("model", "'model' must be spelled plainly, and come early.")
+        raise errors.bad_field(
+            "model",
+            "'model' must be written without escapes and stand near the body's beginning.",
+        )
     start, stop = span
     return body[:start] + msgspec.json.encode(model) + body[stop:]

@@ -1,4 +1,4 @@
-"""What a request wants of the node that takes it: all that admission and routing look at."""
+"""Requirements of a request: all that admission and routing look at."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import IntEnum
 
 
 class Priority(IntEnum):
-    """Lower is sooner."""
+    """Priority levels of the queue; a lower number is served sooner."""
 
     HIGH = 0
     MEDIUM = 1
@@ -16,22 +16,25 @@ class Priority(IntEnum):
 
 @dataclass(slots=True)
 class Requirements:
+    """Constraints and hints for the choice of an engine."""
+
     model: str
     key_id: str = ""
-    """Whose turn it is, where several wait."""
+    """The flow in the fair queue."""
     priority: Priority = Priority.MEDIUM
-    needs: frozenset[str] = frozenset()
-    """Of ``vision``, ``tools``, ``embeddings``: what the engine must be able to, where it tells."""
-    kinds: frozenset[str] | None = None
-    """Of engines that may take it; None is all."""
+    capabilities: frozenset[str] = frozenset()
+    """Capabilities that the engine should have, where it reports any: ``vision``, ``tools``,
+    ``embeddings``."""
+    engine_kinds: frozenset[str] | None = None
+    """Kinds of engines that can take it; None is all."""
     regions: frozenset[str] | None = None
-    """Of nodes that may take it, and no others ever; None is all."""
+    """Regions of the nodes that may take it, never relaxed; None is all."""
     prefix: tuple[int, ...] = ()
-    """Hashes of the prompt's growing beginnings, the shortest first: who has seen the longest of
-    them has most of it in its cache."""
+    """Hashes of the prompt's growing prefixes, the shortest first: an engine that was given the
+    longest of them has most of the prompt in its cache."""
     tokens: int = 0
-    """The prompt's length, estimated; 0 is not known."""
-    tried: list[str] = field(default_factory=list)
-    """Nodes that are not to be asked again."""
+    """The estimated length of the prompt; 0 is unknown."""
+    excluded_nodes: list[str] = field(default_factory=list)
+    """Nodes that must not be tried again."""
     path: str = ""
-    """What the engine must be asked, as nodes know it; empty is anything."""
+    """The path that the engine must support, as nodes report it; empty is any."""

@@ -1,17 +1,18 @@
-"""Who is next among those that wait for one model: a value, which is told the time.
+"""Fair priority queue of the requests for one model.  Pure: ``now`` is passed in.
 
-First by class: a request's priority, raised by one for every ``AGEING_SECONDS`` that it has waited,
-so that the lowest is served too.  Within a class keys take turns: whoever's turn is longest ago is
-next, however many each has waiting.  Within a key, who came first.
+Requests are ordered first by level: the priority, raised by one for every ``AGEING_SECONDS`` of
+waiting, so that low priorities are served too.  Within a level the keys take turns (round robin):
+the key whose last round is longest ago is next, however many requests each has waiting.  Within a
+key, requests are served in order of arrival.
 
-    shares, whose turn it is first     lanes of a share, who came first first
-    alice   turn 7                     high  ·
-                                       medium  a1 a4 a5
-                                       low  a2
-    bob     turn 9                     …
+    flows, the longest unserved first     queues of a flow by priority, the oldest first
+    alice   round 7                       high    ·
+                                          medium  a1 a4 a5
+                                          low     a2
+    bob     round 9                       …
 
-Both are ordered dicts: joining and leaving cost the same however long the line is.  Who is next is
-mostly found at whose turn it is, and costs at the most as much as there are keys.
+Both are ordered dicts: adding and removing cost the same however long the queue is.  The next
+request is mostly found in the first flow; finding it takes at most one look at each flow.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from typing import Generic, Protocol, TypeVar
 from fabric_server.routing.criteria import Priority, Requirements
 
 AGEING_SECONDS = 15.0
-"""A quarter of the default ``queue_timeout``: the lowest becomes the highest in half of it."""
-_AS_OF_SECONDS = 1.0
-"""Positions are worked out for everybody at once, and hold so long while nobody comes or goes."""
+"""A quarter of the default ``queue_timeout``: the lowest level is the highest after half of it."""
+_POSITIONS_SECONDS = 1.0
+"""Positions are computed for all requests at once, and reused so long while the queue is
+unchanged."""
 
 
 class Waiter(Protocol):
-    """Whoever waits; its hash is its identity."""
+    """A queued request; its hash is its identity."""
 
     @property
     def requirements(self) -> Requirements: ...
@@ -38,64 +40,67 @@ class Waiter(Protocol):
 
 
 W = TypeVar("W", bound=Waiter)
-_Lanes = tuple[OrderedDict[W, None], ...]
-"""By priority; in each who came first first."""
+_ByPriority = tuple[OrderedDict[W, None], ...]
+"""Waiters by priority; in each the oldest first."""
 
 Rank = tuple[int, int]
-"""Class and turn: of two lines' first, the smaller goes first."""
+"""Level and round; of the heads of two queues, the smaller rank is served first."""
 
 
-def present_class(waiter: Waiter, now: float) -> int:
-    """Not above the highest: there keys take turns, or whoever has most waiting would be served
-    most."""
+def present_level(waiter: Waiter, now: float) -> int:
+    """Return the waiter's level with ageing.
+
+    Ageing never lifts it above the highest level: among the oldest, the key with the most requests
+    would be served most.
+    """
     return max(0, waiter.requirements.priority - int((now - waiter.since) / AGEING_SECONDS))
 
 
-def _lanes() -> _Lanes[W]:
+def _by_priority() -> _ByPriority[W]:
     return tuple(OrderedDict() for _ in Priority)
 
 
-class _Share(Generic[W]):
-    """What one key has waiting in one line."""
+class _Flow(Generic[W]):
+    """The waiting requests of one key."""
 
-    __slots__ = ("lanes", "turn")
+    __slots__ = ("queues", "round")
 
-    def __init__(self, turn: int) -> None:
-        self.turn = turn
-        self.lanes: _Lanes[W] = _lanes()
+    def __init__(self, round: int) -> None:
+        self.round = round
+        self.queues: _ByPriority[W] = _by_priority()
 
     def __len__(self) -> int:
-        return sum(map(len, self.lanes))
+        return sum(map(len, self.queues))
 
     def first(self, now: float, fits: Callable[[W], bool]) -> tuple[int, W] | None:
         best: tuple[int, W] | None = None
-        for lane in self.lanes:
-            for waiter in lane:
+        for queue in self.queues:
+            for waiter in queue:
                 if fits(waiter):
-                    its = present_class(waiter, now)
-                    if best is None or (its, waiter.since) < (best[0], best[1].since):
-                        best = its, waiter
+                    level = present_level(waiter, now)
+                    if best is None or (level, waiter.since) < (best[0], best[1].since):
+                        best = level, waiter
                     break
         return best
 
-    def by_class(self, now: float) -> dict[int, deque[W]]:
-        waiters = sorted((w for lane in self.lanes for w in lane), key=lambda waiter: waiter.since)
-        classes: dict[int, deque[W]] = defaultdict(deque)
+    def by_level(self, now: float) -> dict[int, deque[W]]:
+        waiters = sorted((w for queue in self.queues for w in queue), key=lambda one: one.since)
+        levels: dict[int, deque[W]] = defaultdict(deque)
         for waiter in waiters:
-            classes[present_class(waiter, now)].append(waiter)
-        return classes
+            levels[present_level(waiter, now)].append(waiter)
+        return levels
 
 
 class FairQueue(Generic[W]):
-    """Everybody who waits for one model."""
+    """All requests that wait for one model."""
 
-    def __init__(self, turns: Iterator[int]) -> None:
-        """``turns`` numbers turns, upwards; lines that are compared have it in common."""
-        self._turns = turns
-        self._shares: OrderedDict[str, _Share[W]] = OrderedDict()
-        self._all: _Lanes[W] = _lanes()
+    def __init__(self, rounds: Iterator[int]) -> None:
+        """``rounds`` counts upwards; queues whose ranks are compared share it."""
+        self._rounds = rounds
+        self._flows: OrderedDict[str, _Flow[W]] = OrderedDict()
+        self._all: _ByPriority[W] = _by_priority()
         self._positions: dict[W, int] | None = None
-        self._as_of = 0.0
+        self._positions_at = 0.0
 
     def __len__(self) -> int:
         return sum(map(len, self._all))
@@ -112,92 +117,95 @@ class FairQueue(Generic[W]):
         return min(self._heads(), key=lambda waiter: waiter.since, default=None)
 
     def _heads(self) -> list[W]:
-        return [next(iter(lane)) for lane in self._all if lane]
+        return [next(iter(queue)) for queue in self._all if queue]
 
     @property
     def keys(self) -> int:
-        return len(self._shares)
+        return len(self._flows)
 
-    def held(self, key_id: str) -> int:
-        """How many of this key wait."""
-        share = self._shares.get(key_id)
-        return 0 if share is None else len(share)
+    def queued(self, key_id: str) -> int:
+        """Return how many requests of this key wait."""
+        flow = self._flows.get(key_id)
+        return 0 if flow is None else len(flow)
 
     def ahead(self, key_id: str) -> int:
-        """How many would go before one more of this key, if all were of one class."""
-        held = self.held(key_id)
-        others = (len(share) for name, share in self._shares.items() if name != key_id)
-        return held + sum(min(held + 1, its) for its in others)
+        """Return how many requests would be served before one more of this key.
 
-    # ── coming and going ──────────────────────────────────────────────────────────────────────
+        The figure holds if all are of one level.
+        """
+        queued = self.queued(key_id)
+        others = (len(flow) for name, flow in self._flows.items() if name != key_id)
+        return queued + sum(min(queued + 1, length) for length in others)
 
-    def join(self, waiter: W) -> None:
-        """Whoever joins later is not older."""
+    # ── adding and removing ───────────────────────────────────────────────────────────────────
+
+    def add(self, waiter: W) -> None:
+        """Append; call in order of ``since``."""
         key_id = waiter.requirements.key_id
-        share = self._shares.get(key_id)
-        if share is None:
-            share = self._shares[key_id] = _Share(next(self._turns))
-        share.lanes[waiter.requirements.priority][waiter] = None
+        flow = self._flows.get(key_id)
+        if flow is None:
+            flow = self._flows[key_id] = _Flow(next(self._rounds))
+        flow.queues[waiter.requirements.priority][waiter] = None
         self._all[waiter.requirements.priority][waiter] = None
         self._positions = None
 
     def remove(self, waiter: W) -> None:
-        """It goes unserved.  Raises KeyError when it is not here."""
+        """Remove a request that is not served.  Raises ``KeyError`` when it is not queued."""
         key_id = waiter.requirements.key_id
         del self._all[waiter.requirements.priority][waiter]
-        share = self._shares[key_id]
-        del share.lanes[waiter.requirements.priority][waiter]
-        if not len(share):
-            del self._shares[key_id]
+        flow = self._flows[key_id]
+        del flow.queues[waiter.requirements.priority][waiter]
+        if not len(flow):
+            del self._flows[key_id]
         self._positions = None
 
-    def take(self, waiter: W) -> None:
-        """It is served, and its key has had its turn."""
+    def serve(self, waiter: W) -> None:
+        """Remove a request that is served, and end its key's round."""
         self.remove(waiter)
         key_id = waiter.requirements.key_id
-        share = self._shares.get(key_id)
-        if share is not None:
-            share.turn = next(self._turns)
-            self._shares.move_to_end(key_id)
+        flow = self._flows.get(key_id)
+        if flow is not None:
+            flow.round = next(self._rounds)
+            self._flows.move_to_end(key_id)
 
-    # ── who is next ───────────────────────────────────────────────────────────────────────────
+    # ── order of service ──────────────────────────────────────────────────────────────────────
 
     def first(self, now: float, fits: Callable[[W], bool]) -> tuple[Rank, W] | None:
-        """The next of those that ``fits`` is true of; ``take`` it."""
+        """Return the next request that ``fits``, with its rank; ``serve`` it afterwards."""
         best: tuple[Rank, W] | None = None
-        highest = min((present_class(one, now) for one in self._heads()), default=0)
-        for share in self._shares.values():
-            found = share.first(now, fits)
+        highest = min((present_level(one, now) for one in self._heads()), default=0)
+        for flow in self._flows.values():
+            found = flow.first(now, fits)
             if found is not None and (best is None or found[0] < best[0][0]):
-                best = (found[0], share.turn), found[1]
+                best = (found[0], flow.round), found[1]
                 if found[0] == highest:
-                    break  # nobody is above it, and it is this key's turn
+                    break  # no level is above it, and it is this key's turn
         return best
 
     def order(self, now: float) -> list[W]:
-        """All, as they would be served now if whatever came free suited everybody."""
-        shares = [share.by_class(now) for share in self._shares.values()]
+        """Return all requests in the order of service, if every free slot suited every request."""
+        flows = [flow.by_level(now) for flow in self._flows.values()]
         order: list[W] = []
-        for its in range(len(Priority)):
-            ring = deque(place for place, classes in enumerate(shares) if classes.get(its))
+        for level in range(len(Priority)):
+            ring = deque(place for place, levels in enumerate(flows) if levels.get(level))
             served: dict[int, None] = {}
             while ring:
                 place = ring.popleft()
-                mine = shares[place][its]
-                order.append(mine.popleft())
-                if mine:
+                own = flows[place][level]
+                order.append(own.popleft())
+                if own:
                     ring.append(place)
                 else:
                     served[place] = None
-            shares = [share for place, share in enumerate(shares) if place not in served] + [
-                shares[place] for place in served
+            flows = [flow for place, flow in enumerate(flows) if place not in served] + [
+                flows[place] for place in served
             ]
         return order
 
     def position(self, waiter: W, now: float) -> int:
-        """1 is next."""
-        if self._positions is None or not 0 <= now - self._as_of < _AS_OF_SECONDS:
+        """Return the request's position; 1 is next."""
+        if self._positions is None or not 0 <= now - self._positions_at < _POSITIONS_SECONDS:
             order = self.order(now)
             self._positions = {one: place for place, one in enumerate(order, start=1)}
-            self._as_of = now
+            self._positions_at = now
         return self._positions[waiter]

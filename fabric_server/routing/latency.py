@@ -1,35 +1,36 @@
-"""How fast each engine has answered for each model: measured, smoothed, and forgotten in time."""
+"""Latency estimates of each engine for each model: measured, smoothed, and forgotten in time."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from fabric_server.nodes.registry import Engine
+from fabric_server.nodes.registry import Engine
 
 MAX_RECORDS = 65_536
 MAX_MODELS = 4_096
 FORGET_SECONDS = 900.0
-"""What was measured counts less and less, and after this time not at all: the engine is tried
-again, however slow it was."""
+"""Measurements lose weight linearly and have none after this time: the engine is tried again,
+however slow it was."""
 SHARE = 0.25
 """Weight of the newest measurement."""
 SHARE_OF_ALL = 0.02
-"""The same in the mean over all engines."""
+"""Weight of the newest measurement in the mean over all engines."""
 FEWEST_TOKENS = 8
-"""Shorter answers tell nothing about tokens a second."""
+"""Shorter answers do not show a rate of tokens."""
 MAX_RATE = 10_000.0
 MAX_SECONDS = 600.0
-"""Nobody gets all requests for claiming a miracle, nor is unsettled by one disaster."""
+"""Single measurements are clamped to these, against outliers."""
 ASSUMED_FIRST_BYTE = 1.0
 ASSUMED_RATE = 30.0
 ASSUMED_LOAD = 10.0
-"""Seconds that a model takes into the accelerator's memory, where that was not measured."""
+"""Seconds to load a model into the accelerator's memory, where that was not measured."""
 FAILED_SECONDS = 30.0
-"""What a failure counts as: somebody waited for nothing."""
+"""Seconds until the first byte that a failure counts as."""
 
 
-class Expected(NamedTuple):
+class Estimate(NamedTuple):
+    """Expected latency of one engine for one model."""
+
     first_byte: float
     """Seconds."""
     rate: float
@@ -37,7 +38,7 @@ class Expected(NamedTuple):
     load: float
     """Seconds more if the model has to be loaded first."""
     known: bool
-    """From this engine itself; otherwise it is what all of them do."""
+    """Measured at this engine; otherwise it is the mean over all engines."""
 
 
 class _Record:
@@ -50,101 +51,118 @@ class _Record:
         self.at = at
 
 
+def tokens_per_second(tokens: int | None, seconds: float) -> float | None:
+    """Return the rate of an answer; None where the answer is too short to show one."""
+    if tokens is None or tokens < FEWEST_TOKENS or seconds <= 0:
+        return None
+    return min(tokens / seconds, MAX_RATE)
+
+
 class LatencyEstimates:
-    """Times are event-loop seconds.  What is known survives that a node goes and comes back."""
+    """Exponentially weighted averages by engine and model.
+
+    Times are event-loop seconds.  The estimates of a node outlive its registration, for when it
+    comes back.
+    """
 
     def __init__(self, most: int = MAX_RECORDS) -> None:
         self._most = most
         self._records: dict[tuple[str, str, str], _Record] = {}
         self._models: dict[str, _Record] = {}
-        self._nothing = _Record(ASSUMED_FIRST_BYTE, ASSUMED_RATE, ASSUMED_LOAD, 0.0)
+        self._default = _Record(ASSUMED_FIRST_BYTE, ASSUMED_RATE, ASSUMED_LOAD, 0.0)
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def of(self, engine: Engine, model: str, now: float) -> Expected:
-        all_ = self._models.get(model, self._nothing)
+    def estimate(self, engine: Engine, model: str, now: float) -> Estimate:
+        mean = self._models.get(model, self._default)
         record = self._records.get((engine.node.id, engine.name, model))
         if record is not None:
             left = 1.0 - (now - record.at) / FORGET_SECONDS
             if left > 0.0:
-                return Expected(
-                    all_.first_byte + (record.first_byte - all_.first_byte) * left,
-                    all_.rate + (record.rate - all_.rate) * left,
+                return Estimate(
+                    mean.first_byte + (record.first_byte - mean.first_byte) * left,
+                    mean.rate + (record.rate - mean.rate) * left,
                     record.load,
                     True,
                 )
-        return Expected(all_.first_byte, all_.rate, all_.load, False)
+        return Estimate(mean.first_byte, mean.rate, mean.load, False)
 
-    def learn(
+    def update(
         self,
         engine: Engine,
         model: str,
         first_byte_s: float | None,
-        tokens: int | None,
-        seconds: float,
+        rate: float | None,
         *,
         now: float,
         cold: bool = False,
     ) -> None:
-        """A request was answered: its first byte came after ``first_byte_s`` (None when the answer
-        came in one piece), and ``tokens`` of answer in ``seconds``.
+        """Take in one answered request.
 
-        ``cold`` when the model had to be loaded: then it tells how long that takes.
+        ``first_byte_s`` is None for an answer in one piece, ``rate`` is from
+        ``tokens_per_second``.  ``cold`` means that the model had to be loaded; the time until the
+        first byte then shows how long loading takes.
         """
-        rate = None
-        if tokens is not None and tokens >= FEWEST_TOKENS and seconds > 0:
-            rate = min(tokens / seconds, MAX_RATE)
-        if cold and first_byte_s is None:
-            return  # neither can be told from the other
         if first_byte_s is not None:
             first_byte_s = min(first_byte_s, MAX_SECONDS)
-        self._take(engine, model, first_byte_s, rate, now, cold=cold)
+        elif cold:
+            return  # loading and generating can't be told apart
+        record, mean, weight = self._touch(engine, model, now, 1.0)
+        for one, share in ((record, weight), (mean, SHARE_OF_ALL)):
+            if first_byte_s is not None:
+                if cold:
+                    one.load += (max(0.0, first_byte_s - one.first_byte) - one.load) * share
+                else:
+                    one.first_byte += (first_byte_s - one.first_byte) * share
+            if rate is not None:
+                one.rate += (rate - one.rate) * share
 
-    def outwait(self, engine: Engine, model: str, seconds: float, *, now: float) -> None:
-        """Another was quicker, and this one's first byte had not come after so long.  That it might
-        have come the next moment is all the more reason to learn only what is above expectation."""
-        if seconds > self.of(engine, model, now).first_byte:
-            self._take(engine, model, min(seconds, MAX_SECONDS), None, now)
+    def observe_at_least(self, engine: Engine, model: str, seconds: float, *, now: float) -> None:
+        """Take in that no first byte came within ``seconds``, of an attempt that lost to a hedge.
 
-    def fail(self, engine: Engine, model: str, *, now: float) -> None:
-        """A request was given to it and came to nothing.  Without this, whoever fails at once would
-        seem idle, and be asked again and again."""
-        self._take(engine, model, FAILED_SECONDS, None, now, first_share=SHARE)
+        The byte might have come the next moment, so the observation is a lower bound: it counts
+        only where it exceeds the estimate.
+        """
+        if seconds > self.estimate(engine, model, now).first_byte:
+            self._add_first_byte(engine, model, min(seconds, MAX_SECONDS), now, 1.0)
 
-    def _take(
-        self,
-        engine: Engine,
-        model: str,
-        first: float | None,
-        rate: float | None,
-        now: float,
-        *,
-        cold: bool = False,
-        first_share: float = 1.0,
+    def penalize(self, engine: Engine, model: str, *, now: float) -> None:
+        """Take in a failed request as a slow one.
+
+        Without this an engine that fails at once would seem idle and attract every request.
+        """
+        self._add_first_byte(engine, model, FAILED_SECONDS, now, SHARE)
+
+    def _add_first_byte(
+        self, engine: Engine, model: str, seconds: float, now: float, first_weight: float
     ) -> None:
-        all_ = self._models.get(model)
-        if all_ is None:
-            none = self._nothing
-            all_ = self._models[model] = _Record(none.first_byte, none.rate, none.load, now)
+        record, mean, weight = self._touch(engine, model, now, first_weight)
+        record.first_byte += (seconds - record.first_byte) * weight
+        mean.first_byte += (seconds - mean.first_byte) * SHARE_OF_ALL
+
+    def _touch(
+        self, engine: Engine, model: str, now: float, first_weight: float
+    ) -> tuple[_Record, _Record, float]:
+        """Return the engine's record, the model's mean and the weight of a new measurement.
+
+        ``first_weight`` is the weight of the first measurement of an engine.
+        """
+        mean = self._models.get(model)
+        if mean is None:
+            default = self._default
+            mean = _Record(default.first_byte, default.rate, default.load, now)
+            self._models[model] = mean
             if len(self._models) > MAX_MODELS:
                 del self._models[next(iter(self._models))]
         key = engine.node.id, engine.name, model
         record = self._records.pop(key, None)
         if record is None or now - record.at > FORGET_SECONDS:
-            record = _Record(all_.first_byte, all_.rate, all_.load, now)
-            own = first_share
+            record, weight = _Record(mean.first_byte, mean.rate, mean.load, now), first_weight
         else:
-            own = SHARE
-        self._records[key] = record  # the last in the dictionary's order
+            weight = SHARE
+        self._records[key] = record  # becomes the last in the dictionary's order
         if len(self._records) > self._most:
             del self._records[next(iter(self._records))]
         record.at = now
-        for one, share in ((record, own), (all_, SHARE_OF_ALL)):
-            if first is not None:
-                if cold:
-                    one.load += (max(0.0, first - one.first_byte) - one.load) * share
-                else:
-                    one.first_byte += (first - one.first_byte) * share
-            if rate is not None:
-                one.rate += (rate - one.rate) * share
+        return record, mean, weight

@@ -1,12 +1,13 @@
-"""Which engine takes a request: a pure choice among candidates, and why it was made.
+"""Load balancing: a pure choice of one engine among the candidates, with the reason for it.
 
-who may     it serves the model, is healthy, reachable, not drained, has a slot, was not tried
-            yet, is in a region that its user allows, and can do what is needed, so far as it tells
-who is seen few candidates all, of many some at random; and who has the prompt in its cache
-who is best least time expected: until the first byte, and for the beginning of the answer;
-            more on whoever is busy, more still where the model must be loaded first
-who is not  forgotten: an idle engine of which nothing is known (any more) goes before all
-            others, but before a cache
+filter      the engine serves the model, is healthy, reachable, not drained, has a free slot, is not
+            excluded, is in an allowed region, and has the capabilities, as far as it reports them
+sample      few candidates are all compared, of many a random sample; and the engine that has the
+            prompt in its cache
+score       least expected time: until the first byte, and for the beginning of the answer; more on
+            busy engines, more still where the model must be loaded first
+explore     an idle engine without (recent) measurements goes before all others, but not before a
+            cache
 """
 
 from __future__ import annotations
@@ -19,116 +20,126 @@ from msgspec import Struct
 
 from fabric_server.nodes.registry import Engine, Node
 from fabric_server.routing.criteria import Requirements
-from fabric_server.routing.latency import Expected, LatencyEstimates
+from fabric_server.routing.latency import Estimate, LatencyEstimates
 from fabric_server.routing.prefix_affinity import Place, PrefixAffinity
 from fabric_server.routing.weights import REGION
 from protocol.messages import ModelReport
 
-FEW = 8
-"""So many candidates are all compared."""
-SEEN = 4
-"""Of more, so many that have room are.  With the two of the power of two choices, p99 of the first
-byte was a third to a half longer (benchmarks/simulation.py, 2026-11-21), for 3 µs less."""
+COMPARE_ALL = 8
+"""Up to so many candidates are all compared."""
+SAMPLE = 4
+"""Of more candidates, so many that have room are compared.  With two (the power of two choices),
+p99 of the first byte was a third to a half longer (benchmarks/simulation.py, 2026-11-21), for 3 µs
+less."""
 MAX_DRAWS = 8
-"""Then those with room are listed, instead of drawing on."""
+"""Random draws after which the candidates with room are listed instead."""
 ANSWER_TOKENS = 100
-"""How much of the answer counts beside its first byte."""
-CROWD = 1.0
-"""An engine with all slots but none taken is expected to take that much longer, as a share."""
-MARGIN = 0.75
-"""The most by which whoever has a whole prompt in its cache may be busier than another, as a share
-of its slots; less for part of a prompt."""
-PATIENCE = 3.0
-"""How many times as long it may take, cache and all.  With 1.5 an eighth to a quarter less was
-found in caches: who moves a conversation for its own good makes others wait (simulated)."""
+"""Tokens of the answer that count beside its first byte."""
+LOAD_PENALTY = 1.0
+"""Share by which an engine with all slots but none taken is expected to be slower."""
+MAX_LOAD_DIFFERENCE = 0.75
+"""How much busier, as a share of its slots, an engine with the whole prompt in its cache may be;
+less for part of a prompt."""
+MAX_SLOWDOWN = 3.0
+"""How many times as long an engine with a cache may take.  With 1.5 an eighth to a quarter less was
+found in caches: moving a conversation for its own good makes others wait (simulated)."""
 MIN_SHARED = 0.1
-"""A smaller share of a prompt in a cache counts for nothing."""
-CACHED = 0.9
-"""How much of the first byte's time a whole prompt in the cache saves."""
+"""A smaller share of a prompt in a cache is ignored."""
+CACHE_SAVING = 0.9
+"""Share of the time until the first byte that a whole prompt in the cache saves."""
 
 MIN_CONTEXT = 512
 """Prompts of fewer tokens fit everywhere."""
-_SILENT = frozenset(
+_UNREPORTED = frozenset(
     {("llama-server", "tools"), ("lm-studio", "tools"), ("llama-server", "embeddings")}
 )
-"""What these kinds of engine can do without saying so, though they tell of other capabilities."""
+"""Capabilities that these kinds of engine have without reporting them beside others."""
 _SPELLINGS = {"embeddings": "embedding"}
 
 
 class Choice(Struct, frozen=True, gc=False):
+    """The engine that was picked, and why."""
+
     engine: Engine
-    why: str
-    """For people: ASCII, short, without names or addresses."""
-    cold: bool = False
+    route_reason: str
+    """Explanation for people: ASCII, short, without names or addresses."""
+    cold_start: bool = False
     """The model has to be loaded first."""
 
 
 @dataclass(slots=True)
-class Knowledge:
-    """What was learnt from earlier requests, and what the operator prefers."""
+class RoutingState:
+    """Measurements from earlier requests, and the operator's preferences."""
 
     find: Callable[[str, str], Engine | None] = lambda node_id, name: None
-    """The engine of this name on this node, if it is here."""
+    """Returns the engine of this node and name, if it is connected."""
     affinity: PrefixAffinity = field(default_factory=PrefixAffinity)
     latency: LatencyEstimates = field(default_factory=LatencyEstimates)
     weights: Mapping[str, float] = field(default_factory=dict)
-    """By the node's id or name, or ``region:`` and its region, the first of these that has one: 2
-    counts as twice as fast."""
+    """Weights by the node's id or name, or by ``region:`` and its region, the first match of these:
+    2 counts as twice as fast."""
 
 
-def choose(
+def pick(
     candidates: Sequence[Engine],
     requirements: Requirements,
     rng: Random,
     *,
-    knowledge: Knowledge,
+    state: RoutingState,
     now: float,
-    seen: int = SEEN,
+    sample: int = SAMPLE,
 ) -> Choice | None:
-    """Who of ``candidates``, all that serve the model, is best; None when none can take it now."""
-    found = knowledge.affinity.find(requirements.prefix) if requirements.prefix else None
+    """Return the best of ``candidates``, all of which serve the model; None if none can now."""
+    found = state.affinity.find(requirements.prefix) if requirements.prefix else None
     if found is not None and found[1] < MIN_SHARED:
         found = None
     place, shared = found or (None, 0.0)
-    if len(candidates) <= FEW:
-        able = [engine for engine in candidates if engine.has_room and suits(engine, requirements)]
-        affine = _at(place, able) if place is not None else None
+    if len(candidates) <= COMPARE_ALL:
+        able = [
+            engine
+            for engine in candidates
+            if engine.has_room and filter_engine(engine, requirements)
+        ]
+        cached = _find_place(place, able) if place is not None else None
     else:
-        able = _some(candidates, requirements, rng, seen)
-        affine = knowledge.find(*place) if place is not None else None
-        if affine is not None and not (
-            card(affine, requirements.model)
-            and affine.has_room
-            and affine.allows(requirements.model, now)
-            and suits(affine, requirements)
+        able = _draw(candidates, requirements, rng, sample)
+        cached = state.find(*place) if place is not None else None
+        if cached is not None and not (
+            model_report(cached, requirements.model)
+            and cached.has_room
+            and cached.allows(requirements.model, now)
+            and filter_engine(cached, requirements)
         ):
-            affine = None
-    if not able:  # if anybody had room, somebody was found
+            cached = None
+    if not able:  # if any engine had room, one was found
         return None
-    if len(able) == 1 and (affine is None or affine is able[0]):
-        why = "the only one that can" if affine is None else _cached(shared)
-        return _choice(able[0], requirements, why)
-    best, quickest = able[0], _rank(able[0], requirements, knowledge, now)
+    if len(able) == 1 and (cached is None or cached is able[0]):
+        reason = "the only one that can" if cached is None else _affinity_reason(shared)
+        return _choice(able[0], requirements, reason)
+    best, least = able[0], _score(able[0], requirements, state, now)
     ties = 1
     for engine in able[1:]:
-        rank = _rank(engine, requirements, knowledge, now)
-        if rank < quickest:
-            best, quickest, ties = engine, rank, 1
-        elif rank == quickest:
+        score = _score(engine, requirements, state, now)
+        if score < least:
+            best, least, ties = engine, score, 1
+        elif score == least:
             ties += 1
             if rng.random() * ties < 1.0:
                 best = engine
-    if affine is not None and (
-        affine is best or _worth_it(affine, best, shared, requirements, knowledge, now)
+    if cached is not None and (
+        cached is best or _prefers_cache(cached, best, shared, requirements, state, now)
     ):
-        return _choice(affine, requirements, _cached(shared))
-    if quickest[0] < 0:
+        return _choice(cached, requirements, _affinity_reason(shared))
+    if least[0] < 0:
         return _choice(best, requirements, "not known yet")
-    return _choice(best, requirements, f"best of {len(able)}, {quickest[0]:.3g} s expected")
+    return _choice(best, requirements, f"best of {len(able)}, {least[0]:.3g} s expected")
 
 
-def card(engine: Engine, model: str) -> ModelReport | None:
-    """What it reports of this model; None when it does not serve it."""
+# ── filter ────────────────────────────────────────────────────────────────────────────────────
+
+
+def model_report(engine: Engine, model: str) -> ModelReport | None:
+    """Return what the engine reports of this model; None when it does not serve it."""
     found = engine.models.get(model)
     if found is None and engine.kind == "ollama" and ":" not in model:
         found = engine.models.get(f"{model}:latest")
@@ -136,77 +147,80 @@ def card(engine: Engine, model: str) -> ModelReport | None:
 
 
 def is_cold(engine: Engine, model: str) -> bool:
-    """Whether it has to load the model first, so far as it tells."""
-    report = card(engine, model)
+    """Whether the engine has to load the model first, as far as it reports that."""
+    report = model_report(engine, model)
     return report is not None and report.loaded is False
 
 
-def speaks(engine: Engine, requirements: Requirements) -> bool:
-    """Whether it can be asked this at all."""
-    if requirements.kinds is not None and engine.kind not in requirements.kinds:
+def supports(engine: Engine, requirements: Requirements) -> bool:
+    """Whether the engine's kind, region and paths allow the request at all."""
+    if requirements.engine_kinds is not None and engine.kind not in requirements.engine_kinds:
         return False
-    return within(engine, requirements) and (
+    return in_region(engine, requirements) and (
         not requirements.path or requirements.path in engine.paths
     )
 
 
-def within(engine: Engine, requirements: Requirements) -> bool:
-    """Whether its node is where the request may go; one that does not say where it is, is not."""
+def in_region(engine: Engine, requirements: Requirements) -> bool:
+    """Whether the node is in an allowed region; a node that reports no region is in none."""
     return requirements.regions is None or engine.node.region in requirements.regions
 
 
-def suits(engine: Engine, requirements: Requirements) -> bool:
-    """Whether it could take the request once it has room, so far as it tells."""
+def filter_engine(engine: Engine, requirements: Requirements) -> bool:
+    """Whether the engine could take the request once it has room, as far as it reports."""
     if requirements.path not in engine.paths and requirements.path:
         return False
     if requirements.regions is not None and engine.node.region not in requirements.regions:
         return False
-    if requirements.tried and engine.node.id in requirements.tried:
+    if requirements.excluded_nodes and engine.node.id in requirements.excluded_nodes:
         return False
-    if requirements.kinds is not None and engine.kind not in requirements.kinds:
+    if requirements.engine_kinds is not None and engine.kind not in requirements.engine_kinds:
         return False
-    if not requirements.needs and requirements.tokens < MIN_CONTEXT:
+    if not requirements.capabilities and requirements.tokens < MIN_CONTEXT:
         return True
-    report = card(engine, requirements.model)
+    report = model_report(engine, requirements.model)
     if report is None:
         return False
     if report.context_length and requirements.tokens > report.context_length:
         return False
-    able = report.capabilities
-    if able:
-        for need in requirements.needs:
-            told = need in able or _SPELLINGS.get(need) in able
-            if not told and (engine.kind, need) not in _SILENT:
+    reported = report.capabilities
+    if reported:
+        for capability in requirements.capabilities:
+            has_it = capability in reported or _SPELLINGS.get(capability) in reported
+            if not has_it and (engine.kind, capability) not in _UNREPORTED:
                 return False
     return True
 
 
-def relax(candidates: Sequence[Engine], requirements: Requirements) -> None:
-    """Strike from the wish what nobody who serves the model can do: the engine itself will say so
-    best, and an estimate is nothing to refuse a request for.  Never a region: that is an order."""
-    if not requirements.needs and requirements.tokens < MIN_CONTEXT:
+def relax_hints(candidates: Sequence[Engine], requirements: Requirements) -> None:
+    """Drop the hints that no candidate satisfies: capabilities, and the prompt's length.
+
+    The engine's own error is the clearest, and an estimate is no reason to refuse a request.
+    Regions are never relaxed.
+    """
+    if not requirements.capabilities and requirements.tokens < MIN_CONTEXT:
         return
-    tokens, needs, nothing = requirements.tokens, requirements.needs, frozenset[str]()
-    for requirements.tokens, requirements.needs in (
-        (tokens, needs),
-        (0, needs),
-        (tokens, nothing),
-        (0, nothing),
+    tokens, capabilities, none = requirements.tokens, requirements.capabilities, frozenset[str]()
+    for requirements.tokens, requirements.capabilities in (
+        (tokens, capabilities),
+        (0, capabilities),
+        (tokens, none),
+        (0, none),
     ):
-        if not requirements.tokens and not requirements.needs:
+        if not requirements.tokens and not requirements.capabilities:
             return
         for engine in candidates:
-            if suits(engine, requirements):
+            if filter_engine(engine, requirements):
                 return
 
 
-# ── who is seen ───────────────────────────────────────────────────────────────────────────────
+# ── sample ────────────────────────────────────────────────────────────────────────────────────
 
 
-def _some(
-    candidates: Sequence[Engine], requirements: Requirements, rng: Random, seen: int
+def _draw(
+    candidates: Sequence[Engine], requirements: Requirements, rng: Random, sample: int
 ) -> list[Engine]:
-    """Up to ``seen`` engines that could take the request, none when nobody can."""
+    """Return up to ``sample`` engines that could take the request; none when none can."""
     count, random = len(candidates), rng.random
     able: list[Engine] = []
     for _ in range(MAX_DRAWS):
@@ -215,10 +229,10 @@ def _some(
             engine.active < engine.slots
             and engine not in able
             and engine.has_room
-            and suits(engine, requirements)
+            and filter_engine(engine, requirements)
         ):
             able.append(engine)
-            if len(able) == seen:
+            if len(able) == sample:
                 return able
     free = [
         engine
@@ -227,48 +241,51 @@ def _some(
     ]
     first = int(random() * len(free))
     for engine in (*free[first:], *free[:first]):
-        if engine.has_room and engine not in able and suits(engine, requirements):
+        if engine.has_room and engine not in able and filter_engine(engine, requirements):
             able.append(engine)
-            if len(able) >= seen:
+            if len(able) >= sample:
                 break
     return able
 
 
-def _at(place: Place, engines: Sequence[Engine]) -> Engine | None:
+def _find_place(place: Place, engines: Sequence[Engine]) -> Engine | None:
     for engine in engines:
         if engine.node.id == place[0] and engine.name == place[1]:
             return engine
     return None
 
 
-# ── who is best ───────────────────────────────────────────────────────────────────────────────
+# ── score ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def _rank(
-    engine: Engine, requirements: Requirements, knowledge: Knowledge, now: float
+def _score(
+    engine: Engine, requirements: Requirements, state: RoutingState, now: float
 ) -> tuple[float, float]:
-    """Less is better.  An idle engine of which nothing is known comes first: one request will tell;
-    while that runs it counts as one like all."""
-    expected = knowledge.latency.of(engine, requirements.model, now)
+    """Return expected seconds and load; less is better.
+
+    An idle engine without measurements comes first: one request will measure it, and while that
+    runs it counts as average.
+    """
+    estimate = state.latency.estimate(engine, requirements.model, now)
     cold = is_cold(engine, requirements.model)
-    if not (expected.known or engine.active or cold):
+    if not (estimate.known or engine.active or cold):
         return -1.0, 0.0
     load = engine.active / engine.slots
-    return _seconds(engine, expected, load, 0.0, cold, knowledge.weights), load
+    return _expected_seconds(engine, estimate, load, 0.0, cold, state.weights), load
 
 
-def _seconds(
+def _expected_seconds(
     engine: Engine,
-    expected: Expected,
+    estimate: Estimate,
     load: float,
-    cached: float,
+    shared: float,
     cold: bool,
     weights: Mapping[str, float],
 ) -> float:
-    """Until the first byte, and for the next ``ANSWER_TOKENS``."""
-    first_byte, rate, loading, _ = expected
-    seconds = first_byte * (1.0 - CACHED * cached) + ANSWER_TOKENS / rate
-    seconds *= 1.0 + CROWD * load
+    """Return the seconds until the first byte, plus those for ``ANSWER_TOKENS``."""
+    first_byte, rate, loading, _ = estimate
+    seconds = first_byte * (1.0 - CACHE_SAVING * shared) + ANSWER_TOKENS / rate
+    seconds *= 1.0 + LOAD_PENALTY * load
     if cold:
         seconds += loading
     if weights:
@@ -283,44 +300,44 @@ def _weight(node: Node, weights: Mapping[str, float]) -> float:
     return 1.0
 
 
-def _worth_it(
-    affine: Engine,
+def _prefers_cache(
+    cached: Engine,
     best: Engine,
     shared: float,
     requirements: Requirements,
-    knowledge: Knowledge,
+    state: RoutingState,
     now: float,
 ) -> bool:
-    """Whether a cache is worth that its engine is busier, or slower."""
-    loads = affine.active / affine.slots, best.active / best.slots
-    if loads[0] - loads[1] > MARGIN * shared:
+    """Whether the cache outweighs that its engine is busier, or slower."""
+    loads = cached.active / cached.slots, best.active / best.slots
+    if loads[0] - loads[1] > MAX_LOAD_DIFFERENCE * shared:
         return False
-    slower, quicker = (
-        _seconds(
+    with_cache, without = (
+        _expected_seconds(
             engine,
-            knowledge.latency.of(engine, requirements.model, now),
+            state.latency.estimate(engine, requirements.model, now),
             load,
-            cached,
+            its_share,
             is_cold(engine, requirements.model),
-            knowledge.weights,
+            state.weights,
         )
-        for engine, load, cached in zip((affine, best), loads, (shared, 0.0), strict=True)
+        for engine, load, its_share in zip((cached, best), loads, (shared, 0.0), strict=True)
     )
-    return slower <= PATIENCE * quicker
+    return with_cache <= MAX_SLOWDOWN * without
 
 
-def _cached(shared: float) -> str:
+def _affinity_reason(shared: float) -> str:
     return f"affinity {int(shared * 100 + 0.5)}% of the prompt"
 
 
-def _choice(engine: Engine, requirements: Requirements, why: str) -> Choice:
+def _choice(engine: Engine, requirements: Requirements, reason: str) -> Choice:
     cold = is_cold(engine, requirements.model)
     loading = ", cold start" if cold else ""
-    return Choice(engine, f"{why}, {engine.active}/{engine.slots} slots{loading}", cold)
+    return Choice(engine, f"{reason}, {engine.active}/{engine.slots} slots{loading}", cold)
 
 
 class LoadBalancer:
-    """The choice, with what it has to remember from one request to the next."""
+    """Picks engines, and holds the state that ``pick`` uses from one request to the next."""
 
     def __init__(
         self,
@@ -329,11 +346,11 @@ class LoadBalancer:
         *,
         weights: Mapping[str, float] | None = None,
     ) -> None:
-        """``find`` as in ``Knowledge``."""
-        self.knowledge = Knowledge(find, weights=weights or {})
+        """``find`` is as in ``RoutingState``."""
+        self.state = RoutingState(find, weights=weights or {})
         self._rng = rng
 
-    def choose(
+    def pick(
         self, candidates: Sequence[Engine], requirements: Requirements, now: float
     ) -> Choice | None:
-        return choose(candidates, requirements, self._rng, knowledge=self.knowledge, now=now)
+        return pick(candidates, requirements, self._rng, state=self.state, now=now)

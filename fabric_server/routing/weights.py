@@ -1,4 +1,4 @@
-"""How much the operator prefers a node or a region: a factor on speed, as routing expects it."""
+"""Weights of nodes and regions, set by the operator: factors on the speed that routing expects."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from collections.abc import Iterable
 from protocol.regions import is_region
 
 REGION = "region:"
-"""Before the name of a region."""
+"""Prefix of a region's name."""
 
 
 def parse_weights(texts: Iterable[str]) -> dict[str, float]:
-    """Of ``node=2`` or ``region:eu-west=2`` each; raises ValueError that says what is
-    wrong with which."""
+    """Parse texts like ``node=2`` or ``region:eu-west=2``.
+
+    Raises ``ValueError`` that names the wrong one.
+    """
     weights: dict[str, float] = {}
     for text in texts:
         name, _, factor = text.rpartition("=")

@@ -204,7 +204,7 @@ async def test_an_old_protocol_version_is_refused_with_both_numbers(fabric: Fabr
     link.send(Register(0, "0.0.1", "old", "", []))
     code, reason = await asyncio.wait_for(peer.closed, 5)
     assert code == Code.OBSOLETE
-    assert "protocol 0 is not spoken here, 1 is" in reason
+    assert "protocol version 0 is not supported, only 1" in reason
 
 
 async def test_a_tunnel_needs_the_session_of_its_own_node(fabric: Fabric) -> None:

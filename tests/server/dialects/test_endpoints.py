@@ -141,7 +141,7 @@ async def test_a_stream_comes_as_it_is_and_is_counted(path: str) -> None:
     site, node = site_with(path)
     endpoint = ENDPOINTS[path]
     assert endpoint.streams is not None
-    user = ask(site, path, None if endpoint.streams_unasked else True)
+    user = ask(site, path, None if endpoint.streams_by_default else True)
     call = await node.call()
     call.head(200, ("content-type", endpoint.streams))
     parts = parts_of(path)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fabric_server.routing.admission import USUAL_SECONDS
+from fabric_server.routing.admission import DEFAULT_SERVICE_SECONDS
 from fabric_server.routing.criteria import Requirements
 from protocol.errors import Code
 from protocol.messages import ModelReport
@@ -115,7 +115,7 @@ async def test_how_long_it_takes_to_be_served_goes_by_the_slots_of_the_region() 
     await waiting(site, 1)
     place = site.admission.place("req_1")
     assert place is not None
-    assert (place.position, place.estimate) == (1, USUAL_SECONDS)
+    assert (place.position, place.estimate) == (1, DEFAULT_SERVICE_SECONDS)
     site.registry.release(near.engine)
     assert (await waits).engine is near.engine
 

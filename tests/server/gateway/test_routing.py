@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from fabric_server.routing.latency import Expected
+from fabric_server.routing.latency import Estimate
 from protocol.errors import Code
 from protocol.messages import EngineReport, ModelReport
 from protocol.tunnel.frames import FrameType, encode
@@ -38,9 +38,9 @@ def finish(call: Call, *, stream: bool) -> None:
         call.answer(200, b'{"usage":{"prompt_tokens":5,"completion_tokens":40}}')
 
 
-def expected(site: Site, node: ScriptedNode) -> Expected:
-    latency = site.admission.router.knowledge.latency
-    return latency.of(node.engine, "tiny", site.loop.time())
+def expected(site: Site, node: ScriptedNode) -> Estimate:
+    latency = site.admission.balancer.state.latency
+    return latency.estimate(node.engine, "tiny", site.loop.time())
 
 
 async def test_a_conversation_returns_to_its_node_and_the_answer_says_why() -> None:

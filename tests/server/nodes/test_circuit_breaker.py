@@ -18,7 +18,7 @@ def failing(breaker: CircuitBreaker, times: int, now: float = 0.0) -> float | No
     """What the last of so many failures says."""
     said = None
     for _ in range(times):
-        said = breaker.failed(now)
+        said = breaker.record_failure(now)
     return said
 
 
@@ -35,7 +35,7 @@ def test_a_success_between_begins_the_count_anew() -> None:
     breaker = CircuitBreaker()
     for _ in range(10):
         failing(breaker, 2)
-        breaker.succeeded()
+        breaker.record_success()
     assert breaker.allows(0.0)
 
 
@@ -43,11 +43,11 @@ def test_half_open_it_lets_one_probe_through() -> None:
     breaker = CircuitBreaker()
     failing(breaker, 3)
     assert breaker.allows(FIRST_SECONDS)
-    breaker.begun(FIRST_SECONDS)
+    breaker.on_attempt(FIRST_SECONDS)
     assert not breaker.allows(FIRST_SECONDS + 1.0)
-    breaker.succeeded()
+    breaker.record_success()
     assert breaker.allows(FIRST_SECONDS + 1.0)
-    assert breaker.failed(FIRST_SECONDS + 2.0) is None
+    assert breaker.record_failure(FIRST_SECONDS + 2.0) is None
 
 
 def test_a_probe_that_fails_closes_the_way_for_twice_as_long() -> None:
@@ -56,19 +56,19 @@ def test_a_probe_that_fails_closes_the_way_for_twice_as_long() -> None:
     for _ in range(10):
         now += expected
         assert breaker.allows(now)
-        breaker.begun(now)
+        breaker.on_attempt(now)
         expected = min(expected * 2, LONGEST_SECONDS)
-        assert breaker.failed(now) == expected
+        assert breaker.record_failure(now) == expected
         assert not breaker.allows(now + expected - 0.1)
 
 
 def test_a_probe_that_tells_nothing_is_followed_by_another() -> None:
     breaker = CircuitBreaker()
     failing(breaker, 3)
-    breaker.begun(FIRST_SECONDS)
-    breaker.let_go()
+    breaker.on_attempt(FIRST_SECONDS)
+    breaker.release_probe()
     assert breaker.allows(FIRST_SECONDS)
-    breaker.begun(FIRST_SECONDS)
+    breaker.on_attempt(FIRST_SECONDS)
     assert breaker.allows(FIRST_SECONDS + PROBE_SECONDS)
 
 

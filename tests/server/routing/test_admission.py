@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from fabric_server.dialects.errors import ApiError
 from fabric_server.nodes.registry import Engine
-from fabric_server.routing.admission import Admission, QueueFigures
+from fabric_server.routing.admission import Admission, QueueLimits, QueueStats
 from fabric_server.routing.criteria import Priority, Requirements
 from tests.site import ScriptedNode, Site
 
@@ -31,11 +31,11 @@ class FairQueue:
         self,
         name: str,
         model: str = "tiny",
-        *tried: str,
+        *excluded_nodes: str,
         key: str = "",
         priority: Priority = Priority.MEDIUM,
     ) -> None:
-        requirements = Requirements(model, key, priority, tried=list(tried))
+        requirements = Requirements(model, key, priority, excluded_nodes=list(excluded_nodes))
 
         async def go() -> Engine:
             choice = await self.site.admission.admit(requirements, request_id=name)
@@ -192,14 +192,14 @@ async def test_a_line_of_no_length_refuses_at_once_and_forgets_it() -> None:
     line = FairQueue(site)
     await line.join("a")
     for _ in range(2):
-        with pytest.raises(ApiError, match="Too many requests"):
+        with pytest.raises(ApiError, match="queue for .* is full"):
             await site.admission.admit(Requirements("tiny"))
     await line.leave("a")
     await line.join("b")
     assert line.order == ["a", "b"]
 
 
-# ── whose turn it is; test_line.py has the rest ───────────────────────────────────────────────
+# ── whose turn it is; test_fair_queue.py has the rest ───────────────────────────────────────────────
 
 
 async def test_the_higher_goes_before_the_lower() -> None:
@@ -258,7 +258,7 @@ async def test_a_full_line_is_429_for_who_fills_it_and_503_for_others() -> None:
     line = FairQueue(site)
     for number in range(5):
         await line.join(str(number), key="greedy")
-    site.admission.learn("tiny", 3.0)
+    site.admission.record_service_time("tiny", 3.0)
     assert await refused(site, "greedy") == (429, "queue_share_full", 15.0)
     assert await refused(site, "modest") == (503, "overloaded", 6.0), "behind one turn of greedy's"
 
@@ -284,17 +284,17 @@ async def test_the_time_to_come_back_is_measured_and_bounded() -> None:
     line = FairQueue(site)
     for number in range(5):
         await line.join(str(number))
-    site.admission.learn("tiny", 10.0)
+    site.admission.record_service_time("tiny", 10.0)
     assert (await refused(site, "other"))[2] == 2 * 10.0 / 2
-    site.admission.learn("tiny", 20.0)
+    site.admission.record_service_time("tiny", 20.0)
     assert (await refused(site, "other"))[2] == 2 * 11.0 / 2
     site.registry.report(node.node, [node.report(["tiny"], slots=1)])
     assert (await refused(site, "other"))[2] == 2 * 11.0
     for _ in range(100):
-        site.admission.learn("tiny", 10_000.0)
+        site.admission.record_service_time("tiny", 10_000.0)
     assert (await refused(site, "other"))[2] == 120.0
     for _ in range(1000):
-        site.admission.learn("tiny", 0.001)
+        site.admission.record_service_time("tiny", 0.001)
     assert (await refused(site, "other"))[2] == 1.0
 
 
@@ -320,9 +320,7 @@ async def test_everybody_s_place_can_be_seen() -> None:
     site.admission = Admission(
         site.registry,
         rng=site.rng,
-        queue_length=9,
-        queue_length_per_key=9,
-        queue_timeout=60.0,
+        limits=QueueLimits(9, 9, 60.0),
         clock=lambda: now,
     )
     node = site.node(slots=1)
@@ -335,19 +333,19 @@ async def test_everybody_s_place_can_be_seen() -> None:
     now += 2
     admission = site.admission
     assert [admission.position(name) for name in ("inside", "b1", "a1", "a2")] == [None, 1, 2, 3]
-    admission.learn("tiny", 4.0)
+    admission.record_service_time("tiny", 4.0)
     place = admission.place("a2")
     assert place is not None
     assert (place.waited, place.estimate) == (2.0, 12.0)
-    [figures] = admission.lines()
-    assert figures == QueueFigures("tiny", 3, (1, 2, 0), 2, 3.0, 1, 4.0, 16.0)
+    [figures] = admission.queues()
+    assert figures == QueueStats("tiny", 3, (1, 2, 0), 2, 3.0, 1, 4.0, 16.0)
     node.leave()
-    [figures] = admission.lines()
+    [figures] = admission.queues()
     assert (figures.slots, figures.estimate) == (0, None)
     for name in ("a1", "a2", "b1"):
         await line.cancel(name)
         assert admission.place(name) is None
-    assert admission.lines() == []
+    assert admission.queues() == []
 
 
 async def test_what_can_t_come_is_not_waited_for() -> None:
@@ -356,7 +354,7 @@ async def test_what_can_t_come_is_not_waited_for() -> None:
 
     async def code(model: str = "tiny", *exclude: str) -> str:
         with pytest.raises(ApiError) as refused:
-            await site.admission.admit(Requirements(model, tried=list(exclude)))
+            await site.admission.admit(Requirements(model, excluded_nodes=list(exclude)))
         return refused.value.code
 
     assert await code("none") == "model_not_found"

@@ -11,7 +11,7 @@ from fabric_server.dialects.endpoints import CHAT as CHAT_ENDPOINT
 from fabric_server.dialects.endpoints import ENDPOINTS
 from fabric_server.dialects.errors import ApiError
 from fabric_server.routing.aliases import parse_aliases, rename, resolve
-from fabric_server.routing.capabilities import estimate_tokens, read_needs
+from fabric_server.routing.capabilities import estimate_tokens, guess_capabilities
 from fabric_server.routing.weights import parse_weights
 from runtime.settings import Conflict
 from tests.site import ASK, CHAT, Site
@@ -32,8 +32,8 @@ def test_an_alias_names_models_in_order() -> None:
         (["fast="], "not of the form"),
         (["fast=a||b"], "not of the form"),
         (["fast=a", "fast=b"], "twice"),
-        (["fast=big", "big=a"], "an alias itself"),
-        (["fast=fast"], "an alias itself"),
+        (["fast=big", "big=a"], "itself an alias"),
+        (["fast=fast"], "itself an alias"),
     ],
 )
 def test_what_is_no_alias_is_refused_before_the_server_starts(texts: list[str], said: str) -> None:
@@ -139,7 +139,7 @@ async def test_a_key_for_an_alias_is_none_for_what_it_stands_for() -> None:
 
 def test_needs_are_read_from_keys_not_from_text() -> None:
     def needs(body: object, path: str = CHAT) -> set[str]:
-        return set(read_needs(ENDPOINTS[path], json.dumps(body).encode()))
+        return set(guess_capabilities(ENDPOINTS[path], json.dumps(body).encode()))
 
     assert needs(ASK) == set()
     assert needs({**ASK, "tools": []}) == {"tools"}

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fabric_server.routing.criteria import Priority, Requirements
-from fabric_server.routing.fair_queue import AGEING_SECONDS, FairQueue, present_class
+from fabric_server.routing.fair_queue import AGEING_SECONDS, FairQueue, present_level
 
 HIGH, MEDIUM, LOW = Priority
 
@@ -22,76 +22,77 @@ class Waiter:
     name: str = ""
 
     def __repr__(self) -> str:
-        return f"{self.requirements.key_id}/{self.wish.priority.name}@{self.since:g} {self.name}"
+        wanted = self.requirements
+        return f"{wanted.key_id}/{wanted.priority.name}@{self.since:g} {self.name}"
 
 
 def waiter(key: str, priority: Priority = MEDIUM, since: float = 0.0, name: str = "") -> Waiter:
     return Waiter(Requirements("tiny", key, priority), since, name)
 
 
-def line_of(*waiters: Waiter) -> FairQueue[Waiter]:
-    line = FairQueue[Waiter](count())
+def queue_of(*waiters: Waiter) -> FairQueue[Waiter]:
+    queue = FairQueue[Waiter](count())
     for one in waiters:
-        line.join(one)
-    return line
+        queue.add(one)
+    return queue
 
 
-def take(line: FairQueue[Waiter], now: float = 0.0) -> Waiter:
-    found = line.first(now, lambda one: True)
+def take(queue: FairQueue[Waiter], now: float = 0.0) -> Waiter:
+    found = queue.first(now, lambda one: True)
     assert found is not None
-    line.take(found[1])
+    queue.serve(found[1])
     return found[1]
 
 
-def take_all(line: FairQueue[Waiter], now: float = 0.0) -> list[Waiter]:
-    return [take(line, now) for _ in range(len(line))]
+def take_all(queue: FairQueue[Waiter], now: float = 0.0) -> list[Waiter]:
+    return [take(queue, now) for _ in range(len(queue))]
 
 
 def test_nobody_is_next_in_an_empty_line() -> None:
-    assert line_of().first(0.0, lambda one: True) is None
+    assert queue_of().first(0.0, lambda one: True) is None
 
 
 def test_within_a_key_who_came_first_is_first() -> None:
     waiters = [waiter("a", since=float(number)) for number in range(5)]
-    assert take_all(line_of(*waiters), 5.0) == waiters
+    assert take_all(queue_of(*waiters), 5.0) == waiters
 
 
 def test_keys_take_turns_however_many_each_has() -> None:
     many = [waiter("many", since=number / 100) for number in range(4)]
     few = [waiter("few", since=0.5), waiter("few", since=0.6)]
-    assert take_all(line_of(*many, *few), 1.0) == [many[0], few[0], many[1], few[1], *many[2:]]
+    assert take_all(queue_of(*many, *few), 1.0) == [many[0], few[0], many[1], few[1], *many[2:]]
 
 
 def test_a_wait_of_so_long_raises_by_one_class() -> None:
     low = waiter("a", LOW)
-    assert present_class(low, AGEING_SECONDS - 0.1) == LOW
-    assert present_class(low, AGEING_SECONDS) == MEDIUM
-    assert present_class(low, 2 * AGEING_SECONDS) == HIGH
-    assert present_class(low, 99 * AGEING_SECONDS) == HIGH
+    assert present_level(low, AGEING_SECONDS - 0.1) == LOW
+    assert present_level(low, AGEING_SECONDS) == MEDIUM
+    assert present_level(low, 2 * AGEING_SECONDS) == HIGH
+    assert present_level(low, 99 * AGEING_SECONDS) == HIGH
 
 
 def test_one_that_has_waited_goes_before_one_of_its_key_that_has_just_come() -> None:
     old, new = waiter("a", LOW), waiter("a", HIGH, since=2 * AGEING_SECONDS)
-    assert take_all(line_of(new, old), 2 * AGEING_SECONDS) == [old, new]
+    assert take_all(queue_of(new, old), 2 * AGEING_SECONDS) == [old, new]
     old, new = waiter("a", LOW), waiter("a", HIGH, since=AGEING_SECONDS)
-    assert take_all(line_of(old, new), AGEING_SECONDS) == [new, old]
+    assert take_all(queue_of(old, new), AGEING_SECONDS) == [new, old]
 
 
 def test_one_that_does_not_fit_is_passed_over_and_keeps_its_place() -> None:
     first, second = waiter("a", name="first"), waiter("a", since=1.0)
-    line = line_of(first, second)
-    found = line.first(1.0, lambda one: one is not first)
+    queue = queue_of(first, second)
+    found = queue.first(1.0, lambda one: one is not first)
     assert found is not None
     assert found[1] is second
-    line.take(second)
-    assert take(line) is first
+    queue.serve(second)
+    assert take(queue) is first
 
 
 def test_how_many_go_before_one_more() -> None:
-    line = line_of(*(waiter("many") for _ in range(5)), waiter("few"))
-    assert line.ahead("new") == 2
-    assert line.ahead("few") == 1 + 2
-    assert line.ahead("many") == 5 + 1
+    queue = queue_of(*(waiter("many") for _ in range(5)), waiter("few"))
+    assert queue.ahead("new") == 2
+    assert queue.ahead("few") == 1 + 2
+    assert queue.ahead("many") == 5 + 1
 
 
 Crowd = st.lists(
@@ -107,41 +108,41 @@ Crowd = st.lists(
 
 @given(Crowd)
 def test_positions_are_the_order_in_which_all_are_taken(crowd: list[Waiter]) -> None:
-    line = line_of(*crowd)
-    told = sorted(crowd, key=lambda one: line.position(one, 60.0))
-    assert told == line.order(60.0) == take_all(line, 60.0)
+    queue = queue_of(*crowd)
+    told = sorted(crowd, key=lambda one: queue.position(one, 60.0))
+    assert told == queue.order(60.0) == take_all(queue, 60.0)
 
 
 @given(Crowd, st.data())
 def test_positions_hold_after_some_have_gone(crowd: list[Waiter], data: st.DataObject) -> None:
-    line = line_of(*crowd)
+    queue = queue_of(*crowd)
     here = list(crowd)
     for _ in range(data.draw(st.integers(0, len(crowd)))):
         gone = data.draw(st.sampled_from(here))
         here.remove(gone)
         if data.draw(st.booleans()):
-            line.remove(gone)
+            queue.remove(gone)
         else:
-            line.take(gone)
+            queue.serve(gone)
         for one in here:
-            assert line.position(one, 60.0) <= len(here)
-    assert len(line) == len(here) == sum(line.held(key) for key in "abcd")
-    assert sum(line.by_priority) == len(here)
-    assert all(one in line for one in here)
-    assert line.oldest is None or line.oldest.since == min(one.since for one in here)
-    assert set(take_all(line, 60.0)) == set(here)
-    assert line.keys == 0
+            assert queue.position(one, 60.0) <= len(here)
+    assert len(queue) == len(here) == sum(queue.queued(key) for key in "abcd")
+    assert sum(queue.by_priority) == len(here)
+    assert all(one in queue for one in here)
+    assert queue.oldest is None or queue.oldest.since == min(one.since for one in here)
+    assert set(take_all(queue, 60.0)) == set(here)
+    assert queue.keys == 0
 
 
 @given(Crowd)
 def test_the_lower_never_goes_before_the_higher_of_its_time(crowd: list[Waiter]) -> None:
-    classes = [present_class(one, 60.0) for one in take_all(line_of(*crowd), 60.0)]
+    classes = [present_level(one, 60.0) for one in take_all(queue_of(*crowd), 60.0)]
     assert classes == sorted(classes)
 
 
 @given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=60))
 def test_while_a_key_waits_no_other_is_served_twice(keys: list[str]) -> None:
-    taken = [one.requirements.key_id for one in take_all(line_of(*map(waiter, keys)))]
+    taken = [one.requirements.key_id for one in take_all(queue_of(*map(waiter, keys)))]
     for key, several in Counter(keys).items():
         places = [place for place, one in enumerate(taken) if one == key]
         assert len(places) == several
@@ -159,11 +160,11 @@ def test_the_lowest_is_served_though_higher_ones_keep_coming(
     """One is served each second, and all the keys have more waiting than are served."""
     names = "abcde"[:keys]
     low = waiter(own, LOW)
-    line = line_of(low)
+    queue = queue_of(low)
     for second in range(200):
         now = float(second)
         for name in names:
-            line.join(waiter(name, priorities[second % len(priorities)], now))
-        if take(line, now) is low:
+            queue.add(waiter(name, priorities[second % len(priorities)], now))
+        if take(queue, now) is low:
             break
     assert second <= 2 * AGEING_SECONDS + (keys + 1)

@@ -14,13 +14,13 @@ from fabric_server.nodes.registry import MAX_SERVED, Engine, Node, Registry
 from fabric_server.routing.criteria import Requirements
 from fabric_server.routing.latency import FORGET_SECONDS
 from fabric_server.routing.load_balancer import (
-    FEW,
-    MARGIN,
+    COMPARE_ALL,
+    MAX_LOAD_DIFFERENCE,
     Choice,
-    Knowledge,
     LoadBalancer,
-    choose,
-    relax,
+    RoutingState,
+    pick,
+    relax_hints,
 )
 from protocol.messages import EngineReport, ModelReport, Register, RequestHead
 from tests.site import ScriptedNode, Site
@@ -28,32 +28,34 @@ from tests.site import ScriptedNode, Site
 MODEL = "tiny"
 
 
-def knows(site: Site) -> Knowledge:
-    return site.admission.router.knowledge
+def knows(site: Site) -> RoutingState:
+    return site.admission.balancer.state
 
 
-def pick(site: Site, requirements: Requirements | None = None, now: float = 0.0) -> Choice | None:
+def pick_one(
+    site: Site, requirements: Requirements | None = None, now: float = 0.0
+) -> Choice | None:
     requirements = requirements or Requirements(MODEL)
     candidates = site.registry.candidates(requirements.model)
-    return choose(candidates, requirements, site.rng, knowledge=knows(site), now=now)
+    return pick(candidates, requirements, site.rng, state=knows(site), now=now)
 
 
 def chosen(site: Site, requirements: Requirements | None = None, now: float = 0.0) -> set[Node]:
     """Everyone that can be."""
-    choices = [pick(site, requirements, now) for _ in range(100)]
+    choices = [pick_one(site, requirements, now) for _ in range(100)]
     return {choice.engine.node for choice in choices if choice is not None}
 
 
 def learn(site: Site, node: ScriptedNode, first_byte: float, rate: float = 50.0) -> None:
     latency = knows(site).latency
-    latency.learn(node.engine, MODEL, first_byte, int(rate * 10), 10.0, now=0.0)
+    latency.update(node.engine, MODEL, first_byte, rate, now=0.0)
 
 
 # ── who may ───────────────────────────────────────────────────────────────────────────────────
 
 
 def test_nobody_is_chosen_from_nobody() -> None:
-    assert choose((), Requirements(MODEL), Random(1), knowledge=Knowledge(), now=0.0) is None
+    assert pick((), Requirements(MODEL), Random(1), state=RoutingState(), now=0.0) is None
 
 
 @pytest.mark.parametrize("others", [0, 50])
@@ -68,15 +70,15 @@ async def test_full_sick_drained_unreachable_and_tried_ones_are_not_chosen(other
     for _ in range(others):
         node = site.node()
         node.engine.active = node.engine.slots
-    requirements = Requirements(MODEL, tried=[tried.node.id])
+    requirements = Requirements(MODEL, excluded_nodes=[tried.node.id])
     assert chosen(site, requirements) == {good.node}
     good.node.tunnels[0].drain("test", 1.0)
     assert chosen(site, requirements) == set()
 
 
 def able(node: ScriptedNode, site: Site, *capabilities: str, context: int | None = None) -> None:
-    card = ModelReport(MODEL, context_length=context, capabilities=list(capabilities))
-    report = EngineReport("engine", node.kind, True, 4, [card])
+    model_report = ModelReport(MODEL, context_length=context, capabilities=list(capabilities))
+    report = EngineReport("engine", node.kind, True, 4, [model_report])
     site.registry.report(node.node, [report])
 
 
@@ -86,15 +88,15 @@ async def test_who_says_what_it_can_do_is_asked_for_nothing_else() -> None:
     able(blind, site, "completion", "tools")
     able(sees, site, "completion", "vision")
     assert chosen(site) == {blind.node, sees.node, silent.node}
-    assert chosen(site, Requirements(MODEL, needs=frozenset({"vision"}))) == {
+    assert chosen(site, Requirements(MODEL, capabilities=frozenset({"vision"}))) == {
         sees.node,
         silent.node,
     }
-    assert chosen(site, Requirements(MODEL, needs=frozenset({"tools"}))) == {
+    assert chosen(site, Requirements(MODEL, capabilities=frozenset({"tools"}))) == {
         blind.node,
         silent.node,
     }
-    both = Requirements(MODEL, needs=frozenset({"tools", "vision"}))
+    both = Requirements(MODEL, capabilities=frozenset({"tools", "vision"}))
     assert chosen(site, both) == {silent.node}
 
 
@@ -102,9 +104,11 @@ async def test_an_embedding_model_is_one_in_either_spelling() -> None:
     site = Site()
     ollama = site.node(kind="ollama")
     able(ollama, site, "embedding")
-    assert chosen(site, Requirements(MODEL, needs=frozenset({"embeddings"}))) == {ollama.node}
+    assert chosen(site, Requirements(MODEL, capabilities=frozenset({"embeddings"}))) == {
+        ollama.node
+    }
     able(ollama, site, "completion")
-    assert chosen(site, Requirements(MODEL, needs=frozenset({"embeddings"}))) == set()
+    assert chosen(site, Requirements(MODEL, capabilities=frozenset({"embeddings"}))) == set()
 
 
 @pytest.mark.parametrize("kind", ["llama-server", "lm-studio"])
@@ -112,8 +116,8 @@ async def test_engines_that_never_tell_of_tools_are_asked_for_them(kind: str) ->
     site = Site()
     node = site.node(kind=kind)
     able(node, site, "completion")
-    assert chosen(site, Requirements(MODEL, needs=frozenset({"tools"}))) == {node.node}
-    assert chosen(site, Requirements(MODEL, needs=frozenset({"vision"}))) == set()
+    assert chosen(site, Requirements(MODEL, capabilities=frozenset({"tools"}))) == {node.node}
+    assert chosen(site, Requirements(MODEL, capabilities=frozenset({"vision"}))) == set()
 
 
 async def test_a_prompt_goes_where_it_fits() -> None:
@@ -132,18 +136,18 @@ async def test_what_nobody_can_do_is_not_asked_for_but_all_else_is() -> None:
     able(long, site, "completion", context=32_768)
     candidates = site.registry.candidates(MODEL)
     vision = frozenset({"vision"})
-    for tokens, needs, kept in (
+    for tokens, capabilities, kept in (
         (5_000, frozenset[str](), (5_000, frozenset[str]())),
         (5_000, vision, (5_000, frozenset())),
         (50_000, vision, (0, frozenset())),
     ):
-        requirements = Requirements(MODEL, tokens=tokens, needs=needs)
-        relax(candidates, requirements)
-        assert (requirements.tokens, requirements.needs) == kept
+        requirements = Requirements(MODEL, tokens=tokens, capabilities=capabilities)
+        relax_hints(candidates, requirements)
+        assert (requirements.tokens, requirements.capabilities) == kept
     able(long, site, "completion", "vision", context=32_768)
-    requirements = Requirements(MODEL, tokens=50_000, needs=vision)
-    relax(site.registry.candidates(MODEL), requirements)
-    assert (requirements.tokens, requirements.needs) == (0, vision)
+    requirements = Requirements(MODEL, tokens=50_000, capabilities=vision)
+    relax_hints(site.registry.candidates(MODEL), requirements)
+    assert (requirements.tokens, requirements.capabilities) == (0, vision)
 
 
 # ── who is best ───────────────────────────────────────────────────────────────────────────────
@@ -161,7 +165,7 @@ async def test_of_equals_the_smallest_share_of_slots_taken_is_the_least_load() -
 async def test_ties_are_broken_at_random_and_evenly() -> None:
     site = Site()
     nodes = [site.node() for _ in range(4)]
-    choices = [pick(site) for _ in range(4000)]
+    choices = [pick_one(site) for _ in range(4000)]
     counts = Counter(choice.engine.node.id for choice in choices if choice)
     assert set(counts) == {node.node.id for node in nodes}
     assert all(800 < count < 1200 for count in counts.values())
@@ -169,8 +173,8 @@ async def test_ties_are_broken_at_random_and_evenly() -> None:
 
 async def test_of_many_all_are_chosen_evenly() -> None:
     site = Site()
-    nodes = [site.node() for _ in range(FEW * 2)]
-    choices = [pick(site) for _ in range(400 * len(nodes))]
+    nodes = [site.node() for _ in range(COMPARE_ALL * 2)]
+    choices = [pick_one(site) for _ in range(400 * len(nodes))]
     counts = Counter(choice.engine.node.id for choice in choices if choice)
     assert len(counts) == len(nodes)
     assert all(300 < count < 500 for count in counts.values())
@@ -197,15 +201,15 @@ async def test_who_writes_faster_is_chosen_of_those_who_begin_together() -> None
 async def test_a_model_that_is_loaded_is_worth_some_load_elsewhere_and_the_choice_tells() -> None:
     site = Site()
     cold, warm = site.node(), site.node()
-    card = ModelReport(MODEL, loaded=False)
-    site.registry.report(cold.node, [EngineReport("engine", "ollama", True, 4, [card])])
+    model_report = ModelReport(MODEL, loaded=False)
+    site.registry.report(cold.node, [EngineReport("engine", "ollama", True, 4, [model_report])])
     warm.engine.active = 3
     assert chosen(site) == {warm.node}
     warm.engine.active = 4
-    choice = pick(site)
+    choice = pick_one(site)
     assert choice is not None
-    assert (choice.engine, choice.cold) == (cold.engine, True)
-    assert choice.why.endswith("0/4 slots, cold start")
+    assert (choice.engine, choice.cold_start) == (cold.engine, True)
+    assert choice.route_reason.endswith("0/4 slots, cold start")
 
 
 async def test_weights_make_a_node_count_as_faster_or_slower() -> None:
@@ -223,7 +227,7 @@ async def test_an_idle_engine_of_which_nothing_is_known_gets_one_request_to_show
     site = Site()
     known, new = site.node(), site.node()
     learn(site, known, 0.01)
-    choice = pick(site)
+    choice = pick_one(site)
     assert choice is not None
     assert choice == Choice(new.engine, "not known yet, 0/4 slots")
     new.engine.active = 1
@@ -234,7 +238,7 @@ async def test_who_failed_at_once_does_not_look_idle() -> None:
     site = Site()
     good, bad = site.node(), site.node()
     learn(site, good, 2.0)
-    knows(site).latency.fail(bad.engine, MODEL, now=0.0)
+    knows(site).latency.penalize(bad.engine, MODEL, now=0.0)
     assert chosen(site) == {good.node}
     assert chosen(site, now=FORGET_SECONDS + 1) == {good.node, bad.node}
 
@@ -254,14 +258,16 @@ async def test_a_conversation_goes_back_to_whoever_has_it(others: int) -> None:
     home = nodes[1]
     knows(site).affinity.remember(PREFIX, home.engine)
     assert chosen(site, Requirements(MODEL, prefix=PREFIX)) == {home.node}
-    choice = pick(site, Requirements(MODEL, prefix=HALF))
+    choice = pick_one(site, Requirements(MODEL, prefix=HALF))
     assert choice == Choice(home.engine, "affinity 50% of the prompt, 0/4 slots")
     other = Requirements(MODEL, prefix=tuple(-value for value in PREFIX))
     assert len(chosen(site, other)) > 1
     home.engine.active = home.engine.slots
     assert home.node not in chosen(site, Requirements(MODEL, prefix=PREFIX))
     home.engine.active = 0
-    assert home.node not in chosen(site, Requirements(MODEL, prefix=PREFIX, tried=[home.node.id]))
+    assert home.node not in chosen(
+        site, Requirements(MODEL, prefix=PREFIX, excluded_nodes=[home.node.id])
+    )
     home.leave()
     assert chosen(site, Requirements(MODEL, prefix=PREFIX))
 
@@ -274,7 +280,7 @@ async def test_a_cache_outweighs_load_up_to_a_margin_and_no_further(others: int)
         learn(site, node, 1.0)
     home = nodes[0]
     knows(site).affinity.remember(PREFIX, home.engine)
-    most = int(MARGIN * 16)
+    most = int(MAX_LOAD_DIFFERENCE * 16)
     for prefix, share in ((PREFIX, 1.0), (HALF, 0.5)):
         home.engine.active = int(most * share)
         assert chosen(site, Requirements(MODEL, prefix=prefix)) == {home.node}
@@ -354,7 +360,7 @@ def test_no_healthy_node_is_starved_and_none_loaded_beyond_its_slots(
         for step in range(count):
             now = (window + step / count) * 2 * FORGET_SECONDS
             requirements = Requirements(MODEL, prefix=PREFIX if step % 2 else ())
-            choice = router.choose(engines, requirements, now)
+            choice = router.pick(engines, requirements, now)
             if choice is None:
                 assert len(running) == room, "while anybody has room, somebody is chosen"
             else:
@@ -363,13 +369,13 @@ def test_no_healthy_node_is_starved_and_none_loaded_beyond_its_slots(
                 running.append(engine)
                 given[engine] += 1
                 assert engine.active <= engine.slots
-                assert choice.why.isascii()
-                assert len(choice.why) <= 200
-                router.knowledge.affinity.remember(requirements.prefix, engine)
+                assert choice.route_reason.isascii()
+                assert len(choice.route_reason) <= 200
+                router.state.affinity.remember(requirements.prefix, engine)
             while len(running) > load * (room - 1):
                 over = running.pop(rng.randrange(len(running)))
                 over.active -= 1
-                router.knowledge.latency.learn(over, MODEL, speed[over], 50, 1.0, now=now)
+                router.state.latency.update(over, MODEL, speed[over], 50.0, now=now)
         assert set(given) == set(engines)
 
 
@@ -479,7 +485,7 @@ async def test_only_nodes_of_the_regions_asked_for_are_chosen(others: int) -> No
     site.node()  # which does not say where it is
     assert chosen(site, only("eu-west")) == {west.node}
     assert chosen(site, only("eu-west", "eu-north")) == {west.node, north.node}
-    assert chosen(site, only("eu-west", tried=[west.node.id])) == set()
+    assert chosen(site, only("eu-west", excluded_nodes=[west.node.id])) == set()
     assert chosen(site, only("eu")) == set()
 
 
@@ -497,9 +503,12 @@ async def test_what_nobody_in_the_region_can_do_is_dropped_but_never_the_region(
     near, far = site.node(region="eu-west"), site.node(region="us-east")
     able(near, site, "completion")
     able(far, site, "completion", "vision")
-    requirements = only("eu-west", needs=frozenset({"vision"}))
-    relax(site.registry.candidates(MODEL), requirements)
-    assert (requirements.needs, requirements.regions) == (frozenset(), frozenset({"eu-west"}))
+    requirements = only("eu-west", capabilities=frozenset({"vision"}))
+    relax_hints(site.registry.candidates(MODEL), requirements)
+    assert (requirements.capabilities, requirements.regions) == (
+        frozenset(),
+        frozenset({"eu-west"}),
+    )
     assert chosen(site, requirements) == {near.node}
 
 

@@ -8,7 +8,7 @@ import time
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fabric_server.routing.prefix_affinity import BOUNDS, LOOKED_AT, PrefixAffinity, prefix_hashes
+from fabric_server.routing.prefix_affinity import BOUNDS, MAX_HASHED, PrefixAffinity, prefix_hashes
 from tests.site import Site
 
 
@@ -83,7 +83,7 @@ def test_a_huge_body_is_looked_at_in_part_only() -> None:
     hashes = prefix_hashes(body)
     assert time.perf_counter() - began < 0.05
     assert len(hashes) == len(BOUNDS)
-    assert BOUNDS[-1] <= LOOKED_AT
+    assert BOUNDS[-1] <= MAX_HASHED
     assert prefix_hashes(b"x" * 50_000_000) == ()
 
 
