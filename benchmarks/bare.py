@@ -118,8 +118,9 @@ class BareApp(App):
 
     async def start_bare(self) -> None:
         await self.start()
-        self.links.settings = replace(self.links.settings, resume=False)
-        self.registry.on_room = lambda node: None
+        links = self.control_plane.links
+        links.settings = replace(links.settings, resume=False)
+        self.control_plane.registry.on_room = lambda node: None
 
 
 class BareSupervisor(Supervisor):

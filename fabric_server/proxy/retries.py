@@ -98,9 +98,8 @@ class RetryLoop:
                 return
             node = attempt.choice.engine.node
             if ending.code == Code.LOST and not ending.abandoned and node.reachable:
-                requirements.excluded_nodes.remove(
-                    node.id
-                )  # only a tunnel was lost: it has another one
+                # Only a tunnel was lost: the node has another one.
+                requirements.excluded_nodes.remove(node.id)
             retriable = ending.abandoned or ending.code in TRY_ELSEWHERE
             if not retriable or not self.can_retry():
                 if self._continuing:

@@ -192,14 +192,14 @@ async def test_a_line_of_no_length_refuses_at_once_and_forgets_it() -> None:
     line = FairQueue(site)
     await line.join("a")
     for _ in range(2):
-        with pytest.raises(ApiError, match="queue for .* is full"):
+        with pytest.raises(ApiError, match="queue for 'tiny' is full"):
             await site.admission.admit(Requirements("tiny"))
     await line.leave("a")
     await line.join("b")
     assert line.order == ["a", "b"]
 
 
-# ── whose turn it is; test_fair_queue.py has the rest ───────────────────────────────────────────────
+# ── order of service; test_fair_queue.py has the rest ─────────────────────────────────────────
 
 
 async def test_the_higher_goes_before_the_lower() -> None:
