@@ -17,7 +17,7 @@ from random import Random
 
 from fabric_server.nodes.links import node_id_of
 from fabric_server.nodes.registry import Node, Registry
-from protocol.aio.server import ServerTunnel
+from protocol.aio.server import ServerStream, ServerTunnel
 from protocol.errors import Code
 from protocol.messages import Hello
 from protocol.tunnel.resume import RESUME_SECONDS
@@ -139,9 +139,9 @@ class Tunnels:
         if node is None:
             return
         for other in list(node.tunnels):
-            if other.connection.doubted and other.connection.active:
-                other.lose("silent, while another tunnel answers")
-        self._on_usable(node)  # once more, if it was in doubt itself
+            if other.connection.suspected and other.connection.active:
+                other.abort("silent, while another tunnel answers")
+        self._on_usable(node)  # once more, if it was suspected itself
 
     # ── after a cut ───────────────────────────────────────────────────────────────────────────
 
@@ -165,14 +165,14 @@ class Tunnels:
             moved += 1
         self.resumed += moved
         if moved:
-            log.info("streams go on", extra={"node": node_id, "count": moved})
+            log.info("streams resumed", extra={"node": node_id, "count": moved})
         if moved == len(streams):
             timer.cancel()
             del self._lost[lost]
         else:
             self._notify_stuck(iter(streams[moved:]))
 
-    def _notify_stuck(self, streams: Iterator[Stream]) -> None:
+    def _notify_stuck(self, streams: Iterator[ServerStream]) -> None:
         """Notify one stream per turn of the loop: one that leaves may take the last slot."""
         for stream in streams:
             if stream.stuck:
