@@ -10,14 +10,11 @@ import logging
 import os
 import re
 import socket
-import time
-import zlib
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, Self
 from urllib.parse import parse_qsl
 
-from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka_errors
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
@@ -35,18 +32,12 @@ OPEN_SECONDS = 6.0
 """For all that must go well before a connection is of use."""
 REQUEST_SECONDS = 5.0
 """How long a broker may take to answer, and how long a batch is offered to it."""
-PUBLISH_SECONDS = 10.0
 
 PARTITIONS = 6
 DAY_MS = 86_400_000
 RETENTION_MS = {LEDGER: 30 * DAY_MS, HEARTBEATS: DAY_MS, DEAD_LETTERS: -1}
 MIN_LEDGER_MS = 7 * DAY_MS
 """Less than this, and a consumer that was away over the holidays finds that requests are gone."""
-
-BATCH_BYTES = 128 * 1024
-"""Before compression, which holds up the event loop: for one batch of each partition, 3 ms."""
-RECORDS_PER_TURN = 250
-"""Records after which others have their turn on the event loop: about a millisecond."""
 
 _NAME = re.compile(r"[a-zA-Z0-9._-]*")
 
@@ -55,14 +46,6 @@ _NAME = re.compile(r"[a-zA-Z0-9._-]*")
 _library_log = logging.getLogger("aiokafka")
 if _library_log.level == logging.NOTSET:
     _library_log.setLevel(logging.CRITICAL)
-
-
-class Message(NamedTuple):
-    topic: str
-    """Without prefix."""
-    key: bytes | None
-    value: bytes | None
-    headers: list[tuple[str, bytes]]
 
 
 class Cluster(NamedTuple):
@@ -101,7 +84,7 @@ class Cluster(NamedTuple):
     def topic(self, name: str) -> str:
         return self.prefix + name
 
-    def client(self, servers: list[str]) -> dict[str, Any]:
+    def client_options(self, servers: list[str]) -> dict[str, Any]:
         """What every client is told."""
         return {
             "bootstrap_servers": servers,
@@ -125,7 +108,7 @@ class Cluster(NamedTuple):
 
     async def prepare(self, servers: list[str]) -> None:
         """Makes the topics that are missing; those that are there are taken as they are."""
-        admin = AIOKafkaAdminClient(**self.client(servers))
+        admin = AIOKafkaAdminClient(**self.client_options(servers))
         try:
             await admin.start()
             # Asked for by name, a broker may make them, with settings of its own.
@@ -186,9 +169,9 @@ class Cluster(NamedTuple):
                 " see the broker's advertised.listeners"
             ) from None
         except KafkaError as error:
-            raise self.explained(error) from error
+            raise self.explain(error) from error
 
-    def explained(self, error: BaseException, topic: str | None = None) -> BackendError:
+    def explain(self, error: BaseException, topic: str | None = None) -> BackendError:
         """A library's error in one line."""
         where = f"Kafka at {self}"
         about = f": topic '{topic}'" if topic else ""
@@ -222,121 +205,6 @@ def cluster_at(url: str, setting: str) -> Cluster:
         return Cluster.parse(url)
     except ValueError as error:
         raise BackendError(f"{setting} = '{without_password(url)}': {error}") from error
-
-
-class Publisher:
-    """Writes to topics, for one caller at a time; connects when it first has to.
-
-    Not an idempotent producer: that one of aiokafka offers a batch for ever and can neither be
-    stopped nor closed while Kafka is away.  It would save duplicates only while one connection
-    lives; the spool before and the rows behind this live with duplicates anyway.
-    """
-
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
-        self._producer: AIOKafkaProducer | None = None
-
-    async def connect(self) -> None:
-        """Makes the topics, too.  Raises ``StoreError``."""
-        if self._producer is not None:
-            return
-        cluster = self._cluster
-        async with cluster.opening() as servers:
-            await cluster.prepare(servers)
-            producer = AIOKafkaProducer(
-                **cluster.client(servers),
-                acks="all",
-                # The cheapest here (µs for a record of 450 bytes, times smaller; 2026-11-21): zstd
-                # 0.8 and 5.4; lz4, of which aiokafka takes the slow kind, 4.5 and 3.6.
-                compression_type="zstd",
-                max_batch_size=BATCH_BYTES,
-            )
-            try:
-                await producer.start()
-                for name in RETENTION_MS:
-                    await producer.partitions_for(cluster.topic(name))
-            except BaseException:
-                await producer.stop()
-                raise
-        self._producer = producer
-
-    async def publish(self, messages: Iterable[Message | tuple[Any, ...]]) -> None:
-        """Returns when all brokers that must have them have them; those of one key in order.
-
-        Raises ``StoreError`` when that can't be done now and ``RecordError`` when one is too large.
-        Then some may have been written all the same; publish them all again.
-        """
-        await self.connect()
-        try:
-            async with asyncio.timeout(PUBLISH_SECONDS):
-                await self._publish(messages)
-        except TimeoutError as error:
-            # What is still on its way is given up by the producer itself: close waits for that.
-            raise self._cluster.explained(error) from None
-        except RecordError:
-            raise
-        except StoreError:
-            # A new one begins with what the URL says, and with no memory of what went wrong.
-            await self.close()
-            raise
-
-    async def close(self) -> None:
-        """What was on its way when ``publish`` was cancelled is offered for ``REQUEST_SECONDS``."""
-        producer, self._producer = self._producer, None
-        if producer is not None:
-            await producer.stop()
-
-    async def _publish(self, messages: Iterable[Message | tuple[Any, ...]]) -> None:
-        producer = self._producer
-        assert producer is not None
-        now = int(time.time() * 1000)  # not the record's own time: retention is counted from this
-        sent: list[tuple[str, asyncio.Future[Any]]] = []
-        partitions: dict[str, int] = {}
-        batches: dict[tuple[str, int], Any] = {}
-
-        async def send(topic: str, partition: int, batch: Any) -> None:
-            future = await producer.send_batch(batch, topic, partition=partition)
-            future.add_done_callback(_seen)
-            sent.append((topic, future))
-
-        topic = None
-        try:
-            for count, (name, key, value, headers) in enumerate(messages, 1):
-                topic = self._cluster.topic(name)
-                if topic not in partitions:
-                    partitions[topic] = len(await producer.partitions_for(topic))
-                # Kafka's own murmur2 takes 4.2 µs in Python, this 0.1.  Another producer would put
-                # a key elsewhere, but there is no other.
-                place = topic, zlib.crc32(key or b"") % partitions[topic]
-                batch = batches.get(place)
-                if batch is None or (
-                    batch.append(timestamp=now, key=key, value=value, headers=headers) is None
-                ):
-                    if batch is not None:  # it is full
-                        await send(*place, batch)
-                    batch = batches[place] = producer.create_batch()
-                    batch.append(timestamp=now, key=key, value=value, headers=headers)
-                if not count % RECORDS_PER_TURN:
-                    await asyncio.sleep(0)
-            for (topic, partition), batch in batches.items():
-                await send(topic, partition, batch)
-        except KafkaError as error:
-            raise self._cluster.explained(error, topic) from error
-        if sent:
-            # Not gather, which when cancelled cancels these: what then becomes of a batch would
-            # be told to nobody, and of that asyncio complains.
-            await asyncio.wait([future for _, future in sent])
-        self._check(sent)
-
-    def _check(self, sent: Iterable[tuple[str, asyncio.Future[Any]]]) -> None:
-        problems = [
-            self._cluster.explained(error, topic)
-            for topic, future in sent
-            if (error := future.exception()) is not None
-        ]
-        # Whether a record is impossible can be told only when nothing else is wrong.
-        for problem in sorted(problems, key=lambda one: isinstance(one, RecordError)):
-            raise problem
 
 
 def _broker(text: str) -> tuple[str, int]:
@@ -383,13 +251,3 @@ async def _knock(host: str, port: int) -> str | None:
 def _said(error: BaseException) -> str:
     described = getattr(error, "description", None)
     return str(described or str(error) or type(error).__name__).rstrip(".")
-
-
-def _seen(future: asyncio.Future[Any]) -> None:
-    """Nobody complains that an exception was never looked at: the one who would was cancelled."""
-    if not future.cancelled():
-        future.exception()
-
-
-def headers_of(values: Mapping[str, str | int]) -> list[tuple[str, bytes]]:
-    return [(name, str(value).encode()) for name, value in values.items()]

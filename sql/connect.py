@@ -1,4 +1,4 @@
-"""The store as far as records go into it: a database by its URL, and the schema it must have."""
+"""Open a database by its URL, and bring its schema up to date."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ KINDS = "sqlite:///path/to/file.db or postgresql://user:password@host/database"
 
 
 async def open_database(url: str, *, setting: str = "store") -> Database:
-    """The database at ``url``, its schema as it is.
+    """Open the database at ``url``, its schema as it is.
 
     ``sqlite:///relative/path``, ``sqlite:////absolute/path``, or ``sqlite://`` for memory; what
     follows the third slash is the path as it is, with nothing escaped.  Or ``postgresql://`` with
     all that PostgreSQL's own programs take there (``?sslmode=verify-full&sslrootcert=…``).
 
-    Raises ``StoreError``, ``Unreachable`` when nobody answers there; the text names ``setting``.
+    Raises ``StoreError``, ``Unreachable`` when nothing answers there; the text names ``setting``.
     """
     scheme, mark, _ = url.partition("://")
     try:
@@ -35,5 +35,5 @@ async def open_database(url: str, *, setting: str = "store") -> Database:
 
 
 async def migrate(database: Database, now: float) -> list[str]:
-    """Brings the schema up to date; the names of the migrations applied."""
+    """Bring the schema up to date; return the names of the migrations applied."""
     return await migrations.migrate(database, migrations.find(migrations.directory()), now)

@@ -1,4 +1,4 @@
-"""Brings a database's schema up to date, from the numbered ``.sql`` files beside this module."""
+"""Migrations: the numbered ``.sql`` files beside this module, applied in order."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ class Migration(NamedTuple):
 
     @property
     def sha256(self) -> str:
-        # git may have changed the line ends on the way to this machine; that is no edit
+        # Line ends that git has converted on this machine are no edit.
         return hashlib.sha256(self.text.replace("\r\n", "\n").encode()).hexdigest()
 
 
 def directory() -> Path:
-    """The folder of this package, which holds the migrations too."""
+    """Return the folder of this package, which holds the migrations."""
     return Path(__file__).parent
 
 
 def find(folder: Path) -> list[Migration]:
-    """The migrations in order.  Raises ``StoreError`` when their numbers are not 1, 2, 3, …"""
+    """Return the migrations in order.  Raises ``StoreError`` if they are not numbered 1, 2, 3, …"""
     found = []
     for path in sorted(folder.glob("*.sql")):
         match = re.fullmatch(r"(\d{4})_(\w+)", path.stem)
         if match is None:
-            raise StoreError(f"{path}: a migration is named like 0001_what_it_does.sql")
+            raise StoreError(f"{path}: migrations must be named like 0001_what_it_does.sql")
         found.append(Migration(int(match[1]), path.name, path.read_text("utf-8")))
     if [m.number for m in found] != list(range(1, len(found) + 1)) or not found:
         raise StoreError(f"{folder}: migrations must be numbered 0001, 0002, … without gaps")
@@ -53,19 +53,19 @@ def find(folder: Path) -> list[Migration]:
 def pending(
     known: Sequence[Migration], applied: Mapping[int, tuple[str, str]]
 ) -> Sequence[Migration]:
-    """What is still to be applied; ``applied`` maps numbers to (name, sha256).
+    """Return what is still to be applied; ``applied`` maps numbers to (name, sha256).
 
-    Raises ``StoreError`` when the database is not one that ``known`` leads to.
+    Raises ``StoreError`` when the database has other migrations than ``known``.
     """
     for number, (name, sha256) in sorted(applied.items()):
         if number > len(known):
             raise StoreError(
-                f"the store was made by a newer release (migration {name}); upgrade this program"
+                f"the store is of a newer release (migration {name}); upgrade this program"
             )
         if known[number - 1].sha256 != sha256:
             raise StoreError(
                 f"migration {known[number - 1].name} was edited after it was applied to this "
-                "store; restore the file and put the change into a new migration"
+                "store; restore the file and write a new migration for the change"
             )
     return [m for m in known if m.number not in applied]
 
@@ -77,7 +77,7 @@ class Status(NamedTuple):
 
 
 async def status(database: Database, known: Sequence[Migration]) -> list[Status]:
-    """Where the database stands.  Raises ``StoreError`` as ``pending`` does."""
+    """Return which migrations were applied, and when.  Raises what ``pending`` raises."""
     async with database.transaction() as session:
         await session.alone("migrations")
         await session.execute(_TABLE)
@@ -88,7 +88,7 @@ async def status(database: Database, known: Sequence[Migration]) -> list[Status]
 
 
 async def migrate(database: Database, known: Sequence[Migration], now: float) -> list[str]:
-    """Applies what is pending, each migration in a transaction of its own; returns their names.
+    """Apply pending migrations, each in a transaction of its own; return their names.
 
     Several processes may do this at once: what is pending is looked up inside the transaction.
     """

@@ -1,4 +1,4 @@
-"""PostgreSQL, by asyncpg: a pool of connections, one for each transaction or look-up at a time."""
+"""PostgreSQL, with asyncpg: a pool of connections, one for each transaction or query at a time."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from sql.database import Many, Row, Session, Value
 OLDEST = 13
 CONNECT_SECONDS = 5.0
 STATEMENT_SECONDS = 30.0
-"""Longest wait for one statement's answer; reports have a limit of their own."""
+"""Longest wait for the result of one statement; reports have a limit of their own."""
 CLOSE_SECONDS = 5.0
 
-_FOR_US = re.compile(r"^--postgresql ", re.MULTILINE)
+_POSTGRES_ONLY = re.compile(r"^--postgresql ", re.MULTILINE)
 _AWAY = (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, TimeoutError)
 
 Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 
 
 class PostgresDatabase:
-    """``Database`` at a ``postgresql://`` URL.  Every transaction is durable, asked for or not."""
+    """A ``Database`` at a ``postgresql://`` URL, where every transaction is durable."""
 
     partitioned = True
 
@@ -49,7 +49,10 @@ class PostgresDatabase:
         statement_seconds: float = STATEMENT_SECONDS,
         oldest: int = OLDEST,
     ) -> PostgresDatabase:
-        """Raises ``Unreachable`` when nobody answers there, ``StoreError`` when it is no use."""
+        """Connect.
+
+        Raises ``Unreachable`` when nothing answers there, ``StoreError`` when it can't be used.
+        """
         where = f"PostgreSQL at {without_password(url)}"
         try:
             pool = await asyncpg.create_pool(
@@ -100,7 +103,7 @@ class PostgresDatabase:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
-        """One of the pool; what goes wrong on it comes out in our own words."""
+        """Borrow a connection from the pool, and translate the errors on it."""
         try:
             connection = await self._pool.acquire(timeout=self._connect_seconds)
         except (asyncpg.PostgresError, *_AWAY) as error:
@@ -142,7 +145,7 @@ class _PostgresSession:
         return returned
 
     async def script(self, text: str) -> None:
-        await self._connection.execute(_FOR_US.sub("", text))
+        await self._connection.execute(_POSTGRES_ONLY.sub("", text))
 
     async def alone(self, name: str) -> None:
         number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
@@ -161,49 +164,49 @@ def _count(tag: str) -> int:
 
 
 def _no_entry(error: Exception, where: str) -> StoreError:
-    """Why the first connection came to nothing."""
+    """Return the error of a first connection that failed."""
     match error:
         case asyncpg.InvalidAuthorizationSpecificationError():
-            return StoreError(f"{where} refuses this user or password ({_said(error)})")
+            return StoreError(f"{where} rejects this user or password ({_text(error)})")
         case asyncpg.InvalidCatalogNameError():
-            return StoreError(f"{where} has no such database ({_said(error)}): create it first")
+            return StoreError(f"{where} has no such database ({_text(error)}): create it first")
         case asyncpg.CannotConnectNowError() | asyncpg.TooManyConnectionsError():
-            return Unreachable(f"{where} takes no connections now ({_said(error)})")
+            return Unreachable(f"{where} accepts no connections now ({_text(error)})")
         case asyncpg.PostgresError():
-            return StoreError(f"{where} is of no use: {_said(error)}")
+            return StoreError(f"{where} can't be used: {_text(error)}")
         case asyncpg.InterfaceError() | ValueError():
-            return StoreError(f"{where}: the URL is wrong: {_said(error)}")
+            return StoreError(f"{where}: the URL is invalid: {_text(error)}")
         case TimeoutError():
             return Unreachable(f"{where} does not answer: is it running?")
-    return Unreachable(f"{where} can't be reached ({_said(error)}): is it running?")
+    return Unreachable(f"{where} can't be reached ({_text(error)}): is it running?")
 
 
 def explain(error: Exception, where: str) -> BackendError:
-    """A driver's error in one line that says what to do."""
+    """Translate the driver's error into one line that says what to do."""
     match error:
         case asyncpg.ReadOnlySQLTransactionError():
-            said = "is read-only: make it writable, or name the primary"
+            text = "is read-only: make it writable, or name the primary"
         case asyncpg.DiskFullError():
-            said = "can't grow: its disk is full; free some space"
+            text = "can't grow: its disk is full; free some space"
         case asyncpg.TooManyConnectionsError():
-            said = "has no connection left: raise max_connections"
+            text = "has no connection left: raise max_connections"
         case asyncpg.InsufficientPrivilegeError():
-            said = f"does not let this user do that ({_said(error)})"
+            text = f"denies this user permission ({_text(error)})"
         case asyncpg.PostgresConnectionError() | asyncpg.OperatorInterventionError():
-            said = f"is away ({_said(error)})"
+            text = f"is away ({_text(error)})"
         case TimeoutError():
-            said = "does not answer"
+            text = "does not answer"
         case asyncpg.PostgresError() if error.sqlstate and error.sqlstate[:2] in ("22", "23", "54"):
-            return RecordError(f"{where} refuses a row: {_said(error)}")
+            return RecordError(f"{where} rejects a row: {_text(error)}")
         case asyncpg.PostgresError():
-            said = f"failed: {_said(error)}"
+            text = f"failed: {_text(error)}"
         case ValueError() | OverflowError():  # asyncpg's own DataError is one
-            return RecordError(f"{where} can't hold a value: {_said(error)}")
+            return RecordError(f"{where} can't hold a value: {_text(error)}")
         case _:
-            said = f"is away ({_said(error)})"
-    return StoreError(f"{where} {said}")
+            text = f"is away ({_text(error)})"
+    return StoreError(f"{where} {text}")
 
 
-def _said(error: Any) -> str:
-    """The driver's words, on one line."""
+def _text(error: Any) -> str:
+    """Return the driver's text on one line."""
     return " ".join(str(error).split()) or type(error).__name__

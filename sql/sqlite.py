@@ -1,7 +1,7 @@
-"""SQLite: one file, written by one thread and read by two beside it.
+"""SQLite: one file, written by one thread and read by two others.
 
 The file is shared with other processes (``fabric-server keys …`` while the server runs): WAL lets
-them read while one writes, and whoever wants to write waits a few seconds for the other.
+them read while one writes, and a second writer waits a few seconds for the first.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from sql.database import Many, Row, Session, Value
 OLDEST = (3, 35, 0)  # RETURNING
 READERS = 2
 
-# Python's driver gives up the interpreter lock around every statement it steps, and wakes whoever
-# waits for it.  Many rows in one statement keep that, and the parsing, off the price of a row.
+# Python's driver releases the interpreter lock around every step of a statement, and wakes threads
+# that wait for it.  Many rows in one statement share that cost, and that of parsing.
 # 100,000 ledger rows, 2026-11: one by one 3.0 us of CPU each, 100 at once 2.3; as JSON 8.5.
 ROWS_AT_ONCE = (256, 32, 1)
 
@@ -34,12 +34,12 @@ T = TypeVar("T")
 
 
 class SqliteDatabase:
-    """``Database`` over the file at ``path``, or over memory that ends with it when None."""
+    """A ``Database`` in the file at ``path``; None: in memory, until it is closed."""
 
     partitioned = False
 
     def __init__(self, path: Path | None, *, busy_seconds: float = 5.0) -> None:
-        """Opens the file, making it (0600) and its folder where missing.  Raises ``StoreError``."""
+        """Open the file; make it (0600) and its folder if missing.  Raises ``StoreError``."""
         if sqlite3.sqlite_version_info < OLDEST:
             raise StoreError(
                 f"SQLite {sqlite3.sqlite_version} is too old; "
@@ -49,75 +49,75 @@ class SqliteDatabase:
         if path is not None:
             _create(path)
         connect = functools.partial(_connect, path, busy_seconds, self._where)
-        self._writer = _Lane(connect(), self._where)
-        self._turn = asyncio.Lock()
-        self._readers: asyncio.LifoQueue[_Lane] = asyncio.LifoQueue()
-        self._lanes = [self._writer]
-        self._one_connection = path is None  # such memory can't be reached from a second one
+        self._writer = _Worker(connect(), self._where)
+        self._write_lock = asyncio.Lock()
+        self._readers: asyncio.LifoQueue[_Worker] = asyncio.LifoQueue()
+        self._workers = [self._writer]
+        self._one_connection = path is None  # a second one would have a memory of its own
         for _ in range(0 if self._one_connection else READERS):
-            lane = _Lane(connect(), self._where)
-            lane.connection.execute("PRAGMA query_only = ON")
-            self._lanes.append(lane)
-            self._readers.put_nowait(lane)
+            worker = _Worker(connect(), self._where)
+            worker.connection.execute("PRAGMA query_only = ON")
+            self._workers.append(worker)
+            self._readers.put_nowait(worker)
 
     def __repr__(self) -> str:
         return f"<SqliteDatabase {self._where}>"
 
     async def fetch(self, sql: str, *args: Value) -> Sequence[Row]:
         if self._one_connection:
-            async with self._turn:
+            async with self._write_lock:
                 return await self._writer.run(_fetch, _numbered(sql), args)
-        lane = await self._readers.get()
+        worker = await self._readers.get()
         try:
-            return await lane.run(_fetch, _numbered(sql), args, interruptible=True)
+            return await worker.run(_fetch, _numbered(sql), args, interruptible=True)
         finally:
-            self._readers.put_nowait(lane)
+            self._readers.put_nowait(worker)
 
     async def writable(self) -> bool:
         return True
 
     @asynccontextmanager
     async def transaction(self, *, durable: bool = False) -> AsyncIterator[Session]:
-        async with self._turn:
+        async with self._write_lock:
             try:
                 await self._writer.run(_begin, durable)
                 yield _SqliteSession(self._writer)
                 await self._writer.run(_commit)
             except BaseException:
-                # Not awaited: this may be a cancellation.  The lane keeps its order, so whatever
-                # comes next finds the transaction gone.
+                # Not awaited: this may be a cancellation.  The thread keeps the order, so the next
+                # job finds the transaction gone.
                 self._writer.post(_roll_back)
                 raise
 
     async def close(self) -> None:
-        """Waits for what runs.  The last process to close the file tidies it up."""
-        async with self._turn:
-            for lane in reversed(self._lanes):
-                await lane.close()
+        """Wait for what runs, then close.  The last process to close the file checkpoints it."""
+        async with self._write_lock:
+            for worker in reversed(self._workers):
+                await worker.close()
 
 
 class _SqliteSession:
-    def __init__(self, lane: _Lane) -> None:
-        self._lane = lane
+    def __init__(self, worker: _Worker) -> None:
+        self._worker = worker
 
     async def execute(self, sql: str, *args: Value) -> int:
-        return await self._lane.run(_execute, _numbered(sql), args)
+        return await self._worker.run(_execute, _numbered(sql), args)
 
     async def fetch(self, sql: str, *args: Value) -> Sequence[Row]:
-        return await self._lane.run(_fetch, _numbered(sql), args)
+        return await self._worker.run(_fetch, _numbered(sql), args)
 
     async def many(self, statement: Many, rows: Sequence[Sequence[Value]]) -> Sequence[Row]:
-        return await self._lane.run(_many, statement, rows)
+        return await self._worker.run(_many, statement, rows)
 
     async def script(self, text: str) -> None:
-        await self._lane.run(_script, text)
+        await self._worker.run(_script, text)
 
     async def alone(self, name: str) -> None:
-        """Nothing to do: there is one writer at a time, whatever it is about."""
+        """Do nothing: SQLite has one writer at a time anyway."""
 
 
-class _Lane:
-    """A connection and the thread that uses it; what is given to it runs in that order."""
+class _Worker:
+    """A connection and its thread, which runs jobs in the order they were given."""
 
     def __init__(self, connection: sqlite3.Connection, where: str) -> None:
         self.connection = connection
@@ -133,7 +133,7 @@ class _Lane:
         try:
             return await (asyncio.shield(future) if interruptible else future)
         except asyncio.CancelledError:
-            if interruptible:  # nobody wants the answer: free the lane before giving it back
+            if interruptible:  # the result is not needed: free the thread for its next job
                 self.connection.interrupt()
                 await asyncio.wait([future])
                 future.exception()
@@ -154,39 +154,39 @@ class _Lane:
 
 
 def explain(error: Exception, where: str) -> BackendError:
-    """A driver's error in one line that says what to do."""
+    """Translate the driver's error into one line that says what to do."""
     if isinstance(error, OverflowError | UnicodeEncodeError | sqlite3.InterfaceError):
         return RecordError(f"{where} can't hold a value: {error}")
     match getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF:
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-            said = "is locked by another process; find it (`fuser` names it), or try again"
+            text = "is locked by another process; find it with `fuser`, or try again"
         case sqlite3.SQLITE_FULL:
-            said = "can't grow: its disk is full; free some space"
+            text = "can't grow: its disk is full; free some space"
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_AUTH:
-            said = "can't be written: run as the owner of the file and its folder"
+            text = "can't be written: run as the owner of the file and its folder"
         case sqlite3.SQLITE_CANTOPEN:
-            said = "can't be opened: check the path and who may write to its folder"
+            text = "can't be opened: check the path and the permissions of its folder"
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
-            said = "is damaged or no SQLite file: put a backup in its place, or move it away"
+            text = "is damaged or not a SQLite file: restore a backup, or move it away"
         case sqlite3.SQLITE_IOERR:
-            said = f"can't be read or written ({error}): check the disk and the system's log"
+            text = f"can't be read or written ({error}): check the disk and the system's log"
         case sqlite3.SQLITE_CONSTRAINT | sqlite3.SQLITE_TOOBIG | sqlite3.SQLITE_MISMATCH:
-            return RecordError(f"{where} refuses a row: {error}")
+            return RecordError(f"{where} rejects a row: {error}")
         case sqlite3.SQLITE_INTERRUPT:
-            said = "was interrupted"
+            text = "was interrupted"
         case _:
-            said = f"failed: {error}"
-    return StoreError(f"{where} {said}")
+            text = f"failed: {error}"
+    return StoreError(f"{where} {text}")
 
 
 def path_of(url: str) -> Path | None:
-    """The file that a ``sqlite:`` URL means, taken literally; None is memory.
+    """Return the file of a ``sqlite:`` URL, taken literally; None is memory.
 
-    Raises ``ValueError`` when something else than a path stands there.
+    Raises ``ValueError`` when the URL holds something other than a path.
     """
     rest = url.removeprefix("sqlite://")
     if rest and not rest.startswith("/"):
-        raise ValueError(f"a path follows three slashes: sqlite:///{rest}")
+        raise ValueError(f"write the path after three slashes: sqlite:///{rest}")
     return Path(rest[1:]).expanduser() if len(rest) > 1 else None
 
 
@@ -202,7 +202,7 @@ def _create(path: Path) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise StoreError(
-            f"the store {path} can't be made ({reason}): "
+            f"can't create the store {path} ({reason}): "
             "choose another path, or make its folder writable"
         ) from error
 
@@ -249,7 +249,7 @@ def _add_floor(connection: sqlite3.Connection) -> None:
         connection.create_function("FLOOR", 1, math.floor, deterministic=True)
 
 
-# ── in a lane's thread ────────────────────────────────────────────────────────────────────────
+# ── in a worker's thread ───────────────────────────────────────────────────────────────────────
 
 
 def _begin(connection: sqlite3.Connection, durable: bool) -> None:
@@ -308,5 +308,5 @@ def _given(statement: Many, rows: int) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _numbered(sql: str) -> str:
-    """``$1`` is a name to SQLite, bound in order of appearance; ``?1`` is a number."""
+    """Return the statement with ``?1`` for ``$1``, which SQLite takes for a name."""
     return re.sub(r"\$(\d+)", r"?\1", sql)

@@ -8,7 +8,8 @@ from typing import Self
 
 import msgspec
 
-from ledger.kafka_cluster import Publisher, cluster_at
+from ledger.kafka_cluster import cluster_at
+from ledger.kafka_publisher import Publisher
 from ledger.records import HEARTBEATS, LEDGER, HeartbeatRecord, LedgerEntry
 from runtime.errors import RecordError, StoreError
 

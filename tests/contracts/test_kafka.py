@@ -19,7 +19,8 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 
-from consumer.kafka_source import GROUP, SESSION_SECONDS, KafkaSource
+from consumer.group_member import SESSION_SECONDS
+from consumer.kafka_source import GROUP, KafkaSource
 from fabric_server.storage.kafka import KafkaSink
 from fabric_server.storage.memory import MemoryBus
 from ledger.batch_writer import BatchOptions, BatchWriter
@@ -168,7 +169,7 @@ class Pair:
         self._worker = worker
         self.publish = memory.publish
         self.take = source.take
-        self.done = source.done
+        self.commit = source.commit
         self.reject = source.reject
         self._source = source
 
@@ -324,7 +325,7 @@ async def test_a_record_that_is_too_large_is_refused_and_the_others_arrive(url: 
     ],
 )
 def test_each_error_says_whose_fault_it_is(error: Exception, kind: type, said: str) -> None:
-    told = Cluster.parse("kafka://host").explained(error, "t")
+    told = Cluster.parse("kafka://host").explain(error, "t")
     assert type(told) is kind
     assert str(told).startswith("Kafka at kafka://host:9092")
     assert said in str(told)

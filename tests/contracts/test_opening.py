@@ -59,7 +59,7 @@ async def _make(path: Path) -> None:
         ("store.db", "store = 'store.db': this version knows only sqlite:///path"),
         ("", "this version knows only sqlite:///path"),
         ("sqlite:store.db", "this version knows only sqlite:///path"),
-        ("sqlite://store.db", "a path follows three slashes: sqlite:///store.db"),
+        ("sqlite://store.db", "write the path after three slashes: sqlite:///store.db"),
     ],
 )
 async def test_a_store_url_of_another_kind_is_refused_with_what_is_known(
@@ -205,7 +205,7 @@ def other(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 async def test_a_file_that_is_no_store_is_named_and_left_alone(no_store: Path) -> None:
-    with pytest.raises(StoreError, match=r"store\.db is damaged or no SQLite file: put a backup"):
+    with pytest.raises(StoreError, match=r"store\.db is damaged or not a SQLite file: restore"):
         await open_store(f"sqlite:///{no_store}")
     with no_store.open() as file:
         assert file.readline().startswith("Dear diary")
@@ -217,7 +217,7 @@ async def test_a_damaged_file_is_named(damaged: Path) -> None:
 
 
 async def test_a_folder_that_can_not_be_written_is_named() -> None:
-    with pytest.raises(StoreError, match=r"the store /proc/no/store\.db can't be made"):
+    with pytest.raises(StoreError, match=r"can't create the store /proc/no/store\.db"):
         await open_store("sqlite:////proc/no/store.db")
 
 

@@ -78,7 +78,7 @@ async def test_what_is_wrong_at_the_server_is_told_as_it_says_it(postgres: Postg
 
 
 async def test_a_user_that_does_not_exist_is_refused(own: PostgresServer) -> None:
-    with pytest.raises(StoreError, match="refuses this user or password") as caught:
+    with pytest.raises(StoreError, match="rejects this user or password") as caught:
         await open_store(own.url.replace("postgres@", "nobody:secret@"))
     assert "secret" not in str(caught.value)
     assert not isinstance(caught.value, Unreachable)

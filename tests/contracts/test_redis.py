@@ -124,19 +124,19 @@ def test_urls_say_who_and_where() -> None:
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("redis://", "names no host"),
+        ("redis://", "host is missing"),
         ("redis:host", "the kinds are redis://, rediss://"),
         ("redis+mesh://host", "the kinds are"),
-        ("redis://secret@host", "needs a password"),
+        ("redis://secret@host", "a password is missing"),
         ("redis://joe:secret#1@host", "%23"),
         ("redis://joe:[secret@host", "percent-encoded"),
         ("redis://joe:secret℀@host", "percent-encoded"),
         ("redis://:secret@host:port", "name:port"),
-        ("redis://:secret@a,b", "several hosts are for"),
-        ("redis://:secret@host/one", "a database is a number"),
-        ("redis://:secret@host/1/2", "a database is a number"),
-        ("redis://:secret@host?password=secret", "only ssl_ca_certs"),
-        ("redis://:secret@host?ssl_ca_certs=/ca.pem", "is for rediss"),
+        ("redis://:secret@a,b", "several hosts need"),
+        ("redis://:secret@host/one", "must be a number"),
+        ("redis://:secret@host/1/2", "must be a number"),
+        ("redis://:secret@host?password=secret", "is ssl_ca_certs"),
+        ("redis://:secret@host?ssl_ca_certs=/ca.pem", "needs rediss"),
         ("rediss://:secret@host?ssl_ca_certs=/nowhere.pem", "no file /nowhere.pem"),
         ("redis+sentinel://:secret@host", "name that the sentinels give"),
         ("redis+cluster://:secret@host/1", "no databases"),
@@ -167,7 +167,7 @@ async def test_a_wrong_password_is_told_from_a_redis_that_is_away(tmp_path: Path
         for url in (f"redis://joe:secret@{at}", f"redis://:secret@{at}", f"redis://{at}"):
             problem = await problem_of(url)
             assert not isinstance(problem, Unreachable)
-            assert "refuses this user or password" in str(problem)
+            assert "rejects this user or password" in str(problem)
         for url in (f"redis://joe:a%20secret@{at}/0", f"redis://:s3cret%2F@{at}"):
             async with opened(url) as cache:
                 await cache.set("mine", b"value", 60)
@@ -177,7 +177,7 @@ async def test_a_wrong_password_is_told_from_a_redis_that_is_away(tmp_path: Path
 
 async def test_a_cluster_says_so_too(redis_cluster: RedisCluster, redis_tls: RedisServer) -> None:
     problem = await problem_of(cluster_url(redis_cluster).replace("://", "://joe:secret@"))
-    assert "refuses this user or password" in str(problem)
+    assert "rejects this user or password" in str(problem)
     assert not isinstance(problem, Unreachable)
 
 
@@ -236,7 +236,7 @@ async def test_after_a_kill_it_is_used_again_and_heard_again(
             await cache.notify()
             await until_heard(cache)
     said = [record.message for record in caplog.records if record.name == "fabric.cache"]
-    assert said == ["notices of changes can't be heard", "notices are heard again"]
+    assert said == ["can't subscribe to change notices", "subscribed to change notices again"]
 
 
 async def test_a_redis_that_hangs_costs_little_and_the_store_answers(tmp_path: Path) -> None:
