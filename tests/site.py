@@ -56,7 +56,7 @@ from protocol.messages import (
     RequestHead,
     ResponseHead,
 )
-from tests.users import PATIENCE, MemoryUser
+from tests.users import PATIENCE, MemoryUser, request
 
 CHAT = "/v1/chat/completions"
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
@@ -90,6 +90,9 @@ def usage_chunk(prompt: int, completion: int) -> bytes:
 
 
 DONE = event(b"[DONE]")
+
+
+ANSWER = b'{"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":7,"total_tokens":12}}'
 
 
 class Keys:
@@ -205,6 +208,48 @@ class Site:
         async with asyncio.timeout(PATIENCE):
             while self.taken():  # noqa: ASYNC110 - some turns of the loop
                 await asyncio.sleep(0)
+
+
+def ask(site: Site, body: Any = ASK, path: str = CHAT, **headers: str) -> MemoryUser:
+    """Return a new user who has sent a request."""
+    user = site.user()
+    user.send(request("POST", path, body, **{**site.key, **headers}))
+    return user
+
+
+async def begin_stream(
+    site: Site, node: ScriptedNode, body: Any = STREAM
+) -> tuple[MemoryUser, Call]:
+    """Ask for a stream, and return when its first event has arrived."""
+    user = ask(site, body)
+    call = await node.call()
+    call.begin_stream()
+    call.data(chunk("Hel"))
+    await user.until(b"Hel")
+    return user, call
+
+
+async def first_call(nodes: list[ScriptedNode]) -> tuple[Call, ScriptedNode]:
+    """Whichever node was chosen, and the call there."""
+    tasks = {asyncio.create_task(node.call()): node for node in nodes}
+    done, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in others:
+        task.cancel()
+    [task] = done
+    return task.result(), tasks[task]
+
+
+def assert_ends_with_error(body: bytes, code: str) -> None:
+    *_, last, nothing = body.split(b"\n\n")
+    assert nothing == b""
+    assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == code
+    assert b"[DONE]" not in body
+
+
+async def turns(count: int = 10) -> None:
+    """Let the event loop go round ``count`` times."""
+    for _ in range(count):
+        await asyncio.sleep(0)
 
 
 class NoLink:

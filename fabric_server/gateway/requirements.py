@@ -38,7 +38,7 @@ def build_requirements(
     """
     request, parsed, key = record.request, record.parsed, record.key
     body = request.body
-    size = _body_size(body, parsed)
+    size = len(body.replay_buffer) if body.complete else _announced_size(body, parsed)
     requirements = Requirements(
         parsed.model, key.id, options.priority, regions=options.regions, path=endpoint.path
     )
@@ -66,10 +66,8 @@ def build_requirements(
     return requirements, None if size is None else size + growth
 
 
-def _body_size(body: Body, parsed: ParsedBody) -> int | None:
-    """Return the body's size as patched, before an alias is replaced."""
-    if body.complete:
-        return len(body.replay_buffer)
+def _announced_size(body: Body, parsed: ParsedBody) -> int | None:
+    """Return the size of a body that is not whole yet, as patched."""
     size = body.length
     if size is not None and parsed.patch is not None:
         start, stop, text = parsed.patch

@@ -133,12 +133,9 @@ class AnswerWriter:
             self._held.clear()
             self._held_size = 0
 
-    def end(self) -> None:
-        """Take from the meter what it holds back.  Raises ``NotContinued``."""
-        self._held.append(self.meter.end())
-
-    def flush(self) -> None:
-        """Write all that is buffered; the answer is here to its end."""
+    def flush(self, rest: bytes) -> None:
+        """Write all that is buffered, and the answer's ``rest``: it is here to its end."""
+        self._held.append(rest)
         if not self.started:
             if self.announced is None and not self.streamed:
                 self.announced = sum(map(len, self._held))

@@ -246,7 +246,7 @@ class Attempt:
                 return
             self._on_first_byte()
         try:
-            answer.end()
+            rest = answer.meter.end()
         except NotContinued as error:
             self._fail(Code.REFUSED, str(error))
             return
@@ -254,7 +254,7 @@ class Attempt:
         if answer.streamed and not meter.complete and self._owner.can_continue():
             self._suspend(Ending("incomplete", Code.ENGINE_FAILED, "no terminal marker"))
             return
-        answer.flush()
+        answer.flush(rest)
         if answer.status >= 300:
             ending = Ending("engine_error")
         elif meter.failed:

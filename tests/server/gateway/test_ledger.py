@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 from msgspec import Struct
 
 from fabric_server.proxy.answer_writer import WHOLE_ANSWER
 from protocol.errors import Code
-from tests.site import ASK, CHAT, DONE, STREAM, Call, Ledger, ScriptedNode, Site, chunk
+from tests.site import (
+    ANSWER,
+    ASK,
+    CHAT,
+    DONE,
+    STREAM,
+    Ledger,
+    Site,
+    ask,
+    begin_stream,
+    chunk,
+    turns,
+)
 from tests.users import MemoryUser, request
-
-ANSWER = b'{"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":7,"total_tokens":12}}'
 
 
 class Watchful(Ledger):
@@ -34,12 +42,6 @@ class Full(Ledger):
     full = True
 
 
-def ask(site: Site, body: object = ASK, **headers: str) -> MemoryUser:
-    user = site.user()
-    user.send(request("POST", CHAT, body, **{**site.key, **headers}))
-    return user
-
-
 @pytest.mark.parametrize("connection", ["keep-alive", "close"])
 async def test_an_announced_answer_is_in_the_ledger_before_anything_of_it_leaves(
     connection: str,
@@ -51,7 +53,7 @@ async def test_an_announced_answer_is_in_the_ledger_before_anything_of_it_leaves
     call = await node.call()
     call.head(200, ("content-type", "application/json"), ("content-length", str(len(ANSWER))))
     call.data(ANSWER)
-    await _turns(10)
+    await turns(10)
     assert user.received == b"", "it waits for the node's word that it is over"
     call.end()
     assert (await user.answer()).body == ANSWER
@@ -115,7 +117,7 @@ async def test_an_announced_answer_whose_node_breaks_off_at_the_very_end_is_an_e
     call = await node.call()
     call.head(200, ("content-type", "application/json"), ("content-length", str(len(ANSWER))))
     call.data(ANSWER)
-    await _turns(10)
+    await turns(10)
     call.fail(Code.ENGINE_FAILED)
     assert (await user.answer()).status == 502
     assert (await site.entry()).outcome == "failed"
@@ -141,7 +143,7 @@ def key_id(site: Site, number: int = 0) -> str:
 async def test_a_stream_on_a_withdrawn_key_ends_with_an_error_and_its_engine_stops() -> None:
     site = Site()
     node = site.node()
-    user, call = await _begun(site, node)
+    user, call = await begin_stream(site, node)
     site.gateway.active.cancel_key("key_of_somebody_else")
     site.gateway.active.cancel_key(key_id(site))
     answer = await user.answer()
@@ -179,7 +181,7 @@ async def test_an_unstreamed_answer_under_way_is_ended_when_its_key_is_withdrawn
     call = await node.call()
     call.head(200, ("content-type", "application/json"), ("content-length", "1000000"))
     await call.all_data(b"x" * (WHOLE_ANSWER + 50_000 if large else 20))
-    await _turns(10)
+    await turns(10)
     site.gateway.active.cancel_key(key_id(site))
     if large:
         await user.end()
@@ -196,7 +198,7 @@ async def test_who_waits_in_line_on_a_withdrawn_key_leaves_it_at_once() -> None:
     first = ask(site)
     call = await node.call()
     second = ask(site, authorization=other["authorization"])
-    await _turns(10)
+    await turns(10)
     assert site.admission.waiting == 1
     site.gateway.active.cancel_key(key_id(site, 1))
     assert (await second.answer()).code == "key_withdrawn"
@@ -212,7 +214,7 @@ async def test_a_body_on_a_withdrawn_key_is_not_waited_for() -> None:
     site = Site()
     user = site.user()
     user.send(request("POST", CHAT, ASK, **site.key)[:-10])
-    await _turns(10)
+    await turns(10)
     site.gateway.active.cancel_key(key_id(site))
     assert (await user.answer()).code == "key_withdrawn"
     assert (await site.entry()).error == "key_withdrawn"
@@ -225,7 +227,7 @@ async def test_who_is_cut_when_just_given_a_slot_gives_it_back() -> None:
     first = ask(site)
     call = await node.call()
     second = ask(site, authorization=other["authorization"])
-    await _turns(10)
+    await turns(10)
     call.answer(200, ANSWER)
     await first.answer()  # the slot goes to the second in this very turn
     site.gateway.active.cancel_key(key_id(site, 1))
@@ -241,9 +243,9 @@ async def test_who_is_cut_when_just_given_a_slot_gives_it_back() -> None:
 async def test_the_operator_sees_what_runs_and_ends_one_of_it() -> None:
     site = Site()
     node = site.node(slots=1)
-    streaming, call = await _begun(site, node)
+    streaming, call = await begin_stream(site, node)
     waiting = ask(site)
-    await _turns(10)
+    await turns(10)
     begun, queued = site.gateway.active.list()
     assert begun.choice is not None
     assert (begun.parsed.model, begun.choice.engine.node.id) == ("tiny", "node_1")
@@ -265,24 +267,10 @@ async def test_the_operator_sees_what_runs_and_ends_one_of_it() -> None:
 
 async def test_a_request_in_line_that_the_operator_ends_is_refused() -> None:
     site = Site()
-    await _begun(site, site.node(slots=1))
+    await begin_stream(site, site.node(slots=1))
     user = ask(site)
-    await _turns(10)
+    await turns(10)
     site.gateway.active.cancel(site.gateway.active.list()[1].request.id)
     answer = await user.answer()
     assert (answer.status, answer.code) == (403, "cancelled_by_operator")
     assert site.admission.waiting == 0
-
-
-async def _begun(site: Site, node: ScriptedNode) -> tuple[MemoryUser, Call]:
-    user = ask(site, STREAM)
-    call = await node.call()
-    call.begin_stream()
-    call.data(chunk("Hel"))
-    await user.until(b"Hel")
-    return user, call
-
-
-async def _turns(count: int) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)

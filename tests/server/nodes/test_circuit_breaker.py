@@ -1,9 +1,6 @@
-"""What keeps requests from engines that fail, and retries from becoming the load."""
+"""What keeps requests from engines that fail."""
 
 from __future__ import annotations
-
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fabric_server.nodes.circuit_breaker import (
     FIRST_SECONDS,
@@ -11,7 +8,6 @@ from fabric_server.nodes.circuit_breaker import (
     PROBE_SECONDS,
     CircuitBreaker,
 )
-from fabric_server.proxy.retry_budget import RESERVE, RetryBudget
 
 
 def failing(breaker: CircuitBreaker, times: int, now: float = 0.0) -> float | None:
@@ -77,14 +73,3 @@ def test_what_was_begun_before_it_opened_does_not_open_it_for_longer() -> None:
     failing(breaker, 3)
     assert failing(breaker, 20, 1.0) is None
     assert breaker.allows(FIRST_SECONDS)
-
-
-@given(st.lists(st.booleans(), max_size=500))
-def test_retries_are_never_more_than_a_tenth_and_the_reserve(wanted: list[bool]) -> None:
-    budget, retries = RetryBudget(), 0
-    for retry in wanted:
-        budget.earn()
-        if retry and budget.allows:
-            budget.spend()
-            retries += 1
-    assert retries <= RESERVE + len(wanted) / 10 + 1e-6

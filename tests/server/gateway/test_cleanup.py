@@ -1,0 +1,113 @@
+"""Nothing is left behind by a request that is over, or by a defect."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import weakref
+from typing import Any
+
+import pytest
+
+from fabric_server.edge.request import Request
+from fabric_server.proxy.attempt import Attempt
+from protocol.errors import Code
+from tests.site import (
+    ANSWER,
+    ASK,
+    CHAT,
+    DONE,
+    STREAM,
+    Ledger,
+    Site,
+    ask,
+    begin_stream,
+    chunk,
+)
+from tests.users import request
+
+
+async def test_a_finished_request_is_forgotten_without_the_garbage_collector() -> None:
+    site = Site()
+    node = site.node()
+    user = site.user()
+    gc.collect()
+    gc.disable()
+    try:
+        before = _count(Attempt, Request)
+        for body in (ASK, STREAM) * 10:
+            user.send(request("POST", CHAT, body, **site.key))
+            call = await node.call()
+            if body is ASK:
+                call.answer(200, ANSWER)
+            else:
+                call.stream_all(chunk("a"), chunk(None), DONE)
+            await user.answer()
+            del call
+        await site.gateway.active.wait_idle()
+        await asyncio.sleep(0)
+        assert _count(Attempt, Request) == before
+    finally:
+        gc.enable()
+
+
+def _count(*kinds: type) -> int:
+    return sum(isinstance(thing, kinds) for thing in gc.get_objects())
+
+
+async def test_a_connection_that_is_gone_is_forgotten_without_the_garbage_collector() -> None:
+    site = Site()
+    gc.collect()
+    gc.disable()
+    try:
+        user = site.user()
+        await user.ask("GET", "/")
+        user.send(b"POST / HTTP/1.1\r\nhost")
+        connection = weakref.ref(user.connection)
+        user.hang_up()
+        del user
+        await asyncio.sleep(0)
+        assert connection() is None
+    finally:
+        gc.enable()
+
+
+async def test_a_long_prompt_is_not_kept_for_as_long_as_its_answer_takes() -> None:
+    site = Site()
+    node = site.node()
+    user, call = await begin_stream(site, node, {**STREAM, "x": "x" * 200_000})
+    await call.whole_body()
+    call.body.clear()
+    [record] = site.gateway.active.list()
+    assert record.request.body.replay_buffer == b""
+    assert record.request.body.buffered == 0
+    user.hang_up()
+
+
+async def test_a_defect_costs_its_request_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Ledger):
+        def publish(self, topic: str, record: Any) -> None:
+            raise RuntimeError("the bus is broken")
+
+    site = Site(ledger=Broken())
+    node = site.node()
+    user = ask(site)
+    node.refuses = Code.ENGINE_DOWN
+    with caplog.at_level(logging.ERROR):
+        answer = await user.answer()
+    assert (answer.status, answer.code) == (500, "internal_error")
+    assert "the bus is broken" in caplog.text
+    assert site.gateway.active.count == 0
+    assert (await user.ask("GET", "/")).status == 200
+
+
+async def test_a_server_that_leaves_breaks_off_what_runs_and_stops_the_engines() -> None:
+    site = Site()
+    node = site.node()
+    user, call = await begin_stream(site, node)
+    site.edge.close()
+    assert user.aborted
+    assert await call.stopped() == Code.CANCELLED
+    await site.gateway.active.wait_idle()
+    assert site.edge.connections == 0
