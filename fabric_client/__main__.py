@@ -1,7 +1,7 @@
 """``fabric-client``: the commands, and how they end.
 
-Exit codes: 0 done; 1 a defect; 2 something the user can put right (input, settings, a server that
-is away), said in one sentence on standard error; 3 refused by the server for good, and from
+Exit codes: 0 done; 1 a defect; 2 a problem that the user can fix (input, settings, a server that is
+away), explained in one sentence on standard error; 3 refused by the server for good, and from
 ``status``: not linked; 130 ended by Ctrl-C.
 """
 
@@ -18,7 +18,7 @@ from fabric_client.cli.run import run_
 from fabric_client.cli.status import status
 from fabric_client.config import PREFIX
 from fabric_client.identity import NotJoined
-from fabric_client.owner.process_lock import Taken
+from fabric_client.owner.process_lock import AlreadyRunning
 from protocol.errors import RemoteError
 from protocol.join import BadToken
 from runtime import output
@@ -27,7 +27,7 @@ from runtime.output import say
 from runtime.settings import SettingsError
 from runtime.version import VERSION
 
-app = output.commands("A node of the fabric: answers with the inference engines of this machine.")
+app = output.commands("A Fabric node: serves requests with the inference engines of this machine.")
 app.command(epilog=about_settings(PREFIX))(join)
 app.command("run", epilog=about_settings(PREFIX))(run_)
 app.command()(status)
@@ -53,7 +53,7 @@ def main() -> NoReturn:
             SettingsError: output.WRONG,
             BadToken: output.WRONG,
             NotJoined: output.WRONG,
-            Taken: output.WRONG,
+            AlreadyRunning: output.WRONG,
             RemoteError: output.REFUSED,
         },
     )

@@ -1,4 +1,4 @@
-"""What the owner of a node can set.  The defaults find a local engine by themselves."""
+"""The settings of a node.  The defaults find a local engine by themselves."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ PREFIX = "FABRIC_NODE_"
 
 
 def host_name() -> str:
+    """Return this machine's name, ``node`` if it can't be a node's name."""
     name = socket.gethostname()
     return name if is_name(name) else "node"
 
 
-_MAX_ENGINES = 16  # as many as a report may list
-_MIN_UPLOAD = 16 * 1024  # with less, answers that share it come so slowly that they seem dead
+_MAX_ENGINES = 16  # the most that a report may list
+_MIN_UPLOAD = 16 * 1024  # with less, concurrent answers are so slow that they seem dead
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Made by ``runtime.settings.load`` with ``PREFIX``; raises ``Conflict`` for values
-    that don't fit together."""
+    """Made by ``runtime.settings.load`` with ``PREFIX``.
+
+    Raises ``Conflict`` for values that are wrong or don't fit together.
+    """
 
     data: Path = field(
         default_factory=lambda: Path.home() / ".fabric" / "node",
-        metadata=about("Where this node's key and certificates live."),
+        metadata=about("Directory of this node's key, certificates and settings."),
     )
     name: str | None = field(
         default=None,
-        metadata=about(
-            "What people call this node; not set means as the invitation says, or else the host "
-            "name."
-        ),
+        metadata=about("Name of this node (default: the one in the invitation, or the host name)."),
     )
     region: str = field(
         default="",
         metadata=about(
-            "Where it is, such as eu-west, for users who want their requests answered there; not "
-            "set means that it does not say, and gets none of theirs."
+            "Region of this node, such as eu-west, for users whose requests must be served there "
+            "(default: none, so that it gets no such requests)."
         ),
     )
     engine: tuple[str, ...] = field(
@@ -53,20 +53,20 @@ class Config:
         metadata=about(
             "Address of an engine, such as http://localhost:11434, or with its kind "
             "(ollama, vllm, llama-server, lm-studio, openai): vllm=http://10.0.0.5:8000. "
-            "May be given several times."
+            "Repeat it for several engines."
         ),
     )
     discover: bool | None = field(
         default=None,
         metadata=about(
-            "Look for engines on their usual ports of this machine; not set means only when no "
-            "engine is given."
+            "Look for engines on their usual ports of this machine (default: only if no engine is "
+            "set)."
         ),
     )
     slots: int | None = field(
         default=None,
         metadata=about(
-            "Requests each engine answers at once; not set means what the engine says.",
+            "Concurrent requests per engine (default: as the engine reports).",
             least=1,
             most=4096,
         ),
@@ -74,18 +74,18 @@ class Config:
     schedule: tuple[str, ...] = field(
         default=(),
         metadata=about(
-            "Hours in which it answers, local time, such as 22:00-08:00 or mon-fri 18:00-08:00, "
-            "several with commas between them; not set means always."
+            "Hours in which the node serves, local time, such as 22:00-08:00 or "
+            "mon-fri 18:00-08:00; separate several by commas (default: always)."
         ),
     )
     pause_on_battery: bool = field(
-        default=True, metadata=about("Answer nothing while the machine runs from its battery.")
+        default=True, metadata=about("Pause while the machine runs on battery (default: yes).")
     )
     pause_gpu_percent: float | None = field(
         default=None,
         metadata=about(
-            "Answer nothing while other programs use the GPU more than this; not set means never "
-            "mind them.",
+            "Pause while other programs use more than this percentage of the GPU (default: never "
+            "pause for them).",
             least=1,
             most=99,
         ),
@@ -93,7 +93,7 @@ class Config:
     pause_gpu_seconds: float = field(
         default=30.0,
         metadata=about(
-            "How long they have to use it, or not to, until that counts.",
+            "Time for which GPU use must stay above or below that limit to count.",
             unit="seconds",
             least=0,
             most=3600,
@@ -102,17 +102,17 @@ class Config:
     upload_limit: int | None = field(
         default=None,
         metadata=about(
-            "Send at most so many bytes of answers in a second; not set means no limit.",
+            "Most bytes of responses sent per second (default: no limit).",
             unit="bytes",
             least=_MIN_UPLOAD,
         ),
     )
     log_level: Literal["debug", "info", "warning", "error"] = field(
-        default="info", metadata=about("Least important lines to log.")
+        default="info", metadata=about("Log messages of this level and above.")
     )
     log_json: bool | None = field(
         default=None,
-        metadata=about("Log JSON lines; not set means unless standard error is a terminal."),
+        metadata=about("Log JSON lines (default: unless standard error is a terminal)."),
     )
 
     def __post_init__(self) -> None:
@@ -120,12 +120,12 @@ class Config:
             raise Conflict("name must be 1 to 256 printable characters.", "name")
         if self.region and not is_region(self.region):
             raise Conflict(
-                f"region must be 1 to {MAX_LENGTH} small letters, digits, '.', '_' or '-', "
+                f"region must be 1 to {MAX_LENGTH} lowercase letters, digits, '.', '_' or '-', "
                 "such as eu-west.",
                 "region",
             )
         if len(self.engine) > _MAX_ENGINES:
-            raise Conflict(f"engine lists more than {_MAX_ENGINES}: leave some out.", "engine")
+            raise Conflict(f"engine lists more than {_MAX_ENGINES} engines.", "engine")
         try:
             parse_schedule(self.schedule)
         except ScheduleError as error:
@@ -137,9 +137,10 @@ class Config:
             raise Conflict(str(error), "engine") from None
 
     def called(self, joined_as: str = "") -> str:
-        """The node's name; ``joined_as`` is what the server called it when it joined."""
+        """Return the node's name; ``joined_as`` is the one that the server gave it."""
         return self.name or joined_as or host_name()
 
     @property
     def discovers(self) -> bool:
+        """Whether to look for engines that are not set."""
         return not self.engine if self.discover is None else self.discover

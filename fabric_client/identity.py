@@ -1,8 +1,8 @@
-"""Who this node is: its key, its certificate, and the server that it belongs to.
+"""A node's identity: its key, its certificate, and the server that it belongs to.
 
 ::
 
-    <directory>/node.key    0600, made here, never leaves
+    <directory>/node.key    0600, made on this machine, never sent
     <directory>/node.pem    the certificate, replaced when it is renewed
     <directory>/ca.pem      the only authority that this node trusts
     <directory>/node.json   the rest: id, host, ports
@@ -25,7 +25,7 @@ from cryptography.x509.oid import NameOID
 from msgspec import Struct
 
 RENEW_AFTER = 1 / 3
-"""A certificate is renewed when this part of its life has passed."""
+"""A certificate is renewed when this part of its lifetime has passed."""
 
 
 class NotJoined(Exception):
@@ -41,7 +41,7 @@ class Facts(Struct, frozen=True):
     control_port: int
     proxy_port: int
     name: str = ""
-    """What the server called it when it joined."""
+    """The name that the server gave it when it joined."""
 
 
 class Identity:
@@ -61,7 +61,7 @@ class Identity:
 
     @classmethod
     def load(cls, directory: Path) -> Identity:
-        """Raises NotJoined."""
+        """Read the identity in a directory.  Raises ``NotJoined``."""
         try:
             facts = msgspec.json.decode((directory / "node.json").read_bytes(), type=Facts)
             certificate = x509.load_pem_x509_certificate((directory / "node.pem").read_bytes())
@@ -73,26 +73,29 @@ class Identity:
             ) from None
         except (OSError, ValueError) as error:  # msgspec's errors are among the latter
             raise NotJoined(
-                f"What is in {directory} can't be used ({error}): "
+                f"The identity in {directory} can't be used ({error}): "
                 "join again with 'fabric-client join --replace TOKEN'."
             ) from None
         return cls(directory, facts, certificate)
 
     @property
     def lifetime(self) -> float:
-        """Seconds for which the certificate was issued."""
+        """Seconds for which the certificate is valid in all."""
         return self._ends - self._begins
 
     @property
     def ends(self) -> float:
-        """Unix seconds."""
+        """Unix seconds at which the certificate expires."""
         return self._ends
 
     def renewal_due(self, now: float) -> bool:
         return now >= self._begins + self.lifetime * RENEW_AFTER
 
     def context(self, alpn: str) -> ssl.SSLContext:
-        """For dialling the server: its certificate must be of our authority, ours is shown."""
+        """Return a TLS context for dialling the server.
+
+        The server's certificate must be issued by the authority that this node joined.
+        """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.verify_flags |= ssl.VERIFY_X509_STRICT  # as Python does itself from 3.13 on
         context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -102,13 +105,13 @@ class Identity:
         return context
 
     def request(self) -> str:
-        """A certificate signing request (PEM) over the key that this node has."""
+        """Return a certificate signing request (PEM) for this node's key."""
         return request_for(_read_key(self.directory))
 
     def store_certificate(self, pem: str) -> None:
-        """Use a renewed certificate for connections from now on.
+        """Use a renewed certificate for new connections.
 
-        Raises ValueError, and keeps the old one, for one that is not ours.
+        Raises ValueError, and keeps the old one, if it does not fit this node.
         """
         certificate = x509.load_pem_x509_certificate(pem.encode())
         _check(certificate, self.node_id, self.directory)
@@ -122,14 +125,14 @@ def _read_key(directory: Path) -> ec.EllipticCurvePrivateKey:
     try:
         key = serialization.load_pem_private_key(pem, password=None)
     except (ValueError, TypeError):
-        raise ValueError("node.key holds no key that can be read") from None
+        raise ValueError("node.key holds no readable key") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ValueError("node.key is not an ECDSA key")
     return key
 
 
 def _check(certificate: x509.Certificate, node_id: str, directory: Path) -> None:
-    """Raises ValueError unless the certificate is of our key, our name and our authority."""
+    """Raise ValueError unless the certificate has our key, our id and our authority."""
     if certificate.public_key() != _read_key(directory).public_key():
         raise ValueError("the certificate is for another key")
     names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
@@ -139,10 +142,11 @@ def _check(certificate: x509.Certificate, node_id: str, directory: Path) -> None
     try:
         certificate.verify_directly_issued_by(authority)
     except (InvalidSignature, TypeError, ValueError):
-        raise ValueError("the certificate is of another authority") from None
+        raise ValueError("the certificate was issued by another authority") from None
 
 
 def request_for(key: ec.EllipticCurvePrivateKey) -> str:
+    """Return a certificate signing request (PEM); the server chooses the name."""
     request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
     return (
         request.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode("ascii")
@@ -150,7 +154,7 @@ def request_for(key: ec.EllipticCurvePrivateKey) -> str:
 
 
 def write(path: Path, text: str, *, secret: bool = False) -> None:
-    """Replace a file in one step; a secret one is never readable by others, not for a moment."""
+    """Replace a file in one step; a ``secret`` one is at no time readable by other users."""
     temporary = path.with_name(path.name + ".new")
     with contextlib.suppress(FileNotFoundError):
         temporary.unlink()
@@ -163,69 +167,74 @@ def write(path: Path, text: str, *, secret: bool = False) -> None:
     os.replace(temporary, path)
 
 
-_OTHER_PORT = "it is another program's port: is it the right server and port?"
+_OTHER_PORT = "another program uses this port: check the address and the port"
 _AGAIN = "ask the operator for a new invitation and join again with --replace"
 
-# By what OpenSSL calls the alert that the server sent, or what it found itself.
+# Keyed by OpenSSL's names, for alerts that the server sent and errors found here.
 _REASONS = {
     "SSLV3_ALERT_CERTIFICATE_EXPIRED": (
-        f"this node's certificate has expired, since it was away for too long: {_AGAIN}"
+        f"this node's certificate has expired, because it was offline for too long: {_AGAIN}"
     ),
     "SSLV3_ALERT_BAD_CERTIFICATE": (
-        "the server does not accept this node's certificate: if the clocks of both machines are "
-        f"right, {_AGAIN}"
+        "the server rejects this node's certificate: if the clocks of both machines are right, "
+        f"{_AGAIN}"
     ),
     "SSLV3_ALERT_CERTIFICATE_REVOKED": f"this node was revoked by the operator: {_AGAIN}",
-    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": f"this node's certificate is not a node's: {_AGAIN}",
-    "TLSV13_ALERT_CERTIFICATE_REQUIRED": f"the server wants a certificate and got none: {_AGAIN}",
-    "TLSV1_ALERT_PROTOCOL_VERSION": "the server there does not speak TLS 1.3, so it is no Fabric",
-    "UNSUPPORTED_PROTOCOL": "the server there does not speak TLS 1.3, so it is no Fabric",
+    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": (
+        f"this node's certificate was not issued for a node: {_AGAIN}"
+    ),
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": f"the server got no certificate from here: {_AGAIN}",
+    "TLSV1_ALERT_PROTOCOL_VERSION": "the server does not speak TLS 1.3, so it is no Fabric server",
+    "UNSUPPORTED_PROTOCOL": "the server does not speak TLS 1.3, so it is no Fabric server",
     "TLSV1_ALERT_NO_APPLICATION_PROTOCOL": _OTHER_PORT,
-    "WRONG_VERSION_NUMBER": f"no TLS is spoken there, so {_OTHER_PORT}",
-    "RECORD_LAYER_FAILURE": f"no TLS is spoken there, so {_OTHER_PORT}",
+    "WRONG_VERSION_NUMBER": f"the server does not speak TLS: {_OTHER_PORT}",
+    "RECORD_LAYER_FAILURE": f"the server does not speak TLS: {_OTHER_PORT}",
 }
-_STRANGER = (
-    "the server does not know the authority that certified this node: it is another server, or "
-    f"was set up anew; {_AGAIN}"
+_UNKNOWN_AUTHORITY = (
+    "the server does not trust the authority that issued this node's certificate: it is another "
+    f"server, or was set up anew; {_AGAIN}"
 )
-_REASONS |= {"TLSV1_ALERT_UNKNOWN_CA": _STRANGER, "TLSV1_ALERT_DECRYPT_ERROR": _STRANGER}
+_REASONS |= {
+    "TLSV1_ALERT_UNKNOWN_CA": _UNKNOWN_AUTHORITY,
+    "TLSV1_ALERT_DECRYPT_ERROR": _UNKNOWN_AUTHORITY,
+}
 
 # OpenSSL's X509_V_ERR_… numbers.
 _NOT_YET_VALID, _EXPIRED = 9, 10
 
 
 def explain(error: BaseException) -> str:
-    """Why a server could not be reached, in words for the owner of a node.
+    """Explain to the owner of a node why a server could not be reached.
 
-    A server looks at the node's certificate when the node's side of the handshake is done already:
-    what it thinks of it comes with the end of the connection, as ``connection_lost``'s error.
+    In TLS 1.3 the node's side of the handshake is done before the server checks the node's
+    certificate: a rejection arrives when the connection ends, as ``connection_lost``'s error.
     """
     if isinstance(error, ssl.SSLCertVerificationError):
-        return _mistrust(error)
+        return _explain_certificate(error)
     if isinstance(error, ssl.SSLError):
-        # Those that Python itself raises, rather than OpenSSL, have no reason.
+        # Errors that Python raises itself, rather than OpenSSL, have no reason.
         reason: str = getattr(error, "reason", None) or str(error)
         return _REASONS.get(reason, f"TLS failed: {reason.lower().replace('_', ' ')}")
     if isinstance(error, TimeoutError):
-        return str(error) or "no answer in time"
+        return str(error) or "timed out"
     if isinstance(error, ConnectionRefusedError):
-        return "nobody listens there (is the server running?)"
+        return "connection refused (is the server running?)"
     if isinstance(error, ConnectionError):
-        return "the connection was closed by the server, or by something in between"
+        return "the connection was closed by the server, a firewall or a router"
     if isinstance(error, socket.gaierror):
-        return f"this name has no address: {error.strerror}"
+        return f"the host name can't be resolved: {error.strerror}"
     return str(error) or type(error).__name__
 
 
-def _mistrust(error: ssl.SSLCertVerificationError) -> str:
+def _explain_certificate(error: ssl.SSLCertVerificationError) -> str:
     if error.verify_code == _NOT_YET_VALID:
-        return "the server's certificate is not valid yet: is this machine's clock right?"
+        return "the server's certificate is not valid yet: check this machine's clock"
     if error.verify_code == _EXPIRED:
         return (
-            "the server's certificate has expired: is this machine's clock right? If it is, "
+            "the server's certificate has expired: check this machine's clock; if it is right, "
             "tell the operator"
         )
     return (
-        "the server's certificate is not of the authority that this node joined "
-        f"({error.verify_message}): it is another server, or someone is in between"
+        "the server's certificate was not issued by the authority that this node joined "
+        f"({error.verify_message}): it is another server, or the connection is intercepted"
     )

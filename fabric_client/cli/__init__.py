@@ -1,4 +1,7 @@
-"""What the owner of a node types: one module for each ``fabric-client`` command."""
+"""The commands of ``fabric-client``, one module for each.
+
+Imported by ``fabric_client.__main__`` alone; may import everything else of the node.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from fabric_client.config import PREFIX, Config
 from runtime.flags import takes_settings
 
 TOKEN = f"{PREFIX}TOKEN"
-"""The variable that may hold a join token; it is no setting."""
+"""The environment variable that may hold a join token, which is not a setting."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -1,11 +1,11 @@
-"""``fabric-client drain``: end the node that runs here, once what runs on it has ended."""
+"""``fabric-client drain``: finish what runs on this machine's node, then stop it."""
 
 from __future__ import annotations
 
 import time
 
 from fabric_client.cli import Json
-from fabric_client.cli.signal_node import LOOK_SECONDS, heard, of_the_directory, tell
+from fabric_client.cli.signal_node import POLL_SECONDS, await_response, of_the_directory, send
 from fabric_client.config import Config
 from fabric_client.identity import Identity
 from fabric_client.owner import state
@@ -15,25 +15,26 @@ from runtime.output import Failure, note, say, say_json
 
 @of_the_directory
 def drain(settings: Config, json: Json = False) -> None:
-    """Let the node that runs here take nothing new, finish what runs, and end.
+    """Finish running requests, then stop the node.
 
-    Returns when it has ended.  Ctrl-C ends only the waiting.
+    Takes no new requests, and returns when the node has stopped. Ctrl-C ends only the waiting, not
+    the drain.
     """
     Identity.load(settings.data)
     if not is_running(settings.data):
-        raise Failure("it is not running.")
+        raise Failure("the node is not running.")
     now = state.read(settings.data)
     if now is None:
-        raise Failure("it is only starting: try again in a moment.")
-    answering = heard(settings.data, tell(settings.data, drain=now.run))
-    if answering is not None and answering.active:
-        note(f"{answering.active} still running; waiting for them.")
+        raise Failure("the node is still starting; try again in a moment.")
+    draining = await_response(settings.data, send(settings.data, drain=now.run))
+    if draining is not None and draining.active:
+        note(f"Waiting for {draining.active} running requests.")
     while is_running(settings.data):
         later = state.read(settings.data)
         if later is not None and later.run != now.run:
-            break  # whoever keeps it running has started it again
-        time.sleep(LOOK_SECONDS)  # another process' doing: there is no event for it
+            break  # systemd, Docker or the like has started it again
+        time.sleep(POLL_SECONDS)  # another process acts: there is no event to wait for
     if json:
         say_json({"node_id": now.node_id, "pid": now.pid})
     else:
-        say("Drained: it has ended.")
+        say("Drained. The node has stopped.")

@@ -1,4 +1,4 @@
-"""``fabric-client join``: make this machine a node of the server that a token names."""
+"""``fabric-client join``: make this machine a node of the server that made a token."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ def join(
         typer.Argument(
             metavar="TOKEN",
             envvar=TOKEN,
-            help="What 'fabric-server nodes invite' printed; - reads it from standard input.",
+            help="The join token, from 'fabric-server nodes invite'; - reads standard input.",
         ),
     ] = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Join anew, giving up the node this machine is.")
+        bool, typer.Option("--replace", help="Join as a new node; the old identity is lost.")
     ] = False,
     run: Annotated[
         bool,
         typer.Option(
-            "--run", help="Then run. A machine that has joined this fabric before just runs."
+            "--run", help="Then run. If this machine has already joined this server, just run."
         ),
     ] = False,
     json: Json = False,
 ) -> int:
-    """Make this machine a node of the server that the token names.
+    """Join a server, with a token from its operator.
 
-    The token lets one machine in, once.  In an argument other users of this machine can see it,
-    and the shell keeps it: give - or set the variable where that matters.
+    A token admits one machine, once. On the command line it can be seen by other users of this
+    machine and stays in the shell's history; give - or set the variable to avoid that.
     """
-    from fabric_client.registration import join as enrol  # takes time that other commands need not
+    from fabric_client.registration import join as enrol  # slow to import: not for every command
 
     text = sys.stdin.readline() if token == "-" else token  # noqa: S105 - no secret
     if text is None:
@@ -57,7 +57,7 @@ def join(
     if run and not replace:
         identity = _joined_before(settings.data, parse(text))
     if identity is not None:
-        note(f"This machine is already {identity.node_id} of {identity.host}.")
+        note(f"Already joined {identity.host} as {identity.node_id}.")
     else:
         if replace and is_running(settings.data):
             raise Failure(f"the node in {settings.data} is running: stop it before replacing it.")
@@ -66,8 +66,8 @@ def join(
             identity = asyncio.run(
                 enrol.join(text, settings.data, name=settings.name, replace=replace)
             )
-        except enrol.JoinProblem as problem:
-            raise Failure(str(problem)) from None
+        except enrol.JoinError as error:
+            raise Failure(str(error)) from None
         name = settings.called(identity.name)
         note(f"Joined {identity.host} as {identity.node_id}, “{name}”.")
     if json:
@@ -87,7 +87,7 @@ def join(
 
 
 def _joined_before(directory: Path, token: Token) -> Identity | None:
-    """The identity here, if it is of the fabric that the token is of."""
+    """Return the identity here if the authority that the token names has issued it."""
     try:
         identity = Identity.load(directory)
         authority = ssl.PEM_cert_to_DER_cert((directory / "ca.pem").read_text())

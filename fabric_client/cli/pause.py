@@ -1,5 +1,4 @@
-"""``fabric-client pause`` and ``resume``: the owner wants the machine for himself, and gives it
-back."""
+"""``fabric-client pause`` and ``resume``: the owner needs the machine, and gives it back."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fabric_client.cli import Json
-from fabric_client.cli.signal_node import heard, of_the_directory, tell
+from fabric_client.cli.signal_node import await_response, of_the_directory, send
 from fabric_client.config import Config
 from fabric_client.identity import Identity
 from fabric_client.owner.state import State
@@ -26,45 +25,51 @@ def pause(
     settings: Config,
     for_: Annotated[
         str | None,
-        typer.Option("--for", metavar="TIME", help="Such as 90m, 2h or 1d; else until 'resume'."),
+        typer.Option(
+            "--for",
+            metavar="TIME",
+            help="How long, such as 90m, 2h or 1d (default: until 'resume').",
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Answer nothing new for a while.  What runs finishes, and the node stays connected.
+    """Stop taking new requests for a while.
 
-    It lasts over a restart of the node.
+    Running requests finish, and the node stays connected. The pause outlasts a restart of the node.
     """
     Identity.load(settings.data)
     until = None if for_ is None else time.time() + _seconds(for_)
-    said = tell(settings.data, paused=True, until=until)
-    now = heard(settings.data, said)
+    now = await_response(settings.data, send(settings.data, paused=True, until=until))
     if json:
         say_json(_described(now, until))
         return
-    words = "until 'fabric-client resume'" if until is None else f"until {moment(until)}"
+    end = "'fabric-client resume'" if until is None else moment(until)
     if now is None:
-        say(f"It is not running; when it is, it pauses {words}.")
+        say(f"The node is not running. Once started, it stays paused until {end}.")
     else:
-        say(f"Paused {words}.{_running(now)}")
+        say(f"Paused until {end}.{_still_running(now)}")
 
 
 @of_the_directory
 def resume(settings: Config, json: Json = False) -> None:
-    """Take back 'pause'.  Hours, battery and GPU still count."""
+    """Resume serving.
+
+    The settings for hours, battery and GPU still apply.
+    """
     Identity.load(settings.data)
-    now = heard(settings.data, tell(settings.data, paused=False))
+    now = await_response(settings.data, send(settings.data, paused=False))
     if json:
         say_json(_described(now, None))
     elif now is None:
-        say("It is not running; when it is, it answers.")
+        say("The node is not running. Once started, it serves requests.")
     elif now.paused:
-        say(f"Resumed, but it is still paused: {now.paused}.")
+        say(f"Resumed, but the node is still paused: {now.paused}.")
     else:
         say("Resumed.")
 
 
 def _described(now: State | None, until: float | None) -> dict[str, object]:
-    """Times are Unix seconds."""
+    """Return what ``--json`` prints; ``until`` is in Unix seconds."""
     return {
         "running": now is not None,
         "paused": now.paused or None if now is not None else None,
@@ -73,13 +78,13 @@ def _described(now: State | None, until: float | None) -> dict[str, object]:
     }
 
 
-def _running(now: State) -> str:
-    return f" {now.active} still running." if now.active else ""
+def _still_running(now: State) -> str:
+    return f" Still running: {now.active}." if now.active else ""
 
 
 def _seconds(text: str) -> float:
     match = _DURATION.fullmatch(text.strip().lower())
     seconds = 0.0 if match is None else float(match[1]) * _UNITS[match[2]]
     if not 0 < seconds <= _LONGEST:
-        raise Failure(f"--for is '{text}', but it must be a time such as 90m, 2h or 1d.")
+        raise Failure(f"--for: '{text}' is not a time such as 90m, 2h or 1d.")
     return seconds

@@ -1,4 +1,4 @@
-"""``fabric-client run``: the node, until it is told to stop."""
+"""``fabric-client run``: run the node until it is stopped."""
 
 from __future__ import annotations
 
@@ -6,69 +6,75 @@ import asyncio
 import logging
 from collections.abc import Callable
 from random import Random
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from fabric_client.cli import of_the_node
 from fabric_client.config import Config
 from fabric_client.identity import Identity
 from fabric_client.owner import state
-from fabric_client.owner.process_lock import only_one
+from fabric_client.owner.process_lock import hold_lock
 from runtime import logs, run
 from runtime.output import make_directory
 from runtime.run import Signals
 
-if TYPE_CHECKING:
-    from fabric_client.supervisor import Supervisor
-
 log = logging.getLogger("fabric.node")
 
 LEAVE_SECONDS = 60.0
-"""How long running answers may finish when the node is told to stop."""
+"""Time in which running requests may finish after the first signal."""
+
+
+class Node(Protocol):
+    """The part of ``supervisor.Supervisor`` that is needed here."""
+
+    drain_requested: asyncio.Event
+
+    async def run(self) -> None: ...
+    async def leave(self, seconds: float | None) -> None: ...
 
 
 @of_the_node
 def run_(settings: Config) -> int:
-    """Answer what the server sends, with the engines of this machine.
+    """Run the node: serve requests with this machine's engines.
 
-    The log goes to standard error.  The first Ctrl-C or SIGTERM lets running answers finish for a
-    minute, the second does not; 'fabric-client drain' lets them take their time.  Exit code 3: the
-    server has refused this node for good.
+    Logs to standard error. The first Ctrl-C or SIGTERM gives running requests a minute to finish, a
+    second one stops at once; 'fabric-client drain' gives them all the time they need. Exit code 3:
+    the server has refused this node for good.
     """
     return run_node(settings)
 
 
-def run_node(settings: Config, make: Callable[..., Supervisor] | None = None) -> int:
-    """``make`` is ``Supervisor`` unless given.
+def run_node(settings: Config, make: Callable[..., Node] | None = None) -> int:
+    """Run a node that has joined; ``make`` is ``Supervisor`` unless given.
 
-    Raises ``NotJoined``, ``Taken``, or ``RemoteError`` when refused for good.
+    Raises ``NotJoined``, ``AlreadyRunning``, or ``RemoteError`` when refused for good.
     """
     logs.configure(settings.log_level, json=settings.log_json)
     identity = Identity.load(settings.data)
     make_directory(settings.data)
-    with only_one(settings.data):
+    with hold_lock(settings.data):
         state.forget(settings.data)
         return run.run(lambda signals: _serve(settings, identity, signals, make))
 
 
-async def _drained(supervisor: Supervisor) -> None:
-    """Returns when the owner wanted this run to end and its work is done."""
-    await supervisor.drain_requested.wait()
-    await supervisor.leave(None)
+async def _drain(node: Node) -> None:
+    """Return when the owner has ordered a drain and the work is done."""
+    await node.drain_requested.wait()
+    await node.leave(None)
 
 
 async def _serve(
     settings: Config,
     identity: Identity,
     signals: Signals,
-    make: Callable[..., Supervisor] | None,
+    make: Callable[..., Node] | None,
 ) -> None:
-    from fabric_client.supervisor import Supervisor  # takes time that other commands need not
+    from fabric_client.supervisor import Supervisor  # slow to import: not for every command
 
-    supervisor = (make or Supervisor)(settings, identity, rng=Random())  # noqa: S311 - spreads load only
+    node: Node = (make or Supervisor)(settings, identity, rng=Random())  # noqa: S311 - spreads load only
     loop = asyncio.get_running_loop()
-    working = loop.create_task(supervisor.run())
+    working = loop.create_task(node.run())
     stopping = loop.create_task(signals.stop.wait())
-    draining = loop.create_task(_drained(supervisor))
+    draining = loop.create_task(_drain(node))
     tasks = (working, stopping, draining)
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -76,7 +82,7 @@ async def _serve(
             await working
         if stopping.done():
             log.info("leaving", extra={"seconds": LEAVE_SECONDS})
-            await supervisor.leave(LEAVE_SECONDS)
+            await node.leave(LEAVE_SECONDS)
     finally:
         for task in tasks:
             task.cancel()

@@ -1,4 +1,4 @@
-"""How commands tell a node that runs what its owner wants, and see that it has heard."""
+"""Sends an owner's command to the running node, and waits until the node has acted on it."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from fabric_client.owner.state import State
 from runtime.flags import takes_settings
 from runtime.output import Failure
 
-PATIENCE = 10.0
-"""Seconds in which a node that runs has heard what was said."""
-LOOK_SECONDS = 0.1
+RESPONSE_SECONDS = 10.0
+"""Time in which a running node acts on a command."""
+POLL_SECONDS = 0.1
 
 of_the_directory = takes_settings(Config, PREFIX, only=("data",), not_settings=(TOKEN,))
 
 
-def tell(
+def send(
     directory: Path,
     *,
     paused: bool | None = None,
     until: float | None = None,
     drain: str | None = None,
 ) -> Control:
-    """As ``control.say``.  Raises ``Failure``."""
+    """Write a command for the node (``control.update``).  Raises ``Failure``."""
     try:
         return control.update(directory, paused=paused, until=until, drain=drain)
     except Unreadable as error:
         raise Failure(str(error)) from None
     except OSError as error:
-        reason = error.strerror or error
-        raise Failure(f"{directory} can't be written to ({reason}).") from None
+        raise Failure(f"can't write to {directory} ({error.strerror or error}).") from None
 
 
-def heard(directory: Path, said: Control) -> State | None:
-    """What the node says once it has acted on that; None when none runs.  Raises ``Failure``."""
-    give_up = time.monotonic() + PATIENCE
+def await_response(directory: Path, command: Control) -> State | None:
+    """Return the node's state once it has acted on the command, None if no node runs.
+
+    Raises ``Failure`` if it does not in ``RESPONSE_SECONDS``.
+    """
+    give_up = time.monotonic() + RESPONSE_SECONDS
     while is_running(directory):
         now = state.read(directory)
-        if now is not None and now.heard == said.at:
+        if now is not None and now.heard == command.at:
             return now
         if time.monotonic() > give_up:
-            raise Failure(
-                "the node that runs has not heard it: is it of this release, and not stuck?"
-            )
-        time.sleep(LOOK_SECONDS)  # another process' doing: there is no event for it
+            raise Failure("the node did not respond; it may be hung, or of another version.")
+        time.sleep(POLL_SECONDS)  # another process acts: there is no event to wait for
     return None

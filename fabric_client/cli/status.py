@@ -1,4 +1,4 @@
-"""``fabric-client status``: what the node on this machine is doing."""
+"""``fabric-client status``: the node of this machine, its connection, work and engines."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from runtime.output import REFUSED, duration, say, say_json, say_table
 
 @takes_settings(Config, PREFIX, only=("data",), not_settings=(TOKEN,))
 def status(settings: Config, json: Json = False) -> int:
-    """Show whether the node runs, is linked to its server, and what its engines offer.
+    """Show the node's connection, work and engines.
 
-    Exit code 0 when it is linked, 3 when it is not.
+    Exit code 0 if the node is linked to its server, 3 if not.
     """
     running = is_running(settings.data)
     try:
@@ -28,9 +28,9 @@ def status(settings: Config, json: Json = False) -> int:
     except NotJoined as error:
         identity, problem = None, str(error)
     else:
-        problem = "" if running else "It is not running: start it with 'fabric-client run'."
+        problem = "" if running else "not running: start it with 'fabric-client run'"
     now = state.read(settings.data) if running else None
-    problem = problem or ("It is starting." if now is None else "")
+    problem = problem or ("starting" if now is None else "")
     if json:
         say_json(_described(identity, running, now, problem))
     else:
@@ -41,7 +41,7 @@ def status(settings: Config, json: Json = False) -> int:
 def _described(
     identity: Identity | None, running: bool, now: State | None, problem: str
 ) -> dict[str, Any]:
-    """Times are Unix seconds."""
+    """Return what ``--json`` prints; times are in Unix seconds."""
     return {
         "joined": identity is not None,
         "running": running,
@@ -92,13 +92,13 @@ def _show(identity: Identity | None, now: State | None, problem: str) -> None:
     else:
         say(f"State   not linked for {since}: {now.reason}")
     if now.draining:
-        say("Drains  it finishes what runs, and ends")
+        say("Drain   finishing running requests, then stopping")
     elif now.paused:
         say(f"Paused  {now.paused}")
     speed = f", {now.tokens_per_second:.1f} tokens/s" if now.tokens_per_second else ""
-    say(f"Work    {now.active} now, {now.served} since it was started{speed}\n")
+    say(f"Work    {now.active} running, {now.served} served since the start{speed}\n")
     if not now.engines:
-        say("No engine: start Ollama, vLLM, llama-server or LM Studio, or name one with --engine.")
+        say("No engine found: start Ollama, vLLM, llama-server or LM Studio, or set --engine.")
         return
     say_table(
         ("engine", "state", "slots", "models"),

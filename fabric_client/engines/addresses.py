@@ -1,4 +1,4 @@
-"""Where an engine is: reading and tidying the addresses that people give."""
+"""Addresses of engines: parses what people write."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from urllib.parse import urlsplit
 
 from fabric_client.engines.probes import DIALECTS
 
-_NOWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what people copy from OLLAMA_HOST
+_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - people copy these from OLLAMA_HOST
 
 
 class AddressError(ValueError):
-    """What was given as an engine's address is none; ``str()`` says why and what would be."""
+    """The text is no engine's address; ``str()`` says why, and gives an example."""
 
 
 class Address(NamedTuple):
-    """Where an engine is; made by ``parse_address``."""
+    """An engine's address; made by ``parse_address``."""
 
     url: str
-    """Without trailing slash and without ``/v1``: paths such as ``/v1/models`` are appended."""
+    """Base URL without a trailing slash and ``/v1``: paths such as ``/v1/models`` are appended."""
     host: str
-    """The Host header to send.  Ollama on loopback answers 403 to names it does not know, so a
-    loopback address is called localhost; any other keeps its own name."""
+    """The Host header to send.  Ollama on loopback responds with 403 to unknown names, so that a
+    loopback address becomes localhost; any other is kept."""
     kind: str | None
-    """None: to be found out."""
+    """The kind of engine; None if it is to be detected."""
 
 
 def parse_address(text: str) -> Address:
-    """Read ``http://host:port/prefix``, ``host:port`` or ``kind=…``; raises ``AddressError``."""
+    """Parse ``http://host:port/prefix``, ``host:port`` or ``kind=…``.  Raises ``AddressError``."""
     kind, equals, rest = text.strip().partition("=")
     if not equals or "/" in kind or ":" in kind:
         kind, rest = "", text.strip()
     elif kind not in DIALECTS:
-        raise AddressError(f"'{kind}' is no kind of engine; known are {', '.join(DIALECTS)}.")
-    example = "give it like http://localhost:11434"
+        raise AddressError(f"'{kind}' is no kind of engine; known kinds are {', '.join(DIALECTS)}.")
+    example = "write it like http://localhost:11434"
     if "://" not in rest:
         rest = f"http://{rest}"
     try:
@@ -45,22 +45,25 @@ def parse_address(text: str) -> Address:
     if parts.scheme not in ("http", "https"):
         raise AddressError(f"The engine address '{text}' is neither http nor https; {example}.")
     if not name or name.isdigit() or parts.netloc.endswith(":") or port == 0 or " " in rest:
-        raise AddressError(f"The engine address '{text}' names no host; {example}.")
+        raise AddressError(f"The engine address '{text}' has no host; {example}.")
     if parts.username is not None or parts.query or parts.fragment:
-        # Not quoting it: what stands before the @ may be a password.
-        raise AddressError(f"An engine address is only a host, port and path prefix; {example}.")
-    name = _NOWHERE.get(name, name)
+        # Don't quote it: the part before the @ may be a password.
+        raise AddressError(f"An engine address has only a host, port and path prefix; {example}.")
+    name = _ANY_ADDRESS.get(name, name)
     shown = f"[{name}]" if ":" in name else name
     at = "" if port is None else f":{port}"
     prefix = parts.path.rstrip("/")
     prefix = prefix.removesuffix("/v1")
     if "/v1/" in f"{prefix}/":
-        raise AddressError(f"The engine address '{text}' is that of one endpoint; {example}.")
+        raise AddressError(
+            f"The engine address '{text}' is the address of one endpoint; {example}."
+        )
     host = f"localhost{at}" if _is_loopback(name) else f"{shown}{at}"
     return Address(f"{parts.scheme}://{shown}{at}{prefix}", host, kind or None)
 
 
 def local(port: int) -> Address:
+    """Return the address of a port of this machine."""
     return parse_address(f"http://127.0.0.1:{port}")
 
 

@@ -1,7 +1,7 @@
-"""What each kind of engine tells about itself.  Pure: decoded JSON in, facts out; never raises.
+"""Facts from the engines' own documents, a reader for each kind.  Pure: JSON in; never raises.
 
 Sources: ollama api/types.go and internal/modelref; vLLM entrypoints/openai/models; llama.cpp
-tools/server; LM Studio's REST API v0 and v1.  Fields that are missing or strange count as not told:
+tools/server; LM Studio's REST API v0 and v1.  Fields that are missing or malformed count as absent:
 one odd model must not hide the others, and nothing may leave here that a server would refuse
 (``protocol.messages`` sets the limits).
 """
@@ -15,11 +15,11 @@ from protocol.messages import ModelReport
 
 _MAX_MODELS = 512
 _MAX_CAPABILITIES = 32
-_LONGEST_NAME = 256
-_LARGEST = 2**63 - 1
+_MAX_NAME = 256
+_MAX_INTEGER = 2**63 - 1
 
 Documents = Mapping[str, object]
-"""Path asked for → the JSON that came; a path that gave none is missing."""
+"""JSON documents by the path they were fetched from."""
 
 
 class Facts(NamedTuple):
@@ -29,19 +29,19 @@ class Facts(NamedTuple):
 
 class Dialect(NamedTuple):
     alive: str
-    """The cheapest path that answers 200 exactly when the engine can serve."""
-    asks: tuple[str, ...]
-    """What ``read`` wants; the first must come and hold ``holds``, the others may be missing."""
+    """The cheapest path whose status is 200 exactly when the engine can serve."""
+    paths: tuple[str, ...]
+    """Documents for ``read``: the first must exist and have the list ``holds``."""
     holds: str
     port: int | None
-    """Where this kind listens unless told otherwise."""
+    """The port on which this kind listens unless configured otherwise."""
     read: Callable[[Documents], Facts]
     once: tuple[str, ...] = ()
-    """Asked for once in an engine's life: big, or slow to make, and always the same."""
+    """Paths fetched once in an engine's life: big or slow documents that don't change."""
 
 
-def told_by(document: object, server: str) -> str | None:
-    """The kind of engine, as far as its ``/v1/models`` and Server header give it away."""
+def detect_kind(document: object, server: str) -> str | None:
+    """Return the kind of engine if its ``/v1/models`` or Server header gives it away."""
     if server.startswith("llama.cpp"):
         return "llama-server"
     owners = {_text(entry, "owned_by") for entry in _entries(document, "data")}
@@ -54,7 +54,7 @@ _OWNERS = {"vllm": "vllm", "llamacpp": "llama-server", "organization_owner": "lm
 
 
 def is_list(document: object, key: str) -> bool:
-    """Whether this is a list of models; Go writes an empty one as null."""
+    """Return whether this is a list of models; Go writes an empty one as null."""
     return isinstance(document, dict) and key in document and _is_rows(document[key])
 
 
@@ -67,7 +67,7 @@ def _is_rows(value: object) -> bool:
 
 
 def complaint(document: object) -> str | None:
-    """The engine's own words, from ``{"error": "…"}`` or ``{"error": {"message": "…"}}``."""
+    """Return the engine's error message: ``{"error": "…"}`` or ``{"error": {"message": "…"}}``."""
     error = _get(document, "error")
     return error if isinstance(error, str) else _text(error, "message")
 
@@ -84,18 +84,20 @@ def _read_ollama(documents: Documents) -> Facts:
             if name is None or _is_cloud(name) or _text(row, "remote_host"):
                 continue
             live = running.get(name)
-            # What it was loaded with counts; the model's own limit is only where it may go.
+            # The context it was loaded with counts; the model's own limit is the most it could be.
             context = _count(live, "context_length") or _count(row, "details", "context_length")
             loaded = name in running if "/api/ps" in documents else None
             yield _model(name, _count(row, "size"), context, loaded, _texts(row, "capabilities"))
 
-    # OLLAMA_NUM_PARALLEL is told nowhere; its default is 1, and Ollama queues what is more.
+    # OLLAMA_NUM_PARALLEL is not reported; its default is 1, and Ollama queues further requests.
     return Facts(_tidy(models()), 1)
 
 
 def _is_cloud(name: str) -> bool:
-    """Models that Ollama would have computed elsewhere, on the owner's bill: the tag is ``cloud``
-    (``glm-4.6:cloud``) or ends so (``gpt-oss:120b-cloud``)."""
+    """Return whether Ollama would run the model elsewhere, on the owner's bill.
+
+    The tag is ``cloud`` (``glm-4.6:cloud``) or ends so (``gpt-oss:120b-cloud``).
+    """
     _, colon, tag = name.rpartition(":")
     tag = tag.lower()
     return bool(colon) and (tag == "cloud" or (tag.endswith("-cloud") and "/" not in tag))
@@ -106,9 +108,9 @@ def _read_vllm(documents: Documents) -> Facts:
     models = (
         _model(_text(row, "id"), None, _count(row, "max_model_len"), True, []) for row in rows
     )
-    # --max-num-seqs (256 or more) is told nowhere, and on a home GPU the KV cache is full long
-    # before.  Published tables (vLLM on B200, 2026-03) gain almost linearly to 16 at once, and
-    # each answer slows beyond.  Whoever has the memory sets `slots`.
+    # --max-num-seqs (256 or more) is not reported, and on a home GPU the KV cache is full long
+    # before.  Throughput grows almost linearly up to 16 requests (published tables of vLLM on B200,
+    # 2026-03), and each answer slows beyond.  Owners with more memory set `slots`.
     return Facts(_tidy(models), 16)
 
 
@@ -138,27 +140,28 @@ def _read_llama_server(documents: Documents) -> Facts:
 
 
 def _without_folders(name: str) -> str:
-    """Without an alias the name is the file's path, which is nobody's business; with one model
-    loaded llama-server takes any name in a request."""
+    """Shorten a file's path, the name of a model without an alias, which would expose folders.
+
+    llama-server accepts any name in a request if it has one model loaded.
+    """
     return name.replace("\\", "/").rpartition("/")[2] if name.lower().endswith(".gguf") else name
 
 
 def _read_lm_studio(documents: Documents) -> Facts:
-    told: dict[str | None, tuple[object, object]] = {}
+    native: dict[str | None, tuple[object, object]] = {}
     for row in _entries(documents.get("/api/v1/models"), "models"):
         instances = _entries(row, "loaded_instances")
-        told[_text(row, "key")] = row, instances[0] if instances else None
-        told |= {_text(one, "id"): (row, one) for one in instances}
+        native[_text(row, "key")] = row, instances[0] if instances else None
+        native |= {_text(one, "id"): (row, one) for one in instances}
     older = {_text(row, "id"): row for row in _entries(documents.get("/api/v0/models"), "data")}
 
     def models() -> Iterator[ModelReport | None]:
-        # With just-in-time loading off, /v1/models lists only what is loaded: the rest can't be
-        # asked for.
+        # With just-in-time loading off, /v1/models lists only loaded models: others can't be used.
         for listed in _entries(documents.get("/v1/models"), "data"):
             name = _text(listed, "id")
             old = older.get(name)
-            if name in told:
-                row, instance = told[name]
+            if name in native:
+                row, instance = native[name]
                 context = _count(instance, "config", "context_length")
                 limit = _count(row, "max_context_length")
                 size, loaded = _count(row, "size_bytes"), instance is not None
@@ -170,8 +173,8 @@ def _read_lm_studio(documents: Documents) -> Facts:
             else:
                 yield _model(name, None, None, None, [])
 
-    # "Max Concurrent Predictions" is told of loaded models only, and before 0.4 there was none.
-    parallel = [_count(one, "config", "parallel") or 1 for _, one in told.values()]
+    # "Max Concurrent Predictions" is reported for loaded models only, from 0.4 on.
+    parallel = [_count(one, "config", "parallel") or 1 for _, one in native.values()]
     return Facts(_tidy(models()), max(parallel, default=1))
 
 
@@ -219,7 +222,7 @@ DIALECTS = {
 """By ``EngineReport.kind``."""
 
 
-# ── reading what may be anything ──────────────────────────────────────────────────────────────
+# ── lenient access to JSON ────────────────────────────────────────────────────────────────────
 
 
 def _get(document: object, *path: str) -> object:
@@ -242,7 +245,7 @@ def _texts(document: object, *path: str) -> list[str]:
 
 def _count(document: object, *path: str) -> int | None:
     value = _get(document, *path)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _LARGEST:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MAX_INTEGER:
         return None
     return value
 
@@ -266,7 +269,7 @@ def _model(
 
 
 def _is_name(text: str) -> bool:
-    return 0 < len(text) <= _LONGEST_NAME and text.isprintable()
+    return 0 < len(text) <= _MAX_NAME and text.isprintable()
 
 
 def _tidy(models: Iterable[ModelReport | None]) -> list[ModelReport]:

@@ -10,28 +10,29 @@ import pynvml
 
 from protocol.messages import Gpu
 
-_AGAIN_SECONDS = 60.0
+_RETRY_SECONDS = 60.0
+"""Time between two attempts to open a driver that is not there."""
 _AMD = "0x1002"
 
 
 class Nvidia:
-    """GPUs as NVML lists them.  No driver is no GPUs.
+    """GPUs as NVML lists them; none without a driver.
 
-    Nothing is kept from one sample to the next but the open library: a GPU that fell off the bus
-    is missing, one that came is there.
+    Only the open library is kept between samples, so that a GPU that fell off the bus is missing,
+    and one that was added is there.
     """
 
     def __init__(self, nvml: Any = None) -> None:
-        """``nvml``: something that looks like ``pynvml``, for tests."""
+        """Use ``nvml`` instead of ``pynvml``, in tests."""
         self._nvml = pynvml if nvml is None else nvml
         self._open = False
-        self._again_at = float("-inf")
+        self._retry_at = float("-inf")
 
     def sample(self, now: float) -> list[Gpu]:
         if not self._open:
-            if now < self._again_at:
+            if now < self._retry_at:
                 return []
-            self._again_at = now + _AGAIN_SECONDS
+            self._retry_at = now + _RETRY_SECONDS
             try:
                 self._nvml.nvmlInit()
             except (self._nvml.NVMLError, OSError):
@@ -40,7 +41,7 @@ class Nvidia:
         try:
             count = self._nvml.nvmlDeviceGetCount()
         except self._nvml.NVMLError:
-            # The driver was reloaded or updated under us; a fresh start may find the new one.
+            # The driver was reloaded or updated; opening it again may find the new one.
             self.close()
             return []
         gpus = (self._gpu(index) for index in range(count))
@@ -57,21 +58,21 @@ class Nvidia:
     def _gpu(self, index: int) -> Gpu | None:
         nvml = self._nvml
 
-        def ask(question: Callable[[], Any]) -> Any:
-            """None for what this GPU does not tell; laptops often withhold the power."""
+        def query(read: Callable[[], Any]) -> Any:
+            """Read one figure; None if this GPU does not report it (laptops often lack power)."""
             try:
-                return question()
+                return read()
             except nvml.NVMLError:
                 return None
 
-        handle = ask(lambda: nvml.nvmlDeviceGetHandleByIndex(index))
-        name = None if handle is None else ask(lambda: nvml.nvmlDeviceGetName(handle))
+        handle = query(lambda: nvml.nvmlDeviceGetHandleByIndex(index))
+        name = None if handle is None else query(lambda: nvml.nvmlDeviceGetName(handle))
         if name is None:
             return None
-        memory = ask(lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
-        use = ask(lambda: nvml.nvmlDeviceGetUtilizationRates(handle))
-        celsius = ask(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))
-        milliwatts = ask(lambda: nvml.nvmlDeviceGetPowerUsage(handle))
+        memory = query(lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
+        use = query(lambda: nvml.nvmlDeviceGetUtilizationRates(handle))
+        celsius = query(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))
+        milliwatts = query(lambda: nvml.nvmlDeviceGetPowerUsage(handle))
         return Gpu(
             name=str(name.decode("utf-8", "replace") if isinstance(name, bytes) else name)[:256],
             memory_bytes=None if memory is None else int(memory.total),
@@ -83,14 +84,14 @@ class Nvidia:
 
 
 class Amd:
-    """GPUs of the amdgpu driver; its files are described in the kernel's gpu/amdgpu documents."""
+    """GPUs of Linux' amdgpu driver.  Source: Documentation/gpu/amdgpu in the kernel."""
 
     def __init__(self, drm: Path) -> None:
         self._drm = drm
 
     def sample(self) -> list[Gpu]:
         cards = sorted(self._drm.glob("card*"), key=lambda card: (len(card.name), card.name))
-        # card1-HDMI-A-1 and its like are connectors.
+        # Names such as card1-HDMI-A-1 are connectors.
         devices = (card / "device" for card in cards if card.name[4:].isdigit())
         return [_amd(device) for device in devices if _word(device / "vendor") == _AMD]
 
@@ -99,7 +100,7 @@ def _amd(device: Path) -> Gpu:
     monitor = next(iter(sorted(device.glob("hwmon/hwmon*"))), device / "hwmon")
     microwatts = _number(monitor / "power1_average")
     if microwatts is None:
-        microwatts = _number(monitor / "power1_input")  # newer cards tell only the present power
+        microwatts = _number(monitor / "power1_input")  # newer cards report only the present power
     millidegrees = _number(monitor / "temp1_input")
     use = _number(device / "gpu_busy_percent")
     model = _word(device / "product_name") or f"AMD GPU {_word(device / 'device') or ''}".strip()
@@ -114,7 +115,7 @@ def _amd(device: Path) -> Gpu:
 
 
 def _word(file: Path) -> str | None:
-    """None for a file that is missing, or whose device sleeps: amdgpu answers such with errors."""
+    """Read a file; None if it is missing, or its device sleeps: amdgpu then returns errors."""
     try:
         return file.read_text(encoding="utf-8", errors="replace").strip() or None
     except OSError:

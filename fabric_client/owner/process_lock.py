@@ -1,6 +1,6 @@
-"""Keeps two programs from being the same node: at the server each would drive the other out.
+"""Keeps two programs from being the same node: at the server each would supersede the other.
 
-The lock is the operating system's and goes with the process that holds it, however that ends.
+The lock is the operating system's and ends with the process that holds it, however that ends.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-PATIENCE = 0.5
-"""Seconds; ``status`` holds the lock for an instant, to see whether it is held."""
+LOCK_SECONDS = 0.5
+"""Time to wait for the lock: ``status`` holds it for an instant to see whether it is held."""
 
 
-class Taken(Exception):
-    """Another program is this node already; ``str()`` is a sentence."""
+class AlreadyRunning(Exception):
+    """Another program is this node; ``str()`` is a sentence."""
 
 
 @contextmanager
-def only_one(directory: Path) -> Iterator[None]:
-    """Hold the lock of a node's directory, which exists.  Raises ``Taken``."""
+def hold_lock(directory: Path) -> Iterator[None]:
+    """Hold the lock of a node's directory, which exists.  Raises ``AlreadyRunning``."""
     handle = os.open(_path(directory), os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        give_up = time.monotonic() + PATIENCE
+        give_up = time.monotonic() + LOCK_SECONDS
         while not _lock(handle):
             if time.monotonic() < give_up:
                 time.sleep(0.05)
                 continue
-            raise Taken(
-                f"a node is running with {directory} already: stop that one, or give this one "
-                "a directory of its own with --data."
+            raise AlreadyRunning(
+                f"a node is already running in {directory}: stop it, or set --data to another "
+                "directory for this one."
             )
         yield
     finally:
@@ -40,7 +40,7 @@ def only_one(directory: Path) -> Iterator[None]:
 
 
 def is_running(directory: Path) -> bool:
-    """Whether a node runs with that directory now."""
+    """Return whether a node runs with that directory now."""
     try:
         handle = os.open(_path(directory), os.O_RDWR)
     except OSError:
@@ -56,7 +56,10 @@ def _path(directory: Path) -> Path:
 
 
 def _lock(handle: int) -> bool:
-    """Whether it was free; closing the handle frees it.  Where files can't be locked, it is."""
+    """Lock the file until the handle is closed; False if another process has.
+
+    True where the system can't lock files.
+    """
     try:
         if sys.platform == "win32":
             import msvcrt

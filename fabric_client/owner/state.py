@@ -1,4 +1,4 @@
-"""What a running node tells ``fabric-client status``: a small file, rewritten when it changes."""
+"""A running node's state for ``fabric-client status`` and the SDK: a small file."""
 
 from __future__ import annotations
 
@@ -14,38 +14,40 @@ from protocol.messages import EngineReport
 log = logging.getLogger("fabric.state")
 
 STALE_SECONDS = 60.0
-"""A node that runs rewrites its state at least this often."""
+"""A running node rewrites its state at least this often."""
 
 
 class State(Struct, frozen=True):
+    """``state.json``, rewritten whenever it changes."""
+
     pid: int
     at: float
-    """Unix seconds."""
+    """Unix seconds at which it was written."""
     node_id: str
     name: str
     server: str
     linked: bool
     since: float
-    """Since when it has been linked, or not."""
+    """Unix seconds at which ``linked`` changed."""
     reason: str
-    """Why it is not linked."""
+    """The reason not to be linked."""
     tunnels: int
     active: int
     served: int
     engines: list[EngineReport]
-    """As they are, paused or not."""
+    """The engines as they are, whether the node is paused or not."""
     run: str = ""
-    """Names this run of the node; another start is another."""
+    """Id of this run of the node; each start makes a new one."""
     paused: str = ""
-    """Why it takes nothing new; empty when it does."""
+    """The reason to take no new requests; empty when the node does."""
     draining: bool = False
-    """It ends when what runs has ended."""
+    """The node ends when its running requests have ended."""
     tokens: int = 0
-    """That the engines counted in their answers since it was started."""
+    """Tokens that the engines counted in their answers since the start."""
     tokens_per_second: float = 0.0
-    """Of the last minute's answers, by the time in which any was being made."""
+    """Tokens of the last minute's answers, by the time in which any was generated."""
     heard: float = 0.0
-    """``Control.at`` of what its owner said last and it has acted on."""
+    """``Control.at`` of the last command that the node has acted on."""
 
 
 def path_in(directory: Path) -> Path:
@@ -64,12 +66,12 @@ def write(directory: Path, state: State) -> None:
 
 
 def forget(directory: Path) -> None:
-    """A node starts: what the one before it wrote is no news any more."""
+    """Delete the state of the run before, when a node starts."""
     path_in(directory).unlink(missing_ok=True)
 
 
 def read(directory: Path) -> State | None:
-    """None when no node has ever run there, or the file is not one of ours."""
+    """Return the state; None if no node has run there, or the file is not one of ours."""
     try:
         return msgspec.json.decode(path_in(directory).read_bytes(), type=State)
     except (OSError, msgspec.MsgspecError):

@@ -1,4 +1,4 @@
-"""Joining: from a token to an identity."""
+"""Joins a server: makes an identity from a join token."""
 
 from __future__ import annotations
 
@@ -27,41 +27,41 @@ from protocol.join import Enrol, Enrolled, Token
 from protocol.names import SERVER_NAME
 from runtime.version import VERSION
 
-PATIENCE = aiohttp.ClientTimeout(total=20.0, connect=10.0)
+_TIMEOUT = aiohttp.ClientTimeout(total=20.0, connect=10.0)
 
 
-class JoinProblem(Exception):
-    """Joining did not work; the message says why and what to do."""
+class JoinError(Exception):
+    """Joining failed; the message says why and what to do."""
 
 
 async def join(text: str, directory: Path, *, name: str | None, replace: bool = False) -> Identity:
-    """Make a key pair here, have it certified by the server that the token names, and keep both.
+    """Make a key pair here, have the server that the token names certify it, and store both.
 
-    ``name`` is what the owner calls the node; None leaves it to the invitation.
-    Raises ``BadToken`` or ``JoinProblem``.
+    ``name`` is the owner's name for the node; None takes the invitation's.  ``replace`` gives up an
+    identity that is there.  Raises ``BadToken`` or ``JoinError``.
     """
     token = joining.parse(text)
     if (directory / "node.json").exists() and not replace:
-        raise JoinProblem(
-            f"This machine has joined already ({directory}): "
-            "use --replace to join as a new node, or --data for a second one."
+        raise JoinError(
+            f"This machine has already joined ({directory}): use --replace to join as a new node, "
+            "or set --data to another directory for a second one."
         )
     ca = await _fetch_ca(token)
     key = ec.generate_private_key(ec.SECP256R1())
     enrolled = await _enrol(token, ca, key, name)
     try:
-        _keep(directory, token, ca, key, enrolled, enrolled.name or name or "")
+        _store(directory, token, ca, key, enrolled, enrolled.name or name or "")
         return Identity.load(directory)
     except OSError as error:
-        raise JoinProblem(
-            f"{error.filename or directory} can't be written ({error.strerror}), so the "
-            "invitation is lost. Name a directory that can be with --data, and ask for a new one."
+        raise JoinError(
+            f"Can't write {error.filename or directory} ({error.strerror}), and the token is used "
+            "up now. Ask for a new one, and set --data to a directory that is writable."
         ) from None
     except NotJoined as error:
-        raise JoinProblem(f"The server's answer is of no use. {error}") from None
+        raise JoinError(f"The server's response is invalid. {error}") from None
 
 
-def _keep(
+def _store(
     directory: Path,
     token: Token,
     ca: str,
@@ -90,22 +90,22 @@ def _keep(
 
 
 async def _fetch_ca(token: Token) -> str:
-    """The authority's certificate, believed because the token has its hash."""
+    """Return the authority's certificate, trusted because the token has its hash."""
     anyone = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     anyone.check_hostname = False
     anyone.verify_mode = ssl.CERT_NONE
     anyone.minimum_version = ssl.TLSVersion.TLSv1_3
-    status, body = await _ask(token, anyone, "GET", joining.CA_PATH)
+    status, body = await _request(token, anyone, "GET", joining.CA_PATH)
     try:
         der = ssl.PEM_cert_to_DER_cert(body.decode("ascii"))
     except ValueError:
-        raise JoinProblem(
-            f"What answers at {_where(token)} ({status}) is no Fabric server: check the address."
+        raise JoinError(
+            f"{_address(token)} is no Fabric server (HTTP status {status}): check the address."
         ) from None
     if not hmac.compare_digest(hashlib.sha256(der).digest(), token.ca_sha256):
-        raise JoinProblem(
-            f"The server at {_where(token)} is not the one that made this token, or someone is in "
-            "between. Nothing was sent to it. Ask its operator for a new token."
+        raise JoinError(
+            f"The server at {_address(token)} is not the one that made this token, or the "
+            "connection is intercepted. Nothing was sent. Ask the operator for a new token."
         )
     # Only what was compared: the text may hold a second certificate, which the decoder skips and
     # OpenSSL would trust.
@@ -121,7 +121,9 @@ async def _enrol(
     try:
         verified.load_verify_locations(cadata=ca)
     except ssl.SSLError as error:
-        raise JoinProblem(f"The CA of {_where(token)} can't be used ({error.reason}).") from None
+        raise JoinError(
+            f"The CA certificate of {_address(token)} is invalid ({error.reason})."
+        ) from None
     enrol = Enrol(
         secret=joining.to_text(token.secret),
         csr=request_for(key),
@@ -132,29 +134,29 @@ async def _enrol(
     )
     body = msgspec.json.encode(enrol)
     try:
-        status, answer = await _ask(token, verified, "POST", joining.ENROL_PATH, body)
+        status, answer = await _request(token, verified, "POST", joining.ENROL_PATH, body)
     except _Lost:
-        # Whether the invitation is used up is not known; for the same key it may be used again.
-        status, answer = await _ask(token, verified, "POST", joining.ENROL_PATH, body)
+        # The invitation may be used up by now, but it can be used again with the same key.
+        status, answer = await _request(token, verified, "POST", joining.ENROL_PATH, body)
     if status != 200:
-        raise JoinProblem(_refusal(token, status, answer))
+        raise JoinError(_explain_refusal(token, status, answer))
     try:
         return msgspec.json.decode(answer, type=Enrolled)
     except msgspec.MsgspecError as error:
-        raise JoinProblem(f"The server's answer can't be read ({error}).") from None
+        raise JoinError(f"The server's response is invalid ({error}).") from None
 
 
-class _Lost(JoinProblem):
+class _Lost(JoinError):
     """The connection ended before the answer was complete."""
 
 
-async def _ask(
+async def _request(
     token: Token, context: ssl.SSLContext, method: str, path: str, body: bytes | None = None
 ) -> tuple[int, bytes]:
-    where = _where(token)
+    where = _address(token)
     try:
         async with (
-            aiohttp.ClientSession(timeout=PATIENCE) as session,
+            aiohttp.ClientSession(timeout=_TIMEOUT) as session,
             session.request(
                 method,
                 f"https://{where}{path}",
@@ -171,33 +173,33 @@ async def _ask(
                 content += await answer.content.read(joining.LONGEST_BODY + 1 - len(content))
             return answer.status, bytes(content)
     except aiohttp.ClientConnectorCertificateError as error:
-        raise JoinProblem(f"{where}: {explain(error.certificate_error)}.") from None
+        raise JoinError(f"{where}: {explain(error.certificate_error)}.") from None
     except aiohttp.ClientConnectorError as error:
-        raise JoinProblem(
-            f"The server can't be reached at {where}: {explain(error.os_error)}. The token names "
-            "this address; the server must be running, and its api_port open to this machine."
+        raise JoinError(
+            f"The server can't be reached at {where}: {explain(error.os_error)}. The address is "
+            "the token's; the server must be running, and its api_port open to this machine."
         ) from None
     except aiohttp.ConnectionTimeoutError:
-        raise JoinProblem(
-            f"The server can't be reached at {where}: no answer in time. Is a firewall or a "
-            "router in between that does not let api_port through?"
+        raise JoinError(
+            f"The server can't be reached at {where}: timed out. A firewall or router may block "
+            "its api_port."
         ) from None
     except (aiohttp.ClientError, TimeoutError) as error:
-        words = str(error) or "no answer in time"
-        raise _Lost(f"The server at {where} broke off: {words}. Try again.") from None
+        reason = str(error) or "timed out"
+        raise _Lost(f"The connection to {where} was lost: {reason}. Try again.") from None
 
 
-def _where(token: Token) -> str:
+def _address(token: Token) -> str:
     host = f"[{token.host}]" if ":" in token.host else token.host
     return f"{host}:{token.api_port}"
 
 
-def _refusal(token: Token, status: int, body: bytes) -> str:
+def _explain_refusal(token: Token, status: int, body: bytes) -> str:
     try:
         error = msgspec.json.decode(body)["error"]
         message, code = str(error["message"]), str(error["code"])
     except (msgspec.MsgspecError, KeyError, TypeError):
-        return f"What answers at {_where(token)} ({status}) is no Fabric server."
+        return f"{_address(token)} is no Fabric server (HTTP status {status})."
     if code.startswith("invitation_"):
         return f"{message} Ask the operator for a new one ('fabric-server nodes invite')."
     return message

@@ -18,7 +18,7 @@ from cryptography import x509
 from fabric_client.config import Config as NodeConfig
 from fabric_client.identity import Facts, Identity
 from fabric_client.owner import state
-from fabric_client.registration.join import JoinProblem, join
+from fabric_client.registration.join import JoinError, join
 from fabric_client.supervisor import Supervisor
 from fabric_server.pki.ca import read_request
 from protocol.aio.link import LinkDriver
@@ -73,7 +73,7 @@ async def complaint(directory: Path) -> str:
 async def test_a_token_is_good_for_one_machine(fabric: Fabric, tmp_path: Path) -> None:
     token = await fabric.invite()
     await join(token, tmp_path / "first", name="first")
-    with pytest.raises(JoinProblem, match=r"used already.*Ask the operator"):
+    with pytest.raises(JoinError, match=r"used already.*Ask the operator"):
         await join(token, tmp_path / "second", name="second")
     assert not (tmp_path / "second").exists()
 
@@ -82,7 +82,7 @@ async def test_a_machine_that_has_joined_joins_again_only_when_told(
     fabric: Fabric, tmp_path: Path
 ) -> None:
     first = await join(await fabric.invite(), tmp_path / "node", name="attic")
-    with pytest.raises(JoinProblem, match="--replace"):
+    with pytest.raises(JoinError, match="--replace"):
         await join(await fabric.invite(), tmp_path / "node", name="attic")
     again = await join(await fabric.invite(), tmp_path / "node", name="attic", replace=True)
     assert again.node_id != first.node_id
@@ -97,7 +97,7 @@ async def test_a_token_for_another_server_sends_it_no_secret(
         token = joining.parse(await fabric.invite())
         port = other.app.listeners["api"].port
         crossed = joining.Token("127.0.0.1", port, token.ca_sha256, token.secret)
-        with pytest.raises(JoinProblem, match="not the one that made this token"):
+        with pytest.raises(JoinError, match="not the one that made this token"):
             await join(joining.encode(crossed), tmp_path / "node", name="attic")
 
 

@@ -319,7 +319,7 @@ def test_a_node_looks_for_engines_unless_it_is_given_one() -> None:
 
 
 def test_an_engine_that_is_no_address_is_refused_with_an_example() -> None:
-    with pytest.raises(SettingsError, match="give it like http://localhost:11434") as caught:
+    with pytest.raises(SettingsError, match="write it like http://localhost:11434") as caught:
         node(engine=["ftp://localhost"])
     assert "--engine" in str(caught.value)
 

@@ -119,7 +119,7 @@ def test_settings_about_pausing_are_checked(shell: Shell, joined: None) -> None:
 
 
 def test_drain_ends_the_node_with_exit_code_0(shell: Shell, node: Program) -> None:
-    assert shell.ok("fabric-client", "drain") == "Drained: it has ended.\n"
+    assert shell.ok("fabric-client", "drain") == "Drained. The node has stopped.\n"
     assert node.exit_code() == 0
     assert status(shell)["running"] is False
     # It was said to that run, not to the next.

@@ -61,7 +61,7 @@ async def test_a_llama_server_that_still_loads_says_so_and_then_serves(
     engine = Engine(session, parse_address(fake.url))
     report = await engine.probe()
     assert (report.kind, report.healthy) == ("llama-server", False)
-    assert report.problem == f"{fake.url} answers 503: Loading model."
+    assert report.problem == f"{fake.url} responds with 503: Loading model."
     assert not await engine.alive()
     fake.answers = ready
     assert await engine.alive()
@@ -96,7 +96,7 @@ async def test_one_late_answer_is_forgiven_and_a_second_is_not(
     assert (await engine.probe()).healthy
     report = await engine.probe()
     assert not report.healthy
-    assert report.problem == f"{fake.url} did not answer in time."
+    assert report.problem == f"{fake.url} did not respond in time."
     fake.hang = False
     assert (await engine.probe()).healthy
 
@@ -126,7 +126,7 @@ async def test_an_engine_that_wants_a_key_is_explained(
     report = await report_of(session, fakes, fake)
     assert not report.healthy
     assert report.problem is not None
-    assert f"wants an API key ({status}: Invalid API Key)" in report.problem
+    assert f"requires an API key ({status}: Invalid API Key)" in report.problem
 
 
 async def test_a_redirect_is_not_followed(
@@ -169,7 +169,7 @@ async def test_what_is_no_model_list_is_no_engine(
     fake = FakeEngine({}, otherwise=(200, body))
     report = await report_of(session, fakes, fake)
     assert not report.healthy
-    assert report.problem == f"What answers at {fake.url} is no inference engine (200)."
+    assert report.problem == f"{fake.url} is no inference engine (200)."
     assert await discover(session, [fake.port]) == []
 
 
@@ -186,7 +186,7 @@ async def test_what_is_no_http_is_no_engine(session: aiohttp.ClientSession, said
         report = await Engine(session, parse_address(f"127.0.0.1:{port}")).probe()
     assert not report.healthy
     assert report.problem is not None
-    assert "gave no answer" in report.problem
+    assert "gave no valid response" in report.problem
 
 
 async def test_another_kind_of_engine_on_the_same_port_is_noticed(
@@ -222,7 +222,7 @@ async def test_a_kind_that_was_given_is_not_doubted(
     fakes.append(await fake.start())
     report = await Engine(session, parse_address(f"ollama={fake.url}")).probe()
     assert (report.kind, report.healthy) == ("ollama", False)
-    assert report.problem == f"What answers at {fake.url} is no ollama (404)."
+    assert report.problem == f"{fake.url} is no ollama (404)."
 
 
 # ── https ─────────────────────────────────────────────────────────────────────────────────────

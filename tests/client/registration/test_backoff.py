@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from fabric_client.registration.backoff import BASE_SECONDS, CALM_SECONDS, CAP_SECONDS, Backoff
+from fabric_client.registration.backoff import BASE_SECONDS, CAP_SECONDS, SUCCESS_SECONDS, Backoff
 
 
 class Longest(Random):
@@ -23,11 +23,11 @@ def test_what_has_lasted_is_dialled_again_almost_at_once_however_bad_it_was_befo
     backoff = Backoff(Longest())
     for _ in range(20):
         backoff.wait()
-    assert backoff.wait(CALM_SECONDS) == BASE_SECONDS
+    assert backoff.wait(SUCCESS_SECONDS) == BASE_SECONDS
     assert backoff.wait(1.0) == 2 * BASE_SECONDS, "what fails again is let alone again"
 
 
 def test_nodes_that_lost_one_server_do_not_come_back_in_step():
-    waits = sorted(Backoff(Random(seed)).wait(CALM_SECONDS) for seed in range(100))
+    waits = sorted(Backoff(Random(seed)).wait(SUCCESS_SECONDS) for seed in range(100))
     assert waits[10] < 0.1
     assert waits[-10] > 0.4

@@ -18,7 +18,7 @@ from cryptography import x509
 
 from fabric_client.identity import Identity, NotJoined, explain
 from fabric_client.identity import request_for as client_request_for
-from fabric_client.registration.join import JoinProblem, join
+from fabric_client.registration.join import JoinError, join
 from fabric_server.net.listener import Listener, Port
 from fabric_server.net.tls_alerts import AlertingContext
 from fabric_server.pki.ca import DAY, Authority, fingerprint, key_pem, read_request
@@ -31,7 +31,7 @@ from tests.trust import Papers, client_context, new_key, request_for, server_pap
 
 
 async def problem(token: str, directory: Path, **options: Any) -> str:
-    with pytest.raises(JoinProblem) as caught:
+    with pytest.raises(JoinError) as caught:
         await join(token, directory, name="desk", **options)
     return str(caught.value)
 
@@ -165,7 +165,7 @@ async def test_a_second_ca_behind_the_right_one_is_not_trusted(tmp_path: Path) -
         sha256 = fingerprint(right.certificate)
         token = Token("127.0.0.1", between.api.port, sha256, bytes(32))
         message = await problem(encode(token), tmp_path / "node")
-        assert "someone is in between" in message
+        assert "is intercepted" in message
         assert between.asked == [CA_PATH]
 
 
@@ -186,7 +186,7 @@ async def test_a_server_of_another_kind_is_called_that(tmp_path: Path) -> None:
     for context, says in (
         (secure, "no Fabric server"),
         (old, "does not speak TLS 1.3"),
-        (None, "no TLS is spoken there"),
+        (None, "does not speak TLS"),
     ):
         site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
         await site.start()
@@ -222,11 +222,11 @@ async def test_damage_is_noticed_before_a_server_is_asked(tmp_path: Path) -> Non
         await join(await door.token(), tmp_path / "second", name="attic")
         for name, text, says in (
             ("node.key", key_pem(new_key()), "for another key"),
-            ("node.key", "nothing", "no key that can be read"),
+            ("node.key", "nothing", "no readable key"),
             ("node.pem", "nothing", "can't be used"),
             ("node.json", "{", "can't be used"),
             ("node.json", (tmp_path / "second" / "node.json").read_text(), "for another node"),
-            ("ca.pem", Authority.make(time.time()).pem, "of another authority"),
+            ("ca.pem", Authority.make(time.time()).pem, "by another authority"),
         ):
             good = (node / name).read_text()
             (node / name).write_text(text)
@@ -312,9 +312,12 @@ async def test_a_refused_certificate_is_explained(tmp_path: Path) -> None:
         for shown, says in (
             (papers("expired", expired), "has expired"),
             (papers("early", early), "clocks"),
-            (papers("strange", strange), "does not know the authority"),
-            (server_papers(authority, tmp_path / "x", node_id, now=now), "is not a node's"),
-            (None, "wants a certificate"),
+            (papers("strange", strange), "does not trust the authority"),
+            (
+                server_papers(authority, tmp_path / "x", node_id, now=now),
+                "not issued for a node",
+            ),
+            (None, "got no certificate"),
         ):
             context = client_context(authority.pem, shown, CONTROL_ALPN)
             peer = await dial(Peer, "127.0.0.1", door.control.port, context)
@@ -333,7 +336,7 @@ async def test_a_server_that_is_not_to_be_trusted_is_explained(tmp_path: Path) -
         identity = await join(await door.token(), tmp_path / "node", name="desk")
         authority = door.certificates.authority
         for papers, says in (
-            (_server(Authority.make(now), tmp_path / "1", now), "someone is in between"),
+            (_server(Authority.make(now), tmp_path / "1", now), "is intercepted"),
             (_server(authority, tmp_path / "2", now - 40 * DAY), "clock"),
             (_server(authority, tmp_path / "3", now + 2 * DAY), "clock"),
             (server_papers(authority, tmp_path, "other.name", now=now), "another server"),
@@ -365,7 +368,7 @@ async def test_a_server_that_is_not_there_is_explained(tmp_path: Path) -> None:
     assert "is the server running" in explain(caught.value)
     with pytest.raises(OSError) as caught:
         await dial(Peer, "no-such-host.invalid", port, client_context(None))
-    assert "name has no address" in explain(caught.value)
+    assert "name can't be resolved" in explain(caught.value)
 
 
 def test_whatever_happens_is_explained_with_some_words() -> None:
