@@ -1,7 +1,7 @@
-"""What Ollama's dialect costs a node: ``python -m benchmarks.ollama_dialect``.
+"""Cost of Ollama's API on a node: ``python -m benchmarks.ollama_dialect``.
 
-One process, one core, no sockets; the best of several rounds, since everything else that runs on
-the machine only ever adds.
+One process, one core, no sockets; the best of several rounds, since other load on the machine only
+adds time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fabric_client.translation.ollama import Ollama
 ROUNDS = 7
 CHUNKS = 2000
 MAX_MICROSECONDS = 20.0
-"""A chunk may cost so much: at 200 tokens a second in each of 16 slots, 6 % of a core."""
+"""Limit per chunk: at 200 tokens a second in each of 16 slots, 6 % of a core."""
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
 SSE = [("content-type", "text/event-stream")]
@@ -31,19 +31,19 @@ def chunk(delta: dict[str, object], **more: object) -> bytes:
     return b"data: " + json.dumps({**head, "model": "tiny", "choices": [choice]}).encode() + b"\n\n"
 
 
-def answer(path: str, **more: object) -> ResponseFilter:
+def response_filter(path: str, **more: object) -> ResponseFilter:
     body = json.dumps({**CHAT, "prompt": "Why?", **more}).encode()
-    asked = getattr(Ollama("vllm", time.time_ns), path)(body)
-    assert isinstance(asked, TranslatedRequest)
-    assert asked.response_filter is not None
-    return asked.response_filter
+    request = getattr(Ollama("vllm", time.time_ns), path)(body)
+    assert isinstance(request, TranslatedRequest)
+    assert request.response_filter is not None
+    return request.response_filter
 
 
 def streamed(path: str, delta: dict[str, object], **more: object) -> Callable[[], float]:
     piece = chunk(delta, **more)
 
     def once() -> float:
-        found = answer(path)
+        found = response_filter(path)
         found.head(200, SSE)
         feed = found.feed
         feed(chunk(CALL))
@@ -52,7 +52,7 @@ def streamed(path: str, delta: dict[str, object], **more: object) -> Callable[[]
             feed(piece)
         taken = (time.perf_counter() - began) / CHUNKS
         found.feed(chunk({}, finish_reason="stop"))
-        assert b'"done":true' in found.end(), "it was given up before its end"
+        assert b'"done":true' in found.end(), "the answer failed before its end"
         return taken
 
     return once
@@ -87,7 +87,7 @@ PER_QUESTION = {
     "a question of 32 MiB, an image": whole(
         Ollama("vllm", time.time_ns).chat, json.dumps(LARGE).encode()
     ),
-    "a native chat of 32 MiB, looked through": whole(native_filters.chat, PLAIN),
+    "a native chat of 32 MiB, scanned": whole(native_filters.chat, PLAIN),
 }
 
 

@@ -1,7 +1,7 @@
-"""What one shape for reasoning costs the node: ``python -m benchmarks.reasoning``.
+"""Cost of the reasoning filter on a node: ``python -m benchmarks.reasoning``.
 
-One process, one core, no sockets; an event a piece, as from engines that write each token at once.
-The best of several rounds, since everything else that runs on the machine only ever adds.
+One process, one core, no sockets; an event per piece, as from engines that flush each token.  The
+best of several rounds, since other load on the machine only adds time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def event(delta: dict[str, object], **more: object) -> bytes:
 
 
 USAGE = {"prompt_tokens": 9, "completion_tokens": 90, "total_tokens": 99}
-# What was before, and the event that is measured.
+# The event before, and the one that is measured.
 ROWS: list[tuple[str, bytes, bytes]] = [
     ("plain chat, passes as it is", event({"content": "Well"}), event({"content": " then"})),
     (
@@ -47,7 +47,7 @@ ROWS: list[tuple[str, bytes, bytes]] = [
 
 
 def best(before: bytes, measured: bytes) -> float:
-    """Seconds for each event."""
+    """Return seconds per event."""
     spent = []
     for _ in range(ROUNDS):
         reasoning = ReasoningFilter()

@@ -1,7 +1,6 @@
-"""What a chunk of an answer costs when it is translated: ``python -m benchmarks.translation``.
+"""Cost of translating a chunk of an answer: ``python -m benchmarks.translation``.
 
-One process, no sockets; the best of several rounds, since everything else that runs on the machine
-only ever adds.
+One process, no sockets; the best of several rounds, since other load on the machine only adds time.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ from fabric_client.translation import RequestTranslator, messages, responses
 
 ROUNDS = 7
 CHUNKS = 10_000
-QUESTION: dict[str, Any] = {"model": "tiny", "max_tokens": 9, "stream": True}
-MESSAGES = QUESTION | {"messages": [{"role": "user", "content": "Say"}]}
-RESPONSES = QUESTION | {"input": "Say"}
+REQUEST: dict[str, Any] = {"model": "tiny", "max_tokens": 9, "stream": True}
+MESSAGES = REQUEST | {"messages": [{"role": "user", "content": "Say"}]}
+RESPONSES = REQUEST | {"input": "Say"}
 
 
 def chunk(delta: dict[str, Any]) -> bytes:
-    """As llama-server sends it, of 240 bytes or so."""
+    """Return a chunk as llama-server sends it, about 240 bytes."""
     choice = {"finish_reason": None, "index": 0, "delta": delta}
-    told = {
+    fields = {
         "choices": [choice],
         "created": 1795281791,
         "id": "chatcmpl-9UF800QKUEn0JiEqCHNHiDNSaq4JN3nb",
@@ -32,20 +31,20 @@ def chunk(delta: dict[str, Any]) -> bytes:
         "system_fingerprint": "b4567-abcdef",
         "object": "chat.completion.chunk",
     }
-    return b"data: " + json.dumps(told).encode() + b"\n\n"
+    return b"data: " + json.dumps(fields).encode() + b"\n\n"
 
 
 TEXT = chunk({"content": " word"})
-THOUGHT = chunk({"reasoning_content": " word", "reasoning": " word"})
-BEGUN = {"index": 0, "id": "a", "function": {"name": "weather", "arguments": "{"}}
-CALL_BEGUN = chunk({"tool_calls": [BEGUN]})
-CALLED = chunk({"tool_calls": [{"index": 0, "function": {"arguments": ' "word"'}}]})
+THINKING = chunk({"reasoning_content": " word", "reasoning": " word"})
+FIRST_PIECE = {"index": 0, "id": "a", "function": {"name": "weather", "arguments": "{"}}
+CALL_BEGUN = chunk({"tool_calls": [FIRST_PIECE]})
+CALL_PIECE = chunk({"tool_calls": [{"index": 0, "function": {"arguments": ' "word"'}}]})
 
 
 def best(feed: Callable[[bytes], object], piece: bytes, chunks: int) -> float:
-    """Microseconds a chunk, where a piece holds so many."""
+    """Return microseconds per chunk, where a piece holds so many chunks."""
     seconds = float("inf")
-    feed(CALL_BEGUN)  # what comes but once
+    feed(CALL_BEGUN)  # the beginning is not measured
     feed(piece)
     for _ in range(ROUNDS):
         started = time.perf_counter()
@@ -55,10 +54,10 @@ def best(feed: Callable[[bytes], object], piece: bytes, chunks: int) -> float:
     return seconds / CHUNKS * 1e6
 
 
-def answering(translate: RequestTranslator, question: dict[str, Any]) -> Callable[[bytes], bytes]:
-    answer = translate(json.dumps(question).encode()).response_filter
-    answer.head(200, [("content-type", "text/event-stream")])
-    return answer.feed
+def response_feed(translate: RequestTranslator, body: dict[str, Any]) -> Callable[[bytes], bytes]:
+    response_filter = translate(json.dumps(body).encode()).response_filter
+    response_filter.head(200, [("content-type", "text/event-stream")])
+    return response_filter.feed
 
 
 def framing() -> Callable[[bytes], list[bytes]]:
@@ -67,15 +66,15 @@ def framing() -> Callable[[bytes], list[bytes]]:
 
 
 def main() -> None:
-    print(f"{'µs a chunk':32}{'text':>8}{'thought':>9}{'call':>7}{'16 in a piece':>15}")
+    print(f"{'µs per chunk':32}{'text':>8}{'thinking':>9}{'call':>7}{'16 in a piece':>15}")
     for name, make in (
         ("events only", framing),
-        ("Messages", lambda: answering(messages.translate, MESSAGES)),
-        ("Responses", lambda: answering(responses.translate, RESPONSES)),
+        ("Messages", lambda: response_feed(messages.translate, MESSAGES)),
+        ("Responses", lambda: response_feed(responses.translate, RESPONSES)),
     ):
-        text, thought, called = (best(make(), piece, 1) for piece in (TEXT, THOUGHT, CALLED))
+        text, thinking, called = (best(make(), piece, 1) for piece in (TEXT, THINKING, CALL_PIECE))
         many = best(make(), TEXT * 16, 16)
-        print(f"{name:32}{text:8.2f}{thought:9.2f}{called:7.2f}{many:15.2f}")
+        print(f"{name:32}{text:8.2f}{thinking:9.2f}{called:7.2f}{many:15.2f}")
 
 
 if __name__ == "__main__":

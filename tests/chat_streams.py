@@ -1,7 +1,7 @@
-"""What engines answer at /v1/chat/completions, for tests of what is made of it.
+"""Answers of engines at /v1/chat/completions, for tests of their translation.
 
-``recorded`` is what a real llama-server with the tiny model sent.  What that model can't do,
-thinking and calling tools, has the shapes that vLLM and llama-server document.
+``recorded`` returns what a real llama-server sent with the tiny model.  Reasoning and tool calls,
+which that model can't produce, have the format that vLLM and llama-server document.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ def chunk(delta: Json | None = None, finish: str | None = None, **more: Any) -> 
     return {**head, "model": "m", "choices": [choice], **more}
 
 
-def usage(prompt: int, completion: int, *, cached: int = 0, thought: int = 0) -> Json:
+def usage(prompt: int, completion: int, *, cached: int = 0, reasoning: int = 0) -> Json:
     counts = {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": cached},
-        "completion_tokens_details": {"reasoning_tokens": thought},
+        "completion_tokens_details": {"reasoning_tokens": reasoning},
     }
     return chunk(choices=[], usage=counts)
 
 
 def call(index: int, arguments: str, id: str | None = None, name: str | None = None) -> Json:
-    """A piece of a tool call; id and name come with the first."""
+    """Return a piece of a tool call; the first has id and name."""
     function: Json = {"arguments": arguments}
     piece: Json = {"index": index, "function": function}
     if id is not None:
@@ -56,17 +56,17 @@ def sse(*chunks: Json, done: bool = True) -> bytes:
     return b"".join(events) + (b"data: [DONE]\n\n" if done else b"")
 
 
-THOUGHT_AND_SAID = sse(
+REASONING_AND_TEXT = sse(
     chunk({"role": "assistant", "content": ""}),
     chunk({"reasoning_content": "Two ", "reasoning": "Two "}),  # as normalised
     chunk({"reasoning": "and two."}),  # vLLM
     chunk({"content": "Fo"}),
     chunk({"content": "ur \u2713"}),
     chunk({}, "stop", stop_reason=None),
-    usage(20, 9, cached=16, thought=5),
+    usage(20, 9, cached=16, reasoning=5),
 )
-"""vLLM with a reasoning parser."""
-CALLED = sse(
+"""An answer of vLLM with a reasoning parser."""
+TOOL_CALLS = sse(
     chunk({"role": "assistant", "content": None}),
     chunk({"content": "Let me look."}),
     chunk(call(0, "", "call_a", "weather")),
@@ -76,7 +76,7 @@ CALLED = sse(
     chunk({}, "tool_calls"),
     usage(30, 12),
 )
-"""llama-server and vLLM: arguments in pieces, one call after the other."""
+"""Two calls as llama-server and vLLM send them: one after the other, arguments in pieces."""
 
 
 def whole(message: Json, finish: str = "stop", **more: Any) -> bytes:
@@ -90,21 +90,21 @@ def content_type(answer: bytes) -> str:
     return "text/event-stream" if answer.startswith((b"data:", b":")) else "application/json"
 
 
-def told(
-    question: TranslatedRequest,
+def translated(
+    request: TranslatedRequest,
     answer: bytes | Iterable[bytes],
     status: int = 200,
     end: bool = True,
 ) -> bytes:
-    """All that a user gets of an engine's answer, in one piece or several."""
+    """Return all that the user gets of an engine's answer, in one piece or several."""
     pieces = [answer] if isinstance(answer, bytes) else list(answer)
-    question.response_filter.head(status, [("content-type", content_type(b"".join(pieces)))])
-    heard = b"".join(question.response_filter.feed(piece) for piece in pieces)
-    return heard + question.response_filter.end() if end else heard
+    request.response_filter.head(status, [("content-type", content_type(b"".join(pieces)))])
+    sent = b"".join(request.response_filter.feed(piece) for piece in pieces)
+    return sent + request.response_filter.end() if end else sent
 
 
 def events(stream: bytes) -> list[Json]:
-    """Those of a user's stream; the name of each must be its type."""
+    """Return the events of a user's stream; the name of each must be its type."""
     found = []
     for block in stream.decode().split("\n\n")[:-1]:
         name, data = block.split("\n")
@@ -115,12 +115,12 @@ def events(stream: bytes) -> list[Json]:
 
 
 class Engine:
-    """An engine behind a translator, as an official client meets them: its transport."""
+    """An engine behind a translator, as the transport of an official client."""
 
     def __init__(
         self, translate: Callable[[bytes], TranslatedRequest], answer: bytes, status: int = 200
     ):
-        self.asked: Json = {}
+        self.received: Json = {}
         self._translate = translate
         self._answer = answer
         self._status = status
@@ -129,38 +129,37 @@ class Engine:
         return httpx2.Client(transport=httpx2.MockTransport(self._handle))
 
     def _handle(self, request: httpx2.Request) -> httpx2.Response:
-        question = self._translate(request.content)
-        self.asked = json.loads(question.body)
+        request = self._translate(request.content)
+        self.received = json.loads(request.body)
         engine_head = [("content-type", content_type(self._answer)), ("content-length", "1")]
-        status, headers = question.response_filter.head(self._status, engine_head)
-        body = question.response_filter.feed(self._answer) + question.response_filter.end()
+        status, headers = request.response_filter.head(self._status, engine_head)
+        body = request.response_filter.feed(self._answer) + request.response_filter.end()
         return httpx2.Response(status, headers=headers, content=body)
 
 
-class Asking:
-    """A translation in front of an engine, asked with what is usual and what a test adds; a field
-    that is ``...`` is left out."""
+class TranslatorCase:
+    """A translator, and a request that tests change: a field with the value ``...`` is left out."""
 
-    def __init__(self, translate: RequestTranslator, **usual: Any) -> None:
+    def __init__(self, translate: RequestTranslator, **defaults: Any) -> None:
         self._translate = translate
-        self._usual = usual
+        self._defaults = defaults
 
     def body(self, **fields: Any) -> bytes:
-        asked = {**self._usual, **fields}
-        return json.dumps({name: value for name, value in asked.items() if value != ...}).encode()
+        body = {**self._defaults, **fields}
+        return json.dumps({name: value for name, value in body.items() if value != ...}).encode()
 
     def chat(self, **fields: Any) -> Json:
-        """What the engine is asked."""
-        question = self._translate(self.body(**fields))
-        assert isinstance(question, TranslatedRequest)
-        assert question.path == "/v1/chat/completions"
-        return json.loads(question.body)
+        """Return the body of the engine's request."""
+        request = self._translate(self.body(**fields))
+        assert isinstance(request, TranslatedRequest)
+        assert request.path == "/v1/chat/completions"
+        return json.loads(request.body)
 
-    def refusal(self, **fields: Any) -> TranslationError:
+    def rejection(self, **fields: Any) -> TranslationError:
         with pytest.raises(TranslationError) as caught:
             self._translate(self.body(**fields))
         return caught.value
 
     def streamed(self, answer: bytes, **fields: Any) -> list[Json]:
-        """The user's events, when the engine's answer is this."""
-        return events(told(self._translate(self.body(stream=True, **fields)), answer))
+        """Return the user's events for this answer of the engine."""
+        return events(translated(self._translate(self.body(stream=True, **fields)), answer))

@@ -1,8 +1,8 @@
-"""Questions whose right answer is known, and users who tell right from wrong.
+"""Questions with a known answer, and users who check it.
 
-A question names a token of its own and how long the answer is to be; the answer repeats the token
-with a number that goes up.  So an answer that lacks a piece, has one twice, or has one of somebody
-else's can't be taken for a whole one.
+A question contains a token of its own and the length of the answer; the answer repeats the token
+with a growing number.  So an answer that lacks a piece, repeats one, or has one of another request
+does not pass for a complete one.
 
     engine.reply = reply
     seen = await ask(session, url, key, question("tok", 20, model="tiny", stream=True))
@@ -26,37 +26,37 @@ Json = dict[str, Any]
 
 
 def question(token: str, count: int, *, model: str, stream: bool, padding: int = 0) -> Json:
-    """``padding`` is how many bytes longer it is than it had to be."""
+    """Return a question; ``padding`` adds so many bytes to it."""
     text = f"{token} {count} {'.' * padding}"
     return {"model": model, "stream": stream, "messages": [{"role": "user", "content": text}]}
 
 
 def pieces(asked: Json) -> list[str]:
-    """What is left to be said, where part of the answer is in the question already."""
+    """Return the pieces of the answer that are not in the question already."""
     first, *others = asked["messages"]
     token, count, *_ = first["content"].split(" ")
     if not others:
         return [f"{token}:{number} " for number in range(int(count))]
-    [said] = [message["content"].split() for message in others]
-    return [f" {token}:{number}" for number in range(len(said), int(count))] + [" "]
+    [begun] = [message["content"].split() for message in others]
+    return [f" {token}:{number}" for number in range(len(begun), int(count))] + [" "]
 
 
 def reply(asked: Json) -> Plan:
-    """The right answer, as a scripted engine gives it."""
+    """Return the right answer, for a scripted engine."""
     return Plan(chunks=pieces(asked))
 
 
 class Wrong(AssertionError):
-    """What a user could take for something that it is not, or waits for in vain."""
+    """A wrong answer that looks right to a user, or one that never ends."""
 
 
 @dataclass
 class Seen:
-    """What a user got."""
+    """The outcome for the user."""
 
     ending: str = "unreachable"
-    """``complete``; or what they can tell from it: ``refused`` by status and error body, ``broken``
-    by an error event, ``cut`` by a connection that ended before the answer, ``unreachable``."""
+    """``complete``; ``refused``: status and body of an error; ``broken``: an error event; ``cut``:
+    the connection ended before the answer; ``unreachable``."""
     status: int = 0
     code: str = ""
     request_id: str = ""
@@ -72,7 +72,7 @@ async def ask(
     deadline: float = DEADLINE,
     on_text: Callable[[str], None] = lambda text: None,
 ) -> Seen:
-    """``on_text`` is told all text so far, whenever there is more.  Raises Wrong."""
+    """Ask, and check the answer.  ``on_text`` is called with all text so far.  Raises ``Wrong``."""
     seen = Seen()
     try:
         async with asyncio.timeout(deadline):
@@ -81,7 +81,7 @@ async def ask(
         raise Wrong(f"no end in {deadline} s: {seen}") from None
     except (aiohttp.ClientError, ConnectionError):
         seen.ending = "cut" if seen.status else "unreachable"
-        # With an error's status, what is cut off is only the explanation.
+        # With the status of an error, only its explanation is cut off.
     return seen
 
 
@@ -122,7 +122,7 @@ async def _read_stream(
         *events, rest = (rest + data).split(b"\n\n")
         for event in events:
             if event.startswith(b":"):
-                continue  # a comment: a sign of life
+                continue  # a comment that keeps the stream alive
             if not event.startswith(b"data: "):
                 raise Wrong(f"no event: {event!r}, in {seen}")
             if seen.ending == "broken":
@@ -151,15 +151,14 @@ async def _read_stream(
 
 
 class Crowd:
-    """Users who ask one question after the other, each on a connection that is kept, and who try
-    nothing again."""
+    """Users who ask one question after the other, on a kept-alive connection, without retries."""
 
     def __init__(self, url: str, key: str) -> None:
         self.seen: list[Seen] = []
         self._url = url
         self._key = key
         self._leaving = False
-        self._news = asyncio.Condition()
+        self._changed = asyncio.Condition()
 
     def leave(self) -> None:
         self._leaving = True
@@ -171,12 +170,12 @@ class Crowd:
             stream = count % 3 > 0
             asked = question(f"u{number}.{count}", 1 + count % 20, model="tiny", stream=stream)
             seen = await ask(session, self._url, self._key, asked)
-            async with self._news:
+            async with self._changed:
                 self.seen.append(seen)
-                self._news.notify_all()
+                self._changed.notify_all()
 
     async def answered(self, more: int) -> None:
-        """Returns when so many more have got an answer."""
+        """Wait until so many more have an answer."""
         enough = len(self.seen) + more
-        async with self._news:
-            await self._news.wait_for(lambda: len(self.seen) >= enough)
+        async with self._changed:
+            await self._changed.wait_for(lambda: len(self.seen) >= enough)

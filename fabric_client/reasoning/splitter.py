@@ -116,7 +116,7 @@ class Splitter:
 
     @property
     def settled(self) -> bool:
-        """Whether all that follows is content, and need not be fed."""
+        """True if all that follows is content, and need not be fed."""
         return self._stage is _SETTLED
 
     def feed(self, text: str, last: bool = False) -> list[Part]:

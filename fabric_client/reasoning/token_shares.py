@@ -23,7 +23,7 @@ class Usage(Struct, gc=False):
 
     @property
     def lacks_shares(self) -> bool:
-        """Whether there are tokens to share out, and the engine has not done so."""
+        """True if there are tokens to share out, and the engine has not done so."""
         total = self.completion_tokens
         return total is not None and total >= 0 and self.analysis_tokens is None
 

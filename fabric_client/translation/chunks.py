@@ -125,7 +125,7 @@ class Chunk(Struct, gc=False):
 
     @property
     def is_llama_server(self) -> bool:
-        """Whether llama-server sent it: its fingerprint is a build number, ``b1234-…``."""
+        """True if llama-server sent it: its fingerprint is a build number, ``b1234-…``."""
         return re.match(r"b\d", self.system_fingerprint or "") is not None
 
 
