@@ -14,6 +14,7 @@ from fabric_server.edge.connection import Edge, Limits
 from fabric_server.edge.router import Router
 from fabric_server.gateway.gateway import Gateway
 from fabric_server.gateway.models import ModelCatalog
+from fabric_server.jobs.context import JobsContext
 from fabric_server.jobs.files import OVERHEAD
 from fabric_server.jobs.service import Jobs
 from fabric_server.net.deadlines import Deadlines
@@ -68,18 +69,16 @@ class DataPlane:
         self.catalog = ModelCatalog(self.accounts, registry, aliases, self.gateway.complete)
         self.catalog.add_to(router)
         self.edge = Edge(router.handle, _limits(config), self.deadlines, rng, self.metrics.errors)
-        self.jobs = Jobs(
-            config,
-            backends.store,
-            self.accounts,
-            registry,
-            self.admission,
-            router,
-            aliases,
-            new_id=self.edge.new_id,
+        context = JobsContext(
+            store=backends.store,
+            accounts=self.accounts,
+            registry=registry,
+            admission=self.admission,
+            router=router,
+            new_request_id=self.edge.new_id,
             must_wait=self.gateway.limits.must_wait,
-            rng=rng,
         )
+        self.jobs = Jobs(config, context, aliases, rng=rng)
         self._running_jobs: asyncio.Task[None] | None = None
 
     def configure(self, config: Config) -> None:
@@ -88,7 +87,8 @@ class DataPlane:
         self._upstream.timeouts = _timeouts(config)
         self._upstream.hedging.on = config.hedge == "p95"
         aliases = parse_aliases(config.aliases)
-        self.gateway.aliases = self.catalog.aliases = self.jobs.aliases = aliases
+        self.gateway.aliases = self.catalog.aliases = aliases
+        self.jobs.set_aliases(aliases)
         self.admission.limits = _queue_limits(config)
         self.admission.balancer.state.weights = parse_weights(config.weights)
 

@@ -1,1 +1,6 @@
-"""Work that outlives the connection it was asked on: jobs, batches, files, news of their end."""
+"""Asynchronous work on the public port: jobs (``/inference``), files, batches and webhooks.
+
+``service`` builds all of it from a ``JobsContext``.  Jobs wait in the store; each server claims
+some and sends their requests through its own gateway.  May import everything below ``app`` and
+``admin`` in the server's layers.
+"""

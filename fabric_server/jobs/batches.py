@@ -1,4 +1,4 @@
-"""``/v1/batches``: many requests in a file, answered when there is room, in OpenAI's shape."""
+"""``/v1/batches``: files of requests that run when there is capacity, as in OpenAI's API."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from urllib.parse import parse_qs, unquote
 import msgspec
 from msgspec import Meta, Struct
 
-from fabric_server.auth.keys import Accounts
+from fabric_server.auth.keys import Key
 from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Request
-from fabric_server.gateway.authenticate import authenticate
 from fabric_server.gateway.options import refuse_regions
 from fabric_server.jobs.files import page, read_limit
-from fabric_server.jobs.store_errors import StoreErrors
+from fabric_server.jobs.routes import JobRoutes
 from fabric_server.jobs.submission import Webhook, parse, read_body
 from fabric_server.jobs.webhooks import Webhooks
 from fabric_server.storage.batches import BatchRow, BatchStore
@@ -29,7 +28,7 @@ ENDPOINTS = frozenset(
 )
 DAY = 86_400.0
 MAX_BODY = 64 * 1024
-MAX_OPEN = 20
+MAX_UNFINISHED = 20
 """Unfinished batches of one account."""
 _json = msgspec.json.Encoder().encode
 
@@ -37,7 +36,7 @@ Metadata = dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_len
 
 
 class NewBatch(Struct, frozen=True, kw_only=True):
-    """Other fields of OpenAI's are left alone."""
+    """The fields of OpenAI's that are used; others are ignored."""
 
     input_file_id: Annotated[str, Meta(max_length=128)]
     endpoint: Annotated[str, Meta(max_length=128)]
@@ -47,100 +46,98 @@ class NewBatch(Struct, frozen=True, kw_only=True):
 
 
 class Batches:
+    """Handlers of ``/v1/batches…``."""
+
     def __init__(
         self,
         store: BatchStore,
         files: FileStore,
-        accounts: Accounts,
         webhooks: Webhooks,
         *,
         endpoints: Collection[str],
         wake: Callable[[], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """``endpoints`` are those that lines may ask; ``wake`` tells whoever works on batches that
-        there is something to do."""
+        """``endpoints`` are the paths that lines may use; ``wake`` is called when there is work."""
         self._store = store
         self._files = files
-        self._accounts = accounts
         self._webhooks = webhooks
         self._endpoints = sorted(endpoints)
         self._wake = wake
         self._clock = clock
 
-    def add_to(self, public: StoreErrors) -> None:
-        public.add("POST", "/v1/batches", self.create)
-        public.add("GET", "/v1/batches", self.list_batches)
-        public.add("GET", "/v1/batches/*", self.show)
-        public.add("POST", "/v1/batches/*", self.cancel)
+    def add_to(self, routes: JobRoutes) -> None:
+        """Add the handlers to the public port."""
+        routes.add("POST", "/v1/batches", self.create)
+        routes.add("GET", "/v1/batches", self.list_batches)
+        routes.add("GET", "/v1/batches/*", self.show)
+        routes.add("POST", "/v1/batches/*", self.cancel)
 
-    async def create(self, request: Request) -> None:
-        key = await authenticate(self._accounts, request)
+    async def create(self, request: Request, key: Key) -> None:
+        """Create a batch; its input file is checked later."""
         refuse_regions(request.headers)
-        asked = parse(await read_body(request.body, MAX_BODY), NewBatch)
-        if asked.endpoint not in self._endpoints:
-            words = f"'endpoint' must be one of {', '.join(self._endpoints)}."
-            raise errors.bad_field("endpoint", words)
-        file = await self._files.file(key.account, asked.input_file_id)
+        new = parse(await read_body(request.body, MAX_BODY), NewBatch)
+        if new.endpoint not in self._endpoints:
+            text = f"'endpoint' must be one of {', '.join(self._endpoints)}."
+            raise errors.bad_field("endpoint", text)
+        file = await self._files.file(key.account, new.input_file_id)
         if file is None or file.purpose != "batch":
-            words = f"There is no file '{asked.input_file_id}' with the purpose 'batch'."
-            raise ApiError(404, "file_not_found", words, param="input_file_id")
+            text = f"There is no file '{new.input_file_id}' with the purpose 'batch'."
+            raise ApiError(404, "file_not_found", text, param="input_file_id")
         webhook, secret = "", ""
-        if asked.webhook is not None:
-            webhook, secret = await self._webhooks.check(key.account, asked.webhook)
+        if new.webhook is not None:
+            webhook, secret = await self._webhooks.register(key.account, new.webhook)
         now = self._clock()
         batch = BatchRow(
             id=f"batch_{int(now * 1000):011x}{secrets.token_hex(6)}",
             account=key.account,
             key_id=key.id,
-            endpoint=asked.endpoint,
+            endpoint=new.endpoint,
             input_file=file.id,
-            metadata=_json(asked.metadata).decode(),
+            metadata=_json(new.metadata).decode(),
             webhook=webhook,
             created_at=now,
             expires_at=now + DAY,
         )
-        if not await self._store.add(batch, max_unfinished=MAX_OPEN):
-            words = f"This account has {MAX_OPEN} unfinished batches already."
-            raise ApiError(
-                429, "too_many_batches", words, type="rate_limit_error", retry_after=60.0
-            )
+        if not await self._store.add(batch, max_unfinished=MAX_UNFINISHED):
+            text = f"This account has {MAX_UNFINISHED} unfinished batches already."
+            raise ApiError(429, "too_many_batches", text, type="rate_limit_error", retry_after=60.0)
         self._wake()
-        told = view(batch)
+        created = view(batch)
         if secret:
-            told["webhook"] = {"secret": secret}
-        request.respond(200, _json(told))
+            created["webhook"] = {"secret": secret}
+        request.respond(200, _json(created))
 
-    async def list_batches(self, request: Request) -> None:
-        key = await authenticate(self._accounts, request)
+    async def list_batches(self, request: Request, key: Key) -> None:
+        """List the account's batches, newest first."""
         query = parse_qs(request.query)
-        most = read_limit(query, 100)
+        limit = read_limit(query, 100)
         after = None
         if "after" in query:
-            after = await self._found(key.account, query["after"][0], "after")
-        found = await self._store.batches(key.account, after=after, limit=most + 1)
-        request.respond(200, _json(page(list(map(view, found[:most])), len(found) > most)))
+            after = await self._find(key.account, query["after"][0], "after")
+        found = await self._store.batches(key.account, after=after, limit=limit + 1)
+        request.respond(200, _json(page(list(map(view, found[:limit])), len(found) > limit)))
 
-    async def show(self, request: Request) -> None:
-        key = await authenticate(self._accounts, request)
+    async def show(self, request: Request, key: Key) -> None:
+        """Show one batch."""
         id = unquote(request.path.removeprefix("/v1/batches/"))
-        request.respond(200, _json(view(await self._found(key.account, id, "id"))))
+        request.respond(200, _json(view(await self._find(key.account, id, "id"))))
 
-    async def cancel(self, request: Request) -> None:
-        key = await authenticate(self._accounts, request)
-        rest = unquote(request.path.removeprefix("/v1/batches/"))
-        id = rest.removesuffix("/cancel")
-        batch = await self._found(key.account, id, "id")
-        if id == rest:
+    async def cancel(self, request: Request, key: Key) -> None:
+        """Cancel a batch: its running lines finish, the others are not run."""
+        path = unquote(request.path.removeprefix("/v1/batches/"))
+        id = path.removesuffix("/cancel")
+        batch = await self._find(key.account, id, "id")
+        if id == path:
             raise errors.wrong_method("POST", request.path, "GET")
         if batch.finished_at is not None:
-            words = f"The batch '{id}' has ended: it is {batch.state}."
-            raise ApiError(409, "batch_ended", words)
+            text = f"The batch '{id}' has ended already: it is {batch.state}."
+            raise ApiError(409, "batch_ended", text)
         batch = await self._store.cancel(key.account, id, self._clock()) or batch
         self._wake()
         request.respond(200, _json(view(batch)))
 
-    async def _found(self, account: str, id: str, param: str) -> BatchRow:
+    async def _find(self, account: str, id: str, param: str) -> BatchRow:
         batch = await self._store.batch(account, id)
         if batch is None:
             raise ApiError(404, "batch_not_found", f"There is no batch '{id}'.", param=param)
@@ -148,6 +145,7 @@ class Batches:
 
 
 def view(batch: BatchRow) -> dict[str, Any]:
+    """Return OpenAI's batch object."""
     errors = msgspec.json.decode(batch.errors)
     ended = None if batch.finished_at is None else int(batch.finished_at)
     return {

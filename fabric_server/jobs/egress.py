@@ -1,4 +1,4 @@
-"""Where the server may be sent by its users: out into the world, and never into its own network."""
+"""The SSRF filter: URLs of clients may lead to the public internet, never into own networks."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ _MAX_ADDRESSES = 4
 
 
 class Forbidden(Exception):
-    """``str()`` says why, and names no more than its user has told."""
+    """A URL that may not be used; ``str()`` says why, with no more than the client knows."""
 
 
 class Target(NamedTuple):
+    """A URL whose parts were checked."""
+
     scheme: str
     host: str
     port: int
@@ -27,8 +29,10 @@ class Target(NamedTuple):
 
 
 def parse_target(url: str, *, plain: bool, private: bool) -> Target:
-    """Raises Forbidden.  ``plain`` allows http, too, ``private`` any address; of a name nothing is
-    known before ``resolve``."""
+    """Check a URL; a host name's addresses are checked by ``resolve``.  Raises ``Forbidden``.
+
+    ``plain`` allows http, ``private`` allows any address.
+    """
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -49,7 +53,7 @@ def parse_target(url: str, *, plain: bool, private: bool) -> Target:
 
 
 def allowed(address: str) -> bool:
-    """Whether it is one of the world's: not this machine, its network, or a range of nobody's."""
+    """Tell whether an address is on the public internet: not private, local or reserved."""
     ip = ip_address(address.partition("%")[0])
     if isinstance(ip, IPv6Address):
         within = _within(ip)
@@ -61,7 +65,7 @@ def allowed(address: str) -> bool:
 
 
 def _within(ip: IPv6Address) -> IPv4Address | None:
-    """The IPv4 address that packets to this one would reach."""
+    """Return the IPv4 address that packets to this IPv6 address would reach."""
     if ip in _NAT64:
         return IPv4Address(int(ip) & 0xFFFFFFFF)
     if ip.teredo is not None:
@@ -75,10 +79,10 @@ def _compatible(ip: IPv6Address) -> IPv4Address | None:
 
 
 async def resolve(target: Target, threads: Executor, *, private: bool) -> list[str]:
-    """The addresses to connect to, and to no others: looked up again, a name may lead elsewhere.
-    ``threads`` wait for the answer.
+    """Return the addresses to connect to; a second look-up of the name may give others.
 
-    Raises Forbidden when any is not allowed and ``private`` is False, OSError when there is none.
+    Raises ``Forbidden`` if any is not allowed, unless ``private``, and ``OSError`` if there is
+    none.  The look-up runs in one of ``threads``.
     """
     loop = asyncio.get_running_loop()
     look_up = partial(socket.getaddrinfo, target.host, target.port, type=socket.SOCK_STREAM)

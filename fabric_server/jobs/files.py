@@ -1,4 +1,4 @@
-"""``/v1/files``: what batches are made of and what they make, in OpenAI's shape."""
+"""``/v1/files``: input and output files of batches, as in OpenAI's API."""
 
 from __future__ import annotations
 
@@ -12,49 +12,51 @@ from urllib.parse import parse_qs, unquote
 import msgspec
 from msgspec.structs import replace
 
-from fabric_server.auth.keys import Accounts
+from fabric_server.auth.keys import Key
 from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Request
-from fabric_server.gateway.authenticate import authenticate
 from fabric_server.jobs.multipart import FileBegun, Multipart, MultipartError, boundary_of
-from fabric_server.jobs.store_errors import StoreErrors
+from fabric_server.jobs.routes import JobRoutes
 from fabric_server.storage.files import CHUNK, FileRow, FileStore
 
 PURPOSES = ("batch",)
 OVERHEAD = 64 * 1024
-"""Bytes of a multipart body around its file."""
+"""Bytes of a multipart body that are not its file."""
 READER_SECONDS = 30.0
+"""How long a client may stop reading a file."""
 MAX_UPLOADS = 4
-"""Of one account at once."""
+"""Uploads of one account at once."""
 _json = msgspec.json.Encoder().encode
 
 
 class Files:
+    """Handlers of ``/v1/files…``."""
+
     def __init__(
         self,
         store: FileStore,
-        accounts: Accounts,
         *,
-        most: int,
-        most_of_account: int,
+        max_bytes: int,
+        max_account_bytes: int,
         days: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """``most`` bytes may be in a file, ``most_of_account`` in all of an account's."""
+        """``max_bytes`` limits one file, ``max_account_bytes`` all files of an account."""
         self._store = store
-        self._accounts = accounts
-        self._most = most
-        self._most_of_account = most_of_account
+        self._max_bytes = max_bytes
+        self._max_account_bytes = max_account_bytes
         self._days = days
         self._clock = clock
         self._uploads: dict[str, int] = {}
+        """Uploads under way, by account."""
 
-    def add_to(self, public: StoreErrors) -> None:
-        public.add("POST", "/v1/files", self.upload)
-        public.add("GET", "/v1/files", self.list_files)
-        public.add("GET", "/v1/files/*", self.show)
-        public.add("DELETE", "/v1/files/*", self.delete)
+    def add_to(self, routes: JobRoutes) -> None:
+        """Add the handlers to the public port."""
+        routes.add("POST", "/v1/files", self.upload)
+        routes.add("GET", "/v1/files", self.list_files)
+        routes.add("GET", "/v1/files/*", self.show)
+        routes.add("DELETE", "/v1/files/*", self.delete)
 
     def new(self, account: str, name: str, purpose: str, id: str = "") -> FileRow:
         now = self._clock()
@@ -70,25 +72,25 @@ class Files:
 
     # ── uploading ─────────────────────────────────────────────────────────────────────────────
 
-    async def upload(self, request: Request) -> None:
-        key = await authenticate(self._accounts, request)
+    async def upload(self, request: Request, key: Key) -> None:
+        """Store a file while it is received."""
         length = request.body.length
-        if length is not None and length > self._most + OVERHEAD:
-            raise _too_large(self._most)
-        if await self._store.used_bytes(key.account) >= self._most_of_account:
-            raise _full(self._most_of_account)
+        if length is not None and length > self._max_bytes + OVERHEAD:
+            raise _too_large(self._max_bytes)
+        if await self._store.used_bytes(key.account) >= self._max_account_bytes:
+            raise _full(self._max_account_bytes)
         if self._uploads.get(key.account, 0) >= MAX_UPLOADS:
-            words = f"This account uploads {MAX_UPLOADS} files already."
-            raise ApiError(429, "too_many_uploads", words, type="rate_limit_error", retry_after=5.0)
+            text = f"This account has {MAX_UPLOADS} uploads under way already. Retry after one."
+            raise ApiError(429, "too_many_uploads", text, type="rate_limit_error", retry_after=5.0)
         self._uploads[key.account] = self._uploads.get(key.account, 0) + 1
         file = self.new(key.account, "", "")
         try:
             await self._store.begin(file)
-            file = await self._read(request, file)
-            if not await self._store.complete(file, max_bytes=self._most_of_account):
-                raise _full(self._most_of_account)
+            file = await self._receive(request, file)
+            if not await self._store.complete(file, max_bytes=self._max_account_bytes):
+                raise _full(self._max_account_bytes)
         except BaseException:
-            # Also when the user hangs up; what this leaves behind is deleted with what is outdated.
+            # Also when the client disconnects.  A file left behind is deleted as outdated.
             await asyncio.shield(self._store.delete(file.id))
             raise
         finally:
@@ -97,11 +99,12 @@ class Files:
                 del self._uploads[key.account]
         request.respond(200, _json(view(file)))
 
-    async def _read(self, request: Request, file: FileRow) -> FileRow:
+    async def _receive(self, request: Request, file: FileRow) -> FileRow:
+        """Store the file of a multipart body, and return its row."""
         body = request.body
         writer = ChunkWriter(self._store, file.id)
         filename: str | None = None
-        wanted = False
+        in_file = False
         try:
             parts = Multipart(boundary_of(request.headers.get(b"content-type", b"")))
             while not parts.complete:
@@ -110,33 +113,33 @@ class Files:
                     raise MultipartError("the body ends before its last boundary")
                 for event in parts.feed(data):
                     if isinstance(event, FileBegun):
-                        wanted = event.name == "file"
-                        if wanted and filename is not None:
+                        in_file = event.name == "file"
+                        if in_file and filename is not None:
                             raise MultipartError("there is more than one file")
-                        filename = event.filename if wanted else filename
-                    elif wanted:
+                        filename = event.filename if in_file else filename
+                    elif in_file:
                         await writer.write(event)
-                        if writer.size > self._most:
-                            raise _too_large(self._most)
+                        if writer.size > self._max_bytes:
+                            raise _too_large(self._max_bytes)
                 await body.more()
         except MultipartError as error:
-            raise errors.bad_field("file", f"The upload can't be read: {error}.") from None
+            raise errors.bad_field("file", f"The upload is not valid: {error}.") from None
         await writer.flush()
         purpose = parts.fields.get("purpose", "")
         if purpose not in PURPOSES:
-            words = f"'purpose' must be one of {', '.join(PURPOSES)}."
-            raise errors.bad_field("purpose", words)
+            text = f"'purpose' must be one of {', '.join(PURPOSES)}."
+            raise errors.bad_field("purpose", text)
         if filename is None:
             raise errors.bad_field("file", "'file' is missing.")
         name = "".join(filter(str.isprintable, filename))[-255:] or "file"
         return replace(file, name=name, purpose=purpose, size=writer.size, complete=True)
 
-    # ── looking ───────────────────────────────────────────────────────────────────────────────
+    # ── reading ───────────────────────────────────────────────────────────────────────────────
 
-    async def list_files(self, request: Request) -> None:
-        key = await authenticate(self._accounts, request)
+    async def list_files(self, request: Request, key: Key) -> None:
+        """List the account's files."""
         query = parse_qs(request.query)
-        most = read_limit(query, 10_000)
+        limit = read_limit(query, 10_000)
         after = None
         if "after" in query:
             after = await self._store.file(key.account, query["after"][0])
@@ -146,13 +149,14 @@ class Files:
             key.account,
             after=after,
             purpose=query.get("purpose", [None])[0],
-            limit=most + 1,
+            limit=limit + 1,
             newest=query.get("order", ["desc"])[0] != "asc",
         )
-        request.respond(200, _json(page(list(map(view, files[:most])), len(files) > most)))
+        request.respond(200, _json(page(list(map(view, files[:limit])), len(files) > limit)))
 
-    async def show(self, request: Request) -> None:
-        file, content = await self._find(request)
+    async def show(self, request: Request, key: Key) -> None:
+        """Show a file's properties, or at ``…/content`` its content."""
+        file, content = await self._find(request, key)
         if not content:
             request.respond(200, _json(view(file)))
             return
@@ -160,31 +164,32 @@ class Files:
         try:
             async for chunk in self._store.chunks(file.id):
                 request.response.write(chunk)
-                await _drained(request)
+                await _wait_until_read(request)
         except TimeoutError:
             request.response.abort()
         else:
             request.response.finish()
 
-    async def delete(self, request: Request) -> None:
-        file, content = await self._find(request)
+    async def delete(self, request: Request, key: Key) -> None:
+        """Delete a file."""
+        file, content = await self._find(request, key)
         if content:
             raise errors.wrong_method("DELETE", request.path, "GET")
         await self._store.delete(file.id)
         request.respond(200, _json({"id": file.id, "object": "file", "deleted": True}))
 
-    async def _find(self, request: Request) -> tuple[FileRow, bool]:
-        key = await authenticate(self._accounts, request)
-        rest = unquote(request.path.removeprefix("/v1/files/"))
-        id = rest.removesuffix("/content")
+    async def _find(self, request: Request, key: Key) -> tuple[FileRow, bool]:
+        """Return the file that the path names, and whether the path is that of its content."""
+        path = unquote(request.path.removeprefix("/v1/files/"))
+        id = path.removesuffix("/content")
         file = await self._store.file(key.account, id)
         if file is None:
             raise _not_found(id, "id")
-        return file, id != rest
+        return file, id != path
 
 
 class ChunkWriter:
-    """Writes a file to the store in rows of one size."""
+    """Writes a file to the store in chunks of one size."""
 
     def __init__(self, store: FileStore, id: str) -> None:
         self.size = 0
@@ -194,12 +199,14 @@ class ChunkWriter:
         self._data = bytearray()
 
     async def write(self, data: bytes) -> None:
+        """Append bytes; whole chunks are stored."""
         self._data += data
         self.size += len(data)
         while len(self._data) >= CHUNK:
             await self._put(CHUNK)
 
     async def flush(self) -> None:
+        """Store the last chunk."""
         if self._data:
             await self._put(len(self._data))
 
@@ -209,8 +216,8 @@ class ChunkWriter:
         del self._data[:count]
 
 
-async def _drained(request: Request) -> None:
-    """Raises TimeoutError for a user who does not read."""
+async def _wait_until_read(request: Request) -> None:
+    """Wait until the client has read.  Raises ``TimeoutError`` if it stops reading."""
     while request.response.paused:
         drained = asyncio.Event()
         request.response.on_drained = drained.set
@@ -219,6 +226,7 @@ async def _drained(request: Request) -> None:
 
 
 def view(file: FileRow) -> dict[str, Any]:
+    """Return OpenAI's file object."""
     return {
         "id": file.id,
         "object": "file",
@@ -232,6 +240,7 @@ def view(file: FileRow) -> dict[str, Any]:
 
 
 def page(data: list[dict[str, Any]], more: bool) -> dict[str, Any]:
+    """Return OpenAI's list object."""
     return {
         "object": "list",
         "data": data,
@@ -242,7 +251,7 @@ def page(data: list[dict[str, Any]], more: bool) -> dict[str, Any]:
 
 
 def read_limit(query: dict[str, list[str]], most: int) -> int:
-    """Raises Refusal: 400."""
+    """Return ``limit`` from the query.  Raises ``ApiError``: 400."""
     text = query.get("limit", [str(min(most, 100))])[0]
     if not text.isascii() or not text.isdigit() or len(text) > 6 or not 1 <= int(text) <= most:
         raise errors.bad_field("limit", f"'limit' must be a number from 1 to {most}.")
@@ -259,5 +268,5 @@ def _too_large(most: int) -> ApiError:
 
 
 def _full(most: int) -> ApiError:
-    words = f"This account's files have {most} bytes already. Delete some."
-    return errors.closing(ApiError(413, "files_full", words, param="file"))
+    text = f"This account's files have {most} bytes already. Delete some."
+    return errors.closing(ApiError(413, "files_full", text, param="file"))

@@ -1,5 +1,5 @@
-"""A request that the server itself makes, for a user it has authenticated before: through the very
-gateway that users' own requests meet, with the answer collected instead of sent."""
+"""Requests that the server itself makes with a client's key, through the same gateway as clients'
+own requests; the response is buffered instead of sent."""
 
 from __future__ import annotations
 
@@ -14,63 +14,80 @@ from fabric_server.edge.request import Body, Request
 from fabric_server.gateway.options import PRIORITY, TIMEOUT
 from fabric_server.routing.criteria import Priority
 
-MAX_ANSWER = 8 * 2**20
-"""Bytes of an answer that are kept."""
+MAX_RESPONSE = 8 * 2**20
+"""Largest response body that is buffered, in bytes."""
 
 Handler = Callable[[Request], Awaitable[None]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InternalRequest:
+    """A POST of JSON, with a key that is authenticated already."""
+
+    id: str
+    key: Key
+    path: str
+    body: bytes
+    priority: Priority
+    timeout: float
+    """Seconds."""
+
+
 @dataclass(frozen=True, slots=True)
-class Answer:
+class InternalResponse:
+    """A whole response."""
+
     status: int
     body: bytes
     request_id: str
     code: str = ""
-    """Of the refusal, where the fabric itself has answered."""
+    """The error code, if the fabric itself refused the request."""
     retry_after: float | None = None
     """Seconds."""
 
     @property
     def busy(self) -> bool:
-        """Nothing was wrong but the time."""
+        """Whether the same request may succeed later: no capacity now, or a rate limit."""
         return self.status in (429, 503) and bool(self.code)
 
 
-def refused(refusal: ApiError, request_id: str = "") -> Answer:
-    return Answer(refusal.status, refusal.body(), request_id, refusal.code, refusal.retry_after)
+def error_response(error: ApiError, request_id: str = "") -> InternalResponse:
+    """Make the response of an error."""
+    return InternalResponse(error.status, error.body(), request_id, error.code, error.retry_after)
 
 
 class BufferedResponse:
-    """What a request takes for its connection (``request.Connection``)."""
+    """The ``request.Connection`` of an internal request; collects the response body."""
 
     paused = False
 
-    def __init__(self, task: asyncio.Task[object] | None, most: int) -> None:
+    def __init__(self, task: asyncio.Task[object] | None, max_bytes: int) -> None:
         self._task = task
-        self._most = most
-        self._headed = False
+        self._max_bytes = max_bytes
+        self._head_sent = False
         self.data = bytearray()
-        self.whole = False
+        self.complete = False
         self.too_large = False
 
     def send(self, data: bytes) -> None:
-        if not self._headed:  # a request sends its head in one piece, and first
-            self._headed = True
-        elif len(self.data) + len(data) <= self._most:
+        """Collect a piece; the first is the response's head, whole and alone."""
+        if not self._head_sent:
+            self._head_sent = True
+        elif len(self.data) + len(data) <= self._max_bytes:
             self.data += data
         elif not self.too_large:
             self.too_large = True
             if self._task is not None:
-                self._task.cancel()  # as a user who hangs up: the engine stops
+                self._task.cancel()  # as when a client disconnects: the engine stops
 
     def response_finished(self) -> None:
-        self.whole = True
+        self.complete = True
 
     def response_aborted(self) -> None:
-        """Broken in the middle: it is never whole."""
+        """Leave the response incomplete."""
 
     def want_body(self) -> None:
-        """It is all there."""
+        """Do nothing: the whole body is there."""
 
     def can_discard_rest(self, body: Body) -> bool:
         return True
@@ -80,55 +97,57 @@ class BufferedResponse:
 
 
 class InternalClient:
+    """Sends internal requests to ``handler``, which responds as ``Gateway.complete`` does."""
+
     def __init__(self, handler: Handler, new_id: Callable[[], str]) -> None:
-        """``handler`` answers requests, as ``Gateway.complete`` does."""
         self._handler = handler
         self._new_id = new_id
 
     def new_id(self) -> str:
+        """Make the id of a request."""
         return self._new_id()
 
-    async def ask(
-        self,
-        key: Key,
-        path: str,
-        body: bytes,
-        *,
-        request_id: str,
-        priority: Priority,
-        seconds: float,
-        most: int = MAX_ANSWER,
-    ) -> Answer:
-        """As ``key``, which is authenticated.  Raises nothing of its own; cancelled, the request
-        is, too, and its engine stops."""
+    async def send(
+        self, internal: InternalRequest, *, max_bytes: int = MAX_RESPONSE
+    ) -> InternalResponse:
+        """Return the response, or the error as one; raises nothing else.
+
+        Cancelling this call cancels the request, and stops its engine.
+        """
         task = asyncio.current_task()
-        collector = BufferedResponse(task, most)
-        request = Request(collector, request_id, asyncio.get_running_loop().time())
-        request.key = key
-        request.method, request.path = "POST", path
-        request.version = "1.0"  # without chunks
-        request.headers = {
-            b"content-type": b"application/json",
-            PRIORITY: priority.name.lower().encode(),
-            TIMEOUT: b"%.3f" % max(seconds, 0.001),
-        }
-        request.body.length = len(body)
-        request.body.add(body)
-        request.body.end()
+        buffer = BufferedResponse(task, max_bytes)
+        request = _to_request(internal, buffer)
         try:
             await self._handler(request)
-        except ApiError as refusal:
-            return refused(refusal, request_id)
+        except ApiError as error:
+            return error_response(error, internal.id)
         except asyncio.CancelledError:
-            if not collector.too_large or task is None or task.uncancel():
+            if not buffer.too_large or task is None or task.uncancel():
                 raise
-        if collector.too_large:
-            return refused(_too_large(most), request_id)
-        if not collector.whole:
-            broken = errors.upstream_error("The node was lost in the middle of the answer.")
-            return refused(broken, request_id)
-        return Answer(request.response.status, bytes(collector.data), request_id)
+        if buffer.too_large:
+            return error_response(_too_large(max_bytes), internal.id)
+        if not buffer.complete:
+            text = "The node disconnected before the response was complete."
+            return error_response(errors.upstream_error(text), internal.id)
+        return InternalResponse(request.response.status, bytes(buffer.data), internal.id)
 
 
-def _too_large(most: int) -> ApiError:
-    return ApiError(502, "answer_too_large", f"The answer is larger than {most} bytes.")
+def _to_request(internal: InternalRequest, buffer: BufferedResponse) -> Request:
+    request = Request(buffer, internal.id, asyncio.get_running_loop().time())
+    request.key = internal.key
+    request.method, request.path = "POST", internal.path
+    request.version = "1.0"  # no chunked encoding
+    request.headers = {
+        b"content-type": b"application/json",
+        PRIORITY: internal.priority.name.lower().encode(),
+        TIMEOUT: b"%.3f" % max(internal.timeout, 0.001),
+    }
+    request.body.length = len(internal.body)
+    request.body.add(internal.body)
+    request.body.end()
+    return request
+
+
+def _too_large(max_bytes: int) -> ApiError:
+    text = f"The response is larger than {max_bytes} bytes."
+    return ApiError(502, "answer_too_large", text)

@@ -1,4 +1,4 @@
-"""What waits in the store, counted for who watches: no more often than it is worth."""
+"""The backlog in the store, counted for metrics, at most every ``COUNT_SECONDS``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STORE_SECONDS = 2.0
 
 
 class Backlog:
-    """Everybody's, not only this server's; empty while the store can't tell."""
+    """The backlog of all servers; empty while the store is away."""
 
     def __init__(self, jobs: JobStore, webhooks: WebhookStore, clock: Callable[[], float]) -> None:
         self._jobs = jobs
@@ -22,12 +22,12 @@ class Backlog:
         self._clock = clock
         self._next = 0.0
         self.queued: Mapping[str, int] = {}
-        """By kind, ``job`` or ``line``."""
+        """Queued jobs by kind: ``job`` or ``line``."""
         self.webhooks: int | None = None
-        """Deliveries that are still to be made."""
+        """Webhook deliveries that are still to be made."""
 
     async def count(self) -> None:
-        """Unless that was done a moment ago.  Raises nothing."""
+        """Count the backlog, unless the last count is recent.  Raises nothing."""
         now = self._clock()
         if now < self._next:
             return
@@ -37,5 +37,5 @@ class Backlog:
                 jobs, lines = await self._jobs.count_queued()
                 self.webhooks = await self._webhooks.count()
                 self.queued = {"job": jobs, "line": lines}
-        except (BackendError, TimeoutError):  # which the store's own figures tell
+        except (BackendError, TimeoutError):  # reported by the store's own metrics
             self.queued, self.webhooks = {}, None

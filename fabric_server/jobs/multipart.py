@@ -1,6 +1,6 @@
-"""``multipart/form-data`` (RFC 7578) as it arrives: a value that is fed with bytes.
+"""An incremental parser of ``multipart/form-data`` (RFC 7578).  Pure.
 
-fields, and then the file, or the other way round
+Fields and the file come in any order:
 --boundary CRLF  headers CRLF CRLF  data  CRLF --boundary …  CRLF --boundary--
 """
 
@@ -18,17 +18,19 @@ MAX_PARTS = 16
 
 
 class MultipartError(Exception):
-    """``str()`` says what is wrong with it."""
+    """A body that is not valid; ``str()`` says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileBegun:
+    """A file's head; its bytes follow."""
+
     name: str
     filename: str
 
 
 def boundary_of(content_type: bytes) -> bytes:
-    """Raises MultipartError."""
+    """Return the boundary.  Raises ``MultipartError``."""
     found = _BOUNDARY.search(content_type)
     if not content_type.lower().startswith(b"multipart/form-data") or found is None:
         raise MultipartError("the request must be multipart/form-data, with a boundary")
@@ -36,7 +38,7 @@ def boundary_of(content_type: bytes) -> bytes:
 
 
 class Multipart:
-    """``feed`` gives files in pieces; short fields are in ``fields`` as soon as they are over."""
+    """Parses a body: ``feed`` returns files in pieces, ``fields`` has the complete fields."""
 
     def __init__(self, boundary: bytes) -> None:
         self.fields: dict[str, str] = {}
@@ -49,7 +51,7 @@ class Multipart:
         self._field = bytearray()
 
     def feed(self, data: bytes) -> list[FileBegun | bytes]:
-        """Raises MultipartError."""
+        """Parse more bytes; return the files' heads and bytes.  Raises ``MultipartError``."""
         self._data += data
         events: list[FileBegun | bytes] = []
         while not self.complete and self._step(events):
@@ -57,13 +59,13 @@ class Multipart:
         return events
 
     def _step(self, events: list[FileBegun | bytes]) -> bool:
-        """Whether there may be more to do."""
+        """Parse one element; tell whether there may be another."""
         if self._state == "head":
             return self._read_head(events)
         if self._state == "boundary":
             return self._read_boundary()
         at = self._data.find(self._mark)
-        # What may be the beginning of a boundary stays until it can be told.
+        # What may be the beginning of a boundary waits for more bytes.
         end = at if at >= 0 else max(0, len(self._data) - len(self._mark) + 1)
         self._take(bytes(self._data[:end]), events)
         if at < 0:

@@ -1,4 +1,4 @@
-"""How the end of a job is told: its answer in the words of Ollama's API, its error in OpenAI's."""
+"""Results of jobs: responses in the format of Ollama's API, errors in that of OpenAI's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fabric_server.storage.jobs import JobRow
 
 
 def is_answer(body: bytes) -> bool:
-    """Whether ``answer_of`` can read it; engines are other people's programs."""
+    """Tell whether ``answer_of`` can read the body: engines may respond with anything."""
     try:
         msgspec.json.decode(body, type=_Answer)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -35,37 +35,37 @@ class _Answer(Struct):
 
 
 def answer_of(job: JobRow) -> dict[str, Any]:
-    """What of an engine's answer is told; figures that are not known are left out."""
+    """Convert an engine's chat completion; unknown figures are left out."""
     answer = msgspec.json.decode(job.answer)
     choice = (answer.get("choices") or [{}])[0]
     message = choice.get("message") or {}
-    told: dict[str, Any] = {"response": message.get("content") or ""}
+    view: dict[str, Any] = {"response": message.get("content") or ""}
     for name in ("reasoning", "reasoning_content"):
         if message.get(name):
-            told["thinking"] = message[name]
+            view["thinking"] = message[name]
     if message.get("tool_calls"):
-        told["tool_calls"] = message["tool_calls"]
+        view["tool_calls"] = message["tool_calls"]
     if choice.get("finish_reason"):
-        told["done_reason"] = choice["finish_reason"]
+        view["done_reason"] = choice["finish_reason"]
     usage = answer.get("usage") or {}
     for ours, theirs in (
         ("prompt_eval_count", "prompt_tokens"),
         ("eval_count", "completion_tokens"),
     ):
         if isinstance(usage.get(theirs), int):
-            told[ours] = usage[theirs]
+            view[ours] = usage[theirs]
     if job.started_at is not None and job.finished_at is not None:
-        told["total_duration"] = int((job.finished_at - job.started_at) * 1e9)
-    return told
+        view["total_duration"] = int((job.finished_at - job.started_at) * 1e9)
+    return view
 
 
 def error_of(job: JobRow) -> Any:
-    """The error of a job that has not succeeded, in OpenAI's shape."""
+    """Return the error of a job that has not succeeded."""
     try:
         value = msgspec.json.decode(job.answer)
     except (msgspec.DecodeError, UnicodeDecodeError):
         value = None
     if isinstance(value, dict) and value.get("error"):
         return value["error"]
-    words = f"The engine answered {job.status}."
-    return msgspec.json.decode(errors.upstream_error(words).body())["error"]
+    text = f"The engine responded with status {job.status}."
+    return msgspec.json.decode(errors.upstream_error(text).body())["error"]

@@ -1,4 +1,4 @@
-"""What ``POST /inference`` takes, and what is asked of an engine for it."""
+"""The body of ``POST /inference``, and the chat request that is made of it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from fabric_server.routing.criteria import Priority
 PATH = "/v1/chat/completions"
 MAX_BODY = 4 * 2**20
 RESERVED = ("models", "queue")
-"""What is at ``/inference/…`` beside jobs."""
+"""Paths below ``/inference/`` that are no jobs."""
 MAX_METADATA = 16 * 1024
 SYNC_SECONDS, ASYNC_SECONDS = 300.0, 86_400.0
-"""From a job's submission to its end, where it names no ``timeout``."""
+"""Default timeouts, from a job's submission to its end."""
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 _encode = msgspec.json.Encoder().encode
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class Options(Struct, frozen=True, forbid_unknown_fields=True):
-    """Ollama's words; what has none in OpenAI's API is refused rather than dropped."""
+    """Ollama's options; those that OpenAI's API lacks are refused rather than ignored."""
 
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
@@ -41,6 +41,8 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Webhook(Struct, frozen=True, forbid_unknown_fields=True):
+    """The URL to notify of a job's or batch's end."""
+
     url: Annotated[str, Meta(max_length=2048)]
     secret: str | None = None
 
@@ -50,6 +52,8 @@ class Webhook(Struct, frozen=True, forbid_unknown_fields=True):
 
 class Submission(Struct, frozen=True, kw_only=True, rename={"asynchronous": "async"},
                  forbid_unknown_fields=True):  # fmt: skip
+    """The body of ``POST /inference``."""
+
     model: Annotated[str, Meta(min_length=1, max_length=MAX_MODEL)]
     prompt: str | None = None
     messages: list[Raw] | None = None
@@ -65,16 +69,18 @@ class Submission(Struct, frozen=True, kw_only=True, rename={"asynchronous": "asy
 
     @property
     def rank(self) -> Priority:
+        """The priority of its request."""
         return Priority[self.priority.upper()]
 
     @property
     def seconds(self) -> float:
+        """The timeout, in seconds."""
         if self.timeout is not None:
             return self.timeout / 1000
         return ASYNC_SECONDS if self.asynchronous else SYNC_SECONDS
 
-    def question(self) -> bytes:
-        """What an engine is asked."""
+    def chat_request(self) -> bytes:
+        """Return the body of the chat completion request for an engine."""
         messages: Any = self.messages
         if messages is None:
             messages = [{"role": "user", "content": self.prompt}]
@@ -94,7 +100,7 @@ class Submission(Struct, frozen=True, kw_only=True, rename={"asynchronous": "asy
 
 
 async def read_body(body: Body, most: int) -> bytes:
-    """All of it.  Raises Refusal: 413."""
+    """Read the whole body.  Raises ``ApiError``: 413."""
     pieces = bytearray()
     while True:
         pieces += body.take()
@@ -106,7 +112,7 @@ async def read_body(body: Body, most: int) -> bytes:
 
 
 def parse(data: bytes, kind: type[T]) -> T:
-    """Raises Refusal: 400, naming the field."""
+    """Parse JSON as ``kind``.  Raises ``ApiError``: 400, which names the field."""
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
@@ -114,28 +120,28 @@ def parse(data: bytes, kind: type[T]) -> T:
         where = _AT.search(text)
         param = where[1] if where else None
         text = _AT.sub("", text).replace("Object", "The request")
-        said = f"{param}: {text}." if param else f"{text}."
-        raise ApiError(400, "invalid_value", said, param=param) from None
+        message = f"{param}: {text}." if param else f"{text}."
+        raise ApiError(400, "invalid_value", message, param=param) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise errors.bad_json(str(error)) from None
 
 
 def read_submission(data: bytes) -> Submission:
-    """Raises Refusal: 400, naming the field."""
-    asked = parse(data, Submission)
-    if (asked.prompt is None) == (asked.messages is None):
-        raise errors.bad_field("prompt", "Either 'prompt' or 'messages' must be given.")
-    if asked.messages is not None and not asked.messages:
+    """Parse and check a submission.  Raises ``ApiError``: 400, which names the field."""
+    submission = parse(data, Submission)
+    if (submission.prompt is None) == (submission.messages is None):
+        raise errors.bad_field("prompt", "Give either 'prompt' or 'messages'.")
+    if submission.messages is not None and not submission.messages:
         raise errors.bad_field("messages", "'messages' must have at least one message.")
-    if asked.stream:
-        words = "A job's answer comes whole; streams are at /v1/chat/completions."
-        raise errors.bad_field("stream", words)
-    if asked.webhook is not None and not asked.asynchronous:
-        words = "'webhook' is for jobs with 'async': true; others are answered at once."
-        raise errors.bad_field("webhook", words)
-    if asked.id in RESERVED:
-        words = f"'{asked.id}' can't be an id: /inference/{asked.id} is something else."
-        raise errors.bad_field("id", words)
-    if len(_encode(asked.metadata)) > MAX_METADATA:
+    if submission.stream:
+        text = "Jobs don't stream; use /v1/chat/completions for streams."
+        raise errors.bad_field("stream", text)
+    if submission.webhook is not None and not submission.asynchronous:
+        text = "'webhook' needs 'async': true; other jobs respond when they have ended."
+        raise errors.bad_field("webhook", text)
+    if submission.id in RESERVED:
+        text = f"'{submission.id}' can't be an id: /inference/{submission.id} is reserved."
+        raise errors.bad_field("id", text)
+    if len(_encode(submission.metadata)) > MAX_METADATA:
         raise errors.bad_field("metadata", f"'metadata' has more than {MAX_METADATA} bytes.")
-    return asked
+    return submission

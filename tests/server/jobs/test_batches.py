@@ -12,8 +12,13 @@ import openai
 import pytest
 from openai.types import Batch, FileObject
 
+from fabric_server.jobs.batch_input import BatchInput
+from fabric_server.jobs.batch_leases import BatchLeases
+from fabric_server.jobs.batch_lines import BatchLines
+from fabric_server.jobs.batch_output import BatchOutput
 from fabric_server.jobs.batch_runner import BatchRunner
 from fabric_server.jobs.files import Files
+from fabric_server.jobs.retention import Retention
 from fabric_server.jobs.webhooks import Webhooks
 from fabric_server.storage.batches import BatchStore
 from fabric_server.storage.files import FileStore
@@ -379,23 +384,19 @@ async def test_a_file_that_is_deleted_while_its_batch_is_made_fails_that_batch_o
     database = fabric.app.backends.store.database
     files = Deleted(database)
     batches = BatchStore(database)
-    told = Webhooks(WebhookStore(database), plain=False, private=False)
-    keeper = Files(files, fabric.app.data_plane.accounts, most=1, most_of_account=1, days=1)
+    webhooks = Webhooks(WebhookStore(database), plain=False, private=False)
+    jobs = JobStore(database)
+    kept = Files(files, max_bytes=1, max_account_bytes=1, days=1)
 
     async def known(model: str) -> bool:
         return True
 
     work = BatchRunner(
-        batches,
-        JobStore(database),
-        files,
-        keeper,
-        told,
-        owner="another",
-        wake_jobs=lambda: None,
-        known=known,
-        results_seconds=60.0,
-        most_answered=99,
+        BatchLeases(batches, webhooks, "another"),
+        BatchLines(jobs, max_response_bytes=99),
+        BatchInput(files, known),
+        BatchOutput(jobs, files, kept),
+        Retention(jobs, batches, files, result_seconds=60.0, max_result_bytes=99),
     )
     working = asyncio.create_task(work.run())
     done = await ended(client, batch)

@@ -9,7 +9,7 @@ from itertools import count
 import pytest
 
 from fabric_server.auth.keys import Key
-from fabric_server.jobs.internal_request import Answer, InternalClient
+from fabric_server.jobs.internal_request import InternalClient, InternalRequest, InternalResponse
 from fabric_server.routing.criteria import Priority
 from protocol.errors import Code
 from tests.site import ASK, CHAT, Site
@@ -23,18 +23,20 @@ async def site() -> Site:
     return Site()
 
 
-def ask(site: Site, *, most: int = 1000, seconds: float = 60.0) -> asyncio.Task[Answer]:
+def ask(site: Site, *, most: int = 1000, seconds: float = 60.0) -> asyncio.Task[InternalResponse]:
     numbers = count(1)
-    inside = InternalClient(site.public.handle, lambda: f"req_{next(numbers)}")
+    client = InternalClient(site.public.handle, lambda: f"req_{next(numbers)}")
     return asyncio.create_task(
-        inside.ask(
-            KEY,
-            CHAT,
-            json.dumps(ASK).encode(),
-            request_id=inside.new_id(),
-            priority=Priority.LOW,
-            seconds=seconds,
-            most=most,
+        client.send(
+            InternalRequest(
+                id=client.new_id(),
+                key=KEY,
+                path=CHAT,
+                body=json.dumps(ASK).encode(),
+                priority=Priority.LOW,
+                timeout=seconds,
+            ),
+            max_bytes=most,
         )
     )
 

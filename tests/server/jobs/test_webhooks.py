@@ -21,8 +21,8 @@ from aiohttp import web
 
 from fabric_server.jobs.egress import Forbidden, Target, allowed, parse_target, resolve
 from fabric_server.jobs.webhooks import (
-    AT_ONCE,
-    AT_ONCE_EACH,
+    MAX_ACCOUNT_ATTEMPTS,
+    MAX_ATTEMPTS,
     MAX_WAITING,
     RETRIES,
     Webhooks,
@@ -409,11 +409,11 @@ async def test_who_never_answers_keeps_nobody_else_waiting(
 
     server = await asyncio.start_server(hear, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-    await add(store, url, clock.now - 1, *(f"msg_{n}" for n in range(2 * AT_ONCE)))
+    await add(store, url, clock.now - 1, *(f"msg_{n}" for n in range(2 * MAX_ATTEMPTS)))
     await add(store, receiver.url, clock.now, "msg_other", account="other")
     running = asyncio.create_task(webhooks(store, clock).run())
     await receiver.next()
-    assert arrived <= AT_ONCE_EACH
+    assert arrived <= MAX_ACCOUNT_ATTEMPTS
     ended.set()
     running.cancel()
     await asyncio.wait([running])

@@ -1,0 +1,27 @@
+"""What jobs need of the server; ``fabric_server.app`` builds it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fabric_server.auth.keys import Accounts, Key
+from fabric_server.edge.router import Router
+from fabric_server.nodes.registry import Registry
+from fabric_server.routing.admission import Admission
+from fabric_server.storage.store import SqlStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobsContext:
+    """The parts of one server that jobs, files and batches use."""
+
+    store: SqlStore
+    accounts: Accounts
+    registry: Registry
+    admission: Admission
+    router: Router
+    """The routes of the public port: jobs' requests go through it, and jobs' own are added."""
+    new_request_id: Callable[[], str]
+    must_wait: Callable[[Key], float]
+    """Seconds for which a key's rate limits would refuse its requests; 0 for none."""

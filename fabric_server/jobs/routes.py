@@ -1,0 +1,52 @@
+"""Routes of the public port whose handlers use the store: authenticated, with their own errors."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+from fabric_server.auth.keys import Accounts, Key
+from fabric_server.dialects.errors import ApiError
+from fabric_server.edge.request import Request
+from fabric_server.edge.router import Router
+from fabric_server.gateway.authenticate import authenticate
+from runtime.errors import BackendError, RecordError
+
+log = logging.getLogger("fabric.jobs")
+
+KeyHandler = Callable[[Request, Key], Awaitable[None]]
+"""A handler of a request and of the key that it carries."""
+
+
+class JobRoutes:
+    """Adds handlers to the public port; they get authenticated requests, and may raise
+    ``BackendError`` and ``RecordError``."""
+
+    def __init__(self, router: Router, accounts: Accounts) -> None:
+        self._router = router
+        self._accounts = accounts
+
+    def add(self, method: str, path: str, handler: KeyHandler) -> None:
+        """Add a route; see ``Router.add``."""
+
+        async def handle(request: Request) -> None:
+            try:
+                await handler(request, await authenticate(self._accounts, request))
+            except RecordError:
+                text = "The request has a value that can't be stored."
+                raise ApiError(400, "invalid_value", text) from None
+            except BackendError as error:
+                log.warning("request refused", extra={"request": request.id, "reason": str(error)})
+                raise _store_unavailable() from None
+
+        self._router.add(method, path, handle)
+
+
+def _store_unavailable() -> ApiError:
+    return ApiError(
+        503,
+        "store_unavailable",
+        "Jobs, files and batches are not available at the moment. Retry in a few seconds.",
+        type="server_error",
+        retry_after=5.0,
+    )
