@@ -1,7 +1,7 @@
-"""``fabric-server``: the commands, and how they end.
+"""``fabric-server``: its commands and their exit codes.
 
-Exit codes: 0 done; 1 a defect; 2 something the user can put right (input, settings, a port that is
-taken), said in one sentence on standard error; 130 ended by Ctrl-C.
+Exit codes: 0 for success; 1 for a defect; 2 for what the operator can fix (input, settings, a port
+in use), with one sentence on standard error; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ from runtime.output import say, say_json, say_table
 from runtime.settings import SettingsError, describe
 from runtime.version import VERSION
 
-app = output.commands(
-    "The server of the fabric: takes requests, and sends each to a node that answers it."
-)
+app = output.commands("Run and manage the server, which sends clients' requests to nodes.")
 app.command(epilog=about_settings(PREFIX))(up)
 app.command()(reload)
 app.add_typer(accounts.app, name="accounts")
@@ -39,7 +37,7 @@ app.add_typer(db.app, name="db")
 @app.command(epilog=about_settings(PREFIX))
 @takes_settings(Config, PREFIX)
 def check_config(settings: Config, json: Json = False) -> None:
-    """Show every setting, its value, and where that came from."""
+    """Show every setting, its value and where the value comes from."""
     described = describe(settings)
     if json:
         say_json([{"name": n, "value": value, "source": source} for n, value, source in described])

@@ -1,4 +1,8 @@
-"""What an operator types: one module for each group of ``fabric-server`` commands."""
+"""The commands of ``fabric-server``, a module for each group of them.
+
+Each works on the store, whether the server runs or not; ``up`` and ``serve`` run the server.  May
+import every other room of the server.
+"""
 
 from __future__ import annotations
 
@@ -17,25 +21,30 @@ from runtime.flags import takes_settings
 
 T = TypeVar("T")
 
-TELL_SECONDS = 1.0
+NOTIFY_SECONDS = 1.0
+"""Timeout for the notice to running servers, which poll the store anyway."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-of_the_store = takes_settings(Config, PREFIX, only=("data", "store"))
-"""For commands that need to know which server they are about, and no more."""
+store_command = takes_settings(Config, PREFIX, only=("data", "store"))
+"""Decorates commands that work on the store of a server."""
 
-of_the_directory = takes_settings(Config, PREFIX, only=("data",))
+data_command = takes_settings(Config, PREFIX, only=("data",))
+"""Decorates commands that need the directory of a server."""
 
 
 def with_store(settings: Config, work: Callable[[SqlStore], Coroutine[Any, Any, T]]) -> T:
-    """Do it on the server's store, whether or not that server runs.  Raises ``BackendError``."""
+    """Return what ``work`` does with the store; running servers are notified of changes.
+
+    Raises ``BackendError``.
+    """
 
     async def opened() -> T:
         store = await open_store(settings.store_url)
         try:
             done = await work(store)
             if settings.cache != "memory://" and await store.revision() != store.revision_at_open:
-                await _tell_servers(settings.cache)
+                await _notify_servers(settings.cache)
             return done
         finally:
             await store.close()
@@ -43,10 +52,10 @@ def with_store(settings: Config, work: Callable[[SqlStore], Coroutine[Any, Any, 
     return asyncio.run(opened())
 
 
-async def _tell_servers(url: str) -> None:
-    """That they should look at the store now.  They do so anyway, twice a second."""
+async def _notify_servers(url: str) -> None:
+    """Have running servers read the changes now; they do so anyway, twice a second."""
     with suppress(BackendError, TimeoutError):
-        async with asyncio.timeout(TELL_SECONDS):
+        async with asyncio.timeout(NOTIFY_SECONDS):
             cache = await open_cache(url)
             try:
                 await cache.notify()

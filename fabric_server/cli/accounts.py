@@ -1,4 +1,4 @@
-"""``fabric-server accounts``: whom keys belong to, and whose keys work."""
+"""``fabric-server accounts``: create, list, disable and enable accounts."""
 
 from __future__ import annotations
 
@@ -8,43 +8,47 @@ from typing import Annotated, Any
 import typer
 
 from fabric_server.auth.keys import new_account
-from fabric_server.cli import Json, of_the_store, with_store
+from fabric_server.cli import Json, store_command, with_store
 from fabric_server.config import Config
 from fabric_server.storage.rows import AccountRow
 from runtime.output import Failure, commands, moment, say, say_json, say_table
 
-app = commands("Accounts: create, list, disable, enable.")
+app = commands("Create, list, disable and enable accounts.")
 
-Named = Annotated[str, typer.Argument(metavar="NAME", help="As 'accounts list' shows it.")]
+Named = Annotated[str, typer.Argument(metavar="NAME", help="Name of the account.")]
 
 
 @app.command()
-@of_the_store
+@store_command
 def create(
     settings: Config,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="As it will be in the ledger.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of the account, also in the ledger.")
+    ],
     note: Annotated[
-        str, typer.Option(metavar="TEXT", help="For operators: whose it is, how to reach them.")
+        str, typer.Option(metavar="TEXT", help="Note for operators, for example a contact.")
     ] = "",
     json: Json = False,
 ) -> None:
-    """Make an account. 'keys create --account' makes one, too, when it is missing."""
+    """Create an account. 'keys create --account' creates a missing one, too."""
     try:
         row = new_account(name, now=time.time(), note=note)
     except ValueError as error:
         raise Failure(f"{error}.") from None
     if not with_store(settings, lambda store: store.create_account(row)):
-        raise Failure(f"there is an account “{name}” already: 'fabric-server accounts list'.")
+        raise Failure(
+            f"the account “{name}” exists already: 'fabric-server accounts list' shows all."
+        )
     if json:
         say_json(_described(row))
     else:
-        say(f"Made account “{name}”.")
+        say(f"Created account “{name}”.")
 
 
 @app.command("list")
-@of_the_store
+@store_command
 def list_(settings: Config, json: Json = False) -> None:
-    """Show all accounts, oldest first."""
+    """List all accounts, oldest first."""
     accounts = with_store(settings, lambda store: store.accounts())
     if json:
         say_json([_described(account) for account in accounts])
@@ -64,20 +68,20 @@ def list_(settings: Config, json: Json = False) -> None:
 
 
 @app.command()
-@of_the_store
+@store_command
 def disable(settings: Config, name: Named, json: Json = False) -> None:
-    """Make all its keys worthless until it is enabled again.
+    """Disable an account: all its keys are refused until it is enabled again.
 
-    Management keys, too: these commands work without. A running server knows within a second, and
-    cuts what runs on them.
+    That includes management keys; these commands need none. A running server applies it within a
+    second, and cancels the keys' running requests.
     """
     _set_enabled(settings, name, False, json)
 
 
 @app.command()
-@of_the_store
+@store_command
 def enable(settings: Config, name: Named, json: Json = False) -> None:
-    """Let its keys work again: those not disabled themselves."""
+    """Enable an account: its keys work again, except those disabled themselves."""
     _set_enabled(settings, name, True, json)
 
 
@@ -92,7 +96,7 @@ def _set_enabled(settings: Config, name: str, enabled: bool, json: bool) -> None
 
 
 def _described(account: AccountRow) -> dict[str, Any]:
-    """Times are Unix seconds."""
+    """Describe an account; times are Unix seconds."""
     return {
         "name": account.name,
         "note": account.note,

@@ -1,4 +1,4 @@
-"""``fabric-server certs``: what the server shows to those who connect."""
+"""``fabric-server certs``: show the server's certificates."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from fabric_server.pki.certificates import Fact, fact
 from runtime.flags import takes_settings
 from runtime.output import Failure, commands, moment, say, say_json
 
-app = commands("Certificates: show.")
+app = commands("Show the certificates.")
 
 
 @app.command()
 @takes_settings(Config, PREFIX, only=("data", "public_certificate", "public_key"))
 def show(settings: Config, json: Json = False) -> None:
-    """Show the certificates in use: names, ends and fingerprints."""
+    """Show the certificates in use: names, expiry dates and fingerprints."""
     facts = _facts(settings)
     if json:
         say_json([asdict(one) for one in facts])
@@ -33,11 +33,11 @@ def show(settings: Config, json: Json = False) -> None:
 
 
 def _facts(settings: Config) -> list[Fact]:
-    """Raises ``CertificateProblem``."""
+    """Read the certificates.  Raises ``CertificateProblem``."""
     directory = settings.data / "certs"
     if not (directory / "ca.pem").exists():
         raise Failure(
-            f"there are no certificates in {directory} yet: 'fabric-server up' makes them."
+            f"there are no certificates in {directory} yet: 'fabric-server up' creates them."
         )
     facts = [
         fact("CA of the fabric", directory / "ca.pem"),

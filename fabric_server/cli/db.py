@@ -1,26 +1,26 @@
-"""``fabric-server db``: the store's schema."""
+"""``fabric-server db``: migrate the store's schema, and show its state."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 
-from fabric_server.cli import Json, of_the_store
+from fabric_server.cli import Json, store_command
 from fabric_server.config import Config
 from runtime.output import commands, moment, say, say_json, say_table
 from sql import migrations
 from sql.connect import migrate as apply
 from sql.connect import open_database
 
-app = commands("The store's schema: bring it up to date, look at it.")
+app = commands("Migrate the store's schema, and show its state.")
 
 
 @app.command()
-@of_the_store
+@store_command
 def migrate(settings: Config, json: Json = False) -> None:
-    """Bring the schema up to date. Starting the server does so too.
+    """Apply the migrations that are missing. The server does so when it starts, too.
 
-    Several programs may do it at once; each migration is applied once, in a transaction.
+    Several programs may do so at once; each migration is applied once, in a transaction.
     """
 
     async def work() -> list[str]:
@@ -41,9 +41,9 @@ def migrate(settings: Config, json: Json = False) -> None:
 
 
 @app.command()
-@of_the_store
+@store_command
 def status(settings: Config, json: Json = False) -> None:
-    """Show which migrations are applied and which are not; applies none."""
+    """Show which migrations are applied, and apply none."""
 
     async def work() -> list[migrations.Status]:
         database = await open_database(settings.store_url)

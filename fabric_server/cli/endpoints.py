@@ -1,4 +1,4 @@
-"""How a server that has started is reached: what ``up`` prints, and later commands look up."""
+"""The ready message of a server: ``up`` prints it, and later commands read its addresses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log = logging.getLogger("fabric.server")
 
 
 class Ports(Struct, frozen=True):
-    """The real numbers, also where 0 was asked for."""
+    """Port numbers, also of ports that were set to 0."""
 
     control: int
     proxy: int
@@ -21,7 +21,7 @@ class Ports(Struct, frozen=True):
 
 
 class Ready(Struct, frozen=True):
-    """How a server that has started is reached; also kept in ``<data>/ready.json``."""
+    """Addresses of a server that has started; also stored in ``<data>/ready.json``."""
 
     event: str
     """Always ``ready``."""
@@ -31,18 +31,18 @@ class Ready(Struct, frozen=True):
     """Unix seconds."""
     data: str
     addresses: list[str]
-    """Public names or addresses, the first of them in invitations."""
+    """Public names or addresses; the first goes into invitations."""
     ports: Ports
     public_url: str
-    """For users: what OpenAI's clients call the base URL."""
+    """The base URL for OpenAI's clients."""
     local_url: str | None
-    """The same for programs on this machine, without TLS; None when it listens elsewhere only."""
+    """The same without TLS, for programs on this machine; None if it does not listen there."""
     api_url: str
     ca_sha256: str
 
 
 def last_start(data: Path) -> Ready | None:
-    """How the server with this directory was last reached; None when it never was."""
+    """Read the ready message of the last start in this directory; None if there is none."""
     try:
         return msgspec.json.decode((data / "ready.json").read_bytes(), type=Ready)
     except (OSError, msgspec.MsgspecError):
@@ -50,11 +50,11 @@ def last_start(data: Path) -> Ready | None:
 
 
 def remember(data: Path, ready: Ready) -> None:
-    """For ``last_start``; a full disk must not stop the server."""
+    """Write the message for ``last_start``; a full disk must not stop the server."""
     path = data / "ready.json"
     temporary = path.with_suffix(".new")
     try:
         temporary.write_bytes(msgspec.json.encode(ready))
         temporary.replace(path)
     except OSError as error:
-        log.warning("not written", extra={"path": str(path), "reason": str(error)})
+        log.warning("ready.json not written", extra={"path": str(path), "reason": str(error)})

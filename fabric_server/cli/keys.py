@@ -1,4 +1,4 @@
-"""``fabric-server keys``: who may ask, and who no longer may."""
+"""``fabric-server keys``: create, list, change, disable, enable and revoke keys."""
 
 from __future__ import annotations
 
@@ -11,59 +11,59 @@ import typer
 from msgspec import UNSET, UnsetType
 
 from fabric_server.auth.keys import KeyPolicyUpdate, mint
-from fabric_server.cli import Json, of_the_store, with_store
+from fabric_server.cli import Json, store_command, with_store
 from fabric_server.config import Config
 from fabric_server.storage.keys import AmbiguousKey
 from fabric_server.storage.rows import KeyRow
 from fabric_server.storage.store import SqlStore
 from runtime.output import Failure, commands, moment, note, say, say_json, say_table
 
-app = commands("API keys: create, list, set, disable, enable, revoke.")
+app = commands("Create, list, set, disable, enable and revoke keys.")
 
 DAY = 86_400.0
 
 FailoverChoice = Literal["continue"]
 ReasoningChoice = Literal["raw"]
 Named = Annotated[
-    str, typer.Argument(metavar="KEY", help="Its id, its visible beginning, or all of it.")
+    str, typer.Argument(metavar="KEY", help="Id of the key, its prefix, or the key itself.")
 ]
 
 
 @app.command()
-@of_the_store
+@store_command
 def create(
     settings: Config,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="To recognise the key by.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the key.")],
     account: Annotated[
-        str, typer.Option(metavar="NAME", help="Whose it is; made when there is no such account.")
+        str, typer.Option(metavar="NAME", help="Account of the key; created if missing.")
     ] = "default",
     management: Annotated[
-        bool, typer.Option("--management", help="For the api port; can't call models.")
+        bool, typer.Option("--management", help="For the API port; can't call models.")
     ] = False,
     expires: Annotated[
-        float | None, typer.Option(metavar="DAYS", help="After so many days it is worth nothing.")
+        float | None, typer.Option(metavar="DAYS", help="Expire after DAYS.")
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option(metavar="MODEL", help="The only model it may call. May be given repeatedly."),
+        typer.Option(metavar="MODEL", help="Allow only this model. Repeat for more."),
     ] = None,
     requests_per_minute: Annotated[
-        int | None, typer.Option(metavar="NUMBER", help="The most requests that it may make.")
+        int | None, typer.Option(metavar="NUMBER", help="Limit of requests per minute.")
     ] = None,
     tokens_per_minute: Annotated[
-        int | None, typer.Option(metavar="NUMBER", help="The most tokens that it may use.")
+        int | None, typer.Option(metavar="NUMBER", help="Limit of tokens per minute.")
     ] = None,
     failover: Annotated[
         FailoverChoice | None,
-        typer.Option(help="continue: its streams go on at another node when theirs is lost."),
+        typer.Option(help="continue: resume streams on another node if theirs is lost."),
     ] = None,
     reasoning: Annotated[
         ReasoningChoice | None,
-        typer.Option(help="raw: what engines say of their reasoning passes as it is."),
+        typer.Option(help="raw: pass reasoning on as the engine wrote it."),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Make a key and print it: the only time it is shown."""
+    """Create a key and print it. It is not shown again."""
     now = time.time()
     try:
         new = mint(
@@ -82,27 +82,29 @@ def create(
         raise Failure(f"{error}.") from None
     row = with_store(settings, lambda store: store.create_key(new.row))
     if json:
-        say_json({"text": new.text, "key": described(row, now)})
+        say_json({"text": new.text, "key": _described(row, now)})
         return
     kind = "Management key" if management else "Key"
-    note(f"{kind} {row.id}, “{name}”. Keep it: it is not shown again.")
+    note(f"{kind} {row.id}, “{name}”. Store it now: it is not shown again.")
     if not row.account_enabled:
-        note(_waits_for_its_account(row))
+        note(_account_disabled(row))
     say(new.text)
 
 
 @app.command("list")
-@of_the_store
+@store_command
 def list_(
     settings: Config,
-    account: Annotated[str | None, typer.Option(metavar="NAME", help="Only its keys.")] = None,
+    account: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only keys of this account.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Show all keys, oldest first."""
+    """List all keys, oldest first."""
     now = time.time()
     keys = with_store(settings, lambda store: store.keys(account=account))
     if json:
-        say_json([described(key, now) for key in keys])
+        say_json([_described(key, now) for key in keys])
         return
     say_table(
         (
@@ -136,98 +138,98 @@ def list_(
 
 
 @app.command("set")
-@of_the_store
+@store_command
 def set_(
     settings: Config,
     key: Named,
     requests_per_minute: Annotated[
-        str | None, typer.Option(metavar="NUMBER|none", help="The most requests it may make.")
+        str | None, typer.Option(metavar="NUMBER|none", help="Limit of requests per minute.")
     ] = None,
     tokens_per_minute: Annotated[
-        str | None, typer.Option(metavar="NUMBER|none", help="The most tokens it may use.")
+        str | None, typer.Option(metavar="NUMBER|none", help="Limit of tokens per minute.")
     ] = None,
     failover: Annotated[
         Literal["continue", "none"] | None,
-        typer.Option(help="continue: its streams go on at another node when theirs is lost."),
+        typer.Option(help="continue: resume streams on another node if theirs is lost."),
     ] = None,
     reasoning: Annotated[
         Literal["raw", "none"] | None,
-        typer.Option(help="raw: what engines say of their reasoning passes as it is."),
+        typer.Option(help="raw: pass reasoning on as the engine wrote it."),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Change a key's limits and policies; what is not named stays as it is.
+    """Change a key's limits and policies; those not given keep their values.
 
-    A running server knows within a second.
+    A running server applies it within a second.
     """
-    terms = KeyPolicyUpdate(
+    update = KeyPolicyUpdate(
         requests_per_minute=_limit("--requests-per-minute", requests_per_minute),
         tokens_per_minute=_limit("--tokens-per-minute", tokens_per_minute),
         failover=UNSET if failover is None else failover.removeprefix("none"),
         reasoning=UNSET if reasoning is None else reasoning.removeprefix("none"),
     )
     try:
-        row = _change(settings, key, lambda store, name: store.set_key_policy(name, terms.of))
+        row = _change(settings, key, lambda store, name: store.set_key_policy(name, update.of))
     except ValueError as error:
         raise Failure(f"{error}.") from None
     if row.revoked_at is not None:
         raise _was_revoked(row)
     if json:
-        say_json(described(row, time.time()))
+        say_json(_described(row, time.time()))
     else:
         say(f"{row.id}, “{row.name}”: {_policy(row) or 'no limits, no policies'}.")
 
 
 @app.command()
-@of_the_store
+@store_command
 def disable(settings: Config, key: Named, json: Json = False) -> None:
-    """Make a key worthless until it is enabled again.
+    """Disable a key: it is refused until it is enabled again.
 
-    A running server knows within a second, and cuts what runs on it.
+    A running server applies it within a second, and cancels the key's running requests.
     """
     now = time.time()
     row = _change(settings, key, lambda store, name: store.set_key_enabled(name, False))
     if json:
-        say_json(described(row, now))
+        say_json(_described(row, now))
     elif row.revoked_at is not None:
-        say(f"{row.id}, “{row.name}”, was revoked already on {moment(row.revoked_at)}.")
+        say(f"{row.id}, “{row.name}”, was already revoked on {moment(row.revoked_at)}.")
     else:
         say(f"Disabled {row.id}, “{row.name}”.")
 
 
 @app.command()
-@of_the_store
+@store_command
 def enable(settings: Config, key: Named, json: Json = False) -> None:
-    """Let a key that was disabled work again."""
+    """Enable a disabled key."""
     now = time.time()
     row = _change(settings, key, lambda store, name: store.set_key_enabled(name, True))
     if row.revoked_at is not None:
         raise _was_revoked(row)
     if json:
-        say_json(described(row, now))
+        say_json(_described(row, now))
         return
     say(f"Enabled {row.id}, “{row.name}”.")
     if row.state(now) == "expired":
-        note(f"It is worth nothing all the same: it expired on {moment(row.expires_at)}.")
+        note(f"It is refused all the same: it expired on {moment(row.expires_at)}.")
     elif not row.account_enabled:
-        note(_waits_for_its_account(row))
+        note(_account_disabled(row))
 
 
 @app.command()
-@of_the_store
+@store_command
 def revoke(settings: Config, key: Named, json: Json = False) -> None:
-    """Make a key worthless for good.
+    """Revoke a key: it is refused for good.
 
-    A running server knows within a second, and cuts what runs on it.
+    A running server applies it within a second, and cancels the key's running requests.
     """
     now = time.time()
     row = _change(settings, key, lambda store, name: store.revoke_key(name, now))
     if json:
-        say_json(described(row, now))
+        say_json(_described(row, now))
     elif row.revoked_at == now:
         say(f"Revoked {row.id}, “{row.name}”.")
     else:
-        say(f"{row.id}, “{row.name}”, was revoked already on {moment(row.revoked_at)}.")
+        say(f"{row.id}, “{row.name}”, was already revoked on {moment(row.revoked_at)}.")
 
 
 def _change(
@@ -235,7 +237,7 @@ def _change(
     key: str,
     change: Callable[[SqlStore, str], Awaitable[KeyRow | None]],
 ) -> KeyRow:
-    """Does it to the key, whichever way that is named."""
+    """Change the key with this id, prefix or text, and return it.  Raises ``Failure``."""
 
     async def work(store: SqlStore) -> KeyRow | None:
         whole = await store.key_by_hash(sha256(key.encode("utf-8", "replace")).digest())
@@ -256,31 +258,31 @@ def _limit(option: str, text: str | None) -> int | UnsetType | None:
     if text == "none":
         return None
     if not (text.isascii() and text.isdigit()):
-        raise Failure(f"{option} is a number, or 'none'; not '{text}'.")
+        raise Failure(f"{option} must be a number or 'none', not '{text}'.")
     return int(text)
 
 
 def _was_revoked(row: KeyRow) -> Failure:
     return Failure(
-        f"{row.id}, “{row.name}”, was revoked on {moment(row.revoked_at)}, which can't be"
-        " taken back: make another with 'fabric-server keys create'."
+        f"{row.id}, “{row.name}”, was revoked for good on {moment(row.revoked_at)}: create a new"
+        " key with 'fabric-server keys create'."
     )
 
 
 def _policy(row: KeyRow) -> str:
-    """Limits and policies, as short as they can be understood."""
+    """Describe limits and policies in one phrase; '' for none."""
     limits = {"requests/min": row.requests_per_minute, "tokens/min": row.tokens_per_minute}
-    said = [f"{limit} {unit}" for unit, limit in limits.items() if limit is not None]
+    parts = [f"{limit} {unit}" for unit, limit in limits.items() if limit is not None]
     policies = {"failover": row.failover, "reasoning": row.reasoning}
-    return ", ".join(said + [f"{name} {value}" for name, value in policies.items() if value])
+    return ", ".join(parts + [f"{name} {value}" for name, value in policies.items() if value])
 
 
-def _waits_for_its_account(row: KeyRow) -> str:
-    return f"It does not work while account “{row.account}” is disabled."
+def _account_disabled(row: KeyRow) -> str:
+    return f"It is refused while the account “{row.account}” is disabled."
 
 
-def described(key: KeyRow, now: float) -> dict[str, Any]:
-    """All but the hash; times are Unix seconds."""
+def _described(key: KeyRow, now: float) -> dict[str, Any]:
+    """Describe a key without its hash; times are Unix seconds."""
     return {
         "id": key.id,
         "name": key.name,

@@ -1,4 +1,4 @@
-"""``fabric-server nodes``: who may answer."""
+"""``fabric-server nodes``: invite, list, drain, undrain and revoke nodes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fabric_server.cli import Json, of_the_store, with_store
+from fabric_server.cli import Json, store_command, with_store
 from fabric_server.cli.endpoints import last_start
 from fabric_server.config import PREFIX, Config
 from fabric_server.pki.ca import DAY, names_of
@@ -29,7 +29,7 @@ from runtime.output import (
 )
 from runtime.settings import describe
 
-app = commands("Nodes: invite, list, drain, undrain, revoke.")
+app = commands("Invite, list, drain, undrain and revoke nodes.")
 
 HOUR = 3600.0
 
@@ -39,14 +39,15 @@ HOUR = 3600.0
 def invite(
     settings: Config,
     name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Name the node, unless its owner names it.")
+        str | None,
+        typer.Option(metavar="NAME", help="Name of the node, unless its owner names it."),
     ] = None,
-    valid: Annotated[float, typer.Option(metavar="HOURS", help="How long it may be used.")] = 24.0,
+    valid: Annotated[float, typer.Option(metavar="HOURS", help="Expire after HOURS.")] = 24.0,
     json: Json = False,
 ) -> None:
-    """Make a join token and print it: it lets one machine in, once.
+    """Create a join token, with which one machine can join once, and print it.
 
-    It holds this server's address, as set or as a server with this data was last started.
+    The token has this server's address: the setting, or that of the last start with this data.
     """
     if valid <= 0:
         raise Failure("--valid must be more than 0 hours.")
@@ -69,15 +70,15 @@ def invite(
             }
         )
         return
-    note(f"For one machine, until {moment(invitation.expires_at)}. There: fabric-client join TOKEN")
-    note(f"It will look for this server at {token.host}, port {token.api_port}.")
+    note(f"For one machine, until {moment(invitation.expires_at)}. Run: fabric-client join TOKEN")
+    note(f"The machine will connect to this server at {token.host}, port {token.api_port}.")
     say(invited.token)
 
 
 @app.command("list")
-@of_the_store
+@store_command
 def list_(settings: Config, json: Json = False) -> None:
-    """Show all nodes, oldest first."""
+    """List all nodes, oldest first."""
     nodes = with_store(settings, lambda store: store.nodes())
     if json:
         say_json([_described(node) for node in nodes])
@@ -105,27 +106,28 @@ def list_(settings: Config, json: Json = False) -> None:
 
 
 @app.command()
-@of_the_store
+@store_command
 def drain(
     settings: Config,
-    id: Annotated[str, typer.Argument(metavar="ID", help="As 'nodes list' shows it.")],
+    id: Annotated[str, typer.Argument(metavar="ID", help="Id of the node.")],
     json: Json = False,
 ) -> None:
-    """Give a node nothing new; what runs on it finishes.
+    """Send a node no new requests; running ones finish.
 
-    A running server knows within a second.  It lasts until 'nodes undrain', whatever is restarted.
+    A running server applies it within a second. The node stays drained until 'nodes undrain',
+    also across restarts.
     """
     _set_draining(settings, id, True, json)
 
 
 @app.command()
-@of_the_store
+@store_command
 def undrain(
     settings: Config,
-    id: Annotated[str, typer.Argument(metavar="ID", help="As 'nodes list' shows it.")],
+    id: Annotated[str, typer.Argument(metavar="ID", help="Id of the node.")],
     json: Json = False,
 ) -> None:
-    """Give a drained node work again."""
+    """Send requests to a drained node again."""
     _set_draining(settings, id, False, json)
 
 
@@ -136,18 +138,18 @@ def _set_draining(settings: Config, id: str, draining: bool, json: bool) -> None
     if json:
         say_json(_described(node))
     else:
-        words = "gets nothing new" if draining else "gets work again"
-        say(f"{node.id}, “{node.name}”, {words}.")
+        effect = "gets no new requests" if draining else "gets requests again"
+        say(f"{node.id}, “{node.name}”, {effect}.")
 
 
 @app.command()
-@of_the_store
+@store_command
 def revoke(
     settings: Config,
-    id: Annotated[str, typer.Argument(metavar="ID", help="As 'nodes list' shows it.")],
+    id: Annotated[str, typer.Argument(metavar="ID", help="Id of the node.")],
     json: Json = False,
 ) -> None:
-    """Shut a node out for good; a running server drops it within a second."""
+    """Revoke a node for good; a running server disconnects it within a second."""
     now = time.time()
     node = with_store(settings, lambda store: store.revoke_node(id, now))
     if node is None:
@@ -157,11 +159,11 @@ def revoke(
     elif node.revoked_at == now:
         say(f"Revoked {node.id}, “{node.name}”.")
     else:
-        say(f"{node.id}, “{node.name}”, was revoked already on {moment(node.revoked_at)}.")
+        say(f"{node.id}, “{node.name}”, was already revoked on {moment(node.revoked_at)}.")
 
 
 def _enrolment(settings: Config, store: SqlStore) -> Enrolment:
-    """As the server has it.  Raises ``CertificateProblem``."""
+    """Make the ``Enrolment`` that the server has.  Raises ``CertificateProblem``."""
     sources = {name: source for name, _, source in describe(settings)}
     last = last_start(settings.data)
     host, port = settings.names()[0], settings.api_port
@@ -170,9 +172,9 @@ def _enrolment(settings: Config, store: SqlStore) -> Enrolment:
     if last is not None and (sources["api_port"] == "default" or port == 0):
         port = last.ports.api
     if port == 0:
-        raise Failure("api_port is 0, any free one: start the server first, or give --api-port.")
+        raise Failure("api_port is 0 (any free port): start the server first, or give --api-port.")
     directory = settings.data / "certs"
-    # A running server may have been told other names: its certificate keeps those it has.
+    # A running server may have other names by its flags: its certificate keeps those.
     present = directory / "server.pem"
     names = names_of(read_certificate(present)) if present.exists() else settings.names()
     return Enrolment(
@@ -185,14 +187,14 @@ def _enrolment(settings: Config, store: SqlStore) -> Enrolment:
 
 
 def _problem(node: NodeRow) -> str:
-    """Why it gets no requests, as far as the store knows."""
+    """Tell why the node gets no requests, as far as the store knows; '' for no reason."""
     if node.state != "good":
-        return ""  # which says it
+        return ""  # the state says it
     return node.problem if node.online else "offline"
 
 
 def _described(node: NodeRow) -> dict[str, Any]:
-    """Times are Unix seconds."""
+    """Describe a node; times are Unix seconds."""
     return {
         "id": node.id,
         "name": node.name,

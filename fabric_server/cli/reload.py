@@ -1,27 +1,30 @@
-"""``fabric-server reload``: have the server that runs load its settings and certificates again."""
+"""``fabric-server reload``: reload the running server's settings and certificates."""
 
 from __future__ import annotations
 
 import asyncio
 
-from fabric_server.cli import Json, of_the_directory
+from fabric_server.cli import Json, data_command
 from fabric_server.config import Config
 from fabric_server.net.takeover import ask_to_reload
 from runtime.output import Failure, say, say_json
 
 
-@of_the_directory
+@data_command
 def reload(settings: Config, json: Json = False) -> None:
-    """Have the running server load its settings and certificates again, dropping no stream.
+    """Reload the running server's settings and certificates.
 
-    Settings come from where it was told to look when it was started: its file is read again.  What
-    is wrong there is refused whole, exit code 2, and the old settings stay.
+    The server reads its settings file again. Its flags and environment are those it was started
+    with. If the file has an error, nothing changes, and the exit code is 2. No request is
+    interrupted.
     """
     result = asyncio.run(ask_to_reload(settings.data))
     if result["error"] is not None:
-        raise Failure(f"nothing was changed: {result['error']}")
+        raise Failure(f"no setting was changed: {result['error']}")
     if not result["certificates"]:
-        raise Failure("settings were loaded, certificates were not: see the server's log.")
+        raise Failure(
+            "the settings were loaded, but the certificates were not: see the server's log."
+        )
     if json:
         say_json(result)
         return

@@ -7,25 +7,10 @@ import re
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.commands import Shell
-
-
-@pytest.fixture
-def shell(tmp_path: Path) -> Shell:
-    return Shell(tmp_path)
-
-
-def refused(shell: Shell, *words: str) -> str:
-    """The one sentence with which a command that can't be done ends."""
-    done = shell.call("fabric-server", *words)
-    assert (done.returncode, done.stdout) == (2, ""), done
-    assert re.fullmatch(r"fabric-server: [^\n]+\n", done.stderr)
-    return done.stderr.removeprefix("fabric-server: ").strip()
+from tests.server.cli.outcomes import refused
 
 
 def made(shell: Shell, name: str, *flags: str) -> Any:
@@ -40,7 +25,7 @@ def states(shell: Shell, *flags: str) -> dict[str, str]:
 def test_accounts_are_made_and_listed(shell: Shell) -> None:
     before = time.time()
     said = shell.ok("fabric-server", "accounts", "create", "acme", "--note", "Ada [ops], x@y.org")
-    assert said == "Made account “acme”.\n"
+    assert said == "Created account “acme”.\n"
     other = shell.json("fabric-server", "accounts", "create", "Big {Co}/Lab")
     first, second = shell.json("fabric-server", "accounts", "list")
     assert first.pop("created_at") >= before
@@ -65,7 +50,7 @@ def test_a_key_makes_its_account(shell: Shell) -> None:
 def test_accounts_that_make_no_sense_are_refused(shell: Shell) -> None:
     shell.ok("fabric-server", "accounts", "create", "acme")
     again = refused(shell, "accounts", "create", "acme")
-    assert again == "there is an account “acme” already: 'fabric-server accounts list'."
+    assert again == ("the account “acme” exists already: 'fabric-server accounts list' shows all.")
     assert "name is 1 to 256 printable" in refused(shell, "accounts", "create", "a\tb")
     assert "can't be “..”" in refused(shell, "accounts", "create", "..")
     assert "can't be “.”" in refused(shell, "keys", "create", "laptop", "--account=.")
@@ -93,9 +78,9 @@ def test_a_key_is_disabled_and_enabled_by_its_id_its_prefix_or_itself(shell: She
 def test_a_revoked_key_can_not_be_enabled_again(shell: Shell) -> None:
     key = made(shell, "laptop")["key"]
     shell.ok("fabric-server", "keys", "revoke", key["id"])
-    assert "was revoked already on " in shell.ok("fabric-server", "keys", "disable", key["id"])
+    assert "was already revoked on " in shell.ok("fabric-server", "keys", "disable", key["id"])
     said = refused(shell, "keys", "enable", key["id"])
-    assert "which can't be taken back: make another" in said
+    assert "was revoked for good on" in said
     assert states(shell) == {"laptop": "revoked"}
 
 
@@ -107,10 +92,10 @@ def test_whoever_enables_or_makes_a_key_hears_what_still_keeps_it_from_working(
     assert said == "Disabled account “acme”.\n"
     done = shell.call("fabric-server", "keys", "enable", key["id"])
     assert done.returncode == 0
-    assert done.stderr == "It does not work while account “acme” is disabled.\n"
+    assert done.stderr == "It is refused while the account “acme” is disabled.\n"
     done = shell.call("fabric-server", "keys", "create", "late", "--account=acme")
     assert re.fullmatch(r"sk-fab-\S{43}\n", done.stdout)
-    assert "It does not work while account “acme” is disabled.\n" in done.stderr
+    assert "It is refused while the account “acme” is disabled.\n" in done.stderr
     brief = made(shell, "brief", "--expires=0.000001")["key"]
     while states(shell)["brief"] != "expired":
         time.sleep(0.05)
