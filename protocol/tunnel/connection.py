@@ -171,7 +171,9 @@ class Connection(BaseConnection):
 
     def _on_data(self, stream_id: int, flags: int, payload: bytes) -> None:
         count = len(payload)
-        if not self._inbound.receive(count):
+        inbound = self._inbound  # counted inline, twice per frame, because calls cost the most
+        inbound.received += count
+        if inbound.received > inbound.granted:
             self.close(Code.FLOW, "more DATA than the tunnel was granted")
             return
         stream = self._streams.get(stream_id)
@@ -183,7 +185,8 @@ class Connection(BaseConnection):
                 self._consumed_on_tunnel(count)
             return
         inbound = stream.inbound
-        if not inbound.receive(count):
+        inbound.received += count
+        if inbound.received > inbound.granted:
             self._give_up(stream, Code.FLOW, "more DATA than the stream was granted")
             return
         if not inbound.expects_data:
@@ -284,7 +287,8 @@ class Connection(BaseConnection):
         del self._streams[stream.id]
         if not self._streams:
             self.keepalive.idle()
-        self._queue.unschedule(stream)
+        if stream.outbound.scheduled:
+            self._queue.unschedule(stream)
         unconsumed = stream.inbound.unconsumed
         if unconsumed > 0:
             self._consumed_on_tunnel(unconsumed)

@@ -38,9 +38,8 @@ class SendQueue:
 
     def unschedule(self, stream: Stream) -> None:
         # Rarely needed, but a tunnel that waits for credit would accumulate dead entries.
-        if stream.outbound.scheduled:
-            stream.outbound.scheduled = False
-            self.ready.remove(stream)
+        stream.outbound.scheduled = False
+        self.ready.remove(stream)
 
     def clear(self) -> None:
         for stream in self.ready:
@@ -67,10 +66,14 @@ class SendQueue:
             outbound = stream.outbound
             outbound.scheduled = False
             if outbound.queued:
-                room = min(outbound.allowed - outbound.sent, MAX_DATA)
+                room = outbound.allowed - outbound.sent  # the least of three, without calls
                 if room <= 0:
                     continue  # WINDOW schedules it again
-                room = min(room, self.allowed - self.sent)
+                if room > MAX_DATA:
+                    room = MAX_DATA
+                credit = self.allowed - self.sent
+                if room > credit:
+                    room = credit
                 if room <= 0:
                     outbound.scheduled = True
                     ready.appendleft(stream)

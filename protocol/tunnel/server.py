@@ -65,8 +65,8 @@ class ServerConnection(Connection):
         return (
             self.state is State.OPEN
             and not self.keepalive.suspected
-            and not streams.is_full
-            and not streams.is_exhausted
+            and len(streams) < streams.max_streams
+            and streams.last_id + 2 <= streams.max_id
         )
 
     # ── commands ──────────────────────────────────────────────────────────────────────────────
@@ -194,7 +194,7 @@ class ServerConnection(Connection):
         if self.resumes and not self.closed:
             queue = self._queue
             answer_bytes = 0 if stream is None else stream.inbound.received
-            queue.ack = self._acks.count(answer_bytes, ack_pending=queue.ack > 0)
+            queue.ack = self._acks.count(answer_bytes, queue.ack)
         if stream is None:
             return
         if not stream.answered and not stream.resetting:
@@ -260,8 +260,8 @@ class ServerConnection(Connection):
         """Add a stream that was just opened or resumed."""
         self._streams.last_id = stream.id
         self._add_stream(stream, now)
-        if len(self._streams) == 1 and now - self.keepalive.last_received >= QUIET_SECONDS:
+        if now - self.keepalive.last_received >= QUIET_SECONDS and len(self._streams) == 1:
             self.probe(now)  # with more streams, silence is noticed anyway
-        if self._streams.is_exhausted:
+        if stream.id + 2 > self._streams.max_id:
             # Two days at full speed: the node dials anew when this one has closed behind the last.
             self.drain("stream ids are used up", DRAIN_SECONDS)

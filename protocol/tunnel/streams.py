@@ -29,15 +29,11 @@ class Inbound:
         self.expects_data = False
         """DATA is allowed now: the server has HEAD, or the node has not all of the request."""
         self.received = 0
+        """Bytes received; more than ``granted`` is an error of the peer."""
         self.consumed = 0
         self.uncounted = 0
         """Bytes to be consumed that a former tunnel carried: its credit went with it."""
         self.granted = window
-
-    def receive(self, count: int) -> bool:
-        """Count received bytes; return False when the peer has exceeded its credit."""
-        self.received += count
-        return self.received <= self.granted
 
     def consume(self, count: int) -> int | None:
         """Return the offset to grant, or None while at least half a window of credit is left."""
@@ -273,8 +269,3 @@ class StreamTable(dict[int, Stream]):
     @property
     def is_full(self) -> bool:
         return len(self) >= self.max_streams
-
-    @property
-    def is_exhausted(self) -> bool:
-        """Whether no stream id is left."""
-        return self.last_id + 2 > self.max_id

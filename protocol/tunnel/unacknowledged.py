@@ -23,14 +23,14 @@ class AckCounter:
         self._count = 0
         self._debt = 0
 
-    def count(self, answer_bytes: int, *, ack_pending: bool) -> int:
+    def count(self, answer_bytes: int, pending: int) -> int:
         """Count one END; return the number to acknowledge, or 0 while that can wait.
 
-        ``ack_pending`` says that an earlier number is not sent yet: this one replaces it.
+        ``pending`` is an earlier result that is not sent yet: the new one replaces it.
         """
         self._count += 1
         self._debt += ACK_BYTES_PER_END + answer_bytes
-        if self._debt < ACK_BYTES and not ack_pending:
+        if self._debt < ACK_BYTES and not pending:
             return 0
         self._debt = 0
         return self._count
