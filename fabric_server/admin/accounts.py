@@ -70,8 +70,8 @@ class AccountHandlers:
         except ValueError as error:
             raise invalid_value(error) from None
         if not await self._store.create_account(row):
-            words = f"The account '{row.name}' exists already."
-            raise ApiError(409, "account_exists", words, param="name")
+            text = f"The account '{row.name}' exists already."
+            raise ApiError(409, "account_exists", text, param="name")
         log.info("account created", extra={"account": row.name, "by": by.id})
         return _view(row)
 

@@ -1,4 +1,4 @@
-"""What the API port needs of the server; ``fabric_server.app`` builds it."""
+"""The interface between the API port and the rest of the server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fabric_server.storage.store import SqlStore
 
 @dataclass(frozen=True, kw_only=True)
 class AdminContext:
-    """The parts of one server that its API port reads and changes."""
+    """The parts of one server that its API port reads and changes; ``App`` builds it."""
 
     server_name: str
     """The first address of the server."""

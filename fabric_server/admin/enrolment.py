@@ -15,7 +15,7 @@ from protocol import join
 
 
 class Description(NamedTuple):
-    """What the handler's signature does not say."""
+    """Properties that the handler's signature does not have."""
 
     text: str
     body: type[Any] | None

@@ -192,8 +192,8 @@ class KeyHandlers:
 
 
 def _revoked(row: KeyRow) -> ApiError:
-    words = f"{row.id} was revoked for good. Create a new key."
-    return ApiError(409, "key_revoked", words, param="id")
+    text = f"{row.id} was revoked for good. Create a new key."
+    return ApiError(409, "key_revoked", text, param="id")
 
 
 def view(row: KeyRow, now: float) -> KeyView:

@@ -179,16 +179,16 @@ def _translate(error: web.HTTPException, request: web.BaseRequest) -> ApiError:
 
 def _store_unavailable(error: BackendError | None) -> ApiError:
     """Make a 503; ``error`` has the cause, for authenticated operators only."""
-    words = "The store is not available at the moment. Retry in a few seconds."
+    text = "The store is not available at the moment. Retry in a few seconds."
     return ApiError(
         503,
         "store_unavailable",
-        words if error is None else f"{error}.",
+        text if error is None else f"{error}.",
         type="server_error",
         retry_after=5.0,
     )
 
 
 def _internal_error() -> ApiError:
-    words = "The server failed: see its log, by the x-request-id of this response."
-    return ApiError(500, "internal_error", words, type="server_error")
+    text = "The server failed: see its log, by the x-request-id of this response."
+    return ApiError(500, "internal_error", text, type="server_error")

@@ -172,7 +172,7 @@ def view(row: NodeRow, node: Node | None) -> NodeView:
 
 
 def _problem(row: NodeRow, node: Node | None) -> str | None:
-    """Tell why the node gets no requests: the cause to fix first."""
+    """Return why the node gets no requests: the cause to fix first."""
     if row.revoked_at is not None:
         return "revoked by the operator"
     if node is None:

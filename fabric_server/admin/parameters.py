@@ -27,18 +27,18 @@ T = TypeVar("T", bound=Struct)
 
 @dataclass(frozen=True, slots=True)
 class ClientTimeouts:
-    """How long a client of the API port may take, in seconds."""
+    """Timeouts for clients of the API port, in seconds."""
 
     body: float = 10.0
-    """To send a request's body."""
+    """Receiving a request's body."""
     enrol: float = 20.0
-    """To enrol: from a joining machine's request to the response."""
+    """Enrolment, from the request to the response."""
     reader: float = 30.0
-    """To read a response."""
+    """The client's reading of a response."""
     idle: float = 75.0
-    """To send the next request's head."""
+    """Receiving the next request's head."""
     linger: float = 2.0
-    """To send the rest of a refused body, which is read and discarded."""
+    """Reading and discarding the rest of a refused body."""
 
 
 class Accounts(Protocol):
@@ -108,7 +108,7 @@ def invalid_value(error: ValueError) -> ApiError:
 
 
 def is_list(kind: Any) -> bool:
-    """Tell whether a type is a list, or a list or None."""
+    """Return whether a type is a list, or a list or None."""
     if get_origin(kind) is Annotated:
         return is_list(get_args(kind)[0])
     if get_origin(kind) in (Union, types.UnionType):
@@ -117,7 +117,7 @@ def is_list(kind: Any) -> bool:
 
 
 def is_required(field: msgspec.structs.FieldInfo) -> bool:
-    """Tell whether a field has no default."""
+    """Return whether a field has no default."""
     return field.default is NODEFAULT and field.default_factory is NODEFAULT
 
 

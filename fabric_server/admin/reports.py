@@ -161,7 +161,7 @@ class ReportHandlers:
     async def list_running(self) -> RunningList:
         """List the requests that run on this server, oldest first."""
         now = asyncio.get_running_loop().time()
-        return RunningList([_running(draft, now) for draft in self._active.list()])
+        return RunningList([_running(record, now) for record in self._active.list()])
 
     async def cancel_request(self, id: str, by: Key) -> RunningView:
         """Cancel a request that runs on this server, and stop its engine.
@@ -169,11 +169,11 @@ class ReportHandlers:
         A stream that has begun ends with an error event, any other request with 403
         `cancelled_by_operator`.
         """
-        draft = self._active.cancel(id)
-        if draft is None:
+        record = self._active.cancel(id)
+        if record is None:
             raise not_found("running request", id)
         log.info("request cancelled", extra={"request": id, "by": by.id})
-        return _running(draft, asyncio.get_running_loop().time())
+        return _running(record, asyncio.get_running_loop().time())
 
     async def show_request(self, id: str) -> LedgerEntry:
         """Show one request from the ledger, by the x-request-id of its response."""
@@ -196,24 +196,24 @@ class ReportHandlers:
         return UsageReport(since, until, by, rows[: query.limit], len(rows) <= query.limit)
 
 
-def _running(draft: RequestRecord, now: float) -> RunningView:
-    attempt, choice = draft.attempt, draft.choice
+def _running(record: RequestRecord, now: float) -> RunningView:
+    attempt, choice = record.attempt, record.choice
     return RunningView(
-        request_id=draft.request.id,
+        request_id=record.request.id,
         state="waiting"
         if attempt is None
         else "asked"
         if attempt.first_byte_at is None
         else "answering",
-        account=draft.key.account,
-        key_id=draft.key.id,
-        model=draft.parsed.model,
+        account=record.key.account,
+        key_id=record.key.id,
+        model=record.parsed.model,
         node_id=None if choice is None else choice.engine.node.id,
         engine=None if choice is None else choice.engine.name,
-        stream=draft.parsed.stream,
-        attempts=draft.attempts,
-        seconds=now - draft.request.arrived,
-        bytes_out=draft.request.response.bytes_out,
+        stream=record.parsed.stream,
+        attempts=record.attempts,
+        seconds=now - record.request.arrived,
+        bytes_out=record.request.response.bytes_out,
     )
 
 
@@ -249,8 +249,8 @@ def _instant(name: str, text: str) -> float:
         # In a query, '+' arrives as a space.
         moment = datetime.fromisoformat(text.replace(" ", "+") if "T" in text else text)
     except ValueError:
-        words = f"{name} is neither Unix seconds nor a time such as 2026-01-31T12:00:00Z."
-        raise errors.bad_field(name, words) from None
+        text = f"{name} is neither Unix seconds nor a time such as 2026-01-31T12:00:00Z."
+        raise errors.bad_field(name, text) from None
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 

@@ -1,5 +1,5 @@
-"""Routes of the API port.  The signature of a handler says what it takes and returns: requests
-are parsed by it and the OpenAPI document is made from it, so the two can't differ.
+"""Routes of the API port.  Requests are parsed by the signature of their handler, and the OpenAPI
+document is generated from it, so that the two can't differ.
 
     query   a Struct, filled from the query string
     body    a Struct, filled from the JSON body
@@ -41,7 +41,7 @@ class Operation(Protocol):
     description: str
     """The first line is the summary."""
     public: bool
-    """Whether requests need no management key."""
+    """True if requests need no management key."""
     parts: Sequence[str]
     query: type[Any] | None
     body: type[Any] | None

@@ -27,7 +27,7 @@ from fabric_server.pki import enrolment
 from runtime.version import VERSION
 
 SHUTDOWN_SECONDS = 5.0
-"""How long requests under way may take to finish when the server stops."""
+"""Timeout for running requests when the server stops."""
 
 
 class AdminServer:

@@ -34,9 +34,9 @@ log = logging.getLogger("fabric.server")
 NODES_SECONDS = 5.0
 """A takeover stops waiting for nodes when none has come for so long."""
 LINGER_SECONDS = 1.0
-"""How long idle connections of clients still get answers while the server drains."""
+"""Time for which idle connections of clients still get responses while the server drains."""
 LINGER_AFTER_TAKEOVER = 10.0
-"""The same after a takeover, when nobody waits for this server to end."""
+"""LINGER_SECONDS after a takeover, when nothing waits for this server to end."""
 
 GC_THRESHOLD = (10_000, 20, 50)
 """Requests leave no reference cycles behind, so rare collections cost little memory."""
@@ -88,7 +88,7 @@ class App:
         self._opened.push_async_callback(self.backends.close)
         known = await self.backends.store.known_models(now - KNOWN_SECONDS)
         self._build(Registry(known), certificates)
-        # The tasks serve both planes, and the API port shows them: these end after the planes.
+        # Both planes need the tasks and the API port shows both, so these close after the planes.
         self._opened.push_async_callback(self.admin.close)
         self._opened.push_async_callback(self._cancel_tasks)
         self._opened.callback(self.control_plane.close)
@@ -206,7 +206,7 @@ class App:
         count = await predecessor.yield_nodes()
         self.listeners.resume(NODE_PORTS)
         arrived = await self._wait_for_nodes(count)
-        log.info("nodes have come over", extra={"nodes": arrived, "of": count})
+        log.info("nodes taken over", extra={"nodes": arrived, "of": count})
         if count and not arrived:
             raise TakeoverProblem(
                 f"none of the {count} nodes of the running server connected to this one, so that "
@@ -297,7 +297,9 @@ class App:
                 await edge.empty()
         except TimeoutError:
             if gateway.active.count:
-                log.warning("requests broken off", extra={"count": gateway.active.count})
+                log.warning(
+                    "requests cancelled after drain_seconds", extra={"count": gateway.active.count}
+                )
 
     async def stop(self) -> None:
         """Close everything, the store last; the ledger entries that are left are written."""

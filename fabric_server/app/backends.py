@@ -33,7 +33,7 @@ class Backends:
             offline = OFFLINE_HEARTBEATS * config.heartbeat_seconds
             housekeeper = Housekeeper(store, offline_seconds=offline)
             self.writer = BatchWriter(bus.bus, store, housekeeper)
-        else:  # fabric-consumer writes the store, and its sums and states
+        else:  # fabric-consumer writes the store, and does the housekeeping
             self.writer = BatchWriter(bus.bus, bus.sink, options=KAFKA_BATCHES)
 
     @classmethod
@@ -53,7 +53,7 @@ class Backends:
                     config.bus,
                     directory=config.data / "spool",
                     limit=config.spool_limit,
-                    # Also when the predecessor is draining already, and can't be taken over.
+                    # The predecessor may hold its spool still, also if it drains already.
                     takeover=config.takeover,
                 ),
                 wait=wait,

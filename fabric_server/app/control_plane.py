@@ -17,7 +17,7 @@ from fabric_server.pki.enrolment import Enrolment
 from fabric_server.storage.rows import Changes
 
 LOAD_SECONDS = 0.25
-"""How often busy nodes that need one tunnel more are looked for."""
+"""Interval at which busy nodes that need one tunnel more are looked for."""
 DAY = 86_400.0
 
 

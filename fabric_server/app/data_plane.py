@@ -31,7 +31,7 @@ from fabric_server.routing.weights import parse_weights
 
 
 class DataPlane:
-    """All that a request passes, from a client's connection to an engine of the registry."""
+    """The path of a request, from a client's connection to an engine of the registry."""
 
     def __init__(
         self,

@@ -36,7 +36,7 @@ class Ready(Struct, frozen=True):
     public_url: str
     """The base URL for OpenAI's clients."""
     local_url: str | None
-    """The same without TLS, for programs on this machine; None if it does not listen there."""
+    """The base URL without TLS, for programs on this machine; None if there is none."""
     api_url: str
     ca_sha256: str
 

@@ -187,7 +187,7 @@ def _enrolment(settings: Config, store: SqlStore) -> Enrolment:
 
 
 def _problem(node: NodeRow) -> str:
-    """Tell why the node gets no requests, as far as the store knows; '' for no reason."""
+    """Return why the node gets no requests, as far as the store knows; '' for no reason."""
     if node.state != "good":
         return ""  # the state says it
     return node.problem if node.online else "offline"

@@ -11,7 +11,7 @@ from fabric_server.storage.batches import BatchRow
 from fabric_server.storage.jobs import JobRow, JobStore
 
 SIZE_SECONDS = 5.0
-"""How often the size of a batch's responses is checked."""
+"""Interval of the checks of the size of a batch's responses."""
 CHUNK_LINES = 200
 CHUNK_BYTES = 4 * 2**20
 """Lines, and bytes of their bodies, that are stored in one transaction."""
@@ -32,7 +32,7 @@ class BatchLines:
         self._max_response_bytes = max_response_bytes
         self._clock = clock
         self._check_at: dict[str, float] = {}
-        """When a batch's responses are checked next, by its id."""
+        """Times of the next checks of responses, by the ids of batches."""
 
     def forget_others(self, batches: Collection[str]) -> None:
         """Forget all batches but these."""
@@ -58,7 +58,7 @@ class BatchLines:
         return count
 
     async def limit_responses(self, batch: BatchRow) -> bool:
-        """Cancel the lines that have not begun if the responses are too large; tell whether so."""
+        """If the responses are too large, cancel the lines that have not begun and return True."""
         now = self._clock()
         if now < self._check_at.get(batch.id, 0.0):
             return False

@@ -105,7 +105,7 @@ class BatchRunner:
         except Exception as error:
             if isinstance(error, BackendError) and not isinstance(error, RecordError):
                 raise
-            # Raised, it would end this server, and each that takes the batch over.
+            # Don't raise: it would end this server, and each server that claims the batch next.
             log.exception("batch failed", extra={"batch": batch.id})
             await self._fail(
                 batch, [LineProblem("internal_error", "The server failed.").view(None)]

@@ -1,4 +1,4 @@
-"""What jobs need of the server; ``fabric_server.app`` builds it."""
+"""The interface between jobs and the rest of the server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fabric_server.storage.store import SqlStore
 
 @dataclass(frozen=True, kw_only=True)
 class JobsContext:
-    """The parts of one server that jobs, files and batches use."""
+    """The parts of one server that jobs, files and batches use; ``DataPlane`` builds it."""
 
     store: SqlStore
     accounts: Accounts

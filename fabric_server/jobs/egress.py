@@ -53,7 +53,7 @@ def parse_target(url: str, *, plain: bool, private: bool) -> Target:
 
 
 def allowed(address: str) -> bool:
-    """Tell whether an address is on the public internet: not private, local or reserved."""
+    """Return whether an address is on the public internet: not private, local or reserved."""
     ip = ip_address(address.partition("%")[0])
     if isinstance(ip, IPv6Address):
         within = _within(ip)

@@ -51,7 +51,7 @@ class JobExecutor:
         return self._client.new_id()
 
     def is_queued(self, request_id: str) -> bool:
-        """Tell whether a request waits for a slot."""
+        """Return whether a request waits for a slot."""
         return self._admission.position(request_id) is not None
 
     async def execute(

@@ -24,7 +24,7 @@ PURPOSES = ("batch",)
 OVERHEAD = 64 * 1024
 """Bytes of a multipart body that are not its file."""
 READER_SECONDS = 30.0
-"""How long a client may stop reading a file."""
+"""Timeout for a client that stops reading a file."""
 MAX_UPLOADS = 4
 """Uploads of one account at once."""
 _json = msgspec.json.Encoder().encode

@@ -18,7 +18,7 @@ from runtime.errors import BackendError
 log = logging.getLogger("fabric.jobs")
 
 STORE_SECONDS = 30.0
-"""How long storing a result is retried while the store is away; later the job runs again."""
+"""Time for which storing a result is retried; after it, the job runs again."""
 
 
 class JobFinisher:

@@ -25,7 +25,7 @@ from fabric_server.storage.jobs import JobRow, JobStore
 
 MAX_LISTED = 100
 POLL_SECONDS = 0.5
-"""How often a job that runs on another server is polled for its end."""
+"""Interval at which a job that runs on another server is polled for its end."""
 _json = msgspec.json.Encoder().encode
 
 

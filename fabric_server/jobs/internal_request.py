@@ -47,7 +47,7 @@ class InternalResponse:
 
     @property
     def busy(self) -> bool:
-        """Whether the same request may succeed later: no capacity now, or a rate limit."""
+        """True if the request may succeed later: there was no capacity, or a rate limit."""
         return self.status in (429, 503) and bool(self.code)
 
 

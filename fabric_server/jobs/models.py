@@ -12,7 +12,7 @@ from fabric_server.routing.aliases import Aliases
 HISTORY_SECONDS = 30 * 86_400.0
 """Models that any server's node served within this time are known."""
 REFRESH_SECONDS = 5.0
-"""How long the store's list is cached: clients may ask for unknown models at any rate."""
+"""Time for which the store's list is cached: clients may send unknown models at any rate."""
 
 
 class Store(Protocol):
@@ -54,7 +54,7 @@ class ServedModels:
         }
 
     async def is_known(self, model: str) -> bool:
-        """Tell whether the model is served, here or by another server, or was lately."""
+        """Return whether the model is served, here or by another server, or was lately."""
         if model in self.aliases or self._registry.is_known(model) or self._is_served(model):
             return True
         now = self._clock()

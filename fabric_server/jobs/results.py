@@ -12,7 +12,7 @@ from fabric_server.storage.jobs import JobRow
 
 
 def is_answer(body: bytes) -> bool:
-    """Tell whether ``answer_of`` can read the body: engines may respond with anything."""
+    """Return whether ``answer_of`` can read the body: engines may respond with anything."""
     try:
         msgspec.json.decode(body, type=_Answer)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

@@ -1,4 +1,4 @@
-"""Deletes what is kept no longer: results of jobs, old batches, expired and unfinished files."""
+"""Deletion of outdated rows: jobs, batches, and expired or unfinished files."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ EVERY_SECONDS = 60.0
 MAX_ENDED_JOBS = 10_000
 """Ended jobs of one account that are kept, whatever their age."""
 UPLOAD_SECONDS = 3600.0
-"""How long a file may be uploaded."""
+"""Maximum duration of an upload."""
 BATCH_SECONDS = 30 * 86_400.0
-"""How long an ended batch is kept."""
+"""Age at which an ended batch is deleted."""
 
 
 class Retention:

@@ -34,7 +34,7 @@ log = logging.getLogger("fabric.jobs")
 LEASE_SECONDS = 12.0
 RENEW_SECONDS = 3.0
 POLL_SECONDS = 1.0
-"""How often the store is polled for jobs that came, or whose servers were lost."""
+"""Interval at which the store is polled for new jobs and jobs whose servers were lost."""
 
 
 class Models(Protocol):
@@ -57,7 +57,7 @@ class RunningJob:
     retry_after: float | None = None
     """Seconds, when it found no capacity."""
     finishing: bool = False
-    """Its result is being stored; it can be neither cancelled nor released any more."""
+    """Storing its result: it can be neither cancelled nor released any more."""
 
 
 class Runner:

@@ -1,4 +1,4 @@
-"""Which jobs a server claims next, and when it retries those that found no capacity.  Pure."""
+"""Scheduling of jobs: how many to claim of each lane, and when to retry.  Pure."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Scheduler:
         return self._max_jobs - running["job"]
 
     def has_room(self, running: Mapping[str, int]) -> bool:
-        """Tell whether any job or line may be claimed."""
+        """Return whether any job or line may be claimed."""
         return bool(self.room(running, lines=False) or self.room(running, lines=True))
 
     def share(self, lanes: Sequence[Lane], running: Mapping[str, int]) -> list[tuple[Lane, int]]:
