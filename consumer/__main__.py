@@ -1,7 +1,7 @@
-"""``fabric-consumer``: moves records from Kafka into PostgreSQL until it is told to stop.
+"""``fabric-consumer``: moves records from Kafka into PostgreSQL until it is stopped.
 
-Exit codes: 0 told to stop; 1 a defect; 2 something the operator can put right, said in one sentence
-on standard error; 130 ended by Ctrl-C.
+Exit codes: 0 stopped by a signal; 1 a defect; 2 an error that the operator can correct, in one
+sentence on standard error; 130 ended by a second Ctrl-C.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from aiohttp import web
 
 from consumer.config import PREFIX, Config
 from consumer.kafka_source import KafkaSource
-from consumer.metrics import Figures
+from consumer.metrics import Metrics
 from ledger.batch_writer import BatchOptions, BatchWriter
 from ledger.housekeeping import Housekeeper
 from ledger.tables import LedgerTables
@@ -26,7 +26,7 @@ from runtime.output import Failure
 from runtime.run import Signals, run, unless_stopped
 from runtime.settings import SettingsError
 from runtime.version import VERSION
-from runtime.waiting import reached
+from runtime.waiting import retry_until_reachable
 from sql.connect import migrate, open_database
 
 log = logging.getLogger("fabric.consumer")
@@ -39,9 +39,9 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 def consume(settings: Config) -> int:
     """Move heartbeats and ledger entries from the bus into the store, in batches.
 
-    Each batch is one transaction, and only then is it settled with the bus: nothing is lost when
-    this, the store or the bus is killed. Several may run; they share the work. The first Ctrl-C or
-    SIGTERM lets it finish the batch in hand, the second does not.
+    Each batch is one transaction, and its offsets are committed only then: nothing is lost when
+    the consumer, the store or the bus is killed. Several consumers share the work. The first Ctrl-C
+    or SIGTERM finishes the batch in hand, the second ends at once.
     """
     logs.configure(settings.log_level, json=settings.log_json)
     return run(lambda signals: _serve(settings, signals))
@@ -54,12 +54,12 @@ async def _serve(settings: Config, signals: Signals) -> None:
 
 async def _consume(settings: Config) -> None:
     wait = settings.wait_for_backends
-    database = await reached(lambda: open_database(settings.store), wait=wait)
+    database = await retry_until_reachable(lambda: open_database(settings.store), wait=wait)
     try:
         applied = await migrate(database, time.time())
         if applied:
             log.info("store brought up to date", extra={"migrations": ", ".join(applied)})
-        source = await reached(
+        source = await retry_until_reachable(
             lambda: KafkaSource.open(settings.bus, group=settings.group), wait=wait
         )
         try:
@@ -85,7 +85,7 @@ async def _work(settings: Config, tables: LedgerTables, source: KafkaSource) -> 
     )
     writer = BatchWriter(source, tables, housekeeper, options)
     runner = web.AppRunner(
-        Figures(writer, source).application(), handle_signals=False, access_log=None
+        Metrics(writer, source).application(), handle_signals=False, access_log=None
     )
     await runner.setup()
     try:
@@ -97,14 +97,14 @@ async def _work(settings: Config, tables: LedgerTables, source: KafkaSource) -> 
 
 
 async def _listen(runner: web.AppRunner, settings: Config) -> int:
-    """The number of the port; the real one, also where 0 was asked for."""
+    """Open the port; return its number, also if the setting is 0."""
     site = web.TCPSite(runner, settings.host, settings.port)
     try:
         await site.start()
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise Failure(
-            f"port {settings.port} on {settings.host} can't be opened ({reason}): "
+            f"can't listen on {settings.host}, port {settings.port} ({reason}): "
             "set port to another number (0 takes any free one), or host to another address."
         ) from None
     return int(runner.addresses[0][1])

@@ -1,7 +1,7 @@
-"""What the consumer tells of itself, over plain HTTP and to anybody: no secrets, no names.
+"""Metrics and health of the consumer, over plain HTTP and without a key: no secrets, no names.
 
-GET /metrics        figures for Prometheus, named fabric_consumer_…
-GET /health/live    whether the process answers at all
+GET /metrics        for Prometheus, named fabric_consumer_…
+GET /health/live    200 when the process answers at all
 GET /health/ready   200 when it writes; 503 and the reason when it can't
 """
 
@@ -29,7 +29,7 @@ SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 class Source(Protocol):
-    """The part of the bus that is asked."""
+    """The part of the bus that is measured."""
 
     @property
     def problem(self) -> str | None: ...
@@ -37,7 +37,7 @@ class Source(Protocol):
     async def lag(self) -> Mapping[str, int]: ...
 
 
-class Figures:
+class Metrics:
     def __init__(self, worker: BatchWriter, source: Source) -> None:
         self._worker = worker
         self._source = source
@@ -52,7 +52,7 @@ class Figures:
         )
         self._seconds = Histogram(
             "fabric_consumer_batch_seconds",
-            "Time it took to write them.",
+            "Seconds to write one batch.",
             buckets=SECONDS,
             registry=self._registry,
         )
@@ -74,17 +74,17 @@ class Figures:
         worker = self._worker
         yield CounterMetricFamily(
             "fabric_consumer_records_written",
-            "Records stored, those that were there already too.",
+            "Records stored, including those that were there already.",
             value=worker.written,
         )
         yield CounterMetricFamily(
             "fabric_consumer_records_dead",
-            "Records put aside into the dead letters.",
+            "Records copied to the topic dead-letters.",
             value=worker.rejected,
         )
         failing = worker.problem is not None or self._source.problem is not None
         yield GaugeMetricFamily(
-            "fabric_consumer_failing", "1 while nothing can be taken or stored.", value=failing
+            "fabric_consumer_failing", "1 while records can't be read or stored.", value=failing
         )
         lag = GaugeMetricFamily(
             "fabric_consumer_lag", "Records on the bus that are not stored yet.", labels=["topic"]
@@ -108,8 +108,8 @@ class Figures:
     async def _ready(self, request: web.Request) -> web.Response:
         problems = {"store": self._worker.problem, "bus": self._source.problem}
         checks = {part: "ok" if problem is None else "away" for part, problem in problems.items()}
-        well = all(problem is None for problem in problems.values())
-        return _json(200 if well else 503, {"status": "ready" if well else "failing", **checks})
+        ready = all(problem is None for problem in problems.values())
+        return _json(200 if ready else 503, {"status": "ready" if ready else "failing", **checks})
 
 
 def _json(status: int, content: object) -> web.Response:

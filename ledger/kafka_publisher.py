@@ -15,11 +15,12 @@ from ledger.kafka_cluster import RETENTION_MS, Cluster
 from runtime.errors import RecordError, StoreError
 
 PUBLISH_SECONDS = 10.0
+"""Longest time for one ``publish``."""
 
 BATCH_BYTES = 128 * 1024
 """Before compression, which holds up the event loop: for one batch of each partition, 3 ms."""
 RECORDS_PER_TURN = 250
-"""Records after which others have their turn on the event loop: about a millisecond."""
+"""Records after which other tasks get their turn on the event loop: about a millisecond."""
 
 
 class Message(NamedTuple):
@@ -33,9 +34,9 @@ class Message(NamedTuple):
 class Publisher:
     """Writes to topics, for one caller at a time; connects when it first has to.
 
-    Not an idempotent producer: that one of aiokafka offers a batch for ever and can neither be
-    stopped nor closed while Kafka is away.  It would save duplicates only while one connection
-    lives; the spool before and the rows behind this live with duplicates anyway.
+    The producer is not idempotent: aiokafka's idempotent one retries a batch for ever and can
+    neither be stopped nor closed while Kafka is away.  It would save duplicates only during one
+    connection; the spool before this and the rows behind it handle duplicates anyway.
     """
 
     def __init__(self, cluster: Cluster) -> None:
@@ -43,7 +44,7 @@ class Publisher:
         self._producer: AIOKafkaProducer | None = None
 
     async def connect(self) -> None:
-        """Makes the topics, too.  Raises ``StoreError``."""
+        """Connect, and create missing topics.  Raises ``StoreError``."""
         if self._producer is not None:
             return
         cluster = self._cluster
@@ -67,9 +68,9 @@ class Publisher:
         self._producer = producer
 
     async def publish(self, messages: Iterable[Message | tuple[Any, ...]]) -> None:
-        """Returns when all brokers that must have them have them; those of one key in order.
+        """Return when all in-sync replicas have the messages; those of one key stay in order.
 
-        Raises ``StoreError`` when that can't be done now and ``RecordError`` when one is too large.
+        Raises ``StoreError`` when that is not possible now, ``RecordError`` when one is too large.
         Then some may have been written all the same; publish them all again.
         """
         await self.connect()
@@ -77,7 +78,7 @@ class Publisher:
             async with asyncio.timeout(PUBLISH_SECONDS):
                 await self._publish(messages)
         except TimeoutError as error:
-            # What is still on its way is given up by the producer itself: close waits for that.
+            # The producer itself gives up what is still being sent: close waits for that.
             raise self._cluster.explain(error) from None
         except RecordError:
             raise
@@ -87,7 +88,7 @@ class Publisher:
             raise
 
     async def close(self) -> None:
-        """What was on its way when ``publish`` was cancelled is offered for ``REQUEST_SECONDS``."""
+        """Disconnect; what a cancelled ``publish`` left is tried for ``REQUEST_SECONDS``."""
         producer, self._producer = self._producer, None
         if producer is not None:
             await producer.stop()
@@ -111,8 +112,8 @@ class Publisher:
                 topic = self._cluster.topic(name)
                 if topic not in partitions:
                     partitions[topic] = len(await producer.partitions_for(topic))
-                # Kafka's own murmur2 takes 4.2 µs in Python, this 0.1.  Another producer would put
-                # a key elsewhere, but there is no other.
+                # Kafka's own murmur2 takes 4.2 µs in Python, this 0.1.  Another producer would
+                # choose other partitions, but there is no other.
                 place = topic, zlib.crc32(key or b"") % partitions[topic]
                 batch = batches.get(place)
                 if batch is None or (
@@ -129,8 +130,8 @@ class Publisher:
         except KafkaError as error:
             raise self._cluster.explain(error, topic) from error
         if sent:
-            # Not gather, which when cancelled cancels these: what then becomes of a batch would
-            # be told to nobody, and of that asyncio complains.
+            # Not gather, which when cancelled cancels these: then the exception of a batch would
+            # never be retrieved, and asyncio complains.
             await asyncio.wait([future for _, future in sent])
         self._check(sent)
 
@@ -140,13 +141,13 @@ class Publisher:
             for topic, future in sent
             if (error := future.exception()) is not None
         ]
-        # Whether a record is impossible can be told only when nothing else is wrong.
+        # Whether a record is too large is certain only if nothing else is wrong.
         for problem in sorted(problems, key=lambda one: isinstance(one, RecordError)):
             raise problem
 
 
 def _mark_retrieved(future: asyncio.Future[Any]) -> None:
-    """Nobody complains that an exception was never looked at: the one who would was cancelled."""
+    """Mark the exception as retrieved, although the caller of ``publish`` was cancelled."""
     if not future.cancelled():
         future.exception()
 

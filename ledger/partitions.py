@@ -1,8 +1,8 @@
 # ruff: noqa: S608 - only digits of ours are put into a text
-"""Heartbeats by day, where the database cuts tables by time: PostgreSQL.
+"""Partitions of the table of heartbeats, one for each day: PostgreSQL only.
 
-Tables are named ``heartbeats_20260131`` and hold one day of UTC.  They are made ahead and dropped
-whole; what fits none is in ``heartbeats_rest``.
+They are named ``heartbeats_20260131`` and hold one day of UTC.  They are made ahead and dropped
+whole; rows of other days are in ``heartbeats_rest``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sql.database import Database, Session
 
 DAY = 86_400
 AHEAD = 2
-"""Days made beyond today: as long as housekeeping may be missed."""
+"""Days made beyond today: housekeeping may be missed for so long."""
 
 _NAME = re.compile(r"heartbeats_(\d{8})")
 
@@ -44,7 +44,7 @@ async def maintain(database: Database, since: float, now: float) -> int:
 
 
 async def _make(session: Session, stamp: int, start: int) -> None:
-    # What waits in the rest would stand in the way of the new table: take it along.
+    # Rows of that day in the rest would prevent the attachment: move them.
     await session.execute(f"CREATE TABLE heartbeats_{stamp} (LIKE heartbeats INCLUDING ALL)")
     await session.execute(
         "WITH moved AS (DELETE FROM heartbeats_rest WHERE at >= $1 AND at < $2 RETURNING *)"

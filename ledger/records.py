@@ -1,4 +1,4 @@
-"""What travels on the bus and is written to the store."""
+"""Records that travel on the bus and are written to the store."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from protocol.messages import Heartbeat
 LEDGER = "request-ledger"
 HEARTBEATS = "client-heartbeats"
 DEAD_LETTERS = "dead-letters"
-"""Topics of the bus; the last is for what the store can't take."""
+"""Topics of the bus; the last is for records that the store can't hold."""
 
 Outcome = Literal[
     "ok",
-    "refused",  # by the fabric itself: nothing was asked of an engine
+    "refused",  # by the fabric itself, before any engine got it
     "engine_error",  # the engine's own 4xx or 5xx, passed on
     "failed",  # node or engine lost, with nothing or part of an answer sent
     "incomplete",  # the stream ended without its terminal marker
-    "cancelled",  # the user hung up
+    "cancelled",  # the client closed the connection
     "timeout",
 ]
 
@@ -28,8 +28,9 @@ Outcome = Literal[
 class LedgerEntry(Struct, frozen=True, gc=False):
     """One request, as it is billed.
 
-    ``request_id`` names it for ever: the same entry told twice is stored once.  It should begin
-    with the time (sql/README.md says why).  The fields are the columns of the table, in order.
+    ``request_id`` identifies it for ever: the same entry written twice is stored once.  It should
+    begin with the time (sql/README.md says why).  The fields are the columns of the table, in
+    order.
     """
 
     request_id: str
@@ -43,11 +44,11 @@ class LedgerEntry(Struct, frozen=True, gc=False):
     path: str
     stream: bool
     status: int
-    """What the user got, or would have got had they stayed."""
+    """The status that the client got, or would have got had it stayed."""
     outcome: str
     """One of ``Outcome``."""
     error: str | None
-    """The code of a refusal or failure; never text from a user or an engine."""
+    """The error code; never text from a client or an engine."""
     attempts: int
     prompt_tokens: int | None
     completion_tokens: int | None
@@ -64,18 +65,18 @@ class LedgerEntry(Struct, frozen=True, gc=False):
 
 
 class HeartbeatRecord(Struct, frozen=True):
-    """What a node said of itself; (``node_id``, ``epoch``, ``seq``) names it for ever."""
+    """A node's report of itself; (``node_id``, ``epoch``, ``seq``) identifies it for ever."""
 
     node_id: str
     epoch: int
     seq: int
     at: float
-    """When it arrived, by the server's clock; the node's own is ``heartbeat.at``."""
+    """Time of arrival by the server's clock; the node's own is ``heartbeat.at``."""
     heartbeat: Heartbeat
 
 
 class Batch(NamedTuple):
-    """What is written in one transaction."""
+    """The records of one transaction."""
 
     heartbeats: Sequence[HeartbeatRecord]
     ledger: Sequence[LedgerEntry]
@@ -98,10 +99,10 @@ class UsageRow(Struct, frozen=True):
     """The sum of some ledger entries."""
 
     group: dict[str, str | int | None]
-    """What they have in common, by the names asked for; hours and days by their first second."""
+    """Their common values, by group name; hours and days by their first second."""
     requests: int
     succeeded: int
-    """Those with outcome ``ok``."""
+    """Requests with outcome ``ok``."""
     prompt_tokens: int
     completion_tokens: int
     bytes_in: int

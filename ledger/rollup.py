@@ -1,5 +1,5 @@
 # ruff: noqa: S608 - only column names of ours are put into a text
-"""Usage by the hour: kept beside the ledger, in the same transaction, and so always its sum."""
+"""Usage by the hour: updated in the transaction that writes the ledger, and so always its sum."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ADD = Many(
     ("BIGINT", *["TEXT"] * len(_NAMED), *["BIGINT"] * (1 + len(SUMMED))),
 )
 
-_OF_LEDGER = (
+_FROM_LEDGER = (
     "SELECT CAST(FLOOR(at) AS BIGINT) / 3600 * 3600 AS hour, account, key_id,"
     " COALESCE(node_id, '') AS node_id, COALESCE(engine, '') AS engine, model, path, outcome,"
     " 1 AS requests, COALESCE(prompt_tokens, 0) AS prompt_tokens,"
@@ -31,18 +31,18 @@ _OF_LEDGER = (
 )
 PARTS = (
     f"SELECT {_ALL} FROM usage_by_hour WHERE hour >= $1 AND hour < $2"
-    f" UNION ALL {_OF_LEDGER} WHERE at >= $3 AND at < $4"
-    f" UNION ALL {_OF_LEDGER} WHERE at >= $5 AND at < $6"
+    f" UNION ALL {_FROM_LEDGER} WHERE at >= $3 AND at < $4"
+    f" UNION ALL {_FROM_LEDGER} WHERE at >= $5 AND at < $6"
 )
-"""The usage of any time: its whole hours, and the ledger before and after them."""
+"""The usage of any period: its whole hours, and the ledger before and after them."""
 
-_FURTHEST = 2**53
-"""Seconds: beyond, a double no longer counts single ones, and BIGINT is not far."""
+_MAX_SECONDS = 2**53
+"""Beyond, a double can't represent every second; BIGINT can."""
 
 
 def parts_of(since: float, until: float) -> tuple[int, int, float, float, float, float]:
-    """The arguments of ``PARTS`` for ``since <= at < until``."""
-    earliest, latest = (min(max(at, -_FURTHEST), _FURTHEST) for at in (since, until))
+    """Return the arguments of ``PARTS`` for ``since <= at < until``."""
+    earliest, latest = (min(max(at, -_MAX_SECONDS), _MAX_SECONDS) for at in (since, until))
     first, last = math.ceil(earliest / HOUR) * HOUR, math.floor(latest / HOUR) * HOUR
     if first >= last:  # no whole hour
         return 0, 0, since, until, 0.0, 0.0
@@ -50,7 +50,7 @@ def parts_of(since: float, until: float) -> tuple[int, int, float, float, float,
 
 
 async def add(session: Session, entries: Sequence[LedgerEntry], new: Collection[str]) -> None:
-    """Counts those of ``entries`` whose ids are in ``new``, each id once."""
+    """Add the entries whose ids are in ``new``, each id once."""
     left = set(new)
     sums: dict[tuple[int | str, ...], list[int]] = {}
     for entry in entries:
@@ -75,5 +75,5 @@ async def add(session: Session, entries: Sequence[LedgerEntry], new: Collection[
         sum_[2] += entry.completion_tokens or 0
         sum_[3] += entry.bytes_in
         sum_[4] += entry.bytes_out
-    # Sorted, so that two writers never wait for each other crosswise.
+    # Sorted, so that two writers never deadlock.
     await session.many(_ADD, [(*key, *sum_) for key, sum_ in sorted(sums.items())])

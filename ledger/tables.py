@@ -85,7 +85,7 @@ class LedgerTables:
         """
         async with self._database.transaction() as session:
             if ledger:
-                # Sorted, so that two writers never wait for each other crosswise.
+                # Sorted, so that two writers never deadlock.
                 entries = sorted(ledger, key=attrgetter("request_id"))
                 rows = list(map(msgspec.structs.astuple, entries))
                 new = {row[0] for row in await session.many(_ADD_ENTRIES, rows)}

@@ -1,6 +1,6 @@
-"""What can go wrong with a store, cache or bus, told in one line that says what to do.
+"""Errors of stores, caches and buses; the text of each is one line that says what to do.
 
-Adapters translate their libraries' errors into these; nobody else catches a library's error.
+Adapters translate their libraries' errors into these; no other code catches a library's errors.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ class BackendError(Exception):
 
 
 class StoreError(BackendError):
-    """The store could not do it now; the same call may succeed later.  Nothing was changed."""
+    """The store failed and changed nothing; the same call may succeed later."""
 
 
 class RecordError(BackendError):
-    """The store is well, but can't take this very record: trying again will not help."""
+    """The store works, but can't hold this record: a retry will not help."""
 
 
 class Unreachable(StoreError):
-    """Nobody answers there: wrong address, or not up yet.  Waiting may help."""
+    """No back end answers there: the address is wrong, or it is not up yet.  Waiting may help."""

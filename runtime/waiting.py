@@ -1,4 +1,4 @@
-"""Waiting for back ends that are not up yet, as those of a whole stack that starts together."""
+"""Waiting for back ends that are not up yet, as when a whole stack starts together."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ LONGEST_SECONDS = 5.0
 T = TypeVar("T")
 
 
-async def reached(opening: Callable[[], Awaitable[T]], *, wait: bool) -> T:
-    """What ``opening`` gives.  With ``wait``, it is tried until somebody answers there.
+async def retry_until_reachable(open: Callable[[], Awaitable[T]], *, wait: bool) -> T:
+    """Return what ``open`` returns.  With ``wait``, retry until the back end answers.
 
-    Whatever else is wrong (a password, a version) ends the wait at once: time does not cure it.
+    Any other error (a wrong password, an old version) is raised at once: waiting would not help.
     """
     delay = FIRST_SECONDS
     while True:
         try:
-            return await opening()
+            return await open()
         except Unreachable as error:
             if not wait:
                 raise

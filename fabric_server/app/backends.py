@@ -12,7 +12,7 @@ from fabric_server.storage.spool.orphans import move_orphaned_spools
 from fabric_server.storage.store import SqlStore
 from ledger.batch_writer import BatchOptions, BatchWriter, Source
 from ledger.housekeeping import Housekeeper
-from runtime.waiting import reached
+from runtime.waiting import retry_until_reachable
 
 KAFKA_BATCHES = BatchOptions(batch_size=5_000, batch_seconds=0.5)
 """Kafka's broker spends more on each batch than on the records in it."""
@@ -44,11 +44,11 @@ class Backends:
         """
         wait = config.wait_for_backends
         async with AsyncExitStack() as opened:
-            store = await reached(lambda: open_store(config.store_url), wait=wait)
+            store = await retry_until_reachable(lambda: open_store(config.store_url), wait=wait)
             opened.push_async_callback(store.close)
-            cache = await reached(lambda: open_cache(config.cache), wait=wait)
+            cache = await retry_until_reachable(lambda: open_cache(config.cache), wait=wait)
             opened.push_async_callback(cache.close)
-            bus = await reached(
+            bus = await retry_until_reachable(
                 lambda: open_bus(
                     config.bus,
                     directory=config.data / "spool",

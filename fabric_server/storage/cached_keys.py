@@ -129,7 +129,7 @@ class CachedKeys:
 
     @property
     def problem(self) -> str | None:
-        """Why the cache is not used at the moment; None when it is, as far as is known."""
+        """The reason if the cache is not used at the moment, as far as is known."""
         return next(iter(self._problems.values()), None)
 
     def forget_all(self) -> None:

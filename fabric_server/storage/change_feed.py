@@ -31,7 +31,7 @@ class Store(Protocol):
 
 
 class Notices(Protocol):
-    """How processes prompt each other to poll.  A notice may be lost: all poll anyway, later."""
+    """Prompts between processes to poll now.  One may be lost: all poll anyway, later."""
 
     async def notify(self) -> None:
         """Prompt the other processes.  Raises ``BackendError`` when it can't."""

@@ -1,4 +1,4 @@
-"""What the server expects of a cache and of a bus."""
+"""The interfaces of caches and buses."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Bus(Source, Protocol):
 
     @property
     def problem(self) -> str | None:
-        """Why records can't be held as they should be, in one line."""
+        """The reason, in one line, if records can't be held as they should be."""
 
     def publish(self, topic: str, record: Struct) -> None:
         """Never block and never raise; ``ledger.records`` names the topics."""

@@ -1,4 +1,4 @@
-"""The writing end of a bus in Kafka: what a server publishes, by way of its spool."""
+"""The writing end of a bus in Kafka: what a server publishes, through its spool."""
 
 from __future__ import annotations
 
@@ -15,27 +15,26 @@ from runtime.errors import RecordError, StoreError
 
 _encode = msgspec.json.Encoder().encode
 
-FAIR_BYTES = 64 * 1024
-"""A topic that does not take a record of less is set wrongly; an entry has less than 2 KiB."""
+MAX_FAIR_BYTES = 64 * 1024
+"""A topic that rejects a smaller record is configured wrongly; an entry has less than 2 KiB."""
 
 
 class KafkaSink:
-    """A ``ledger.batch_writer.Sink``: what it has written is with all brokers that must have it.
+    """A ``ledger.batch_writer.Sink``: all in-sync replicas have what it has written.
 
-    Written again after an error, records may be there twice; whoever reads them knows them by their
-    own keys.
+    Written again after an error, records may be there twice; readers recognise them by their keys.
     """
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
-        self._turn = asyncio.Lock()
-        """One batch at a time: beside our own there may be what another server left."""
+        self._lock = asyncio.Lock()
+        """One batch at a time: an orphaned spool may be moved beside our own."""
 
     @classmethod
     async def open(cls, url: str, *, setting: str = "bus") -> Self:
-        """The Kafka at ``url`` (see ``Cluster.parse``), with the topics it must have.
+        """Connect to the Kafka at ``url`` (see ``Cluster.parse``), and create missing topics.
 
-        Raises ``StoreError``, ``Unreachable`` when nobody answers there, all within seconds; the
+        Raises ``StoreError``, ``Unreachable`` when nothing answers there, all within seconds; the
         text names ``setting``.
         """
         publisher = Publisher(cluster_at(url, setting))
@@ -48,16 +47,16 @@ class KafkaSink:
     async def write(
         self, heartbeats: Sequence[HeartbeatRecord], ledger: Sequence[LedgerEntry]
     ) -> None:
-        """Entries go by the id of their request, heartbeats by their node: those of one node stay
-        in order."""
+        """Write entries keyed by request id, heartbeats keyed by node: those of one node stay in
+        order."""
         try:
-            async with self._turn:
+            async with self._lock:
                 await self._publisher.publish(_messages(heartbeats, ledger))
         except RecordError as error:
             single = len(heartbeats) + len(ledger) == 1
-            if single and len(_encode((*heartbeats, *ledger)[0])) < FAIR_BYTES:
-                # The fault is the topic's: a ledger entry must not be given up for a setting.
-                raise StoreError(f"{error}: raise max.message.bytes there") from error
+            if single and len(_encode((*heartbeats, *ledger)[0])) < MAX_FAIR_BYTES:
+                # The topic is at fault: a ledger entry must not be dropped because of a setting.
+                raise StoreError(f"{error}; raise the topic's max.message.bytes") from error
             raise
 
     async def close(self) -> None:

@@ -38,7 +38,7 @@ class KeyStore:
     # ── accounts ──────────────────────────────────────────────────────────────────────────────
 
     async def create_account(self, account: AccountRow) -> bool:
-        """False when there is one of this name: it stays as it is."""
+        """Create an account; False when there is one of this name, which stays as it is."""
         async with self._database.transaction(durable=True) as session:
             return await _add_account(session, account, await next_revision(session))
 
@@ -47,14 +47,14 @@ class KeyStore:
         return _account(rows[0]) if rows else None
 
     async def accounts(self) -> list[AccountRow]:
-        """All of them, oldest first."""
+        """Return all of them, oldest first."""
         rows = await self._database.fetch(
             f"SELECT {_ACCOUNT} FROM accounts ORDER BY created_at, name"
         )
         return [_account(row) for row in rows]
 
     async def set_account_enabled(self, name: str, enabled: bool) -> AccountRow | None:
-        """Returns the account as it is now, or None when there is none.
+        """Enable or disable an account; return it, or None when there is none.
 
         While it is disabled none of its keys works; each keeps its own ``enabled``.
         """
@@ -76,7 +76,7 @@ class KeyStore:
     # ── keys ──────────────────────────────────────────────────────────────────────────────────
 
     async def create_key(self, key: KeyRow) -> KeyRow:
-        """Makes the key's account, too, when there is none.
+        """Create a key, and its account if there is none.
 
         Returns the key as it is stored: its account may have been disabled.
         """
@@ -107,17 +107,17 @@ class KeyStore:
             return msgspec.structs.replace(key, account_enabled=bool(rows[0][0]))
 
     async def key_by_hash(self, digest: bytes) -> KeyRow | None:
-        """The key in whatever state it is: look at ``usable`` and ``expires_at``."""
+        """Return the key in whatever state it is: check ``usable`` and ``expires_at``."""
         rows = await self._database.fetch(f"{_KEYS} WHERE hash = $1", digest)
         return _key(rows[0]) if rows else None
 
     async def key_by_id(self, id: str) -> KeyRow | None:
-        """As ``key_by_hash``."""
+        """Return the key in whatever state it is."""
         rows = await self._database.fetch(f"{_KEYS} WHERE id = $1", id)
         return _key(rows[0]) if rows else None
 
     async def keys(self, *, account: str | None = None) -> list[KeyRow]:
-        """All of them, or those of one account, oldest first."""
+        """Return all of them, or those of one account, oldest first."""
         where, args = ("", ()) if account is None else (" WHERE account = $1", (account,))
         rows = await self._database.fetch(
             f"{_KEYS}{where} ORDER BY keys.created_at, keys.id", *args
@@ -125,7 +125,7 @@ class KeyStore:
         return [_key(row) for row in rows]
 
     async def revoke_key(self, id_or_prefix: str, at: float) -> KeyRow | None:
-        """Returns the revoked key, or None when there is none.  One revoked before stays as it is.
+        """Revoke and return a key; None: there is none.  One revoked before stays as it is.
 
         Raises ``AmbiguousKey`` when the prefix is that of several.
         """
@@ -143,9 +143,9 @@ class KeyStore:
             return msgspec.structs.replace(key, revoked_at=at)
 
     async def set_key_enabled(self, id_or_prefix: str, enabled: bool) -> KeyRow | None:
-        """Returns the key as it is now, or None when there is none.
+        """Enable or disable a key; return it, or None when there is none.
 
-        A revoked one stays as it is, which its ``revoked_at`` tells: that can't be taken back.
+        A revoked one stays as it is, as its ``revoked_at`` shows: revoking can't be undone.
         Raises ``AmbiguousKey`` when the prefix is that of several.
         """
         async with self._database.transaction(durable=True) as session:
@@ -164,9 +164,9 @@ class KeyStore:
     async def set_key_policy(
         self, id_or_prefix: str, change: Callable[[KeyRow], KeyRow]
     ) -> KeyRow | None:
-        """Limits and policies as ``change`` wants them, which may raise; returns the key.
+        """Set limits and policies to those of the row that ``change`` returns; return the key.
 
-        One revoked stays as it is, as in ``set_key_enabled``.
+        ``change`` may raise.  A revoked key stays as it is.
         """
         async with self._database.transaction(durable=True) as session:
             revision = await next_revision(session)

@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 
 class MemoryCache:
-    """At most ``max_values`` values; those set longest ago are evicted."""
+    """A cache of ``max_values`` values; those set longest ago are evicted."""
 
     def __init__(
         self, max_values: int = 10_000, clock: Callable[[], float] = time.monotonic

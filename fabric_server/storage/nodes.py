@@ -37,14 +37,14 @@ class NodeStore:
             await next_revision(session)
 
     async def invited_name(self, secret_hash: bytes) -> str | None:
-        """The name that an invitation wishes for its node, if it wishes one."""
+        """Return the name that an invitation sets for its node, if it sets one."""
         rows = await self._database.fetch(
             "SELECT name FROM invitations WHERE secret_hash = $1", secret_hash
         )
         return rows[0][0] if rows else None
 
     async def redeem_invitation(self, secret_hash: bytes, node: NodeRow, at: float) -> Redeemed:
-        """Uses the invitation up and makes the node, both or neither."""
+        """Use the invitation up and create the node, both or neither."""
         async with self._database.transaction(durable=True) as session:
             # The update comes first: it locks the row, so of two attempts at once one is second.
             mine = await session.execute(
@@ -76,12 +76,12 @@ class NodeStore:
         return _node(rows[0]) if rows else None
 
     async def nodes(self) -> list[NodeRow]:
-        """All of them, oldest first."""
+        """Return all of them, oldest first."""
         rows = await self._database.fetch(f"SELECT {_NODE} FROM nodes ORDER BY created_at, id")
         return [_node(row) for row in rows]
 
     async def revoke_node(self, id: str, at: float) -> NodeRow | None:
-        """Returns the revoked node, or None when there is none.  One revoked before stays as is."""
+        """Revoke and return a node; None: there is none.  One revoked before stays as it is."""
         async with self._database.transaction(durable=True) as session:
             await session.execute(
                 "UPDATE nodes SET revoked_at = $1, revision = $2"
@@ -94,7 +94,7 @@ class NodeStore:
             return _node(rows[0]) if rows else None
 
     async def set_node_draining(self, id: str, draining: bool) -> NodeRow | None:
-        """Returns the node as it is now, or None when there is none."""
+        """Start or end draining; return the node, or None when there is none."""
         async with self._database.transaction(durable=True) as session:
             rows = await session.fetch(
                 f"UPDATE nodes SET draining = $1, revision = $2 WHERE id = $3 RETURNING {_NODE}",
@@ -105,14 +105,14 @@ class NodeStore:
             return _node(rows[0]) if rows else None
 
     async def set_node_problem(self, id: str, epoch: int, problem: str) -> None:
-        """Why a registration's engines are asked nothing; a newer registration's word stands."""
+        """Store why a registration's engines get no requests; ignored if a newer one exists."""
         async with self._database.transaction() as session:
             await session.execute(
                 "UPDATE nodes SET problem = $1 WHERE id = $2 AND epoch = $3", problem, id, epoch
             )
 
     async def next_epoch(self, node_id: str) -> int | None:
-        """The number of a new registration; None when the node is unknown or revoked."""
+        """Return the number of a new registration; None when the node is unknown or revoked."""
         # Not durable: a power cut that undoes it undoes all that was written under it later, too.
         async with self._database.transaction() as session:
             rows = await session.fetch(
@@ -123,13 +123,13 @@ class NodeStore:
             return int(rows[0][0]) if rows else None
 
     async def add_served_models(self, node_id: str, models: Sequence[str]) -> None:
-        """A node has models that it did not have before."""
+        """Add models that a node did not serve before."""
         rows = [(node_id, model) for model in models]
         async with self._database.transaction() as session:
             await session.many(_SERVED, rows)
 
     async def known_models(self, since: float, *, limit: int = 10_000) -> list[str]:
-        """Models of nodes that were seen after ``since`` and not revoked."""
+        """Return models of nodes that were seen after ``since`` and are not revoked."""
         rows = await self._database.fetch(
             "SELECT DISTINCT model FROM served_models JOIN nodes ON nodes.id = node_id"
             " WHERE revoked_at IS NULL AND last_seen_at >= $1 ORDER BY model LIMIT $2",
@@ -141,7 +141,7 @@ class NodeStore:
     async def mark_node_online(
         self, id: str, at: float, *, platform: str, version: str, region: str = ""
     ) -> None:
-        """At registration.  Later ``last_seen_at`` follows the heartbeats by itself."""
+        """Mark a node online at registration; later heartbeats update ``last_seen_at``."""
         async with self._database.transaction() as session:
             await session.execute(
                 "UPDATE nodes SET last_seen_at = $1, platform = $2, version = $3, region = $4,"

@@ -1,4 +1,4 @@
-"""What the store remembers, row by row.  Times are Unix seconds; None means never or not yet."""
+"""Rows of accounts, keys, nodes and invitations.  Times are Unix seconds; None: not (yet)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NodeState = Literal["good", "revoked", "draining"]
 class AccountRow(Struct, frozen=True):
     name: str
     note: str
-    """For operators: whose it is, how to reach them."""
+    """For operators: who it belongs to, how to reach them."""
     created_at: float
     enabled: bool = True
 
@@ -28,7 +28,7 @@ class KeyRow(Struct, frozen=True):
     account: str
     name: str
     prefix: str
-    """The first characters of the key's text, to recognise it by."""
+    """The first characters of the key's text, to recognise it."""
     hash: bytes
     """SHA-256 of the key's text."""
     management: bool
@@ -38,23 +38,23 @@ class KeyRow(Struct, frozen=True):
     models: list[str] | None = None
     """The only models it may use; None is all of them."""
     enabled: bool = True
-    """The key's own; it works only while its account is enabled, too."""
+    """The key's own flag; its account must be enabled, too."""
     account_enabled: bool = True
     requests_per_minute: int | None = None
-    """None is any number; so for tokens."""
+    """None: no limit; so for tokens."""
     tokens_per_minute: int | None = None
     failover: str = ""
-    """``continue``: its streams go on at another node when theirs is lost; empty: they do not."""
+    """``continue``: a stream whose node is lost continues on another node; empty: it ends."""
     reasoning: str = ""
-    """``raw``: what engines say of their reasoning passes as it is; empty: as the server does."""
+    """``raw``: reasoning passes as the engine sends it; empty: as the server is set."""
 
     @property
     def usable(self) -> bool:
-        """Whether nobody has revoked or disabled it or its account.  It may have expired."""
+        """True unless the key or its account was revoked or disabled; it may have expired."""
         return self.revoked_at is None and self.enabled and self.account_enabled
 
     def state(self, now: float) -> KeyState:
-        """Why it does not work, what lasts longest first; or "good"."""
+        """Return the most lasting reason why the key does not work, or "good"."""
         if self.revoked_at is not None:
             return "revoked"
         if self.expires_at is not None and self.expires_at <= now:
@@ -77,17 +77,17 @@ class NodeRow(Struct, frozen=True):
     platform: str = ""
     version: str = ""
     online: bool = False
-    """As far as the store knows; the server that has its link knows better."""
+    """As of the last heartbeat stored; the server that has its link knows better."""
     draining: bool = False
-    """The operator wants it to finish what runs, and to be given nothing new."""
+    """Set by the operator: it finishes running requests and gets no new ones."""
     problem: str = ""
-    """Why its engines are asked nothing, as it last said."""
+    """Why its engines get no requests, as last reported."""
     region: str = ""
-    """Where it last said it is."""
+    """Its region, as last reported."""
 
     @property
     def state(self) -> NodeState:
-        """What the operator has made of it, what lasts longest first."""
+        """Return the most lasting state that the operator has put it in."""
         if self.revoked_at is not None:
             return "revoked"
         return "draining" if self.draining else "good"
@@ -106,7 +106,7 @@ class InvitationRow(Struct, frozen=True):
 
 
 class Redeemed(StrEnum):
-    """What became of an attempt to use an invitation.  The values are the API's error codes."""
+    """The result of an attempt to use an invitation; the values are the API's error codes."""
 
     OK = "ok"
     UNKNOWN = "invitation_unknown"
@@ -115,12 +115,14 @@ class Redeemed(StrEnum):
 
 
 class Changes(Struct, frozen=True):
-    """What has changed since a revision.  A row may be told twice."""
+    """The changes since a revision.  A row may be reported twice."""
 
     revision: int
-    """Ask from here the next time."""
+    """Pass it as ``since`` the next time."""
     everything: bool
-    """The store is not the one known before (put back from a backup): forget all that is kept.
-    ``keys`` and ``nodes`` are then all of them."""
+    """The store was put back from a backup: drop all cached rows.
+
+    ``keys`` and ``nodes`` are then all of them.
+    """
     keys: Sequence[KeyRow] = ()
     nodes: Sequence[NodeRow] = ()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 class Waiters:
-    """For the event loop of one thread.  Positions only grow; there is one for each topic."""
+    """Futures of one event loop.  Positions only grow; there is one for each topic."""
 
     def __init__(self) -> None:
         self.flushing = False

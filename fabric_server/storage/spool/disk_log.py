@@ -158,7 +158,7 @@ class DiskLog(Generic[R]):
         return taken
 
     def commit(self) -> None:
-        """What was taken is stored."""
+        """Mark what was taken as stored."""
         self._files.committed = max(self._files.committed, self._buffer.taken)
         self._writer.skip_committed()
         if self._writer.closed:

@@ -29,7 +29,7 @@ def encode_frame(payload: bytes) -> bytes:
 
 
 class Span(NamedTuple):
-    """Some bytes, from ``begin`` to before ``end``."""
+    """The bytes from ``begin`` to before ``end``."""
 
     begin: int
     end: int

@@ -1,4 +1,4 @@
-"""What a log finds on disk when it is opened: segments, a cursor, perhaps a torn last frame."""
+"""Recovery of a log when it is opened: segments, a cursor, perhaps a torn last frame."""
 
 from __future__ import annotations
 

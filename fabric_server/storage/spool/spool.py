@@ -155,7 +155,7 @@ class Spool:
 
     @property
     def problem(self) -> str | None:
-        """Why records can't be written or read at the moment, in one line."""
+        """The reason, in one line, if records can't be written or read at the moment."""
         return self._ledger.problem or self._heartbeats.problem
 
     def publish(self, topic: str, record: Struct) -> None:
