@@ -268,7 +268,7 @@ async def test_what_was_there_before_policies_jobs_and_limits_keeps_its_meaning(
         assert limited == key(models=["tiny"], requests_per_minute=5)
         assert (await store.changes(7)).keys == [limited]
         assert list(await store.requests(limit=9)) == [entry()]
-        assert await JobStore(store.database).queued() == (0, 0)
+        assert await JobStore(store.database).count_queued() == (0, 0)
         # What a server of the release before still puts into the ledger.
         await store.write((), [msgspec.json.decode(_told(entry(2)), type=LedgerEntry)])
         assert [one.request_id for one in await store.requests(limit=9)] == [
