@@ -1,11 +1,11 @@
 #!/bin/sh
-# Pins every image by its digest: pulls what the tags mean today and writes name:tag@sha256:… into
-# docker/.env, from where compose.yaml takes it.  Run it again to move to what they mean then.
+# Pins every image by its digest: pulls the current image of each tag and writes name:tag@sha256:… into
+# docker/.env, which compose.yaml reads.  Run it again to update the pins.
 set -eu
 cd "$(dirname "$0")"
 
 [ -e .env ] || {
-    echo "pin.sh: there is no docker/.env yet: run docker/setup.sh first." >&2
+    echo "pin.sh: docker/.env does not exist; run docker/setup.sh first." >&2
     exit 2
 }
 

@@ -1,11 +1,11 @@
 #!/bin/sh
-# Makes what compose.yaml needs and git must not have: docker/secrets and docker/.env.
+# Creates the files that compose.yaml needs and that must not be in git: docker/secrets, docker/.env.
 #
 #     docker/setup.sh [ADDRESS]
 #
 # ADDRESS is the public name or IP address of this machine: it goes into the server's certificate
-# and into join tokens.  What is there already is kept.  Remove docker/secrets only together with the
-# volumes (docker compose down --volumes): PostgreSQL keeps the password it was made with.
+# and into join tokens.  Existing files are kept.  Remove docker/secrets only together with the
+# volumes (docker compose down --volumes): PostgreSQL keeps the password that it was created with.
 set -eu
 cd "$(dirname "$0")"
 
@@ -14,7 +14,7 @@ fail() {
     exit 2
 }
 
-[ $# -le 1 ] || fail "give one address at most."
+[ $# -le 1 ] || fail "give at most one address."
 
 if [ ! -e .env ]; then
     [ $# -eq 1 ] || fail "give the public name or address of this machine, such as gpu.example.org."
@@ -25,8 +25,8 @@ elif [ $# -eq 1 ] && ! grep -qxF "FABRIC_SERVER_ADDRESS=$1" .env; then
     fail "docker/.env has another address: $(grep '^FABRIC_SERVER_ADDRESS=' .env). Edit it there."
 fi
 
-# Compose mounts these files as they are, and each program reads its own as its own user.  So they
-# can be read by all who reach them, and only their owner can enter the directory.
+# Compose mounts these files with their modes, and each container reads its own as another user.  So
+# the files are readable for all, and the directory only for its owner.
 mkdir -p secrets
 chmod 700 secrets
 
@@ -34,7 +34,7 @@ secret() {
     od -An -N24 -tx1 /dev/urandom | tr -d ' \n'
 }
 
-# keep NAME MODE: takes what comes on standard input, unless there is such a file.
+# keep NAME MODE: write standard input to the file, unless it exists.
 keep() {
     if [ -e "secrets/$1" ]; then
         cat > /dev/null
@@ -48,7 +48,7 @@ keep() {
 
 secret | keep postgres-password 644
 secret | keep grafana-password 644
-# Not mounted anywhere; redis.conf and fabric-server.toml are made of it.
+# Not mounted anywhere; redis.conf and fabric-server.toml contain it.
 secret | keep redis-password 600
 postgres=$(cat secrets/postgres-password)
 redis=$(cat secrets/redis-password)

@@ -5,21 +5,21 @@
 #     docker/test.sh server     the first only
 #     docker/test.sh stack      the second only
 #
-# It uses the Docker engine that runs, or starts one for itself (as root) and ends it.  Where no
-# registry can be reached, as is assumed unless OFFICIAL=1, it makes a base image with debootstrap and
-# stands PostgreSQL, Redis and Kafka in with Debian's packages and Maven's jars.  What it fetched stays
-# in .cache/docker for the next time.
+# It uses the running Docker engine, or starts one for itself (as root) and ends it.  Unless OFFICIAL=1,
+# it assumes that no registry can be reached: it makes a base image with debootstrap, and replaces the
+# images of PostgreSQL, Redis and Kafka with Debian's packages and Maven's jars.  Downloads stay in
+# .cache/docker for the next time.
 #
-#     OFFICIAL=1            take python, PostgreSQL, Redis and Kafka from the registry, as users do
+#     OFFICIAL=1            pull python, PostgreSQL, Redis and Kafka from the registry, as users do
 #     BASE=image            the base of our images, instead of one made with debootstrap
 #     KEEP=1                leave containers and engine as they are at the end
-#     PIP_CERT, PIP_INDEX_URL, PIP_CONFIG_FILE    are handed to pip inside the builds
+#     PIP_CERT, PIP_INDEX_URL, PIP_CONFIG_FILE    are passed to pip inside the builds
 #
-# Exit code 0: all of it works; 1: something does not; 2: it can't be tried here.
+# Exit code 0: all tests passed; 1: a test failed; 2: the tests can't run here.
 set -eu
 cd "$(dirname "$0")/.."
 
-COMPOSE_VERSION=v2.40.3 # built where Docker comes without it, as from Debian
+COMPOSE_VERSION=v2.40.3 # built if Docker comes without it, as Debian's does
 what=${1:-all}
 case $what in all | server | stack) ;; *)
     echo "test.sh: 'server', 'stack' or nothing, not '$what'." >&2
@@ -33,9 +33,9 @@ mkdir -p "$cache"
 began=$(date +%s)
 project=fabric-test
 export COMPOSE_PROJECT_NAME=$project
-engine= # our own: the process's id
+engine= # process id of our own Docker engine
 
-# ── telling ───────────────────────────────────────────────────────────────────────────────────────
+# ── output ────────────────────────────────────────────────────────────────────────────────────────
 
 step() {
     printf '%4ds  %s\n' $(($(date +%s) - began)) "$*"
@@ -79,14 +79,14 @@ until_true() {
     until "$@" > "$work/out" 2>&1; do
         if [ "$(date +%s)" -ge "$end" ]; then
             cat "$work/out" >&2
-            fail "waited in vain: $waited_for"
+            fail "timed out: $waited_for"
         fi
         sleep 0.5
     done
     step "  ok: $waited_for"
 }
 
-# ── leaving nothing behind ────────────────────────────────────────────────────────────────────────
+# ── cleaning up ───────────────────────────────────────────────────────────────────────────────────
 
 containers=
 volumes=
@@ -346,13 +346,13 @@ answered() {
     ask "$1" "$2" && grep -q "$2" "$work/answer" && [ "$(tail -n 2 "$work/answer" | head -n 1)" = "data: [DONE]" ]
 }
 
-operator() { # operator PATH: asks the api port with a management key
+operator() { # operator PATH: request to the API port with a management key
     printf 'Authorization: Bearer %s\n' "$management" > "$work/header"
     curl --silent --show-error --fail --max-time 20 --cacert "$work/ca.pem" --header "@$work/header" \
         "https://localhost:$api_port$1"
 }
 
-ledger_has() { # ledger_has COUNT: so many requests that went well
+ledger_has() { # ledger_has COUNT: so many successful requests
     operator '/api/v1/requests?outcome=ok' > "$work/ledger" &&
         python3 -c 'import json, sys; sys.exit(len(json.load(sys.stdin)["data"]) != int(sys.argv[1]))' "$1" < "$work/ledger"
 }
@@ -376,7 +376,7 @@ run_node() {
 
 stop_node() {
     docker stop -t 30 "$project-node" > /dev/null
-    expect "the node ends by itself when told to" exited_well "$project-node"
+    expect "the node exits on SIGTERM" exited_well "$project-node"
     docker rm --force --volumes "$project-node" "$project-echo" > /dev/null
     docker volume rm "$project-node" > /dev/null
 }
@@ -422,8 +422,8 @@ test_server() {
     asking=$!
     sleep 0.5
     docker stop -t 70 "$name" > /dev/null
-    wait "$asking" || fail "an answer under way when the server is told to stop"
-    expect "an answer under way is finished when the server is told to stop" grep -qF "[DONE]" "$work/answer"
+    wait "$asking" || fail "a running answer when the server is stopped"
+    expect "a running answer is finished when the server is stopped" grep -qF "[DONE]" "$work/answer"
     expect "and the server ends by itself" exited_well "$name"
     docker start "$name" > /dev/null
     until_true 60 "it starts again with what it had" answered "$key" "Again-$began"
@@ -444,7 +444,7 @@ ledger_in_postgres() { # ledger_in_postgres COUNT
     [ "$(in_postgres "SELECT count(*) FROM ledger WHERE outcome = 'ok' AND model = 'echo'")" = "$1" ]
 }
 
-told_by_kafka() { # how far the consumer has come in the ledger's topic is remembered by Kafka
+committed_in_kafka() { # the consumer's group has committed offsets in the ledger's topic
     compose exec -T kafka sh -c 'ls /var/lib/kafka/data' | grep -q '^request-ledger-'
 }
 
@@ -491,7 +491,7 @@ END
     run_node "$(sed -n 's/.*fabric-client join \(fjt1_[^ ]*\).*/\1/p' "$work/up.log")"
     until_true 30 "a streamed answer, over TLS" answered "$key" "Word-$began"
     until_true 60 "its row has come to PostgreSQL" ledger_in_postgres 1
-    expect "by way of Kafka's topic request-ledger" told_by_kafka
+    expect "it came through Kafka's topic request-ledger" committed_in_kafka
     until_true 10 "the api port shows it" ledger_has 1
     operator /metrics > "$work/metrics.stack"
     compose exec -T consumer python -c \
@@ -502,7 +502,7 @@ END
     until_true 30 "an answer while the consumer is away" answered "$key" "Away-$began"
     expect "is not in PostgreSQL yet" ledger_in_postgres 1
     compose start consumer > /dev/null 2>&1
-    until_true 90 "its row comes when the consumer is back" ledger_in_postgres 2
+    until_true 90 "its row arrives when the consumer is back" ledger_in_postgres 2
     compose stop redis kafka > /dev/null 2>&1
     until_true 30 "an answer while Redis and Kafka are away" answered "$key" "Alone-$began"
     compose start redis kafka > /dev/null 2>&1

@@ -1,12 +1,12 @@
 #!/bin/sh
-# From a checkout to the first token: builds the images, starts the stack, makes a key and a join
-# token, and says what to do with them.
+# From a checkout to the first token: builds the images, starts the stack, creates a key and a join
+# token, and prints how to use them.
 #
 #     docker/up.sh [--monitoring] [ADDRESS]
 #
 # ADDRESS is the public name or IP address of this machine; it is needed the first time only.  Run
-# it again after an update: what is there is kept, and no second key is made.  With FABRIC_NO_BUILD=1
-# it takes the images that are there, as built with `docker build`.
+# it again after an update: existing files are kept, and no second key is created.  With
+# FABRIC_NO_BUILD=1 it uses existing images, as built with `docker build`.
 set -eu
 cd "$(dirname "$0")"
 
@@ -25,7 +25,7 @@ server() {
     compose exec -T server "$@"
 }
 
-# As compose sees it: the environment, then .env, then what compose.yaml says.
+# setting NAME DEFAULT: as compose reads it, from the environment, then .env.
 setting() {
     given=$(printenv "$1" || sed -n "s/^$1=//p" .env)
     echo "${given:-$2}"
@@ -36,7 +36,7 @@ if [ -z "${FABRIC_NO_BUILD:-}" ]; then
 fi
 compose up --detach --wait --wait-timeout 300 postgres redis kafka server consumer
 
-# For curl and for Prometheus: who signed the server's certificate.
+# The CA of the server's certificate, for curl and for Prometheus.
 server cat /var/lib/fabric/certs/ca.pem > secrets/.ca.pem.new
 chmod 644 secrets/.ca.pem.new
 mv secrets/.ca.pem.new secrets/ca.pem
@@ -60,12 +60,12 @@ address=$(setting FABRIC_SERVER_ADDRESS "")
 
 cat << END
 
-The fabric is up. On the machine with the GPU (the token is good for one machine, for a day):
+The fabric is up. On the machine with the GPU (the token is valid for one machine and one day):
 
   fabric-client join $token
   fabric-client run
 
-Then ask, here, from the checkout:
+Then send a request from this checkout:
 
   curl --no-buffer --cacert docker/secrets/ca.pem https://${address%%,*}:$(setting FABRIC_SERVER_PUBLIC_PORT 18080)/v1/chat/completions \\
     -H "Authorization: Bearer \$(cat docker/secrets/first.key)" -H 'Content-Type: application/json' \\

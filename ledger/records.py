@@ -59,7 +59,7 @@ class LedgerEntry(Struct, frozen=True, gc=False):
     bytes_in: int
     bytes_out: int
     route: str = ""
-    """Why the last engine asked was chosen, as ``x-fabric-route`` says it."""
+    """Why the last engine was chosen, as in ``x-fabric-route``."""
     continued: int = 0
     """How many times the answer went on at another node."""
 

@@ -108,7 +108,7 @@ class LedgerReports:
         """
         for name in by:
             if name not in _GROUPS:
-                raise ValueError(f"usage is not kept by '{name}'; it is by {', '.join(GROUPS)}")
+                raise ValueError(f"usage can't be grouped by '{name}'; use {', '.join(GROUPS)}")
         groups = ", ".join(_GROUPS[name] for name in by)
         sums = ", ".join(
             f"CAST(COALESCE(SUM({what}), 0) AS BIGINT)"
