@@ -101,7 +101,7 @@ async def stored(url: str, table: str, count: int) -> float:
     connection = await asyncpg.connect(url)
     try:
         count_rows = f"SELECT COUNT(*) FROM {table}"
-        while await connection.fetchval(count_rows) < count:  # noqa: ASYNC110 - no one would tell
+        while await connection.fetchval(count_rows) < count:  # noqa: ASYNC110 - there is no notification
             await asyncio.sleep(0.05)
         return time.perf_counter()
     finally:

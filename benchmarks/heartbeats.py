@@ -2,8 +2,9 @@
 
     python -m benchmarks.heartbeats [NODES] [SECONDS]
 
-With PostgreSQL, Redis and Kafka, as whoever has so many nodes would.  The nodes are links only, in
-one process: no engines, no tunnels.  What is told is the server's CPU and memory once all stand.
+With PostgreSQL, Redis and Kafka, as an operator with so many nodes would use.  The nodes are links
+only, in one process: no engines, no tunnels.  The result is the server's CPU and memory once all
+are registered.
 """
 
 from __future__ import annotations

@@ -46,11 +46,11 @@ LOG_END = 3000
 APT = ("apt-get", "-qy", "-o", "DPkg::Lock::Timeout=300")
 
 # Linux gives outgoing connections ports from 32768 on.  A port below is not taken by one of them
-# while its server is down, and nobody who dials it over and over can end up talking to himself.
+# while its server is down, and a client that dials it repeatedly can't connect to itself.
 # Above are Fabric's own ports; 10000 further, a Redis cluster has its bus.
 PORTS = range(19000, 22700)
 
-# The end of its input tells it of the end of its parent, however that came about.
+# The end of its input shows that its parent has ended, for whatever reason.
 GUARD = """
 import contextlib, sys, psutil
 watched = {}
@@ -68,12 +68,12 @@ for process in watched.values():
 
 
 class MissingProgram(RuntimeError):
-    """A server can't be started here; says what to install or to set."""
+    """A server can't be started here; the text says what to install or to set."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """A server that somebody else runs."""
+    """A server that runs already, outside of the tests."""
 
     url: str
 
@@ -151,7 +151,7 @@ class Daemon:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
         process.wait()
-        # Children are somebody else's to bury now; a dead one holds no port and no memory.
+        # Its children now belong to init; a dead one holds no port and no memory.
         until(lambda: not any(map(alive, children)), 5, f"the children of {root} still live")
         self._ended()
 
@@ -206,16 +206,18 @@ class Daemon:
         while process.poll() is None and time.monotonic() < deadline:
             if self._ready():
                 return
-            time.sleep(POLL_SECONDS)  # no server tells when it is ready, but Kafka in its log
+            time.sleep(POLL_SECONDS)  # no server reports when it is ready, but Kafka in its log
         code = process.poll()
         if code is None:
             self.kill()
         else:
             self._ended()
         how = f"in {self.start_seconds:g} s" if code is None else f"and ended with {code}"
-        raise RuntimeError(f"{self.name} did not start {how}; it said:\n{self._said()[-LOG_END:]}")
+        raise RuntimeError(
+            f"{self.name} did not start {how}; its output:\n{self._output()[-LOG_END:]}"
+        )
 
-    def _said(self) -> str:
+    def _output(self) -> str:
         """The log since the latest start."""
         with self.log.open("rb") as log:
             log.seek(self._log_begin)
@@ -306,7 +308,7 @@ def ports() -> Iterator[int]:
 
 
 def free_port(*beside: int) -> int:
-    """A port of 127.0.0.1 that nobody uses, nor those `beside` it; never the same one twice."""
+    """Return a free port of 127.0.0.1, as are those `beside` it; never the same one twice."""
     for port in itertools.islice(ports(), len(PORTS)):
         with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
             for offset in (0, *beside):
@@ -316,7 +318,7 @@ def free_port(*beside: int) -> int:
 
 
 def answers(port: int) -> bool:
-    """Whether somebody accepts connections there."""
+    """Return whether connections are accepted there."""
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
     except OSError:
@@ -362,10 +364,12 @@ def provide(kind: str, what: str, find: Callable[[], str | None], *packages: str
 
 
 def install(packages: Sequence[str]) -> str:
-    """What apt-get said.  Debian may start a server that it installs, on the server's usual port;
-    nobody here uses that one."""
+    """Run apt-get; return its output.
+
+    Debian may start a server that it installs, on the server's usual port, which no test uses.
+    """
     print(f"installing {' '.join(packages)}", file=sys.stderr, flush=True)
-    said = ""
+    output = ""
     # The lists are fetched only if it does not work with those that are there.
     for words in (("install",), ("update",), ("install",)):
         names = () if words == ("update",) else ("--no-install-recommends", *packages)
@@ -377,10 +381,10 @@ def install(packages: Sequence[str]) -> str:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        said = done.stdout
+        output = done.stdout
         if words == ("install",) and done.returncode == 0:
             break
-    return said
+    return output
 
 
 # ── fixtures ────────────────────────────────────────────────────────────────────────────────────

@@ -94,7 +94,7 @@ def _run(directory: Path, *command: str) -> None:
     )
     if done.returncode:
         raise MissingProgram(
-            f"a client for the tests can't be installed; {_shown(command)} said:\n"
+            f"a client for the tests can't be installed; {_shown(command)} printed:\n"
             f"{done.stdout[-LOG_END:]}"
         )
 

@@ -68,7 +68,7 @@ class Direction:
                     self.frames.append((time.monotonic() + self.delay, frame))
 
     def deliver(self) -> float:
-        """Hands over what is due, and says when the next frame is."""
+        """Deliver due frames; return when the next one is due."""
         while self.frames and self.frames[0][0] <= time.monotonic():
             with contextlib.suppress(
                 OSError

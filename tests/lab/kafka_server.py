@@ -5,7 +5,7 @@
         kafka.kill()                       # and start() again: what was acknowledged is still there
 
 The first use on a machine fetches the broker's jars with Maven, 46 MB.  Topics are not made by
-using them: whoever needs one makes it.
+using them: a test that needs one creates it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ POM = Path(__file__).with_name("kafka-pom.xml")
 JAVA = ("-Xms64m", "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 LOGGING = {
     "defaultLogLevel": "warn",
-    "log.kafka.server.KafkaRaftServer": "info",  # says READY
+    "log.kafka.server.KafkaRaftServer": "info",  # logs READY
     "showDateTime": "true",
     "dateTimeFormat": "HH:mm:ss.SSS",
 }
@@ -142,6 +142,6 @@ def fetch(home: Path) -> None:
             raise MissingProgram(
                 "Kafka's jars could not be fetched. Let Maven reach a repository, or set "
                 "FABRIC_TEST_KAFKA_URL to the URL of a broker for those tests that do it no harm; "
-                f"Maven said:\n{done.stdout[-LOG_END:]}"
+                f"Maven's output:\n{done.stdout[-LOG_END:]}"
             )
         (Path(work) / "jars").rename(home)

@@ -59,7 +59,7 @@ class LlamaServer:
         await asyncio.to_thread(self._wait_until_idle, time.monotonic() + timeout)
 
     def _wait_until_idle(self, deadline: float) -> None:
-        while self.busy():  # asked again and again: nothing would tell
+        while self.busy():  # polled: there is no notification
             if time.monotonic() > deadline:
                 raise TimeoutError("llama-server is still generating")
             time.sleep(0.01)
@@ -87,7 +87,7 @@ class LlamaServer:
                     pass  # listening, but still loading the model
             time.sleep(0.01)
         self.stop()
-        raise RuntimeError(f"llama-server did not start; it said:\n{log.read_text()[-2000:]}")
+        raise RuntimeError(f"llama-server did not start; its log:\n{log.read_text()[-2000:]}")
 
     def stop(self) -> None:
         process, self._process = self._process, None

@@ -35,7 +35,7 @@ SETTINGS = {
     "shared_buffers": "32MB",
     "lc_messages": "C",  # the log is read
 }
-# Not `synchronous_commit`: without it a commit may be in nobody's memory but the server's.
+# Not `synchronous_commit`: without it a commit may be in the server's memory only.
 NOT_DURABLE = {"fsync": "off", "full_page_writes": "off"}
 MAY_WRITE = "SET default_transaction_read_only = off"
 READY = "database system is ready to accept connections"
@@ -83,7 +83,7 @@ class PostgresServer(Daemon):
             said, _ = process.communicate()
         if process.returncode:
             shutil.rmtree(data)
-            raise RuntimeError(f"initdb failed; it said:\n{said.decode(errors='replace')}")
+            raise RuntimeError(f"initdb failed:\n{said.decode(errors='replace')}")
 
     def _command(self) -> Sequence[str]:
         return [program("postgres"), *(f"--{name}={self.settings[name]}" for name in self.settings)]
@@ -112,7 +112,7 @@ class PostgresServer(Daemon):
 
 
 class GivenPostgres:
-    """A server that somebody else runs; leaves nothing behind there."""
+    """A server that runs already; databases made there are dropped again."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -143,14 +143,14 @@ def create_database(url: str) -> str:
 
 
 def execute(url: str, *statements: str) -> Any:
-    """What the last of them tells.  Also works below a running event loop, which it blocks."""
+    """Return the value of the last statement; works in a running event loop, which it blocks."""
 
     async def run() -> Any:
         connection = await asyncpg.connect(url)
         try:
             for statement in statements:
-                told = await connection.fetchval(statement)
-            return told
+                value = await connection.fetchval(statement)
+            return value
         finally:
             await connection.close()
 

@@ -98,13 +98,13 @@ class RedisServer(Daemon):
         try:
             return bool(self.ask("PING"))
         except (redis.ConnectionError, redis.TimeoutError):
-            return False  # not listening yet, or reading its data, which it says by an error
+            return False  # not listening yet, or loading its data, which is an error
 
 
 class Sentinel(RedisServer):
     """Watches `master`, and makes its replica the master two or three seconds after it went.
 
-    The old one is told to be the replica some ten seconds after it came back.
+    The old one becomes the replica some ten seconds after it came back.
     """
 
     name = "sentinel"
@@ -185,7 +185,7 @@ class RedisSentinel(Group):
         return ("127.0.0.1", self.sentinel.port)
 
     def master_port(self) -> int:
-        """As the sentinel tells all clients now."""
+        """The port that the sentinel gives clients now."""
         state = as_dict(self.sentinel.ask("SENTINEL", "MASTER", self.group))
         return int(state["port"])
 
@@ -234,7 +234,7 @@ class ClusterNode(RedisServer):
 
 
 def as_dict(words: Sequence[str]) -> dict[str, str]:
-    """A sentinel tells names and values in turn."""
+    """Parse a sentinel's reply: names and values in turn."""
     return dict(zip(words[::2], words[1::2], strict=True))
 
 

@@ -260,7 +260,7 @@ async def test_kafka_comes_back_with_what_it_acknowledged_and_falls_silent(tmp_p
 
 
 class Broken(Daemon):
-    """Says a word and ends, or stays and never gets ready."""
+    """Print a line and exit, or stay and never get ready."""
 
     name = "broken"
     start_seconds = 0.5
@@ -283,7 +283,7 @@ class Broken(Daemon):
 def test_a_server_that_does_not_start_says_why(tmp_path: Path, script: str, how: str) -> None:
     server = Broken(tmp_path, script)
     for _ in range(2):  # the first failure is not in the way of another try
-        with pytest.raises(RuntimeError, match=rf"{how}; it said:\noh dear\n$"):
+        with pytest.raises(RuntimeError, match=rf"{how}; its output:\noh dear\n$"):
             server.start()
     server.stop()
 

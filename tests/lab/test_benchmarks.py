@@ -27,8 +27,8 @@ def engine(site: Site) -> str:
 
 
 def load(site: Site, *words: str) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads(site.run([sys.executable, "-m", "benchmarks.load", *words]))
-    return told
+    result: dict[str, Any] = json.loads(site.run([sys.executable, "-m", "benchmarks.load", *words]))
+    return result
 
 
 @pytest.mark.parametrize(
@@ -43,15 +43,15 @@ def load(site: Site, *words: str) -> dict[str, Any]:
 def test_load_finds_nothing_wrong_with_the_mock_engine(
     site: Site, engine: str, words: tuple[str, ...]
 ) -> None:
-    told = load(site, words[0], engine, *words[1:])
-    assert told["requests"] > 0
-    assert (told["wrong"], told["lost"], told["refused"]) == (0, 0, 0), told["problem"]
+    result = load(site, words[0], engine, *words[1:])
+    assert result["requests"] > 0
+    assert (result["wrong"], result["lost"], result["refused"]) == (0, 0, 0), result["problem"]
 
 
 def test_paced_streams_keep_their_pace(site: Site, engine: str) -> None:
-    told = load(site, "paced", engine, "--seconds", "0.5", "--concurrency", "10")
-    assert told["events"] == 10 * 50
-    assert told["gap_p50_ms"] == pytest.approx(10, abs=2)
+    result = load(site, "paced", engine, "--seconds", "0.5", "--concurrency", "10")
+    assert result["events"] == 10 * 50
+    assert result["gap_p50_ms"] == pytest.approx(10, abs=2)
 
 
 @pytest.mark.parametrize(
@@ -65,5 +65,5 @@ def test_paced_streams_keep_their_pace(site: Site, engine: str) -> None:
 async def test_load_tells_what_is_wrong(site: Site, plan: Plan, kind: str) -> None:
     async with ScriptedEngine() as engine:
         engine.plan = plan
-        told = await asyncio.to_thread(load, site, "probe", engine.url, "--stream")
-        assert told[kind] == 1
+        result = await asyncio.to_thread(load, site, "probe", engine.url, "--stream")
+        assert result[kind] == 1

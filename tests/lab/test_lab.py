@@ -122,7 +122,7 @@ def llama() -> Iterator[LlamaServer]:
 
 
 @pytest.mark.parametrize(
-    ("path", "ask", "told"),
+    ("path", "ask", "expected"),
     [
         ("/v1/chat/completions", {**CHAT, "max_tokens": 8}, '"role":"assistant"'),
         ("/v1/completions", {"model": "tiny", "prompt": "To", "max_tokens": 8}, '"text":'),
@@ -130,11 +130,11 @@ def llama() -> Iterator[LlamaServer]:
     ],
 )
 async def test_llama_server_answers(
-    llama: LlamaServer, http: aiohttp.ClientSession, path: str, ask: object, told: str
+    llama: LlamaServer, http: aiohttp.ClientSession, path: str, ask: object, expected: str
 ) -> None:
     async with http.post(llama.url + path, json=ask) as answer:
         assert answer.status == 200
-        assert told in await answer.text()
+        assert expected in await answer.text()
 
 
 async def test_llama_server_goes_on_until_it_is_hung_up_on(
