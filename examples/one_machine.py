@@ -1,14 +1,14 @@
-# ruff: noqa: T201 - it is for printing
-"""The whole fabric on one machine, with the commands that anybody would type: ``make run``.
+# ruff: noqa: T201 - its output is for people
+"""The whole fabric on one machine, by the commands that an operator would type: ``make run``.
 
     fabric-server up                          in .fabric/server
-    fabric-server keys create "make run"      kept in .fabric/key for the next time
+    fabric-server keys create "make run"      stored in .fabric/key for the next run
     fabric-server nodes invite
     fabric-client join -                      in .fabric/node, once
     fabric-client run                         with the engines found here, or a demo
 
-Then it asks one question and stays until Ctrl-C, which ends all of it.  Settings of server and node
-come from the environment, as in ``FABRIC_SERVER_PUBLIC_PORT=28080 make run``.
+Then it sends one chat request, and runs until Ctrl-C, which stops everything.  Settings of server
+and node come from the environment, as in ``FABRIC_SERVER_PUBLIC_PORT=28080 make run``.
 """
 
 from __future__ import annotations
@@ -45,49 +45,49 @@ from runtime.settings import SettingsError
 QUESTION = "Say hello in one short sentence."
 START_SECONDS = 30.0
 STOP_SECONDS = 90.0
-"""More than server and node give to what is running."""
+"""More than the time that server and node give to running requests."""
 
 
-class Trouble(Exception):
-    """Why it can't go on: a sentence for the user."""
+class StepFailed(Exception):
+    """A step that failed; ``str()`` is a sentence for the user."""
 
 
 async def main(data: Path, signals: Signals) -> None:
-    story = asyncio.ensure_future(tell(data))
+    running = asyncio.ensure_future(run_steps(data))
     stop = asyncio.ensure_future(signals.stop.wait())
-    await asyncio.wait((story, stop), return_when=asyncio.FIRST_COMPLETED)
-    if not story.done():
+    await asyncio.wait((running, stop), return_when=asyncio.FIRST_COMPLETED)
+    if not running.done():
         print("\nStopping.", flush=True)
-        story.cancel()
+        running.cancel()
     stop.cancel()
     with suppress(asyncio.CancelledError):
-        await story
+        await running
 
 
-async def tell(data: Path) -> None:
-    """Everything, in order; what was started is ended in the opposite order."""
+async def run_steps(data: Path) -> None:
+    """Run every step; programs are stopped in the reverse order of their start."""
     async with AsyncExitStack() as stack:
         logs = data / "server.log", data / "node.log"
         up = ("fabric_server", "up", "--json", "--data", f"{data}/server")
         server = await stack.enter_async_context(program(logs[0], *up))
-        ready = await told_ready(server, logs[0])
+        ready = await read_ready(server, logs[0])
         key = await key_for(data)
         await join(data, ready)
         engines, model = await find_engines(data, stack)
-        # It is here to be seen, on battery too.
+        # A demo should run on battery, too.
         flags = ("--data", f"{data}/node", "--no-pause-on-battery")
         run = ("fabric_client", "run", *flags, *engines)
         node = await stack.enter_async_context(program(logs[1], *run))
         url = ready["local_url"]
-        await model_served(url, key, model, node, logs[1])
-        explain(ready, key, model, data)
-        await ask(url, key, model)
+        await wait_for_model(url, key, model, node, logs[1])
+        print_summary(ready, key, model, data)
+        await send_request(url, key, model)
         print(f"\nRunning until Ctrl-C. Logs: {logs[0]}, {logs[1]}", flush=True)
         ends = [asyncio.ensure_future(one.wait()) for one in (server, node)]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         for end, log in zip(ends, logs, strict=True):
             if end.done():
-                raise Trouble(last_words(log))
+                raise StepFailed(last_line(log))
 
 
 # ── programs ──────────────────────────────────────────────────────────────────────────────────
@@ -95,7 +95,7 @@ async def tell(data: Path) -> None:
 
 @asynccontextmanager
 async def program(log: Path, *command: str) -> AsyncIterator[Process]:
-    """Runs beside us, its log in a file.  Ctrl-C reaches only us, so that we end it in turn."""
+    """Run a program with its log in a file.  Ctrl-C does not reach it: it is stopped in turn."""
     with log.open("wb") as file:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -109,7 +109,7 @@ async def program(log: Path, *command: str) -> AsyncIterator[Process]:
     try:
         yield process
     finally:
-        for timeouts in (STOP_SECONDS, 5.0):  # the second signal means: now
+        for timeouts in (STOP_SECONDS, 5.0):  # the second signal stops it at once
             if process.returncode is None:
                 process.terminate()
                 with suppress(TimeoutError, asyncio.CancelledError):
@@ -121,60 +121,62 @@ async def program(log: Path, *command: str) -> AsyncIterator[Process]:
 
 
 async def command(*words: str, stdin: str = "") -> str:
-    """Runs to its end; what it printed."""
+    """Run a command to its end, and return its output."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", *words, stdin=PIPE, stdout=PIPE, stderr=PIPE
     )
     out, error = await process.communicate(stdin.encode())
     if process.returncode:
-        raise Trouble(error.decode().strip())
+        raise StepFailed(error.decode().strip())
     return out.decode()
 
 
-async def told_ready(server: Process, log: Path) -> dict[str, Any]:
+async def read_ready(server: Process, log: Path) -> dict[str, Any]:
     assert server.stdout is not None
     try:
         async with asyncio.timeout(START_SECONDS):
             line = await server.stdout.readline()
     except TimeoutError:
-        raise Trouble(f"The server does not start; its log is {log}.") from None
+        raise StepFailed(f"The server did not start in time: see its log, {log}.") from None
     if not line:
         await server.wait()
-        raise Trouble(
-            f"{last_words(log)}\n(Settings come from the environment, as in "
+        raise StepFailed(
+            f"{last_line(log)}\n(Settings come from the environment, as in "
             "FABRIC_SERVER_PUBLIC_PORT=28080 make run.)"
         )
     ready: dict[str, Any] = json.loads(line)
     if ready["local_url"] is None:
-        raise Trouble("The setting host leaves out 127.0.0.1, at which make run asks its question.")
+        raise StepFailed(
+            "The setting host must include 127.0.0.1: make run sends its request there."
+        )
     return ready
 
 
-def last_words(log: Path) -> str:
-    """The sentence with which a program of ours ended."""
+def last_line(log: Path) -> str:
+    """Return the error that a program ended with."""
     lines = log.read_text(errors="replace").splitlines()
     if lines and not lines[-1].startswith("{"):
         return lines[-1]
-    return f"A program ended by itself; its log is {log}."
+    return f"A program ended unexpectedly: see its log, {log}."
 
 
 # ── steps ─────────────────────────────────────────────────────────────────────────────────────
 
 
 async def key_for(data: Path) -> str:
-    """The key of the last time, as long as it is good: only its hash is in the store."""
+    """Return the stored key if it still works, otherwise a new one."""
     file, server = data / "key", ("--data", f"{data}/server")
-    kept = file.read_text().strip() if file.exists() else ""
+    saved = file.read_text().strip() if file.exists() else ""
     listed = json.loads(await command("fabric_server", "keys", "list", "--json", *server))
-    if any(kept.startswith(one["prefix"]) and one["state"] == "good" for one in listed):
-        return kept
+    if any(saved.startswith(one["prefix"]) and one["state"] == "good" for one in listed):
+        return saved
     made = await command("fabric_server", "keys", "create", "make run", *server)
     write(file, made, secret=True)
     return made.strip()
 
 
 async def join(data: Path, ready: dict[str, Any]) -> None:
-    """Makes this machine a node of the server, unless it is one."""
+    """Make this machine a node of the server, unless it is one."""
     directory, server = data / "node", ("--data", f"{data}/server")
     listed = json.loads(await command("fabric_server", "nodes", "list", "--json", *server))
     with suppress(NotJoined):
@@ -193,7 +195,7 @@ async def join(data: Path, ready: dict[str, Any]) -> None:
 
 
 async def find_engines(data: Path, stack: AsyncExitStack) -> tuple[list[str], str]:
-    """Flags for the node, and a model to ask.  Without any model, the demo is started."""
+    """Return flags for the node and a model to use; start the demo engine if there is none."""
     environ = {name: value for name, value in os.environ.items() if name != TOKEN}
     settings = read(Config, PREFIX, environ=environ, flags={"data": data / "node"}, file=None)
     async with aiohttp.ClientSession() as session:
@@ -217,18 +219,18 @@ async def find_engines(data: Path, stack: AsyncExitStack) -> tuple[list[str], st
 
 
 def choose(reports: Sequence[EngineReport]) -> str | None:
-    """A model for chat: one that is loaded, else the smallest, because it will be loaded soon."""
+    """Return a chat model: a loaded one, else the smallest, which loads fastest."""
     models = [model for report in reports if report.healthy for model in report.models]
-    chatty = [
+    chat_models = [
         model
         for model in models
         if "embedding" not in model.capabilities and "embed" not in model.name.lower()
     ]
-    chatty.sort(key=lambda model: (not model.loaded, model.size or 0))
-    return chatty[0].name if chatty else None
+    chat_models.sort(key=lambda model: (not model.loaded, model.size or 0))
+    return chat_models[0].name if chat_models else None
 
 
-async def model_served(url: str, key: str, model: str, node: Process, log: Path) -> None:
+async def wait_for_model(url: str, key: str, model: str, node: Process, log: Path) -> None:
     headers = {"authorization": f"Bearer {key}"}
     give_up = time.monotonic() + START_SECONDS
     async with aiohttp.ClientSession(headers=headers) as session:
@@ -238,11 +240,11 @@ async def model_served(url: str, key: str, model: str, node: Process, log: Path)
                     return
             await asyncio.sleep(0.1)
     if node.returncode is not None:
-        raise Trouble(last_words(log))
-    raise Trouble(f"The node does not offer '{model}'; its log is {log}.")
+        raise StepFailed(last_line(log))
+    raise StepFailed(f"The node does not serve '{model}': see its log, {log}.")
 
 
-def explain(ready: dict[str, Any], key: str, model: str, data: Path) -> None:
+def print_summary(ready: dict[str, Any], key: str, model: str, data: Path) -> None:
     body = {
         "model": model,
         "stream": True,
@@ -268,8 +270,8 @@ Another node:        {shown}/fabric-server nodes invite --data {data}/server
 > {QUESTION}""")
 
 
-async def ask(url: str, key: str, model: str) -> None:
-    """Prints the answer as it comes."""
+async def send_request(url: str, key: str, model: str) -> None:
+    """Send the request, and print the response while it streams."""
     body = {"model": model, "stream": True, "messages": [{"role": "user", "content": QUESTION}]}
     headers = {"authorization": f"Bearer {key}"}
     timeout = aiohttp.ClientTimeout(total=None)
@@ -283,11 +285,11 @@ async def ask(url: str, key: str, model: str) -> None:
         async for line in answer.content:
             text = line.decode().strip().removeprefix("data: ")
             if text.startswith("{"):
-                print(said(json.loads(text)), end="", flush=True)
+                print(text_of(json.loads(text)), end="", flush=True)
     print()
 
 
-def said(chunk: dict[str, Any]) -> str:
+def text_of(chunk: dict[str, Any]) -> str:
     if "error" in chunk:
         return f"\n{chunk['error']['message']}"
     deltas = [choice["delta"] for choice in chunk["choices"]]
@@ -296,13 +298,13 @@ def said(chunk: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Starts the whole fabric on this machine.")
-    parser.add_argument("--data", type=Path, default=Path(".fabric"), help="where it keeps things")
+    parser = argparse.ArgumentParser(description="Start the whole fabric on this machine.")
+    parser.add_argument("--data", type=Path, default=Path(".fabric"), help="directory for all data")
     directory: Path = parser.parse_args().data
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         code = run(lambda signals: main(directory, signals))
-    except (Trouble, SettingsError) as trouble:
-        print(trouble, file=sys.stderr)
+    except (StepFailed, SettingsError) as failure:
+        print(failure, file=sys.stderr)
         sys.exit(2)
     sys.exit(0 if code == INTERRUPTED else code)

@@ -37,7 +37,7 @@ app.add_typer(db.app, name="db")
 @app.command(epilog=about_settings(PREFIX))
 @takes_settings(Config, PREFIX)
 def check_config(settings: Config, json: Json = False) -> None:
-    """Show every setting, its value and where the value comes from."""
+    """Show all settings, with their values and sources."""
     described = describe(settings)
     if json:
         say_json([{"name": n, "value": value, "source": source} for n, value, source in described])

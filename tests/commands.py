@@ -1,4 +1,4 @@
-"""Our programs as users have them: processes with a command line, an environment and a home."""
+"""The programs as processes, each with a command line, an environment and a home."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from types import TracebackType
 from typing import Any, Self
 
 PATIENCE = 30.0
-"""Seconds until a program that should have said or done something fails the test."""
+"""Timeout for a program to print or do something, in seconds."""
 
 FREE_PORTS = tuple(f"--{name}-port=0" for name in ("control", "proxy", "public", "api"))
 
 
 class Shell:
-    """Runs ``fabric-server`` and ``fabric-client`` with a home of their own, and no settings."""
+    """Runs our programs with a home of its own and default settings."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -28,13 +28,13 @@ class Shell:
         self.node_data = home / ".fabric" / "node"
         self.environ = {k: v for k, v in os.environ.items() if not k.startswith("FABRIC_")}
         self.environ |= {"HOME": str(home), "COLUMNS": "80"}
-        # Whoever runs the tests may do so on battery.
+        # The machine that runs the tests may be on battery.
         self.environ["FABRIC_NODE_PAUSE_ON_BATTERY"] = "false"
 
     def call(
         self, *words: str, stdin: str = "", environ: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """``call("fabric-server", "keys", "list")``, to its end."""
+        """Run a command to its end: ``call("fabric-server", "keys", "list")``."""
         return subprocess.run(
             _command(words),
             input=stdin,
@@ -46,7 +46,7 @@ class Shell:
         )
 
     def ok(self, *words: str, stdin: str = "") -> str:
-        """What it printed; fails the test when the command did not work."""
+        """Run a command that must succeed, and return its output."""
         done = self.call(*words, stdin=stdin)
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -58,7 +58,7 @@ class Shell:
         return Program(_command(words), {**self.environ, **(environ or {})}, self.home)
 
     def server(self, *flags: str) -> Program:
-        """A server on free ports of loopback; ``ready`` tells them."""
+        """Start a server on free ports of loopback; ``ready`` returns them."""
         return self.start(
             "fabric-server",
             "up",
@@ -70,7 +70,7 @@ class Shell:
 
 
 class Program:
-    """One that runs on; ended, by force if need be, when the block is left."""
+    """A running program; killed at the end of the block if it still runs."""
 
     def __init__(self, command: list[str], environ: Mapping[str, str], directory: Path) -> None:
         self.process = subprocess.Popen(
@@ -109,24 +109,24 @@ class Program:
             stream.close()
 
     def line(self) -> str:
-        """The next line of standard output; empty at its end."""
+        """Return the next line of standard output; empty at its end."""
         return self._lines["out"].get(timeout=PATIENCE)
 
     def ready(self) -> Any:
-        """What the server said once it was."""
+        """Return the server's ready message."""
         line = self.line()
         assert line, "".join(self.rest_of_log())
         return json.loads(line)
 
     def logged(self, event: str) -> Any:
-        """The next line of the log with that event."""
+        """Return the next log line with that event."""
         while line := self._lines["error"].get(timeout=PATIENCE):
             if line.startswith("{") and (fields := json.loads(line))["event"] == event:
                 return fields
         raise AssertionError(f"the log ended without '{event}'")
 
     def rest_of_log(self) -> list[str]:
-        """What standard error still holds, to its end: the program has to end, too."""
+        """Return the rest of standard error, once the program has ended."""
         return list(iter(lambda: self._lines["error"].get(timeout=PATIENCE), ""))
 
     def signal(self, number: int) -> None:

@@ -60,6 +60,8 @@ class RunningNode:
 
 
 class Fabric:
+    """A server and its nodes; ``settings`` are the server's."""
+
     def __init__(self, directory: Path, **settings: Any) -> None:
         self.directory = directory
         self.config = Config(data=directory / "server", **{**QUICK, **settings})
@@ -105,7 +107,7 @@ class Fabric:
         await self.app.stop()
 
     async def restart(self) -> None:
-        """On the same ports."""
+        """Restart the server on the same ports."""
         ports = {f"{name}_port": port.port for name, port in self.app.listeners.items()}
         await self.stop()
         self.config = Config(
@@ -126,11 +128,11 @@ class Fabric:
         return f"https://127.0.0.1:{self.app.listeners['api'].port}"
 
     def trust(self) -> ssl.SSLContext:
-        """What a user needs to trust a server with a certificate of its own making."""
+        """Return a TLS context that trusts the server's own CA."""
         return ssl.create_default_context(cafile=str(self.app.tls.certificates.ca))
 
     async def ledger(self) -> list[LedgerEntry]:
-        """Every entry so far, newest first."""
+        """Return all ledger entries so far, newest first."""
         await self.app.backends.writer.flush()
         return list(await self.app.backends.store.requests(limit=1000))
 
@@ -141,7 +143,7 @@ class Fabric:
         return invitation.token
 
     async def enrol(self, name: str = "attic", *, via: str | None = None) -> Path:
-        """A joined node's directory; nothing runs yet.  ``via`` is the address that it dials."""
+        """Join a node, and return its directory.  ``via`` is the address that it dials."""
         directory = self.directory / f"node-{name}-{len(self.nodes)}"
         token = await self.invite(name)
         await join(token if via is None else redirected(token, via), directory, name=name)
@@ -155,7 +157,7 @@ class Fabric:
         via: str | None = None,
         **settings: Any,
     ) -> RunningNode:
-        """A node that runs, with its models routed to."""
+        """Join and run a node; return when it gets requests."""
         directory = await self.enrol(name, via=via)
         return await self.run_node(directory, *engines, name=name, slots=slots, **settings)
 
@@ -168,7 +170,7 @@ class Fabric:
         machine: Machine | None = None,
         **settings: Any,
     ) -> RunningNode:
-        # Whoever runs the tests may do so on battery.
+        # The machine that runs the tests may be on battery.
         settings = {"pause_on_battery": False, **settings}
         config = NodeConfig(data=directory, name=name, engine=engines, slots=slots, **settings)
         identity = Identity.load(directory)
@@ -180,7 +182,7 @@ class Fabric:
         return node
 
     async def routed(self, node_id: str, tunnels: int | None = None, timeout: float = 10) -> None:
-        """Returns when the node is registered with all its tunnels."""
+        """Wait until the node is registered with all its tunnels."""
         if tunnels is None:
             tunnels = self.config.tunnels
         async with asyncio.timeout(timeout):
@@ -188,17 +190,17 @@ class Fabric:
                 node = self.app.control_plane.registry.node(node_id)
                 if node is not None and len(node.tunnels) >= tunnels:
                     return
-                await asyncio.sleep(0.01)  # another side's doing, seen from here: no event for it
+                await asyncio.sleep(0.01)  # no event for it on this side
 
     def faults(self, host: str) -> FaultProxy:
-        """A way to this server that can be made to fail, on ``host``; to be entered."""
+        """Return a proxy to this server with faults, on ``host``; enter it."""
         names = ("api", "control", "proxy")
         return FaultProxy(host, {name: self.app.listeners[name].port for name in names})
 
     # ── users ─────────────────────────────────────────────────────────────────────────────────
 
     def openai(self, **settings: Any) -> openai.AsyncOpenAI:
-        """The official client, over TLS."""
+        """Return the official client, over TLS."""
         settings = {"max_retries": 0, "timeout": 60.0, **settings}
         return openai.AsyncOpenAI(
             base_url=f"{self.public}/v1",
@@ -208,7 +210,7 @@ class Fabric:
         )
 
     def user(self, key: str | None = None) -> aiohttp.ClientSession:
-        """A bare HTTP client of the public port, with the key."""
+        """Return a plain HTTP client of the public port, with the key."""
         return aiohttp.ClientSession(
             self.public,
             headers={"authorization": f"Bearer {self.key if key is None else key}"},

@@ -1,4 +1,4 @@
-"""What tests of jobs share: keys of accounts of their own, and patience."""
+"""Helpers for tests of jobs: keys of other accounts, waiting, and a client of ``/inference``."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ async def new_key(fabric: Fabric, account: str) -> NewKey:
 
 
 async def stranger(fabric: Fabric) -> aiohttp.ClientSession:
-    """A user of another account."""
+    """Return a client of another account."""
     return fabric.user((await new_key(fabric, "another")).text)
 
 
-async def eventually(condition: Callable[[], bool], timeouts: float = 20.0) -> None:
-    """For what another part does in its own time, and has no event for."""
-    async with asyncio.timeout(timeouts):
+async def eventually(condition: Callable[[], bool], timeout: float = 20.0) -> None:
+    """Wait for a condition that has no event."""
+    async with asyncio.timeout(timeout):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
 class User:
-    """Plain HTTP, as any program would."""
+    """A plain HTTP client that waits while the server is away."""
 
     def __init__(
         self, url: str, key: str, session: aiohttp.ClientSession, trust: Any = None
@@ -50,7 +50,7 @@ class User:
         await self._session.close()
 
     async def ask(self, method: str, path: str, **options: Any) -> Any:
-        """Until it is answered: the server may be away."""
+        """Send a request, again and again until it succeeds."""
         if self._trust is not None:
             options["ssl"] = self._trust
         while True:
@@ -104,12 +104,12 @@ class User:
         form.add_field("purpose", "batch")
         form.add_field("file", text.encode(), filename="in.jsonl")
         file = json.loads(await self.ask("POST", "/v1/files", data=form))
-        asked = {
+        new_batch = {
             "input_file_id": file["id"],
             "endpoint": "/v1/chat/completions",
             "completion_window": "24h",
         }
-        id: str = json.loads(await self.ask("POST", "/v1/batches", json=asked))["id"]
+        id: str = json.loads(await self.ask("POST", "/v1/batches", json=new_batch))["id"]
         return id
 
     async def ended(self, batch: str) -> Any:

@@ -1,4 +1,4 @@
-"""Servers one after the other, each with the data and the ports of the one before.
+"""Servers that take over from one another, with the same data and ports.
 
 async with Servers(tmp_path) as servers:
     successor = servers.successor()
@@ -15,6 +15,8 @@ from tests.stack import Alone
 
 
 class Servers(Alone):
+    """A server, and successors."""
+
     @property
     def url(self) -> str:
         return f"{self.public}/v1/chat/completions"
@@ -24,7 +26,7 @@ class Servers(Alone):
         return str(made["text"])
 
     async def fails(self, *words: str) -> str:
-        """What ``fabric-server …`` says on standard error when there is something to put right."""
+        """Run a command that must fail with exit code 2; return its error."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -34,6 +36,6 @@ class Servers(Alone):
             stdin=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
         )
-        _, said = await process.communicate()
-        assert process.returncode == 2, said.decode()
-        return said.decode()
+        _, error = await process.communicate()
+        assert process.returncode == 2, error.decode()
+        return error.decode()

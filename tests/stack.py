@@ -1,4 +1,4 @@
-"""The whole stack as processes of its own: PostgreSQL, Redis, Kafka, server, consumer, nodes.
+"""The whole stack as processes: PostgreSQL, Redis, Kafka, server, consumer and nodes.
 ``Alone`` is the server and its nodes without the rest.
 
 async with Stack(tmp_path) as stack:
@@ -35,7 +35,7 @@ READY = '"event":"ready"'
 
 
 class Part(Protocol):
-    """What can be killed, and comes back where it was."""
+    """A part of the stack that can be killed and started again."""
 
     async def start(self) -> None: ...
     async def kill(self) -> None: ...
@@ -43,7 +43,7 @@ class Part(Protocol):
 
 
 class Process:
-    """One of our programs; its log is read as it comes."""
+    """One of our programs, and its log."""
 
     def __init__(self, words: Sequence[str], environ: Mapping[str, str], ready: str) -> None:
         self._words = words
@@ -54,15 +54,15 @@ class Process:
         self._reading: asyncio.Task[None] | None = None
         self._from = 0
         self.lines: list[str] = []
-        """All that it ever said."""
+        """Output of all its starts."""
 
     async def start(self) -> None:
-        """Returns when it says that it is ready."""
+        """Start it, and wait until it is ready."""
         await self.begin()
         await self.said(self._ready)
 
     async def begin(self) -> None:
-        """Returns at once."""
+        """Start it without waiting."""
         self._from = len(self.lines)
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -76,7 +76,7 @@ class Process:
         self._reading = asyncio.create_task(self._read(self._process))
 
     async def said(self, text: str) -> str:
-        """The first line with ``text`` since it was last started, perhaps one still to come."""
+        """Wait for a line with ``text`` since the last start, and return it."""
         at = self._from
         try:
             async with asyncio.timeout(PATIENCE), self._news:
@@ -93,7 +93,7 @@ class Process:
 
     @property
     def code(self) -> int | None:
-        """How it ended."""
+        """The exit code; None while it runs."""
         assert self._process is not None
         return self._process.returncode
 
@@ -124,7 +124,7 @@ class Process:
                 await self._ended()
 
     async def ended(self) -> int:
-        """How it ended, once it has by itself."""
+        """Wait for its end, and return the exit code."""
         async with asyncio.timeout(PATIENCE):
             await self._ended()
         assert self.code is not None
@@ -146,7 +146,7 @@ class Process:
 
 
 class Backend:
-    """One of tests/lab's servers; what it does is waited for in a thread."""
+    """A server of tests/lab; its blocking calls run in threads."""
 
     def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon
@@ -162,8 +162,10 @@ class Backend:
 
 
 class Stack:
+    """All parts, started and stopped together."""
+
     def __init__(self, directory: Path, **settings: str) -> None:
-        """``settings`` of the server, as in its environment: ``spool_limit="2MiB"``."""
+        """``settings`` are the server's, as in its environment: ``spool_limit="2MiB"``."""
         self.directory = directory
         self.data = directory / "server"
         self.ports = {
@@ -211,12 +213,12 @@ class Stack:
         self._programs = ["server", "consumer"]
 
     def _urls(self) -> dict[str, str]:
-        """Settings that server and consumer have in common."""
+        """Return the settings that server and consumer share."""
         self.store_url = self.postgres.url
         return {"store": self.store_url, "bus": self.kafka.url, "wait_for_backends": "true"}
 
     def _own(self) -> dict[str, str]:
-        """Settings that only the server has."""
+        """Return the settings that only the server has."""
         return {"cache": self.redis.url}
 
     def _make_programs(self) -> None:
@@ -263,17 +265,17 @@ class Stack:
         return ssl.create_default_context(cafile=str(self.data / "certs" / "ca.pem"))
 
     def session(self) -> aiohttp.ClientSession:
-        """For asking this stack; to be closed."""
+        """Return a client of this stack; close it."""
         return aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=self.trust()))
 
     async def command(self, *words: str) -> Any:
-        """What ``fabric-server …`` prints with ``--json``."""
+        """Run ``fabric-server …`` with ``--json``, and return the output."""
         return json.loads(await self._run("fabric_server", *words, "--json"))
 
     async def join(
         self, engine: str, name: str = "attic", *flags: str, via: str | None = None
     ) -> Process:
-        """A node that runs and is registered.  ``via`` is the address that it dials."""
+        """Join and run a node; return when it is registered.  ``via`` is the address it dials."""
         data = self.node_data(name)
         token = (await self.command("nodes", "invite", "--name", name))["token"]
         token = token if via is None else redirected(token, via)
@@ -289,12 +291,12 @@ class Stack:
         return self.directory / f"node-{name}"
 
     def faults(self, host: str) -> FaultProxy:
-        """A way to the server that can be made to fail, on ``host``; to be entered."""
+        """Return a proxy to the server with faults, on ``host``; enter it."""
         names = ("api", "control", "proxy")
         return FaultProxy(host, {name: self.ports[name] for name in names})
 
     async def join_server(self, name: str) -> Process:
-        """One more server on the same back ends, with data and ports of its own."""
+        """Start another server on the same back ends, with data and ports of its own."""
         ports = self._servers[name] = {
             kind: free_port() for kind in ("control", "proxy", "public", "api")
         }
@@ -307,7 +309,7 @@ class Stack:
         return server
 
     def successor(self, settings: Mapping[str, str] | None = None) -> Process:
-        """One that takes over; to be started."""
+        """Return a server that takes over; start it."""
         return self.another({"takeover": "true", **(settings or {})})
 
     def another(self, settings: Mapping[str, str]) -> Process:
@@ -317,7 +319,7 @@ class Stack:
         return server
 
     async def ledger(self) -> list[str]:
-        """The request ids in it."""
+        """Return the request ids in the ledger."""
         store = await open_store(self.store_url)
         try:
             return [entry.request_id for entry in await store.requests(limit=1_000_000)]
@@ -325,13 +327,13 @@ class Stack:
             await store.close()
 
     def addresses(self, name: str) -> tuple[str, str]:
-        """The public and the API address of a server that has joined."""
+        """Return the public and the API address of a server started by ``join_server``."""
         ports = self._servers[name]
-        # Its certificate is of its own making: from loopback, it can be asked without.
+        # Plain HTTP, as loopback allows: the server has a CA of its own.
         return f"http://127.0.0.1:{ports['public']}", f"http://127.0.0.1:{ports['api']}"
 
     async def join_consumer(self) -> str:
-        """One more of the same group; returns where it tells its figures."""
+        """Start another consumer of the same group; return the URL of its metrics."""
         port = free_port()
         environ = {**self.environ, "FABRIC_CONSUMER_PORT": str(port)}
         consumer = Process(("consumer",), environ, READY)
@@ -356,7 +358,7 @@ class Stack:
 
 
 class Alone(Stack):
-    """With the embedded back ends."""
+    """A server with the embedded back ends, and nodes."""
 
     def _make_back_ends(self) -> None:
         self._programs = ["server"]

@@ -1,6 +1,6 @@
 #!/bin/sh
-# curl: FABRIC_URL, FABRIC_KEY and FABRIC_MODEL say whom to ask, and for what.
-# A server with a certificate of its own making: curl --cacert ca.pem, or CURL_CA_BUNDLE=ca.pem
+# curl: set FABRIC_URL, FABRIC_KEY and FABRIC_MODEL.
+# If the server has no public certificate: curl --cacert ca.pem, or CURL_CA_BUNDLE=ca.pem
 set -eu
 
 curl --fail-with-body -sSN "$FABRIC_URL/v1/chat/completions" \

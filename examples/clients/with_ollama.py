@@ -1,7 +1,7 @@
-# ruff: noqa: T201 - it is for printing
-"""ollama-python: FABRIC_URL, FABRIC_KEY and FABRIC_MODEL say whom to ask, and for what.
+# ruff: noqa: T201 - examples print
+"""ollama-python: set FABRIC_URL, FABRIC_KEY and FABRIC_MODEL.
 
-A server with a certificate of its own making: SSL_CERT_FILE=ca.pem
+If the server has no public certificate: SSL_CERT_FILE=ca.pem
 """
 
 import os

@@ -1,5 +1,5 @@
-// openai for Node.js: FABRIC_URL, FABRIC_KEY and FABRIC_MODEL say whom to ask, and for what.
-// A server with a certificate of its own making: NODE_EXTRA_CA_CERTS=ca.pem
+// openai for Node.js: set FABRIC_URL, FABRIC_KEY and FABRIC_MODEL.
+// If the server has no public certificate: NODE_EXTRA_CA_CERTS=ca.pem
 import OpenAI from "openai";
 
 const client = new OpenAI({

@@ -109,7 +109,7 @@ def list_(
     say_table(
         (
             "id",
-            "begins",
+            "prefix",
             "name",
             "account",
             "kind",

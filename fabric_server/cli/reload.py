@@ -28,6 +28,9 @@ def reload(settings: Config, json: Json = False) -> None:
     if json:
         say_json(result)
         return
-    say(f"Applied: {', '.join(result['applied']) or 'nothing has changed'}.")
+    if result["applied"]:
+        say(f"Applied: {', '.join(result['applied'])}.")
+    elif not result["needs_restart"]:
+        say("No setting has changed.")
     if result["needs_restart"]:
         say(f"Needs a restart (fabric-server up --takeover): {', '.join(result['needs_restart'])}.")
