@@ -51,7 +51,7 @@ def test_a_node_behind_nat_serves_a_server_far_away(lab: NatLab, tmp_path: Path)
 
 
 def ask(lab: NatLab, port: int, key: str) -> tuple[str, float]:
-    """The streamed answer, and seconds until its first byte, asked on the server's machine."""
+    """Return the streamed answer and the seconds until its first byte, on the server's machine."""
     url = f"http://127.0.0.1:{port}/v1/chat/completions"
     command = ["curl", "-sSN", "--fail-with-body", url, "-d", json.dumps(ASK)]
     deadline = time.monotonic() + 20

@@ -1,4 +1,4 @@
-"""A node is killed in the middle of its answer, and another one goes on with it: real processes."""
+"""A node is killed in the middle of an answer, and another node continues it: real processes."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ async def two_engines() -> AsyncIterator[tuple[ScriptedEngine, ScriptedEngine]]:
 
 
 async def replace(stack: Alone, first: Process, engine: str) -> None:
-    """Another node comes, and the first one is killed."""
+    """Start another node, and kill the first one."""
     await stack.join(engine, "second")
     await first.kill()
 
 
 @asynccontextmanager
-async def asked(
+async def ask(
     stack: Alone, body: Json, headers: dict[str, str]
 ) -> AsyncIterator[aiohttp.ClientResponse]:
     key = (await stack.command("keys", "create", "user"))["text"]
@@ -52,7 +52,7 @@ async def asked(
 
 
 async def ledger(stack: Alone) -> LedgerEntry:
-    """The one entry, which is written about a second after its request's end."""
+    """Return the one entry, which is written about a second after the request's end."""
     store = await open_store(stack.store_url)
     try:
         async with asyncio.timeout(10):
@@ -108,7 +108,7 @@ async def test_what_is_not_to_go_on_ends_with_an_error(tmp_path: Path, why: str)
     async with Alone(tmp_path) as stack, two_engines() as (one, other):
         first = await stack.join(one.url, "first")
         one.plan = Plan(chunks=[said, asyncio.Event()])
-        async with asked(stack, ASK, {} if why == "no header" else CONTINUE) as answer:
+        async with ask(stack, ASK, {} if why == "no header" else CONTINUE) as answer:
             await answer.content.readline()
             await replace(stack, first, other.url)
             last = (await answer.read()).splitlines()[-2]
@@ -121,14 +121,14 @@ async def test_what_is_not_to_go_on_ends_with_an_error(tmp_path: Path, why: str)
 async def test_a_real_engine_says_the_very_words_that_the_first_would_have_said(
     tmp_path: Path,
 ) -> None:
-    """At temperature 0.  It holds as far as a text is cut into the same tokens as those that it
+    """The answer at temperature 0.  It holds if the text is tokenized to the same tokens that it
     was made of: this model's are at each of 118 places that were tried."""
     body = {**ASK, "temperature": 0, "max_tokens": 1500, "ignore_eos": True}
     body["stream_options"] = {"include_usage": True}
     with LlamaServer() as llama:
         async with Alone(tmp_path) as stack:
             first = await stack.join(llama.url, "first", "--upload-limit", "16KiB")
-            async with asked(stack, body, CONTINUE) as answer:
+            async with ask(stack, body, CONTINUE) as answer:
                 begun = b"".join([await answer.content.readline() for _ in range(60)])
                 await replace(stack, first, llama.url)
                 stream = begun + await answer.read()

@@ -24,14 +24,14 @@ CHAT = "/v1/chat/completions"
 
 
 async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    """For what another side does, seen from here: there is no event for it."""
+    """Poll for a condition on the other side, for which there is no event here."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
 
 def the_busy_one(fabric: Fabric) -> ServerTunnel:
-    """The server's end of the tunnel that carries the one stream."""
+    """Return the server's end of the tunnel that carries the one stream."""
     tunnels = (
         tunnel for node in fabric.app.control_plane.registry.nodes() for tunnel in node.tunnels
     )
@@ -40,7 +40,7 @@ def the_busy_one(fabric: Fabric) -> ServerTunnel:
 
 
 def cut(driver: Driver) -> None:
-    """As a router does it: no CLOSE, no TLS goodbye."""
+    """Cut the connection as a router does: no CLOSE, no TLS close_notify."""
     transport = driver._transport
     assert transport is not None
     transport.abort()
@@ -74,7 +74,7 @@ async def test_an_answer_goes_on_over_another_tunnel_or_the_same_one_anew(
 
 
 async def test_bytes_in_flight_at_the_cut_come_once(tmp_path: Path, engine: ScriptedEngine) -> None:
-    """Megabytes as fast as they go, and a cut every so often: wherever it falls."""
+    """Megabytes at full speed, and cuts at arbitrary bytes."""
     words = [f"{number:06} " + "x" * 20_000 for number in range(300)]
     engine.plan = Plan(chunks=words)
     async with Fabric(tmp_path) as fabric:
@@ -160,8 +160,8 @@ async def test_nobody_comes_back_so_the_user_is_told_and_the_engine_is_stopped(
 # ── before the answer has begun ───────────────────────────────────────────────────────────────
 
 
-async def asked(engine: ScriptedEngine, user: ClientSession) -> asyncio.Task[bytes]:
-    """A question that has reached its engine, which says nothing yet."""
+async def ask_in_task(engine: ScriptedEngine, user: ClientSession) -> asyncio.Task[bytes]:
+    """Return a request that has reached its engine, which has not answered yet."""
     task = asyncio.create_task(_whole(user.post(CHAT, json=STREAM)))
     await engine.started()
     return task
@@ -179,7 +179,7 @@ async def test_what_has_not_begun_is_asked_elsewhere_at_once(
     async with Fabric(tmp_path, tunnels=1) as fabric, ScriptedEngine() as other:
         await fabric.join(engine.url)
         async with fabric.user() as user:
-            task = await asked(engine, user)
+            task = await ask_in_task(engine, user)
             await fabric.join(other.url, name="other")
             fabric.app.listeners["proxy"].stop_accepting()
             [lost] = (node for node in fabric.app.control_plane.registry.nodes() if node.active)
@@ -201,7 +201,7 @@ async def test_only_as_many_are_asked_elsewhere_as_there_is_room_for(
     async with Fabric(tmp_path, tunnels=1) as fabric, ScriptedEngine() as other:
         await fabric.join(engine.url, slots=4)
         async with fabric.user() as user:
-            tasks = [await asked(engine, user) for _ in range(4)]
+            tasks = [await ask_in_task(engine, user) for _ in range(4)]
             await fabric.join(other.url, name="other", slots=1)
             cut(the_busy_one(fabric))
             left = await other.started()
@@ -227,7 +227,7 @@ async def test_what_has_not_begun_stays_where_there_is_a_tunnel_or_nobody_else(
     async with Fabric(tmp_path, tunnels=tunnels) as fabric, ScriptedEngine() as other:
         await fabric.join(engine.url)
         async with fabric.user() as user:
-            task = await asked(engine, user)
+            task = await ask_in_task(engine, user)
             carries = the_busy_one(fabric)
             if tunnels > 1:
                 await fabric.join(other.url, name="other")
@@ -269,7 +269,7 @@ async def test_what_the_node_has_lost_alone_goes_on_as_soon_as_it_says_so(
 async def test_what_other_nodes_have_lost_is_no_matter_of_theirs(
     tmp_path: Path, engine: ScriptedEngine
 ) -> None:
-    """A number is believed of the node that it belongs to."""
+    """Offsets count only for the node that they belong to."""
     async with Fabric(tmp_path) as fabric, ScriptedEngine() as other:
         await fabric.join(engine.url)
         [node] = fabric.app.control_plane.registry.nodes()

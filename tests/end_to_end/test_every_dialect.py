@@ -1,4 +1,4 @@
-"""Every dialect over real sockets, through real nodes: what its users get, and what is billed."""
+"""Every dialect over real sockets, through real nodes: the users' answers, and what is billed."""
 
 from __future__ import annotations
 

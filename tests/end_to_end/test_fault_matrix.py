@@ -45,9 +45,9 @@ MOMENTS = (IDLE, FIRST, FIRST_OF_TWO, MIDDLE, END)
 
 
 def expected(fault: str, moment: str, tunnels: int) -> dict[str, set[str]]:
-    """How a request may end for its user, and by each ending, how in the ledger.
+    """Return the endings that a request may have for its user, each with those in the ledger.
 
-    Wherever an error is allowed, a complete and correct answer is, too.
+    A complete and correct answer is allowed wherever an error is.
     """
     whole = {"complete": {"ok"}}
     if fault in HARMLESS:
@@ -91,7 +91,7 @@ class Case:
 
 
 class Gated:
-    """Answers with the right pieces; stops before one of them until it is let go."""
+    """An engine that sends the right pieces, but stops before one of them until it is released."""
 
     def __init__(self, before: int) -> None:
         self.gate = asyncio.Event()
@@ -105,7 +105,7 @@ class Gated:
 
 
 class Bench:
-    """One server, and what all cases on it share."""
+    """One server, and the state that its cases share."""
 
     def __init__(self, fabric: Fabric, spare: ScriptedEngine, spare_node: RunningNode) -> None:
         self.fabric = fabric
@@ -132,7 +132,7 @@ class Bench:
         return seen
 
     async def share(self, model: str) -> None:
-        """The other node serves this model, too, from now on."""
+        """Let the other node serve this model too, from now on."""
         self.spare.models = [*self.spare.models, model]
         self.spare_node.supervisor.poke()
         async with asyncio.timeout(20):
@@ -141,7 +141,7 @@ class Bench:
 
 
 async def run_case(case: Case, bench: Bench) -> str:
-    """Raises AssertionError; returns what happened, in a line."""
+    """Run a case and return what happened, in a line.  Raises AssertionError."""
     async with ScriptedEngine(models=[case.model]) as engine:
         host = f"127.0.{1 + case.tunnels}.{1 + case.number}"
         async with bench.fabric.faults(host) as proxy:
@@ -179,7 +179,7 @@ async def _hurt(case: Case, bench: Bench, engine: ScriptedEngine, proxy: FaultPr
 async def _hurt_request(
     case: Case, bench: Bench, engine: ScriptedEngine, proxy: FaultProxy
 ) -> Seen:
-    """The fault strikes the tunnel that carries the request."""
+    """Inject the fault into the tunnel that carries the request."""
     stop = {MIDDLE: COUNT // 2, LINK: COUNT // 2, END: COUNT}.get(case.moment, 0)
     plan = engine.reply = Gated(stop)
     there = asyncio.Event()
@@ -217,7 +217,7 @@ async def _hurt_request(
 
 
 async def _hurt_link(case: Case, bench: Bench, proxy: FaultProxy) -> None:
-    """Returns when the node has registered again, if the fault is of a kind that shows at once."""
+    """Inject the fault into the link; wait for the new registration if the fault shows at once."""
     [link] = proxy.links
     [engine] = bench.fabric.app.control_plane.registry.candidates(case.model)
     FAULTS[case.fault](link)
@@ -231,12 +231,12 @@ async def _hurt_link(case: Case, bench: Bench, proxy: FaultProxy) -> None:
 
 
 async def _stopped(request: Request, seen: Seen) -> None:
-    """No engine works on what nobody waits for: known to the node as soon as to the server."""
+    """Check that no engine works on abandoned requests, once the server or the node can know."""
     assert await request.ended(NOTICED + LATENESS) == "aborted", (request, seen)
 
 
 async def _heals(case: Case, bench: Bench, engine: ScriptedEngine) -> float:
-    """Seconds until a request is answered again, which needs nobody's help."""
+    """Return the seconds until a request is answered again, without intervention."""
     if isinstance(engine.reply, Gated):
         engine.reply.gate.set()
     began = time.monotonic()
@@ -271,7 +271,7 @@ IDLE_FIGURES = (
 
 
 async def _quiet(bench: Bench) -> None:
-    """Nothing is left of all that, neither in the server nor in the nodes."""
+    """Check that neither the server nor the nodes have any state left."""
     found: dict[str, float] = {}
     try:
         async with asyncio.timeout(40):
@@ -283,7 +283,7 @@ async def _quiet(bench: Bench) -> None:
 
 
 async def _accounted(bench: Bench) -> None:
-    """One row for each request, which says what its user saw."""
+    """Check that each request has one row with the ending that its user saw."""
     rows = {entry.request_id: entry for entry in await bench.fabric.ledger()}
     assert len(await bench.fabric.ledger()) == len(rows) == len(bench.asked)
     for case, moment, seen in bench.asked:
@@ -295,7 +295,7 @@ async def _accounted(bench: Bench) -> None:
 
 @asynccontextmanager
 async def bench_of(directory: Path, tunnels: int) -> AsyncIterator[Bench]:
-    """Left when all that was begun on it has ended; fails when something has not."""
+    """Provide a bench; at exit all that was started on it must have ended."""
     before = asyncio.all_tasks()
     async with AsyncExitStack() as exits:
         spare = await exits.enter_async_context(ScriptedEngine(models=["spare"]))
@@ -317,7 +317,7 @@ async def bench_of(directory: Path, tunnels: int) -> AsyncIterator[Bench]:
 
 
 async def side_by_side(cases: Sequence[Case], work: Callable[[Case], Awaitable[str]]) -> None:
-    """All of them to their end, then those that failed together."""
+    """Run all to their end, then raise the failures together."""
     results = await asyncio.gather(*map(work, cases), return_exceptions=True)
     failures = []
     for case, result in zip(cases, results, strict=True):
@@ -343,7 +343,7 @@ async def test_every_fault_at_every_moment_ends_in_a_whole_answer_or_an_error(
 
 
 async def test_no_fault_of_the_link_costs_an_answer(tmp_path: Path) -> None:
-    """What runs in tunnels goes on, while the node registers anew or is not missed yet."""
+    """Tunnels carry on while the node registers again, or its loss is not noticed yet."""
     cases = [Case(fault, LINK, 2, number) for number, fault in enumerate(FAULTS)]
     async with bench_of(tmp_path, 2) as bench:
         await side_by_side(cases, lambda case: run_case(case, bench))

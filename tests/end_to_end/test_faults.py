@@ -1,4 +1,4 @@
-"""What users see when something goes wrong: through a real server, a real node, real sockets."""
+"""Errors as users see them: through a real server, a real node, real sockets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def fabric(tmp_path: Path, engine: ScriptedEngine) -> AsyncIterator[Fabric
 
 
 async def ask(fabric: Fabric, body: Any, **settings: Any) -> tuple[int, Any, str]:
-    """Status, error or answer, and request id."""
+    """Return status, error or answer, and request id."""
     async with fabric.user() as user, user.post(CHAT, json=body, **settings) as answer:
         assert answer.headers["content-type"].startswith("application/json")
         return answer.status, await answer.json(), answer.headers["x-request-id"]

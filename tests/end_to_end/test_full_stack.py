@@ -30,7 +30,7 @@ PATIENCE = 90.0
 
 
 class Crowd:
-    """Users who ask without end, and remember which answers they have to the last byte."""
+    """Users who keep asking, and record which answers are complete."""
 
     def __init__(self, stack: Stack, key: str) -> None:
         self.finished: set[str] = set()
@@ -145,7 +145,7 @@ async def test_a_server_alone_that_is_killed_again_and_again_loses_no_finished_r
 
 
 async def _all_in_the_ledger(stack: Stack, finished: set[str]) -> None:
-    """Once, and summed; it may take the bus a moment to bring the last ones."""
+    """Check that each is there once, and in the sums; the bus may need a moment for the last."""
     connection = await asyncpg.connect(stack.store_url)
     try:
         missing = finished

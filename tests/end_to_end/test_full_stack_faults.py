@@ -1,4 +1,4 @@
-"""The whole stack when a part of it is away, full, or taken away: what users and operators see."""
+"""The whole stack while a part of it is down, full or removed: what users and operators see."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATIENCE = 30.0
 
 
 class Client:
-    """Asks the public and the API port of one server."""
+    """A client of the public port and the API port of one server."""
 
     def __init__(self, public: str, api: str, session: aiohttp.ClientSession, key: str) -> None:
         self.public = public
@@ -48,7 +48,7 @@ class Client:
 
 
 def parse(text: str) -> dict[str, float]:
-    """Prometheus' text as ``name{labels}`` to value."""
+    """Parse Prometheus' text to a map from ``name{labels}`` to value."""
     lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
     return {name: float(value) for name, _, value in lines}
 
@@ -130,7 +130,7 @@ async def _consumer_says(
 
 
 async def _ledger(stack: Stack, count: int) -> list[asyncpg.Record]:
-    """All rows, once there are so many."""
+    """Return all rows, once there are so many."""
     connection = await asyncpg.connect(stack.store_url)
     try:
         rows: list[asyncpg.Record] = []
@@ -148,7 +148,7 @@ async def _ledger(stack: Stack, count: int) -> list[asyncpg.Record]:
 async def test_a_revoked_key_is_refused_by_every_server_and_its_streams_are_cut(
     tmp_path: Path, engine: ScriptedEngine
 ) -> None:
-    """Also while Redis, which brings the news faster, is away."""
+    """Also while Redis, the faster way for notices, is down."""
     hold = asyncio.Event()
     async with Stack(tmp_path) as stack, stack.session() as session:
         await stack.join(engine.url)

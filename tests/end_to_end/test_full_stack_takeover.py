@@ -80,7 +80,7 @@ async def test_a_rolling_restart_of_the_whole_stack_loses_no_request_no_line_and
 
 
 async def _in_the_ledger(stack: Stack, finished: set[str]) -> None:
-    """All of these and the job, once each; else only what was broken off to be asked anew."""
+    """Check for these and the job, once each; other rows may only be interrupted attempts."""
     connection = await asyncpg.connect(stack.store_url)
     try:
         async with asyncio.timeout(PATIENCE):

@@ -1,4 +1,4 @@
-"""Connections that are dead without knowing it: an old one that dies late evicts nothing."""
+"""Half-open connections: an old one that dies late evicts nothing."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def answers(fabric: Fabric, token: str) -> None:
 
 
 async def bury(fabric: Fabric, old: list[Connection], node: Node) -> None:
-    """The old connections die, first the tunnels, then the link; the new ones never notice."""
+    """Kill the old connections, first the tunnels, then the link; the new ones are unaffected."""
     for connection in sorted(old, key=lambda one: one.port, reverse=True):
         connection.reset()
         await answers(fabric, f"after-{connection.port}")

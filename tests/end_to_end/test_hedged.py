@@ -1,4 +1,4 @@
-"""A node is slow to begin, and a second one answers: over real tunnels, for the official client."""
+"""A node is slow to start, and the hedge answers: over real tunnels, for the official client."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ async def test_what_runs_while_the_store_is_away_for_longer_than_a_lease_is_run_
 
 
 def asked_for(engine: ScriptedEngine) -> Counter[str]:
-    """How often each question came to the engine."""
+    """Return how often each request reached the engine."""
     return Counter(
         json.loads(request.body)["messages"][0]["content"]
         for request in engine.requests
@@ -140,7 +140,7 @@ def asked_for(engine: ScriptedEngine) -> Counter[str]:
 
 
 async def results(stack: Alone) -> list[str]:
-    """Questions whose answers are in the store of a server that is down."""
+    """Return the requests whose answers are in the store of a stopped server."""
     store = await open_store(stack.store_url)
     rows = await store.database.fetch("SELECT name, batch FROM jobs WHERE state = 'done'")
     await store.close()

@@ -1,4 +1,4 @@
-"""A node whose owner wants the machine for himself, and one that the operator drains."""
+"""A node whose owner uses the machine, and one that the operator drains."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def problem(fabric: Fabric, node: RunningNode) -> str:
 
 
 async def until(what: Callable[[], object], timeout: float = 10) -> None:
-    """Waits for a condition on another side's doing, for which there is no event here."""
+    """Poll for a condition on the other side, for which there is no event here."""
     async with asyncio.timeout(timeout):
         while not what():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -66,7 +66,7 @@ async def api(fabric: Fabric, method: str, path: str) -> Any:
         return await answer.json()
 
 
-def told(node: RunningNode) -> state.State:
+def read_state(node: RunningNode) -> state.State:
     now = state.read(node.config.data)
     assert now is not None
     return now
@@ -109,9 +109,9 @@ async def test_what_runs_finishes_and_why_nothing_more_comes_is_seen_everywhere(
 
     said = control.update(node.config.data, paused=True)
     await until(lambda: problem(fabric, node) == "paused: by its owner")
-    await until(lambda: told(node).heard == said.at)
-    assert (told(node).paused, told(node).active) == ("by its owner", 1)
-    assert [report.healthy for report in told(node).engines] == [True]  # as they are
+    await until(lambda: read_state(node).heard == said.at)
+    assert (read_state(node).paused, read_state(node).active) == ("by its owner", 1)
+    assert [report.healthy for report in read_state(node).engines] == [True]  # as they are
     assert await ask(fabric) == 503
     (shown,) = (await api(fabric, "GET", "/api/v1/nodes"))["data"]
     assert (shown["connected"], shown["problem"]) == (True, "paused: by its owner")
@@ -158,7 +158,7 @@ async def test_outside_its_hours_a_node_is_paused_and_within_them_it_answers(
 async def test_while_others_use_the_gpu_or_power_is_out_a_node_is_paused(
     fabric: Fabric, engine: ScriptedEngine
 ) -> None:
-    """A made driver and a made battery: there is neither here, and no game."""
+    """The driver and the battery are fakes."""
     use, battery = SimpleNamespace(gpu=95), SimpleNamespace(power_plugged=True)
     directory = await fabric.enrol()
     machine = Machine(
@@ -195,9 +195,9 @@ async def test_draining_finishes_what_runs_and_survives_a_lost_link(
     await anext(running)
 
     control.update(node.config.data, drain="another run")
-    said = control.update(node.config.data, drain=told(node).run)
-    await until(lambda: told(node).heard == said.at)
-    assert told(node).draining
+    said = control.update(node.config.data, drain=read_state(node).run)
+    await until(lambda: read_state(node).heard == said.at)
+    assert read_state(node).draining
     assert node.supervisor.drain_requested.is_set()
     leaving = asyncio.ensure_future(node.supervisor.leave(None))
     epoch = registration(fabric, node).epoch

@@ -1,4 +1,4 @@
-"""``make run``: what it prints works as pasted, and Ctrl-C ends all that it started."""
+"""``make run``: its printed commands work as pasted, and Ctrl-C ends all that it started."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ALONE = {"FABRIC_NODE_DISCOVER": "false"}
 
 @contextmanager
 def make_run(data: Path, **environ: str) -> Iterator[subprocess.Popen[str]]:
-    """In a process group of its own, as a shell would start it."""
+    """Start it in a process group of its own, as a shell does."""
     virtual = Path(sys.prefix)
     clean = {name: text for name, text in os.environ.items() if not name.startswith("FABRIC_")}
     # What is installed is what the tests run with: nothing is to be installed now.
@@ -56,8 +56,8 @@ def make_run(data: Path, **environ: str) -> Iterator[subprocess.Popen[str]]:
         run.communicate(timeout=PATIENCE)
 
 
-def told(run: subprocess.Popen[str]) -> str:
-    """What it prints until all runs."""
+def startup_output(run: subprocess.Popen[str]) -> str:
+    """Return its output until everything runs."""
     assert run.stdout is not None
     lines = []
     for line in run.stdout:
@@ -68,7 +68,7 @@ def told(run: subprocess.Popen[str]) -> str:
 
 
 def interrupt(run: subprocess.Popen[str], data: Path) -> None:
-    """Ctrl-C; returns when all is gone."""
+    """Send Ctrl-C, and wait until all processes are gone."""
     pid = json.loads((data / "server" / "ready.json").read_bytes())["pid"]
     assert psutil.pid_exists(pid)
     assert is_running(data / "node")
@@ -87,7 +87,7 @@ def found(pattern: str, text: str) -> str:
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is what the printed line is for")
 def test_make_run_answers_with_the_demo_and_prints_a_curl_line_that_works(tmp_path: Path) -> None:
     with make_run(tmp_path) as run:
-        text = told(run)
+        text = startup_output(run)
         assert "a demo, and\nno language model" in text
         assert found(r"URL +(\S+)$", text).startswith("http://localhost:")
         key = found(r"Key +(sk-fab-\S{43})$", text)
@@ -105,20 +105,20 @@ def test_make_run_uses_again_what_it_made_before(tmp_path: Path) -> None:
     keys = []
     for _ in range(2):
         with make_run(tmp_path) as run:
-            keys.append(found(r"Key +(\S+)$", told(run)))
+            keys.append(found(r"Key +(\S+)$", startup_output(run)))
             interrupt(run, tmp_path)
     assert keys[0] == keys[1]
     # Made anew because what it belonged to is gone:
     shutil.rmtree(tmp_path / "server")
     with make_run(tmp_path) as run:
-        assert found(r"Key +(\S+)$", told(run)) != keys[0]
+        assert found(r"Key +(\S+)$", startup_output(run)) != keys[0]
         interrupt(run, tmp_path)
 
 
 async def test_make_run_asks_the_engine_that_there_is(tmp_path: Path) -> None:
     async with ScriptedEngine() as engine:
         with make_run(tmp_path, FABRIC_NODE_ENGINE=engine.url) as run:
-            text = await asyncio.to_thread(told, run)
+            text = await asyncio.to_thread(startup_output, run)
             assert "demo" not in text
             assert found(r"Model +(\S+)$", text) == "tiny"
             request = await engine.started()

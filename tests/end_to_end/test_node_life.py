@@ -1,4 +1,4 @@
-"""What a node lives through without its owner."""
+"""Failures that a node survives without its owner."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def registration(fabric: Fabric, node: RunningNode) -> Node:
 
 
 async def until(what: object, timeout: float = 10) -> None:
-    """Waits for a condition on another side's doing, for which there is no event here."""
+    """Poll for a condition on the other side, for which there is no event here."""
     assert callable(what)
     async with asyncio.timeout(timeout):
         while not what():  # noqa: ASYNC110

@@ -1,4 +1,4 @@
-"""Gaming PCs run Windows: a node must do without uvloop and without anything POSIX-only."""
+"""Nodes on Windows, as on gaming PCs: without uvloop, without anything POSIX-only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A node in front of a real Ollama: found out by itself, asked, and heard of by the ledger."""
+"""A node in front of a real Ollama: discovered, used, and billed in the ledger."""
 
 from __future__ import annotations
 

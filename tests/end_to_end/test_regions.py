@@ -1,4 +1,4 @@
-"""Nodes that say where they are, and a client that wants its requests answered there."""
+"""Nodes with a region, and a client that asks for one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings change while a server runs, and nobody who is being answered notices."""
+"""Settings change while a server runs; requests in progress are unaffected."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def write(servers: Servers, text: str) -> None:
     (servers.data / "fabric.toml").write_text(text)
 
 
-async def asked(session: aiohttp.ClientSession, servers: Servers, key: str, model: str) -> Any:
+async def ask_model(session: aiohttp.ClientSession, servers: Servers, key: str, model: str) -> Any:
     body = question("", 1, model=model, stream=False)
     headers = {"authorization": f"Bearer {key}"}
     async with session.post(servers.url, json=body, headers=headers) as answer:
@@ -34,15 +34,15 @@ async def test_aliases_change_while_a_stream_runs(tmp_path: Path) -> None:
         await servers.join(engine.url, "attic", "--slots", "4")
         key = await servers.key()
         engine.plans.append(Plan(hold=more))
-        running = asyncio.create_task(asked(session, servers, key, "old"))
+        running = asyncio.create_task(ask_model(session, servers, key, "old"))
         await engine.started()
         write(servers, 'aliases = ["new=tiny"]\nbody_limit = "1MiB"\ncache = "redis://nobody"\n')
         told = await servers.command("reload")
         assert told["error"] is None and told["certificates"] is True
         assert sorted(told["applied"]) == ["aliases", "body_limit"]
         assert told["needs_restart"] == ["cache"]
-        assert await asked(session, servers, key, "new") == (200, None)
-        assert await asked(session, servers, key, "old") == (404, "model_not_found")
+        assert await ask_model(session, servers, key, "new") == (200, None)
+        assert await ask_model(session, servers, key, "old") == (404, "model_not_found")
         # What needs a restart still does, and what was applied is no news.
         told = await servers.command("reload")
         assert (told["applied"], told["needs_restart"]) == ([], ["cache"])
@@ -62,8 +62,8 @@ async def test_a_wrong_file_is_refused_whole_and_what_was_stays(tmp_path: Path) 
         line = await servers.server.said("settings not replaced")
         assert "body_limit is 'plenty' in" in line
         assert "body_limit is 'plenty' in" in await servers.fails("reload")
-        assert await asked(session, servers, key, "old") == (200, None)
-        assert await asked(session, servers, key, "new") == (404, "model_not_found")
+        assert await ask_model(session, servers, key, "old") == (200, None)
+        assert await ask_model(session, servers, key, "new") == (404, "model_not_found")
 
 
 async def test_sighup_does_the_same(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The package's own client, as its users have it: a waiting thread, TLS, a real server and node."""
+"""The SDK as its users run it: a blocking thread, TLS, a real server and node."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def client(fabric: Fabric) -> Iterator[Client]:
 
 
 async def do(work: Any, *args: Any, **kwargs: Any) -> Any:
-    """In a thread, as the client's users wait for it."""
+    """Run it in a thread, since the client blocks."""
     return await asyncio.wait_for(asyncio.to_thread(work, *args, **kwargs), 30)
 
 

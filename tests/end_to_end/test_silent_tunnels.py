@@ -1,4 +1,4 @@
-"""Tunnels that died while nobody used them: the first who needs one hardly notices."""
+"""Tunnels that died while idle: the next request is hardly delayed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HOST = "127.0.5.1"
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """For what only the clock brings: there is no event for it."""
+    """Poll for a condition that depends on time, for which there is no event."""
     async with asyncio.timeout(5):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -32,7 +32,7 @@ async def ask(fabric: Fabric) -> bytes:
 
 
 async def the_next_one(node: Node) -> ServerTunnel:
-    """The tunnel that the next request will take, once all have been silent for a while."""
+    """Return the tunnel of the next request, once all have been idle for a while."""
     loop = asyncio.get_running_loop()
     while True:
         silent = loop.time() - max(

@@ -1,4 +1,4 @@
-"""A user who stops reading, as seen by everybody else: real processes, and their memory."""
+"""A user who stops reading, and what it costs others: real processes, and their memory."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def engine() -> AsyncIterator[ScriptedEngine]:
 
 
 class SlowUser:
-    """Asks for a large answer, reads its beginning, and then nothing more."""
+    """A user who requests a large answer, reads its beginning, and then nothing more."""
 
     async def __aenter__(self) -> SlowUser:
         return self
@@ -71,7 +71,7 @@ class SlowUser:
 
 
 class Cost(NamedTuple):
-    """What the others' answers took, in milliseconds."""
+    """Durations of the others' answers, in milliseconds."""
 
     p50: float
     p99: float
@@ -84,7 +84,7 @@ class Cost(NamedTuple):
 
 
 async def crowd(stack: Alone, key: str, name: str, processes: Collection[psutil.Process]) -> Cost:
-    """Others ask for small answers, and get them."""
+    """Let other users request small answers, which must arrive."""
     took: list[float] = []
     spent = processor_seconds(processes)
 
@@ -143,7 +143,7 @@ async def test_a_user_who_stops_reading_costs_nobody_else_and_no_memory(
 
 
 async def _stands_still(count: object) -> None:
-    """Everybody between the engine and the user is full."""
+    """Wait until all buffers between engine and user are full."""
     assert callable(count)
     last = -1
     async with asyncio.timeout(LONGEST):

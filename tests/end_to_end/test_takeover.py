@@ -1,4 +1,4 @@
-"""A server is replaced while users ask: processes of its own, one after the other."""
+"""A server is replaced while requests run: separate processes, one after the other."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ async def test_who_asks_the_successor_waits_in_line_for_the_slot_that_a_stream_o
         await servers.join(engine.url, "attic", "--slots", "1")
         key = await servers.key()
         async with servers.session() as session, servers.session() as other:
-            first = asyncio.create_task(told(session, servers, key))
+            first = asyncio.create_task(ask_text(session, servers, key))
             await engine.started()
             successor = servers.successor()
             await successor.start()
-            second = asyncio.create_task(told(other, servers, key))
+            second = asyncio.create_task(ask_text(other, servers, key))
             await in_line(servers, other)
             assert not first.done() and not second.done()
             assert len(engine.requests) == 1
@@ -101,8 +101,8 @@ async def test_a_stream_ends_where_it_began_while_others_begin_at_the_successor(
         assert await servers.server.ended() == 0
 
 
-async def told(session: aiohttp.ClientSession, servers: Servers, key: str) -> str:
-    """What the engine says to one who asks."""
+async def ask_text(session: aiohttp.ClientSession, servers: Servers, key: str) -> str:
+    """Return the engine's answer to one request."""
     asked = question("", 1, model="tiny", stream=False)
     headers = {"authorization": f"Bearer {key}"}
     async with session.post(servers.url, json=asked, headers=headers) as answer:
@@ -113,7 +113,7 @@ async def told(session: aiohttp.ClientSession, servers: Servers, key: str) -> st
 
 
 async def in_line(servers: Servers, session: aiohttp.ClientSession) -> None:
-    """Returns when somebody waits for a slot at the server that answers now."""
+    """Wait until a request is queued at the server that answers now."""
     manager = (await servers.command("keys", "create", "boss", "--management"))["text"]
     headers = {"authorization": f"Bearer {manager}"}
     async with asyncio.timeout(20):
@@ -132,7 +132,7 @@ async def test_sigterm_lets_running_streams_finish_and_turns_health_checks_away(
         engine.plan = Plan(chunks=("to the", " end"), hold=more)
         await servers.join(engine.url)
         async with servers.session() as session:
-            running = asyncio.create_task(told(session, servers, await servers.key()))
+            running = asyncio.create_task(ask_text(session, servers, await servers.key()))
             await engine.started()
             servers.server.signal(signal.SIGTERM)
             await servers.server.said("draining")
@@ -141,7 +141,7 @@ async def test_sigterm_lets_running_streams_finish_and_turns_health_checks_away(
                 assert (await answer.json())["status"] == "draining"
             with pytest.raises(aiohttp.ClientConnectorError):
                 async with servers.session() as late:
-                    await told(late, servers, "any")
+                    await ask_text(late, servers, "any")
             more.set()
             assert await running == "to the end"
             assert await servers.server.ended() == 0
@@ -227,7 +227,7 @@ async def test_a_successor_that_is_killed_is_followed_while_the_first_still_drai
         node = await servers.join(engine.url, "attic", "--slots", "4")
         key = await servers.key()
         async with servers.session() as session, servers.session() as other:
-            running = asyncio.create_task(told(session, servers, key))
+            running = asyncio.create_task(ask_text(session, servers, key))
             await engine.started()
             successor = servers.successor()
             await successor.start()
@@ -235,7 +235,7 @@ async def test_a_successor_that_is_killed_is_followed_while_the_first_still_drai
             await servers.successor().start()
             await node.said('"epoch":3')
             engine.plan = Plan(chunks=("of", " the next"))
-            assert await told(other, servers, key) == "of the next"
+            assert await ask_text(other, servers, key) == "of the next"
             assert not running.done()
             more.set()
             assert await running == "to the end"

@@ -1,4 +1,4 @@
-"""A real llama-server, asked in dialects that the node translates, by the official clients."""
+"""A real llama-server behind the node's translation, for the official clients."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ USER: Any = [{"role": "user", "content": "Say something"}]
 
 
 class Translating(httpx2.BaseTransport):
-    """What the node does between a user and an engine."""
+    """A transport that translates, as the node does between a user and an engine."""
 
     def __init__(self, translate: RequestTranslator, engine: str) -> None:
         self._translate = translate

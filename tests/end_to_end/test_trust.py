@@ -1,4 +1,4 @@
-"""Which nodes are let in, and what those that are not are told."""
+"""Admission of nodes, and the errors of those that are rejected."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def answers(fabric: Fabric) -> bool:
 
 
 async def complaint(directory: Path) -> str:
-    """What a node that starts there says of why it is not linked."""
+    """Return the reason that a node gives for not being connected."""
     config = NodeConfig(data=directory, name="attic", discover=False)
     supervisor = Supervisor(config, Identity.load(directory), rng=Random())
     state.path_in(directory).unlink(missing_ok=True)
@@ -173,7 +173,7 @@ def serial(directory: Path) -> int:
 
 
 class Peer:
-    """Owns a link or tunnel of the test's own making, and remembers how it was closed."""
+    """A link or tunnel that the test opened itself; records how it was closed."""
 
     def __init__(self) -> None:
         self.closed: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()

@@ -1,4 +1,4 @@
-"""Waiting in line as the official client sees it, and as operators do."""
+"""Queueing as the official client and operators see it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def look(fabric: Fabric, path: str) -> tuple[int, Any]:
 
 
 def let_time_pass(fabric: Fabric) -> None:
-    """As long as it takes until those in line are told so."""
+    """Check the deadlines as if queued requests had waited for their first keepalive."""
     deadlines = fabric.app.data_plane.deadlines
     deadlines.check(asyncio.get_running_loop().time() + QUEUED_SECONDS)
 

@@ -1,8 +1,8 @@
-"""A client that runs in a process of its own, told what to ask in lines of JSON.
+"""A client in a process of its own; requests go to it as lines of JSON.
 
     async with Asker(command, environ) as asker:
-        async for said in asker.ask(do="chat", model="tiny", stream=True):
-            said                       # {"text": "Hel"}, …, {"done": {…}} or {"error": {…}}
+        async for line in asker.ask(do="chat", model="tiny", stream=True):
+            line                       # {"text": "Hel"}, …, {"done": {…}} or {"error": {…}}
 
 One line in is one request; the lines out come as the client gets its answer, and the last of each
 has ``done`` or ``error``.
@@ -59,26 +59,26 @@ class Asker:
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
         async with asyncio.timeout(PATIENCE):
             while True:
-                said = await self._line()
-                yield said
-                if said.keys() & {"done", "error"}:
+                line = await self._line()
+                yield line
+                if line.keys() & {"done", "error"}:
                     return
 
     async def answer(self, **request: Any) -> Json:
-        """What it said last; fails the test when that is an error."""
-        *_, last = [said async for said in self.ask(**request)]
+        """Return its last answer; fail the test if that is an error."""
+        *_, last = [line async for line in self.ask(**request)]
         assert "error" not in last, last
         done: Json = last["done"]
         return done
 
     async def error(self, **request: Any) -> Json:
-        *_, last = [said async for said in self.ask(**request)]
+        *_, last = [line async for line in self.ask(**request)]
         error: Json = last["error"]
         return error
 
     async def _line(self) -> Json:
         assert self._process.stdout is not None
-        line = await self._process.stdout.readline()
-        assert line, "the client has ended"
-        said: Json = json.loads(line)
-        return said
+        encoded = await self._process.stdout.readline()
+        assert encoded, "the client has ended"
+        line: Json = json.loads(encoded)
+        return line

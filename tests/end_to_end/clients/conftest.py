@@ -1,4 +1,4 @@
-"""The place that all client tests share: a server, and a node of each kind."""
+"""The fixtures that all client tests share: a server, and a node of each kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which client got a good answer from which endpoint, streamed or not, from which kind of node.
+"""Matrix of clients, endpoints (streamed or not) and kinds of node: where the answer is good.
 
 A cell is made of tests; it is good when all of them are:
 
@@ -29,7 +29,7 @@ Test = TypeVar("Test", bound=Callable[..., object])
 def cell(
     endpoint: str, *, streamed: bool = False, kinds: Sequence[str] = KINDS
 ) -> Callable[[Test], Test]:
-    """The test runs once for each of ``kinds``."""
+    """Run the test once for each of ``kinds``."""
 
     def mark(test: Test) -> Test:
         marked: Test = pytest.mark.parametrize("kind", kinds)(test)

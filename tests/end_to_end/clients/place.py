@@ -1,4 +1,4 @@
-"""What every client of these tests talks to: a server and four nodes, all real programs.
+"""A server and four nodes for all client tests, all real programs.
 
 ``tests/stack.py`` runs them; each node has a model of its own, so that the model asked for says
 which kind of node answers.
@@ -58,7 +58,7 @@ class Place:
         return ssl.create_default_context(cafile=str(self.ca))
 
     def environ(self) -> dict[str, str]:
-        """What users set for programs of theirs."""
+        """Return the environment that users set for their programs."""
         ours = ("FABRIC_", "OPENAI_", "ANTHROPIC_", "OLLAMA_", "PYTHON")
         others = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
         return {
@@ -71,15 +71,15 @@ class Place:
         }
 
     def script(self, kind: str, **plan: Any) -> None:
-        """How the next request to that scripted engine is answered."""
+        """Set the answer of that scripted engine to its next request."""
         self.engines[kind].plans.append(Plan(**plan))
 
     def reset(self) -> None:
         for engine in self.engines.values():
             engine.plans.clear()
 
-    def said(self, kind: str, text: str | None) -> bool:
-        """Whether an engine of that kind can have said this."""
+    def could_write(self, kind: str, text: str | None) -> bool:
+        """Return whether an engine of that kind can have written this."""
         return text == HELLO if kind in SCRIPTED else bool(text)
 
 

@@ -64,7 +64,7 @@ async def test_a_message_comes_whole(
         system="Be brief.",
         extra_body=LIKELY,
     )
-    assert place.said(kind, text_of(message))
+    assert place.could_write(kind, text_of(message))
     assert message.type == "message"
     assert message.role == "assistant"
     assert message.model == MODELS[kind]
@@ -89,7 +89,7 @@ async def test_a_message_streams(place: Place, client: anthropic.AsyncAnthropic,
         assert stream.request_id
     assert kinds[0] == "message_start"
     assert kinds[-1] == "message_stop"
-    assert place.said(kind, "".join(texts))
+    assert place.could_write(kind, "".join(texts))
     assert text_of(message) == "".join(texts)
     assert len(texts) > 1
     assert message.stop_reason in ("end_turn", "max_tokens", "stop_sequence")
@@ -178,7 +178,7 @@ async def test_betas_that_nobody_here_knows_are_ignored(client: anthropic.AsyncA
 
 
 def check_error(error: anthropic.APIStatusError, kind: str) -> None:
-    """In Anthropic's shape, whoever answers."""
+    """Check for Anthropic's error format, whichever engine answers."""
     body: Any = error.body
     assert body["type"] == "error"
     assert body["error"]["type"] == kind

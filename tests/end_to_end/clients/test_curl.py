@@ -1,4 +1,4 @@
-"""curl: what can be done by hand, also with endpoints for which nobody makes a client."""
+"""curl: requests by hand, also to endpoints without a client library."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def chat(kind: str, **more: Any) -> dict[str, Any]:
 async def test_a_chat_comes_whole(place: Place, kind: str) -> None:
     answer = await curl(place, CHAT, body=chat(kind))
     assert answer.status == 200
-    assert place.said(kind, answer.json["choices"][0]["message"]["content"])
+    assert place.could_write(kind, answer.json["choices"][0]["message"]["content"])
     assert answer.headers["content-type"].startswith("application/json")
     assert answer.headers["x-request-id"]
 
@@ -76,7 +76,7 @@ async def test_a_chat_streams(place: Place, kind: str) -> None:
     assert done == b"data: [DONE]"
     choices = [json.loads(event.removeprefix(b"data: "))["choices"] for event in events]
     texts = [choice[0]["delta"].get("content") for choice in choices if choice]
-    assert place.said(kind, "".join(text or "" for text in texts))
+    assert place.could_write(kind, "".join(text or "" for text in texts))
 
 
 @cell(CHAT, streamed=True, kinds=SCRIPTED)
@@ -142,7 +142,7 @@ async def test_texts_are_tokenised_where_an_engine_can(
 
 
 def refused(answer: Answer) -> None:
-    """With a reason, and not because nobody has heard of the path or the model."""
+    """Check for an error with a reason other than an unknown path or model."""
     assert answer.status in (400, 404, 501)
     error = answer.json["error"]
     assert error["message"]

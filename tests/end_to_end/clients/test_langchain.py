@@ -51,7 +51,7 @@ def chat(settings: Settings, kind: str, **more: Any) -> ChatOpenAI:
 @cell(CHAT)
 async def test_a_chat_is_invoked(place: Place, settings: Settings, kind: str) -> None:
     answer = await chat(settings, kind).ainvoke(QUESTION)
-    assert place.said(kind, answer.text)
+    assert place.could_write(kind, answer.text)
     assert answer.usage_metadata is not None
     assert answer.usage_metadata["output_tokens"] > 0
     assert answer.response_metadata["finish_reason"] in ("stop", "length")
@@ -67,7 +67,7 @@ async def test_a_chat_streams_with_its_usage(place: Place, settings: Settings, k
         whole = chunk if whole is None else whole + chunk
     assert whole is not None
     assert pieces > 1
-    assert place.said(kind, whole.text)
+    assert place.could_write(kind, whole.text)
     assert whole.usage_metadata is not None
     assert whole.usage_metadata["output_tokens"] > 0
 
@@ -98,14 +98,14 @@ async def test_tools_are_called(place: Place, settings: Settings, kind: str) -> 
 @cell("/v1/responses")
 async def test_a_response_is_invoked(place: Place, settings: Settings, kind: str) -> None:
     answer = await chat(settings, kind, use_responses_api=True).ainvoke(QUESTION)
-    assert place.said(kind, answer.text)
+    assert place.could_write(kind, answer.text)
     assert answer.usage_metadata is not None
     assert answer.usage_metadata["output_tokens"] > 0
 
 
 @cell("/v1/embeddings")
 async def test_texts_are_embedded(place: Place, settings: Settings, kind: str) -> None:
-    """As texts: otherwise it fetches a tokenizer, which is not that of the model."""
+    """Texts are sent as texts: otherwise LangChain fetches a tokenizer, not that of the model."""
     embeddings = OpenAIEmbeddings(model=MODELS[kind], check_embedding_ctx_length=False, **settings)
     vectors = await embeddings.aembed_documents(["one", "two"])
     assert len(vectors) == 2

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 class KeyAdder:
-    """Passes everything on, with the key."""
+    """A proxy that adds the key to each request."""
 
     def __init__(self, place: Place, session: aiohttp.ClientSession) -> None:
         self._place = place
@@ -72,7 +72,9 @@ async def test_a_model_is_described(place: Place, address: str, kind: str) -> No
 
 @cell("/api/generate", streamed=True)
 async def test_a_question_is_answered(place: Place, address: str, kind: str) -> None:
-    assert place.said(kind, (await run(place, address, "run", MODELS[kind], "Hello")).strip())
+    assert place.could_write(
+        kind, (await run(place, address, "run", MODELS[kind], "Hello")).strip()
+    )
 
 
 @cell("/api/ps", kinds=("llama-server", "vllm", "ollama"))

@@ -54,7 +54,7 @@ def check_end(last: ollama.ChatResponse | ollama.GenerateResponse) -> None:
 @cell(CHAT)
 async def test_a_chat_comes_whole(place: Place, client: ollama.AsyncClient, kind: str) -> None:
     answer = await client.chat(MODELS[kind], MESSAGES, options=OPTIONS)
-    assert place.said(kind, answer.message.content)
+    assert place.could_write(kind, answer.message.content)
     assert answer.message.role == "assistant"
     assert answer.model == MODELS[kind]
     check_end(answer)
@@ -65,7 +65,7 @@ async def test_a_chat_streams(place: Place, client: ollama.AsyncClient, kind: st
     stream = await client.chat(MODELS[kind], MESSAGES, options=OPTIONS, stream=True)
     chunks = [chunk async for chunk in stream]
     texts = [chunk.message.content for chunk in chunks]
-    assert place.said(kind, "".join(text or "" for text in texts))
+    assert place.could_write(kind, "".join(text or "" for text in texts))
     assert sum(map(bool, texts)) > 1
     assert not any(chunk.done for chunk in chunks[:-1])
     check_end(chunks[-1])
@@ -114,7 +114,7 @@ async def test_what_a_model_thinks_is_told(
 @cell(GENERATE)
 async def test_a_text_comes_whole(place: Place, client: ollama.AsyncClient, kind: str) -> None:
     answer = await client.generate(MODELS[kind], "Once", options=OPTIONS)
-    assert place.said(kind, answer.response)
+    assert place.could_write(kind, answer.response)
     check_end(answer)
 
 
@@ -122,7 +122,7 @@ async def test_a_text_comes_whole(place: Place, client: ollama.AsyncClient, kind
 async def test_a_text_streams(place: Place, client: ollama.AsyncClient, kind: str) -> None:
     stream = await client.generate(MODELS[kind], "Once", options=OPTIONS, stream=True)
     chunks = [chunk async for chunk in stream]
-    assert place.said(kind, "".join(chunk.response for chunk in chunks))
+    assert place.could_write(kind, "".join(chunk.response for chunk in chunks))
     assert len(chunks) > 2
     check_end(chunks[-1])
 
@@ -184,7 +184,7 @@ async def test_a_model_is_described(place: Place, client: ollama.AsyncClient, ki
 async def test_models_in_memory_are_listed(
     place: Place, client: ollama.AsyncClient, kind: str
 ) -> None:
-    """Engines other than Ollama have theirs always there, or don't tell."""
+    """Other engines always have theirs in memory, or don't report it."""
     await client.chat(MODELS[kind], MESSAGES, options=OPTIONS)
     names = [model.model for model in (await client.ps()).models]
     if kind in ("llama-server", "vllm"):
@@ -196,7 +196,7 @@ async def test_models_in_memory_are_listed(
 async def test_everything_is_below_ollama_too(place: Place, kind: str) -> None:
     async with client_of(place, below="/ollama") as client:
         answer = await client.chat(MODELS[kind], MESSAGES, options=OPTIONS)
-        assert place.said(kind, answer.message.content)
+        assert place.could_write(kind, answer.message.content)
         assert MODELS[kind] in [model.model for model in (await client.list()).models]
 
 

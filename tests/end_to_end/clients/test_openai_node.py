@@ -32,7 +32,7 @@ async def node(
 @cell("/v1/chat/completions")
 async def test_a_chat_comes_whole(place: Place, node: Asker, kind: str) -> None:
     answer = await node.answer(do="chat", model=MODELS[kind])
-    assert place.said(kind, answer["text"])
+    assert place.could_write(kind, answer["text"])
     assert answer["finish"] in ("stop", "length")
     assert answer["usage"]["completion_tokens"] > 0
     assert answer["id"]
@@ -42,7 +42,7 @@ async def test_a_chat_comes_whole(place: Place, node: Asker, kind: str) -> None:
 async def test_a_chat_streams(place: Place, node: Asker, kind: str) -> None:
     *pieces, last = [said async for said in node.ask(do="chat", model=MODELS[kind], stream=True)]
     assert len(pieces) > 1
-    assert place.said(kind, "".join(piece["text"] for piece in pieces))
+    assert place.could_write(kind, "".join(piece["text"] for piece in pieces))
     assert last["done"]["finish"] in ("stop", "length")
     assert last["done"]["usage"]["completion_tokens"] > 0
 
@@ -73,7 +73,7 @@ async def test_tool_calls_come_whole(place: Place, node: Asker, kind: str) -> No
 @cell("/v1/completions")
 async def test_a_completion_comes_whole(place: Place, node: Asker, kind: str) -> None:
     answer = await node.answer(do="completion", model=MODELS[kind])
-    assert place.said(kind, answer["text"])
+    assert place.could_write(kind, answer["text"])
     assert answer["usage"]["completion_tokens"] > 0
 
 
@@ -82,7 +82,7 @@ async def test_a_completion_streams(place: Place, node: Asker, kind: str) -> Non
     asking = node.ask(do="completion", model=MODELS[kind], stream=True)
     *pieces, last = [said async for said in asking]
     assert "done" in last, last
-    assert place.said(kind, "".join(piece["text"] for piece in pieces))
+    assert place.could_write(kind, "".join(piece["text"] for piece in pieces))
     assert last["done"]["finish"] in ("stop", "length")
 
 
@@ -103,7 +103,7 @@ async def test_models_are_listed_and_described(place: Place, node: Asker, kind: 
 @cell("/v1/responses")
 async def test_a_response_comes_whole(place: Place, node: Asker, kind: str) -> None:
     answer = await node.answer(do="response", model=MODELS[kind])
-    assert place.said(kind, answer["text"])
+    assert place.could_write(kind, answer["text"])
     assert answer["status"] in ("completed", "incomplete")
     assert answer["usage"]["output_tokens"] > 0
 
@@ -113,7 +113,7 @@ async def test_a_response_streams(place: Place, node: Asker, kind: str) -> None:
     asking = node.ask(do="response", model=MODELS[kind], stream=True)
     *pieces, last = [said async for said in asking]
     assert "done" in last, last
-    assert place.said(kind, "".join(piece["text"] for piece in pieces))
+    assert place.could_write(kind, "".join(piece["text"] for piece in pieces))
     assert last["done"]["type"] in ("response.completed", "response.incomplete")
     assert last["done"]["usage"]["output_tokens"] > 0
 

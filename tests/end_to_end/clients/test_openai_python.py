@@ -56,7 +56,7 @@ async def test_a_chat_comes_whole(place: Place, client: openai.AsyncOpenAI, kind
         model=MODELS[kind], messages=MESSAGES, max_tokens=TOKENS, temperature=0
     )
     [choice] = answer.choices
-    assert place.said(kind, choice.message.content)
+    assert place.could_write(kind, choice.message.content)
     assert choice.message.role == "assistant"
     assert choice.finish_reason in ("stop", "length")
     assert answer.id
@@ -81,7 +81,7 @@ async def test_a_chat_streams(place: Place, client: openai.AsyncOpenAI, kind: st
     assert stream.response.headers["x-request-id"]
     *chunks, last = [chunk async for chunk in stream]
     texts = [chunk.choices[0].delta.content for chunk in chunks]
-    assert place.said(kind, "".join(text or "" for text in texts))
+    assert place.could_write(kind, "".join(text or "" for text in texts))
     assert sum(map(bool, texts)) > 1
     assert chunks[-1].choices[0].finish_reason in ("stop", "length")
     assert len({chunk.id for chunk in chunks}) == 1
@@ -155,7 +155,7 @@ async def test_a_completion_comes_whole(
         model=MODELS[kind], prompt="Once", max_tokens=TOKENS, temperature=0
     )
     [choice] = answer.choices
-    assert place.said(kind, choice.text)
+    assert place.could_write(kind, choice.text)
     assert choice.finish_reason in ("stop", "length")
     assert answer.usage is not None
     assert answer.usage.completion_tokens > 0
@@ -174,7 +174,7 @@ async def test_a_completion_streams(place: Place, client: openai.AsyncOpenAI, ki
     )
     chunks = [chunk async for chunk in stream]
     choices = [chunk.choices[0] for chunk in chunks if chunk.choices]
-    assert place.said(kind, "".join(choice.text for choice in choices))
+    assert place.could_write(kind, "".join(choice.text for choice in choices))
     assert choices[-1].finish_reason in ("stop", "length")
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens > 0
@@ -239,7 +239,7 @@ async def test_a_response_comes_whole(place: Place, client: openai.AsyncOpenAI, 
         max_output_tokens=TOKENS,
         temperature=0,
     )
-    assert place.said(kind, answer.output_text)
+    assert place.could_write(kind, answer.output_text)
     assert answer.status in ("completed", "incomplete")
     assert answer.usage is not None
     assert answer.usage.output_tokens > 0
@@ -259,7 +259,7 @@ async def test_a_response_streams(place: Place, client: openai.AsyncOpenAI, kind
     events = [event async for event in stream]
     assert events[0].type == "response.created"
     deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
-    assert place.said(kind, "".join(deltas))
+    assert place.could_write(kind, "".join(deltas))
     last = events[-1]
     assert last.type in ("response.completed", "response.incomplete")
     assert last.response.usage is not None
@@ -318,7 +318,7 @@ async def test_reasoning_is_split_unless_the_header_or_the_key_says_raw(
     new = await place.stack.command("keys", "create", "raw", "--reasoning", "raw")
     raw, split = {"x-fabric-reasoning": "raw"}, {"x-fabric-reasoning": "split"}
 
-    async def said(client: openai.AsyncOpenAI, headers: dict[str, str]) -> tuple[str, str]:
+    async def ask_both(client: openai.AsyncOpenAI, headers: dict[str, str]) -> tuple[str, str]:
         place.script(kind, chunks=[written])
         stream = await client.chat.completions.create(
             model=MODELS[kind], messages=MESSAGES, stream=True, extra_headers=headers
@@ -327,11 +327,11 @@ async def test_reasoning_is_split_unless_the_header_or_the_key_says_raw(
         thought = [(delta.model_extra or {}).get("reasoning_content", "") for delta in deltas]
         return "".join(thought), "".join(delta.content or "" for delta in deltas)
 
-    assert await said(client, {}) == ("Hm.", "Yes.")
-    assert await said(client, raw) == ("", written)
+    assert await ask_both(client, {}) == ("Hm.", "Yes.")
+    assert await ask_both(client, raw) == ("", written)
     async with client_of(place, api_key=new["text"]) as other:
-        assert await said(other, {}) == ("", written)
-        assert await said(other, split) == ("Hm.", "Yes.")
+        assert await ask_both(other, {}) == ("", written)
+        assert await ask_both(other, split) == ("Hm.", "Yes.")
 
 
 # ── errors ────────────────────────────────────────────────────────────────────────────────────

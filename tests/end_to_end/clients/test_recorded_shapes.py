@@ -124,12 +124,12 @@ CASES = [
 async def test_an_answer_is_what_the_client_s_types_say(
     place: Place, shape: Shape, kind: str, record_property: Any
 ) -> None:
-    status, answer = await asked(place, place.url, shape, kind)
+    status, answer = await ask(place, place.url, shape, kind)
     assert status == 200, answer
     found = faults(shape, answer)
     own: set[str] = set()
     if found and kind not in SCRIPTED and (kind, shape.endpoint) not in TRANSLATED:
-        status, answer = await asked(place, place.addresses[kind], shape, kind)
+        status, answer = await ask(place, place.addresses[kind], shape, kind)
         own = faults(shape, answer) if status == 200 else own
     assert not found - own
     if found:
@@ -137,7 +137,7 @@ async def test_an_answer_is_what_the_client_s_types_say(
 
 
 async def test_lists_of_models_are_what_the_client_s_types_say(place: Place) -> None:
-    """Those the fabric makes itself."""
+    """The lists that the server makes itself."""
     lists: list[tuple[str, Model]] = [
         ("/v1/models", Listed),
         (f"/v1/models/{MODELS['vllm']}", openai.types.Model),
@@ -157,7 +157,7 @@ class Listed(BaseModel):
     data: list[openai.types.Model]
 
 
-async def asked(place: Place, base: str, shape: Shape, kind: str) -> tuple[int, str]:
+async def ask(place: Place, base: str, shape: Shape, kind: str) -> tuple[int, str]:
     connector = aiohttp.TCPConnector(ssl=place.trust())
     body = {"model": MODELS[kind], **shape.body}
     timeout = aiohttp.ClientTimeout(total=PATIENCE)
@@ -181,7 +181,7 @@ def faults(shape: Shape, answer: str) -> set[str]:
 
 
 def events(answer: str) -> Iterator[str]:
-    """Of a stream of events or of lines, without the mark that ends one of OpenAI's, and without
+    """Yield the events of a stream of events or lines, without OpenAI's ``[DONE]`` and without
     Anthropic's pings, which its client knows and its types leave out."""
     for line in answer.splitlines():
         data = line if line.startswith("{") else line.removeprefix("data: ")
@@ -190,7 +190,7 @@ def events(answer: str) -> Iterator[str]:
 
 
 def complaints(model: Model, text: str) -> Iterator[str]:
-    """Places of a list count as one: an answer may be longer than another."""
+    """Return the violations; all items of a list count as one, since answers differ in length."""
     try:
         model.model_validate_json(text, strict=True)
     except ValidationError as error:
