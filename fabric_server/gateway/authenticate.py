@@ -1,4 +1,4 @@
-"""Whose request it is: the key that it carries."""
+"""Authentication of a request by the API key that it carries."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from fabric_server.edge.request import Request
 
 
 async def authenticate(accounts: Accounts, request: Request) -> Key:
-    """The API key of a request; raises Refusal when there is none that may be used here.
-
-    It comes as a bearer token, or as Anthropic's clients send it, in ``x-api-key``.
-    """
-    if request.key is not None:  # the server's own doing, for a user it has authenticated before
+    """Return the API key of a request, from its bearer token or, as Anthropic's clients send it,
+    from ``x-api-key``.  Raises ApiError when there is none that may be used here."""
+    if request.key is not None:  # made by the server itself, for a key it has authenticated before
         return request.key
     scheme, _, token = request.headers.get(b"authorization", b"").partition(b" ")
     if scheme.lower() != b"bearer" or not token:

@@ -1,4 +1,4 @@
-"""A request's story: whose it is, what it asks for, which node takes it, and how it ended."""
+"""The gateway: a request's way from its key to an engine's answer and the ledger."""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
-"""A model as each dialect describes it.  What no node tells is left out, or is of its empty value
-where clients insist on the field; nothing is made up."""
+"""A model in the format of each dialect.
+
+Facts that no node reports are left out, or empty where clients insist on the field; none is made
+up.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +14,26 @@ from typing import Any
 from fabric_server.nodes.registry import Engine
 from protocol.messages import ModelReport
 
-KEPT_SECONDS = 300.0
-"""After so long without a request Ollama unloads a model; nobody tells when that will be."""
+UNLOAD_SECONDS = 300.0
+"""Seconds without a request after which Ollama unloads a model; the time left is not reported."""
 _FORMATS = {"ollama": "gguf", "llama-server": "gguf", "vllm": "safetensors"}
-_EVERYBODYS = ["completion"]
+_DEFAULT_CAPABILITIES = ["completion"]
 
 
 class Model:
-    """One name, and all that is told of it by those who serve it."""
+    """One name, and the reports of all engines that serve it."""
 
     def __init__(
         self, name: str, engines: Sequence[Engine], reports: Sequence[ModelReport]
     ) -> None:
-        """There is at least one of each."""
+        """``engines`` and ``reports`` have at least one each."""
         self.name = name
         self.engines = engines
         self.reports = reports
 
     @property
     def context(self) -> int | None:
-        """The longest that some engine takes: a request goes to one that can take it."""
+        """The longest context of its engines: a request goes to one that can take it."""
         return max((report.context_length or 0 for report in self.reports), default=0) or None
 
     @property
@@ -43,8 +46,8 @@ class Model:
 
     @property
     def capabilities(self) -> list[str]:
-        told = dict.fromkeys(name for report in self.reports for name in report.capabilities)
-        return list(told) or _EVERYBODYS
+        names = dict.fromkeys(name for report in self.reports for name in report.capabilities)
+        return list(names) or _DEFAULT_CAPABILITIES
 
     @property
     def details(self) -> dict[str, Any]:
@@ -60,16 +63,17 @@ class Model:
 
     @property
     def digest(self) -> str:
-        """Not of its weights, which nobody reports, but as lasting as its name."""
+        """A digest of the name: nodes do not report one of the weights."""
         return sha256(self.name.encode()).hexdigest()
 
 
 def openai(model: Model, since: int) -> dict[str, Any]:
-    """``context_window`` is what LlamaIndex and others look for, ``max_model_len`` vLLM's."""
-    told = {"id": model.name, "object": "model", "created": since, "owned_by": "fabric"}
+    """Return OpenAI's object, with ``context_window``, which LlamaIndex and others read, and vLLM's
+    ``max_model_len``."""
+    view = {"id": model.name, "object": "model", "created": since, "owned_by": "fabric"}
     if model.context is None:
-        return told
-    return {**told, "context_window": model.context, "max_model_len": model.context}
+        return view
+    return {**view, "context_window": model.context, "max_model_len": model.context}
 
 
 def anthropic(model: Model, since: int) -> dict[str, Any]:
@@ -82,13 +86,13 @@ def anthropic(model: Model, since: int) -> dict[str, Any]:
 
 
 def anthropic_list(models: Sequence[Model], since: int) -> dict[str, Any]:
-    cards = [anthropic(model, since) for model in models]
-    first, last = (cards[0]["id"], cards[-1]["id"]) if cards else (None, None)
-    return {"data": cards, "has_more": False, "first_id": first, "last_id": last}
+    views = [anthropic(model, since) for model in models]
+    first, last = (views[0]["id"], views[-1]["id"]) if views else (None, None)
+    return {"data": views, "has_more": False, "first_id": first, "last_id": last}
 
 
 def ollama(model: Model, since: int) -> dict[str, Any]:
-    """A row of ``/api/tags``."""
+    """Return a row of ``/api/tags``."""
     details = model.details
     if model.context is not None:
         details["context_length"] = model.context
@@ -104,21 +108,21 @@ def ollama(model: Model, since: int) -> dict[str, Any]:
 
 
 def running(model: Model, now: float) -> dict[str, Any]:
-    """A row of ``/api/ps``."""
+    """Return a row of ``/api/ps``."""
     return {
         "name": model.name,
         "model": model.name,
         "size": model.size,
         "digest": model.digest,
         "details": model.details,
-        "expires_at": _moment(now + KEPT_SECONDS),
+        "expires_at": _moment(now + UNLOAD_SECONDS),
         "size_vram": model.size,
         "context_length": model.context or 0,
     }
 
 
 def show(model: Model, since: int) -> dict[str, Any]:
-    """``/api/show`` of one that no Ollama serves."""
+    """Return ``/api/show`` for a model that no Ollama serves."""
     info: dict[str, Any] = {"general.basename": model.name}
     if model.context is not None:
         # Clients look for "<architecture>.context_length", by this key's value.

@@ -1,5 +1,5 @@
-"""On what terms a request is answered: what its headers say of its priority, its user's patience,
-where it may go, what happens when its node is lost, and whether reasoning is told apart."""
+"""Reads a request's options from its ``x-fabric-…`` headers: priority, timeout, regions, failover,
+and whether reasoning is split from the answer."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ FAILOVER = b"x-fabric-failover"
 REGION = b"x-fabric-region"
 MAX_REGIONS = 16
 REASONING = b"x-fabric-reasoning"
-"""Nodes read it, too."""
+"""Nodes read this header, too."""
 RAW = b"raw"
 
 _PRIORITIES = {one.name.lower().encode(): one for one in Priority}
 
 
-_USUAL = RequestOptions()
-_OURS = frozenset({PRIORITY, TIMEOUT, FAILOVER, REGION, REASONING})
+_DEFAULTS = RequestOptions()
+_HEADERS = frozenset({PRIORITY, TIMEOUT, FAILOVER, REGION, REASONING})
 
 
 def read_options(headers: Mapping[bytes, bytes]) -> RequestOptions:
-    """Raises Refusal: 400, naming the header."""
-    if _OURS.isdisjoint(headers):
-        return _USUAL
+    """Read the options.  Raises ApiError: 400, naming the header that is wrong."""
+    if _HEADERS.isdisjoint(headers):
+        return _DEFAULTS
     return RequestOptions(
         _priority(headers.get(PRIORITY, b"medium")),
         _seconds(headers.get(TIMEOUT, b"inf")),
@@ -44,41 +44,41 @@ def _priority(text: bytes) -> Priority:
     found = _PRIORITIES.get(text.strip().lower())
     if found is None:
         name = PRIORITY.decode()
-        raise errors.bad_field(name, f"{name} is one of high, medium, low.")
+        raise errors.bad_field(name, f"{name} must be high, medium or low.")
     return found
 
 
 def _failover(text: bytes) -> bool:
-    wanted = text.strip().lower()
-    if wanted not in (b"continue", b"off"):
+    value = text.strip().lower()
+    if value not in (b"continue", b"off"):
         name = FAILOVER.decode()
-        raise errors.bad_field(name, f"{name} is continue or off.")
-    return wanted == b"continue"
+        raise errors.bad_field(name, f"{name} must be continue or off.")
+    return value == b"continue"
 
 
 def refuse_regions(headers: Mapping[bytes, bytes]) -> None:
-    """For what would lose sight of them: raises Refusal, 400, rather than to go anywhere."""
+    """Refuse regions, with ApiError 400, where they would be ignored."""
     if REGION in headers:
         name = REGION.decode()
-        words = f"{name} can't be kept for jobs and batches: ask the model itself."
-        raise errors.bad_field(name, words)
+        message = f"{name} is not supported for jobs and batches. Ask the model directly."
+        raise errors.bad_field(name, message)
 
 
 def _regions(text: bytes) -> frozenset[str]:
     regions = [one.strip() for one in text.decode("latin-1").lower().split(",")]
     if len(regions) > MAX_REGIONS or not all(map(is_region, regions)):
         name = REGION.decode()
-        words = f"{name} is up to {MAX_REGIONS} regions with commas between them: eu-west,eu-north."
-        raise errors.bad_field(name, words)
+        message = f"{name} must be a list of up to {MAX_REGIONS} regions, such as eu-west,eu-north."
+        raise errors.bad_field(name, message)
     return frozenset(regions)
 
 
 def _raw(text: bytes) -> bool:
-    wanted = text.strip().lower()
-    if wanted not in (RAW, b"split"):
+    value = text.strip().lower()
+    if value not in (RAW, b"split"):
         name = REASONING.decode()
-        raise errors.bad_field(name, f"{name} is raw or split.")
-    return wanted == RAW
+        raise errors.bad_field(name, f"{name} must be raw or split.")
+    return value == RAW
 
 
 def _seconds(text: bytes) -> float:
@@ -88,5 +88,5 @@ def _seconds(text: bytes) -> float:
         seconds = math.nan
     if not seconds > 0:
         name = TIMEOUT.decode()
-        raise errors.bad_field(name, f"{name} is a number of seconds, more than 0.")
+        raise errors.bad_field(name, f"{name} must be a number of seconds greater than 0.")
     return seconds

@@ -1,5 +1,5 @@
-"""From a request to what it wants of an engine: which model is meant, who can be asked it at all,
-and what would be good to have."""
+"""Derives a request's requirements: its model's real name, the engines that can be asked at all,
+and the hints by which one is preferred."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def build_requirements(
     for engine in candidates:
         if supports(engine, requirements):
             break
-    else:  # with nobody there at all, admission says why
+    else:  # with no engine at all, admission raises the error
         if there := [engine for engine in candidates if in_region(engine, requirements)]:
             raise _no_engine_for_path(parsed, requirements, there)
     requirements.capabilities = guess_capabilities(endpoint, body.replay_buffer)
@@ -78,7 +78,7 @@ def _announced_size(body: Body, parsed: ParsedBody) -> int | None:
 def _real_name(
     model: str, requirements: Requirements, endpoint: Endpoint, registry: Registry, aliases: Aliases
 ) -> str:
-    """What the engines that are to be asked call it."""
+    """Return the name by which engines know the model."""
     candidates = registry.candidates
     if model in aliases:
         return resolve(
@@ -99,14 +99,12 @@ def _real_name(
 def _no_engine_for_path(
     parsed: ParsedBody, requirements: Requirements, candidates: Sequence[Engine]
 ) -> ApiError:
-    """No engine that serves the model can be asked this."""
+    """Return the error for a path that no engine of the model serves."""
     if parsed.token_ids and any(requirements.path in engine.paths for engine in candidates):
-        words = (
-            f"'{requirements.model}' takes text, not token numbers, which belong to another model's"
-            " tokenizer anyway. With LangChain, set check_embedding_ctx_length=False."
+        text = (
+            f"'{requirements.model}' takes text, not token ids: these belong to another model's"
+            " tokenizer. With LangChain, set check_embedding_ctx_length=False."
         )
-        return errors.bad_field("input", words)
-    others = sorted(set().union(*(engine.paths for engine in candidates)) & ENDPOINTS.keys())
-    return errors.path_not_supported(
-        parsed.model, requirements.path, ", ".join(others) or "nothing"
-    )
+        return errors.bad_field("input", text)
+    paths = sorted(set().union(*(engine.paths for engine in candidates)) & ENDPOINTS.keys())
+    return errors.path_not_supported(parsed.model, requirements.path, ", ".join(paths) or "nothing")

@@ -1,9 +1,8 @@
-"""Keeps a stream alive whose answer has not begun: a proxy or a client in between may cut what is
-silent for long.
+"""Keeps streams alive whose answer has not begun: proxies and clients may cut a silent connection.
 
 Lines of server-sent events that begin with a colon are comments, which clients skip (WHATWG HTML,
-9.2.6).  The first one sends the head of the answer along, 200; what goes wrong later is then told
-within the stream (``Request.respond_error``), and another node can still be tried.
+9.2.6).  The first one sends the head of the answer along, 200; a later error is then an event of
+the stream (``Request.respond_error``), and another node can still be tried.
 """
 
 from __future__ import annotations
@@ -15,16 +14,16 @@ from fabric_server.edge.request import Request
 from fabric_server.net.deadlines import NEVER, Deadlines
 
 QUEUED_SECONDS = 2.0
-"""After so long in line a user is told so, and where."""
+"""Seconds in the queue after which the client gets its position."""
 LOADING_SECONDS = 10.0
-"""An engine that has the request may be silent for so long: it may be about to answer with an
-error, which should have a status of its own."""
+"""Seconds that an engine may be silent without a comment: its answer may be an error, which should
+have a status of its own."""
 AGAIN_SECONDS = 10.0
-"""Half a minute is the shortest that proxies are known to take silence for death."""
+"""Seconds between comments.  Half a minute is the shortest idle timeout known of proxies."""
 
 
 class SseKeepalive:
-    """``with Comments(…):`` around getting an answer; does nothing once that has begun."""
+    """Sends comments within ``with SseKeepalive(…):``, until the answer has begun."""
 
     __slots__ = ("_deadlines", "_position", "_request", "_since", "deadline")
 
@@ -35,7 +34,7 @@ class SseKeepalive:
         position: Callable[[str], int | None],
         now: float,
     ) -> None:
-        """``position`` tells by a request's id where in line it is, None when it is not."""
+        """``position`` returns a request's place in the queue by its id; None without one."""
         self._request = request
         self._deadlines = deadlines
         self._position = position
@@ -59,10 +58,10 @@ class SseKeepalive:
             self.deadline = NEVER
             return
         self.deadline = now + AGAIN_SECONDS
-        if request.response.started:  # it may be interrupted, and wait once more
+        if request.response.started:  # it may be suspended, and wait once more
             return
         if not request.body.complete or request.response.paused:
-            return  # who is still asking, or does not read, is not talked to
+            return  # a client that still sends, or does not read, gets no comments
         position = self._position(request.id)
         if position is not None:
             request.send_comment(f"queued, position {position}")

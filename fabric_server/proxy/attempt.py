@@ -24,12 +24,12 @@ from protocol.messages import Figures, RequestHead, ResponseHead
 
 CONFIRM_SECONDS = 30.0
 """Seconds in which a node must confirm a RESET; then its tunnel is closed, for slots can't wait."""
-NO_STREAM = "the answer is not the stream that was begun"
+NO_STREAM = "the answer is not a stream, but the client has the head of one"
 
 
 @dataclass(slots=True)
 class Ending:
-    """How an attempt ended."""
+    """The end of an attempt."""
 
     outcome: str
     """A ledger outcome."""
@@ -46,16 +46,16 @@ class Ending:
 
 
 class AttemptOwner(Protocol):
-    """What an attempt asks of, and reports to, the loop that made it."""
+    """The retry loop, as its attempts see it."""
 
     def can_retry(self) -> bool:
-        """Whether another engine could be asked now, from the beginning."""
+        """Return whether another engine could be asked now, from the beginning."""
 
     def can_continue(self) -> bool:
-        """Whether another engine could be asked for the rest of an answer that breaks off."""
+        """Return whether another engine could be asked for the rest of a broken answer."""
 
     def on_attempt_over(self, attempt: Attempt, ending: Ending) -> None:
-        """Called once, before the client has the last byte of the answer."""
+        """Take note of the ending; called once, before the client has the answer's last byte."""
 
 
 class Attempt:
@@ -151,13 +151,13 @@ class Attempt:
                 await body.more()
         except ApiError as error:
             self._finish(Ending("refused", error=error))
-            self._reset(Code.CANCELLED, "the request's body broke off")
+            self._reset(Code.CANCELLED, "the request's body is incomplete")
 
     def cancel(self) -> None:
         """End it because the client has gone; does nothing when it is over."""
         if self.ending is None:
             self._finish(Ending("ok" if self.answer.delivered else "cancelled"))
-            self._reset(Code.CANCELLED, "the user has hung up")
+            self._reset(Code.CANCELLED, "the client has disconnected")
 
     def cancel_with(self, error: ApiError) -> None:
         """End it, and its hedge, with an error for the client; does nothing when it is over."""
@@ -175,7 +175,7 @@ class Attempt:
         """End it because its hedge is the answer; does nothing when it is over."""
         if self.ending is None:
             self._finish(Ending("cancelled", lost_hedge=True))
-            self._reset(Code.CANCELLED, "another node was quicker")
+            self._reset(Code.CANCELLED, "another node answered first")
 
     # ── what the stream reports ───────────────────────────────────────────────────────────────
 
@@ -273,7 +273,7 @@ class Attempt:
         """Try another node while the tunnel is lost or silent, if the answer has not begun."""
         unanswered = self.ending is None and self.first_byte_at is None
         if unanswered and not self.hedge_runs and self._owner.can_retry():
-            self._abandon("failed", Code.LOST, "the node is out of reach, and another one has room")
+            self._abandon("failed", Code.LOST, "the node is unreachable, and another one has room")
 
     def on_reset(self, code: int, reason: str) -> None:
         self._release_slot()
@@ -291,9 +291,9 @@ class Attempt:
     def expire(self, now: float) -> None:
         if self.ending is not None:
             assert self._stream is not None
-            self._stream.give_up("a RESET was not confirmed")
+            self._stream.give_up("a RESET was not confirmed in time")
         elif self._unacked_bytes:
-            self._give_up(Code.SLOW_READER, "the user does not read")
+            self._give_up(Code.SLOW_READER, "the client reads too slowly")
         elif self.first_byte_at is None:
             self._check_first_byte(now)
         elif reason := self.clock.check(now, self.answer.bytes_received):

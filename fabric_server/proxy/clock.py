@@ -31,7 +31,7 @@ class Timeouts:
 
 
 class AttemptClock:
-    """Which deadline applies to an attempt, and whether it has passed.
+    """The deadlines of an attempt: which one applies, and whether it has passed.
 
     Methods that return a float return the time of the next check.
     """
@@ -77,12 +77,12 @@ class AttemptClock:
     def check(self, now: float, bytes_received: int) -> str | None:
         """Return the reason why the answer has timed out; None when it may go on."""
         if now >= self._ends_at:
-            return "the answer took too long"
+            return "the answer took longer than its time limit"
         if bytes_received != self._progress_bytes:
             self._progress_at = now
             self._progress_bytes = bytes_received
         elif now - self._progress_at >= self.timeouts.idle:
-            return "the engine fell silent"
+            return "the engine sent nothing for too long"
         return None
 
     def next_idle_check(self, now: float) -> float:

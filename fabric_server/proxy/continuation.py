@@ -1,12 +1,12 @@
-"""A streamed chat that goes on at another node when its own is lost.
+"""Continues a streamed chat on another node when its own is lost.
 
-What the user has got is put behind the conversation as the assistant's last message, and another
-engine is asked to go on with it.  What can't be continued without repeating or losing something is
-not: tool calls, several choices, log probabilities, answers held to a grammar (which would begin
-anew), and thoughts without an answer.
+The text that the client has got is appended to the conversation as the assistant's last message,
+and another engine is asked to continue it.  Answers that can't be continued without repeating or
+losing something are not: tool calls, several choices, log probabilities, answers held to a grammar
+(which would begin anew), and reasoning without an answer yet.
 
-    Question       what was asked, and how to ask for the rest
-    Continuation   a request's answer, at however many nodes it is given (transcript.py: its text)
+    ChatBody       the request's body, and the bodies that ask for the rest
+    Continuation   a request's answer, from however many nodes (``Transcript``: its text so far)
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from msgspec import Raw, Struct
 from fabric_server.metering.openai import Meter
 from fabric_server.proxy.transcript import NotContinued, Splice, Transcript
 
-_SAY_SO = frozenset({"vllm", "llama-server"})
-"""Kinds that have to be told to go on: of themselves vLLM would begin another message, and
-llama-server (of 2026) says the text that it was given once more."""
-_ABLE = _SAY_SO | {"ollama"}
-"""Kinds that are known to go on with a conversation's last message."""
+_NEED_FLAGS = frozenset({"vllm", "llama-server"})
+"""Engine kinds that continue a message only with flags: without them vLLM begins another message,
+and llama-server (of 2026) repeats the text that it was given."""
+_CONTINUING_KINDS = _NEED_FLAGS | {"ollama"}
+"""Engine kinds that are known to continue a conversation's last message."""
 
 _LIMITS = ("max_completion_tokens", "max_tokens", "n_predict")
 _WHOLE_ONLY = frozenset(
     {"continue_final_message", "echo", "function_call", "functions", "grammar", "json_schema"}
     | {"guided_choice", "guided_grammar", "guided_json", "guided_regex", "structured_outputs"}
 )
-"""Fields that hold for an answer as a whole, so that its second half can't be asked for."""
+"""Fields that constrain an answer as a whole, so that its second half can't be asked for."""
 _UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
@@ -46,11 +46,11 @@ _decode_any = msgspec.json.Decoder().decode
 _encode = msgspec.json.encode
 
 
-class Question:
-    """A body that has been asked once."""
+class ChatBody:
+    """A chat request's body, of which an engine has answered a part."""
 
     def __init__(self, body: bytes) -> None:
-        """Raises ``ValueError`` when the rest of its answer can't be asked for."""
+        """Parse the body.  Raises ``ValueError`` when the rest of its answer can't be asked for."""
         try:
             self._fields = _decode_fields(body)
             self._messages = _decode_messages(self._fields["messages"])
@@ -58,7 +58,7 @@ class Question:
             self._limits = self._read_limits()
         except (*_UNREADABLE, KeyError, IndexError):
             raise ValueError("not a conversation") from None
-        if last.role == "assistant" or not self._plain():
+        if last.role == "assistant" or not self._is_plain():
             raise ValueError("not to be continued")
 
     def _read_limits(self) -> dict[str, int]:
@@ -67,7 +67,7 @@ class Question:
             name: value for name, value in given.items() if isinstance(value, int) and value > 0
         }
 
-    def _plain(self) -> bool:
+    def _is_plain(self) -> bool:
         def value(name: str) -> Any:
             return _decode_any(self._fields.get(name, b"null"))
 
@@ -80,50 +80,52 @@ class Question:
             and (form is None or (isinstance(form, dict) and form.get("type") == "text"))
         )
 
-    def left(self, spent: int) -> float:
-        """Of the tokens that it allows, which may be any number."""
+    def tokens_left(self, spent: int) -> float:
+        """Return how many of the tokens it allows are left; ``inf`` without a limit."""
         return min(self._limits.values(), default=math.inf) - spent
 
     def rest(self, text: str, spent: int, kind: str) -> bytes:
-        """The body that asks an engine of this kind to go on behind ``text``."""
-        said = Raw(_encode({"role": "assistant", "content": text}))
-        fields: dict[str, Any] = {**self._fields, "messages": [*self._messages, said]}
+        """Return the body that asks an engine of this kind to continue ``text``."""
+        message = Raw(_encode({"role": "assistant", "content": text}))
+        fields: dict[str, Any] = {**self._fields, "messages": [*self._messages, message]}
         fields |= {name: limit - spent for name, limit in self._limits.items()}
-        if kind in _SAY_SO:
+        if kind in _NEED_FLAGS:
             fields |= {"continue_final_message": True, "add_generation_prompt": False}
         return _encode(fields)
 
 
 class Continuation:
-    """One request's answer, at however many nodes it is given."""
+    """One request's answer, from however many nodes."""
 
     def __init__(self, body: bytes) -> None:
-        """``body`` is whole, and as engines are asked it."""
+        """``body`` is whole, and as engines get it."""
         self._body = body
         self._transcript = Transcript()
 
     @property
     def possible(self) -> bool:
-        """Whether another engine can be asked to go on now."""
+        """Another engine can be asked to continue the answer now."""
         before = self._transcript.catch_up()
-        if not before.possible or (before.thoughts and not before.said):
+        if not before.possible or (before.reasoning_tokens and not before.stripped_text):
             return False
-        if not before.said:
+        if not before.stripped_text:
             return True
-        question = self._question()
-        return question is not None and question.left(before.spent) > 0
+        chat = self._chat()
+        return chat is not None and chat.tokens_left(before.spent) > 0
 
     @property
-    def kinds(self) -> frozenset[str] | None:
-        """Of engines that can; None is all."""
-        return _ABLE if self._transcript.catch_up().said else None
+    def engine_kinds(self) -> frozenset[str] | None:
+        """The kinds of engine that can continue the answer; None is all."""
+        return _CONTINUING_KINDS if self._transcript.catch_up().stripped_text else None
 
     def body(self, kind: str) -> bytes:
-        """What asks an engine of this kind; only when it is possible."""
+        """Return the body that asks an engine of this kind for the rest, when that is possible."""
         before = self._transcript.catch_up()
-        if not before.said:
+        if not before.stripped_text:
             return self._body
-        return Question(self._body).rest(before.said, before.spent - before.blanks, kind)
+        return ChatBody(self._body).rest(
+            before.stripped_text, before.spent - before.trailing_blanks, kind
+        )
 
     def meter(self, meter: Meter, kind: str, *, splice: bool) -> Meter:
         """Wrap ``meter`` to follow the next stream; ``splice`` joins it to the one before."""
@@ -131,11 +133,11 @@ class Continuation:
         return _ContinuedMeter(meter, before, Splice(before, kind) if splice else None)
 
     def final_chunk(self) -> bytes:
-        """The end of an answer that has all the tokens it may have; empty when it has not."""
-        before, question = self._transcript.catch_up(), self._question()
-        if not before.possible or question is None:
+        """Return the last events of an answer that has all the tokens it may have; empty if not."""
+        before, chat = self._transcript.catch_up(), self._chat()
+        if not before.possible or chat is None:
             return b""
-        if question.left(before.spent) != 0:
+        if chat.tokens_left(before.spent) != 0:
             return b""
         chunk = {
             "id": before.id,
@@ -146,14 +148,16 @@ class Continuation:
         }
         return b"data: " + _encode(chunk) + b"\n\ndata: [DONE]\n\n"
 
-    def _question(self) -> Question | None:
+    def _chat(self) -> ChatBody | None:
         try:
-            return Question(self._body)
+            return ChatBody(self._body)
         except ValueError:
             return None
 
 
 class _ContinuedMeter:
+    """Meters a stream, notes its events in the transcript, and splices it to the one before."""
+
     def __init__(self, meter: Meter, transcript: Transcript, splice: Splice | None) -> None:
         self._meter = meter
         self._transcript = transcript
@@ -163,29 +167,29 @@ class _ContinuedMeter:
 
     def feed(self, data: bytes) -> bytes:
         """Raises ``NotContinued``, and then has passed nothing on."""
-        return self._joined(self._meter.feed(data))
+        return self._join(self._meter.feed(data))
 
     def end(self) -> bytes:
         rest = self._meter.end()
         if not self._meter.complete:
-            self._heed()
-            return rest  # half an event, perhaps
-        return self._joined(rest)
+            self._update()
+            return rest  # perhaps half an event
+        return self._join(rest)
 
-    def _heed(self) -> None:
+    def _update(self) -> None:
         meter, splice = self._meter, self._splice
         self.complete, self.done = meter.complete, meter.done
         self.failed, self.torn = meter.failed, meter.torn
         self.usage = meter.usage if splice is None else splice.total(meter.usage)
 
-    def _joined(self, events: bytes) -> bytes:
+    def _join(self, events: bytes) -> bytes:
         if events:
             if self._meter.torn:
                 self._transcript.give_up()
                 if self._splice is not None:
-                    raise NotContinued("it says too much at once")
+                    raise NotContinued("an event of the continuation is too large")
             if self._splice is not None:
                 events = self._splice.feed(events)
             self._transcript.add(events)
-        self._heed()  # not before: an end that is not passed on is none
+        self._update()  # only now: a terminal marker counts once it is passed on
         return events

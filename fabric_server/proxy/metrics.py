@@ -1,4 +1,4 @@
-"""Figures for Prometheus.  Counting on the hot path is adding to an integer; labels are bounded."""
+"""Prometheus metrics of requests.  To count is to add to an integer; labels are bounded."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Metrics:
         self.queued = Histogram()
 
     def count(self, entry: LedgerEntry) -> None:
-        """A request is over."""
+        """Count a request that has ended."""
         self.requests[entry.path, entry.outcome] += 1
         self.total.observe(entry.total_ms / 1000)
         if entry.queue_ms:
@@ -75,13 +75,15 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         requests = CounterMetricFamily(
-            "fabric_requests", "Requests ended.", labels=["endpoint", "outcome"]
+            "fabric_requests", "Requests that have ended.", labels=["endpoint", "outcome"]
         )
         for (endpoint, outcome), count in self.requests.items():
             requests.add_metric([endpoint, outcome], count)
         yield requests
         errors = CounterMetricFamily(
-            "fabric_refusals", "Requests refused by the fabric itself.", labels=["code"]
+            "fabric_refusals",
+            "Requests that the fabric itself refused.",
+            labels=["code"],
         )
         for code, count in self.errors.items():
             errors.add_metric([code], count)
@@ -90,16 +92,20 @@ class Metrics:
         for kind, count in self.tokens.items():
             tokens.add_metric([kind], count)
         yield tokens
-        yield CounterMetricFamily("fabric_retries", "Second attempts.", value=self.retries)
+        yield CounterMetricFamily("fabric_retries", "Retries.", value=self.retries)
         yield CounterMetricFamily(
-            "fabric_continued", "Answers that went on at another node.", value=self.continued
+            "fabric_continued", "Streams that were continued on another node.", value=self.continued
         )
         yield CounterMetricFamily(
-            "fabric_hedged", "Requests asked of a second node meanwhile.", value=self.hedged
+            "fabric_hedged",
+            "Requests sent to a second node, too.",
+            value=self.hedged,
         )
         yield CounterMetricFamily(
-            "fabric_hedges_won", "Of these, answered by the second.", value=self.hedges_won
+            "fabric_hedges_won",
+            "Hedged requests that the second won.",
+            value=self.hedges_won,
         )
-        yield self.first_byte.family("fabric_first_byte_seconds", "Until the first byte.")
-        yield self.total.family("fabric_request_seconds", "Until the last byte.")
-        yield self.queued.family("fabric_queue_seconds", "Until a slot was free, or given up.")
+        yield self.first_byte.family("fabric_first_byte_seconds", "Time to the first byte.")
+        yield self.total.family("fabric_request_seconds", "Time to the last byte.")
+        yield self.queued.family("fabric_queue_seconds", "Time in the queue.")

@@ -1,4 +1,4 @@
-"""What the ending of an attempt shows of its engine: how fast it is, and whether it works."""
+"""Reports of attempts on their engines: how fast they are, and whether they work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a share of the latest measurements did not exceed: exact, over a bounded window."""
+"""Exact quantiles over a bounded window of the latest measurements."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from bisect import bisect_left, insort
 from collections import deque
 
 MAX_SAMPLES = 200
-"""Measurements; older ones are forgotten."""
+"""Measurements in a window; older ones are forgotten."""
 MIN_SAMPLES = 20
-"""With fewer nothing is told."""
+"""Measurements without which there is no quantile."""
 
 
 class Window:
+    """A sliding window of measurements, kept in order of time and of size."""
+
     __slots__ = ("_latest", "_sorted")
 
     def __init__(self) -> None:
@@ -30,8 +32,10 @@ class Window:
         insort(self._sorted, value)
 
     def quantile(self, share: float) -> float | None:
-        """The smallest measurement that at least ``share`` of them do not exceed, 0 < share ≤ 1;
-        None while there are too few."""
+        """Return the smallest measurement that at least ``share`` of them do not exceed.
+
+        0 < share ≤ 1; None while there are too few.
+        """
         count = len(self._sorted)
         if count < MIN_SAMPLES:
             return None

@@ -1,4 +1,4 @@
-"""What a client's headers say of how its request is to be answered."""
+"""Options of a request that its client has chosen by headers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fabric_server.routing.criteria import Priority
 
 RAW_REASONING = ("x-fabric-reasoning", "raw")
-"""The header by which a node is told to leave reasoning as the engine writes it."""
+"""The header that orders a node to leave reasoning as the engine writes it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ class Bus(Protocol):
 
 @dataclass(slots=True, eq=False)
 class RequestRecord:
-    """What the ledger, the operator and the retry loop know of a request under way."""
+    """One request under way, as the ledger, the operator and the retry loop see it."""
 
     key: Key
     request: Request

@@ -91,7 +91,7 @@ class RetryLoop:
             if ending.error is not None and not self._request.response.finished:
                 raise ending.error
             if ending.to_continue and continuation is not None:
-                self._continuing, requirements.engine_kinds = True, continuation.kinds
+                self._continuing, requirements.engine_kinds = True, continuation.engine_kinds
                 upstream.budget.spend()
                 continue
             if attempt.answer.started:

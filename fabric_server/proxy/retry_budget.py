@@ -1,15 +1,17 @@
-"""How many requests may be tried again: a share of all, so that retries never become the load."""
+"""The retry budget: retries are a share of all requests, so that they never become the load."""
 
 from __future__ import annotations
 
 SHARE = 0.1
+"""Retries earned by each request."""
 RESERVE = 10.0
+"""Retries that can be saved up."""
 
 
 class RetryBudget:
-    """Each request earns a tenth of a retry, up to ``RESERVE`` retries; each retry costs one.
+    """Each request earns ``SHARE`` of a retry, up to ``RESERVE`` retries; each retry costs one.
 
-    When nodes fail one by one that is plenty; when all fail at once, users are told at once.
+    That is enough when nodes fail one by one; when all fail at once, clients get errors at once.
     """
 
     __slots__ = ("_left",)

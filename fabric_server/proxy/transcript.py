@@ -1,4 +1,4 @@
-"""A streamed chat as its user sees it, event by event; and how another engine's becomes more of it.
+"""The transcript of a streamed chat as its client sees it, and the splice with another engine's.
 
 Engines do not number their tokens, so an event with text counts as one.
 """
@@ -16,14 +16,14 @@ from msgspec import Raw, Struct
 from fabric_server.metering.openai import Usage
 
 MAX_TEXT = 256 * 1024
-"""Bytes of an answer; a longer one is not continued."""
-READ_AT_ONCE = 32 * 1024
-"""Bytes of events that are kept unread.  Nobody asks for what an answer said before it is lost, and
-few are: most end before the first of them is read."""
+"""Bytes of an answer's text; a longer answer is not continued."""
+MAX_UNREAD = 32 * 1024
+"""Bytes of events that are kept unread.  The text is needed only when a node is lost, so that most
+answers end before any of their events is parsed."""
 MAX_NAMES = 1024
 """Characters of an answer's id and model."""
 MIN_ECHO = 8
-"""Characters: a shorter answer at the beginning of the next is no sure sign of an echo."""
+"""Characters of text from which on its repetition at the beginning of a continuation is an echo."""
 
 _EVENT = re.compile(rb".*?(?:\n\n|\n\r\n|\r\r)|.+\Z", re.DOTALL)
 _DATA = re.compile(rb"(?:\A|[\r\n])data: ?([^\r\n]*)")
@@ -31,7 +31,7 @@ _UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
 class NotContinued(Exception):
-    """The next engine does not go on with the answer; ``str()`` says what it does instead."""
+    """The next engine does not continue the answer; ``str()`` says what it does instead."""
 
 
 class _Delta(Struct, gc=False):
@@ -65,34 +65,36 @@ _encode = msgspec.json.encode
 
 
 class Transcript:
-    """What the user has got of an answer, once it has caught up with what it was given."""
+    """The text and the tokens that the client has got of an answer, as of the last ``catch_up``."""
 
     def __init__(self) -> None:
         self.possible = True
-        """It can be continued, so far as it tells itself."""
+        """Nothing in the answer so far forbids to continue it."""
         self.id = self.model = ""
         self.created = 0
         self.tokens = 0
-        self.thoughts = 0
-        """Tokens of reasoning."""
-        self.blanks = 0
-        """The last so many tokens are white space."""
+        self.reasoning_tokens = 0
+        self.trailing_blanks = 0
+        """Tokens at the end that are white space."""
         self._unread = bytearray()
         self._text = bytearray()  # not a list of pieces: a piece may be one letter
 
     @property
     def spent(self) -> int:
-        """Tokens of either kind."""
-        return self.tokens + self.thoughts
+        """Tokens of text and of reasoning."""
+        return self.tokens + self.reasoning_tokens
 
     @property
     def text(self) -> str:
         return self._text.decode()
 
     @property
-    def said(self) -> str:
-        """The text without white space at its end.  Many templates cut that off, so that an engine
-        may say it again or not; without it, every engine will, and what is said twice is known."""
+    def stripped_text(self) -> str:
+        """The text without white space at its end.
+
+        Many chat templates cut that off, so that an engine may repeat it or not.  Asked without it,
+        every engine repeats it, and what is repeated is known.
+        """
         return self.text.rstrip()
 
     def give_up(self) -> None:
@@ -101,14 +103,14 @@ class Transcript:
         self._text.clear()
 
     def add(self, events: bytes) -> None:
-        """Whole events, as they go to the user."""
+        """Add whole events, as they go to the client."""
         if self.possible:
             self._unread += events
-            if len(self._unread) > READ_AT_ONCE:
+            if len(self._unread) > MAX_UNREAD:
                 self.catch_up()
 
     def catch_up(self) -> Transcript:
-        """To be called before anything is asked."""
+        """Parse the events that were added; call it before attributes are read."""
         events = bytes(self._unread)
         self._unread.clear()
         for data in _data_in(events):
@@ -135,62 +137,64 @@ class Transcript:
                 return
             if delta.content:
                 self.tokens += 1
-                self.blanks = self.blanks + 1 if delta.content.isspace() else 0
+                self.trailing_blanks = self.trailing_blanks + 1 if delta.content.isspace() else 0
                 self._text += delta.content.encode()
             elif delta.reasoning or delta.reasoning_content:
-                self.thoughts += 1
+                self.reasoning_tokens += 1
         if len(self._text) > MAX_TEXT:
             self.give_up()
 
 
 class Splice:
-    """Turns what the next engine says into more of the same stream."""
+    """Turns the stream of the next engine into the rest of the first one's."""
 
     def __init__(self, before: Transcript, kind: str) -> None:
-        self._same: dict[str, Any] = {}
+        self._identity: dict[str, Any] = {}
         if before.id:
-            self._same = {"id": before.id, "created": before.created, "model": before.model}
+            self._identity = {"id": before.id, "created": before.created, "model": before.model}
         self._tokens, self._spent = before.tokens, before.spent
-        said = before.said
-        self._echo = said if kind == "llama-server" and len(said) >= MIN_ECHO else ""
-        self._gap = before.text[len(said) :]
-        self._again = 0
-        """Tokens of which the user hears nothing, because they have them."""
-        self._answering = bool(said)
+        text = before.stripped_text
+        self._echo = text if kind == "llama-server" and len(text) >= MIN_ECHO else ""
+        """Text that this engine may repeat at the beginning."""
+        self._gap = before.text[len(text) :]
+        """White space behind the text, which any engine may repeat."""
+        self._repeated = 0
+        """Tokens that are not passed on, because the client has them."""
+        self._answering = bool(text)
 
     def feed(self, events: bytes) -> bytes:
-        """Whole events; raises ``NotContinued``."""
-        return b"".join([self._spliced(event, data) for event, data in _events(events)])
+        """Return whole events as they go to the client.  Raises ``NotContinued``."""
+        return b"".join([self._splice(event, data) for event, data in _events(events)])
 
-    def _spliced(self, event: bytes, data: re.Match[bytes] | None) -> bytes:
+    def _splice(self, event: bytes, data: re.Match[bytes] | None) -> bytes:
         if data is None or data[1] == b"[DONE]":
             return event
         try:
             chunk, fields = _decode_chunk(data[1]), _decode_fields(data[1])
             usage = _decode_any(fields.get("usage", b"null"))
         except _UNREADABLE:
-            raise NotContinued("it says what can't be read") from None
-        if self._same and chunk.choices and all(map(_says_nothing, chunk.choices)):
+            raise NotContinued("an event of the continuation can't be parsed") from None
+        if self._identity and chunk.choices and all(map(_is_empty, chunk.choices)):
             return b""
-        new: dict[str, Any] = {**fields, **self._same}
+        new: dict[str, Any] = {**fields, **self._identity}
         if usage:
-            new["usage"] = self._summed(usage)
+            new["usage"] = self._sum_usage(usage)
         for choice in chunk.choices:
             delta = choice.delta
             if self._answering and (delta.reasoning or delta.reasoning_content):
-                raise NotContinued("it thinks anew")
+                raise NotContinued("the engine begins to reason again")
             if delta.content and (self._echo or self._gap):
-                delta.content = self._news(delta.content)
-                if _says_nothing(choice):
-                    self._again += 1
+                delta.content = self._strip_known(delta.content)
+                if _is_empty(choice):
+                    self._repeated += 1
                     return b""
                 choices = _decode_any(fields["choices"])
                 choices[0]["delta"]["content"] = delta.content
                 new["choices"] = choices
         return event[: data.start(1)] + _encode(new) + event[data.end(1) :]
 
-    def _news(self, content: str) -> str:
-        """What the user does not have of it."""
+    def _strip_known(self, content: str) -> str:
+        """Return the part of ``content`` that the client does not have."""
         content = content.removeprefix(self._echo)
         pairs = zip(content, self._gap, strict=False)
         known = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
@@ -198,12 +202,12 @@ class Splice:
         self._gap = self._gap[known:] if known == len(content) else ""
         return content[known:]
 
-    def _summed(self, usage: Any) -> Any:
+    def _sum_usage(self, usage: Any) -> Any:
         try:
-            told = msgspec.convert(usage, Usage)
+            parsed = msgspec.convert(usage, Usage)
         except _UNREADABLE:
             return usage
-        total = self.total(told)
+        total = self.total(parsed)
         prompt, completion = total.prompt_tokens, total.completion_tokens
         if prompt is None or completion is None:
             return usage
@@ -211,27 +215,27 @@ class Splice:
         return {**usage, **figures, "total_tokens": prompt + completion}
 
     def total(self, usage: Usage) -> Usage:
-        """Of the whole answer: its first part was the next engine's prompt."""
+        """Return the usage of the whole answer, whose first part was the next engine's prompt."""
         prompt, completion = usage.prompt_tokens, usage.completion_tokens
         if not prompt and not completion:
-            return usage  # it does not know
+            return usage  # the engine does not report any
         return Usage(
-            None if prompt is None else max(0, prompt - self._tokens + self._again),
-            None if completion is None else completion + self._spent - self._again,
+            None if prompt is None else max(0, prompt - self._tokens + self._repeated),
+            None if completion is None else completion + self._spent - self._repeated,
         )
 
 
 def _events(events: bytes) -> Iterator[tuple[bytes, re.Match[bytes] | None]]:
-    """Each with its data; an event of several lines of it has what can't be read."""
+    """Yield each event with its data, which can't be parsed where it has several lines."""
     for found in _EVENT.finditer(events):
         yield found[0], _DATA.search(found[0])
 
 
 def _data_in(events: bytes) -> Iterator[bytes]:
-    """Of each event that has any."""
+    """Yield the data of each event that has some."""
     if b"\r" not in events and events.startswith(b"data: ") and events.endswith(b"\n\n"):
         pieces = events[6:-2].split(b"\n\ndata: ")
-        if events.count(b"\n") == 2 * len(pieces):  # nothing but events of one line of data
+        if events.count(b"\n") == 2 * len(pieces):  # only events of one line of data
             yield from pieces
             return
     for _, data in _events(events):
@@ -239,8 +243,8 @@ def _data_in(events: bytes) -> Iterator[bytes]:
             yield data[1]
 
 
-def _says_nothing(choice: _Choice) -> bool:
-    """As the first chunk of a stream, which only names a role."""
+def _is_empty(choice: _Choice) -> bool:
+    """Return whether a choice carries nothing, as in a first chunk, which only names a role."""
     delta = choice.delta
-    said = delta.content or delta.reasoning or delta.reasoning_content or delta.refusal
-    return not (said or delta.tool_calls or delta.function_call or choice.finish_reason)
+    text = delta.content or delta.reasoning or delta.reasoning_content or delta.refusal
+    return not (text or delta.tool_calls or delta.function_call or choice.finish_reason)

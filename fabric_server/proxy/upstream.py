@@ -1,4 +1,4 @@
-"""What a retry loop needs of the gateway."""
+"""The context that the gateway hands down to its retry loops."""
 
 from __future__ import annotations
 

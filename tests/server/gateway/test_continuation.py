@@ -29,7 +29,7 @@ from tests.site import (
 from tests.users import Answer, MemoryUser, request
 
 CONTINUE = {"x-fabric-failover": "continue"}
-SEAM = b": continued on another node\n\n"
+SPLICE_COMMENT = b": continued on another node\n\n"
 FIRST = {"id": "chatcmpl-1", "created": 1, "model": "tiny"}
 SECOND = {"id": "chatcmpl-2", "created": 2, "model": "tiny-q4"}
 ROLE = event({**SECOND, "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
@@ -91,7 +91,7 @@ async def test_a_rest_that_thinks_anew_and_comes_at_once_is_an_error_and_no_shor
     rest = await asked_next(site)
     rest.begin_stream()
     rest.data(ROLE)  # what says nothing is enough for the rest to have begun
-    await user.until(SEAM)
+    await user.until(SPLICE_COMMENT)
     thought = {"index": 0, "delta": {"reasoning_content": "Hm."}}
     rest.data(event({**SECOND, "choices": [thought]}) + chunk("lo") + chunk(None) + DONE)
     rest.end()
@@ -117,7 +117,7 @@ async def test_the_rest_comes_from_another_node_and_it_is_one_stream() -> None:
     body = answer.body.replace(b": ", b":").replace(b", ", b",")
     expected = [
         chunk("Hel", **FIRST),
-        SEAM,
+        SPLICE_COMMENT,
         chunk("lo", **FIRST),
         chunk(None, **FIRST),
         event({"choices": [], "usage": usage, **FIRST}),
@@ -210,7 +210,7 @@ async def test_two_nodes_may_be_lost_and_not_three() -> None:
     third.fail(Code.LOST)
     answer = await user.answer()
     assert error_of(answer) == "upstream_lost"
-    assert answer.body.count(SEAM) == 2
+    assert answer.body.count(SPLICE_COMMENT) == 2
     entry = await site.entry()
     assert (entry.outcome, entry.continued, entry.attempts) == ("failed", 2, 3)
 
@@ -225,7 +225,7 @@ async def test_a_node_that_is_lost_before_it_could_go_on_is_replaced_too() -> No
     (await asked_next(site)).stream_all(chunk("lo"), chunk(None), DONE)
     answer = await user.answer()
     assert text_of(answer) == "Hello"
-    assert answer.body.count(SEAM) == 1
+    assert answer.body.count(SPLICE_COMMENT) == 1
     entry = await site.entry()
     assert (entry.continued, entry.attempts) == (1, 3)
 
@@ -317,7 +317,7 @@ async def test_completions_of_plain_text_are_not_continued() -> None:
     assert error_of(await user.answer()) == "upstream_lost"
 
 
-async def test_a_user_who_hangs_up_at_the_seam_leaves_the_line() -> None:
+async def test_a_user_who_hangs_up_at_the_splice_point_leaves_the_line() -> None:
     site = Site()
     site.node(slots=1), site.node(slots=1)
     user, call, _ = await begun(site)
@@ -336,7 +336,7 @@ async def test_a_user_who_hangs_up_at_the_seam_leaves_the_line() -> None:
     await site.free()
 
 
-async def test_a_key_withdrawn_at_the_seam_is_told_within_the_stream() -> None:
+async def test_a_key_withdrawn_at_the_splice_point_is_told_within_the_stream() -> None:
     site = Site()
     site.node(), site.node()
     user, call, _ = await begun(site)
@@ -351,7 +351,7 @@ async def test_a_key_withdrawn_at_the_seam_is_told_within_the_stream() -> None:
 
 
 @pytest.mark.parametrize("count", range(8))
-async def test_a_key_withdrawn_in_whatever_turn_of_a_seam_is_told(count: int) -> None:
+async def test_a_key_withdrawn_in_whatever_turn_of_a_splice_is_told(count: int) -> None:
     site = Site()
     nodes = [site.node(), site.node()]
     user, call, _ = await begun(site)
@@ -365,7 +365,7 @@ async def test_a_key_withdrawn_in_whatever_turn_of_a_seam_is_told(count: int) ->
 
 
 @pytest.mark.parametrize("count", range(8))
-async def test_a_user_who_hangs_up_in_whatever_turn_of_a_seam_leaves_nothing(count: int) -> None:
+async def test_a_user_who_hangs_up_in_whatever_turn_of_a_splice_leaves_nothing(count: int) -> None:
     site = Site()
     nodes = [site.node(), site.node()]
     user, call, _ = await begun(site)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fabric_server.dialects.endpoints import SHOW
-from fabric_server.gateway.models import MAX_SHOW
+from fabric_server.gateway.models import MAX_SHOW_BODY
 from protocol.messages import ModelReport
 from tests.site import Site
 from tests.users import Answer, MemoryUser, request
@@ -165,7 +165,7 @@ async def test_a_question_for_a_model_that_names_none_is_refused(body: bytes) ->
 
 async def test_a_question_for_a_model_is_bounded() -> None:
     site = site_with_models()
-    body = {"model": "tiny", "filler": "x" * MAX_SHOW}
+    body = {"model": "tiny", "filler": "x" * MAX_SHOW_BODY}
     assert (await site.user().ask("POST", "/api/show", body, **site.key)).status == 413
 
 

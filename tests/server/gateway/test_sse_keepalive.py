@@ -329,7 +329,7 @@ async def test_a_server_that_drains_closes_after_the_answer() -> None:
     await user.end()
 
 
-# ── on what terms ─────────────────────────────────────────────────────────────────────────────
+# ── request options ─────────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_priority_is_asked_for_by_header() -> None:

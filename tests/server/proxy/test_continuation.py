@@ -166,7 +166,7 @@ def test_an_answer_of_which_nothing_was_said_is_asked_for_as_it_was() -> None:
     continuation = Continuation(body)
     lost(continuation, said(role="assistant", content=""))
     assert continuation.possible
-    assert continuation.kinds is None
+    assert continuation.engine_kinds is None
     assert continuation.body("openai") == body
 
 
@@ -195,7 +195,7 @@ CALL = {"index": 0, "id": "call_1", "function": {"name": "f", "arguments": ""}}
         [event({"id": "x" * 2000, "choices": [{"delta": {"content": "a"}}]})],
     ],
 )
-def test_what_could_not_be_joined_without_a_seam_is_not_continued(events: list[bytes]) -> None:
+def test_what_could_not_be_joined_without_a_trace_is_not_continued(events: list[bytes]) -> None:
     continuation = Continuation(ask())
     lost(continuation, *events)
     assert not continuation.possible
@@ -222,7 +222,7 @@ def test_a_question_whose_rest_can_t_be_asked_for_is_not_continued(more: Json) -
     assert not continuation.possible
 
 
-def test_white_space_at_a_seam_comes_once_whether_the_engine_says_it_again_or_another() -> None:
+def test_white_space_at_a_splice_point_comes_once_whether_repeated_or_not() -> None:
     for again, rest in ([" ", "\n", "x"], "x"), ([" \n", "x"], "x"), (["  x"], " x"), (["x"], "x"):
         continuation = Continuation(ask(max_tokens=10))
         lost(continuation, said(content="a"), said(content=" "), said(content="\n"))
