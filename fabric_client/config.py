@@ -142,5 +142,5 @@ class Config:
 
     @property
     def discovers(self) -> bool:
-        """Whether to look for engines that are not set."""
+        """True if engines are to be looked for."""
         return not self.engine if self.discover is None else self.discover

@@ -1,4 +1,4 @@
-"""A network that fails when it is told to: a TCP proxy between nodes and their server.
+"""A network that fails on command: a TCP proxy between nodes and their server.
 
 It listens on another address of loopback, with the server's own port numbers, so that a node whose
 invitation names that address dials it for everything; nobody else knows that it is there.  The
@@ -38,22 +38,22 @@ def redirected(token: str, host: str) -> str:
     return join.encode(structs.replace(join.parse(token), host=host))
 
 
-class Way:
+class Direction:
     """One direction of a connection."""
 
     def __init__(self) -> None:
         self.flows = asyncio.Event()
         self.flows.set()
-        self.loses = False
-        """What comes is read and thrown away."""
+        self.drops = False
+        """Data is read and thrown away."""
         self.dribbles = False
-        self.spoils = False
-        """The next chunk."""
+        self.corrupts = False
+        """One bit of the next chunk is changed."""
         self.delay = 0.0
         self.count = 0
         """Bytes passed on so far."""
 
-    async def pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             data = await reader.read(CHUNK)
             await self.flows.wait()
@@ -61,17 +61,17 @@ class Way:
                 break
             if self.delay:
                 await asyncio.sleep(self.delay)
-            if self.spoils:
-                self.spoils = False
+            if self.corrupts:
+                self.corrupts = False
                 data = data[:-1] + bytes([data[-1] ^ 1])
             for piece in self._pieces(data):
                 await self.flows.wait()
-                if self.loses:
+                if self.drops:
                     break
                 writer.write(piece)
                 await writer.drain()
                 self.count += len(piece)
-        if not self.loses and not writer.is_closing():
+        if not self.drops and not writer.is_closing():
             writer.write_eof()
 
     def _pieces(self, data: bytes) -> list[bytes]:
@@ -88,16 +88,15 @@ class Connection:
         server: tuple[asyncio.StreamReader, asyncio.StreamWriter],
     ) -> None:
         self.port = port
-        self.ways = {TO_SERVER: Way(), TO_NODE: Way()}
+        self.directions = {TO_SERVER: Direction(), TO_NODE: Direction()}
         self._node = node
         self._server = server
         self._task: asyncio.Task[None] | None = None
         self._reset = False
 
     def __repr__(self) -> str:
-        return (
-            f"<Connection {self.port} { ({name: way.count for name, way in self.ways.items()}) }>"
-        )
+        counts = {name: one.count for name, one in self.directions.items()}
+        return f"<Connection {self.port} {counts}>"
 
     @property
     def seen_as(self) -> str:
@@ -108,29 +107,29 @@ class Connection:
     @property
     def faulty(self) -> bool:
         return any(
-            not way.flows.is_set() or way.loses or way.dribbles or way.spoils or way.delay
-            for way in self.ways.values()
+            not one.flows.is_set() or one.drops or one.dribbles or one.corrupts or one.delay
+            for one in self.directions.values()
         )
 
     # ── faults ────────────────────────────────────────────────────────────────────────────────
 
     def cut(self) -> None:
-        """Both sides read an orderly end (FIN), though neither has said one."""
-        for way in self.ways.values():
-            way.loses = True
-            way.flows.set()
+        """Send both sides an orderly end (FIN)."""
+        for direction in self.directions.values():
+            direction.drops = True
+            direction.flows.set()
         for _, writer in (self._node, self._server):
             if not writer.is_closing():
                 writer.write_eof()
 
     def reset(self) -> None:
-        """Both sides get RST."""
+        """Send both sides RST."""
         self._reset = True
         if self._task is not None:
             self._task.cancel()
 
     def reset_node(self) -> None:
-        """The node gets RST, and the server hears nothing of it, nor of anything else."""
+        """Send the node RST; the server gets nothing any more."""
         self.black_hole()
         _, writer = self._node
         sock = writer.get_extra_info("socket")
@@ -138,34 +137,34 @@ class Connection:
         writer.transport.abort()
 
     def black_hole(self) -> None:
-        """Nothing passes any more, and nobody is told."""
-        for way in self.ways.values():
-            way.flows.clear()
+        """Pass nothing on any more, in silence."""
+        for direction in self.directions.values():
+            direction.flows.clear()
 
     def stall(self, direction: str) -> None:
-        """A black hole for one direction."""
-        self.ways[direction].flows.clear()
+        """Pass nothing on in one direction."""
+        self.directions[direction].flows.clear()
 
     def dribble(self) -> None:
-        """One byte for each write."""
-        for way in self.ways.values():
-            way.dribbles = True
+        """Write byte by byte."""
+        for direction in self.directions.values():
+            direction.dribbles = True
 
     def delay(self, seconds: float) -> None:
-        """Everything comes so much later, or up to twice that."""
-        for way in self.ways.values():
-            way.delay = seconds
+        """Delay everything by so much, or up to twice that."""
+        for direction in self.directions.values():
+            direction.delay = seconds
 
     def corrupt(self, direction: str = TO_SERVER) -> None:
-        """One bit of the next chunk is another."""
-        self.ways[direction].spoils = True
+        """Change one bit of the next chunk."""
+        self.directions[direction].corrupts = True
 
     def heal(self) -> None:
-        """What was held back is delivered; what was lost stays so."""
-        for way in self.ways.values():
-            way.dribbles = way.spoils = False
-            way.delay = 0.0
-            way.flows.set()
+        """End all faults: deliver what was held back; what was dropped stays lost."""
+        for direction in self.directions.values():
+            direction.dribbles = direction.corrupts = False
+            direction.delay = 0.0
+            direction.flows.set()
 
     # ── life ──────────────────────────────────────────────────────────────────────────────────
 
@@ -173,10 +172,10 @@ class Connection:
         self._task = asyncio.current_task()
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self.ways[TO_SERVER].pass_on(self._node[0], self._server[1]))
-                group.create_task(self.ways[TO_NODE].pass_on(self._server[0], self._node[1]))
+                group.create_task(self.directions[TO_SERVER].relay(self._node[0], self._server[1]))
+                group.create_task(self.directions[TO_NODE].relay(self._server[0], self._node[1]))
         except* OSError:
-            self._reset = True  # what one side did to us is done to the other
+            self._reset = True  # one side has reset the connection: reset the other
         finally:
             await _close(self._node[1], self._server[1], reset=self._reset)
 
@@ -188,7 +187,7 @@ class FaultProxy:
         self.host = host
         self.connections: list[Connection] = []
         self.dark = False
-        """New connections are taken, and nothing comes of them."""
+        """New connections are accepted, and pass nothing on."""
         self._server = server
         self._ports = ports
         self._listening: list[asyncio.Server] = []
@@ -254,7 +253,7 @@ class FaultProxy:
 
 
 async def _close(*writers: asyncio.StreamWriter, reset: bool) -> None:
-    """At once when ``reset`` or cancelled; otherwise behind what is still to be sent."""
+    """Close at once with ``reset`` or when cancelled; otherwise after what is still to be sent."""
     try:
         for writer in writers:
             if reset and not writer.is_closing():

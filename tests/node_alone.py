@@ -31,8 +31,8 @@ from protocol.messages import Figures, Hello, RequestHead, ResponseHead
 Json = dict[str, Any]
 
 
-class Asked:
-    """The server's side of one stream: reads at once, unless ``reads`` is False."""
+class RecordedAnswer:
+    """The server's side of one stream.  Consumes what comes at once, unless ``reads`` is False."""
 
     stream: ServerStream
 
@@ -93,9 +93,9 @@ class Asked:
         await self._until(lambda: self.figures is not None or self.reset is not None)
         return self
 
-    async def said(self, words: bytes) -> None:
-        """Until they have come."""
-        await self._until(lambda: words in self.body)
+    async def received(self, text: bytes) -> None:
+        """Wait until the body has this text."""
+        await self._until(lambda: text in self.body)
 
     async def _until(self, holds: Any) -> None:
         async with asyncio.timeout(10):
@@ -106,7 +106,7 @@ class Asked:
 
 class NodeAlone:
     def __init__(self, url: str, **settings: Any) -> None:
-        """``settings`` are ``Forwarder``'s."""
+        """Make a node with one engine; ``settings`` are ``Forwarder``'s."""
         self._url = url
         self._settings = settings
         self.engine: Engine
@@ -155,22 +155,22 @@ class NodeAlone:
         headers: list[tuple[str, str]] | None = None,
         reads: bool = True,
         size: int | None = None,
-    ) -> Asked:
-        """Without ``body`` the test sends it, by ``stream.send``."""
+    ) -> RecordedAnswer:
+        """Open a stream.  Without ``body`` the test sends it, by ``stream.send``."""
         data = json.dumps(body).encode() if isinstance(body, dict) else body
-        told = len(data) if data is not None else size
+        size = len(data) if data is not None else size
         sent = headers or [("content-type", "application/json")]
-        head = RequestHead("req_1", self.engine.name, "POST", path, sent, told, 60_000)
-        asked = Asked(reads=reads)
+        head = RequestHead("req_1", self.engine.name, "POST", path, sent, size, 60_000)
+        asked = RecordedAnswer(reads=reads)
         asked.stream = self._tunnels[0].open(head, asked, ended=False)
         if data is not None:
             asked.stream.send(data, True)
         return asked
 
-    async def ask(self, path: str, body: Json | bytes, **options: Any) -> Asked:
+    async def ask(self, path: str, body: Json | bytes, **options: Any) -> RecordedAnswer:
         return await self.open(path, body, **options).over()
 
-    # ── what the tunnels tell ─────────────────────────────────────────────────────────────────
+    # ── called by the tunnels ─────────────────────────────────────────────────────────────────
 
     def on_hello(self, tunnel: ServerTunnel, hello: Hello) -> None:
         self._greeted.set()

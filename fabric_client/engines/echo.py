@@ -1,8 +1,8 @@
-"""The built-in demo engine: speaks the OpenAI API and says itself that it is no language model.
+"""The built-in demo engine: speaks the OpenAI API, and says that it is no language model.
 
     python -m fabric_client.engines.echo --port 8090
 
-It is there so that the whole path can be tried on a machine without an engine.
+It serves to try the whole path on a machine without an engine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 MODEL = "echo"
 WORDS_PER_SECOND = 12.0
-"""About as fast as a mid-sized model on a home GPU, and still to be followed by eye."""
+"""About as fast as a mid-sized model on a home GPU, and slow enough to read along."""
 
 _MAX_ECHOED = 60
 _BODY_LIMIT = 32 * 2**20
@@ -49,8 +49,8 @@ class Message(Struct):
     content: str | list[Part] | None = None
 
 
-class Question(Struct):
-    """What both kinds of completion have in common; unknown fields are left alone."""
+class CompletionRequest(Struct):
+    """The fields that both kinds of completion share; unknown fields are ignored."""
 
     model: str
     stream: bool | None = False
@@ -61,7 +61,7 @@ class Question(Struct):
         raise NotImplementedError
 
 
-class ChatQuestion(Question):
+class ChatRequest(CompletionRequest):
     messages: list[Message] = []
     max_completion_tokens: int | None = None
 
@@ -74,9 +74,9 @@ class ChatQuestion(Question):
         return ""
 
 
-class TextQuestion(Question):
+class TextRequest(CompletionRequest):
     prompt: str | list[Any] = ""
-    """Several prompts, and prompts as token numbers, are taken too; the first text is answered."""
+    """Lists of prompts and of token ids are accepted; the first text is answered."""
 
     def text(self) -> str:
         prompt = self.prompt[0] if isinstance(self.prompt, list) and self.prompt else self.prompt
@@ -84,7 +84,7 @@ class TextQuestion(Question):
 
 
 class EchoEngine:
-    """The answers, at a pace; serve them with ``application()``."""
+    """Answers at a steady pace; serve it with ``application()``."""
 
     def __init__(self, *, words_per_second: float = WORDS_PER_SECOND) -> None:
         """``words_per_second``: 0 is as fast as possible."""
@@ -107,24 +107,24 @@ class EchoEngine:
         return _json({"object": "list", "data": [model]})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        return await self._answer(request, ChatQuestion, "chat.completion")
+        return await self._answer(request, ChatRequest, "chat.completion")
 
     async def _completion(self, request: web.Request) -> web.StreamResponse:
-        return await self._answer(request, TextQuestion, "text_completion")
+        return await self._answer(request, TextRequest, "text_completion")
 
     async def _answer(
-        self, request: web.Request, kind: type[Question], object: str
+        self, request: web.Request, kind: type[CompletionRequest], object: str
     ) -> web.StreamResponse:
         try:
-            question = msgspec.json.decode(await request.read(), type=kind)
+            completion = msgspec.json.decode(await request.read(), type=kind)
         except (ValueError, RecursionError) as error:
-            return _refusal(400, f"The request can't be read: {error}.", "invalid_request_error")
+            return _error(400, f"The request can't be read: {error}.", "invalid_request_error")
         except web.HTTPRequestEntityTooLarge:
-            return _refusal(413, "The request is too large.", "invalid_request_error")
-        if question.model != MODEL:
-            return _refusal(404, f"The only model here is '{MODEL}'.", "not_found_error")
-        answer = _Answer(question, object, f"{object.partition('.')[0]}-echo-{next(self._ids)}")
-        if question.stream:
+            return _error(413, "The request is too large.", "invalid_request_error")
+        if completion.model != MODEL:
+            return _error(404, f"The only model here is '{MODEL}'.", "not_found_error")
+        answer = _Answer(completion, object, f"{object.partition('.')[0]}-echo-{next(self._ids)}")
+        if completion.stream:
             return await self._stream(request, answer)
         for _ in answer.words:
             await asyncio.sleep(self._pause)
@@ -142,34 +142,36 @@ class EchoEngine:
             await response.write(b"data: [DONE]\n\n")
             await response.write_eof()
         except ConnectionError:
-            log.debug("the reader left", extra={"answer": answer.id})
+            log.debug("client disconnected", extra={"answer": answer.id})
         return response
 
 
 class _Answer:
     """One answer in OpenAI's shapes; a word counts as a token."""
 
-    def __init__(self, question: Question, object: str, id: str) -> None:
+    def __init__(self, completion: CompletionRequest, object: str, id: str) -> None:
         self.id = id
         self._object = object
         self._is_chat = object == "chat.completion"
-        self._with_usage = bool(question.stream_options and question.stream_options.include_usage)
-        asked = question.text()
-        words = _WORD.findall(_reply(asked))
-        limit = question.max_tokens
-        if isinstance(question, ChatQuestion) and question.max_completion_tokens is not None:
-            limit = question.max_completion_tokens
+        self._with_usage = bool(
+            completion.stream_options and completion.stream_options.include_usage
+        )
+        prompt = completion.text()
+        words = _WORD.findall(_compose(prompt))
+        limit = completion.max_tokens
+        if isinstance(completion, ChatRequest) and completion.max_completion_tokens is not None:
+            limit = completion.max_completion_tokens
         self.words: Sequence[str] = words if limit is None else words[: max(1, limit)]
         self._finish: Literal["stop", "length"] = "stop" if self.words == words else "length"
-        self._prompt_tokens = len(asked.split())
+        self._prompt_tokens = len(prompt.split())
         self._created = int(time.time())
 
     def whole(self) -> dict[str, Any]:
         text = "".join(self.words)
-        said = (
+        content = (
             {"message": {"role": "assistant", "content": text}} if self._is_chat else {"text": text}
         )
-        choice = {"index": 0, **said, "logprobs": None, "finish_reason": self._finish}
+        choice = {"index": 0, **content, "logprobs": None, "finish_reason": self._finish}
         return {**self._head(self._object), "choices": [choice], "usage": self._usage()}
 
     def chunks(self) -> Iterator[dict[str, Any]]:
@@ -185,8 +187,8 @@ class _Answer:
     def _chunk_object(self) -> str:
         return "chat.completion.chunk" if self._is_chat else self._object
 
-    def _chunk(self, said: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, **said, "logprobs": None, "finish_reason": finish}
+    def _chunk(self, content: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+        choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish}
         chunk = {**self._head(self._chunk_object), "choices": [choice]}
         return {**chunk, "usage": None} if self._with_usage else chunk
 
@@ -194,21 +196,21 @@ class _Answer:
         return {"id": self.id, "object": object, "created": self._created, "model": MODEL}
 
     def _usage(self) -> dict[str, int]:
-        said = len(self.words)
+        tokens = len(self.words)
         return {
             "prompt_tokens": self._prompt_tokens,
-            "completion_tokens": said,
-            "total_tokens": self._prompt_tokens + said,
+            "completion_tokens": tokens,
+            "total_tokens": self._prompt_tokens + tokens,
         }
 
 
-def _reply(asked: str) -> str:
-    words = asked.split()
+def _compose(prompt: str) -> str:
+    words = prompt.split()
     echoed = " ".join(words[:_MAX_ECHOED]) + (" …" if len(words) > _MAX_ECHOED else "")
-    said = f"You wrote: {echoed}" if echoed else "You wrote nothing."
+    echo = f"You wrote: {echoed}" if echoed else "You wrote nothing."
     return (
         "This is the fabric's built-in echo engine: a demo, and no language model. "
-        f"{said} "
+        f"{echo} "
         "To get real answers, start Ollama, vLLM, llama-server or LM Studio on this machine."
     )
 
@@ -217,13 +219,13 @@ def _json(document: object, status: int = 200) -> web.Response:
     return web.Response(body=_encode(document), status=status, content_type="application/json")
 
 
-def _refusal(status: int, message: str, type: str) -> web.Response:
+def _error(status: int, message: str, type: str) -> web.Response:
     error = {"message": message, "type": type, "param": None, "code": None}
     return _json({"error": error}, status)
 
 
 async def serve(engine: EchoEngine, *, host: str, port: int) -> tuple[web.AppRunner, int]:
-    """Start listening; the runner to ``cleanup()`` later, and the port, which was free if 0."""
+    """Start listening; return the runner, to ``cleanup()`` later, and the port (0: a free one)."""
     runner = web.AppRunner(engine.application(), access_log=None)
     await runner.setup()
     await web.TCPSite(runner, host, port).start()
@@ -232,7 +234,7 @@ async def serve(engine: EchoEngine, *, host: str, port: int) -> tuple[web.AppRun
 
 async def _run(host: str, port: int, words_per_second: float) -> None:
     runner, port = await serve(EchoEngine(words_per_second=words_per_second), host=host, port=port)
-    log.info("echo engine listens: a demo, no language model", extra={"host": host, "port": port})
+    log.info("echo engine listening: a demo, no language model", extra={"host": host, "port": port})
     try:
         await asyncio.Event().wait()
     finally:

@@ -198,7 +198,7 @@ def _read_openai(documents: Documents) -> Facts:
             sizes = (_count(row, key) for key in ("max_model_len", "context_length"))
             yield _model(_text(row, "id"), None, next(filter(None, sizes), None), None, [])
 
-    # SGLang, TGI, TabbyAPI, LocalAI and the like batch; none says how far.
+    # SGLang, TGI, TabbyAPI, LocalAI and the like batch; none reports how many.
     return Facts(_tidy(models()), 4)
 
 

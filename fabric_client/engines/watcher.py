@@ -46,7 +46,7 @@ class Watcher:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``ports`` of this machine are looked at for engines besides those at ``addresses``;
-        ``slots`` overrides what engines say of theirs."""
+        ``slots`` overrides what engines report."""
         self._session = session
         self._slots = slots
         self._ports = tuple(ports)

@@ -1,1 +1,4 @@
-"""To be described."""
+"""Figures of this machine: processor, memory, disk, network, battery and GPUs.
+
+Imports nothing else of the node.
+"""

@@ -39,7 +39,7 @@ class Control(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
 
 
 class Unreadable(Exception):
-    """The file is there and not one of ours; ``str()`` is a sentence."""
+    """The file is not one of ours; ``str()`` is a sentence."""
 
 
 def path_in(directory: Path) -> Path:

@@ -65,7 +65,7 @@ class PauseMonitor:
     def problem(self) -> str | None:
         """The reason for which the server should send nothing, None if it may."""
         if self.drain_requested.is_set():
-            return "draining: it finishes what runs, and ends"
+            return "draining: finishing running requests, then stopping"
         return None if self.reason is None else f"paused: {self.reason}"
 
     @property

@@ -160,7 +160,7 @@ class EngineRequest:
         if self._responded:
             self.fail(Code.ENGINE_FAILED, reason)
         elif connection is not None and connection.used and self._body.replayable:
-            # The engine may have closed the warm connection before: only a new one can tell.
+            # The engine may have closed the warm connection before: try a new one.
             self._connection = self._response.connection = None
             self._connecting = asyncio.create_task(self._connect_anew())
         else:

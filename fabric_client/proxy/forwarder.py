@@ -1,7 +1,7 @@
 """Takes the streams of all tunnels, and starts a request at an engine for each.
 
-The server names an engine and a path; which engine that is, whether it can be asked on that path,
-and whether the node must translate, is decided here.
+The server names an engine and a path; which engine that is, whether it serves that path, and
+whether the node must translate, is decided here.
 """
 
 from __future__ import annotations
@@ -95,11 +95,11 @@ class Forwarder:
             stream.reset(Code.REFUSED, f"no engine '{head.engine}' here")
             return None
         if head.path not in engine.path_handlers:
-            stream.reset(Code.REFUSED, f"engine '{head.engine}' can't be asked {head.path}")
+            stream.reset(Code.REFUSED, f"engine '{head.engine}' does not serve {head.path}")
             return None
         slot = self.slots.claim(engine, registration)
         if slot is None:
-            stream.reset(Code.REFUSED, "all its slots are taken")
+            stream.reset(Code.REFUSED, f"all slots of engine '{head.engine}' are taken")
             return None
         translate = engine.path_handlers[head.path]
         request = EngineRequest(

@@ -1,4 +1,4 @@
-"""From the whole body of a request to what its engine is sent, and how the answer is filtered."""
+"""Prepares requests whose body is read whole: translation, and the filters of the answer.  Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fabric_client.translation.local_reply import error_reply
 from protocol.messages import RequestHead
 
 Prepare = Callable[[bytes], TranslatedRequest | LocalReply]
-"""Takes the whole body.  Returns the engine's request, or the node's own response."""
+"""Takes the whole body; returns the engine's request, or a response of the node's own."""
 
 _CHAT = "/v1/chat/completions"
 

@@ -8,7 +8,7 @@ from protocol.messages import RequestHead
 MAX_BODY = 64 * 2**20
 """Bytes of a body that is read whole.  A server's own limit is mostly lower."""
 MAX_REPLAY = 256 * 1024
-"""Bytes of a streamed body that are kept until the engine responds, to be sent again if a warm
+"""Bytes of a streamed body that are kept until the engine responds, to be replayed if a warm
 connection proves dead."""
 
 _FORWARDED_HEADERS = frozenset(

@@ -13,7 +13,7 @@ from protocol.messages import Figures
 
 
 class ResponseBody:
-    """Takes the engine's bytes and sends what becomes of them."""
+    """Passes an engine's bytes on to the server."""
 
     __slots__ = (
         "_clock",
@@ -68,7 +68,7 @@ class ResponseBody:
             self.connection.pause()
 
     def end(self) -> Figures:
-        """Send the filter's last words, and count the answer."""
+        """Send what the filter holds, and count the answer."""
         last, self.filter = self.filter, None
         if last is not None and (rest := last.end()):
             self.add(rest)
@@ -78,7 +78,7 @@ class ResponseBody:
         return Figures((first - start) * 1000, (now - start) * 1000, self._sent)
 
     def on_writable(self) -> None:
-        """The stream takes more again."""
+        """Go on: the stream takes more again."""
         if self.limited is not None:
             self.limited.resume()
         else:

@@ -2,7 +2,8 @@
 
 A node that changes from a server to its successor is registered with both for a while, and the
 requests of a lost registration run on beside the next one.  Each server knows of its own requests
-only, so each is told how many slots the others hold, and what it sends before it knows waits here.
+only, so that each gets reports of the slots that others hold; requests that it sends before it
+gets one wait here.
 """
 
 from __future__ import annotations

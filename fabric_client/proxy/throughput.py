@@ -1,4 +1,4 @@
-"""How fast this node's engines are, by what they counted in their own answers.  Pure."""
+"""Measures the engines' speed by the token counts in their own answers.  Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _COUNT = re.compile(rb'"(?:completion_tokens|output_tokens|eval_count)"\s*:\s*(\
 
 
 def tokens_in(end: bytes) -> int:
-    """What the engine says that its answer was, by the answer's last bytes; 0 when it does not."""
+    """Return the token count that the last bytes of an answer report, 0 if they have none."""
     counts = _COUNT.findall(end)
     return int(counts[-1]) if counts else 0
 
@@ -20,23 +20,22 @@ def tokens_in(end: bytes) -> int:
 class Throughput:
     """Tokens a second of the answers that ended within the last minute.
 
-    Divided by the time in which at least one of them was being made, so that an idle node is as
-    fast as it was.
+    Idle time does not count: tokens are divided by the time in which an answer was generated.
     """
 
     def __init__(self) -> None:
         self.tokens = 0
-        """All that were counted."""
+        """Tokens counted since the start."""
         self._answers: deque[tuple[float, float, int]] = deque(maxlen=_MAX_ANSWERS)
 
     def add(self, tokens: int, began: float, ended: float) -> None:
-        """An answer has ended; times are seconds of one clock."""
+        """Count an answer that has ended; times are seconds of one clock."""
         self.tokens += tokens
         if tokens:
             self._answers.append((began, ended, tokens))
 
     def per_second(self, now: float) -> float:
-        """0.0 when nothing was answered within the last minute."""
+        """Return the speed, 0.0 if no answer ended within the last minute."""
         answers = self._answers
         while answers and answers[0][1] < now - WINDOW_SECONDS:
             answers.popleft()

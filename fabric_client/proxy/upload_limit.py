@@ -15,11 +15,12 @@ PIECE = 16 * 1024
 
 
 class Sender(Protocol):
-    def may_send(self) -> None: ...
+    def may_send(self) -> None:
+        """Try again: ``allows`` may be True now."""
 
 
 class UploadLimit:
-    """The bucket, and the senders that wait for it: one timer for all, none while nobody waits.
+    """The bucket, and the senders that wait for it.  One timer serves all of them.
 
     A sender that waits reads no more from its engine, which feels a slow reader.  Senders go on in
     turn, one piece each.
@@ -77,8 +78,8 @@ class UploadLimit:
 class LimitedStream:
     """The sending side of one stream, held to an ``UploadLimit``.
 
-    Whatever is given to ``send`` is kept until it may go; the caller gives no more after a False,
-    so that this is at most what an engine's connection reads at once.
+    ``send`` buffers what may not be sent yet.  The caller stops at a False, so that this is at most
+    what an engine's connection reads at once.
     """
 
     __slots__ = ("_full", "_limit", "_on_sent", "_on_writable", "_pending", "_stream")
@@ -108,7 +109,7 @@ class LimitedStream:
         self._on_sent = on_sent
 
     def resume(self) -> None:
-        """The stream takes more again."""
+        """Go on: the stream takes more again."""
         self._full = False
         self._flush()
 

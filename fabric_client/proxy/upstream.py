@@ -44,7 +44,7 @@ class EngineConnection(asyncio.Protocol):
 
     def __init__(self, pool: Pool) -> None:
         self.used = False
-        """It has carried a request before, so that the engine may have closed it meanwhile."""
+        """Set once it has carried a request: the engine may have closed it since then."""
         self.paused = False
         self.idle_since = 0.0
         self._pool = pool
@@ -68,7 +68,7 @@ class EngineConnection(asyncio.Protocol):
     # ── called by the handler ─────────────────────────────────────────────────────────────────
 
     def attach(self, handler: ResponseHandler) -> None:
-        """The next answer is for ``handler``, which writes the request now or later."""
+        """Give the next response to ``handler``, which writes the request now or later."""
         self._handler = handler
         self._status = self._head_bytes = 0
         self._headers = []
@@ -78,7 +78,7 @@ class EngineConnection(asyncio.Protocol):
             self._transport.write(data)
 
     def pause(self) -> None:
-        """Read no more of the answer until ``resume``: the engine will feel it."""
+        """Read no more of the response until ``resume``: TCP slows the engine down."""
         if self._transport is not None:
             self._transport.pause_reading()
 
@@ -87,24 +87,24 @@ class EngineConnection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def abort(self) -> None:
-        """The answer is not wanted any more.  The engine sees its client hang up."""
+        """Drop the response; the engine sees its client hang up."""
         self._handler = None
         if self._transport is not None:
             self._transport.abort()
 
     def release(self, reusable: bool) -> None:
-        """Everything was said on both sides."""
+        """Put the connection back into its pool, or close it: request and response are over."""
         self._handler = None
         if reusable and self.usable:
             self.used = True
-            self.resume()  # the end may have come with what made its reader pause
+            self.resume()  # its handler may have paused at the very end
             self._pool.put(self)
         elif self._transport is not None:
             self._transport.close()
 
     @property
     def reusable(self) -> bool:
-        """Whether the engine keeps the connection open after the answer that just ended."""
+        """True if the engine keeps the connection open after the response that just ended."""
         return self._reusable
 
     # ── called by asyncio ───────────────────────────────────────────────────────────────────
@@ -113,7 +113,7 @@ class EngineConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        if self._handler is None:  # nothing was asked: whatever this is, it is no answer
+        if self._handler is None:  # not a response: nothing was requested
             self.abort()
             return
         try:
@@ -146,12 +146,12 @@ class EngineConnection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_bytes += len(name) + len(value)
         if self._head_bytes > MAX_HEAD:
-            raise ValueError("the answer's headers are too large")
+            raise ValueError("the response's headers are too large")
         self._headers.append((name.decode("latin-1").lower(), value.decode("latin-1")))
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
-        if status < 200:  # 100 Continue and its like; the answer is still to come
+        if status < 200:  # 100 Continue or the like; the response is still to come
             self._headers = []
             return
         self._status = status

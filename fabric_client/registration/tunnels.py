@@ -135,7 +135,7 @@ class Tunnels:
     def on_closed(self, tunnel: NodeTunnel, code: int, reason: str) -> None:
         if tunnel.connection.number:
             loop = asyncio.get_running_loop()
-            loop.call_later(KEEP_SECONDS, tunnel.abandon, "nobody asked for it any more")
+            loop.call_later(KEEP_SECONDS, tunnel.abandon, "not resumed in time")
         closed = self._open.pop(tunnel, None)
         if closed is not None:
             closed.set_result(f"{Code.name_of(code)}: {reason}" if code else reason)

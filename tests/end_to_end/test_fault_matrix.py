@@ -190,13 +190,13 @@ async def _hurt_request(
         if text == so_far:
             there.set()
 
-    before = {tunnel: tunnel.ways[TO_NODE].count for tunnel in proxy.tunnels}
+    before = {tunnel: tunnel.directions[TO_NODE].count for tunnel in proxy.tunnels}
     asking = asyncio.create_task(bench.ask(case, f"t{case.number}", case.moment, on_text))
     request = await engine.started(20)
     if stop:
         async with asyncio.timeout(20):
             await there.wait()
-    carries = [one for one in before if one.ways[TO_NODE].count - before[one] > PADDING]
+    carries = [one for one in before if one.directions[TO_NODE].count - before[one] > PADDING]
     assert len(carries) == 1, f"{before} {proxy.tunnels}"
     if case.moment == FIRST_OF_TWO:
         await bench.share(case.model)

@@ -208,5 +208,5 @@ def test_whatever_an_engine_says_becomes_a_report_that_a_server_takes(
     kind: str, answers: list[object]
 ) -> None:
     dialect = DIALECTS[kind]
-    facts = dialect.read(dict(zip(dialect.asks, answers, strict=False)))
+    facts = dialect.read(dict(zip(dialect.paths, answers, strict=False)))
     accepts(EngineReport(kind, kind, True, min(facts.slots, 4096), facts.models))

@@ -131,7 +131,7 @@ async def test_words_go_on_at_once_and_a_cancelled_answer_frees_the_engine(
     never = asyncio.Event()
     engine.plan = Plan(chunks=["Hel", never, "lo"])
     asked = node.open("/api/chat", CHAT)
-    await asked.said(b'"content":"Hel"')
+    await asked.received(b'"content":"Hel"')
     asked.stream.reset(Code.CANCELLED, "the user left")
     await (await engine.started()).aborted()
     await asked.over()
@@ -353,7 +353,7 @@ async def test_llama_server_stops_when_a_translated_answer_is_cancelled(
     real: NodeAlone, llama: LlamaServer
 ) -> None:
     asked = real.open("/api/chat", {**chat(num_predict=-1), "format": LONG})
-    await asked.said(b'"done":false')
+    await asked.received(b'"done":false')
     assert llama.busy() == 1
     asked.stream.reset(Code.CANCELLED, "the user left")
     await asked.over()
