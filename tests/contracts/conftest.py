@@ -99,6 +99,6 @@ def shared_cache_url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=BUSES)
 async def bus(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bus]:
-    way = await open_bus(request.param, directory=tmp_path / "spool", limit=2**20)
-    yield way.bus
-    await way.close()
+    opened = await open_bus(request.param, directory=tmp_path / "spool", limit=2**20)
+    yield opened.bus
+    await opened.close()

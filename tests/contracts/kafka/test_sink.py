@@ -87,7 +87,7 @@ async def test_a_record_that_is_too_large_is_refused_and_the_others_arrive(url: 
     large = entry(5, model=secrets.token_hex(60_000))
     memory = MemoryBus()
     async with sink_at(url) as sink, source_at(url) as source:
-        with pytest.raises(RecordError, match="larger"):
+        with pytest.raises(RecordError, match="too large"):
             await sink.write([], [large])
         async with working(BatchWriter(memory, sink)) as worker, asyncio.timeout(20):
             for number in range(10):

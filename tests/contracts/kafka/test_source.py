@@ -183,7 +183,7 @@ async def test_nothing_is_done_with_before_the_dead_letters_are_safe(url: str) -
         doing = asyncio.create_task(source.commit())
         await asyncio.sleep(2.5)
         assert not doing.done()
-        assert source.problem is not None and "larger" in source.problem
+        assert source.problem is not None and "too large" in source.problem
         await change_topic(url, DEAD_LETTERS, max_message_bytes="1000000")
         await doing
     assert [letter.value for letter in await everything_in(url, DEAD_LETTERS)] == [b"nonsense"]
