@@ -100,7 +100,7 @@ class KafkaServer(Daemon):
         return self.directory / "server.properties"
 
     def _ready(self) -> bool:
-        return READY in self._said() and answers(self.port)
+        return READY in self._output() and answers(self.port)
 
 
 def write_properties(path: Path, values: dict[str, str]) -> None:

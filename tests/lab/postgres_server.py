@@ -108,7 +108,7 @@ class PostgresServer(Daemon):
             os.close(descriptor)
 
     def _ready(self) -> bool:
-        return READY in self._said()
+        return READY in self._output()
 
 
 class GivenPostgres:
