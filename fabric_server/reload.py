@@ -15,6 +15,7 @@ from typing import Any
 from fabric_server.app import App
 from fabric_server.config import Config
 from runtime import logs
+from runtime.flags import merge
 from runtime.settings import SettingsError
 
 log = logging.getLogger("fabric.server")
@@ -65,11 +66,7 @@ def reload(app: App, read_again: Callable[[Config], Config]) -> dict[str, Any]:
 
 def _apply(app: App, loaded: Config, names: list[str]) -> None:
     # Settings that need a restart keep their old values, to be reported again at the next reload.
-    config = dataclasses.replace(app.config, **{name: getattr(loaded, name) for name in names})
-    for hidden in ("_sources", "_again"):
-        if hasattr(loaded, hidden):
-            object.__setattr__(config, hidden, getattr(loaded, hidden))
-    app.config = config
+    config = app.config = merge(app.config, loaded, names)
     app.data_plane.configure(config)
     app.control_plane.configure(config)
     if {"log_level", "log_json"} & set(names):

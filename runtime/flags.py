@@ -111,6 +111,15 @@ def read_again(settings: T) -> T:
     return settings if again is None else again()
 
 
+def merge(settings: T, loaded: T, names: Collection[str]) -> T:
+    """Return ``settings`` with the fields ``names`` of ``loaded``, and its sources and flags."""
+    merged = dataclasses.replace(settings, **{name: getattr(loaded, name) for name in names})
+    for hidden in ("_sources", "_again"):
+        if hasattr(loaded, hidden):
+            object.__setattr__(merged, hidden, getattr(loaded, hidden))
+    return merged
+
+
 def _default(cls: type[T], name: str) -> object:
     field = next(field for field in dataclasses.fields(cls) if field.name == name)
     return field.default_factory() if field.default_factory is not MISSING else field.default
