@@ -28,24 +28,24 @@ class Target(NamedTuple):
     path: str
 
 
-def parse_target(url: str, *, plain: bool, private: bool) -> Target:
+def parse_target(url: str, *, allow_http: bool, allow_private: bool) -> Target:
     """Check a URL; a host name's addresses are checked by ``resolve``.  Raises ``Forbidden``.
 
-    ``plain`` allows http, ``private`` allows any address.
+    ``allow_http`` allows http, ``allow_private`` allows any address.
     """
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
         raise Forbidden("the URL can't be read") from None
-    if parts.scheme not in (("https", "http") if plain else ("https",)):
+    if parts.scheme not in (("https", "http") if allow_http else ("https",)):
         raise Forbidden("the URL must begin with https://")
     if not parts.hostname or not url.isascii() or not url.isprintable() or " " in url:
         raise Forbidden("the URL must name a host, in ASCII")
     if parts.username is not None or parts.password is not None or parts.fragment:
         raise Forbidden("the URL must have no user, no password and no fragment")
     with suppress(ValueError):  # a name
-        if not private and not allowed(parts.hostname):
+        if not allow_private and not allowed(parts.hostname):
             raise _forbidden(parts.hostname)
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     default = 443 if parts.scheme == "https" else 80
@@ -78,17 +78,17 @@ def _compatible(ip: IPv6Address) -> IPv4Address | None:
     return IPv4Address(low) if 1 < low < 2**32 else None
 
 
-async def resolve(target: Target, threads: Executor, *, private: bool) -> list[str]:
+async def resolve(target: Target, executor: Executor, *, allow_private: bool) -> list[str]:
     """Return the addresses to connect to; a second look-up of the name may give others.
 
-    Raises ``Forbidden`` if any is not allowed, unless ``private``, and ``OSError`` if there is
-    none.  The look-up runs in one of ``threads``.
+    Raises ``Forbidden`` if any is not allowed, unless ``allow_private``, and ``OSError`` if there
+    is none.  The look-up runs in ``executor``.
     """
     loop = asyncio.get_running_loop()
     look_up = partial(socket.getaddrinfo, target.host, target.port, type=socket.SOCK_STREAM)
-    found = await loop.run_in_executor(threads, look_up)
+    found = await loop.run_in_executor(executor, look_up)
     addresses = list(dict.fromkeys(str(info[4][0]) for info in found))
-    if not private and not all(map(allowed, addresses)):
+    if not allow_private and not all(map(allowed, addresses)):
         raise _forbidden(target.host)
     return addresses[:_MAX_ADDRESSES]
 

@@ -51,7 +51,7 @@ class Jobs:
         self.backlog = Backlog(jobs, deliveries, time.monotonic)
         self._models = ServedModels(context.registry, context.store, aliases)
         self._webhooks = Webhooks(
-            deliveries, plain=config.webhook_http, private=config.webhook_private
+            deliveries, allow_http=config.webhook_http, allow_private=config.webhook_private
         )
         client = InternalClient(context.router.handle, context.new_request_id)
         self._finisher = JobFinisher(jobs, self._webhooks)

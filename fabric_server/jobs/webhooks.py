@@ -86,15 +86,15 @@ class Webhooks:
         self,
         store: WebhookStore,
         *,
-        plain: bool,
-        private: bool,
+        allow_http: bool,
+        allow_private: bool,
         trust: ssl.SSLContext | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """``plain`` allows http, ``private`` allows addresses outside the public internet."""
+        """``allow_private`` allows addresses outside the public internet."""
         self._store = store
-        self._plain = plain
-        self._private = private
+        self._allow_http = allow_http
+        self._allow_private = allow_private
         self._trust = trust or ssl.create_default_context()
         self._clock = clock
         self._wake = asyncio.Event()
@@ -281,13 +281,13 @@ class Webhooks:
             writer.transport.abort()
 
     def _target(self, url: str) -> Target:
-        return parse_target(url, plain=self._plain, private=self._private)
+        return parse_target(url, allow_http=self._allow_http, allow_private=self._allow_private)
 
     async def _connect(self, target: Target) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect to an address that was checked; TLS verifies the host name."""
         problem: OSError | None = None
         secure = target.scheme == "https"
-        for address in await resolve(target, self._names, private=self._private):
+        for address in await resolve(target, self._names, allow_private=self._allow_private):
             try:
                 return await asyncio.open_connection(
                     address,

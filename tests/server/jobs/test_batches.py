@@ -384,7 +384,7 @@ async def test_a_file_that_is_deleted_while_its_batch_is_made_fails_that_batch_o
     database = fabric.app.backends.store.database
     files = Deleted(database)
     batches = BatchStore(database)
-    webhooks = Webhooks(WebhookStore(database), plain=False, private=False)
+    webhooks = Webhooks(WebhookStore(database), allow_http=False, allow_private=False)
     jobs = JobStore(database)
     kept = Files(files, max_bytes=1, max_account_bytes=1, days=1)
 

@@ -216,7 +216,7 @@ async def add(store: SqlStore, url: str, now: float, *ids: str, account: str = "
 
 
 def webhooks(store: SqlStore, clock: Clock, **settings: Any) -> Webhooks:
-    settings = {"plain": True, "private": True, **settings}
+    settings = {"allow_http": True, "allow_private": True, **settings}
     return Webhooks(WebhookStore(store.database), clock=clock, **settings)
 
 
@@ -357,13 +357,13 @@ def threads() -> Iterator[Executor]:
 )
 async def test_names_that_lead_back_are_found_out(host: str, threads: Executor) -> None:
     with pytest.raises((Forbidden, OSError)):
-        target = parse_target(f"https://{host}/", plain=False, private=False)
-        await resolve(target, threads, private=False)
+        target = parse_target(f"https://{host}/", allow_http=False, allow_private=False)
+        await resolve(target, threads, allow_private=False)
 
 
 async def test_where_the_operator_allows_it_they_may_be_told(threads: Executor) -> None:
     target = Target("http", "localhost", 80, "/")
-    assert await resolve(target, threads, private=True)
+    assert await resolve(target, threads, allow_private=True)
 
 
 def test_secrets_that_are_made_can_be_used() -> None:
