@@ -1,5 +1,6 @@
-"""The words a node and a server say to each other, without any input or output of its own.
+"""The protocol between node and server; ``README.md`` beside this file is the specification.
 
-``frames`` and ``connection`` are the tunnel, ``messages`` and ``link`` the control link.  Only
-``protocol.aio`` touches asyncio.  ``README.md`` beside this file is the specification.
+``tunnel`` and ``control`` are state machines without input or output, ``messages`` and ``join``
+their data; only ``aio`` uses asyncio.  The package may import ``runtime``, and nothing else of the
+project.
 """

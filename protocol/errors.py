@@ -1,4 +1,4 @@
-"""Why a stream or a connection ended: one code, the same on the wire, in logs and the ledger."""
+"""Error codes of streams and connections, the same on the wire, in logs and in the ledger."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from enum import IntEnum
 
 
 class Code(IntEnum):
-    """Sent in RESET and CLOSE frames as 16 bits; an unknown number is kept as the number."""
+    """Reason of an end, 16 bits in RESET and CLOSE; an unknown number stays a number."""
 
     NONE = 0  # an orderly end
-    CANCELLED = 1  # whoever asked has gone
-    TIMEOUT = 2  # a deadline of ours has passed
+    CANCELLED = 1  # the client has gone
+    TIMEOUT = 2  # a deadline of the sender has passed
     REFUSED = 3  # the node has no slot or does not know the engine; nothing was done
     FORBIDDEN = 4  # method and path are not on the node's allow-list
     ENGINE_DOWN = 5  # the engine could not be reached, or died before its first byte
@@ -30,7 +30,7 @@ class Code(IntEnum):
 
     @classmethod
     def name_of(cls, number: int) -> str:
-        """The lower-case name used in logs and the ledger; ``code-99`` for numbers unknown here."""
+        """Return the name used in logs and the ledger; ``code-99`` for an unknown number."""
         try:
             return cls(number).name.lower()
         except ValueError:
@@ -38,15 +38,15 @@ class Code(IntEnum):
 
 
 class FabricError(Exception):
-    """The root of what this package raises."""
+    """Base class of the exceptions that this package raises."""
 
 
 class LocalError(FabricError):
-    """This side used the protocol wrongly: a defect in the caller, nothing was sent."""
+    """Misuse of the protocol by this side: a defect in the caller, nothing was sent."""
 
 
 class RemoteError(FabricError):
-    """The other side refused or failed.  ``code`` says how, ``reason`` in whose words."""
+    """Refusal or failure of the other side, with its ``code`` and ``reason``."""
 
     def __init__(self, code: int, reason: str = "") -> None:
         super().__init__(code, reason)

@@ -1,13 +1,13 @@
-"""Joining: the token, which names a server and lets one machine in, and what is said with it.
+"""Join token, which names a server and lets one machine in, and the messages of enrolment.
 
     fjt1_  base64url( msgpack [ host, api port, sha256 of the CA's certificate, secret ] )
     kind                        str   1..65535  32 bytes                        32 bytes
 
-A node that has one fetches the CA's certificate (``CA_PATH``), compares its hash, and
-over a connection verified with it sends ``Enrol`` to ``ENROL_PATH``; the answer is ``Enrolled``.
+A node with a token fetches the CA's certificate (``CA_PATH``), compares its hash, and over a
+connection verified with it sends ``Enrol`` to ``ENROL_PATH``; the answer is ``Enrolled``.
 
-The CA's hash is what the node trusts before it knows anything else, so whoever can change the
-token can name another server; whoever can read it can join in the node's place until it is used.
+The CA's hash is the node's first trust anchor: changing the token can send the node to another
+server, and reading it is enough to join in the node's place until it is used.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from protocol.errors import FabricError
 KIND = "fjt1_"
 SECRET_BYTES = 32
 LONGEST = 1024
-"""Characters of the longest token that is looked at."""
+"""Maximum length of a token in characters; longer texts are not parsed."""
 
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
 
 
 class Token(Struct, frozen=True, array_like=True):
     host: Annotated[str, Meta(min_length=1, max_length=253, pattern=r"^[^\s/\\@?#\[\]]+$")]
-    """A name or an address, IPv6 without brackets."""
+    """Host name or IP address, IPv6 without brackets."""
     api_port: Annotated[int, Meta(ge=1, le=65535)]
     ca_sha256: Digest
     """SHA-256 of the CA's certificate (DER)."""
@@ -44,20 +44,20 @@ class Token(Struct, frozen=True, array_like=True):
 CA_PATH = "/api/v1/ca"
 ENROL_PATH = "/api/v1/enrol"
 LONGEST_BODY = 16_384
-"""Bytes of the longest ``Enrol`` or ``Enrolled``, as JSON."""
+"""Maximum size of ``Enrol`` and ``Enrolled`` as JSON, in bytes."""
 
 
 class Enrol(Struct, frozen=True):
     secret: Annotated[str, Meta(max_length=64)]
     """The token's secret, as ``to_text`` writes it."""
     csr: Annotated[str, Meta(max_length=8192)]
-    """A certificate signing request, PEM; its key is ECDSA P-256."""
+    """Certificate signing request (PEM); its key is ECDSA P-256."""
     name: Annotated[str, Meta(min_length=1, max_length=256)]
-    """What people call the node."""
+    """Display name of the node."""
     platform: Annotated[str, Meta(max_length=256)] = ""
     version: Annotated[str, Meta(max_length=256)] = ""
     named: bool = True
-    """Whether its owner chose ``name``; if not, a name that the invitation wishes goes first."""
+    """The owner chose ``name``; otherwise a name in the invitation takes precedence."""
 
     def __repr__(self) -> str:
         return f"<Enrol {self.name!r}>"
@@ -66,22 +66,22 @@ class Enrol(Struct, frozen=True):
 class Enrolled(Struct, frozen=True):
     node_id: Annotated[str, Meta(min_length=1, max_length=256)]
     certificate: str
-    """PEM, for clients only, good for some weeks."""
+    """PEM, for client authentication only, valid for some weeks."""
     ca: str
     """PEM."""
     control_port: Annotated[int, Meta(ge=1, le=65535)]
     proxy_port: Annotated[int, Meta(ge=1, le=65535)]
     name: Annotated[str, Meta(max_length=256)] = ""
-    """What the node is called from now on; servers of the release before do not say."""
+    """Display name that the server has given the node; empty from older servers."""
 
 
 def is_name(text: str) -> bool:
-    """Whether a node may be called that."""
+    """Return whether ``text`` is a valid display name of a node."""
     return 0 < len(text) <= 256 and text.isprintable()
 
 
 class BadToken(FabricError):
-    """The text is no join token that this release can use; the message says why and what to do."""
+    """Text that is no join token of this release; ``str()`` gives the reason and the remedy."""
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -96,32 +96,32 @@ def encode(token: Token) -> str:
 
 
 def parse(text: str) -> Token:
-    """White space anywhere is ignored: terminals wrap long lines, and chat programs break them.
+    """Parse a join token; raise ``BadToken``.
 
-    Raises ``BadToken``.
+    White space is ignored anywhere, because terminals and chat programs break long lines.
     """
     text = "".join(text.split())
     if not text:
         raise BadToken("The join token is empty.")
     if text.startswith(_KEYS):
         raise BadToken(
-            "This is an API key, for asking models. A node joins with a join token, which begins "
-            f"with '{KIND}': on the server, 'fabric-server nodes invite' prints one."
+            "This is an API key, not a join token. A join token begins "
+            f"with '{KIND}': create one on the server with 'fabric-server nodes invite'."
         )
     if not text.startswith(KIND):
         if text.startswith("fjt"):
             raise BadToken(
-                "This join token was made by another release of the server: update this node, "
-                "or ask for a token from a server of the same release."
+                "This join token was made by another release of the server. Update this node, "
+                "or get a token from a server of the same release."
             )
         raise BadToken(
-            f"This is no join token: those begin with '{KIND}'. On the server, "
-            "'fabric-server nodes invite' prints one."
+            f"This is not a join token; those begin with '{KIND}'. "
+            "Create one on the server with 'fabric-server nodes invite'."
         )
     if len(text) > LONGEST:
         raise BadToken(
-            "This is longer than any join token: something was pasted along with it, "
-            "or it was pasted twice."
+            "This is too long for a join token: it was pasted twice, or with other text. "
+            "Copy the whole line again."
         )
     body = text[len(KIND) :]
     try:
@@ -137,7 +137,7 @@ _DAMAGED = (
 
 
 def _is_cut(body: str) -> bool:
-    """Whether msgpack, which says beforehand how much comes, wants more than is there."""
+    """Return whether msgpack, whose lengths come first, expects more bytes than there are."""
     if not _ALPHABET.fullmatch(body):
         return False
     try:
@@ -148,12 +148,12 @@ def _is_cut(body: str) -> bool:
 
 
 def to_text(data: bytes) -> str:
-    """Base64url without padding, as secrets travel in JSON."""
+    """Return base64url without padding, the form of secrets in JSON."""
     return urlsafe_b64encode(data).decode("ascii").rstrip("=")
 
 
 def from_text(text: str) -> bytes:
-    """Raises ``ValueError`` for anything but base64url without padding."""
+    """Decode base64url without padding; raise ``ValueError`` for anything else."""
     try:
         data = urlsafe_b64decode(text + "=" * (-len(text) % 4))
     except ValueError as error:  # binascii.Error is one

@@ -1,8 +1,7 @@
-"""What is said inside frames and on the link: msgpack, checked against these types on arrival.
+"""Messages inside frames and on the link: msgpack, checked against these types on arrival.
 
-Structs that travel per request are arrays (``array_like``): a newer peer may append fields, which
-an older one ignores; fields are never removed or reordered.  The others are maps with a ``type``
-tag.
+Structs sent per request are arrays (``array_like``): a newer peer may append fields, which an older
+one ignores; fields are never removed or reordered.  The others are maps with a ``type`` tag.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from msgspec import Meta, Struct
 from protocol import regions
 
 VERSION = 1
-"""The protocol version spoken here.  Peers name theirs first and refuse what they do not know."""
+"""The protocol version of this release.  Peers send theirs first and refuse unknown ones."""
 
 MAX_LOST = 16
-"""Lost tunnels that one HELLO may name."""
+"""Maximum number of lost tunnels in one HELLO."""
 
 Name = Annotated[str, Meta(max_length=256)]
 Text = Annotated[str, Meta(max_length=1024)]
@@ -34,17 +33,17 @@ Headers = Annotated[list[tuple[str, str]], Meta(max_length=100)]
 
 
 class Hello(Struct, frozen=True, array_like=True):
-    """First frame of a tunnel, from the node: which registration this connection belongs to."""
+    """Payload of HELLO, a node's first frame: the registration that the tunnel belongs to."""
 
     version: int
     session: bytes
-    """What ``Registered.session`` gave: binds the tunnel to one epoch."""
+    """``Registered.session``; binds the tunnel to one epoch."""
     tunnel: Count = 0
-    """A number of the node's making that none of its tunnels has had before, by which the server
-    may name a stream of this one later.  0: its streams end with it."""
+    """Number chosen by the node, new for each of its tunnels; RESUME refers to it.
+    0: the streams of this tunnel end with it."""
     lost: Annotated[list[Count], Meta(max_length=MAX_LOST)] = []
-    """Numbers of tunnels that the node has lost lately, the newest last: the server may not have
-    noticed, and whatever ran there can go on here."""
+    """Numbers of tunnels that the node has lost recently, the newest last: the server may not have
+    noticed, and can resume their streams here."""
 
 
 class RequestHead(Struct, frozen=True, array_like=True, gc=False):
@@ -52,14 +51,14 @@ class RequestHead(Struct, frozen=True, array_like=True, gc=False):
 
     request_id: Name
     engine: Name
-    """One of the engines the node reported.  The node maps it to an address; a server cannot."""
+    """Name of an engine that the node has reported; the node alone knows its address."""
     method: Annotated[str, Meta(max_length=16)]
     path: Annotated[str, Meta(max_length=2048)]
     headers: Headers
     body_size: Count | None
-    """Bytes of body that follow; None when not known beforehand."""
+    """Bytes of body that follow; None when unknown."""
     deadline_ms: Count
-    """After so many milliseconds nobody waits for the answer any more."""
+    """Milliseconds after which the answer is not needed any more."""
     attempt: Count = 1
 
 
@@ -71,41 +70,41 @@ class ResponseHead(Struct, frozen=True, array_like=True, gc=False):
 
 
 class Figures(Struct, frozen=True, array_like=True, gc=False):
-    """Payload of END: what the node measured at its engine."""
+    """Payload of END: the node's measurements at its engine."""
 
     first_byte_ms: Figure
-    """From handing the request to the engine until the first byte of its answer."""
+    """Time from sending the request to the engine until the first byte of its answer."""
     total_ms: Figure
     body_bytes: Count
 
 
 class Resume(Struct, frozen=True, array_like=True, gc=False):
-    """Payload of RESUME: go on with that stream here, as the server's side of it stands."""
+    """Payload of RESUME: continue a stream here, from the state of the server's side."""
 
     tunnel: Count
-    """``Hello.tunnel`` of the tunnel that the stream was opened on."""
+    """``Hello.tunnel`` of the tunnel that opened the stream."""
     stream: Count
-    """Its id there."""
+    """Id of the stream on that tunnel."""
     attempt: Count
-    """Counts up from 1 for each stream: of two claims the higher one holds."""
+    """Counts up from 1 for each stream; of two claims the higher one wins."""
     head: bool
-    """HEAD has come."""
+    """HEAD was received."""
     received: Count
-    """Bytes of the answer that have come."""
+    """Bytes of the answer that were received."""
     allowed: Count
-    """The offset up to which the answer may be sent, as WINDOW says it."""
+    """Offset up to which the answer may be sent, as in WINDOW."""
     sent: Count
-    """Bytes of the question that were sent."""
+    """Bytes of the request that were sent."""
     ended: bool
-    """They were, or with what is queued will be, all of it."""
+    """The request is complete with the bytes sent."""
 
 
 class Drain(Struct, frozen=True, array_like=True):
-    """Payload of DRAIN: no new streams here; what runs may finish."""
+    """Payload of DRAIN: no new streams here; running ones may finish."""
 
     reason: Text
     seconds: Annotated[float, Meta(ge=0)]
-    """How long the sender will wait for running streams."""
+    """Time that the sender gives running streams."""
 
 
 # ── link: node to server ──────────────────────────────────────────────────────────────────────
@@ -118,27 +117,27 @@ class ModelReport(Struct, frozen=True, omit_defaults=True):
     context_length: Count | None = None
     """Tokens."""
     loaded: bool | None = None
-    """In the accelerator's memory now; None when the engine does not tell."""
+    """The model is in the accelerator's memory now; None when the engine does not report it."""
     capabilities: Annotated[list[Name], Meta(max_length=32)] = []
 
 
 class EngineReport(Struct, frozen=True, omit_defaults=True):
     name: Name
-    """Unique on its node; names the engine in ``RequestHead.engine``."""
+    """Unique on its node; ``RequestHead.engine`` refers to it."""
     kind: Name
     """``ollama``, ``vllm``, ``llama-server``, ``lm-studio``, or ``openai`` for any other."""
     healthy: bool
     slots: Annotated[int, Meta(ge=0, le=4096)]
-    """Requests it answers at once."""
+    """Requests that the engine answers at once."""
     models: Annotated[list[ModelReport], Meta(max_length=512)]
     problem: Text | None = None
-    """Why it is not healthy."""
+    """Reason why the engine is not healthy."""
     paths: Annotated[list[Name], Meta(max_length=64)] = []
-    """Paths of the public API that it can be asked, by itself or translated on its node; empty from
-    nodes that don't tell, which serve OpenAI's chat, completions and embeddings."""
+    """Paths of the public API that the engine serves, natively or translated on its node; a node
+    that reports none serves OpenAI's chat, completions and embeddings."""
     elsewhere: Count = 0
-    """Slots that requests of another registration of this node hold, of which its server knows
-    nothing: while it changes from a server to its successor."""
+    """Slots held by requests of the node's other registration, which this server does not see:
+    a node has two while it changes from a server to its successor."""
 
 
 class Register(Struct, frozen=True, tag="register", omit_defaults=True):
@@ -148,11 +147,11 @@ class Register(Struct, frozen=True, tag="register", omit_defaults=True):
     platform: Name
     engines: Annotated[list[EngineReport], Meta(max_length=16)]
     region: Region = ""
-    """Where the node says it is; empty when it does not say."""
+    """Region that the node reports; may be empty."""
 
 
 class Engines(Struct, frozen=True, tag="engines"):
-    """The whole present list; what is missing is gone."""
+    """Complete list of the node's engines; one that is missing is gone."""
 
     engines: Annotated[list[EngineReport], Meta(max_length=16)]
 
@@ -168,9 +167,9 @@ class Gpu(Struct, frozen=True, omit_defaults=True):
 
 class Heartbeat(Struct, frozen=True, tag="heartbeat", omit_defaults=True):
     seq: Count
-    """Counts up from 1 within one registration."""
+    """Counts up from 1 in each registration."""
     at: float
-    """The node's clock, Unix seconds."""
+    """Time of the node's clock, Unix seconds."""
     cpu_percent: float
     memory_bytes: Count
     memory_used_bytes: Count
@@ -189,7 +188,7 @@ class Heartbeat(Struct, frozen=True, tag="heartbeat", omit_defaults=True):
 
 class Renew(Struct, frozen=True, tag="renew"):
     request: Annotated[str, Meta(max_length=8192)]
-    """A certificate signing request, PEM, over the key enrolled at joining."""
+    """Certificate signing request (PEM) for the key that the node enrolled with."""
 
 
 # ── link: server to node ──────────────────────────────────────────────────────────────────────
@@ -203,11 +202,11 @@ class Registered(Struct, frozen=True, tag="registered"):
     tunnels: Annotated[int, Meta(ge=1, le=16)]
     heartbeat_seconds: Annotated[float, Meta(gt=0)]
     resume: bool = False
-    """Streams of a lost tunnel are asked for on another one, if ``Hello.tunnel`` names it."""
+    """The server resumes streams of a lost tunnel on another one if ``Hello.tunnel`` is set."""
 
 
 class Tunnels(Struct, frozen=True, tag="tunnels"):
-    """Keep so many tunnels open from now on."""
+    """Order to keep ``count`` tunnels open from now on."""
 
     count: Annotated[int, Meta(ge=1, le=16)]
 
@@ -221,7 +220,7 @@ class Renewed(Struct, frozen=True, tag="renewed"):
 
 
 class Refused(Struct, frozen=True, tag="refused"):
-    """The last message on a link.  ``code`` is one of ``errors.Code``."""
+    """Last message on a link.  ``code`` is one of ``errors.Code``."""
 
     code: int
     reason: Text
@@ -230,9 +229,11 @@ class Refused(Struct, frozen=True, tag="refused"):
 
 
 class Leaving(Struct, frozen=True, tag="leaving"):
-    """The link closes when what runs has ended.  From a node: no new streams for it.  From a
-    server: register with its successor, which answers on the same port; until the link closes, what
-    comes on its tunnels is served as before."""
+    """Notice that the sender closes the link when its running streams have ended.
+
+    From a node: open no new streams on it.  From a server: register with its successor, which
+    answers on the same port, and serve this server's tunnels until it closes the link.
+    """
 
     reason: Text
     seconds: Annotated[float, Meta(ge=0)]
@@ -265,9 +266,9 @@ T = TypeVar("T")
 encode = msgspec.msgpack.Encoder().encode
 
 UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
-"""What decoders raise on hostile input: wrong types and syntax, bad UTF-8, depth."""
+"""Exceptions of decoders on hostile input: wrong types and syntax, bad UTF-8, depth."""
 
 
 def decoder(kind: type[T]) -> msgspec.msgpack.Decoder[T]:
-    """A reusable decoder; raises ``msgspec.ValidationError`` or ``msgspec.DecodeError``."""
+    """Return a reusable decoder, which raises one of ``UNREADABLE``."""
     return msgspec.msgpack.Decoder(kind)

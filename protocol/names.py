@@ -1,9 +1,9 @@
-"""The names that both sides must give in TLS."""
+"""Names that both sides use in TLS."""
 
 from __future__ import annotations
 
 SERVER_NAME = "server.fabric"
-"""In the certificate that a server shows to nodes, whatever address they dialled."""
+"""Name in the server's certificate for nodes, whatever address they connect to."""
 
 CONTROL_ALPN = "fabric-control/1"
 TUNNEL_ALPN = "fabric-tunnel/1"

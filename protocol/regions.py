@@ -1,4 +1,4 @@
-"""Where a node says it is: a short name of the operator's choosing, such as ``eu-west``."""
+"""Regions: a short name that an operator gives to a node's location, such as ``eu-west``."""
 
 from __future__ import annotations
 

@@ -1,1 +1,4 @@
-"""What every program of the fabric does alike: read its settings, write its log."""
+"""Common parts of all programs: settings, flags, logging, command output and the event loop.
+
+May import nothing else of the project.
+"""

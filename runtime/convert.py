@@ -1,4 +1,4 @@
-"""From what TOML, a variable or a flag holds to the type of a setting."""
+"""Conversion of values from TOML, the environment or flags to the type of a setting."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NO = {"false": False, "no": False, "off": False, "0": False}
 def convert(
     field: dataclasses.Field[Any], hint: Any, given: object, relative_to: Path | None
 ) -> Any:
-    """``given`` as the field's type; raises ``ValueError`` that says what it must be instead."""
+    """Convert ``given`` to the field's type; raise ``ValueError`` with what it must be instead."""
     unit = field.metadata.get("unit")
 
     def adapt(wanted: type, value: object) -> object:
@@ -69,7 +69,7 @@ def without_none(hint: Any) -> Any:
 
 
 def _wanted(field: dataclasses.Field[Any], plain: Any) -> str:
-    """What the setting has to be, with its bounds and its default as an example."""
+    """Describe a valid value: its type, its bounds, and the default as an example."""
     unit, least, most = (field.metadata.get(key) for key in ("unit", "least", "most"))
     words = _kind(plain, unit)
     if least is not None and most is not None:

@@ -1,4 +1,4 @@
-"""Settings as flags: one for each field of the dataclass, so that their names can't drift apart.
+"""Command line flags from a settings dataclass: one per field, so that names can't drift apart.
 
     @app.command()
     @takes_settings(Config, PREFIX)
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound="DataclassInstance")
 
 FILE = "fabric.toml"
-"""The settings file that is read when none is named, if it lies in the setting ``data``."""
+"""Default settings file, read from the directory in the setting ``data`` if it is there."""
 
 Result = TypeVar("Result")
 
 
 def about_settings(prefix: str) -> str:
-    """For the end of a command's help: where settings come from beside the flags."""
+    """Return the end of a command's help: the other sources of settings."""
     return (
         f"Each setting may also stand in the environment, as {prefix}LOG_LEVEL does for "
         f"--log-level, or in {FILE}, as log_level. Flags come first, then the environment."
@@ -52,10 +52,10 @@ def takes_settings(
     only: Collection[str] | None = None,
     not_settings: Collection[str] = (),
 ) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
-    """Replace the parameter ``settings`` of a typer command by the flags it is made from.
+    """Replace the parameter ``settings`` of a typer command with one flag per field.
 
-    ``only`` names the fields to give flags to; the others still come from file and environment.
-    ``not_settings`` are variables beginning with ``prefix`` that mean something else.
+    With ``only``, just these fields get flags; the others still come from file and environment.
+    ``not_settings`` are variables that begin with ``prefix`` and mean something else.
     """
     fields = [field for field in dataclasses.fields(cls) if only is None or field.name in only]
     hints = typing.get_type_hints(cls)
@@ -91,22 +91,22 @@ def read(
     flags: Mapping[str, object],
     file: Path | None,
 ) -> T:
-    """``settings.load`` with the file that is meant: the one named, or ``FILE`` in ``data``."""
-    asked = file
+    """Load settings from the file given, or from ``FILE`` in ``data``; see ``settings.load``."""
+    requested = file
     file = locate(file, environ=environ, prefix=prefix)
     if file is None and any(field.name == "data" for field in dataclasses.fields(cls)):
         data = flags.get("data") or environ.get(f"{prefix}DATA") or _default(cls, "data")
         beside = Path(str(data)).expanduser() / FILE
         file = beside if beside.is_file() else None
     settings = load(cls, file=file, environ=environ, flags=flags, prefix=prefix)
-    # Beside the fields, as `load` keeps their sources; used by `read_again` only.
-    again = functools.partial(read, cls, prefix, environ=environ, flags=flags, file=asked)
+    # An attribute beside the fields, as `load` stores their sources; `read_again` uses it.
+    again = functools.partial(read, cls, prefix, environ=environ, flags=flags, file=requested)
     object.__setattr__(settings, "_again", again)
     return settings
 
 
 def read_again(settings: T) -> T:
-    """The same settings from what their file says now.  Raises ``SettingsError``."""
+    """Return the same settings with their file read again; raise ``SettingsError``."""
     again: Callable[[], T] | None = getattr(settings, "_again", None)
     return settings if again is None else again()
 
@@ -126,7 +126,7 @@ def _default(cls: type[T], name: str) -> object:
 
 
 def _joined(value: object) -> object:
-    """A flag given several times, as the one text it is in the environment."""
+    """Return the values of a repeated flag as one text, as in the environment."""
     return ",".join(value) if isinstance(value, list) else value
 
 
@@ -136,7 +136,7 @@ def _joined(value: object) -> object:
 def _parameter(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
     plain = without_none(hint)
     flag = f"--{field.name.replace('_', '-')}"
-    # Texts, whatever the type: `load` converts them and words what is wrong, the same everywhere.
+    # Texts, whatever the type: `load` converts them, with the same errors for all sources.
     kind: Any = str | None
     if typing.get_origin(plain) in (tuple, list):
         kind = list[str] | None
@@ -155,7 +155,7 @@ def _parameter(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
 
 
 def _config(prefix: str) -> inspect.Parameter:
-    help = f"Settings file (TOML); {prefix}CONFIG names it too. Otherwise {FILE} in data, if there."
+    help = f"Settings file (TOML), also {prefix}CONFIG. Default: {FILE} in data, if it exists."
     option = typer.Option("--config", help=help, metavar="FILE", show_default=False)
     return inspect.Parameter(
         "config",
@@ -168,7 +168,7 @@ def _config(prefix: str) -> inspect.Parameter:
 def _help(field: dataclasses.Field[Any]) -> str:
     text = str(field.metadata.get("help", ""))
     if field.default_factory is not MISSING:
-        return text  # differs from machine to machine, and the text says what it is
+        return text  # the default differs from machine to machine; the text describes it
     if field.default in (None, "", ()) or isinstance(field.default, bool):
         return text
     return f"{text} (default: {shown(field.default, field.metadata.get('unit'))})"

@@ -1,4 +1,4 @@
-"""One line per fact: for people on a terminal, JSON lines otherwise.
+"""Logging, one line per event: text on a terminal, JSON lines otherwise.
 
     log = logging.getLogger(__name__)
     log.info("node joined", extra={"node": node_id, "epoch": 3})
@@ -6,8 +6,8 @@
     12:00:01 info  node joined  node=n_7f epoch=3
     {"at":"2026-01-31T11:00:01.250Z","level":"info","event":"node joined","node":"n_7f","epoch":3}
 
-A field can't be called like an attribute of ``logging.LogRecord``: ``name``, ``module``,
-``process``, ``message`` and their like raise KeyError where the line is logged.
+A field can't have the name of an attribute of ``logging.LogRecord``: ``name``, ``module``,
+``process``, ``message`` and others raise KeyError where the line is logged.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LEVELS = ("debug", "info", "warning", "error")
 _ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _SHORT = {"warning": "warn", "critical": "fatal"}
 
-# Libraries whose own info and debug lines state no fact about the fabric.
+# Libraries whose info and debug lines are of no use here.
 _QUIETER = {"asyncio": logging.INFO, "aiohttp.access": logging.WARNING}
 
 
@@ -70,7 +70,7 @@ class TerminalLines(logging.Formatter):
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line, time in UTC."""
+    """One JSON object per line, time in UTC."""
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
@@ -87,7 +87,7 @@ class JsonLines(logging.Formatter):
         try:
             return msgspec.json.encode(line, enc_hook=str).decode()
         except (TypeError, ValueError):
-            # Lone surrogates (file names, foreign headers) and keys that are no text.
+            # Lone surrogates (from file names, headers) and keys that are not text.
             plain = {str(name): _printable(str(value)) for name, value in line.items()}
             return msgspec.json.encode(plain).decode()
 
@@ -108,7 +108,7 @@ def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
 
 
 def _value(value: object) -> str:
-    """A field's value as one word: quoted where a space or a control character would split it."""
+    """Format a value as one word: quoted where a space or a control character would split it."""
     if isinstance(value, float):
         return f"{value:.6g}"
     text = str(value)
@@ -117,7 +117,7 @@ def _value(value: object) -> str:
 
 
 def _one_line(text: str) -> str:
-    """What a peer said can't begin a line of its own or move the terminal's cursor."""
+    """Escape what could begin a line of its own or move the terminal's cursor."""
     return text if text.isprintable() else "".join(map(_escaped, text))
 
 

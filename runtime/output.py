@@ -1,7 +1,7 @@
-"""What commands print: tables for people, JSON for scripts, one sentence when they can't.
+"""Output of commands: tables for people, JSON for scripts, one sentence for a failure.
 
-Results go to standard output, words about them to standard error: ``KEY=$(… keys create x)``
-holds the key and nothing else.
+Results go to standard output, remarks to standard error: ``KEY=$(… keys create x)`` holds the key
+and nothing else.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from rich.table import Table
 
 DEFECT = 1
 WRONG = 2
-"""Input, settings or surroundings that the user can put right."""
+"""Exit code: input, settings or environment that the user can correct."""
 REFUSED = 3
-"""Refused for good: asking again changes nothing."""
+"""Exit code: refused permanently; trying again changes nothing."""
 
 log = logging.getLogger("fabric")
 
 
 class Failure(Exception):
-    """Ends the command with the sentence ``str()`` on standard error, and ``code``."""
+    """Failure that ends the command: ``str()`` on standard error, ``code`` as its exit code."""
 
     def __init__(self, sentence: str, code: int = WRONG) -> None:
         super().__init__(sentence)
@@ -39,18 +39,18 @@ class Failure(Exception):
 
 
 def commands(help: str) -> typer.Typer:
-    """A group of commands, in which a name alone asks for help."""
-    # Plain help: flags as long as ours leave rich's columns no room for their description.
+    """Return a group of commands that prints its help when called alone."""
+    # Plain help: long flags leave no room for descriptions in rich's columns.
     return typer.Typer(help=help, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
 
 def main(app: typer.Typer, name: str, failures: Mapping[type[Exception], int]) -> NoReturn:
-    """Run the command on the command line, and exit.
+    """Run the command given on the command line, and exit.
 
     ``failures`` are the exceptions whose ``str()`` is a sentence for the user, with exit codes.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # consoles that can't show a character show a mark
+        if hasattr(stream, "reconfigure"):  # consoles that can't show a character show "?"
             stream.reconfigure(errors="replace")
     sys.exit(_run(app, name, {Failure: WRONG, **failures}))
 
@@ -75,15 +75,17 @@ def _run(app: typer.Typer, name: str, failures: Mapping[type[Exception], int]) -
 
 
 def make_directory(directory: Path) -> None:
-    """A program's own, with what only its user may see.  Raises ``Failure`` when it can't write
-    there."""
+    """Create a program's data directory, private to its user.
+
+    Raises ``Failure`` when it is not writable.
+    """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:
         reason = error.strerror or error
-        raise Failure(f"{directory} can't be written to ({reason}): set data to another.") from None
+        raise Failure(f"{directory} is not writable ({reason}): set data to another.") from None
 
 
 def _complain(name: str, sentence: str) -> None:
@@ -91,38 +93,40 @@ def _complain(name: str, sentence: str) -> None:
 
 
 def _usage(name: str, error: typer.TyperException) -> None:
-    said = error.format_message()
-    if said.startswith("Usage:"):  # the whole help, because nothing was asked for
-        note(said)
+    message = error.format_message()
+    if message.startswith("Usage:"):  # the whole help: no command was given
+        note(message)
         return
     context = getattr(error, "ctx", None)
-    if not said.endswith((".", "?")):
-        said += "."
-    _complain(name, said if context is None else f"{said} See '{context.command_path} --help'.")
+    if not message.endswith((".", "?")):
+        message += "."
+    if context is not None:
+        message += f" See '{context.command_path} --help'."
+    _complain(name, message)
 
 
 # ── printing ──────────────────────────────────────────────────────────────────────────────────
 
 
 def say(text: str = "") -> None:
-    """A line on standard output."""
+    """Print a line on standard output."""
     typer.echo(text)
 
 
 def note(text: str) -> None:
-    """A line on standard error, for people."""
+    """Print a line on standard error, for people."""
     typer.echo(text, err=True)
 
 
 def say_json(value: object, *, line: bool = False) -> None:
-    """Indented, or on one ``line``."""
+    """Print JSON, indented or on one ``line``."""
     text = msgspec.json.encode(value, enc_hook=str)
     say((text if line else msgspec.json.format(text, indent=2)).decode())
 
 
 def say_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """On a terminal as wide as it is; elsewhere as wide as it needs to be, for grep and awk."""
-    # Markup off: a name in square brackets is a name.
+    """Print a table, as wide as the terminal; in a pipe without line breaks, for grep and awk."""
+    # Markup off: names may contain square brackets.
     width = None if sys.stdout.isatty() else 10_000
     console = Console(markup=False, highlight=False, emoji=False, width=width)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
@@ -134,12 +138,12 @@ def say_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def moment(at: float | None) -> str:
-    """Unix seconds as local date and time; "-" for never."""
+    """Format Unix seconds as local date and time; "-" for never."""
     return "-" if at is None else datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M")
 
 
 def duration(seconds: float) -> str:
-    """``12 s``, ``5 min``, ``3 h`` or ``9 days``."""
+    """Format seconds as ``12 s``, ``5 min``, ``3 h`` or ``9 days``."""
     for size, unit in ((86_400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{int(seconds // size)} {unit}"
@@ -147,7 +151,7 @@ def duration(seconds: float) -> str:
 
 
 def program(name: str) -> str:
-    """What to type to start this program again as it was started now."""
+    """Return the command that starts this program as it was started now."""
     typed = sys.argv[0]
     if Path(typed).stem == "__main__":
         return f"{os.path.basename(sys.executable)} -m {name.replace('-', '_')}"

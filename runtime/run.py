@@ -1,10 +1,10 @@
-"""Runs a program's event loop, and turns signals into one wish: stop.
+"""Event loop of a program, and its signals.
 
-    SIGINT, SIGTERM   the first: finish what runs, then leave; the second: leave now; the third
-                      is the operating system's
-    SIGHUP            ``on_hangup``; a first signal when it was the terminal that hung up
+    SIGINT, SIGTERM   the first: finish what runs, then exit; the second: exit now; the third has
+                      the default effect
+    SIGHUP            ``on_hangup``; stops the program when its terminal is gone
 
-Windows has SIGINT and SIGBREAK only, and its loop can't watch them: they come as plain handlers.
+Windows has SIGINT and SIGBREAK only, and its loop can't watch them: plain handlers are used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 INTERRUPTED = 130
-"""The exit code of a program that Ctrl-C ended, as shells have it."""
+"""Exit code after Ctrl-C, as in shells."""
 
 WAKE_SECONDS = 0.5
 
@@ -28,24 +28,24 @@ _STOPPING = ("SIGINT", "SIGTERM", "SIGBREAK")
 
 
 class Signals:
-    """What the program was told from outside; ``run`` makes it."""
+    """Signals that the program has received; created by ``run``."""
 
     def __init__(self) -> None:
         self.stop = asyncio.Event()
         """Set by the first signal.  At the second one, the program is cancelled."""
         self.on_hangup: Callable[[], None] | None = None
-        """Called at SIGHUP, as daemons have it; None means that SIGHUP stops the program."""
+        """Called at SIGHUP, as in daemons; with None, SIGHUP stops the program."""
         self.interrupted = False
-        """Whether the first signal was Ctrl-C."""
+        """The first signal was Ctrl-C."""
         self.hurry = False
-        """Whether there was a second."""
+        """There was a second signal."""
         self._on_terminal = sys.stderr is not None and sys.stderr.isatty()
 
     def watch(self, program: asyncio.Task[Any]) -> None:
         self._program = program
         for name in (*_STOPPING, "SIGHUP"):
             number = getattr(signal, name, None)
-            # Whoever started us may have chosen to ignore some, as nohup does.
+            # The parent process may have chosen to ignore some, as nohup does.
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
                 _handle(number, self._on_hangup if name == "SIGHUP" else self._on_stop)
 
@@ -69,9 +69,9 @@ class Signals:
 
 
 def run(program: Callable[[Signals], Coroutine[Any, Any, None]]) -> int:
-    """Run it to its end, on uvloop where that is installed; returns the exit code.
+    """Run ``program`` to its end, on uvloop where that is installed; return the exit code.
 
-    ``program`` waits for ``signals.stop``; it is cancelled when it should not take its time.
+    ``program`` waits for ``signals.stop``; a second signal cancels it.
     """
 
     async def watched() -> int:
@@ -92,9 +92,9 @@ def run(program: Callable[[Signals], Coroutine[Any, Any, None]]) -> int:
 
 
 async def unless_stopped(signals: Signals, work: Coroutine[Any, Any, T]) -> T | None:
-    """What ``work`` gives or raises; None when a stop was wanted before it was done.
+    """Await ``work`` and return its result, or None when a signal comes first.
 
-    It is cancelled then, and waited for.
+    ``work`` is cancelled then, and awaited.
     """
     loop = asyncio.get_running_loop()
     working, stopping = loop.create_task(work), loop.create_task(signals.stop.wait())
@@ -109,9 +109,9 @@ async def unless_stopped(signals: Signals, work: Coroutine[Any, Any, T]) -> T | 
 
 
 def _allow_many_files() -> None:
-    """Each connection is one file; the usual soft limit of 1,024 is for programs that use select.
+    """Raise the soft limit of open files to the hard one, because each connection is one file.
 
-    Where there is no such limit, as on Windows, nothing is to do.
+    The usual soft limit of 1,024 is for programs that use select.  Windows has no such limit.
     """
     try:
         import resource
@@ -119,7 +119,8 @@ def _allow_many_files() -> None:
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        with contextlib.suppress(ValueError, OSError):  # some systems name a limit they don't grant
+        # Some systems report a limit that they don't grant.
+        with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
@@ -144,6 +145,5 @@ def _handle(number: int, handler: Callable[[int], None]) -> None:
 
 
 def _stay_awake(loop: asyncio.AbstractEventLoop) -> None:
-    """A plain handler runs when the loop wakes: one that comes just before it goes to sleep would
-    wait for as long as the loop sleeps."""
+    """Wake the loop often: a plain handler runs only while the loop is awake."""
     loop.call_later(WAKE_SECONDS, _stay_awake, loop)

@@ -1,8 +1,10 @@
-"""Settings of a program: one frozen dataclass, filled from a TOML file < the environment < flags.
+"""Settings of a program: one frozen dataclass from a TOML file, the environment and flags.
+
+Flags take precedence over the environment, the environment over the file.
 
 A setting has one name everywhere: ``queue_timeout`` in TOML, ``FABRIC_SERVER_QUEUE_TIMEOUT`` in the
-environment, ``--queue-timeout`` as a flag.  A name that does not exist is an error, so a misspelt
-setting never looks like one that has no effect.
+environment, ``--queue-timeout`` as a flag.  An unknown name is an error, so a misspelt setting
+is never ignored.
 """
 
 from __future__ import annotations
@@ -33,13 +35,13 @@ _OF_KUBERNETES = re.compile(r"SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP
 
 
 class SettingsError(Exception):
-    """``str()`` is one sentence for the user: the setting, where it came from, what to do."""
+    """Invalid settings; ``str()`` is one sentence: the setting, its source, what to do."""
 
 
 class Conflict(ValueError):
-    """Raised by a settings class in ``__post_init__`` when values don't fit together.
+    """Contradiction between values, raised by a settings class in ``__post_init__``.
 
-    ``load`` turns it into a ``SettingsError`` that also says where each of ``names`` came from.
+    ``load`` turns it into a ``SettingsError`` that adds the source of each of ``names``.
     """
 
     def __init__(self, sentence: str, *names: str) -> None:
@@ -54,9 +56,9 @@ def about(
     least: float | None = None,
     most: float | None = None,
 ) -> Mapping[str, Any]:
-    """Metadata of a settings field: ``field(default=10.0, metadata=about("…", unit="seconds"))``.
+    """Return a field's metadata: ``field(default=10.0, metadata=about("…", unit="seconds"))``.
 
-    ``help`` is what ``--help`` and ``check-config`` show; ``load`` checks the bounds, both allowed.
+    ``help`` is shown by ``--help`` and ``check-config``; ``load`` checks the bounds, both allowed.
     """
     return {"help": help, "unit": unit, "least": least, "most": most}
 
@@ -64,12 +66,12 @@ def about(
 class _Given(NamedTuple):
     value: object
     source: str
-    """As ``describe`` shows it: the file's path, the variable's name, or the flag."""
+    """Path of the file, name of the variable, or flag; shown by ``describe``."""
     relative_to: Path | None = None
 
 
 def locate(flag: Path | None, *, environ: Mapping[str, str], prefix: str) -> Path | None:
-    """The settings file asked for with ``--config`` or ``<prefix>CONFIG``; None when neither is."""
+    """Return the settings file given by ``--config`` or ``<prefix>CONFIG``, or None."""
     if flag is not None:
         return flag.expanduser()
     named = environ.get(f"{prefix}CONFIG")
@@ -84,7 +86,7 @@ def load(
     flags: Mapping[str, object],
     prefix: str,
 ) -> T:
-    """Build ``cls``; raises ``SettingsError`` for the first thing that is wrong.
+    """Build ``cls``; raise ``SettingsError`` for the first error.
 
     ``prefix`` is that of the environment variables, underscore included.  An empty variable and a
     flag that is None or an empty list count as not given.  Paths in the file are relative to it.
@@ -106,14 +108,16 @@ def load(
     except Conflict as conflict:
         origin = ", ".join(f"{name}: {sources[name]}" for name in conflict.names)
         raise SettingsError(f"{conflict} ({origin})" if origin else str(conflict)) from None
-    # Beside the fields, so that it takes no part in comparison or repr; read by `describe` only.
+    # An attribute beside the fields takes no part in comparison or repr; `describe` reads it.
     object.__setattr__(settings, "_sources", sources)
     return settings
 
 
 def describe(settings: DataclassInstance) -> list[tuple[str, str, str]]:
-    """(name, value as shown, source) of each setting, secrets masked; source is "default" for an
-    instance that ``load`` did not make."""
+    """Return (name, value, source) of each setting, secrets masked.
+
+    The source is "default" for an instance that ``load`` did not create.
+    """
     sources = getattr(settings, "_sources", {})
     return [
         (
@@ -143,7 +147,7 @@ def _from_file(file: Path | None, names: Iterable[str]) -> dict[str, _Given]:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SettingsError(
-            f"There is no settings file {file}: create it or leave --config out."
+            f"There is no settings file {file}: create it, or omit --config."
         ) from None
     except OSError as error:
         raise SettingsError(
@@ -194,7 +198,7 @@ def _flag(name: str) -> str:
 def _unknown(
     name: str, where: str, names: Iterable[str], written: Callable[[str], str]
 ) -> SettingsError:
-    """``written`` is how a setting of that name looks in that place."""
+    """Return the error for an unknown name; ``written`` spells a setting as in that place."""
     close = get_close_matches(name.replace("-", "_").lower(), names, n=1)
     remedy = f"did you mean {written(close[0])}?" if close else "remove it, or see --help for all."
     return SettingsError(f"{written(name)} {where} is not a setting: {remedy}")

@@ -1,4 +1,4 @@
-"""How values look to people: secrets masked, sizes and durations with their unit."""
+"""Display of values: secrets masked, sizes and durations with their unit."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _IN_QUERY = re.compile(r"([?&]\w*password=)[^&\s'\"]*")
 
 
 class Secret(str):
-    """A text that prints as ``***``; ``reveal()`` gives it.
+    """Text that prints as ``***``; ``reveal()`` returns it.
 
-    Masked in ``str()``, ``repr()``, f-strings and ``%s``.  Joining or encoding it as the ``str`` it
-    is still shows it, so nothing but ``reveal()`` belongs near one.
+    It is masked in ``str()``, ``repr()``, f-strings and ``%s``.  Joining or encoding it reveals it,
+    so use ``reveal()`` only.
     """
 
     __slots__ = ()
@@ -35,7 +35,7 @@ class Secret(str):
 
 
 def parse_size(text: str) -> int | str:
-    """Bytes of "32MiB", "1.5 GB" or "4096"; anything else comes back as it was."""
+    """Return the bytes of "32MiB", "1.5 GB" or "4096"; anything else comes back unchanged."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         return text
@@ -43,7 +43,7 @@ def parse_size(text: str) -> int | str:
 
 
 def shown(value: object, unit: str | None = None) -> str:
-    """One line for a value of a setting, without any password in it."""
+    """Return one line for the value of a setting, passwords masked."""
     if value in (None, "", ()):
         return "none"
     if isinstance(value, Secret):
@@ -60,9 +60,9 @@ def shown(value: object, unit: str | None = None) -> str:
 
 
 def without_password(text: str) -> str:
-    """``postgresql://fabric:secret@host/db`` with the password as ``***``, also in its query.
+    """Mask the password in ``postgresql://fabric:secret@host/db``, also in its query.
 
-    A word alone before the ``@`` may be one that stands in the wrong place, and is masked too.
+    A single word before the ``@`` may be a misplaced password and is masked too.
     """
     return _IN_QUERY.sub(r"\1***", _PASSWORD.sub(r"\1***@", text))
 

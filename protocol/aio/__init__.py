@@ -1,1 +1,4 @@
-"""Drivers: they move bytes between the pure core and asyncio, and decide nothing."""
+"""Drivers on asyncio: they move bytes between transports and the state machines.
+
+May import all of ``protocol``; decisions about the protocol belong in ``tunnel`` and ``control``.
+"""

@@ -1,4 +1,4 @@
-"""Runs a state machine on an asyncio transport: bytes in, bytes out, and one timer."""
+"""Driver of a state machine on an asyncio transport: bytes in, bytes out, and one timer."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from protocol.aio.tls import tune
 log = logging.getLogger("fabric.wire")
 
 CLOSING_SECONDS = 5.0
-"""How long a closed connection may take to send its last words."""
+"""Time in which a closed connection may send its last frames."""
 
 
 class Machine(Protocol):
-    """What ``connection.Connection`` and ``link.Link`` have in common."""
+    """Interface that ``tunnel.connection.Connection`` and ``control.link.Link`` share."""
 
     closed: bool
     deadline: float
@@ -32,9 +32,9 @@ class Machine(Protocol):
 
 
 class Driver(asyncio.Protocol):
-    """Writes once per turn of the event loop, however many commands were given in it.
+    """Protocol that writes once per turn of the event loop, whatever the number of commands.
 
-    Subclasses give commands to the machine and call ``flush_soon``; events arrive in ``_deliver``.
+    Subclasses give commands to the machine and call ``flush_soon``; events go to ``_deliver``.
     """
 
     closing_seconds = CLOSING_SECONDS
@@ -50,15 +50,15 @@ class Driver(asyncio.Protocol):
         self._armed = float("inf")
         self._timer: asyncio.TimerHandle | None = None
         self.peer = ""
-        """The other side's address, for logs."""
+        """Address of the other side, for logs."""
         self.error: Exception | None = None
-        """What the transport ended with, such as the peer's TLS alert."""
+        """Exception that ended the transport, such as the peer's TLS alert."""
 
     def _deliver(self, event: Any) -> None:
         raise NotImplementedError
 
     def peer_certificate(self) -> dict[str, Any]:
-        """What ``ssl.SSLSocket.getpeercert`` tells; empty without TLS."""
+        """Return ``ssl.SSLSocket.getpeercert``; empty without TLS."""
         if self._transport is None:
             return {}
         return self._transport.get_extra_info("peercert") or {}
@@ -113,7 +113,7 @@ class Driver(asyncio.Protocol):
         machine, transport = self._machine, self._transport
         if transport is None:
             return
-        while not self._paused or machine.closed:  # last words don't wait
+        while not self._paused or machine.closed:  # the last frames don't wait
             pieces = machine.data_to_send()
             if not pieces:
                 break
@@ -133,8 +133,8 @@ class Driver(asyncio.Protocol):
         self._timer = self._loop.call_later(self.closing_seconds, transport.abort)
 
     def _deliver_all(self) -> None:
-        # A handler may close the machine, which delivers again from within: what it had not come
-        # to is still told first, and nothing is told after the end.
+        # A handler may close the machine, which delivers again from within: earlier events are
+        # still delivered first, and none after the last one.
         inbox = self._inbox
         inbox.extend(self._machine.events())
         while inbox:

@@ -21,7 +21,7 @@ class LinkOwner(Protocol):
 
 
 class LinkDriver(Driver):
-    """The asyncio protocol of port 17000's both sides."""
+    """Asyncio protocol of port 17000, on both sides."""
 
     def __init__(self, owner: LinkOwner, loop: asyncio.AbstractEventLoop, *, rng: Random) -> None:
         self.link = Link(now=loop.time(), rng=rng)
@@ -36,7 +36,7 @@ class LinkDriver(Driver):
         self.flush_soon()
 
     def close(self, code: int, reason: str, *, again: bool = True) -> None:
-        """Say why and end; the owner hears ``on_closed`` before this returns."""
+        """Close with ``Refused``; ``on_closed`` of the owner is called before this returns."""
         self.link.close(code, reason, again=again)
         self._deliver_all()
         self.flush_soon()

@@ -7,7 +7,7 @@ from typing import Any
 
 
 class MemoryTransport(asyncio.Transport):
-    """Hands what is written to the other end in the next turn of the event loop."""
+    """Transport that delivers to the other end in the next turn of the event loop."""
 
     def __init__(self, protocol: asyncio.Protocol, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class MemoryTransport(asyncio.Transport):
         return self._closing
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """Nothing is ever buffered here."""
+        """Do nothing: a memory transport has no buffer."""
 
     def get_write_buffer_size(self) -> int:
         return 0
@@ -57,7 +57,7 @@ class MemoryTransport(asyncio.Transport):
 def connect(
     a: asyncio.Protocol, b: asyncio.Protocol, loop: asyncio.AbstractEventLoop
 ) -> tuple[MemoryTransport, MemoryTransport]:
-    """Join two protocols; both have had ``connection_made`` when this returns."""
+    """Connect two protocols; both have had ``connection_made`` when this returns."""
     left, right = MemoryTransport(a, loop), MemoryTransport(b, loop)
     left.join(right)
     a.connection_made(left)

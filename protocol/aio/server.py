@@ -38,7 +38,7 @@ class ServerStream(Stream):
 
     @property
     def stuck(self) -> bool:
-        """Whether the tunnel is lost or silent, and no other one has taken the stream yet."""
+        """The tunnel is lost or suspected, and no other one has taken the stream yet."""
         connection = self.connection
         return (connection.closed or connection.suspected) and self.handler is not None
 
@@ -70,7 +70,11 @@ class ServerTunnel(Tunnel):
         rng: Random,
         resumes: bool = False,
     ) -> None:
-        """With ``resumes``, the owner resumes suspended streams, and calls ``abandon`` later."""
+        """Create the server's side.
+
+        An owner that gives ``resumes`` resumes suspended streams, and calls ``abandon`` some time
+        after ``on_closed``.
+        """
         super().__init__(ServerConnection(now=loop.time(), rng=rng, resumes=resumes), loop)
         self.owner = owner
         self._on |= {

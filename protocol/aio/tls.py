@@ -1,4 +1,4 @@
-"""Dialling a port of the fabric: TLS, whoever may answer, and a socket that fits the tunnel."""
+"""Connecting to a port of the server: TLS, its certificate, and socket options."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from protocol.names import SERVER_NAME
 
 DIAL_SECONDS = 10.0
 _KEEP_UNSENT = 32 * 1024
-"""Bytes the kernel may hold unsent: more would let DATA get ahead of a RESET."""
+"""Bytes that the kernel may hold unsent; a RESET can't overtake those."""
 _GIVE_UP_MS = 20_000
-"""Unacknowledged data for so long means that the path is gone."""
+"""TCP data unacknowledged for this time means that the path is gone."""
 
 P = TypeVar("P", bound=asyncio.Protocol)
 
 
 async def dial(factory: Callable[[], P], host: str, port: int, context: ssl.SSLContext) -> P:
-    """Connect and finish the TLS handshake; the peer must be ``SERVER_NAME``, wherever it lives.
+    """Connect and finish the TLS handshake; the certificate must name ``SERVER_NAME``.
 
     Raises OSError (of which ssl.SSLError is one) or TimeoutError.
     """
@@ -34,7 +34,7 @@ async def dial(factory: Callable[[], P], host: str, port: int, context: ssl.SSLC
 
 
 def tune(transport: asyncio.BaseTransport) -> None:
-    """Set what the platform knows of the options above; the rest is done without them."""
+    """Set those of the options above that the platform has."""
     sock = transport.get_extra_info("socket")
     for name, value in (("TCP_NOTSENT_LOWAT", _KEEP_UNSENT), ("TCP_USER_TIMEOUT", _GIVE_UP_MS)):
         if sock is not None and hasattr(socket, name):

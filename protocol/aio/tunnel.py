@@ -80,7 +80,7 @@ class Stream:
 
 
 class Tunnel(Driver):
-    """What ``ServerTunnel`` and ``NodeTunnel`` have in common: asyncio protocols of port 17001."""
+    """Common part of ``ServerTunnel`` and ``NodeTunnel``, asyncio protocols of port 17001."""
 
     def __init__(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
         self.connection = connection

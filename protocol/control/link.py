@@ -1,4 +1,4 @@
-"""The control link's state machine: messages behind a length, and a sign of life now and then.
+"""The control link's state machine: length-prefixed messages, and keepalive.
 
 ::
 
@@ -29,12 +29,13 @@ LENGTH = Layout(">I")
 MAX_MESSAGE = 1024 * 1024
 FIRST_MESSAGE_SECONDS = 5.0
 FLOOD_BURST, FLOOD_PER_SECOND = 200.0, 20.0
+"""Messages that a peer may send: a token bucket."""
 
 _decode = msgspec.msgpack.Decoder[Message](Message).decode
 
 
 class LinkClosed(msgspec.Struct, frozen=True):
-    """The last event.  ``again`` says whether the same attempt may succeed later."""
+    """Last event.  With ``again``, the same attempt may succeed later."""
 
     code: int
     reason: str
@@ -43,16 +44,16 @@ class LinkClosed(msgspec.Struct, frozen=True):
 
 
 class Link:
-    """One side of a control link.  Used like ``Connection``; events are messages, then LinkClosed.
+    """One side of a control link, used like ``Connection``.  Its last event is ``LinkClosed``.
 
-    ``Refused`` closes the link on both sides and comes out as ``LinkClosed``; pings are answered
-    here and never come out.
+    ``Refused`` closes the link on both sides and becomes ``LinkClosed``; pings are answered here
+    and are not events.
     """
 
     def __init__(self, *, now: float, rng: Random) -> None:
         self.closed = False
         self.keepalive = KeepAlive(now, rng)
-        self.heard_message = False
+        self.message_received = False
         self._first_until = self.deadline = now + FIRST_MESSAGE_SECONDS
         self._partial = bytearray()
         self._events: list[Message | LinkClosed] = []
@@ -80,7 +81,7 @@ class Link:
         return out
 
     def send(self, message: Message) -> None:
-        """Raises LocalError for a message over the limit; on a closed link nothing happens."""
+        """Queue a message, unless the link is closed; raise LocalError when it is too large."""
         if self.closed:
             return
         payload = messages.encode(message)
@@ -89,20 +90,20 @@ class Link:
         self._out.append(LENGTH.pack(len(payload)) + payload)
 
     def close(self, code: int, reason: str, *, again: bool = True) -> None:
-        """Say why and end: ``data_to_send`` once more, then close the transport."""
+        """Close with ``Refused``: call ``data_to_send`` once more, then close the transport."""
         if not self.closed:
             self.send(Refused(code, frames.cut(reason, 1000), again))
             self._shut(code, reason, again=again, by_peer=False)
 
     def lost(self, reason: str) -> None:
-        """The transport is gone."""
+        """Note that the transport is gone."""
         if not self.closed:
             self._shut(Code.LOST, reason, again=True, by_peer=True)
 
     def handle_timer(self, now: float) -> None:
         if self.closed:
             return
-        if not self.heard_message:
+        if not self.message_received:
             if now >= self._first_until:
                 self.close(Code.TIMEOUT, "nothing was said in time")
             return
@@ -148,8 +149,8 @@ class Link:
         except UNREADABLE as error:
             self.close(Code.PROTOCOL, f"a message that can't be read: {error}", again=False)
             return
-        if not self.heard_message:
-            self.heard_message = True
+        if not self.message_received:
+            self.message_received = True
             self.deadline = self.keepalive.deadline()
         if isinstance(message, Ping):
             self.send(Pong(message.token))

@@ -84,7 +84,7 @@ class BaseConnection(ABC):
 
     @property
     def suspected(self) -> bool:
-        """Whether ``probe`` had no answer so far."""
+        """``probe`` was not answered in time, and nothing has answered since."""
         return self.keepalive.suspected
 
     @property

@@ -247,7 +247,7 @@ class Connection(BaseConnection):
 
     @abstractmethod
     def _survives(self, stream: Stream, code: int) -> bool:
-        """Whether the peer's end of the connection suspends the stream instead of ending it."""
+        """Return whether the peer's end of the connection suspends the stream, not ends it."""
 
     def _lose(self, stream: Stream, reason: str) -> None:
         self._events.append(StreamReset(stream.id, Code.LOST, reason))

@@ -1,4 +1,4 @@
-"""What has happened on a tunnel, as told by ``Connection.events``."""
+"""Events of a tunnel, returned by ``Connection.events``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class HelloReceived(Struct, frozen=True):
 
 
 class StreamOpened(Struct, frozen=True, gc=False):
-    """Node side.  ``ended`` says that no body follows."""
+    """Node side: a request has arrived; with ``ended``, it has no body."""
 
     stream_id: int
     head: RequestHead
@@ -27,7 +27,7 @@ class HeadReceived(Struct, frozen=True, gc=False):
 
 
 class DataReceived(Struct, frozen=True, gc=False):
-    """Call ``Connection.consumed`` once the bytes have gone on: that is what lets more come."""
+    """Body bytes; call ``Connection.consumed`` once they were passed on, to let more come."""
 
     stream_id: int
     data: bytes
@@ -45,7 +45,7 @@ class StreamEnded(Struct, frozen=True, gc=False):
 class StreamReset(Struct, frozen=True, gc=False):
     """Server side, or on a lost connection: the stream is gone.
 
-    On the node it is an order: stop the work, then call ``Connection.confirm_reset``.
+    Node side: stop the work, then call ``NodeConnection.confirm_reset``.
     """
 
     stream_id: int
@@ -54,22 +54,22 @@ class StreamReset(Struct, frozen=True, gc=False):
 
 
 class ResetConfirmed(Struct, frozen=True, gc=False):
-    """Server side: the node has stopped what ``Connection.reset`` asked it to stop."""
+    """Server side: the node has stopped the work behind a stream that ``reset`` gave up."""
 
     stream_id: int
 
 
 class StreamResumed(Struct, frozen=True, gc=False):
-    """Node side: a stream of another tunnel goes on here, under this id.
+    """Node side: a stream of another tunnel continues here, under this id.
 
-    ``Connection.owner`` tells which one it is.
+    ``Connection.owner`` identifies it.
     """
 
     stream_id: int
 
 
 class StreamWritable(Struct, frozen=True, gc=False):
-    """``send_data`` had answered False; now there is room again."""
+    """There is room again after ``send_data`` has returned False."""
 
     stream_id: int
 
@@ -84,11 +84,11 @@ class PongReceived(Struct, frozen=True, gc=False):
 
 
 class SilenceNoticed(Struct, frozen=True, gc=False):
-    """A question has gone out, and nothing has come since: ``usable`` is False until it does."""
+    """A probe was not answered in time: ``usable`` is False until the peer answers."""
 
 
 class ConnectionClosed(Struct, frozen=True):
-    """The last event but for those of suspended streams; all others have had ``StreamReset``."""
+    """Last event, except those of suspended streams; all others have had ``StreamReset``."""
 
     code: int
     reason: str

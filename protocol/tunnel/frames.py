@@ -1,4 +1,4 @@
-"""One frame on a tunnel: how it is packed, and what may stand in it.
+"""One frame on a tunnel: its layout and its limits.
 
 ::
 
@@ -21,7 +21,7 @@ OFFSET = Struct(">Q")
 CODE = Struct(">H")
 
 MAX_DATA = 16_372
-"""Payload bytes in one DATA frame: with its header, exactly one TLS record of 16,384 bytes."""
+"""Payload bytes of one DATA frame: with its header, exactly one TLS record of 16,384 bytes."""
 MAX_HEAD = 48 * 1024
 """Payload bytes of OPEN and HEAD."""
 MAX_REASON = 254
@@ -46,10 +46,10 @@ class FrameType(IntEnum):
 END_FLAG = 0x01
 """On OPEN and DATA: the body ends with this frame."""
 CONFIRM_FLAG = 0x01
-"""On RESET: this answers a RESET; the work behind the stream has stopped."""
+"""On RESET: it answers a RESET; the work behind the stream has stopped."""
 
-# Indexed by type: (least payload, most payload, flags allowed, on a stream?).  None there stands
-# for either, checked in the connection; None for a rule, for a type the specification lacks.
+# Indexed by type: (minimum payload, maximum payload, flags allowed, on a stream?).  The last is
+# None where both are allowed, which the connection checks.  Unassigned types have no rule.
 RULES: tuple[tuple[int, int, int, bool | None] | None, ...] = (
     None,
     (1, 256, 0, False),  # HELLO
@@ -73,31 +73,31 @@ def encode(type: FrameType, flags: int, stream_id: int, payload: bytes = b"") ->
     return HEADER.pack(type, flags, 0, stream_id, len(payload)) + payload
 
 
-def cut(words: str, most: int) -> str:
-    """At most ``most`` bytes of UTF-8, ended between characters; what UTF-8 can't say is ``?``."""
-    return words.encode(errors="replace")[:most].decode(errors="ignore")
+def cut(text: str, limit: int) -> str:
+    """Return at most ``limit`` bytes of UTF-8, whole characters; a lone surrogate becomes ``?``."""
+    return text.encode(errors="replace")[:limit].decode(errors="ignore")
 
 
 def encode_reason(code: int, reason: str) -> bytes:
-    """The payload of RESET and CLOSE: a code, then words for a log, cut to what fits."""
+    """Return the payload of RESET and CLOSE: a code, then text for a log, cut to what fits."""
     return CODE.pack(code) + cut(reason, MAX_REASON).encode()
 
 
 def parse_reason(payload: bytes) -> tuple[int, str]:
-    """Never fails: bytes that are not UTF-8 come out as replacement characters."""
+    """Return code and reason; bytes that are not UTF-8 become replacement characters."""
     return CODE.unpack_from(payload)[0], payload[2:].decode(errors="replace")
 
 
 def problem_with(type: int, flags: int, reserved: int, stream_id: int, length: int) -> str | None:
-    """Why a header breaks the specification, in words for the peer; None when it does not."""
+    """Return why a header breaks the specification, as text for the peer; None if it is valid."""
     rule = RULES[type] if type < len(RULES) else None
     if rule is None:
         return f"unknown frame type {type}"
-    least, most, allowed, on_stream = rule
-    if (  # what all but broken headers are; naming the type costs more than all of this
+    minimum, maximum, allowed, on_stream = rule
+    if (  # checked first, because naming the type costs more than all of this
         not reserved
         and not flags & ~allowed
-        and least <= length <= most
+        and minimum <= length <= maximum
         and (on_stream is None or (stream_id & 1 if on_stream else not stream_id))
     ):
         return None
@@ -106,8 +106,8 @@ def problem_with(type: int, flags: int, reserved: int, stream_id: int, length: i
         return f"{name} with reserved bits {reserved:#06x}"
     if flags & ~allowed:
         return f"{name} with unknown flags {flags:#04x}"
-    if not least <= length <= most:
-        return f"{name} of {length} bytes, outside {least} to {most}"
+    if not minimum <= length <= maximum:
+        return f"{name} of {length} bytes, outside {minimum} to {maximum}"
     if on_stream:
         return f"{name} on stream {stream_id}, which can't exist"
     return f"{name} on stream {stream_id}, but it belongs to the tunnel"

@@ -43,9 +43,9 @@ class NodeConnection(Connection):
         number: int = 0,
         resume_table: ResumeTable | None = None,
     ) -> None:
-        """With ``number`` (see ``Hello.tunnel``) and ``resume_table``, streams outlive a cut.
+        """Create the node's side; with ``number`` and ``resume_table``, streams outlive a cut.
 
-        Give both or neither.
+        Give both or neither; for ``number`` see ``Hello.tunnel``.
         """
         super().__init__(now, rng, StreamTable(max_streams, max_stream_id))
         self.number = number

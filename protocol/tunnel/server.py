@@ -50,7 +50,7 @@ class ServerConnection(Connection):
         max_stream_id: int = MAX_STREAM_ID,
         resumes: bool = False,
     ) -> None:
-        """With ``resumes``, a cut suspends streams, and the owner calls ``resume_stream``."""
+        """Create the server's side; with ``resumes``, the owner resumes streams after a cut."""
         super().__init__(now, rng, StreamTable(max_streams, max_stream_id))
         self.state = State.GREETING
         self._greeting_until = self.deadline = now + GREETING_SECONDS
@@ -60,7 +60,7 @@ class ServerConnection(Connection):
 
     @property
     def usable(self) -> bool:
-        """Whether ``open_stream`` works now."""
+        """``open_stream`` works now."""
         streams = self._streams
         return (
             self.state is State.OPEN

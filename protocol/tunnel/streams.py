@@ -235,7 +235,7 @@ class Stream:
         """The object given to ``Connection.set_owner``; it follows the stream between tunnels."""
 
     def is_from(self, origin: tuple[int, int], tunnel: int) -> bool:
-        """Whether ``origin`` names this stream, which tunnel number ``tunnel`` carries now."""
+        """Return whether ``origin`` names this stream, now on tunnel number ``tunnel``."""
         return (self.origin or (tunnel, self.id)) == origin
 
     @property

@@ -132,7 +132,7 @@ def test_a_machine_that_has_joined_joins_again_only_when_told_to(
 def test_tokens_that_can_not_be_used_are_refused_with_the_reason(
     shell: Shell, server: Program, token: str
 ) -> None:
-    assert "no join token" in refused(shell, "join", "hello")
+    assert "not a join token" in refused(shell, "join", "hello")
     assert "an API key" in refused(shell, "join", "sk-fab-abc")
     assert "is missing" in refused(shell, "join", token[:-20])
     assert "is empty" in refused(shell, "join", "-", stdin="\n")
@@ -147,7 +147,7 @@ def test_tokens_that_can_not_be_used_are_refused_with_the_reason(
 
 def test_a_directory_that_can_not_be_made_costs_no_token(shell: Shell, token: str) -> None:
     (shell.home / "file").touch()
-    assert "file/node can't be written to" in refused(shell, "join", "--data=file/node", token)
+    assert "file/node is not writable" in refused(shell, "join", "--data=file/node", token)
     shell.ok("fabric-client", "join", token)
 
 

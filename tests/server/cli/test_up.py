@@ -91,7 +91,7 @@ def test_up_names_the_back_end_that_is_not_there(shell: Shell, flag: str, said: 
 
 def test_up_names_the_directory_that_can_not_be_made(shell: Shell) -> None:
     (shell.home / "file").touch()
-    assert "file/server can't be written to" in refused(shell, "up", "--data=file/server")
+    assert "file/server is not writable" in refused(shell, "up", "--data=file/server")
     assert "file/server" in refused(shell, "keys", "list", "--data=file/server")
     assert "file/server" in refused(shell, "nodes", "invite", "--data=file/server")
 
