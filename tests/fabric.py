@@ -106,6 +106,10 @@ class Fabric:
         await self._running
         await self.app.stop()
 
+    @property
+    def running(self) -> bool:
+        return not self._running.done()
+
     async def restart(self) -> None:
         """Restart the server on the same ports."""
         ports = {f"{name}_port": port.port for name, port in self.app.listeners.items()}

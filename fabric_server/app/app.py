@@ -146,8 +146,7 @@ class App:
     def _start_tasks(self) -> None:
         self._tasks.append(self.data_plane.start_jobs())
         for work in (
-            self.backends.writer.run(),
-            self.backends.move_orphaned_spools(),
+            *self.backends.tasks(),
             self.change_feed.run(),
             self.data_plane.deadlines.run(),
             self.tls.watch(time.time),

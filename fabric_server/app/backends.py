@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
-from typing import Self
+from typing import Any, Self
 
 from fabric_server.config import Config
 from fabric_server.storage.connect import OpenBus, open_bus, open_cache, open_store
@@ -61,10 +62,14 @@ class Backends:
             opened.pop_all()
         return cls(config, store, cache, bus)
 
-    async def move_orphaned_spools(self) -> None:
-        """Write what other servers' spools in this directory still hold; runs until cancelled."""
+    def tasks(self) -> list[Coroutine[Any, Any, None]]:
+        """Return the work of the back ends; each runs until it is cancelled."""
+        tasks: list[Coroutine[Any, Any, None]] = [self.writer.run()]
         if self._open_bus.spool is not None:
-            await move_orphaned_spools(self._open_bus.spool, self._spool_limit, self._orphan_writer)
+            # Other servers' spools in this directory may still hold records.
+            spool = self._open_bus.spool
+            tasks.append(move_orphaned_spools(spool, self._spool_limit, self._orphan_writer))
+        return tasks
 
     def _orphan_writer(self, source: Source) -> BatchWriter:
         options = BatchOptions(batch_size=KAFKA_BATCHES.batch_size)
