@@ -26,7 +26,7 @@ class Code(IntEnum):
     SUPERSEDED = 15  # a newer registration of the same node took over
     LOST = 16  # the connection went silent or was cut; never sent, only reported
     INTERNAL = 17  # a defect on the side that sends it
-    UNKNOWN = 18  # the stream to go on with is not here, or not any more
+    UNKNOWN = 18  # the stream to resume is not here, or not any more
 
     @classmethod
     def name_of(cls, number: int) -> str:
