@@ -18,18 +18,15 @@ import typing
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
 from runtime.convert import without_none
-from runtime.settings import load, locate
+from runtime.settings import DataclassInstance, load, locate
 from runtime.shown import shown
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-T = TypeVar("T", bound="DataclassInstance")
+T = TypeVar("T", bound=DataclassInstance)
 
 FILE = "fabric.toml"
 """Default settings file, read from the directory in the setting ``data`` if it is there."""

@@ -17,15 +17,19 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 from runtime.convert import convert, without_none
 from runtime.shown import Secret, shown, without_password
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
-T = TypeVar("T", bound="DataclassInstance")
+class DataclassInstance(Protocol):
+    """Instance of any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+
+T = TypeVar("T", bound=DataclassInstance)
 
 __all__ = ["Conflict", "Secret", "SettingsError", "about", "describe", "load", "locate"]
 
