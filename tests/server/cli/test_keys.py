@@ -71,7 +71,7 @@ def test_limits_and_policies_of_a_key_that_exists_are_set_and_listed(shell: Shel
     shown = shell.json(*set_, *off, "--reasoning=raw")
     assert (shown["requests_per_minute"], shown["tokens_per_minute"]) == (None, None)
     assert (shown["failover"], shown["reasoning"]) == ("", "raw")
-    assert "or 'none'; not 'many'" in refused(shell, *set_[1:], "--requests-per-minute=many")
+    assert "or 'none', not 'many'" in refused(shell, *set_[1:], "--requests-per-minute=many")
     assert "1 to" in refused(shell, *set_[1:], "--requests-per-minute=0")
     assert "nothing is to be changed" in refused(shell, *set_[1:])
     assert "no such key" in refused(shell, "keys", "set", "key_0", "--reasoning=raw")
