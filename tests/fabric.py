@@ -28,10 +28,10 @@ from fabric_client.identity import Identity
 from fabric_client.registration.join import join
 from fabric_client.supervisor import Supervisor
 from fabric_server.app import App
-from fabric_server.auth.keys import mint
 from fabric_server.config import Config
 from ledger.records import LedgerEntry
 from tests.faults import FaultProxy, redirected
+from tests.keys import mint_with
 
 QUICK: dict[str, Any] = {
     "host": ("127.0.0.1",),
@@ -81,7 +81,7 @@ class Fabric:
         return self
 
     async def make_key(self, **properties: Any) -> str:
-        new = mint("user", now=time.time(), account="tests", **properties)
+        new = mint_with("user", now=time.time(), account="tests", **properties)
         await self.app.backends.store.create_key(new.row)
         return new.text
 

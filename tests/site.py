@@ -23,8 +23,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from fabric_server.auth.keys import Accounts, mint
-from fabric_server.auth.rate_limits import Limits as RateLimits
+from fabric_server.auth.authenticator import KeyAuthenticator
+from fabric_server.auth.rate_limits import RateLimits
 from fabric_server.edge.connection import Edge, Limits
 from fabric_server.edge.router import Router
 from fabric_server.gateway.gateway import Gateway
@@ -56,6 +56,7 @@ from protocol.messages import (
     RequestHead,
     ResponseHead,
 )
+from tests.keys import mint_with
 from tests.users import PATIENCE, MemoryUser, request
 
 CHAT = "/v1/chat/completions"
@@ -142,7 +143,7 @@ class Site:
             rng=self.rng,
             limits=QueueLimits(queue_length, queue_length_per_key, queue_timeout),
         )
-        accounts = Accounts(self.keys, MemoryCache())
+        authenticator = KeyAuthenticator(self.keys, MemoryCache())
         self.upstream = UpstreamContext(
             registry=self.registry,
             admission=self.admission,
@@ -153,10 +154,10 @@ class Site:
             ),
             timeouts=timeouts,
         )
-        self.gateway = Gateway(accounts, self.upstream, aliases)
+        self.gateway = Gateway(authenticator, self.upstream, aliases)
         self.public = Router(self.metrics.errors)
         self.gateway.add_to(self.public)
-        ModelCatalog(accounts, self.registry, aliases or {}, self.gateway.complete).add_to(
+        ModelCatalog(authenticator, self.registry, aliases or {}, self.gateway.complete).add_to(
             self.public
         )
         self.edge = Edge(self.public.handle, limits, self.deadlines, self.rng)
@@ -165,7 +166,7 @@ class Site:
 
     def make_key(self, **properties: Any) -> dict[str, str]:
         """The header that a new key makes."""
-        new = mint("user", now=time.time(), **{"account": "tests", **properties})
+        new = mint_with("user", now=time.time(), **{"account": "tests", **properties})
         self.keys.rows[new.row.hash] = new.row
         return {"authorization": f"Bearer {new.text}"}
 

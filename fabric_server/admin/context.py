@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fabric_server.admin import health, metrics
-from fabric_server.auth.keys import Accounts
+from fabric_server.auth.authenticator import KeyAuthenticator
 from fabric_server.gateway.active_requests import ActiveRequests
 from fabric_server.nodes.registry import Registry
 from fabric_server.pki.enrolment import Enrolment
@@ -24,7 +24,7 @@ class AdminContext:
     started_at: float
     """Unix seconds."""
     store: SqlStore
-    accounts: Accounts
+    authenticator: KeyAuthenticator
     change_feed: ChangeFeed
     registry: Registry
     enrolment: Enrolment

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 
 from aiohttp import web
 
-from fabric_server.admin.parameters import Accounts, ClientTimeouts
+from fabric_server.admin.parameters import Authenticator, ClientTimeouts
 from fabric_server.admin.routes import Handler
 from fabric_server.dialects import errors
 from protocol import join
@@ -55,7 +55,7 @@ class EnrolmentRoute:
         self.description, self.body, self.result, self.media = _DESCRIPTIONS[self.path]
 
     async def run(
-        self, request: web.Request, accounts: Accounts, timeouts: ClientTimeouts
+        self, request: web.Request, authenticator: Authenticator, timeouts: ClientTimeouts
     ) -> web.StreamResponse:
         """Respond within ``timeouts.enrol``.  Raises ``ApiError``."""
         try:

@@ -51,7 +51,7 @@ class ChangeFeed(Protocol):
     def read_only(self) -> bool: ...
 
 
-class Accounts(Protocol):
+class Authenticator(Protocol):
     @property
     def cache_problem(self) -> str | None: ...
 
@@ -77,7 +77,7 @@ class Sources:
     """The parts of the server whose state is checked."""
 
     change_feed: ChangeFeed
-    accounts: Accounts
+    authenticator: Authenticator
     writer: Writer
     bus: Bus
     registry: Registry
@@ -107,7 +107,7 @@ class HealthHandlers:
         sources = self._sources
         checks = Checks(
             store=_store_state(sources),
-            cache="ok" if sources.accounts.cache_problem is None else "away",
+            cache="ok" if sources.authenticator.cache_problem is None else "away",
             bus=_bus_state(sources),
             public_port="open" if sources.ports["public"].accepting else "closed",
             nodes=len(sources.registry.nodes()),

@@ -10,7 +10,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from msgspec.structs import asdict
 
 from fabric_server.admin.parameters import invalid_value, not_found
-from fabric_server.auth.keys import Key, KeyPolicyUpdate, mint
+from fabric_server.auth.keys import Key, KeyPolicy, KeyPolicyUpdate, mint
 from fabric_server.dialects.errors import ApiError
 from fabric_server.storage.keys import AmbiguousKey
 from fabric_server.storage.rows import Failover, KeyRow, KeyState, Reasoning
@@ -120,12 +120,14 @@ class KeyHandlers:
                 now=now,
                 account=body.account,
                 management=body.management,
-                models=body.models,
                 expires_at=None if body.valid_seconds is None else now + body.valid_seconds,
-                requests_per_minute=body.requests_per_minute,
-                tokens_per_minute=body.tokens_per_minute,
-                failover=body.failover,
-                reasoning=body.reasoning,
+                policy=KeyPolicy(
+                    models=body.models,
+                    requests_per_minute=body.requests_per_minute,
+                    tokens_per_minute=body.tokens_per_minute,
+                    failover=body.failover,
+                    reasoning=body.reasoning,
+                ),
             )
         except ValueError as error:
             raise invalid_value(error) from None
@@ -141,7 +143,7 @@ class KeyHandlers:
         """
         update = KeyPolicyUpdate(**asdict(body))
         try:
-            row = await self._change(id, lambda: self._store.set_key_policy(id, update.of))
+            row = await self._change(id, lambda: self._store.set_key_policy(id, update.apply_to))
         except ValueError as error:
             raise invalid_value(error) from None
         if row.revoked_at is not None:

@@ -41,12 +41,12 @@ class ClientTimeouts:
     """Reading and discarding the rest of a refused body."""
 
 
-class Accounts(Protocol):
-    def known(self, token: str) -> Key | None: ...
+class Authenticator(Protocol):
+    def cached(self, token: str) -> Key | None: ...
     async def authenticate(self, token: str) -> Key: ...
 
 
-async def authenticate(request: web.Request, accounts: Accounts) -> Key:
+async def authenticate(request: web.Request, authenticator: Authenticator) -> Key:
     """Return the management key of the request.  Raises ``ApiError``: 401, 403 or 503."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     token = token.strip()
@@ -57,7 +57,7 @@ async def authenticate(request: web.Request, accounts: Accounts) -> Key:
             "The request has no management key. Send one as 'Authorization: Bearer mk-fab-…'.",
             type="authentication_error",
         )
-    key = accounts.known(token) or await accounts.authenticate(token)
+    key = authenticator.cached(token) or await authenticator.authenticate(token)
     if not key.management:
         raise errors.wrong_kind_of_key("a management key (mk-fab-…)")
     return key

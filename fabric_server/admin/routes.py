@@ -20,7 +20,7 @@ from aiohttp import web
 
 from fabric_server.admin.middleware import KEY, json_response, text_response
 from fabric_server.admin.parameters import (
-    Accounts,
+    Authenticator,
     ClientTimeouts,
     authenticate,
     read_body,
@@ -53,7 +53,7 @@ class Operation(Protocol):
     """The content type of such responses."""
 
     async def run(
-        self, request: web.Request, accounts: Accounts, timeouts: ClientTimeouts
+        self, request: web.Request, authenticator: Authenticator, timeouts: ClientTimeouts
     ) -> web.StreamResponse:
         """Respond to the request.  Raises ``ApiError``."""
 
@@ -102,12 +102,12 @@ class Route:
         return f"<Route {self.method} {self.path}{' public' if self.public else ''}>"
 
     async def run(
-        self, request: web.Request, accounts: Accounts, timeouts: ClientTimeouts
+        self, request: web.Request, authenticator: Authenticator, timeouts: ClientTimeouts
     ) -> web.StreamResponse:
         """Authenticate, parse the request, call the handler, and encode what it returns."""
         arguments: dict[str, Any] = {part: request.match_info[part] for part in self.parts}
         if not self.public:
-            key = request[KEY] = await authenticate(request, accounts)
+            key = request[KEY] = await authenticate(request, authenticator)
             if self._takes_key:
                 arguments["by"] = key
         if self.query is not None:
@@ -124,12 +124,12 @@ class Route:
 def mount(
     application: web.Application,
     operations: Sequence[Operation],
-    accounts: Accounts,
+    authenticator: Authenticator,
     timeouts: ClientTimeouts,
 ) -> None:
     """Add the operations to the application's router; each GET answers HEAD, too."""
     for operation in operations:
-        handler = _handler(operation, accounts, timeouts)
+        handler = _handler(operation, authenticator, timeouts)
         # aiohttp's default pattern excludes braces, which an account's name may have; "/" in a
         # name arrives quoted.
         path = operation.path.replace("}", ":[^/]+}")
@@ -137,8 +137,10 @@ def mount(
             application.router.add_route(method, path, handler)
 
 
-def _handler(operation: Operation, accounts: Accounts, timeouts: ClientTimeouts) -> Handler:
+def _handler(
+    operation: Operation, authenticator: Authenticator, timeouts: ClientTimeouts
+) -> Handler:
     async def handler(request: web.Request) -> web.StreamResponse:
-        return await operation.run(request, accounts, timeouts)
+        return await operation.run(request, authenticator, timeouts)
 
     return handler

@@ -65,7 +65,7 @@ def make_application(
     """Make the application for an ``AppRunner``; ``connection_factory`` makes its connections."""
     application = web.Application(middlewares=[handle_errors], client_max_size=MAX_BODY)
     table = make_table(context, clock)
-    mount(application, table, context.accounts, timeouts or ClientTimeouts())
+    mount(application, table, context.authenticator, timeouts or ClientTimeouts())
     return application
 
 

@@ -113,7 +113,7 @@ class App:
             port=lambda name: self.listeners[name].port,
             rng=rng,
         )
-        notified = [self.data_plane.accounts.changed, self.control_plane.on_changes]
+        notified = [self.data_plane.authenticator.on_changes, self.control_plane.on_changes]
         self.change_feed = ChangeFeed(backends.store, notified, backends.cache)
         self.admin = AdminServer(self._admin_context())
 
@@ -163,7 +163,7 @@ class App:
             server_name=self.config.names()[0],
             started_at=self.started_at,
             store=backends.store,
-            accounts=requests.accounts,
+            authenticator=requests.authenticator,
             change_feed=self.change_feed,
             registry=nodes.registry,
             enrolment=nodes.enrolment,
@@ -172,7 +172,7 @@ class App:
             request_metrics=requests.metrics,
             health=HealthSources(
                 change_feed=self.change_feed,
-                accounts=requests.accounts,
+                authenticator=requests.authenticator,
                 writer=backends.writer,
                 bus=backends.bus,
                 registry=nodes.registry,

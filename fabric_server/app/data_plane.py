@@ -7,8 +7,8 @@ from collections.abc import Callable
 from random import Random
 
 from fabric_server.app.backends import Backends
-from fabric_server.auth.keys import Accounts
-from fabric_server.auth.rate_limits import Limits as RateLimits
+from fabric_server.auth.authenticator import KeyAuthenticator
+from fabric_server.auth.rate_limits import RateLimits
 from fabric_server.config import Config
 from fabric_server.edge.connection import Edge, Limits
 from fabric_server.edge.router import Router
@@ -44,7 +44,7 @@ class DataPlane:
     ) -> None:
         self.metrics = Metrics()
         self.deadlines = Deadlines()
-        self.accounts = Accounts(backends.store, backends.cache)
+        self.authenticator = KeyAuthenticator(backends.store, backends.cache)
         aliases = parse_aliases(config.aliases)
         self.admission = Admission(
             registry,
@@ -62,16 +62,16 @@ class DataPlane:
             timeouts=_timeouts(config),
             hedging=Hedging(on=config.hedge == "p95"),
         )
-        self.gateway = make_gateway(self.accounts, self._upstream, aliases)
-        self.accounts.on_cut = self.gateway.active.cancel_key
+        self.gateway = make_gateway(self.authenticator, self._upstream, aliases)
+        self.authenticator.on_withdrawn = self.gateway.active.cancel_key
         router = Router(self.metrics.errors)
         self.gateway.add_to(router)
-        self.catalog = ModelCatalog(self.accounts, registry, aliases, self.gateway.complete)
+        self.catalog = ModelCatalog(self.authenticator, registry, aliases, self.gateway.complete)
         self.catalog.add_to(router)
         self.edge = Edge(router.handle, _limits(config), self.deadlines, rng, self.metrics.errors)
         context = JobsContext(
             store=backends.store,
-            accounts=self.accounts,
+            authenticator=self.authenticator,
             registry=registry,
             admission=self.admission,
             router=router,

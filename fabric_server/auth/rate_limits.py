@@ -1,9 +1,9 @@
-"""How much a key may ask in a minute: requests when they come, tokens when they are counted.
+"""Rate limits of keys: requests per minute as they arrive, tokens per minute once counted.
 
-Each limit is a bucket that holds a minute's worth and fills evenly, so that a key which has been
-quiet may ask in a burst.  What an answer will cost nobody knows beforehand: a key may ask while it
-has any tokens left, and then waits until its debt is paid.  Buckets are this process's own, and
-full when it starts.
+Each limit is a token bucket with a minute's worth that fills evenly, so that an idle key may send a
+burst.  The cost of an answer is not known beforehand: a key may send requests while it has any
+tokens left, and then waits until its debt is paid.  Buckets are per process, and full when it
+starts.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from fabric_server.dialects import errors
 from protocol.token_bucket import TokenBucket
 
 MAX_KEYS = 10_000
-"""A key that is forgotten has not asked for longest, and is full again."""
+"""Keys remembered; the least recently used is forgotten, and its buckets are full again."""
 
 _ONE = 1 - 1e-6
-"""Who waited as long as told is not refused for a rounding."""
+"""Tolerates rounding for a client that waited as long as Retry-After told it."""
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -48,17 +48,19 @@ class Bucket:
         ]
 
 
-class Limits:
+class RateLimits:
+    """The buckets of all keys, within one process."""
+
     def __init__(self, clock: Callable[[], float], most: int = MAX_KEYS) -> None:
         self._clock = clock
         self._most = most
         self._buckets: OrderedDict[str, tuple[Bucket | None, Bucket | None]] = OrderedDict()
-        """By the key's id: of requests, and of tokens."""
+        """Buckets of requests and of tokens, by the key's id."""
 
     def take(self, key: Key) -> Headers:
-        """One request more; returns what its user is told of the limits.
+        """Count one request; return the headers about the limits.
 
-        Raises Refusal when it has to wait.
+        Raises ``ApiError`` (429) when the key is over a limit.
         """
         now = self._clock()
         asked, _ = pair = self._of(key, now)
@@ -71,7 +73,7 @@ class Limits:
         return _headers(pair, now)
 
     def must_wait(self, key: Key) -> float:
-        """Seconds for which ``take`` would raise; 0 when it would not."""
+        """Return the seconds for which ``take`` would raise; 0 when it would not."""
         now = self._clock()
         pair = self._of(key, now)
         waits = [
@@ -82,7 +84,7 @@ class Limits:
         return max(waits, default=0.0)
 
     def charge(self, key: Key, tokens: int) -> None:
-        """A request is over, and has cost so much."""
+        """Count the tokens of a request that is over."""
         now = self._clock()
         _, spent = self._of(key, now)
         if spent is not None:
@@ -113,7 +115,7 @@ def _headers(pair: tuple[Bucket | None, Bucket | None], now: float) -> Headers:
 
 
 def duration(seconds: float) -> str:
-    """As OpenAI writes it: ``12ms``, ``1s``, ``6m0s``."""
+    """Format a duration as OpenAI does: ``12ms``, ``1s``, ``6m0s``."""
     milliseconds = round(seconds * 1000)
     if milliseconds < 1000:
         return f"{milliseconds}ms"

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 from msgspec import UNSET, UnsetType
 
-from fabric_server.auth.keys import KeyPolicyUpdate, mint
+from fabric_server.auth.keys import KeyPolicy, KeyPolicyUpdate, mint
 from fabric_server.cli import Json, store_command, with_store
 from fabric_server.config import Config
 from fabric_server.storage.keys import AmbiguousKey
@@ -71,12 +71,14 @@ def create(
             now=now,
             account=account,
             management=management,
-            models=model or None,
             expires_at=None if expires is None else now + expires * DAY,
-            requests_per_minute=requests_per_minute,
-            tokens_per_minute=tokens_per_minute,
-            failover=failover or "",
-            reasoning=reasoning or "",
+            policy=KeyPolicy(
+                models=model or None,
+                requests_per_minute=requests_per_minute,
+                tokens_per_minute=tokens_per_minute,
+                failover=failover or "",
+                reasoning=reasoning or "",
+            ),
         )
     except ValueError as error:
         raise Failure(f"{error}.") from None
@@ -169,7 +171,9 @@ def set_(
         reasoning=UNSET if reasoning is None else reasoning.removeprefix("none"),
     )
     try:
-        row = _change(settings, key, lambda store, name: store.set_key_policy(name, update.of))
+        row = _change(
+            settings, key, lambda store, name: store.set_key_policy(name, update.apply_to)
+        )
     except ValueError as error:
         raise Failure(f"{error}.") from None
     if row.revoked_at is not None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from fabric_server.auth.keys import Accounts, Key
+from fabric_server.auth.authenticator import KeyAuthenticator
+from fabric_server.auth.keys import Key
 from fabric_server.dialects import errors
 from fabric_server.edge.request import Request
 
 
-async def authenticate(accounts: Accounts, request: Request) -> Key:
+async def authenticate(authenticator: KeyAuthenticator, request: Request) -> Key:
     """Return the API key of a request, from its bearer token or, as Anthropic's clients send it,
     from ``x-api-key``.  Raises ApiError when there is none that may be used here."""
     if request.key is not None:  # made by the server itself, for a key it has authenticated before
@@ -18,7 +19,7 @@ async def authenticate(accounts: Accounts, request: Request) -> Key:
         if not token:
             raise errors.no_key()
     text = token.strip().decode("latin-1")
-    key = accounts.known(text) or await accounts.authenticate(text)
+    key = authenticator.cached(text) or await authenticator.authenticate(text)
     if key.management:
         raise errors.wrong_kind_of_key("an API key (sk-fab-…)")
     return key

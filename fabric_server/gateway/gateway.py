@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import AbstractContextManager, nullcontext
 
-from fabric_server.auth.keys import Accounts
+from fabric_server.auth.authenticator import KeyAuthenticator
 from fabric_server.dialects import errors
 from fabric_server.dialects.endpoints import ENDPOINTS, SHOW, Endpoint
 from fabric_server.edge.request import Request
@@ -27,9 +27,12 @@ class Gateway:
     """Answers the requests that go to engines."""
 
     def __init__(
-        self, accounts: Accounts, upstream: UpstreamContext, aliases: Aliases | None = None
+        self,
+        authenticator: KeyAuthenticator,
+        upstream: UpstreamContext,
+        aliases: Aliases | None = None,
     ) -> None:
-        self._accounts = accounts
+        self._authenticator = authenticator
         self.upstream = upstream
         self.aliases = aliases or {}
         self.limits = upstream.ledger.limits
@@ -48,7 +51,7 @@ class Gateway:
         Raises ApiError when there is no answer, and nothing of one has reached the client.
         """
         endpoint = request.endpoint = ENDPOINTS[request.path]
-        key = await authenticate(self._accounts, request)
+        key = await authenticate(self._authenticator, request)
         record = RequestRecord(key, request, asyncio.current_task(self._loop))
         self.active.add(record)
         try:

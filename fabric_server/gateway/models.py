@@ -11,7 +11,8 @@ from urllib.parse import unquote
 
 import msgspec
 
-from fabric_server.auth.keys import Accounts, Key
+from fabric_server.auth.authenticator import KeyAuthenticator
+from fabric_server.auth.keys import Key
 from fabric_server.dialects import errors
 from fabric_server.dialects.endpoints import SHOW
 from fabric_server.dialects.error_formats import Dialect
@@ -55,10 +56,14 @@ class ModelCatalog:
     """Handlers that list and show models, and what clients request to find out who answers."""
 
     def __init__(
-        self, accounts: Accounts, registry: Registry, aliases: Aliases, complete: Handler
+        self,
+        authenticator: KeyAuthenticator,
+        registry: Registry,
+        aliases: Aliases,
+        complete: Handler,
     ) -> None:
         """``complete`` has an engine answer a request."""
-        self._accounts = accounts
+        self._authenticator = authenticator
         self._registry = registry
         self.aliases = aliases
         self._complete = complete
@@ -106,7 +111,7 @@ class ModelCatalog:
         request.respond(200, b'{"status":"ok"}')
 
     async def models(self, request: Request) -> None:
-        models = self._all(await authenticate(self._accounts, request))
+        models = self._all(await authenticate(self._authenticator, request))
         if request.dialect is Dialect.ANTHROPIC:
             request.respond(200, _json(model_views.anthropic_list(models, self._started)))
             return
@@ -114,19 +119,19 @@ class ModelCatalog:
         request.respond(200, _json({"object": "list", "data": views}))
 
     async def model(self, request: Request) -> None:
-        key = await authenticate(self._accounts, request)
+        key = await authenticate(self._authenticator, request)
         model = self._one(unquote(request.path.removeprefix("/v1/models/")), key)
         anthropic = request.dialect is Dialect.ANTHROPIC
         view = model_views.anthropic if anthropic else model_views.openai
         request.respond(200, _json(view(model, self._started)))
 
     async def tags(self, request: Request) -> None:
-        models = self._all(await authenticate(self._accounts, request))
+        models = self._all(await authenticate(self._authenticator, request))
         rows = [model_views.ollama(model, self._started) for model in models]
         request.respond(200, _json({"models": rows}))
 
     async def running(self, request: Request) -> None:
-        models = self._all(await authenticate(self._accounts, request))
+        models = self._all(await authenticate(self._authenticator, request))
         rows = [model_views.running(model, time()) for model in models if model.loaded]
         request.respond(200, _json({"models": rows}))
 
@@ -134,7 +139,7 @@ class ModelCatalog:
 
     async def show(self, request: Request) -> None:
         """Show one model: by an Ollama that serves it, or else from its node's report."""
-        key = await authenticate(self._accounts, request)
+        key = await authenticate(self._authenticator, request)
         name = await _read_show(request)
         model = self._one(name, key)
         if any(SHOW.path in engine.paths for engine in model.engines):

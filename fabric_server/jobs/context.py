@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fabric_server.auth.keys import Accounts, Key
+from fabric_server.auth.authenticator import KeyAuthenticator
+from fabric_server.auth.keys import Key
 from fabric_server.edge.router import Router
 from fabric_server.nodes.registry import Registry
 from fabric_server.routing.admission import Admission
@@ -17,7 +18,7 @@ class JobsContext:
     """The parts of one server that jobs, files and batches use; ``DataPlane`` builds it."""
 
     store: SqlStore
-    accounts: Accounts
+    authenticator: KeyAuthenticator
     registry: Registry
     admission: Admission
     router: Router

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 
-from fabric_server.auth.keys import Accounts, Key
+from fabric_server.auth.authenticator import KeyAuthenticator
+from fabric_server.auth.keys import Key
 from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Request
 from fabric_server.edge.router import Router
@@ -22,16 +23,16 @@ class JobRoutes:
     """Adds handlers to the public port; they get authenticated requests, and may raise
     ``BackendError`` and ``RecordError``."""
 
-    def __init__(self, router: Router, accounts: Accounts) -> None:
+    def __init__(self, router: Router, authenticator: KeyAuthenticator) -> None:
         self._router = router
-        self._accounts = accounts
+        self._authenticator = authenticator
 
     def add(self, method: str, path: str, handler: KeyHandler) -> None:
         """Add a route; see ``Router.add``."""
 
         async def handle(request: Request) -> None:
             try:
-                await handler(request, await authenticate(self._accounts, request))
+                await handler(request, await authenticate(self._authenticator, request))
             except RecordError:
                 text = "The request has a value that can't be stored."
                 raise ApiError(400, "invalid_value", text) from None

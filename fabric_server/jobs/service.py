@@ -98,7 +98,7 @@ class Jobs:
             endpoints=[path for path in ENDPOINTS if context.router.has("POST", path)],
             wake=self._batch_runner.wake,
         )
-        routes = JobRoutes(context.router, context.accounts)
+        routes = JobRoutes(context.router, context.authenticator)
         for part in (inference, file_routes, batch_routes):
             part.add_to(routes)
 

@@ -9,7 +9,7 @@ from time import time
 from typing import Any, Protocol
 
 from fabric_server.auth.keys import Key
-from fabric_server.auth.rate_limits import Limits
+from fabric_server.auth.rate_limits import RateLimits
 from fabric_server.dialects.body import ParsedBody
 from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Request
@@ -149,7 +149,7 @@ class LedgerWriter:
     """Writes records to the ledger, charges them to their keys' limits, and counts them."""
 
     def __init__(
-        self, bus: Bus, limits: Limits, metrics: Metrics, clock: Callable[[], float]
+        self, bus: Bus, limits: RateLimits, metrics: Metrics, clock: Callable[[], float]
     ) -> None:
         """``clock`` returns event-loop seconds."""
         self.bus = bus

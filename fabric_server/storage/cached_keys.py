@@ -5,10 +5,10 @@ revocation has a revision, the number of its transaction; what is read from a st
 to be at revision r holds every change up to r.  A value carries ``as_of``, the revision its writer
 knew *before* it queried the store, ``read_at``, the writer's clock at that moment, and ``until``.
 
-A reader that was running is notified of the revocation, and then prefers the notice (``Accounts``)
-for ``stale_seconds``.  Any row without the revocation was queried before it, so its ``until``
-(counted from ``read_at``, not from when the cache executed the SET) passes sooner, however late
-that was.
+A reader that was running is notified of the revocation, and then prefers the notice (in
+``KeyAuthenticator``) for ``stale_seconds``.  Any row without the revocation was queried before it,
+so its ``until`` (counted from ``read_at``, not from when the cache executed the SET) passes sooner,
+however late that was.
 
 A reader that began after the revocation gets no notice, but began at its revision or a later one:
 ``as_of`` of every row without it is smaller, and such values are rejected.

@@ -14,7 +14,8 @@ from uuid import uuid4
 
 import pytest
 
-from fabric_server.auth.keys import Accounts, NewKey, mint
+from fabric_server.auth.authenticator import KeyAuthenticator
+from fabric_server.auth.keys import NewKey, mint
 from fabric_server.dialects.errors import ApiError
 from fabric_server.storage.change_feed import ChangeFeed
 from fabric_server.storage.connect import open_cache, open_store
@@ -244,24 +245,26 @@ async def test_a_redis_that_hangs_costs_little_and_the_store_answers(tmp_path: P
     keys = Keys(*new)
     with RedisServer(tmp_path) as server:
         async with opened(server.url) as cache:
-            accounts = Accounts(keys, cache, cache_seconds=0.25)
-            await accounts.authenticate(new[0].text)
-            assert accounts.cache_problem is None
+            authenticator = KeyAuthenticator(keys, cache)
+            await authenticator.authenticate(new[0].text)
+            assert authenticator.cache_problem is None
             server.pause()
             for some in (new[1:2], new[2:40], new[40:80], new[80:]):
                 begun = time.monotonic()
-                found = await asyncio.gather(*(accounts.authenticate(one.text) for one in some))
+                found = await asyncio.gather(
+                    *(authenticator.authenticate(one.text) for one in some)
+                )
                 took = time.monotonic() - begun
                 assert [key.id for key in found] == [one.row.id for one in some]
                 assert took < 5.0  # 0.25 s if this machine does nothing else
             assert keys.asked == len(new)
-            assert accounts.cache_problem == "it does not answer"
+            assert authenticator.cache_problem == "it does not answer"
             server.resume()
             await until_well(cache)
             late = new_key()
             keys.rows[late.row.hash] = late.row
-            await accounts.authenticate(late.text)
-            assert accounts.cache_problem is None
+            await authenticator.authenticate(late.text)
+            assert authenticator.cache_problem is None
             clients = server.ask("CLIENT", "LIST").strip().splitlines()
             assert len(clients) <= CONNECTIONS + 2  # those, the one who asks
 
@@ -296,7 +299,7 @@ async def test_a_full_redis_is_read_and_counts_as_away(
     keys = Keys(one, other)
     with RedisServer(tmp_path, maxmemory="2mb") as server:
         async with opened(server.url) as cache:
-            first = Accounts(keys, cache)
+            first = KeyAuthenticator(keys, cache)
             await first.authenticate(one.text)
             with pytest.raises(BackendError, match="is full: raise maxmemory"):
                 for n in range(1000):
@@ -304,19 +307,19 @@ async def test_a_full_redis_is_read_and_counts_as_away(
             with pytest.raises(BackendError, match="is full: raise maxmemory"):
                 for n in range(100_000):
                     await cache.set(f"small-{n}", b"x" * 100, 60)
-            accounts = Accounts(keys, cache)
-            await accounts.authenticate(one.text)
-            assert (keys.asked, accounts.cache_problem) == (1, None)
+            authenticator = KeyAuthenticator(keys, cache)
+            await authenticator.authenticate(one.text)
+            assert (keys.asked, authenticator.cache_problem) == (1, None)
             for new in (other, new_key()):
                 keys.rows[new.row.hash] = new.row
-                await accounts.authenticate(new.text)
+                await authenticator.authenticate(new.text)
             assert keys.asked == 3
-            assert "is full" in (accounts.cache_problem or "")
+            assert "is full" in (authenticator.cache_problem or "")
             server.ask("FLUSHALL")
             last = new_key()
             keys.rows[last.row.hash] = last.row
-            await accounts.authenticate(last.text)
-            assert accounts.cache_problem is None
+            await authenticator.authenticate(last.text)
+            assert authenticator.cache_problem is None
     said = [record.message for record in caplog.records if record.name == "fabric.keys"]
     assert said == ["the cache is away", "the cache is back"]
 
@@ -325,9 +328,9 @@ async def test_a_replica_says_what_to_name_instead(redis_sentinel: RedisSentinel
     new = new_key()
     keys = Keys(new)
     async with opened(redis_sentinel.replica.url) as cache:
-        accounts = Accounts(keys, cache)
-        assert (await accounts.authenticate(new.text)).id == new.row.id
-        assert "read-only replica" in (accounts.cache_problem or "")
+        authenticator = KeyAuthenticator(keys, cache)
+        assert (await authenticator.authenticate(new.text)).id == new.row.id
+        assert "read-only replica" in (authenticator.cache_problem or "")
 
 
 async def test_the_sentinels_new_master_is_used_and_heard(tmp_path: Path) -> None:
@@ -398,13 +401,13 @@ async def test_a_warm_request_asks_neither_redis_nor_the_store(tmp_path: Path) -
     keys = Keys(new)
     with RedisServer(tmp_path) as server:
         async with opened(server.url) as cache:
-            accounts = Accounts(keys, cache)
-            await accounts.authenticate(new.text)
+            authenticator = KeyAuthenticator(keys, cache)
+            await authenticator.authenticate(new.text)
             before, asked = calls(server), keys.asked
             assert before > 0
             for _ in range(100):
-                assert accounts.known(new.text) is not None
-                await accounts.authenticate(new.text)
+                assert authenticator.cached(new.text) is not None
+                await authenticator.authenticate(new.text)
             assert (calls(server), keys.asked) == (before, asked)
 
 
@@ -412,7 +415,7 @@ async def test_names_in_a_shared_redis_begin_with_ours(tmp_path: Path) -> None:
     new = new_key()
     with RedisServer(tmp_path) as server:
         async with opened(server.url) as cache:
-            await Accounts(Keys(new), cache).authenticate(new.text)
+            await KeyAuthenticator(Keys(new), cache).authenticate(new.text)
             (name,) = server.ask("KEYS", "*")
             assert re.fullmatch(f"fabric:key:[0-9a-f]{{8}}:{new.row.hash.hex()}", name)
             assert 0 < server.ask("PTTL", name) <= 300_000
@@ -423,9 +426,11 @@ class Server:
 
     def __init__(self, store: SqlStore, cache: Cache, every: float) -> None:
         self.store = store
-        self.accounts = Accounts(store, cache)
+        self.authenticator = KeyAuthenticator(store, cache)
         self.seen = asyncio.Event()
-        self.watch = ChangeFeed(store, [self.accounts.changed, self._on_changes], cache, every)
+        self.watch = ChangeFeed(
+            store, [self.authenticator.on_changes, self._on_changes], cache, every
+        )
 
     def _on_changes(self, changes: Changes) -> None:
         self.seen.set()
@@ -468,16 +473,16 @@ async def test_a_revocation_is_pushed_to_the_other_servers(
         async with asyncio.timeout(PATIENCE):
             await other.seen.wait()
         for server in (one, other):
-            await server.accounts.authenticate(new.text)
+            await server.authenticator.authenticate(new.text)
         other.seen.clear()
         await one.store.revoke_key(new.row.id, time.time())
         await one.watch.sync()
-        assert one.accounts.known(new.text) is None
+        assert one.authenticator.cached(new.text) is None
         async with asyncio.timeout(PATIENCE):
             await other.seen.wait()
-        assert other.accounts.known(new.text) is None
+        assert other.authenticator.cached(new.text) is None
         with pytest.raises(ApiError):
-            await other.accounts.authenticate(new.text)
+            await other.authenticator.authenticate(new.text)
 
 
 async def test_without_redis_the_other_servers_find_a_revocation_by_looking(tmp_path: Path) -> None:
@@ -488,7 +493,7 @@ async def test_without_redis_the_other_servers_find_a_revocation_by_looking(tmp_
             await one.store.create_key(new.row)
             redis.kill()
             for server in (one, other):
-                await server.accounts.authenticate(new.text)
+                await server.authenticator.authenticate(new.text)
             other.seen.clear()
             await one.store.revoke_key(new.row.id, time.time())
             revoked_at = time.monotonic()
@@ -496,6 +501,6 @@ async def test_without_redis_the_other_servers_find_a_revocation_by_looking(tmp_
             async with asyncio.timeout(PATIENCE):
                 await other.seen.wait()
             assert time.monotonic() - revoked_at < 10.0  # 0.5 s on an idle machine
-            assert other.accounts.known(new.text) is None
+            assert other.authenticator.cached(new.text) is None
             with pytest.raises(ApiError):
-                await other.accounts.authenticate(new.text)
+                await other.authenticator.authenticate(new.text)

@@ -264,7 +264,9 @@ async def test_what_was_there_before_policies_jobs_and_limits_keeps_its_meaning(
     try:
         assert await store.keys() == [key(models=["tiny"])]
         assert store.revision_at_open == 7
-        limited = await store.set_key_policy(key().id, KeyPolicyUpdate(requests_per_minute=5).of)
+        limited = await store.set_key_policy(
+            key().id, KeyPolicyUpdate(requests_per_minute=5).apply_to
+        )
         assert limited == key(models=["tiny"], requests_per_minute=5)
         assert (await store.changes(7)).keys == [limited]
         assert list(await store.requests(limit=9)) == [entry()]

@@ -188,7 +188,7 @@ async def test_a_defect_is_told_in_json_and_costs_only_its_request(
     mount(
         application,
         [Route("GET", "/", defect, public=True)],
-        server.app.data_plane.accounts,
+        server.app.data_plane.authenticator,
         ClientTimeouts(),
     )
     async with serving(application, ClientTimeouts()) as (listener, _):

@@ -31,11 +31,11 @@ async def patch(fabric: Fabric, id: str, body: Any) -> tuple[int, Any]:
 
 
 async def test_what_is_given_changes_at_once_and_the_rest_stays(fabric: Fabric) -> None:
-    key = await fabric.app.data_plane.accounts.authenticate(fabric.key)
+    key = await fabric.app.data_plane.authenticator.authenticate(fabric.key)
     status, shown = await patch(fabric, key.id, {"requests_per_minute": 7, "reasoning": "raw"})
     assert status == 200
     assert (shown["requests_per_minute"], shown["reasoning"], shown["failover"]) == (7, "raw", "")
-    known = fabric.app.data_plane.accounts.known(fabric.key)
+    known = fabric.app.data_plane.authenticator.cached(fabric.key)
     assert known is not None
     assert (known.requests_per_minute, known.reasoning) == (7, "raw")
     prefix = fabric.key[:13]
@@ -44,7 +44,7 @@ async def test_what_is_given_changes_at_once_and_the_rest_stays(fabric: Fabric) 
     body = {"requests_per_minute": None, "tokens_per_minute": None, "reasoning": ""}
     status, shown = await patch(fabric, key.id, body)
     assert (shown["requests_per_minute"], shown["reasoning"]) == (None, "")
-    known = fabric.app.data_plane.accounts.known(fabric.key)
+    known = fabric.app.data_plane.authenticator.cached(fabric.key)
     assert known is not None
     assert (known.limited, known.failover) == (False, "continue")
 
@@ -52,7 +52,7 @@ async def test_what_is_given_changes_at_once_and_the_rest_stays(fabric: Fabric) 
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ({}, "othing is to be changed"),
+        ({}, "othing to change"),
         ({"requests_per_minute": 0}, "requests_per_minute"),
         ({"failover": "always"}, "failover"),
         ({"failover": None}, "failover"),
@@ -60,28 +60,28 @@ async def test_what_is_given_changes_at_once_and_the_rest_stays(fabric: Fabric) 
     ],
 )
 async def test_what_makes_no_sense_is_refused(fabric: Fabric, body: Any, words: str) -> None:
-    key = await fabric.app.data_plane.accounts.authenticate(fabric.key)
+    key = await fabric.app.data_plane.authenticator.authenticate(fabric.key)
     status, told = await patch(fabric, key.id, body)
     assert status == 400
     assert words in told["error"]["message"]
 
 
 async def test_keys_that_have_no_terms_are_told_apart(fabric: Fabric) -> None:
-    manager = await fabric.app.data_plane.accounts.authenticate(fabric.management_key)
+    manager = await fabric.app.data_plane.authenticator.authenticate(fabric.management_key)
     status, told = await patch(fabric, manager.id, {"requests_per_minute": 5})
     assert (status, "management" in told["error"]["message"]) == (400, True)
     status, told = await patch(fabric, "key_nobody", {"requests_per_minute": 5})
     assert (status, told["error"]["code"]) == (404, "key_not_found")
-    key = await fabric.app.data_plane.accounts.authenticate(fabric.key)
+    key = await fabric.app.data_plane.authenticator.authenticate(fabric.key)
     await fabric.app.backends.store.revoke_key(key.id, 1.0)
     status, told = await patch(fabric, key.id, {"requests_per_minute": 5})
     assert (status, told["error"]["code"]) == (409, "key_revoked")
 
 
 async def test_a_running_server_sees_what_another_process_changes(fabric: Fabric) -> None:
-    key = await fabric.app.data_plane.accounts.authenticate(fabric.key)
+    key = await fabric.app.data_plane.authenticator.authenticate(fabric.key)
     store = await open_store(fabric.config.store_url)
-    await store.set_key_policy(key.id, KeyPolicyUpdate(tokens_per_minute=3).of)
+    await store.set_key_policy(key.id, KeyPolicyUpdate(tokens_per_minute=3).apply_to)
     await store.close()
     async with asyncio.timeout(10):
         while not limited(fabric):  # noqa: ASYNC110 - the server tells nobody that it has noticed
@@ -89,5 +89,5 @@ async def test_a_running_server_sees_what_another_process_changes(fabric: Fabric
 
 
 def limited(fabric: Fabric) -> bool:
-    known = fabric.app.data_plane.accounts.known(fabric.key)
+    known = fabric.app.data_plane.authenticator.cached(fabric.key)
     return known is not None and known.tokens_per_minute == 3

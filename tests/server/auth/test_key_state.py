@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from fabric_server.auth.keys import Accounts, NewKey, mint, new_account
+from fabric_server.auth.authenticator import KeyAuthenticator
+from fabric_server.auth.keys import NewKey, mint, new_account
 from fabric_server.dialects.errors import ApiError
 from fabric_server.storage.change_feed import ChangeFeed
 from fabric_server.storage.connect import open_store
@@ -63,11 +64,11 @@ async def store(tmp_path: Path) -> AsyncIterator[SqlStore]:
     await store.close()
 
 
-async def told(accounts: Accounts, new: NewKey) -> tuple[int, str]:
+async def told(authenticator: KeyAuthenticator, new: NewKey) -> tuple[int, str]:
     """What a user with this key hears, whether this process knows it or not."""
-    known = accounts.known(new.text)
+    known = authenticator.cached(new.text)
     try:
-        found = await accounts.authenticate(new.text)
+        found = await authenticator.authenticate(new.text)
     except ApiError as refusal:
         assert known is None
         return refusal.status, refusal.code
@@ -101,14 +102,14 @@ def test_a_state_names_what_lasts_longest(
 @pytest.mark.parametrize(
     ("name", "note", "words"),
     [
-        ("", "", "name is 1 to 256"),
-        ("  ", "", "name is 1 to 256"),
-        ("x" * 257, "", "name is 1 to 256"),
-        ("a\x00b", "", "name is 1 to 256 printable"),
+        ("", "", "name must have 1 to 256"),
+        ("  ", "", "name must have 1 to 256"),
+        ("x" * 257, "", "name must have 1 to 256"),
+        ("a\x00b", "", "name must have 1 to 256 printable"),
         ("a\u202eb", "", "printable"),  # turns what follows around
         ("..", "", "can't be “..”"),
-        ("acme", "x" * 1001, "note is at most 1000"),
-        ("acme", "two\nlines", "note is at most 1000 printable"),
+        ("acme", "x" * 1001, "note may have at most 1000"),
+        ("acme", "two\nlines", "note may have at most 1000 printable"),
     ],
 )
 def test_accounts_that_make_no_sense_are_not_made(name: str, note: str, words: str) -> None:
@@ -138,43 +139,43 @@ async def test_what_is_disabled_is_refused_when_told_and_good_when_told_again(
 ) -> None:
     new, other = mint("laptop", now=NOON), mint("other", now=NOON)
     keys, cache = Keys(new.row, other.row), MemoryCache(clock=clock)
-    accounts = Accounts(keys, cache, clock=clock)
-    assert await told(accounts, new) == await told(accounts, other) == GOOD
+    authenticator = KeyAuthenticator(keys, cache, clock=clock)
+    assert await told(authenticator, new) == await told(authenticator, other) == GOOD
 
     keys.rows[new.row.hash] = off = replace(new.row, **{flag: False})
-    accounts.changed(Changes(2, False, [off]))
-    assert await told(accounts, new) == refusal
-    assert await told(accounts, other) == GOOD
+    authenticator.on_changes(Changes(2, False, [off]))
+    assert await told(authenticator, new) == refusal
+    assert await told(authenticator, other) == GOOD
     clock.now += 1000  # long after everything was forgotten
-    assert await told(accounts, new) == refusal
+    assert await told(authenticator, new) == refusal
 
     keys.rows[new.row.hash] = new.row
-    accounts.changed(Changes(3, False, [new.row]))
-    assert await told(accounts, new) == GOOD
-    assert accounts.known(new.text) is not None
+    authenticator.on_changes(Changes(3, False, [new.row]))
+    assert await told(authenticator, new) == GOOD
+    assert authenticator.cached(new.text) is not None
     clock.now += 1000
-    assert await told(accounts, new) == GOOD
+    assert await told(authenticator, new) == GOOD
 
 
 async def test_a_refusal_says_what_to_do_and_never_the_key(clock: Clock) -> None:
     new = mint("laptop", now=NOON)
     for changes in ({"enabled": False}, {"account_enabled": False}):
         row = replace(new.row, **changes)
-        accounts = Accounts(Keys(row), MemoryCache(clock=clock), clock=clock)
+        authenticator = KeyAuthenticator(Keys(row), MemoryCache(clock=clock), clock=clock)
         with pytest.raises(ApiError, match="Ask whoever issued") as caught:
-            await accounts.authenticate(new.text)
+            await authenticator.authenticate(new.text)
         assert new.text not in caught.value.message
         assert caught.value.type == "authentication_error"
 
 
 async def test_one_that_was_enabled_does_not_live_longer_than_it_should(clock: Clock) -> None:
     new = mint("laptop", now=NOON, expires_at=NOON + 60)
-    accounts = Accounts(Keys(new.row), MemoryCache(clock=clock), clock=clock)
-    accounts.changed(Changes(2, False, [replace(new.row, enabled=False)]))
-    accounts.changed(Changes(3, False, [new.row]))
-    assert await told(accounts, new) == GOOD
+    authenticator = KeyAuthenticator(Keys(new.row), MemoryCache(clock=clock), clock=clock)
+    authenticator.on_changes(Changes(2, False, [replace(new.row, enabled=False)]))
+    authenticator.on_changes(Changes(3, False, [new.row]))
+    assert await told(authenticator, new) == GOOD
     clock.now += 60
-    assert await told(accounts, new) == (401, "invalid_api_key")
+    assert await told(authenticator, new) == (401, "invalid_api_key")
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -183,13 +184,13 @@ async def test_a_look_up_overtaken_by_a_change_does_not_count(clock: Clock, enab
     before = replace(new.row, enabled=not enabled)
     keys = Keys(before)
     keys.gate.clear()
-    accounts = Accounts(keys, MemoryCache(clock=clock), clock=clock)
-    asking = asyncio.create_task(told(accounts, new))
+    authenticator = KeyAuthenticator(keys, MemoryCache(clock=clock), clock=clock)
+    asking = asyncio.create_task(told(authenticator, new))
     await keys.entered.wait()
-    accounts.changed(Changes(2, False, [replace(before, enabled=enabled)]))
+    authenticator.on_changes(Changes(2, False, [replace(before, enabled=enabled)]))
     keys.gate.set()
     assert await asking == (GOOD if enabled else DISABLED)
-    assert await told(accounts, new) == (GOOD if enabled else DISABLED)
+    assert await told(authenticator, new) == (GOOD if enabled else DISABLED)
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -197,11 +198,11 @@ async def test_an_older_row_in_a_shared_cache_changes_nothing(clock: Clock, enab
     new = mint("laptop", now=NOON)
     before = replace(new.row, account_enabled=not enabled)
     cache = MemoryCache(clock=clock)
-    slow = Accounts(Keys(before), cache, clock=clock)
-    accounts = Accounts(Keys(before), cache, clock=clock)
-    accounts.changed(Changes(2, False, [replace(before, account_enabled=enabled)]))
+    slow = KeyAuthenticator(Keys(before), cache, clock=clock)
+    authenticator = KeyAuthenticator(Keys(before), cache, clock=clock)
+    authenticator.on_changes(Changes(2, False, [replace(before, account_enabled=enabled)]))
     await told(slow, new)  # another server, a moment behind, fills the cache
-    assert await told(accounts, new) == (GOOD if enabled else ACCOUNT_DISABLED)
+    assert await told(authenticator, new) == (GOOD if enabled else ACCOUNT_DISABLED)
 
 
 # ── what runs ─────────────────────────────────────────────────────────────────────────────────
@@ -217,26 +218,30 @@ async def test_what_runs_on_a_key_is_cut_when_it_is_taken_away(clock: Clock) -> 
     }
     gone = [replace(mint(name, now=NOON).row, **changes) for name, changes in ways.items()]
     clock.now += 10
-    accounts = Accounts(Keys(), MemoryCache(clock=clock), clock=clock)
-    accounts.changed(Changes(2, False, gone))  # nobody listens yet
+    authenticator = KeyAuthenticator(Keys(), MemoryCache(clock=clock), clock=clock)
+    authenticator.on_changes(Changes(2, False, gone))  # nobody listens yet
     cut: list[str] = []
-    accounts.on_cut = cut.append
-    accounts.changed(Changes(3, False, [good, old, *gone]))
+    authenticator.on_withdrawn = cut.append
+    authenticator.on_changes(Changes(3, False, [good, old, *gone]))
     assert cut == [row.id for row in gone]
     # A store put back from a backup: whoever is disabled there is cut, too.
-    accounts.changed(Changes(1, True, [good, *gone]))
+    authenticator.on_changes(Changes(1, True, [good, *gone]))
     assert cut == [row.id for row in gone] * 2
 
 
 async def test_who_is_told_to_cut_finds_the_key_refused_already(clock: Clock) -> None:
     rows = [mint(name, now=NOON) for name in "ab"]
-    accounts = Accounts(Keys(*(new.row for new in rows)), MemoryCache(clock=clock), clock=clock)
+    authenticator = KeyAuthenticator(
+        Keys(*(new.row for new in rows)), MemoryCache(clock=clock), clock=clock
+    )
     for new in rows:
-        await accounts.authenticate(new.text)
+        await authenticator.authenticate(new.text)
     known: list[object] = []
-    accounts.on_cut = lambda id: known.extend(accounts.known(new.text) for new in rows)
+    authenticator.on_withdrawn = lambda id: known.extend(
+        authenticator.cached(new.text) for new in rows
+    )
     off = [replace(new.row, account_enabled=False) for new in rows]
-    accounts.changed(Changes(2, False, off))
+    authenticator.on_changes(Changes(2, False, off))
     assert known == [None] * 4
 
 
@@ -250,10 +255,10 @@ async def test_an_account_is_disabled_and_enabled_under_servers_that_run(store: 
         await store.create_key(new.row)
     await store.set_key_enabled(mine[2].row.id, False)
     cache = MemoryCache()
-    servers = [Accounts(store, cache) for _ in range(2)]
+    servers = [KeyAuthenticator(store, cache) for _ in range(2)]
     cuts: list[str] = []
-    servers[0].on_cut = cuts.append
-    watch = ChangeFeed(store, [one.changed for one in servers])
+    servers[0].on_withdrawn = cuts.append
+    watch = ChangeFeed(store, [one.on_changes for one in servers])
     await watch.sync()
     cuts.clear()
 
@@ -266,7 +271,7 @@ async def test_an_account_is_disabled_and_enabled_under_servers_that_run(store: 
     assert await all_told() == [[ACCOUNT_DISABLED, ACCOUNT_DISABLED, DISABLED, GOOD]] * 2
     assert sorted(cuts) == sorted(new.row.id for new in mine)
     # One that begins now, and one that has never seen the key, hear the same.
-    assert await told(Accounts(store, cache), mine[0]) == ACCOUNT_DISABLED
+    assert await told(KeyAuthenticator(store, cache), mine[0]) == ACCOUNT_DISABLED
 
     await store.set_key_enabled(mine[2].row.id, True)
     await watch.sync()
@@ -279,10 +284,10 @@ async def test_an_account_is_disabled_and_enabled_under_servers_that_run(store: 
 async def test_without_the_store_a_disabled_key_stays_refused(store: SqlStore) -> None:
     new = mint("laptop", now=time.time())
     await store.create_key(new.row)
-    accounts = Accounts(store, MemoryCache())
-    watch = ChangeFeed(store, [accounts.changed])
-    assert await told(accounts, new) == GOOD
+    authenticator = KeyAuthenticator(store, MemoryCache())
+    watch = ChangeFeed(store, [authenticator.on_changes])
+    assert await told(authenticator, new) == GOOD
     await store.set_account_enabled("default", False)
     await watch.sync()
     await store.close()
-    assert await told(accounts, new) == ACCOUNT_DISABLED
+    assert await told(authenticator, new) == ACCOUNT_DISABLED

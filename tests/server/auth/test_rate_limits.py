@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fabric_server.auth.keys import Key, mint
-from fabric_server.auth.rate_limits import Limits, duration
+from fabric_server.auth.keys import Key
+from fabric_server.auth.rate_limits import RateLimits, duration
 from fabric_server.dialects.errors import ApiError
+from tests.keys import mint_with
 from tests.site import ASK, CHAT, STREAM, Site, chunk, usage_chunk
 from tests.users import Answer, request
 
@@ -29,7 +30,7 @@ def key(id: str = "key_a", requests: int | None = None, tokens: int | None = Non
     return Key(id, "ada", "laptop", "sk-fab-x", False, None, requests, tokens)
 
 
-def refused(limits: Limits, who: Key) -> ApiError:
+def refused(limits: RateLimits, who: Key) -> ApiError:
     with pytest.raises(ApiError) as caught:
         limits.take(who)
     assert (caught.value.status, caught.value.code) == (429, "rate_limit_exceeded")
@@ -38,7 +39,7 @@ def refused(limits: Limits, who: Key) -> ApiError:
 
 def test_a_minutes_worth_may_come_at_once_and_then_evenly() -> None:
     clock = Clock()
-    limits, who = Limits(clock), key(requests=6)
+    limits, who = RateLimits(clock), key(requests=6)
     for _ in range(6):
         limits.take(who)
     for _ in range(3):
@@ -51,7 +52,7 @@ def test_a_minutes_worth_may_come_at_once_and_then_evenly() -> None:
 
 def test_tokens_are_paid_for_when_they_are_known() -> None:
     clock = Clock()
-    limits, who = Limits(clock), key(tokens=60)
+    limits, who = RateLimits(clock), key(tokens=60)
     limits.take(who)
     limits.take(who)
     limits.charge(who, 90)
@@ -64,7 +65,7 @@ def test_tokens_are_paid_for_when_they_are_known() -> None:
 @given(st.lists(st.tuples(st.floats(0, 30), st.integers(1, 5)), max_size=60))
 def test_in_no_time_more_than_its_share_is_let_in(steps: list[tuple[float, int]]) -> None:
     clock = Clock()
-    limits, who = Limits(clock), key(requests=30)
+    limits, who = RateLimits(clock), key(requests=30)
     let_in = 0
     for wait, count in steps:
         clock.now += wait
@@ -80,7 +81,7 @@ def test_in_no_time_more_than_its_share_is_let_in(steps: list[tuple[float, int]]
 
 
 def test_a_changed_limit_holds_at_once_and_keys_without_end_are_forgotten() -> None:
-    limits = Limits(Clock(), most=10)
+    limits = RateLimits(Clock(), most=10)
     limits.take(key(requests=1))
     refused(limits, key(requests=1))
     limits.take(key(requests=2))
@@ -109,9 +110,9 @@ def test_durations_are_written_as_openai_writes_them(seconds: float, text: str) 
 @pytest.mark.parametrize("properties", [{"requests_per_minute": 0}, {"tokens_per_minute": -1}])
 def test_a_limit_is_a_number_above_nothing(properties: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="limit"):
-        mint("laptop", now=0.0, **properties)
+        mint_with("laptop", now=0.0, **properties)
     with pytest.raises(ValueError, match="management"):
-        mint("laptop", now=0.0, management=True, requests_per_minute=1)
+        mint_with("laptop", now=0.0, management=True, requests_per_minute=1)
 
 
 # ── what users are told ───────────────────────────────────────────────────────────────────────

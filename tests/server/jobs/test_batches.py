@@ -313,7 +313,7 @@ async def test_lines_of_a_key_with_limits_wait_for_them_and_leave_no_trace_of_it
     async with fabric.openai(api_key=key) as client, fabric.openai(api_key=other.text) as second:
         for _ in range(240 - 6):  # what is left in the first moment
             fabric.app.data_plane.gateway.limits.take(
-                await fabric.app.data_plane.accounts.authenticate(key)
+                await fabric.app.data_plane.authenticator.authenticate(key)
             )
         limited = await submit(client, [line(f"{n}") for n in range(12)])
         free = await submit(second, [line(f"{n}", "free") for n in range(12)])
