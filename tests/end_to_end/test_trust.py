@@ -129,7 +129,7 @@ async def test_a_node_of_another_fabric_trusts_this_server_as_little(
         facts = msgspec.json.decode((directory / "node.json").read_bytes(), type=Facts)
         here = msgspec.structs.replace(facts, control_port=fabric.app.listeners["control"].port)
         (directory / "node.json").write_bytes(msgspec.json.encode(here))
-        assert "not of the authority that this node joined" in await complaint(directory)
+        assert "not issued by the authority that this node joined" in await complaint(directory)
 
 
 async def test_a_revoked_node_is_cut_off_at_once_and_told_for_good(
