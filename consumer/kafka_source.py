@@ -278,7 +278,7 @@ class KafkaSource:
 
     def _set_problem(self, problem: str | None) -> None:
         if problem is not None and self.problem is None:
-            log.error("the bus gives no records", extra={"reason": problem})
+            log.error("can't take records from the bus", extra={"reason": problem})
         elif problem is None and self.problem is not None:
-            log.info("the bus gives records again")
+            log.info("records can be taken from the bus again")
         self.problem = problem

@@ -57,7 +57,7 @@ class OffsetTracker:
             async with asyncio.timeout(COMMIT_SECONDS):
                 await self._member.client.commit(self._uncommitted)
         except (CommitFailedError, IllegalStateError) as error:
-            log.info("partitions have changed hands", extra={"reason": str(error)})
+            log.info("partitions were reassigned", extra={"reason": str(error)})
         except (KafkaError, TimeoutError) as error:
             reason = str(self._cluster.explain(error))
             log.warning("could not commit offsets; will retry", extra={"reason": reason})

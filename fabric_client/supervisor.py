@@ -143,7 +143,7 @@ class Supervisor:
                 async with asyncio.timeout(seconds):
                     await forwarder.idle()
             except TimeoutError:
-                log.warning("requests broken off", extra={"count": forwarder.active})
+                log.warning("requests were cut off", extra={"count": forwarder.active})
 
     def _make_registrations(self, watcher: Watcher, forwarder: Forwarder) -> RegistrationLoop:
         context = NodeContext(

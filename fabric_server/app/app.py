@@ -205,7 +205,7 @@ class App:
         count = await predecessor.yield_nodes()
         self.listeners.resume(NODE_PORTS)
         arrived = await self._wait_for_nodes(count)
-        log.info("nodes taken over", extra={"nodes": arrived, "of": count})
+        log.info("nodes have moved to this server", extra={"nodes": arrived, "of": count})
         if count and not arrived:
             raise TakeoverProblem(
                 f"none of the {count} nodes of the running server connected to this one, so that "

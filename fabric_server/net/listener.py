@@ -155,7 +155,9 @@ class Listener:
         """No descriptors or memory: the queue stays readable, and asking on would only spin."""
         if not self._full:
             self._full = True
-            log.error("can't accept", extra={"port": self.spec.name, "error": str(error)})
+            log.error(
+                "can't accept connections", extra={"port": self.spec.name, "error": str(error)}
+            )
         if self._sockets and self._resuming is None:
             for listening in self._sockets:
                 self._loop.remove_reader(listening)
@@ -189,7 +191,11 @@ class Listener:
         arrival.release()
         self._forget(arrival)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("defect in accepting", exc_info=error, extra={"port": self.spec.name})
+            log.error(
+                "a connection was lost to a defect while it was accepted",
+                exc_info=error,
+                extra={"port": self.spec.name},
+            )
 
     def _forget(self, arrival: Handshake) -> None:
         if arrival not in self._pending:

@@ -139,7 +139,7 @@ class Door:
                 raise
         except (OSError, AttributeError) as error:  # AttributeError: Windows has no such sockets
             said = {"path": str(self._path), "reason": str(error)}
-            log.warning("can be neither taken over nor told to reload", extra=said)
+            log.warning("takeover and reload are not available", extra=said)
 
     async def close(self) -> None:
         for task in self._conversations:
@@ -174,7 +174,7 @@ class Door:
                 finally:
                     self._taken = False
         except (OSError, TimeoutError, ValueError, EOFError, msgspec.MsgspecError) as error:
-            log.warning("a conversation was broken off", extra={"reason": str(error)})
+            log.warning("a takeover connection broke off", extra={"reason": str(error)})
         finally:
             writer.close()
 
@@ -190,7 +190,7 @@ class Door:
         with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as own:
             line = msgspec.json.encode(Offer(os.getpid(), ports)) + b"\n"
             socket.send_fds(own, [line], [one.fileno() for one in sockets])
-        log.info("a successor has come")
+        log.info("a successor takes over")
         yielded = False
         try:
             await _expect(reader, "nodes")
@@ -200,7 +200,7 @@ class Door:
         except BaseException:
             if yielded:
                 running.keep_nodes()
-            log.error("the successor has failed, this server goes on")
+            log.error("the successor failed; this server keeps running")
             raise
         running.yield_users()
         await _write(writer, {})
@@ -290,7 +290,7 @@ class Predecessor:
             return await _read(self._reader, dict[str, Any], ANSWER_SECONDS)
         except (OSError, TimeoutError, ValueError, EOFError, msgspec.MsgspecError) as error:
             said = {"pid": self.pid, "reason": str(error) or "no answer"}
-            log.warning("the predecessor is gone, or stuck", extra=said)
+            log.warning("the previous server does not respond", extra=said)
             return {}
 
 

@@ -311,7 +311,10 @@ class NodeLink:
                 await self._links.store.set_node_problem(node.id, node.epoch, problem)
                 self._stored_problem = problem
         except BackendError as error:  # stored with the next report that differs
-            log.warning("node's problem not noted", extra={"node": node.id, "reason": str(error)})
+            log.warning(
+                "the problem of a node was not stored",
+                extra={"node": node.id, "reason": str(error)},
+            )
         finally:
             self._storing = False
 
@@ -319,7 +322,10 @@ class NodeLink:
         try:
             await self._links.store.add_served_models(node.id, models)
         except BackendError as error:  # forgotten after a restart; nothing else is lost
-            log.warning("models not noted", extra={"node": node.id, "reason": str(error)})
+            log.warning(
+                "the models of a node were not stored",
+                extra={"node": node.id, "reason": str(error)},
+            )
 
     async def _store_seen(self, node: Node) -> None:
         try:
@@ -331,7 +337,9 @@ class NodeLink:
                 region=node.region,
             )
         except BackendError as error:
-            log.warning("node not noted", extra={"node": node.id, "reason": str(error)})
+            log.warning(
+                "the state of a node was not stored", extra={"node": node.id, "reason": str(error)}
+            )
 
     async def _renew(self, link: LinkDriver, node: Node, renew: Renew) -> None:
         try:

@@ -186,4 +186,4 @@ class Tunnels:
         count = len(lost.suspended)
         if count:
             log.info("streams lost", extra={"node": node_id, "count": count})
-        lost.abandon("the node's tunnel was lost, and no other one came")
+        lost.abandon("the node lost its tunnel and opened no other")

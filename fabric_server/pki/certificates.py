@@ -172,7 +172,10 @@ class Certificates:
         except OSError as error:
             if reason is not _ENDING:
                 raise
-            log.warning("can't renew", extra={"path": str(self.server), "error": str(error)})
+            log.warning(
+                "can't renew the server's certificate",
+                extra={"path": str(self.server), "error": str(error)},
+            )
             return False
         log.info("made a server certificate", extra={"path": str(self.server), "because": reason})
         return True
@@ -208,7 +211,7 @@ class Certificates:
             # It can't outlive the CA: a new one would be due again at once.
             if authority.certificate.not_valid_after_utc.timestamp() - ends > DAY:
                 return _ENDING
-            log.warning("the CA is ending", extra={"path": str(self.ca)})
+            log.warning("the CA's certificate expires soon", extra={"path": str(self.ca)})
         return None
 
 
@@ -255,7 +258,9 @@ def read_key(path: Path) -> ec.EllipticCurvePrivateKey:
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise CertificateProblem(f"{path} is not an ECDSA key; the fabric's own must be P-256.")
     if os.name == "posix" and path.stat().st_mode & 0o077:
-        log.warning("others can read this key; chmod 600 it", extra={"path": str(path)})
+        log.warning(
+            "other users can read this private key: run chmod 600 on it", extra={"path": str(path)}
+        )
     return key
 
 

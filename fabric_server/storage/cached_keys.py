@@ -201,9 +201,9 @@ class CachedKeys:
     def _on_failure(self, part: str, error: Exception) -> None:
         problem = str(error) or "it does not answer"
         if not self._problems:
-            log.warning("the cache is away", extra={"reason": problem})
+            log.warning("the cache is unavailable", extra={"reason": problem})
         self._problems[part] = problem
 
     def _on_success(self, part: str) -> None:
         if self._problems.pop(part, None) is not None and not self._problems:
-            log.info("the cache is back")
+            log.info("the cache is available again")

@@ -171,7 +171,10 @@ async def test_a_cache_that_is_away_is_told_of_until_it_is_back(
     cache.away = False
     await authenticator.authenticate(new[3].text)
     assert authenticator.cache_problem is None
-    assert [r.message for r in caplog.records] == ["the cache is away", "the cache is back"]
+    assert [r.message for r in caplog.records] == [
+        "the cache is unavailable",
+        "the cache is available again",
+    ]
 
 
 async def test_a_cache_that_hangs_is_waited_for_once(clock: Clock) -> None:
