@@ -88,7 +88,7 @@ class BareGateway(Gateway):
         attempt = Attempt(
             Once(record, upstream),
             choice,
-            AnswerWriter(request, parsed.usage_asked, choice),
+            AnswerWriter(request, parsed.usage_requested, choice),
             AttemptClock(upstream.timeouts, self._loop.time()),
             upstream.registry,
             upstream.deadlines,

@@ -291,7 +291,7 @@ class App:
         edge.drain(LINGER_AFTER_TAKEOVER if succeeded else LINGER_SECONDS)
         try:
             async with asyncio.timeout(seconds):
-                await self.listeners["public"].welcomed()
+                await self.listeners["public"].handshakes_done()
                 await gateway.active.wait_idle()
                 await edge.empty()
         except TimeoutError:

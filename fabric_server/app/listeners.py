@@ -54,12 +54,12 @@ class Listeners(Mapping[str, Listener]):
     def pause(self, names: Iterable[str]) -> None:
         """Leave new connections in the kernel's queues, for ``resume`` or a successor."""
         for name in names:
-            self[name].rest()
+            self[name].pause_accepting()
 
     def resume(self, names: Iterable[str]) -> None:
         """Accept connections, also those that came during the pause."""
         for name in names:
-            self[name].begin()
+            self[name].resume_accepting()
 
     def stop_accepting(self, names: Iterable[str]) -> None:
         """Close these ports; connections that exist go on."""

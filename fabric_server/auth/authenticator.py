@@ -90,7 +90,7 @@ class KeyAuthenticator:
 
     @property
     def cache_problem(self) -> str | None:
-        """Why the cache is out of use at the moment; keys are then looked up in the store."""
+        """Return why the cache is out of use now; keys are then looked up in the store."""
         return self._keys.problem
 
     def cached(self, token: str) -> Key | None:

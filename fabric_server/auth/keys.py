@@ -42,7 +42,7 @@ class Key(Struct, frozen=True):
         return self.requests_per_minute is not None or self.tokens_per_minute is not None
 
     def allows(self, model: str) -> bool:
-        """Whether the key may use this model; ``name`` and ``name:latest`` are the same."""
+        """Return whether the key may use this model; ``name`` and ``name:latest`` are the same."""
         return self.models is None or _plain(model) in self.models
 
 

@@ -18,7 +18,7 @@ import msgspec
 from fabric_server.app import App
 from fabric_server.cli.endpoints import Ports, Ready, remember
 from fabric_server.config import Config
-from fabric_server.net.takeover import Door, Predecessor
+from fabric_server.net.takeover import Predecessor, TakeoverServer
 from fabric_server.reload import reload
 from runtime.flags import read_again
 from runtime.output import program, say, say_json
@@ -37,7 +37,7 @@ async def serve(settings: Config, signals: Signals, json: bool) -> None:
     Raises ``CertificateProblem``, ``BackendError``, ``PortProblem`` or ``TakeoverProblem``.
     """
     app = App(settings, rng=Random())  # noqa: S311 - spreads load, guards nothing
-    door = Door(settings.data, app, settings.host, lambda: reload(app, read_again))
+    door = TakeoverServer(settings.data, app, settings.host, lambda: reload(app, read_again))
     predecessor = await Predecessor.find(settings.data) if settings.takeover else None
     try:
         # The start may wait for back ends, so a signal must be able to end it.

@@ -1,8 +1,7 @@
-"""What the fabric must know of a request's body: its ``model``, and whether it streams.
+"""Parses the few fields of a request's body that the fabric needs: ``model``, ``stream``, usage.
 
-Bodies pass verbatim.  One change is ever made: a streamed request is asked to report its usage,
-by ``"stream_options":{"include_usage":true}`` put in as text, so that what the user wrote stays as
-it was written.
+Bodies pass verbatim, with one change: ``"stream_options":{"include_usage":true}`` is inserted as
+text into a streamed request, so that the engine reports usage and the user's text stays as written.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 class ParsedBody(Struct, frozen=True, gc=False):
     model: str
     stream: bool
-    usage_asked: bool
-    """The user wants the usage chunk of a stream; otherwise it is ours alone."""
+    usage_requested: bool
+    """The client wants the usage chunk of a stream; otherwise the meter takes it out."""
     patch: tuple[int, int, bytes] | None
-    """Replace the body's bytes from the first offset up to the second by these."""
+    """Start, stop and text: the replacement of a range of the body's bytes."""
     token_ids: bool = False
-    """What is to be embedded is given as numbers, which not every kind of engine takes."""
+    """The input to embed consists of token ids, which not every kind of engine takes."""
 
 
 class _Body(Struct, gc=False):
@@ -71,12 +70,12 @@ _NONE = (b"null", b"false")
 
 
 def parse_body(body: bytes, endpoint: Endpoint = CHAT, content_type: bytes = b"") -> ParsedBody:
-    """Read a complete body.  Raises Refusal naming the field or the position that is wrong."""
+    """Parse a complete body.  Raises ``ApiError`` that names the wrong field or position."""
     if endpoint.form:
         return _read_form(body, content_type)
     fields = _read_fields(body)
     model = _model(fields)
-    # Almost never true, so that it has to cost little.
+    # A cheap check, because it is almost never true.
     if body.lower().count(b'"model"') != body.count(b'"model"') or rb"\u00" in body:
         _refuse_two_models(body)
     if endpoint.rejects_state:
@@ -93,7 +92,7 @@ def parse_body(body: bytes, endpoint: Endpoint = CHAT, content_type: bytes = b""
     if fields.stream_options is UNSET:
         return ParsedBody(model, True, False, _put_in_front(body))
     options = bytes(fields.stream_options)
-    asked, clearly = _usage_asked(options)
+    asked, clearly = _requests_usage(options)
     return ParsedBody(model, True, asked, None if clearly else _usage_patch(body, options))
 
 
@@ -108,12 +107,12 @@ def _read_form(body: bytes, content_type: bytes) -> ParsedBody:
 
 
 def _refuse_state(body: bytes) -> None:
-    """Answers are not kept here: nothing can go on from one, or be fetched later."""
+    """Refuse references to earlier answers, and background mode: answers are not stored."""
     given = _decode_stateful(_readable(body))
     for name in ("previous_response_id", "conversation", "background"):
         value = getattr(given, name)
         if value is not UNSET and bytes(value) not in _NONE:
-            words = f"'{name}' is not possible here: answers are not kept. Send the whole input."
+            words = f"'{name}' is not supported: answers are not stored. Send the whole input."
             raise errors.bad_field(name, words)
 
 
@@ -133,14 +132,14 @@ def _read_fields(body: bytes) -> _Body:
             return _read_fields(readable)
         words = str(error)
         if "truncated" in words:
-            words = f"the JSON ends too early, at byte {len(body)}"
+            words = f"it ends too early, at byte {len(body)}"
         elif isinstance(error, RecursionError):
-            words = "the JSON is nested too deeply"
+            words = "it is nested too deeply"
         raise errors.bad_json(words) from None
 
 
 def _readable(body: bytes) -> bytes:
-    """Without half emojis, which msgspec minds and most engines don't; no offset changes."""
+    """Replace lone surrogates, which msgspec rejects and most engines accept; offsets stay."""
     if body.count(rb"\u") > _MAX_ESCAPES:
         return body
     return _SURROGATE.sub(rb"\\u003f", body)
@@ -149,9 +148,9 @@ def _readable(body: bytes) -> bytes:
 def _model(fields: _Body) -> str:
     model = fields.model
     if not isinstance(model, str):
-        raise errors.bad_field("model", "'model' is missing: it must name a model, as a string.")
+        raise errors.bad_field("model", "'model' is missing; it must be the name of a model.")
     if not 0 < len(model) <= MAX_MODEL or not model.isprintable():
-        raise errors.bad_field("model", "'model' must be a name of 1 to 256 characters.")
+        raise errors.bad_field("model", "'model' must have 1 to 256 printable characters.")
     return model
 
 
@@ -161,13 +160,13 @@ def _explain(error: msgspec.ValidationError) -> ApiError:
     if field is None:
         return errors.bad_field("body", "The request body must be a JSON object.")
     expected = words.split(" - at ")[0].replace("`", "'")
-    return errors.bad_field(field[1], f"'{field[1]}' is of the wrong type: {expected}.")
+    return errors.bad_field(field[1], f"'{field[1]}' has the wrong type: {expected}.")
 
 
 # ── other spellings of "model" ────────────────────────────────────────────────────────────────
 #
-# Engines written in Go, such as Ollama, take "Model" for "model", and the last one counts.  Nobody
-# must be let in for one model and get another, which a key or a node's owner keeps from them.
+# Engines written in Go, such as Ollama, take "Model" for "model", and the last one counts.  A
+# request must not be authorised for one model and served by another, which the key may not use.
 
 _SPELLINGS = ["".join(letters) for letters in product(*zip("model", "MODEL", strict=True))]
 _Spelled = msgspec.defstruct(
@@ -187,19 +186,19 @@ def _refuse_two_models(body: bytes) -> None:
     except _UNREADABLE:
         fields = _decode_spelled(_readable(body))
     if sum(getattr(fields, spelling) is not UNSET for spelling in _SPELLINGS) > 1:
-        raise errors.bad_field("model", "'model' must be there once, in small letters.")
+        raise errors.bad_field("model", "'model' must be given once, in lower case.")
 
 
 # ── stream_options ────────────────────────────────────────────────────────────────────────────
 
 
-def _usage_asked(options: bytes) -> tuple[bool, bool]:
-    """Whether the user asks for usage, and whether no engine could take it otherwise."""
+def _requests_usage(options: bytes) -> tuple[bool, bool]:
+    """Return whether the client asks for usage, and whether every engine would see it so."""
     try:
         wanted = _decode_options(options)
         keys = _decode_raw_options(options) or {}
     except msgspec.ValidationError:
-        words = "'stream_options' must be an object, its 'include_usage' true or false."
+        words = "'stream_options' must be an object whose 'include_usage' is true or false."
         raise errors.bad_field("stream_options", words) from None
     except _UNREADABLE as error:
         raise errors.bad_json(f"{error}, within 'stream_options'") from None
@@ -213,11 +212,11 @@ def _put_in_front(text: bytes) -> tuple[int, int, bytes] | None:
 
 
 def _usage_patch(body: bytes, options: bytes) -> tuple[int, int, bytes] | None:
-    """Exchanges the value of ``stream_options``; None when it can't be told where that stands."""
+    """Return the patch of the value of ``stream_options``; None when its place is unclear."""
     others = (_decode_raw_options(options) or {}).items()
     kept = {key: value for key, value in others if key.casefold() != "include_usage"}
     new = msgspec.json.encode(kept | {"include_usage": Raw(b"true")})
-    # Inside a string its quotes would be escaped; but it may be a key further inside as well.
+    # Inside a string its quotes would be escaped; but it may be a nested key as well.
     places = re.finditer(rb'"stream_options"\s*:\s*(%b)' % re.escape(options), body)
     for place in reversed(list(islice(places, _MAX_PLACES))):
         start, stop = place.span(1)
@@ -231,11 +230,11 @@ def _usage_patch(body: bytes, options: bytes) -> tuple[int, int, bytes] | None:
 
 
 class EarlyBody:
-    """Tries to answer ``ParsedBody`` before a large body is complete.
+    """Parses a large body before it is complete.
 
-    It can when ``model`` and ``stream`` have both come, and with ``stream`` true and no
-    ``stream_options`` so far it puts its own in front: should the user's come later, that one wins,
-    and only the usage figures of this request are lost.
+    The result is known once ``model`` and ``stream`` have come.  With ``stream`` true and no
+    ``stream_options`` so far, the fabric's own are inserted in front: should the client's come
+    later, those win, and only the usage figures of this request are lost.
     """
 
     def __init__(self, endpoint: Endpoint = CHAT) -> None:
@@ -244,11 +243,11 @@ class EarlyBody:
 
     @property
     def text(self) -> bytes:
-        """All that was fed."""
+        """The bytes that were fed so far."""
         return self._scanner.text
 
     def feed(self, data: bytes) -> ParsedBody | None:
-        """None: not yet.  Raises Refusal naming the field that is wrong."""
+        """Add bytes; return the result once it is known.  Raises ``ApiError`` naming the field."""
         self._scanner.feed(data)
         spans = self._scanner.spans
         if b"model" not in spans or b"stream" not in spans:
@@ -256,13 +255,17 @@ class EarlyBody:
         text = self._scanner.text
         fields = [b'"%b":%b' % (key, text[slice(*span)]) for key, span in spans.items()]
         try:
-            ask = parse_body(b"{%b}" % b",".join(fields), self._endpoint)
-        except ApiError as refusal:
-            if refusal.code == "invalid_json":
-                return None  # read whole, it can be told where
+            parsed = parse_body(b"{%b}" % b",".join(fields), self._endpoint)
+        except ApiError as error:
+            if error.code == "invalid_json":
+                return None  # once complete, the error can name the position
             raise
-        if ask.patch is None:
-            return ask
+        if parsed.patch is None:
+            return parsed
         span = spans.get(b"stream_options")
-        patch = (*span, ask.patch[2]) if span else _put_in_front(text)
-        return ParsedBody(ask.model, ask.stream, ask.usage_asked, patch) if patch else None
+        patch = (*span, parsed.patch[2]) if span else _put_in_front(text)
+        return (
+            ParsedBody(parsed.model, parsed.stream, parsed.usage_requested, patch)
+            if patch
+            else None
+        )

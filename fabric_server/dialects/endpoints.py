@@ -1,8 +1,7 @@
-"""What can be asked on the public port and is relayed to engines: one row for each path.
+"""The endpoints of the public port that engines answer: one row for each path.
 
-A new endpoint is a row here.  How a dialect words its errors is in ``shapes.py``.  Answers are
-metered by ``usage.py`` (OpenAI), ``usage_events.py`` (other events) and ``usage_lines.py``
-(Ollama).
+A new endpoint is a row here.  Error formats are in ``error_formats``.  Answers are metered by
+``metering.openai``, ``metering.events`` (other streams of events) and ``metering.ollama``.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ EVENTS = "text/event-stream"
 LINES = "application/x-ndjson"
 
 _EMBEDDINGS = frozenset({"embeddings"})
-_EVERYBODYS = (
+_COMMON_HEADERS = (
     (b"content-type", "content-type"),
     (b"accept", "accept"),
     (b"openai-beta", "openai-beta"),
@@ -29,40 +28,40 @@ _EVERYBODYS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """``POST`` of one path."""
+    """One path that is called with POST."""
 
     path: str
-    """As nodes know it: what ``EngineReport.paths`` names."""
+    """The path as nodes know it, in ``EngineReport.paths``."""
     dialect: Dialect = Dialect.OPENAI
     form: bool = False
-    """The body is a multipart form and not JSON."""
+    """The body is a multipart form instead of JSON."""
     buffers_body: bool = False
-    """The body is read to its end before anything is done, however large."""
+    """The body is read to its end first, however large it is."""
     streams: str | None = None
-    """The type of a streamed answer; None: its answers come in one piece."""
+    """Content type of a streamed answer; None: answers always come in one piece."""
     streams_by_default: bool = False
-    """Where it can, it streams unless ``stream`` is false."""
+    """Answers stream unless ``stream`` is false."""
     injects_usage: bool = False
-    """A stream tells its usage only when ``stream_options`` says so."""
+    """Streams report usage only on request, so ``stream_options`` is inserted."""
     rejects_state: bool = False
-    """What would need an earlier answer is refused."""
+    """Requests that refer to earlier answers are refused."""
     changes_length: bool = False
-    """The meter changes the answer's length."""
+    """The meter changes the length of the answer."""
     stream_meter: Callable[[bool], Meter] = StreamMeter
-    """Made with whether the user wants the usage chunk."""
+    """Makes the meter of a stream; its argument is whether the client wants the usage chunk."""
     body_meter: Callable[[], Meter] = BodyMeter
     prompt_keys: tuple[bytes, ...] = ()
-    """Keys; the first of them that the body has begins the prompt.  None: there is no prompt."""
+    """Keys of the body, of which the first found begins the prompt; empty: there is no prompt."""
     image_markers: tuple[bytes, ...] = ()
-    """Texts that only a body with a picture has."""
+    """Texts that only a body with an image has."""
     capabilities: frozenset[str] = frozenset()
-    """What the engine must be able to."""
-    forwarded_headers: tuple[tuple[bytes, str], ...] = _EVERYBODYS
-    """Of the user's headers those that the node is told, as both write them."""
+    """Capabilities that the engine must have."""
+    forwarded_headers: tuple[tuple[bytes, str], ...] = _COMMON_HEADERS
+    """Headers of the request that are forwarded to the node: the name in both spellings."""
 
     @property
     def allows_comments(self) -> bool:
-        """Its streams can be kept alive by comments, which lines of JSON have not."""
+        """Return whether streams can be kept alive by SSE comments; lines of JSON have none."""
         return self.streams == EVENTS
 
 
@@ -80,7 +79,7 @@ _MESSAGES = Endpoint(
     prompt_keys=(b'"system"', b'"messages"'),
     image_markers=(b'"type":"image"', b'"type": "image"'),
     forwarded_headers=(
-        *_EVERYBODYS,
+        *_COMMON_HEADERS,
         (b"anthropic-version", "anthropic-version"),
         (b"anthropic-beta", "anthropic-beta"),
     ),
@@ -130,8 +129,8 @@ _ROWS = (
 ENDPOINTS = {row.path: row for row in _ROWS} | {
     f"/ollama{row.path}": row for row in _ROWS if row.dialect is Dialect.OLLAMA
 }
-"""By the path that users ask."""
+"""Endpoints by the path of the public port."""
 CHAT = ENDPOINTS["/v1/chat/completions"]
 SHOW = ENDPOINTS["/api/show"]
 DEFAULT_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
-"""What engines can be asked whose nodes don't tell."""
+"""Paths that engines are assumed to support when their nodes report none."""

@@ -57,7 +57,7 @@ def dialect_of(path: str, headers: Mapping[bytes, bytes]) -> Dialect:
 
 
 class ErrorDetails(Protocol):
-    """What an error consists of; ``type``, ``code`` and ``param`` are as in OpenAI's API."""
+    """The fields of an error; ``type``, ``code`` and ``param`` are as in OpenAI's API."""
 
     status: int
     message: str

@@ -50,7 +50,7 @@ class ApiError(Exception):
 
     @property
     def should_retry(self) -> bool | None:
-        """Whether the same request may succeed later; None leaves that to the client."""
+        """Return whether the same request may succeed later; None leaves that to the client."""
         if 400 <= self.status < 500 and self.status not in _RETRYABLE:
             return False
         return True if self.status == 503 else None  # nothing was done yet

@@ -1,7 +1,7 @@
-"""The fields of a multipart form (RFC 7578), as far as the fabric must know them.
+"""Parses the few fields of a multipart form (RFC 7578) that the fabric needs.
 
-What two readers could take for two different forms is refused: a file's bytes are never looked at,
-but nobody must be let in for one model and get another.
+Ambiguous forms, which an engine might read differently, are refused: a request must not be
+authorised for one model and served by another.  The bytes of files are never looked at.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from fabric_server.dialects.errors import ApiError
 
 MAX_PARTS = 100
 _MAX_HEAD = 4096
-"""Bytes of one part's headers."""
+"""Limit of one part's headers, in bytes."""
 _MAX_FIELD = 1024
-"""Bytes of a value that is read."""
+"""Limit of a value that is read, in bytes."""
 _BOUNDARY = re.compile(
     rb'multipart/form-data\s*;\s*boundary=(?:"([^"\\]{1,70})"|([^\s";,]{1,70}))\s*\Z', re.I
 )
@@ -28,11 +28,11 @@ _NAMES = re.compile(rb"(?<![a-z])name\*?\s*=", re.I)
 class Field(NamedTuple):
     start: int
     stop: int
-    """Where in the body its value is."""
+    """Offsets of the value in the body."""
 
 
 def read_form(body: bytes, content_type: bytes, wanted: frozenset[str]) -> dict[str, Field]:
-    """Where the values of the ``wanted`` fields are.  Raises Refusal that says what is wrong."""
+    """Find the values of the ``wanted`` fields.  Raises ``ApiError``."""
     found = _BOUNDARY.match(content_type.strip())
     if found is None:
         raise _unreadable("its content-type must be 'multipart/form-data; boundary=…'")
@@ -45,10 +45,10 @@ def read_form(body: bytes, content_type: bytes, wanted: frozenset[str]) -> dict[
         if body.startswith(b"--", at):
             return fields
         if not body.startswith(b"\r\n", at):
-            raise _unreadable("a boundary has something behind it")
+            raise _unreadable("a boundary is followed by other text")
         head_ends = body.find(b"\r\n\r\n", at, at + _MAX_HEAD)
         if head_ends < 0:
-            raise _unreadable("the headers of a part do not end")
+            raise _unreadable("the headers of a part are too long")
         name = _name(body[at:head_ends])
         start = head_ends + 4
         stop = body.find(b"\r\n" + mark, start)
@@ -57,14 +57,14 @@ def read_form(body: bytes, content_type: bytes, wanted: frozenset[str]) -> dict[
         plain = name.strip().lower()
         if plain in wanted:
             if name != plain or plain in fields:
-                raise errors.bad_field(plain, f"'{plain}' must be there once, in small letters.")
+                raise errors.bad_field(plain, f"'{plain}' must be given once, in lower case.")
             fields[plain] = Field(start, stop)
         at = stop + 2 + len(mark)
     raise _unreadable(f"it has more than {MAX_PARTS} parts")
 
 
 def read_field(body: bytes, fields: dict[str, Field], name: str) -> str | None:
-    """Its text; None when it is not there."""
+    """Return the value of a field; None when it is missing."""
     field = fields.get(name)
     if field is None:
         return None
@@ -87,4 +87,4 @@ def _name(head: bytes) -> str:
 
 
 def _unreadable(detail: str) -> ApiError:
-    return errors.bad_request_body(f"The form can't be read: {detail}.")
+    return errors.bad_request_body(f"Invalid multipart form: {detail}.")

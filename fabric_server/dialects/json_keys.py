@@ -1,11 +1,11 @@
-"""Top-level keys of a JSON object that need not be complete."""
+"""Finds top-level keys of a JSON object that is still incomplete."""
 
 from __future__ import annotations
 
 import re
 
 MAX_MARKS = 20_000
-"""Brackets, commas and strings that are looked at: some 15 ms of work."""
+"""Brackets, commas and strings that are scanned at most: some 15 ms of work."""
 
 _MARK = re.compile(rb'["{}\[\],:]')
 _DEEP_MARK = re.compile(rb'["{}\[\]]')
@@ -16,10 +16,10 @@ _BACKSLASH = ord("\\")
 class Scanner:
     """Finds top-level values of a JSON object while it arrives, without parsing what is inside.
 
-    ``feed`` takes the pieces in order.  ``spans`` maps each of the wanted keys met so far to the
-    (start, stop) of its complete value.  It trusts the text to be JSON: on other text it finds
-    nothing or something wrong, and the engine will say so; it never raises.  On a body of very many
-    parts it gives up, and finds nothing more.
+    ``feed`` takes the pieces in order.  ``spans`` maps each wanted key found so far to the
+    (start, stop) of its complete value.  The text is assumed to be JSON: in other text nothing or
+    something wrong is found, and the engine reports the error; the scanner never raises.  After
+    ``MAX_MARKS`` it finds nothing more.
     """
 
     def __init__(self, wanted: frozenset[bytes]) -> None:
@@ -45,10 +45,10 @@ class Scanner:
         while at < end and self._marks < MAX_MARKS:
             if self._string_from >= 0:
                 found = _IN_STRING.match(text, at)
-                assert found is not None  # it matches nothing, too
+                assert found is not None  # the pattern matches the empty string, too
                 at = found.end()
                 if at == end or text[at] == _BACKSLASH:
-                    break  # the rest, or what is escaped, has not come yet
+                    break  # the rest of the string or the escaped character has not come yet
                 if self._depth == 1 and self._key is None:
                     self._last_string = bytes(text[self._string_from : at])
                 self._string_from = -1

@@ -239,7 +239,7 @@ class Connection(asyncio.Protocol):
         request.start_response(204, headers if b"origin" in request.headers else [], 0).finish()
 
     def can_discard_rest(self, body: Body) -> bool:
-        """Whether reading the rest of an unwanted body is cheaper than a new connection."""
+        """Return whether reading the rest of an unwanted body is cheaper than a new connection."""
         request = self._current
         if request is None or request.expects or body.error is not None:
             return False

@@ -34,7 +34,7 @@ class Router:
         methods[method] = handler
 
     def has(self, method: str, path: str) -> bool:
-        """Whether ``path`` itself has a handler for ``method``."""
+        """Return whether ``path`` itself has a handler for ``method``."""
         return method in self._paths.get(path, {})
 
     async def handle(self, request: Request) -> None:

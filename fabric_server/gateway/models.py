@@ -191,5 +191,5 @@ async def _read_show(request: Request) -> str:
         raise errors.bad_json(str(error)) from None
     name = shown.model or shown.name
     if not name:
-        raise errors.bad_field("model", "'model' is missing: it must name a model, as a string.")
+        raise errors.bad_field("model", "'model' is missing; it must be the name of a model.")
     return name

@@ -1,6 +1,6 @@
-"""The meters of streams of events that are not OpenAI's chat: Responses, Messages, transcriptions.
+"""The meters of other streams of events: Responses, Messages, transcriptions.
 
-Nothing is taken out of these, and nothing put in.
+These streams pass unchanged.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from fabric_server.metering.openai import (
 
 
 class _Whole(StreamMeter):
-    """Passes whole events on as they are: of usage that was not asked for there is none."""
+    """Passes whole events on unchanged: there is no usage chunk to take out."""
 
-    def __init__(self, usage_asked: bool = True) -> None:
-        super().__init__(usage_asked=True)
+    def __init__(self, usage_requested: bool = True) -> None:
+        super().__init__(usage_requested=True)
 
     def _read(self, events: bytes) -> bytes:
         self._look(events)
@@ -44,7 +44,7 @@ class _Counts(Struct, gc=False):
     input_tokens: Count | None = None
     output_tokens: Count | None = None
     cache_creation_input_tokens: Count | None = None
-    """Anthropic's, beside ``input_tokens``; all three together are the prompt."""
+    """Anthropic's, apart from ``input_tokens``; all three together are the prompt."""
     cache_read_input_tokens: Count | None = None
 
     @property
@@ -72,7 +72,7 @@ class ResponsesMeter(_Whole):
     """Complete at ``response.completed`` or ``response.incomplete``."""
 
     def _look(self, events: bytes) -> None:
-        # Of an event too long to be read its name is there, in its first piece.
+        # An event too long to be read still has its name, in its first piece.
         for name in _NAMED.findall(events):
             self._note(name.decode())
         if b"error" in events and ERROR.search(events):
@@ -136,14 +136,14 @@ class MessagesMeter(_Whole):
             elif event.type == "error":
                 self.failed = True
 
-    def _count(self, told: _Counts | None) -> None:
-        if told is None:
+    def _count(self, counts: _Counts | None) -> None:
+        if counts is None:
             return
         usage = self.usage
-        # Engines that count the prompt only at the end say 0 at the beginning, and the reverse.
+        # Engines that count the prompt only at the end send 0 at the beginning, and the reverse.
         self.usage = Usage(
-            told.prompt or usage.prompt_tokens,
-            usage.completion_tokens if told.output_tokens is None else told.output_tokens,
+            counts.prompt or usage.prompt_tokens,
+            usage.completion_tokens if counts.output_tokens is None else counts.output_tokens,
         )
 
 
@@ -163,8 +163,8 @@ _decode_audio = msgspec.json.Decoder(_AudioEvent).decode
 class AudioMeter(StreamMeter):
     """OpenAI's events, or the chunks that vLLM sends instead."""
 
-    def __init__(self, usage_asked: bool = True) -> None:
-        super().__init__(usage_asked=True)
+    def __init__(self, usage_requested: bool = True) -> None:
+        super().__init__(usage_requested=True)
 
     def _look(self, events: bytes) -> None:
         super()._look(events)

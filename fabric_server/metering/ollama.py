@@ -1,4 +1,4 @@
-"""The meters of Ollama's own dialect: lines of JSON, the last of which says ``done``."""
+"""The meters of Ollama's API: lines of JSON, the last of which has ``done``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from msgspec import Raw, Struct
 from fabric_server.metering.openai import UNREADABLE, Count, Usage
 
 MAX_LINE = 4 * 1024 * 1024
-"""A line longer than this passes in pieces, unread.  The last one of ``/api/generate`` has the
-whole context as numbers, some 7 bytes for each token."""
+"""A longer line passes in pieces, unread.  The last line of ``/api/generate`` has the whole context
+as numbers, some 7 bytes for each token."""
 
 _DONE = re.compile(rb'"done"\s*:\s*true')
 _PROMPT = re.compile(rb'"prompt_eval_count"\s*:\s*(\d{1,15})(?!\d)')
@@ -30,9 +30,9 @@ _decode_line = msgspec.json.Decoder(_Line).decode
 
 
 class LinesMeter:
-    """For ``application/x-ndjson``: whole lines go on, at once."""
+    """Meters lines of JSON (``application/x-ndjson``); whole lines are passed on at once."""
 
-    def __init__(self, usage_asked: bool = True) -> None:
+    def __init__(self, usage_requested: bool = True) -> None:
         self.usage = Usage()
         self.complete = self.done = False
         self.failed = False
@@ -60,7 +60,7 @@ class LinesMeter:
     def end(self) -> bytes:
         if not self._held:
             return b""
-        self.torn = True  # the last line may do without an end, but nothing may follow it then
+        self.torn = True  # the last line may lack its end, but nothing may follow it then
         data = self._release()
         self._look(data)
         return data
@@ -86,7 +86,7 @@ class LinesMeter:
 
 
 def ollama_usage(text: bytes) -> Usage | None:
-    """Of an answer in one piece, or of its end, where the figures are."""
+    """Return the usage of an answer in one piece, or of its end, where the figures are."""
     prompt, answer = _PROMPT.findall(text), _ANSWER.findall(text)
     if not prompt and not answer:
         return None

@@ -1,4 +1,4 @@
-"""``/api/show`` on its way from a node: what its owner's disk looks like stays there."""
+"""The meter of ``/api/show``: takes out paths on the disk of the node's owner."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import msgspec
 from fabric_server.metering.openai import UNREADABLE, Usage
 
 MAX_SHOWN = 4 * 1024 * 1024
-"""Licences and templates are some 100 KiB at most; the vocabulary is not asked for."""
-_OMITTED = b'{"error":"what the engine tells of this model can\'t be shown here"}'
+"""Limit in bytes; licences and templates have some 100 KiB, and no vocabulary is requested."""
+_OMITTED = b'{"error":"the engine\'s description of this model can\'t be shown"}'
 
 
 class ShowMeter:
-    """Holds the answer, and lets it go at its end without the paths in it."""
+    """Holds the answer back, and passes it on at its end without paths."""
 
     complete = True
     done = torn = False
@@ -41,8 +41,10 @@ class ShowMeter:
 
 
 def without_paths(shown: dict[str, Any]) -> dict[str, Any]:
-    """The ``modelfile`` begins with the path of a file, and what else it says is told beside it;
-    a model that was made from a file has that for its parent."""
+    """Remove ``modelfile``, and a parent model that is a path.
+
+    The modelfile begins with a path, and the rest of it is found in other fields.
+    """
     kept = {name: value for name, value in shown.items() if name != "modelfile"}
     details = kept.get("details")
     if isinstance(details, dict) and _is_path(details.get("parent_model")):

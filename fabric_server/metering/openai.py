@@ -1,8 +1,8 @@
-"""Reads off an answer, as it passes, what it cost and whether it was complete: OpenAI's chat.
+"""The meters of OpenAI's chat: tokens and completeness of an answer, read while it passes.
 
-A streamed answer goes on in whole events, at once.  Complete means a terminal marker was seen,
-never that the bytes ended.  In JSON text a quote inside a string is written ``\\"``, so ``"usage"``
-with its plain quotes before a colon can only be a key.
+A streamed answer is passed on in whole events, at once.  Complete means that a terminal marker was
+seen, never that the bytes ended.  In JSON text a quote inside a string is written ``\\"``, so
+``"usage"`` with its plain quotes before a colon can only be a key.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import msgspec
 from msgspec import Meta, Struct
 
 MAX_EVENT = 1024 * 1024
-"""An event longer than this passes in pieces, unread."""
+"""A longer event passes in pieces, unread."""
 _EDGE = 8192
-"""Bytes kept of both ends of an unstreamed answer, where ``usage`` stands."""
+"""Bytes kept of both ends of an unstreamed answer, where ``usage`` is found."""
 _MAX_GUESSES = 4
-"""Objects called ``usage`` that are looked at in one of these ends."""
+"""Objects called ``usage`` that are tried in one of these ends."""
 _OVERLAP = 64
-"""Bytes of an endless event that are kept, for marks and ends that lie across pieces."""
+"""Bytes of an over-long event that are kept, for markers and ends that span two pieces."""
 
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
 _DONE = re.compile(rb"(?:^|[\r\n])data: ?\[DONE\][\r\n]+\Z")
@@ -38,7 +38,7 @@ Count = Annotated[int, Meta(ge=0, lt=2**53)]
 
 
 class Usage(Struct, gc=False):
-    """Tokens as the engine counts them; None where it does not tell."""
+    """Tokens as the engine counts them; None where it reports none."""
 
     prompt_tokens: Count | None = None
     completion_tokens: Count | None = None
@@ -58,35 +58,35 @@ class Meter(Protocol):
     complete: bool
     """A terminal marker was seen."""
     done: bool
-    """The very last one was: whatever follows, users have stopped reading."""
+    """The very last marker was seen; clients have stopped reading."""
     failed: bool
     """The engine reported an error inside its answer."""
     torn: bool
-    """The user has got the beginning of an event, and not its end."""
+    """The client has the beginning of an event without its end."""
 
     def feed(self, data: bytes) -> bytes:
-        """Take the next bytes; return those that may go on to the user now."""
+        """Take the next bytes; return those that may be sent to the client now."""
 
     def end(self) -> bytes:
-        """The answer has ended; return what was still held back."""
+        """Take the end of the answer; return the bytes that were still held back."""
 
 
 class StreamMeter:
-    """For ``text/event-stream``."""
+    """Meters a stream of events (``text/event-stream``)."""
 
-    def __init__(self, usage_asked: bool) -> None:
+    def __init__(self, usage_requested: bool) -> None:
         self.usage = Usage()
         self.complete = self.done = False
         self.failed = False
         self.torn = False
-        self._strip = not usage_asked
+        self._strip = not usage_requested
         self._held = bytearray()
 
     def feed(self, data: bytes) -> bytes:
         held = self._held
         if not held and data.endswith(b"\n\n"):
             return self._read(data)
-        looked_at = max(0, len(held) - 2)  # but for the last bytes: a blank line has up to three
+        looked_at = max(0, len(held) - 2)  # except for the last bytes: a blank line has up to three
         held += data
         end = _last_event_end(held, looked_at)
         if end:
@@ -129,24 +129,24 @@ class StreamMeter:
         )
 
     def _is_usage_chunk(self, event: bytes) -> bool:
-        """Note the figures; True when the event has nothing else to tell."""
+        """Take in the figures; return True when the event carries nothing else."""
         data = read_data(event)
         if data is None:
             return False
         try:
             chunk = _decode_chunk(data)
         except UNREADABLE:
-            return False  # not of OpenAI's shape: none of our business
+            return False  # not of OpenAI's format: passes as it is
         usage = chunk.usage
         if usage is None:
             return False
         if usage.prompt_tokens or usage.completion_tokens or self.usage.prompt_tokens is None:
-            self.usage = usage  # some say 0 and 0 wherever they don't know
+            self.usage = usage  # some engines send 0 and 0 where they do not know
         return chunk.choices == []
 
 
 class BodyMeter:
-    """For an answer in one piece: passes untouched; the figures are read when it has ended."""
+    """Meters an answer in one piece, which passes untouched; figures are read at its end."""
 
     complete = True
     done = failed = torn = False
@@ -170,7 +170,7 @@ class BodyMeter:
 
 
 class NoMeter:
-    """For what is not metered, such as an engine's error."""
+    """Passes answers that are not metered, such as an engine's error."""
 
     complete = True
     done = failed = torn = False
@@ -184,7 +184,7 @@ class NoMeter:
 
 
 def events_in(text: bytes) -> Iterator[bytes]:
-    """Each with its blank line; the last one may have none."""
+    """Yield each event with its blank line; the last one may have none."""
     at = 0
     while at < len(text):
         found = _EVENT_END.search(text, at)
@@ -194,19 +194,19 @@ def events_in(text: bytes) -> Iterator[bytes]:
 
 
 def read_data(event: bytes) -> bytes | None:
-    """Its line of data; None when it has none."""
+    """Return the event's line of data; None when it has none."""
     data = _DATA.search(event)
     return None if data is None else data[1]
 
 
 def _last_event_end(data: bytearray, start: int) -> int:
-    """The offset behind the last blank line that ends behind ``start``; 0 when there is none."""
+    """Return the offset after the last blank line that ends after ``start``; 0 if there is none."""
     ends = [at + len(mark) for mark in _BLANK_LINES if (at := data.rfind(mark, start)) >= 0]
     return max(ends, default=0)
 
 
 class _Figures(Struct, gc=False):
-    """All names that engines have for them."""
+    """Token counts under all the names that engines use."""
 
     prompt_tokens: Count | None = None
     completion_tokens: Count | None = None
@@ -218,7 +218,7 @@ class _Figures(Struct, gc=False):
 
 
 def _usage_in(text: bytes) -> Usage | None:
-    """Those of the last object called ``usage`` that has figures."""
+    """Return the figures of the last object called ``usage`` that has any."""
     guesses = [found.end() for found in _USAGE.finditer(text)]
     for at in guesses[: -_MAX_GUESSES - 1 : -1]:
         try:
@@ -231,12 +231,12 @@ def _usage_in(text: bytes) -> Usage | None:
     return None
 
 
-def _as_usage(told: _Figures) -> Usage:
-    if told.prompt_tokens is not None or told.completion_tokens is not None:
-        return Usage(told.prompt_tokens, told.completion_tokens)
-    if told.input_tokens is not None:  # Anthropic counts what was cached beside it
-        cached = (told.cache_creation_input_tokens or 0) + (told.cache_read_input_tokens or 0)
-        return Usage(told.input_tokens + cached, told.output_tokens)
-    if told.output_tokens is None:  # a reranker has no other tokens than the prompt's
-        return Usage(told.total_tokens, None)
-    return Usage(None, told.output_tokens)
+def _as_usage(figures: _Figures) -> Usage:
+    if figures.prompt_tokens is not None or figures.completion_tokens is not None:
+        return Usage(figures.prompt_tokens, figures.completion_tokens)
+    if figures.input_tokens is not None:  # Anthropic counts cached tokens separately
+        cached = (figures.cache_creation_input_tokens or 0) + (figures.cache_read_input_tokens or 0)
+        return Usage(figures.input_tokens + cached, figures.output_tokens)
+    if figures.output_tokens is None:  # a reranker counts the prompt's tokens only
+        return Usage(figures.total_tokens, None)
+    return Usage(None, figures.output_tokens)

@@ -1,7 +1,7 @@
-"""One clock tick for everything that may take too long, instead of a timer for each.
+"""Deadlines checked by one periodic tick, instead of a timer for each connection and request.
 
-A connection or request that waits sets ``deadline`` (event-loop seconds, ``inf`` for none) as often
-as it likes, which costs an attribute; a few times a second all are looked at.
+A connection or request sets ``deadline`` (event-loop seconds, ``inf`` for none) as often as it
+likes, at the cost of an attribute; a few times a second all are checked.
 """
 
 from __future__ import annotations
@@ -17,13 +17,17 @@ NEVER = float("inf")
 
 
 class Waiting(Protocol):
+    """An object with a deadline."""
+
     deadline: float
 
     def expire(self, now: float) -> None:
-        """The deadline has passed.  Set a new one, or be looked at no more."""
+        """Handle the passed deadline; set a new one, or ``expire`` is not called again."""
 
 
 class Deadlines:
+    """The objects whose deadlines are checked."""
+
     def __init__(self) -> None:
         self._waiting: set[Waiting] = set()
         self.add = self._waiting.add
@@ -39,7 +43,7 @@ class Deadlines:
                 log.exception("a deadline's handler failed")
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Check all deadlines periodically, until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(TICK_SECONDS)

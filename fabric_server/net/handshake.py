@@ -1,13 +1,13 @@
-"""One connection from its first byte until it belongs to the port's protocol, or is refused.
+"""One accepted connection, from its first byte to the port's protocol or to a refusal.
 
-The first byte tells TLS (0x16) from plain text; after that
+The first byte distinguishes TLS (0x16) from plain text; after that
 
-    TLS      handshake ── ALPN is what the port wants ──> the port's protocol
+    TLS      handshake ── ALPN matches the port ──> the port's protocol
     plain    the peer is this machine, and the port allows it ──> the port's protocol
-             else, if it looks like HTTP: a refusal that says what to do
+             else, if it looks like HTTP: an error that says what to do
     neither  closed
 
-Nothing of the port's protocol is made before the handshake is done.
+The port's protocol object is made only after the handshake.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from fabric_server.net.tls_alerts import handshaking
 REASONS = (
     "silent",  # no first byte in time
     "slow",  # the handshake took too long
-    "gone",  # hung up before it was through
+    "gone",  # hung up before the end of the handshake
     "plaintext",  # HTTP without TLS from another machine
     "garbage",  # neither TLS nor HTTP
     "tls_version",  # older than TLS 1.3
-    "bad_tls",  # began like TLS and was not
-    "no_certificate",  # none sent where one is needed
-    "certificate",  # expired, of another CA, or not a node's
-    "distrust",  # the client did not accept our certificate
-    "alpn",  # wants another protocol than this port's, or does not say
-    "crowded",  # pushed out by newer ones, too many being under way
-    "crowded_address",  # too many under way from this one address
+    "bad_tls",  # first byte of TLS, but invalid
+    "no_certificate",  # none sent where one is required
+    "certificate",  # expired, from another CA, or not a node's
+    "distrust",  # the client rejected our certificate
+    "alpn",  # another protocol than this port's, or none
+    "crowded",  # dropped for newer ones: too many handshakes at once
+    "crowded_address",  # too many handshakes from one address
 )
-"""Why a connection may be refused: all there are."""
+"""All reasons for which a connection may be refused."""
 
 TLS_HANDSHAKE = b"\x16"
-FAREWELL_READS = 16
+MAX_REPLY_READS = 16
 _HTTP = re.compile(rb"[A-Z]{3,10}( |$)")
 
 _TLS_REASONS = {
@@ -58,34 +58,36 @@ _TLS_REASONS = {
 @dataclass(frozen=True)
 class Port:
     name: str
-    """``control``, ``proxy``, ``public`` or ``api``; ``<name>_port`` is its setting."""
+    """``control``, ``proxy``, ``public`` or ``api``; its setting is ``<name>_port``."""
     hosts: Sequence[str]
     number: int
-    """0 takes any free one, the same for every host."""
+    """The port number; 0 takes any free one, the same for every host."""
     protocol: Callable[[], asyncio.BaseProtocol]
     context: Callable[[], ssl.SSLContext]
-    """Asked for every connection.  An ``AlertingContext`` tells refused clients why."""
+    """Called for every connection.  An ``AlertingContext`` lets refused clients know why."""
     plaintext: Literal["loopback", "never"] = "never"
     alpn: str | None = None
-    """What must have been agreed; None takes whatever was."""
+    """The required protocol; None accepts any."""
     reuse_port: bool = False
 
 
 @dataclass(frozen=True)
 class Limits:
+    """Limits of the handshakes on one port."""
+
     seconds: float = 5.0
     """From accepting a connection to the end of its handshake."""
     per_address: int = 64
-    """Connections under way from one address (one /64 of IPv6), once half of ``total`` is taken;
-    before that, and for this machine itself, there is room for more."""
+    """Handshakes at once from one address (one /64 of IPv6), once half of ``total`` is in use;
+    before that, and for loopback peers, there is no such limit."""
     total: int = 1024
-    """Connections under way; beyond that a new one pushes out the oldest."""
-    farewell: float = 1.0
-    """Seconds for a refused peer to read why."""
+    """Handshakes at once; beyond that a new one drops the oldest."""
+    reply_seconds: float = 1.0
+    """Seconds for a refused peer to read the reason."""
 
 
 class Host(Protocol):
-    """Who took the connection and keeps the count."""
+    """The listener that accepted the connection and counts it."""
 
     spec: Port
     limits: Limits
@@ -97,12 +99,12 @@ class Host(Protocol):
 
 
 class Handshake:
-    """``task`` runs ``welcome``; whoever made it calls ``release`` when the task has ended."""
+    """The handshake of one connection; ``task`` runs ``run``, and ``release`` follows its end."""
 
     __slots__ = (
         "_alert",
-        "_given",
-        "_last",
+        "_alert_socket",
+        "_handed_over",
         "_refused",
         "_sock",
         "address",
@@ -118,13 +120,13 @@ class Handshake:
         self.address = address
         self.local = ip.is_loopback
         self.origin = _origin(ip)
-        """What limits count by."""
+        """The key by which limits count."""
         self.task: asyncio.Task[None]
         self._sock = sock
-        self._given = False
+        self._handed_over = False
         self._refused = False
         self._alert = b""
-        self._last: socket.socket | None = None
+        self._alert_socket: socket.socket | None = None
 
     def refuse(self, reason: str, error: object = None) -> None:
         if not self._refused:
@@ -132,13 +134,13 @@ class Handshake:
             self.host.refuse(reason, self.address, error)
 
     def release(self) -> None:
-        """Close what no transport will close."""
-        if not self._given:
+        """Close the sockets that no transport will close."""
+        if not self._handed_over:
             self._sock.close()
-        if self._last is not None:
-            self._last.close()
+        if self._alert_socket is not None:
+            self._alert_socket.close()
 
-    async def welcome(self) -> None:
+    async def run(self) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.host.limits.seconds
         try:
@@ -152,20 +154,20 @@ class Handshake:
             return self.refuse("gone")
         port = self.host.spec
         if start.startswith(TLS_HANDSHAKE):
-            await self._shake_hands(loop, deadline)
+            await self._tls(loop, deadline)
         elif self.local and port.plaintext == "loopback":
             self.host.opened += 1
-            self._given = True
+            self._handed_over = True
             await loop.connect_accepted_socket(port.protocol, self._sock)
         elif _HTTP.match(start):
             self.refuse("plaintext")
-            await self._farewell(loop, self._sock, _answer(port, self.host.port))
+            await self._reply_and_close(loop, self._sock, _answer(port, self.host.port))
         else:
             self.refuse("garbage")
         return None
 
     async def _peek(self, loop: asyncio.AbstractEventLoop) -> bytes:
-        """The first bytes, which stay where they are."""
+        """Return the first bytes, leaving them in the kernel's buffer."""
         sock = self._sock
         try:
             return sock.recv(16, socket.MSG_PEEK)
@@ -174,7 +176,7 @@ class Handshake:
         readable = loop.create_future()
 
         def on_readable() -> None:
-            # Off at once: the bytes are left in the kernel, so it would be called again and again.
+            # Removed at once: the bytes stay in the kernel, so it would be called repeatedly.
             loop.remove_reader(sock)
             if not readable.done():
                 readable.set_result(None)
@@ -186,11 +188,11 @@ class Handshake:
             loop.remove_reader(sock)
         return sock.recv(16, socket.MSG_PEEK)
 
-    async def _shake_hands(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
+    async def _tls(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
         port, limits = self.host.spec, self.host.limits
         handshaking.set(self)
         context = port.context()
-        self._given = True
+        self._handed_over = True
         try:
             await loop.connect_accepted_socket(
                 lambda: _Gate(self),
@@ -201,43 +203,43 @@ class Handshake:
             )
         except ssl.SSLError as error:
             self.refuse(_tls_reason(error), error)
-        except ConnectionAbortedError as error:  # how both loops say that time is up
+        except ConnectionAbortedError as error:  # how both loops report the timeout
             self.refuse("slow", error)
         except OSError as error:
             self.refuse("gone", error)
-        if self._last is not None:
-            await self._farewell(loop, self._last, self._alert)
+        if self._alert_socket is not None:
+            await self._reply_and_close(loop, self._alert_socket, self._alert)
 
     def on_alert(self, alert: bytes) -> None:
         # The loop closes the socket before anything else can run; a duplicate keeps the
         # connection, so that the alert still gets out.
         self._alert = alert
         try:
-            self._last = self._sock.dup()
-            self._last.setblocking(False)
+            self._alert_socket = self._sock.dup()
+            self._alert_socket.setblocking(False)
         except OSError:
-            self._last = None
+            self._alert_socket = None
 
-    def passed(self, transport: asyncio.BaseTransport) -> asyncio.BaseProtocol | None:
-        """The handshake is done: what speaks from here on, or None after a refusal."""
+    def on_handshake_done(self, transport: asyncio.BaseTransport) -> asyncio.BaseProtocol | None:
+        """Return the port's protocol for a finished handshake; None when it is refused."""
         port = self.host.spec
-        conversation: ssl.SSLObject = transport.get_extra_info("ssl_object")
-        agreed = conversation.selected_alpn_protocol()
+        tls: ssl.SSLObject = transport.get_extra_info("ssl_object")
+        agreed = tls.selected_alpn_protocol()
         if port.alpn is not None and agreed != port.alpn:
             self.refuse("alpn")
             return None
         self.host.opened += 1
         return port.protocol()
 
-    async def _farewell(
-        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, words: bytes
+    async def _reply_and_close(
+        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, text: bytes
     ) -> None:
-        """Closing with bytes unread resets the connection, and the words are lost: read on."""
+        """Send ``text``, then read on: closing with unread bytes would reset the connection."""
         try:
-            async with asyncio.timeout(self.host.limits.farewell):
-                await loop.sock_sendall(sock, words)
+            async with asyncio.timeout(self.host.limits.reply_seconds):
+                await loop.sock_sendall(sock, text)
                 sock.shutdown(socket.SHUT_WR)
-                for _ in range(FAREWELL_READS):
+                for _ in range(MAX_REPLY_READS):
                     if not await loop.sock_recv(sock, 65_536):
                         return
         except OSError:  # TimeoutError is one
@@ -245,18 +247,18 @@ class Handshake:
 
 
 class _Gate(asyncio.Protocol):
-    """Waits for the handshake in the place of the port's protocol."""
+    """Stands in for the port's protocol during the handshake."""
 
-    __slots__ = ("_arrival",)
+    __slots__ = ("_handshake",)
 
-    def __init__(self, arrival: Handshake) -> None:
-        self._arrival = arrival
+    def __init__(self, handshake: Handshake) -> None:
+        self._handshake = handshake
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's own TLS transport inherits from none of asyncio's.
         transport = cast(asyncio.Transport, transport)
         try:
-            protocol = self._arrival.passed(transport)
+            protocol = self._handshake.on_handshake_done(transport)
         except BaseException:
             transport.abort()
             raise
@@ -278,13 +280,13 @@ def _tls_reason(error: ssl.SSLError) -> str:
 
 def _answer(port: Port, number: int) -> bytes:
     if port.plaintext == "never":
-        words = "This port is for fabric-client, not for HTTP."
+        text = "This port serves fabric-client, not HTTP."
     else:
-        words = (
-            "Plain HTTP is answered only to programs on the server's own machine. "
-            f"From anywhere else use https:// on port {number}."
+        text = (
+            "Plain HTTP is allowed only from the server's own machine. "
+            f"Use https:// on port {number}."
         )
-    body = ApiError(400, "tls_required", words).body()
+    body = ApiError(400, "tls_required", text).body()
     head = (
         "HTTP/1.1 400 Bad Request\r\n"
         "Content-Type: application/json\r\n"
@@ -295,7 +297,7 @@ def _answer(port: Port, number: int) -> bytes:
 
 
 def origin(address: str) -> str:
-    """What limits count by: an IPv4 address, or the /64 that one customer of IPv6 has."""
+    """Return the key by which limits count: an IPv4 address, or an IPv6 /64."""
     return _origin(_ip(address))
 
 

@@ -1,5 +1,7 @@
-"""Takes connections on a port, each in a task of its own, so that a slow or hostile peer costs
-only itself.  What they must begin with is in ``arrival``."""
+"""Accepts connections on a port, each in a task of its own.
+
+So a slow or hostile peer delays only itself.  ``handshake`` has the rules for their first bytes.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,13 @@ log = logging.getLogger("fabric.listen")
 
 ACCEPTS_PER_TURN = 64
 PAUSE_SECONDS = 1.0
-"""How long accepting pauses when the process has no file descriptors left."""
-NOTE_SECONDS = 10.0
-"""At most one line in the log per reason and this time: strangers must not fill the disk."""
+"""How long accepting pauses when the process is out of file descriptors."""
+LOG_SECONDS = 10.0
+"""Refusals are logged at most once per reason and this time: strangers must not fill the disk."""
 
 
 class Listener:
-    """One port.  ``opened``, ``accepted``, ``refused`` and ``pending`` are for metrics."""
+    """One listening port; ``opened``, ``accepted``, ``refused`` and ``pending`` are metrics."""
 
     def __init__(self, port: Port, limits: Limits | None = None) -> None:
         self.spec = port
@@ -32,15 +34,15 @@ class Listener:
         self.accepted = 0
         """Connections taken from the kernel."""
         self.opened = 0
-        """Of these, handed to the port's protocol."""
+        """Connections handed to the port's protocol."""
         self.refused: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
-        """Of these, not; by ``REASONS``."""
+        """Connections refused, by ``REASONS``."""
         self._port = port.number
         self._sockets: list[socket.socket] = []
-        self._resting = False
+        self._paused = False
         self._pending: dict[Handshake, None] = {}  # oldest first
         self._by_origin: Counter[str] = Counter()
-        self._notes: dict[str, tuple[float, int]] = {}
+        self._logged: dict[str, tuple[float, int]] = {}
         self._full = False
         self._resuming: asyncio.TimerHandle | None = None
 
@@ -50,34 +52,34 @@ class Listener:
 
     @property
     def port(self) -> int:
-        """The real number, also when 0 was asked for."""
+        """The actual number, also when 0 was configured."""
         return self._port
 
     @property
     def pending(self) -> int:
-        """Connections that are not through yet."""
+        """Connections in their handshake."""
         return len(self._pending)
 
     @property
     def accepting(self) -> bool:
-        return bool(self._sockets) and not self._resting
+        return bool(self._sockets) and not self._paused
 
     @property
     def sockets(self) -> Sequence[socket.socket]:
-        """What is listened on: for a successor, which accepts from the same queues."""
+        """The listening sockets, for a successor that accepts from the same queues."""
         return tuple(self._sockets)
 
     def open(self, inherited: Sequence[socket.socket] = ()) -> None:
-        """Bind and begin; needs a running loop.  Raises ``PortProblem``.
+        """Bind and accept; needs a running loop.  Raises ``PortProblem``.
 
-        Sockets that another server still listens on are taken as they are, and rest until
-        ``begin``.
+        Inherited sockets, which another server still accepts on, are not accepted on until
+        ``resume_accepting``.
         """
         spec = self.spec
         self._loop = asyncio.get_running_loop()
         if inherited:
             self._sockets, self._port = list(inherited), inherited[0].getsockname()[1]
-            self._resting = True
+            self._paused = True
             return
         self._sockets, self._port = bind(
             spec.hosts, spec.number, setting=f"{spec.name}_port", reuse_port=spec.reuse_port
@@ -85,26 +87,26 @@ class Listener:
         self._listen()
         log.debug("listening", extra={"port": spec.name, "number": self._port})
 
-    def rest(self) -> None:
-        """Leave what comes in the kernel's queue, for ``begin`` or for another server."""
-        if not self._resting:
-            self._resting = True
+    def pause_accepting(self) -> None:
+        """Leave new connections in the kernel's queue, for later or for another server."""
+        if not self._paused:
+            self._paused = True
             self._stop_listening()
 
-    def begin(self) -> None:
-        """Take in what comes, and what has come during the rest."""
-        if self._resting:
-            self._resting = False
+    def resume_accepting(self) -> None:
+        """Accept connections again, those queued during the pause first."""
+        if self._paused:
+            self._paused = False
             self._listen()
             log.debug("listening", extra={"port": self.spec.name, "number": self._port})
 
     def stop_accepting(self) -> None:
-        """Close the port; connections that came before go on, those under way too."""
+        """Close the port; accepted connections continue, and so do handshakes."""
         self._stop_listening()
         sockets, self._sockets = self._sockets, []
         for listening in sockets:
-            if not self._resting:
-                # Closing would reset what the kernel has queued: take it in first.
+            if not self._paused:
+                # Closing would reset the connections that the kernel has queued: accept them first.
                 self._accept(listening)
             listening.close()
 
@@ -115,16 +117,16 @@ class Listener:
         for listening in self._sockets:
             self._loop.remove_reader(listening)
 
-    async def welcomed(self) -> None:
-        """Returns when those that are under way now have been handed over or refused."""
-        tasks = [arrival.task for arrival in self._pending]
+    async def handshakes_done(self) -> None:
+        """Wait until the handshakes that run now have ended."""
+        tasks = [handshake.task for handshake in self._pending]
         if tasks:
             await asyncio.wait(tasks)
 
     async def close(self) -> None:
-        """``stop_accepting``, and end what is under way; what was handed over is its owner's."""
+        """Stop accepting and cancel handshakes; handed-over connections are not touched."""
         self.stop_accepting()
-        tasks = [arrival.task for arrival in self._pending]
+        tasks = [handshake.task for handshake in self._pending]
         for task in tasks:
             task.cancel()
         if tasks:
@@ -141,9 +143,9 @@ class Listener:
             except (BlockingIOError, InterruptedError):
                 return
             except ConnectionError:
-                continue  # hung up while in the queue
+                continue  # the peer hung up while queued
             except OSError as error:
-                self._pause(error)
+                self._back_off(error)
                 return
             if self._full:
                 self._full = False
@@ -151,8 +153,8 @@ class Listener:
             sock.setblocking(False)
             self.admit(sock, peer[0])
 
-    def _pause(self, error: OSError) -> None:
-        """No descriptors or memory: the queue stays readable, and asking on would only spin."""
+    def _back_off(self, error: OSError) -> None:
+        """Pause: out of descriptors, the queue stays readable, and retrying would spin."""
         if not self._full:
             self._full = True
             log.error(
@@ -168,28 +170,28 @@ class Listener:
         self._listen()
 
     def admit(self, sock: socket.socket, address: str) -> None:
-        """Take on an accepted, non-blocking connection from ``address``."""
+        """Start the handshake of an accepted, non-blocking connection from ``address``."""
         self.accepted += 1
-        arrival, limits = Handshake(self, sock, address), self.limits
-        many_of_its_own = self._by_origin[arrival.origin] >= limits.per_address
-        if many_of_its_own and self.pending >= limits.total // 2 and not arrival.local:
-            arrival.refuse("crowded_address")
+        handshake, limits = Handshake(self, sock, address), self.limits
+        many_of_its_own = self._by_origin[handshake.origin] >= limits.per_address
+        if many_of_its_own and self.pending >= limits.total // 2 and not handshake.local:
+            handshake.refuse("crowded_address")
             sock.close()
             return
         if self.pending >= limits.total:
-            # Honest peers are through in two round trips; the oldest is the likeliest to be none.
+            # Honest peers need two round trips; the oldest is the likeliest to be hostile.
             oldest = next(iter(self._pending))
             oldest.refuse("crowded")
             oldest.task.cancel()
             self._forget(oldest)
-        self._pending[arrival] = None
-        self._by_origin[arrival.origin] += 1
-        arrival.task = self._loop.create_task(arrival.welcome())
-        arrival.task.add_done_callback(lambda task: self._ended(arrival, task))
+        self._pending[handshake] = None
+        self._by_origin[handshake.origin] += 1
+        handshake.task = self._loop.create_task(handshake.run())
+        handshake.task.add_done_callback(lambda task: self._ended(handshake, task))
 
-    def _ended(self, arrival: Handshake, task: asyncio.Task[None]) -> None:
-        arrival.release()
-        self._forget(arrival)
+    def _ended(self, handshake: Handshake, task: asyncio.Task[None]) -> None:
+        handshake.release()
+        self._forget(handshake)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error(
                 "a connection was lost to a defect while it was accepted",
@@ -197,26 +199,26 @@ class Listener:
                 extra={"port": self.spec.name},
             )
 
-    def _forget(self, arrival: Handshake) -> None:
-        if arrival not in self._pending:
+    def _forget(self, handshake: Handshake) -> None:
+        if handshake not in self._pending:
             return
-        del self._pending[arrival]
-        self._by_origin[arrival.origin] -= 1
-        if not self._by_origin[arrival.origin]:
-            del self._by_origin[arrival.origin]
+        del self._pending[handshake]
+        self._by_origin[handshake.origin] -= 1
+        if not self._by_origin[handshake.origin]:
+            del self._by_origin[handshake.origin]
 
     def refuse(self, reason: str, address: str, error: object = None) -> None:
-        """Count it, and log the first of its kind in a while."""
+        """Count a refusal, and log the first of its reason in ``LOG_SECONDS``."""
         self.refused[reason] += 1
         now = self._loop.time()
-        until, unsaid = self._notes.get(reason, (float("-inf"), 0))
+        until, unlogged = self._logged.get(reason, (float("-inf"), 0))
         if now < until:
-            self._notes[reason] = until, unsaid + 1
+            self._logged[reason] = until, unlogged + 1
             return
-        self._notes[reason] = now + NOTE_SECONDS, 0
+        self._logged[reason] = now + LOG_SECONDS, 0
         fields: dict[str, object] = {"port": self.spec.name, "reason": reason, "peer": address}
         if error is not None:
             fields["error"] = str(error)
-        if unsaid:
-            fields["since_last"] = unsaid
+        if unlogged:
+            fields["since_last"] = unlogged
         log.info("connection refused", extra=fields)

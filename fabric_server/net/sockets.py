@@ -1,4 +1,4 @@
-"""Listening sockets: one number on several hosts, and a sentence when that can't be had."""
+"""Listening sockets: one port number on several hosts, and clear errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ log = logging.getLogger("fabric.listen")
 
 BACKLOG = 1024
 TRIES = 16
-"""How often a free number is sought that is free on every host."""
+"""Attempts to find a number that is free on every host."""
 
 _NO_FAMILY = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT}
 
@@ -23,7 +23,7 @@ class PortProblem(Exception):
 def bind(
     hosts: Sequence[str], number: int, *, setting: str, reuse_port: bool = False
 ) -> tuple[list[socket.socket], int]:
-    """Non-blocking listening sockets, one for each address, and their port number.
+    """Open non-blocking listening sockets, one for each address; return them and their port number.
 
     A wildcard of an address family that the machine lacks is left out.  Raises ``PortProblem``.
     """
@@ -43,7 +43,7 @@ def bind(
                     raise
             if sockets:
                 return sockets, sockets[0].getsockname()[1]
-            raise PortProblem("host names no address that this machine has: correct it.")
+            raise PortProblem("the setting host names no address of this machine.")
         except OSError as error:
             _close(sockets)
             taken_elsewhere = error.errno == errno.EADDRINUSE and number == 0 and sockets

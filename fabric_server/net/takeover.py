@@ -1,24 +1,25 @@
-"""From a running server to its successor, on the same machine: the listening sockets themselves.
+"""Takeover: a successor on the same machine gets the listening sockets of a running server.
 
     successor                                   server that runs
         ── {"want": "takeover"} ────────────────▶
         ◀─ {"pid", "ports"} + the sockets ──────    both hold them, only the old one accepts
         … opens its back ends …
-        ── {"want": "nodes"} ───────────────────▶   rests on the node ports, tells the nodes
+        ── {"want": "nodes"} ───────────────────▶   pauses the node ports, notifies the nodes
         ◀─ {"nodes": 17} ───────────────────────
-        … accepts on them, until so many are here …
+        … accepts on them, until as many are connected …
         … accepts users …
-        ── {"want": "users"} ───────────────────▶   rests, drains, ends
+        ── {"want": "users"} ───────────────────▶   pauses, drains, exits
         ◀─ {} ──────────────────────────────────
 
-They meet at ``<data>/server.sock``, which only the server's own user can open.  If the successor
-goes before the end, the old server goes on as if nothing had been.
+Both use ``<data>/server.sock``, which only the server's own user can open.  If the successor fails
+before the end, the old server continues unchanged.
 
-Why the sockets are handed over rather than opened twice by SO_REUSEPORT: there each has a queue of
-its own, and what is in it, or still shaking hands, is reset when it closes.  Measured on loopback
-(Linux 6.18, 2026-11-21), 200 changes at 20 connections at a time, the queue emptied right before:
-23 of 165,000 connections lost, none of 153,000 with sockets handed over.  Over the internet it is
-every handshake under way.  And a second server started by mistake would take half of the users.
+The sockets are passed on instead of opened twice with SO_REUSEPORT, because there each socket has
+a queue of its own, and connections in it, or in the TCP handshake, are reset when it closes.
+Measured on loopback (Linux 6.18, 2026-11-21), 200 changes at 20 connections at a time, the queue
+emptied right before: 23 of 165,000 connections lost, none of 153,000 with sockets passed on.
+Over the internet every TCP handshake in progress is lost.  And a second server started by mistake
+would take half of the users.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 from msgspec import Struct
 
-log = logging.getLogger("fabric.handover")
+log = logging.getLogger("fabric.takeover")
 
 T = TypeVar("T")
 
@@ -44,26 +45,26 @@ NAME = "server.sock"
 MAX_SOCKETS = 64
 LINE_BYTES = 65_536
 ANSWER_SECONDS = 10.0
-"""For a question that needs no work."""
+"""Timeout of a command that needs no work."""
 SHORT_ENOUGH = 100
-"""Bytes of a path that a socket may have; the kernel's limit is 108, others' 104."""
+"""Longest socket path in bytes; the limit is 108 on Linux, 104 elsewhere."""
 
 
-class Handed(Struct, frozen=True):
-    """One port: that many of the sockets that come along."""
+class TakenPort(Struct, frozen=True):
+    """One port, and how many of the passed sockets belong to it."""
 
     host: list[str]
     number: int
-    """The real one."""
+    """The actual port number."""
     sockets: int
 
 
 class Offer(Struct, frozen=True):
     pid: int
-    ports: dict[str, Handed]
+    ports: dict[str, TakenPort]
 
 
-class Ask(Struct, frozen=True):
+class Command(Struct, frozen=True):
     want: str
 
 
@@ -72,11 +73,11 @@ class Refused(Struct, frozen=True):
 
 
 class TakeoverProblem(Exception):
-    """The running server hands nothing over, or can't be asked; the message says why."""
+    """The running server can't be taken over or contacted; the message says why."""
 
 
-class NobodyThere(TakeoverProblem):
-    """No server runs with this directory."""
+class NotRunning(TakeoverProblem):
+    """No server runs with this data directory."""
 
 
 class Listener(Protocol):
@@ -86,8 +87,8 @@ class Listener(Protocol):
     def sockets(self) -> Sequence[socket.socket]: ...
 
 
-class Running(Protocol):
-    """What a server that runs does for who asks here."""
+class RunningServer(Protocol):
+    """The parts of the running server that commands use."""
 
     @property
     def listeners(self) -> Mapping[str, Listener]: ...
@@ -96,20 +97,20 @@ class Running(Protocol):
     def yield_users(self) -> None: ...
 
 
-# ── the server that runs ──────────────────────────────────────────────────────────────────────
+# ── the running server ────────────────────────────────────────────────────────────────────────
 
 
-class Door:
-    """Answers at ``<data>/server.sock``.  ``open``, and ``close`` at the end."""
+class TakeoverServer:
+    """Serves commands at ``<data>/server.sock``; ``open`` it, and ``close`` it at the end."""
 
     def __init__(
         self,
         data: Path,
-        running: Running,
+        running: RunningServer,
         host: Sequence[str],
         reload: Callable[[], Mapping[str, Any]],
     ) -> None:
-        """``reload`` is what ``fabric-server reload`` asks for; its result goes back as JSON."""
+        """``reload`` runs for ``fabric-server reload``; its result is returned as JSON."""
         self._path = data / NAME
         self._running = running
         self._host = list(host)
@@ -117,60 +118,60 @@ class Door:
         self._server: asyncio.Server | None = None
         self._inode = 0
         self._taken = False
-        self._conversations: set[asyncio.Task[None]] = set()
+        self._connections: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
-        """A directory that can hold no socket is no reason not to serve: the log says so."""
+        """Open the socket; if that fails, log it: the server runs without takeover and reload."""
         new = self._path.with_suffix(".new")
         try:
             sock = socket.socket(socket.AF_UNIX)
             try:
                 new.unlink(missing_ok=True)
-                with _name(new) as name:
+                with _short_path(new) as name:
                     sock.bind(name)
                 new.chmod(0o600)
                 self._inode = new.stat().st_ino
                 self._server = await asyncio.start_unix_server(
-                    self._meet, sock=sock, limit=LINE_BYTES
+                    self._on_connection, sock=sock, limit=LINE_BYTES
                 )
                 new.replace(self._path)
             except BaseException:
                 sock.close()
                 raise
         except (OSError, AttributeError) as error:  # AttributeError: Windows has no such sockets
-            said = {"path": str(self._path), "reason": str(error)}
-            log.warning("takeover and reload are not available", extra=said)
+            fields = {"path": str(self._path), "reason": str(error)}
+            log.warning("takeover and reload are not available", extra=fields)
 
     async def close(self) -> None:
-        for task in self._conversations:
+        for task in self._connections:
             task.cancel()
         if self._server is None:
             return
         self._server.close()
         with suppress(OSError):
-            if self._path.stat().st_ino == self._inode:  # not yet a successor's
+            if self._path.stat().st_ino == self._inode:  # not a successor's by now
                 self._path.unlink()
 
-    def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.get_running_loop().create_task(self._converse(reader, writer))
-        self._conversations.add(task)
-        task.add_done_callback(self._conversations.discard)
+    def _on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.get_running_loop().create_task(self._handle(reader, writer))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             if not _is_own_user(writer):
                 return
-            ask = await _read(reader, Ask, ANSWER_SECONDS)
-            if ask.want == "reload":
+            command = await _read(reader, Command, ANSWER_SECONDS)
+            if command.want == "reload":
                 await _write(writer, self._reload())
-            elif ask.want != "takeover":
-                await _write(writer, Refused(f"'{ask.want}' is not known to this release"))
+            elif command.want != "takeover":
+                await _write(writer, Refused(f"unknown command '{command.want}'"))
             elif self._taken:
-                await _write(writer, Refused("another server is taking over already"))
+                await _write(writer, Refused("another server is already taking over"))
             else:
                 self._taken = True
                 try:
-                    await self._hand_over(reader, writer)
+                    await self._serve_takeover(reader, writer)
                 finally:
                     self._taken = False
         except (OSError, TimeoutError, ValueError, EOFError, msgspec.MsgspecError) as error:
@@ -178,15 +179,17 @@ class Door:
         finally:
             writer.close()
 
-    async def _hand_over(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve_takeover(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         running = self._running
         listeners = running.listeners
         ports = {
-            name: Handed(self._host, listener.port, len(listener.sockets))
+            name: TakenPort(self._host, listener.port, len(listener.sockets))
             for name, listener in listeners.items()
         }
         sockets = [one for listener in listeners.values() for one in listener.sockets]
-        # A duplicate, because asyncio's view of a socket can't send descriptors; nothing is queued.
+        # A duplicate, because asyncio's socket can't send descriptors; its buffer is empty.
         with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as own:
             line = msgspec.json.encode(Offer(os.getpid(), ports)) + b"\n"
             socket.send_fds(own, [line], [one.fileno() for one in sockets])
@@ -207,28 +210,32 @@ class Door:
 
 
 async def _expect(reader: asyncio.StreamReader, want: str) -> None:
-    """Takes as long as the successor needs, which may have a store to wait for: if it dies, its
-    end of the conversation closes."""
-    ask = await _read(reader, Ask, None)
-    if ask.want != want:
-        raise ValueError(f"'{ask.want}' instead of '{want}'")
+    """Wait for a command without a timeout: the successor may have to wait for its store.
+
+    If it dies, its end of the connection closes.
+    """
+    command = await _read(reader, Command, None)
+    if command.want != want:
+        raise ValueError(f"got the command '{command.want}' instead of '{want}'")
 
 
 def _is_own_user(writer: asyncio.StreamWriter) -> bool:
     if not hasattr(socket, "SO_PEERCRED"):
-        return True  # the file's mode has to do
+        return True  # the file's mode has to suffice
     with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as own:
-        said = own.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    _, user, _ = struct.unpack("3i", said)
+        fields = own.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, user, _ = struct.unpack("3i", fields)
     return user in (os.getuid(), 0)
 
 
-# ── who asks it ───────────────────────────────────────────────────────────────────────────────
+# ── its clients ───────────────────────────────────────────────────────────────────────────────
 
 
 class Predecessor:
-    """The server that runs with this directory, from its successor's side.  ``find``, use, and
-    ``close`` at the end, or when something fails: then the predecessor goes on."""
+    """The running server, from its successor's side.
+
+    ``find`` it, and ``close`` it at the end or when something fails: then it continues.
+    """
 
     def __init__(
         self,
@@ -245,10 +252,10 @@ class Predecessor:
 
     @classmethod
     async def find(cls, data: Path) -> Predecessor | None:
-        """None when no server runs with this directory.  Raises ``TakeoverProblem``."""
+        """Connect to the running server; None if there is none.  Raises ``TakeoverProblem``."""
         try:
             sock = await asyncio.to_thread(_dial, data)
-        except NobodyThere:
+        except NotRunning:
             return None
         try:
             offer, received = await asyncio.to_thread(_receive, sock)
@@ -263,19 +270,19 @@ class Predecessor:
         return cls(offer, sockets, reader, writer)
 
     def sockets(self, name: str, host: Sequence[str], number: int) -> Sequence[socket.socket]:
-        """Its listening sockets of that port, now ours; none when ours is to be another one."""
+        """Return its sockets of that port, now ours; none when host or number differ."""
         port = self._offer.ports.get(name)
         if port is None or port.host != list(host) or number not in (0, port.number):
             return ()
         return self._sockets.pop(name, ())
 
     async def yield_nodes(self) -> int:
-        """Have its nodes sent over; returns how many there are, 0 when it is gone."""
+        """Make its nodes register here; return how many it has, 0 when it is gone."""
         answer = await self._ask("nodes")
         return int(answer.get("nodes", 0))
 
     async def yield_users(self) -> None:
-        """Have it end."""
+        """Make it stop accepting users, drain and exit."""
         await self._ask("users")
 
     def close(self) -> None:
@@ -286,25 +293,27 @@ class Predecessor:
 
     async def _ask(self, want: str) -> dict[str, Any]:
         try:
-            await _write(self._writer, Ask(want))
+            await _write(self._writer, Command(want))
             return await _read(self._reader, dict[str, Any], ANSWER_SECONDS)
         except (OSError, TimeoutError, ValueError, EOFError, msgspec.MsgspecError) as error:
-            said = {"pid": self.pid, "reason": str(error) or "no answer"}
-            log.warning("the previous server does not respond", extra=said)
+            fields = {"pid": self.pid, "reason": str(error) or "no response"}
+            log.warning("the previous server does not respond", extra=fields)
             return {}
 
 
 def _dial(data: Path) -> socket.socket:
     if not hasattr(socket, "AF_UNIX"):
-        raise TakeoverProblem("this system has no Unix sockets: stop the server, then start it.")
+        raise TakeoverProblem(
+            "this system has no Unix sockets: stop the old server, then start the new one."
+        )
     sock = socket.socket(socket.AF_UNIX)
     sock.settimeout(ANSWER_SECONDS)
     try:
-        with _name(data / NAME) as name:
+        with _short_path(data / NAME) as name:
             sock.connect(name)
     except (FileNotFoundError, ConnectionRefusedError) as error:
         sock.close()
-        raise NobodyThere(f"no server runs with {data}.") from error
+        raise NotRunning(f"no server runs with {data}.") from error
     except OSError as error:
         sock.close()
         raise TakeoverProblem(f"{data / NAME} can't be used: {error.strerror or error}.") from error
@@ -314,27 +323,27 @@ def _dial(data: Path) -> socket.socket:
 def _receive(sock: socket.socket) -> tuple[Offer, list[socket.socket]]:
     sockets: list[socket.socket] = []
     try:
-        sock.sendall(msgspec.json.encode(Ask("takeover")) + b"\n")
+        sock.sendall(msgspec.json.encode(Command("takeover")) + b"\n")
         line, descriptors, _, _ = socket.recv_fds(sock, LINE_BYTES, MAX_SOCKETS)
         sockets = [socket.socket(fileno=one) for one in descriptors]
         if b'"error"' in line[:10]:
             raise TakeoverProblem(f"{msgspec.json.decode(line, type=Refused).error}.")
         offer = msgspec.json.decode(line, type=Offer)
         if sum(port.sockets for port in offer.ports.values()) != len(sockets):
-            raise TakeoverProblem("the running server's sockets did not all arrive.")
+            raise TakeoverProblem("not all sockets of the running server arrived.")
         for one in sockets:
             one.setblocking(False)
     except BaseException as error:
         for one in sockets:
             one.close()
         if isinstance(error, OSError | msgspec.MsgspecError):
-            raise TakeoverProblem(f"the running server hands nothing over: {error}.") from error
+            raise TakeoverProblem(f"the running server can't be taken over: {error}.") from error
         raise
     return offer, sockets
 
 
 @asynccontextmanager
-async def _conversation(
+async def _connection(
     data: Path,
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     sock = await asyncio.to_thread(_dial, data)
@@ -346,17 +355,17 @@ async def _conversation(
 
 
 async def ask_to_reload(data: Path) -> dict[str, Any]:
-    """What the server with this directory says to ``reload``.  Raises ``TakeoverProblem``."""
-    async with _conversation(data) as (reader, writer):
+    """Send ``reload`` to the running server; return its result.  Raises ``TakeoverProblem``."""
+    async with _connection(data) as (reader, writer):
         try:
-            await _write(writer, Ask("reload"))
+            await _write(writer, Command("reload"))
             return await _read(reader, dict[str, Any], ANSWER_SECONDS)
         except (OSError, TimeoutError, ValueError, EOFError, msgspec.MsgspecError) as error:
-            reason = str(error) or "it does not answer"
-            raise TakeoverProblem(f"the running server can't be told: {reason}.") from error
+            reason = str(error) or "it does not respond"
+            raise TakeoverProblem(f"the running server can't reload: {reason}.") from error
 
 
-# ── lines ─────────────────────────────────────────────────────────────────────────────────────
+# ── messages ──────────────────────────────────────────────────────────────────────────────────
 
 
 async def _read(reader: asyncio.StreamReader, kind: type[T], seconds: float | None) -> T:
@@ -367,14 +376,14 @@ async def _read(reader: asyncio.StreamReader, kind: type[T], seconds: float | No
     return msgspec.json.decode(line, type=kind)
 
 
-async def _write(writer: asyncio.StreamWriter, said: object) -> None:
-    writer.write(msgspec.json.encode(said) + b"\n")
+async def _write(writer: asyncio.StreamWriter, message: object) -> None:
+    writer.write(msgspec.json.encode(message) + b"\n")
     await writer.drain()
 
 
 @contextmanager
-def _name(path: Path) -> Iterator[str]:
-    """One for ``path`` that is short enough for a socket's address."""
+def _short_path(path: Path) -> Iterator[str]:
+    """Yield a name of ``path`` that is short enough for a socket address."""
     if len(os.fsencode(path)) <= SHORT_ENOUGH or not Path("/proc/self/fd").exists():
         yield str(path)
         return

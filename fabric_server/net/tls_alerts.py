@@ -1,9 +1,9 @@
-"""Tells a TLS client why its handshake failed.
+"""Sends TLS clients the alert that says why their handshake failed.
 
-When a handshake fails, OpenSSL writes an alert that says why ("certificate expired", "protocol
-version"), but neither asyncio nor uvloop sends it: the client sees a closed connection and can tell
-its owner nothing.  (Seen with Python 3.11.7 and uvloop 0.23, on both loops, for every reason.)
-Here the alert is taken where OpenSSL leaves it, and whoever accepted the connection sends it.
+When a handshake fails, OpenSSL writes an alert with the reason ("certificate expired", "protocol
+version"), but neither asyncio nor uvloop sends it: the client only sees a closed connection.
+(Seen with Python 3.11.7 and uvloop 0.23, on both loops, for every reason.)  This module takes the
+alert from OpenSSL's buffer, and the acceptor of the connection sends it.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from contextvars import ContextVar
 from typing import Any, Protocol
 
 
-class Told(Protocol):
-    """Who wants to hear of the alert; called inside the failing handshake."""
+class AlertReceiver(Protocol):
+    """Receives the alert, inside the failing handshake."""
 
     def on_alert(self, alert: bytes) -> None: ...
 
 
-handshaking: ContextVar[Told | None] = ContextVar("handshaking", default=None)
+handshaking: ContextVar[AlertReceiver | None] = ContextVar("handshaking", default=None)
 """Set in the task that starts a handshake; the event loop carries it into its callbacks."""
 
 
-class _Conversation(ssl.SSLObject):
+class _AlertingObject(ssl.SSLObject):
     outgoing: ssl.MemoryBIO | None = None
 
     def do_handshake(self) -> None:
@@ -32,22 +32,22 @@ class _Conversation(ssl.SSLObject):
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             raise
         except ssl.SSLError:
-            told = handshaking.get()
-            if told is not None and self.outgoing is not None:
-                told.on_alert(self.outgoing.read())
+            receiver = handshaking.get()
+            if receiver is not None and self.outgoing is not None:
+                receiver.on_alert(self.outgoing.read())
             raise
         self.outgoing = None
 
 
 class AlertingContext(ssl.SSLContext):
-    """An ``SSLContext`` whose failed handshakes are told to ``handshaking``."""
+    """An ``SSLContext`` that reports the alerts of failed handshakes to ``handshaking``."""
 
-    sslobject_class = _Conversation
+    sslobject_class = _AlertingObject
 
     def wrap_bio(
         self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, *args: Any, **kwargs: Any
     ) -> ssl.SSLObject:
-        conversation = super().wrap_bio(incoming, outgoing, *args, **kwargs)
-        if isinstance(conversation, _Conversation):
-            conversation.outgoing = outgoing
-        return conversation
+        tls = super().wrap_bio(incoming, outgoing, *args, **kwargs)
+        if isinstance(tls, _AlertingObject):
+            tls.outgoing = outgoing
+        return tls

@@ -134,7 +134,7 @@ class Links:
                 self.registry.room(node)
 
     def is_drained(self, row: NodeRow) -> bool:
-        """Whether a node that registers is drained.
+        """Return whether a node that registers is drained.
 
         A change notice that arrived while ``row`` was being read goes before the row: it may be
         newer, and if it is older, a newer notice is still to come.

@@ -57,12 +57,12 @@ class Engine:
         return self.healthy and self.active + self.elsewhere < self.slots and self.node.reachable
 
     def allows(self, model: str, now: float) -> bool:
-        """Whether the breaker for this model lets a request through."""
+        """Return whether the breaker for this model lets a request through."""
         breaker = self.breakers.get(model)
         return breaker is None or breaker.allows(now)
 
     def serves(self, model: str) -> bool:
-        """Whether it serves the model, busy or not; Ollama's ``:latest`` may be left out."""
+        """Return whether it serves the model, busy or not; Ollama's ``:latest`` may be left out."""
         return model in self.models or (
             self.kind == "ollama" and ":" not in model and f"{model}:latest" in self.models
         )
@@ -100,12 +100,12 @@ class Node:
 
     @property
     def connected(self) -> bool:
-        """Whether it takes new streams: at once, or as soon as its tunnels are up."""
+        """Return whether it takes new streams: at once, or as soon as its tunnels are up."""
         return self.link is not None and not self.draining and not self.drained
 
     @property
     def reachable(self) -> bool:
-        """Whether a new stream can be opened now."""
+        """Return whether a new stream can be opened now."""
         if self.link is not None and not self.draining and not self.drained:
             for tunnel in self.tunnels:  # a loop, because it runs for each candidate
                 if tunnel.connection.usable:
@@ -138,7 +138,7 @@ class Node:
 
     @property
     def problem(self) -> str:
-        """Why none of its engines gets requests, as the node reports; empty when one does."""
+        """Return why no engine of it gets requests, as reported; empty when one does."""
         engines = self.engines.values()
         if any(engine.healthy and engine.slots > 0 for engine in engines):
             return ""
@@ -200,7 +200,7 @@ class Registry:
         return candidates
 
     def is_known(self, model: str) -> bool:
-        """Whether any node has served the model, even if none does now."""
+        """Return whether any node has served the model, even if none does now."""
         return model in self._known or f"{model}:latest" in self._known
 
     def models(self) -> dict[str, list[Engine]]:

@@ -1,4 +1,4 @@
-"""The fabric's CA: what it signs, and what can be read off what it signed.  No files, no sockets.
+"""The fabric's CA: signing certificates, and reading those it signed.  No files, no sockets.
 
 A node's certificate names it in its subject and as the URI ``fabric:node:<id>``, and is good for
 clients only; the server's is good for servers only and always names ``server.fabric``.
@@ -26,9 +26,9 @@ AUTHORITY_SECONDS = 3650 * DAY
 SERVER_SECONDS = 90 * DAY
 NODE_SECONDS = 30 * DAY
 BACKDATED = 3600.0
-"""Seconds by which certificates begin in the past, for machines whose clock is behind."""
-LONGEST_REQUEST = 8192
-"""Characters of the longest certificate signing request that is looked at."""
+"""Seconds by which certificates are backdated, for machines whose clock is behind."""
+MAX_REQUEST = 8192
+"""Limit of a certificate signing request, in characters."""
 
 _NODE_URI = "fabric:node:"
 
@@ -38,12 +38,12 @@ class BadRequest(ValueError):
 
 
 def fingerprint(certificate: x509.Certificate) -> bytes:
-    """SHA-256 of the certificate (DER): how a join token names the CA."""
+    """Return the SHA-256 of the certificate (DER), by which join tokens name the CA."""
     return certificate.fingerprint(hashes.SHA256())
 
 
 def public_key_sha256(owner: x509.Certificate | x509.CertificateSigningRequest) -> bytes:
-    """SHA-256 of the SubjectPublicKeyInfo (DER): what is remembered of a node's key."""
+    """Return the SHA-256 of the SubjectPublicKeyInfo (DER), which is stored of a node's key."""
     return hashlib.sha256(
         owner.public_key().public_bytes(
             serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
@@ -52,7 +52,7 @@ def public_key_sha256(owner: x509.Certificate | x509.CertificateSigningRequest) 
 
 
 def node_id(peer_certificate: dict[str, Any] | None) -> str | None:
-    """Which node a verified client certificate names, given what ``getpeercert()`` told.
+    """Return the id in a verified client certificate, in the form of ``getpeercert()``.
 
     None for certificates that are not a node's.
     """
@@ -63,19 +63,19 @@ def node_id(peer_certificate: dict[str, Any] | None) -> str | None:
 
 
 def read_request(pem: str) -> x509.CertificateSigningRequest:
-    """A request whose key is P-256 and signed the request.  Raises ``BadRequest``.
+    """Parse a request, which a P-256 key must have signed.  Raises ``BadRequest``.
 
-    What the request asks for besides is not looked at: we write the subject.
+    The rest of the request is ignored: the CA chooses the subject.
     """
-    if len(pem) > LONGEST_REQUEST:
-        raise BadRequest(f"the certificate request is longer than {LONGEST_REQUEST} characters")
+    if len(pem) > MAX_REQUEST:
+        raise BadRequest(f"the certificate request is longer than {MAX_REQUEST} characters")
     try:
         request = x509.load_pem_x509_csr(pem.encode())
         key = request.public_key()
         valid = request.is_signature_valid
     except Exception:
-        # Parsing what a stranger sent: cryptography names no exhaustive list of what it raises.
-        raise BadRequest("this is no certificate request in PEM") from None
+        # The input is untrusted, and cryptography does not document all that it raises.
+        raise BadRequest("not a certificate request in PEM") from None
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise BadRequest("the key of the certificate request is not ECDSA P-256")
     if not valid:
@@ -90,11 +90,11 @@ class Authority:
 
     @classmethod
     def make(cls, now: float, key: ec.EllipticCurvePrivateKey | None = None) -> Authority:
-        """A new CA, or a new certificate for a ``key`` that signed already."""
+        """Make a new CA, or a new certificate for the ``key`` of a CA."""
         key = key or ec.generate_private_key(ec.SECP256R1())
         identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-        # A name of its own, so that two fabrics' certificates are told apart before signatures
-        # are compared, and a node of another fabric is told "unknown CA".
+        # A distinct name, so that the CAs of two fabrics differ before signatures are compared, and
+        # a node of another fabric gets the alert "unknown CA".
         name = _name(f"Fabric CA {identifier.digest.hex()[:8]}")
         certificate = (
             _builder(name, name, key.public_key(), key.public_key(), now, AUTHORITY_SECONDS)
@@ -123,9 +123,9 @@ class Authority:
     def sign_node(
         self, request: x509.CertificateSigningRequest, node: str, now: float, lifetime: float
     ) -> str:
-        """A client certificate (PEM) for a request that ``read_request`` gave.
+        """Sign a client certificate (PEM) for a request from ``read_request``.
 
-        It can't be used as a server's, and ends with the CA's at the latest.
+        The certificate can't be used by a server, and expires with the CA's at the latest.
         """
         key = request.public_key()
         assert isinstance(key, ec.EllipticCurvePublicKey)
@@ -155,7 +155,7 @@ class Authority:
 
 
 def names_of(certificate: x509.Certificate) -> list[str]:
-    """The names and addresses a certificate is for."""
+    """Return the names and addresses that a certificate is for."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
@@ -172,7 +172,7 @@ def key_pem(key: ec.EllipticCurvePrivateKey) -> str:
 
 
 def general_name(name: str) -> x509.GeneralName:
-    """How a certificate names a host.  Raises ``ValueError``."""
+    """Convert a host name or address for a certificate.  Raises ``ValueError``."""
     try:
         return x509.IPAddress(ipaddress.ip_address(name.strip("[]")))
     except ValueError:

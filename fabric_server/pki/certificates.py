@@ -5,7 +5,7 @@
     <directory>/server.pem  90 days, made again when a third is left or a name is missing
     <directory>/server.key  0600
 
-Nothing here holds a connection: ``contexts`` makes what TLS needs from these files.
+``tls_contexts`` makes TLS contexts from these files.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ log = logging.getLogger("fabric.certificates")
 
 
 class CertificateProblem(Exception):
-    """A certificate or key of ours can't be used; the message says which, why and what to do."""
+    """A certificate or key of the server is unusable; the message says which, why, what to do."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class Fact:
     ends: float
     """Unix seconds."""
     sha256: str
-    """Hex; of the CA it is what join tokens carry."""
+    """Hex; the one of the CA is in join tokens."""
     key: str
 
 
 def fact(use: str, path: Path) -> Fact:
-    """Raises ``CertificateProblem``."""
+    """Describe the certificate in a file.  Raises ``CertificateProblem``."""
     certificate = read_certificate(path)
     key = certificate.public_key()
     size = getattr(key, "key_size", "")
@@ -81,7 +81,7 @@ def fact(use: str, path: Path) -> Fact:
 class Certificates:
     """The directory with the CA and the server's certificate.
 
-    ``names`` are those under which users reach the server, beside the ones every server has.
+    ``names`` are the names under which clients reach the server, beside those of every server.
     """
 
     def __init__(self, directory: Path, names: Sequence[str] = ()) -> None:
@@ -96,7 +96,7 @@ class Certificates:
 
     @classmethod
     def open(cls, directory: Path, names: Sequence[str] = (), *, now: float) -> Certificates:
-        """Load, and make what is missing or due.  Raises ``CertificateProblem``."""
+        """Load the files, make those missing or due.  Raises ``CertificateProblem``."""
         certificates = cls(directory, names)
         certificates.refresh(now, starting=True)
         return certificates
@@ -110,14 +110,14 @@ class Certificates:
         return fingerprint(self.authority.certificate)
 
     def refresh(self, now: float, *, starting: bool = False) -> bool:
-        """Read the files again, make what is missing or due; tells whether anything was made.
+        """Reload the files, and make those that are missing or due; return whether any was made.
 
-        A certificate without its key is, while running, taken for a replacement under way.
-        Raises ``CertificateProblem`` and then keeps what it had.
+        While the server runs, a certificate without its key is taken for a replacement under way.
+        Raises ``CertificateProblem`` and then keeps the loaded CA.
         """
         try:
             self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with _only_one(self.directory):
+            with _process_lock(self.directory):
                 authority, made = self._authority(now)
                 made |= self._server(authority, now, starting)
         except OSError as error:
@@ -133,8 +133,8 @@ class Certificates:
 
     def _authority(self, now: float) -> tuple[Authority, bool]:
         if not self.ca.exists():
-            # With the key of a lost certificate, nodes go on trusting what it signs: name and key
-            # are as before.
+            # With the key of a lost certificate, nodes still trust what the new one signs: name and
+            # key are the same.
             had_key = self.ca_key.exists()
             authority = Authority.make(now, read_key(self.ca_key) if had_key else None)
             # The key first: a certificate without its key would stop the next start.
@@ -145,13 +145,13 @@ class Certificates:
             return authority, True
         if not self.ca_key.exists():
             raise CertificateProblem(
-                f"{self.ca} is there but {self.ca_key} is not. Put the key back; without it "
-                "no node can join. (Removing both makes a new CA, and every node must join again.)"
+                f"{self.ca} exists but {self.ca_key} is missing. Restore the key; without it "
+                "no node can join. (Without both files a new CA is made; nodes must rejoin.)"
             )
         certificate, key = read_certificate(self.ca), read_key(self.ca_key)
         if certificate.public_key() != key.public_key():
             raise CertificateProblem(
-                f"{self.ca_key} is not the key of {self.ca}: put back the one that is."
+                f"{self.ca_key} is not the key of {self.ca}: restore the right one."
             )
         if certificate.not_valid_after_utc.timestamp() <= now:
             raise CertificateProblem(
@@ -190,11 +190,11 @@ class Certificates:
         try:
             certificate.verify_directly_issued_by(authority.certificate)
         except (ValueError, TypeError, InvalidSignature):
-            # Somebody put it here: it is not ours to overwrite.
+            # The operator put it here: do not overwrite it.
             raise CertificateProblem(
-                f"{self.server} was not signed by {self.ca}, so nodes would refuse it. A "
-                "certificate for users is named by public_certificate and public_key; remove "
-                "server.pem and server.key to have the fabric's own made again."
+                f"{self.server} was not signed by {self.ca}, so nodes would refuse it. Set "
+                "public_certificate and public_key for a certificate of your own; remove "
+                "server.pem and server.key to have the fabric's made again."
             ) from None
         if certificate.public_key() != key.public_key():
             if starting:  # the last renewal was cut short between the two files
@@ -223,11 +223,11 @@ def read_certificate(path: Path) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(_read(path))
     except ValueError as error:
-        raise CertificateProblem(f"{path} holds no certificate in PEM: {error}.") from None
+        raise CertificateProblem(f"{path} contains no PEM certificate: {error}.") from None
 
 
 def write(path: Path, text: str, *, secret: bool = False) -> None:
-    """Replace a file in one step: whoever reads it sees the old text or the new."""
+    """Replace a file atomically: a reader sees the old text or the new."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
@@ -253,7 +253,7 @@ def read_key(path: Path) -> ec.EllipticCurvePrivateKey:
         key = serialization.load_pem_private_key(_read(path), password=None)
     except (ValueError, TypeError) as error:
         raise CertificateProblem(
-            f"{path} holds no key that can be read (PEM, without a password): {error}."
+            f"{path} contains no readable key (PEM, without a password): {error}."
         ) from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise CertificateProblem(f"{path} is not an ECDSA key; the fabric's own must be P-256.")
@@ -265,8 +265,8 @@ def read_key(path: Path) -> ec.EllipticCurvePrivateKey:
 
 
 @contextlib.contextmanager
-def _only_one(directory: Path) -> Iterator[None]:
-    """Keeps two programs that start at once from making two CAs."""
+def _process_lock(directory: Path) -> Iterator[None]:
+    """Prevent two programs that start at once from making two CAs."""
     try:
         import fcntl
     except ImportError:  # not POSIX: servers run there in development only
@@ -287,8 +287,8 @@ def _all_names(names: Iterable[str]) -> tuple[str, ...]:
             wanted.append(str(general_name(name).value))
         except ValueError as error:
             raise CertificateProblem(
-                f"{error}, so no certificate can name it: correct the setting address."
+                f"{error}, so it can't be in a certificate: correct the setting address."
             ) from None
-    with contextlib.suppress(ValueError):  # nobody chose the host name for this
+    with contextlib.suppress(ValueError):  # the host name was not chosen for certificates
         wanted.append(str(general_name(socket.gethostname()).value))
     return tuple(dict.fromkeys(wanted))

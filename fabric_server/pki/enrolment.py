@@ -1,4 +1,4 @@
-"""How a machine becomes a node: an invitation, used once, and a certificate, renewed for ever."""
+"""Enrolment of nodes: a one-time invitation, then a certificate that is renewed for ever."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from runtime.errors import BackendError
 
 log = logging.getLogger("fabric.enrolment")
 
-TRIES_PER_MINUTE = 30
-"""From one address; a secret of 256 bits is not guessed, but each try costs a look in the store."""
+ATTEMPTS_PER_MINUTE = 30
+"""Limit per address; a 256-bit secret can't be guessed, but each attempt costs a query."""
 MAX_ADDRESSES = 10_000
 
 
@@ -39,12 +39,15 @@ class Store(Protocol):
 
 class Invited(NamedTuple):
     token: str
-    """What the node's owner pastes; shown once."""
+    """The token that the node's owner pastes; shown once."""
     row: InvitationRow
 
 
 class Enrolment:
-    """``port`` tells the real number of a port by its name; ``lifetime`` is in seconds."""
+    """Invites and enrols nodes, and renews their certificates.
+
+    ``port`` returns the number of an open port by its name; ``lifetime`` is in seconds.
+    """
 
     def __init__(
         self,
@@ -65,11 +68,11 @@ class Enrolment:
 
     @property
     def ca(self) -> str:
-        """The certificate (PEM) that the tokens name by its hash."""
+        """The CA certificate (PEM), whose hash is in the tokens."""
         return self._certificates.authority.pem
 
     async def invite(self, name: str | None, valid_for: float) -> Invited:
-        """A token good for one machine, for ``valid_for`` seconds.  Raises BackendError."""
+        """Create a token for one machine, valid for ``valid_for`` seconds.  Raises BackendError."""
         now = self._clock()
         secret = secrets.token_bytes(join.SECRET_BYTES)
         row = InvitationRow(
@@ -84,24 +87,24 @@ class Enrolment:
         return Invited(join.encode(token), row)
 
     async def enrol(self, enrol: Enrol) -> Enrolled:
-        """Make a node of whoever knows an unused secret.
+        """Enrol the machine that presents an unused secret.
 
-        Raises Refusal (invitation_unknown, invitation_used, invitation_expired, bad_csr).
+        Raises ``ApiError`` (invitation_unknown, invitation_used, invitation_expired, bad_csr).
         """
         try:
             request = read_request(enrol.csr)
         except BadRequest as error:
-            raise ApiError(400, "bad_csr", f"No certificate can be made: {error}.") from None
+            raise ApiError(400, "bad_csr", f"Invalid certificate request: {error}.") from None
         try:
             secret = join.from_text(enrol.secret)
         except ValueError:
             raise _REFUSED[Redeemed.UNKNOWN]() from None
         now = self._clock()
         digest = hashlib.sha256(secret).digest()
-        wished = None if enrol.named else await self._store.invited_name(digest)
+        invited_as = None if enrol.named else await self._store.invited_name(digest)
         node = NodeRow(
             id=_node_id(secret),
-            name=wished if wished is not None and join.is_name(wished) else enrol.name,
+            name=invited_as if invited_as is not None and join.is_name(invited_as) else enrol.name,
             public_key_sha256=public_key_sha256(request),
             created_at=now,
             platform=enrol.platform,
@@ -125,7 +128,7 @@ class Enrolment:
         )
 
     async def _is_repeated(self, node: NodeRow) -> bool:
-        """Whether the same machine asks again, since the first answer never reached it."""
+        """Return whether the same machine repeats its request: the first answer was lost."""
         before = await self._store.node(node.id)
         return (
             before is not None
@@ -134,43 +137,43 @@ class Enrolment:
         )
 
     async def renew(self, node_id: str, csr: str) -> str:
-        """A new certificate (PEM) for a node that holds the key it enrolled with.
+        """Sign a new certificate (PEM) for a node, whose key must be the enrolled one.
 
-        Raises Refusal.
+        Raises ``ApiError``.
         """
         try:
             request = read_request(csr)
         except BadRequest as error:
-            raise ApiError(400, "bad_csr", f"No certificate can be made: {error}.") from None
+            raise ApiError(400, "bad_csr", f"Invalid certificate request: {error}.") from None
         row = await self._store.node(node_id)
         if row is None or row.revoked_at is not None:
             raise ApiError(403, "node_revoked", "This node was revoked.")
         if not secrets.compare_digest(public_key_sha256(request), row.public_key_sha256):
-            raise ApiError(403, "bad_csr", "The key is not the one that this node enrolled with.")
+            raise ApiError(
+                403, "bad_csr", "The key differs from the one that this node enrolled with."
+            )
         now = self._clock()
         return self._certificates.authority.sign_node(request, node_id, now, self.lifetime)
 
 
 def _node_id(secret: bytes) -> str:
-    """The same for the same secret, so that a repeated request finds its node; tells nothing."""
+    """Derive the id from the secret, so that a repeated request finds its node."""
     return f"node_{hashlib.sha256(b'fabric node id' + secret).hexdigest()[:16]}"
 
 
 _REFUSED: dict[Redeemed, Callable[[], ApiError]] = {
-    Redeemed.UNKNOWN: lambda: ApiError(
-        403, "invitation_unknown", "This invitation is not known here."
-    ),
+    Redeemed.UNKNOWN: lambda: ApiError(403, "invitation_unknown", "Unknown invitation."),
     Redeemed.USED: lambda: ApiError(
-        403, "invitation_used", "This invitation was used already: each is good for one machine."
+        403, "invitation_used", "This invitation was already used: each is valid for one machine."
     ),
     Redeemed.EXPIRED: lambda: ApiError(403, "invitation_expired", "This invitation has expired."),
 }
 
 
-class Tries:
-    """Counts attempts by address in the present minute; forgets the addresses seen longest ago."""
+class AttemptLimit:
+    """Limits attempts per address and minute; forgets the least recently seen addresses."""
 
-    def __init__(self, most: int = TRIES_PER_MINUTE) -> None:
+    def __init__(self, most: int = ATTEMPTS_PER_MINUTE) -> None:
         self._most = most
         self._counts: OrderedDict[str, tuple[int, int]] = OrderedDict()
 
@@ -188,8 +191,8 @@ _decode_enrol = msgspec.json.Decoder(Enrol).decode
 
 
 def routes(enrolment: Enrolment) -> list[web.RouteDef]:
-    """What a machine that is no node yet may ask, without a key."""
-    tries = Tries()
+    """Return the routes for machines that are not nodes yet; they need no key."""
+    tries = AttemptLimit()
 
     async def ca(request: web.Request) -> web.Response:
         return web.Response(text=enrolment.ca, content_type="application/x-pem-file")
@@ -205,11 +208,11 @@ def routes(enrolment: Enrolment) -> list[web.RouteDef]:
                     retry_after=60.0,
                 )
             enrolled = await enrolment.enrol(await _read(request))
-        except ApiError as refusal:
-            log.info("joining refused", extra={"peer": request.remote, "reason": refusal.code})
-            return _refused(refusal)
+        except ApiError as error:
+            log.info("joining refused", extra={"peer": request.remote, "reason": error.code})
+            return _refused(error)
         except BackendError:
-            return _refused(errors.overloaded("The store can't be reached.", 5.0))
+            return _refused(errors.overloaded("The store is unavailable.", 5.0))
         return web.Response(body=msgspec.json.encode(enrolled), content_type="application/json")
 
     return [web.get(join.CA_PATH, ca), web.post(join.ENROL_PATH, enrol)]
@@ -229,11 +232,11 @@ async def _read(request: web.Request) -> Enrol:
         raise errors.bad_json(str(error)) from None
 
 
-def _refused(refusal: ApiError) -> web.Response:
-    headers = {} if refusal.retry_after is None else {"retry-after": f"{refusal.retry_after:.0f}"}
+def _refused(error: ApiError) -> web.Response:
+    headers = {} if error.retry_after is None else {"retry-after": f"{error.retry_after:.0f}"}
     return web.Response(
-        status=refusal.status,
-        body=refusal.body(),
+        status=error.status,
+        body=error.body(),
         content_type="application/json",
         headers=headers,
     )

@@ -1,7 +1,7 @@
-"""What TLS needs on each port, and how it is replaced while the server runs.
+"""TLS contexts of the ports, reloaded when files change while the server runs.
 
-A replaced file is loaded into fresh contexts first: what is broken is reported and the old ones
-stay.  Connections that exist keep what they began with.
+Replaced files are loaded into new contexts first: if that fails, the error is logged and the old
+contexts stay.  Open connections keep the certificate they started with.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from protocol.names import CONTROL_ALPN, SERVER_NAME, TUNNEL_ALPN
 log = logging.getLogger("fabric.certificates")
 
 REFRESH_SECONDS = 3600.0
-"""How often the server's own certificate is looked at for its age."""
+"""How often the age of the server's own certificate is checked."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class _Set:
 
 
 class TlsContexts:
-    """``control``, ``tunnel`` and ``public`` give the context for the next connection.
+    """The contexts for the next connection: ``control``, ``tunnel`` and ``public``.
 
-    ``public_certificate`` and ``public_key`` are an operator's own, for users; a client that asks
-    for the name that nodes use still gets the fabric's, so that enrolment always works.
+    ``public_certificate`` and ``public_key`` are the operator's, for API users; a client that asks
+    for the name that nodes use (SNI) still gets the fabric's, so that enrolment always works.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class TlsContexts:
         public_certificate: Path | None = None,
         public_key: Path | None = None,
     ) -> None:
-        """Raises ``CertificateProblem``."""
+        """Load the files.  Raises ``CertificateProblem``."""
         self.certificates = certificates
         self._public_certificate = public_certificate
         self._public_key = public_key
@@ -64,15 +64,15 @@ class TlsContexts:
         return self._set.public
 
     def facts(self) -> list[Fact]:
-        """Raises ``CertificateProblem``."""
+        """Describe the certificates in use.  Raises ``CertificateProblem``."""
         facts = self.certificates.facts()
         if self._public_certificate is not None:
             facts.append(fact("server, for users", self._public_certificate))
         return facts
 
     def reload(self, now: float) -> bool:
-        """Load the files again, whether or not they look changed; tells whether that worked."""
-        # Before they are read: what is replaced meanwhile is seen the next time.
+        """Reload the files, changed or not; return whether that worked."""
+        # Before reading: a file that is replaced meanwhile is noticed the next time.
         self._seen = self._look()
         self._refreshed_at = now
         try:
@@ -87,7 +87,7 @@ class TlsContexts:
         return True
 
     def check(self, now: float) -> bool:
-        """Reload if a file was replaced or our own certificate may be due; tells whether it did."""
+        """Reload if a file was replaced or the own certificate is due; return whether it did."""
         if self._refreshed_at is None:
             self._refreshed_at = now
         if self._look() != self._seen:
@@ -102,7 +102,7 @@ class TlsContexts:
             return False
 
     async def watch(self, clock: Callable[[], float], every: float = 1.0) -> None:
-        """``check`` every so many seconds, until cancelled."""
+        """Run ``check`` every ``every`` seconds, until cancelled."""
         while True:
             await asyncio.sleep(every)
             self.check(clock())
@@ -117,17 +117,15 @@ class TlsContexts:
             context.verify_mode = ssl.CERT_REQUIRED
             context.load_verify_locations(cadata=own.authority.pem)
             context.set_alpn_protocols([alpn])
-            # A resumed session would skip the look at the certificate and its end.
+            # A resumed session would skip checking the certificate and its expiry.
             context.num_tickets = 0
         public = enrolment
         if self._public_certificate is not None and self._public_key is not None:
             public = _context(self._public_certificate, self._public_key)
 
-            def choose(
-                conversation: ssl.SSLObject, name: str | None, _: ssl.SSLContext
-            ) -> int | None:
+            def choose(tls: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> int | None:
                 if name == SERVER_NAME:
-                    conversation.context = enrolment
+                    tls.context = enrolment
                 return None
 
             public.sni_callback = choose
@@ -140,7 +138,7 @@ def _context(certificate: Path, key: Path) -> ssl.SSLContext:
     context = AlertingContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
-        # With an empty password, a key that needs one fails instead of asking at the terminal.
+        # With an empty password, an encrypted key fails instead of prompting at the terminal.
         context.load_cert_chain(certificate, key, password="")
     except ssl.SSLError as error:
         raise CertificateProblem(

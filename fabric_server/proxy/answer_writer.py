@@ -32,7 +32,7 @@ class AnswerWriter:
         "_held",
         "_held_size",
         "_kind",
-        "_usage_asked",
+        "_usage_requested",
         "announced",
         "bytes_received",
         "is_rest",
@@ -47,7 +47,7 @@ class AnswerWriter:
     def __init__(
         self,
         request: Request,
-        usage_asked: bool,
+        usage_requested: bool,
         choice: Choice,
         continuation: Continuation | None = None,
         *,
@@ -68,7 +68,7 @@ class AnswerWriter:
         """The client has got something of this answer; comments do not count."""
         self.last_written = b""
         """The chunk of a stream that was written last."""
-        self._usage_asked = usage_asked
+        self._usage_requested = usage_requested
         self._kind = choice.engine.kind
         self._continuation = continuation
         self._headers: Headers = (
@@ -103,7 +103,7 @@ class AnswerWriter:
             self.announced = None  # the usage chunk may be taken out
         if head.status < 300:
             if self.streamed:
-                self.meter = endpoint.stream_meter(self._usage_asked)
+                self.meter = endpoint.stream_meter(self._usage_requested)
                 if self._continuation is not None:
                     self.meter = self._continuation.meter(
                         self.meter, self._kind, splice=self.is_rest
@@ -144,7 +144,7 @@ class AnswerWriter:
 
     def write_final_chunk(self) -> bool:
         """Write the end of a stream that has all its tokens; False when this is none."""
-        if self._continuation is None or self._usage_asked:  # its prompt's tokens are not known
+        if self._continuation is None or self._usage_requested:  # its prompt's tokens are not known
             return False
         chunk = self._continuation.final_chunk()
         if chunk:

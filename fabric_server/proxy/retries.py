@@ -204,7 +204,7 @@ class RetryLoop:
             choice,
             AnswerWriter(
                 self._request,
-                self._record.parsed.usage_asked,
+                self._record.parsed.usage_requested,
                 choice,
                 self._continuation,
                 is_rest=self._continuing,

@@ -157,7 +157,7 @@ class Admission:
         return Choice(engine, "the first free one after a wait", is_cold(engine, model))
 
     def has_alternative(self, requirements: Requirements) -> bool:
-        """Whether another node could take the request now."""
+        """Return whether another node could take the request now."""
         now = self._clock()
         candidates = self._registry.available(requirements.model, now)
         return self.balancer.pick(candidates, requirements, now) is not None
@@ -321,5 +321,5 @@ class Admission:
 
 
 def _may_serve(engine: Engine) -> bool:
-    """Whether the engine is worth waiting for."""
+    """Return whether the engine is worth waiting for."""
     return engine.healthy and engine.slots > 0 and engine.node.connected

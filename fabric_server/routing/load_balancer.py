@@ -147,13 +147,13 @@ def model_report(engine: Engine, model: str) -> ModelReport | None:
 
 
 def is_cold(engine: Engine, model: str) -> bool:
-    """Whether the engine has to load the model first, as far as it reports that."""
+    """Return whether the engine has to load the model first, as far as it reports that."""
     report = model_report(engine, model)
     return report is not None and report.loaded is False
 
 
 def supports(engine: Engine, requirements: Requirements) -> bool:
-    """Whether the engine's kind, region and paths allow the request at all."""
+    """Return whether the engine's kind, region and paths allow the request at all."""
     if requirements.engine_kinds is not None and engine.kind not in requirements.engine_kinds:
         return False
     return in_region(engine, requirements) and (
@@ -162,12 +162,12 @@ def supports(engine: Engine, requirements: Requirements) -> bool:
 
 
 def in_region(engine: Engine, requirements: Requirements) -> bool:
-    """Whether the node is in an allowed region; a node that reports no region is in none."""
+    """Return whether the node is in an allowed region; a node that reports no region is in none."""
     return requirements.regions is None or engine.node.region in requirements.regions
 
 
 def filter_engine(engine: Engine, requirements: Requirements) -> bool:
-    """Whether the engine could take the request once it has room, as far as it reports."""
+    """Return whether the engine could take the request once it has room, as far as it reports."""
     if requirements.path not in engine.paths and requirements.path:
         return False
     if requirements.regions is not None and engine.node.region not in requirements.regions:
@@ -308,7 +308,7 @@ def _prefers_cache(
     state: RoutingState,
     now: float,
 ) -> bool:
-    """Whether the cache outweighs that its engine is busier, or slower."""
+    """Return whether the cache outweighs that its engine is busier, or slower."""
     loads = cached.active / cached.slots, best.active / best.slots
     if loads[0] - loads[1] > MAX_LOAD_DIFFERENCE * shared:
         return False

@@ -214,7 +214,7 @@ async def test_one_successor_at_a_time(tmp_path: Path) -> None:
         second = servers.successor()
         await second.begin()
         assert await second.ended() == 2
-        assert any("is taking over already" in line for line in second.lines), second.lines
+        assert any("is already taking over" in line for line in second.lines), second.lines
         first.close()
 
 

@@ -259,7 +259,7 @@ def test_an_unstreamed_answer_is_shared_out_by_its_characters() -> None:
 
 
 def test_the_server_still_finds_the_figures_and_can_take_them_out() -> None:
-    meter = StreamMeter(usage_asked=False)
+    meter = StreamMeter(usage_requested=False)
     plain = [chunk({"content": "a"}), STOP]
     assert meter.feed(run([*plain, usage(), DONE])) == b"".join([*plain, DONE])
     assert meter.usage == Usage(5, 10)

@@ -93,7 +93,7 @@ def test_what_goes_out_is_what_came_in_and_asks_for_usage(
         assert ask.patch is None
         return
     given_options = fields.get("stream_options") or {}
-    assert ask.usage_asked == (given_options.get("include_usage") is True)
+    assert ask.usage_requested == (given_options.get("include_usage") is True)
     assert sent.pop("stream_options") == {**given_options, "include_usage": True}
     assert sent == {key: value for key, value in fields.items() if key != "stream_options"}
 
@@ -198,14 +198,14 @@ def test_a_good_body_with_noise_in_it_raises_nothing_but_a_refusal(noise: bytes,
         (b"[1]", "invalid_value", "must be a JSON object"),
         (b'"model"', "invalid_value", "must be a JSON object"),
         (b"{}", "invalid_value", "'model' is missing"),
-        (b'{"model":null}', "invalid_value", "'model' is of the wrong type"),
-        (b'{"model":["a"]}', "invalid_value", "'model' is of the wrong type"),
-        (b'{"model":1e999}', "invalid_value", "'model' is of the wrong type"),
-        (b'{"model":""}', "invalid_value", "1 to 256 characters"),
-        (b'{"model":"%b"}' % (b"x" * 257), "invalid_value", "1 to 256 characters"),
-        (b'{"model":"a\\nb"}', "invalid_value", "1 to 256 characters"),
-        (b'{"model":"a","stream":"yes"}', "invalid_value", "'stream' is of the wrong type"),
-        (b'{"model":"a","stream":1}', "invalid_value", "'stream' is of the wrong type"),
+        (b'{"model":null}', "invalid_value", "'model' has the wrong type"),
+        (b'{"model":["a"]}', "invalid_value", "'model' has the wrong type"),
+        (b'{"model":1e999}', "invalid_value", "'model' has the wrong type"),
+        (b'{"model":""}', "invalid_value", "1 to 256 printable characters"),
+        (b'{"model":"%b"}' % (b"x" * 257), "invalid_value", "1 to 256 printable characters"),
+        (b'{"model":"a\\nb"}', "invalid_value", "1 to 256 printable characters"),
+        (b'{"model":"a","stream":"yes"}', "invalid_value", "'stream' has the wrong type"),
+        (b'{"model":"a","stream":1}', "invalid_value", "'stream' has the wrong type"),
         (
             b'{"model":"a","stream":true,"stream_options":[]}',
             "invalid_value",
@@ -234,7 +234,7 @@ def test_a_refusal_names_the_field_or_the_position(body: bytes, code: str, words
 def test_a_second_model_in_other_letters_is_refused(other: str, filling: str) -> None:
     """Ollama would take it."""
     body = '{"model":"a","x":"%s","%s":"b"}'
-    assert "'model' must be there once" in refused((body % (filling, other)).encode()).message
+    assert "'model' must be given once" in refused((body % (filling, other)).encode()).message
     # As a key further inside, or as a text, it means nothing.
     for harmless in ('{"model":"a","x":{"%s":1}}', '{"model":"a","x":"%s","y":["Model"]}'):
         assert parse_body((harmless % other).encode()).model == "a"
@@ -248,7 +248,7 @@ def test_of_one_key_given_twice_the_last_counts_as_it_does_for_engines() -> None
 def test_escaped_keys_are_keys() -> None:
     body = b'{"mod\\u0065l":"a","str\\u0065am":true,"stream\\u005foptions":{"include_usage":true}}'
     ask = parse_body(body)
-    assert (ask.model, ask.stream, ask.usage_asked, ask.patch) == ("a", True, True, None)
+    assert (ask.model, ask.stream, ask.usage_requested, ask.patch) == ("a", True, True, None)
 
 
 def test_half_an_emoji_in_a_text_passes() -> None:
@@ -302,12 +302,12 @@ def test_a_large_body_flows_when_model_and_stream_come_early() -> None:
     assert early.feed(b'eam" : true') is None, "true may go on"
     ask = early.feed(b' , "messages": "xxxxx')
     assert ask is not None
-    assert (ask.model, ask.stream, ask.usage_asked) == ("tiny", True, False)
+    assert (ask.model, ask.stream, ask.usage_requested) == ("tiny", True, False)
     assert patched(early.text, ask).startswith(b'{"stream_options":{"include_usage":true}, "model"')
 
 
 def test_what_is_wrong_early_is_refused_early() -> None:
-    with pytest.raises(ApiError, match="'stream' is of the wrong type"):
+    with pytest.raises(ApiError, match="'stream' has the wrong type"):
         EarlyBody().feed(b'{"model":"tiny","stream":"yes","messages":"xxxxx')
     assert EarlyBody().feed(b'{"model":tiny,"stream":true,"messages":"xxxxx') is None
 

@@ -54,7 +54,7 @@ def test_in_any_pieces_a_stream_is_the_same_but_for_the_usage_that_nobody_asked_
     def lines(parts: list[bytes]) -> bytes:
         return b"".join(parts).replace(b"\n", newline)
 
-    meter = StreamMeter(usage_asked=asked)
+    meter = StreamMeter(usage_requested=asked)
     assert run(meter, cut(lines(STORY), cuts)) == lines(STORY if asked else KEPT)
     assert meter.usage == Usage(5, 7)
     assert meter.complete
@@ -64,14 +64,14 @@ def test_in_any_pieces_a_stream_is_the_same_but_for_the_usage_that_nobody_asked_
 @settings(deadline=None)
 @given(st.binary(max_size=300), st.lists(st.integers(1, 300), max_size=8))
 def test_bytes_that_are_no_events_pass_as_they_are(noise: bytes, cuts: list[int]) -> None:
-    assert run(StreamMeter(usage_asked=True), cut(noise, cuts)) == noise
+    assert run(StreamMeter(usage_requested=True), cut(noise, cuts)) == noise
 
 
 @settings(deadline=None)
 @given(st.text('data:{}[]" \n\rusagechoices,1', max_size=80).map(str.encode))
 def test_nothing_that_an_engine_sends_raises(noise: bytes) -> None:
     for asked in (True, False):
-        meter = StreamMeter(usage_asked=asked)
+        meter = StreamMeter(usage_requested=asked)
         assert len(run(meter, [noise, b'"usage":{' + noise + b"\n\n"])) <= 2 * len(noise) + 11
         body = BodyMeter()
         body.feed(noise + b'"usage":{' + noise)
@@ -79,7 +79,7 @@ def test_nothing_that_an_engine_sends_raises(noise: bytes) -> None:
 
 
 def test_events_go_on_as_soon_as_they_are_whole() -> None:
-    meter = StreamMeter(usage_asked=False)
+    meter = StreamMeter(usage_requested=False)
     assert meter.feed(chunk("a")) == chunk("a")
     assert meter.feed(chunk("b")[:-1]) == b""
     assert meter.feed(b"\n" + chunk("c")[:9]) == chunk("b")
@@ -107,7 +107,7 @@ def test_events_go_on_as_soon_as_they_are_whole() -> None:
 )
 def test_complete_means_that_a_terminal_marker_was_seen(text: bytes, complete: bool) -> None:
     for pieces in ([text], cut(text, list(range(len(text))))):
-        meter = StreamMeter(usage_asked=False)
+        meter = StreamMeter(usage_requested=False)
         assert run(meter, pieces) == text
         assert meter.complete == complete
         assert meter.done == (complete and b"[DONE]" in text)
@@ -129,7 +129,7 @@ def test_complete_means_that_a_terminal_marker_was_seen(text: bytes, complete: b
     ],
 )
 def test_an_error_told_within_a_stream_is_noticed(text: bytes, failed: bool) -> None:
-    meter = StreamMeter(usage_asked=False)
+    meter = StreamMeter(usage_requested=False)
     assert run(meter, [text]) == text
     assert meter.failed == failed
 
@@ -144,14 +144,14 @@ def test_usage_of_zero_does_not_hide_what_was_told_before() -> None:
         ([zero], Usage(0, 0)),
         ([{"prompt_tokens": 5}], Usage(5, None)),
     ):
-        meter = StreamMeter(usage_asked=False)
+        meter = StreamMeter(usage_requested=False)
         events = [chunk("a", usage=figures) for figures in told]
         assert run(meter, events) == b"".join(events), "it has something else to tell"
         assert meter.usage == usage
 
 
 def test_usage_within_the_last_chunk_is_read_and_the_chunk_kept() -> None:
-    meter = StreamMeter(usage_asked=False)
+    meter = StreamMeter(usage_requested=False)
     last = chunk(None, usage={"prompt_tokens": 1, "completion_tokens": 2, "x": {"y": [1]}})
     assert run(meter, [last]) == last
     assert meter.usage == Usage(1, 2)
@@ -170,7 +170,7 @@ def test_usage_within_the_last_chunk_is_read_and_the_chunk_kept() -> None:
     ],
 )
 def test_figures_that_can_t_be_true_are_not_believed(usage: Any) -> None:
-    meter = StreamMeter(usage_asked=False)
+    meter = StreamMeter(usage_requested=False)
     text = event({"choices": [], "usage": usage})
     assert run(meter, [text]) == text
     assert meter.usage == Usage()
@@ -183,7 +183,7 @@ def test_figures_that_can_t_be_true_are_not_believed(usage: Any) -> None:
 def test_an_event_of_any_size_passes_and_one_that_does_not_end_is_not_held_for_ever() -> None:
     huge = chunk("x" * 3 * MAX_EVENT)
     text = chunk("a") + huge + chunk(None) + usage_chunk(1, 2) + DONE
-    meter = StreamMeter(usage_asked=False)
+    meter = StreamMeter(usage_requested=False)
     seen, torn = b"", False
     for piece in cut(text, list(range(0, len(text), 16_000))):
         seen += meter.feed(piece)
@@ -200,14 +200,14 @@ def test_an_event_of_any_size_passes_and_one_that_does_not_end_is_not_held_for_e
 def test_a_marker_in_a_huge_event_is_seen_wherever_it_is_cut(shift: int) -> None:
     body = event({"choices": [{"text": "x" * (MAX_EVENT + 200), "finish_reason": "stop"}]})
     at = body.index(b'"finish_reason"') - 100 + shift
-    meter = StreamMeter(usage_asked=False)
+    meter = StreamMeter(usage_requested=False)
     assert run(meter, [body[:at], body[at:]]) == body
     assert meter.complete
 
 
 def test_many_small_pieces_of_an_event_cost_no_more_than_they_must() -> None:
     """A node could send an endless event byte by byte."""
-    meter = StreamMeter(usage_asked=False)
+    meter = StreamMeter(usage_requested=False)
     start = time.process_time()
     for _ in range(MAX_EVENT + 1000):
         meter.feed(b"x")

@@ -1,10 +1,9 @@
-"""The ports: who is let through, who is refused and why, and that nobody disturbs anybody else."""
+"""Listeners: slow and hostile peers, crowds, closing, and errors of opening a port."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import random
@@ -12,382 +11,26 @@ import resource
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
-from typing import Any, cast
 
 import aiohttp
 import pytest
 from aiohttp import web
 
-from fabric_server.net.listener import REASONS, Limits, Listener, Port, PortProblem
-from fabric_server.pki.ca import Authority, node_id
-from fabric_server.pki.certificates import Certificates
-from fabric_server.pki.tls_contexts import TlsContexts
-from protocol.names import CONTROL_ALPN, SERVER_NAME, TUNNEL_ALPN
+from fabric_server.net.listener import REASONS, Limits, Listener, PortProblem
+from protocol.names import SERVER_NAME
 from tests.loops import on_both_loops
-from tests.trust import Papers, client_context, node_papers
-
-NOW = time.time()
-HURRY = Limits(seconds=1.0, farewell=0.3)
-
-
-class Trust:
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.own = Certificates.open(directory / "certs", now=NOW)
-        self.contexts = TlsContexts(self.own)
-        self.ca = self.own.authority.pem
-
-    def papers(self, name: str = "node_a", **options: Any) -> Papers:
-        return node_papers(self.own.authority, self.directory, name, **{"now": NOW} | options)
-
-    def node(self, alpn: str | None = CONTROL_ALPN) -> ssl.SSLContext:
-        return client_context(self.ca, self.papers(), alpn)
-
-
-@pytest.fixture
-def trust(tmp_path: Path) -> Trust:
-    return Trust(tmp_path)
-
-
-class Echo(asyncio.Protocol):
-    """What the port is for, here: says things back, and remembers who it served."""
-
-    made: list[Echo]
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-        self.made.append(self)
-
-    def data_received(self, data: bytes) -> None:
-        self.transport.write(data)
-
-
-def port(trust: Trust, name: str = "public", **options: Any) -> Port:
-    made: list[Echo] = []
-
-    def protocol() -> Echo:
-        echo = Echo()
-        echo.made = made
-        return echo
-
-    settings: dict[str, Any] = {
-        "hosts": ["127.0.0.1"],
-        "number": 0,
-        "protocol": protocol,
-        "context": trust.contexts.public,
-        "plaintext": "loopback",
-    }
-    if name == "control":
-        settings |= {
-            "context": trust.contexts.control,
-            "plaintext": "never",
-            "alpn": CONTROL_ALPN,
-        }
-    return Port(name=name, **settings | options)
-
-
-@contextlib.asynccontextmanager
-async def listening(spec: Port, limits: Limits | None = None) -> AsyncIterator[Listener]:
-    listener = Listener(spec, limits)
-    listener.open()
-    try:
-        yield listener
-    finally:
-        await listener.close()
-        assert listener.pending == 0
-
-
-class Peer(asyncio.Protocol):
-    """A client: what it received, and how its connection ended."""
-
-    def __init__(self) -> None:
-        self.received = b""
-        self.arrived = asyncio.Event()
-        self.ended: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        self.received += data
-        self.arrived.set()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.ended.set_result(error)
-        self.arrived.set()
-
-    async def says_back(self, words: bytes) -> None:
-        self.received = b""
-        self.transport.write(words)
-        while len(self.received) < len(words):
-            assert not self.ended.done(), f"the connection ended: {self.ended.result()!r}"
-            self.arrived.clear()
-            await asyncio.wait_for(self.arrived.wait(), 5)
-        assert self.received == words
-
-    async def end(self) -> Exception | None:
-        return await asyncio.wait_for(asyncio.shield(self.ended), 5)
-
-    async def close(self) -> None:
-        self.transport.abort()
-        await self.end()
-
-
-async def dial(
-    listener: Listener, context: ssl.SSLContext | None = None, host: str = "127.0.0.1"
-) -> Peer:
-    loop = asyncio.get_running_loop()
-    name = SERVER_NAME if context else None
-    _, peer = await loop.create_connection(
-        Peer, host, listener.port, ssl=context, server_hostname=name
-    )
-    return peer
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - counters are no events
-            await asyncio.sleep(0.005)
-
-
-def counted(listener: Listener) -> dict[str, int]:
-    return {reason: count for reason, count in listener.refused.items() if count}
-
-
-# ── who is let through ────────────────────────────────────────────────────────────────────────
-
-
-@on_both_loops
-async def test_a_node_is_let_through_and_the_protocol_learns_who_it_is(trust: Trust) -> None:
-    spec = port(trust, "control")
-    async with listening(spec) as listener:
-        node = await dial(listener, trust.node())
-        await node.says_back(b"hello")
-        assert (listener.accepted, listener.opened, counted(listener)) == (1, 1, {})
-        echo = spec.protocol().made[0]  # type: ignore[attr-defined]
-        assert node_id(echo.transport.get_extra_info("peercert")) == "node_a"
-        conversation = echo.transport.get_extra_info("ssl_object")
-        assert conversation.version() == "TLSv1.3"
-        assert conversation.selected_alpn_protocol() == CONTROL_ALPN
-        await node.close()
-
-
-@on_both_loops
-async def test_what_comes_with_the_last_of_the_handshake_is_not_lost(trust: Trust) -> None:
-    big = os.urandom(300_000)
-    async with listening(port(trust, "control")) as listener:
-        nodes = [await dial(listener, trust.node()) for _ in range(5)]
-        await asyncio.gather(*(node.says_back(big) for node in nodes))
-        for node in nodes:
-            await node.close()
-
-
-@on_both_loops
-async def test_plaintext_from_this_machine_is_let_through_where_allowed(trust: Trust) -> None:
-    async with listening(port(trust)) as listener:
-        for words in (b"GET / HTTP/1.1\r\n\r\n", b"anything at all"):
-            user = await dial(listener)
-            await user.says_back(words)
-            await user.close()
-        user = await dial(listener, client_context(trust.ca))
-        await user.says_back(b"and TLS")
-        await user.close()
-        assert (listener.opened, counted(listener)) == (3, {})
-
-
-@on_both_loops
-async def test_one_number_serves_both_address_families(trust: Trust) -> None:
-    async with listening(port(trust, hosts=["127.0.0.1", "::1"])) as listener:
-        for host in ("127.0.0.1", "::1"):
-            user = await dial(listener, client_context(trust.ca), host)
-            await user.says_back(b"hello")
-            await user.close()
-
-
-@on_both_loops
-async def test_an_accepted_connection_sends_at_once_and_is_kept_alive(trust: Trust) -> None:
-    spec = port(trust)
-    async with listening(spec) as listener:
-        user = await dial(listener)
-        await user.says_back(b"hello")
-        sock = spec.protocol().made[0].transport.get_extra_info("socket")  # type: ignore[attr-defined]
-        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-        await user.close()
-
-
-@on_both_loops
-async def test_a_replaced_certificate_is_shown_to_new_connections_and_old_ones_go_on(
-    trust: Trust,
-) -> None:
-    async with listening(port(trust)) as listener:
-        before = await dial(listener, client_context(trust.ca))
-        other = Certificates.open(trust.directory / "other", now=NOW)
-        for mine, theirs in zip(trust.own.files, other.files, strict=True):
-            mine.write_bytes(theirs.read_bytes())
-        assert trust.contexts.check(NOW + 1)
-        after = await dial(listener, client_context(other.authority.pem))
-        await before.says_back(b"still here")
-        await after.says_back(b"here now")
-        await before.close()
-        await after.close()
-
-
-# ── who is refused ────────────────────────────────────────────────────────────────────────────
-
-
-@on_both_loops
-async def test_an_expired_certificate_is_refused_and_the_node_learns_why(trust: Trust) -> None:
-    papers = trust.papers(now=NOW - 40 * 86_400)
-    await _refused(trust, papers, "certificate", "SSLV3_ALERT_CERTIFICATE_EXPIRED")
-
-
-@on_both_loops
-async def test_a_certificate_of_another_fabric_is_refused_and_the_node_learns_why(
-    trust: Trust,
-) -> None:
-    papers = node_papers(Authority.make(NOW), trust.directory, now=NOW)
-    await _refused(trust, papers, "certificate", "TLSV1_ALERT_UNKNOWN_CA")
-
-
-@on_both_loops
-async def test_a_missing_certificate_is_refused_and_the_node_learns_why(trust: Trust) -> None:
-    await _refused(trust, None, "no_certificate", "TLSV13_ALERT_CERTIFICATE_REQUIRED")
-
-
-async def _refused(trust: Trust, papers: Papers | None, reason: str, alert: str) -> None:
-    """With words sent at once, which the server never reads, and without."""
-    spec = port(trust, "control")
-    async with listening(spec) as listener:
-        for words in (b"", b"hello", bytes(100_000)):
-            # In TLS 1.3 a client is done before the server has looked at its certificate.
-            node = await dial(listener, client_context(trust.ca, papers, CONTROL_ALPN))
-            if words:
-                node.transport.write(words)
-            error = await node.end()
-            assert isinstance(error, ssl.SSLError), (len(words), error)
-            assert error.reason == alert
-        await until(lambda: listener.pending == 0)
-        assert counted(listener) == {reason: 3}
-        assert spec.protocol().made == []  # type: ignore[attr-defined]
-
-
-@on_both_loops
-async def test_tls_before_1_3_is_refused_and_the_client_learns_why(trust: Trust) -> None:
-    old = trust.node()
-    old.maximum_version = ssl.TLSVersion.TLSv1_2
-    for name in ("public", "control"):
-        listener = Listener(port(trust, name))
-        listener.open()
-        with pytest.raises(ssl.SSLError, match="ALERT_PROTOCOL_VERSION"):
-            await dial(listener, old)
-        await listener.close()
-        assert counted(listener) == {"tls_version": 1}
-
-
-@on_both_loops
-async def test_another_alpn_or_none_is_closed_and_counted(trust: Trust) -> None:
-    async with listening(port(trust, "control")) as listener:
-        for alpn in (None, TUNNEL_ALPN, "h2"):
-            node = await dial(listener, trust.node(alpn))
-            await node.end()
-        assert (listener.opened, counted(listener)) == (0, {"alpn": 3})
-
-
-@on_both_loops
-async def test_a_client_that_does_not_trust_the_server_is_counted(trust: Trust) -> None:
-    async with listening(port(trust)) as listener:
-        stranger = client_context(Authority.make(NOW).pem)
-        with pytest.raises(ssl.SSLCertVerificationError):
-            await dial(listener, stranger)
-        await until(lambda: listener.pending == 0)
-        # asyncio hangs up without a word, like the server side's; curl says why.
-        assert sum(counted(listener).values()) == 1
-        assert set(counted(listener)) <= {"gone", "distrust"}
-
-
-@on_both_loops
-async def test_http_on_a_port_for_nodes_is_told_so(trust: Trust) -> None:
-    async with listening(port(trust, "control"), HURRY) as listener:
-        answer = await _raw(listener, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        head, _, body = answer.partition(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 400 ")
-        assert b"Content-Type: application/json" in head
-        error = json.loads(body)["error"]
-        assert error["code"] == "tls_required"
-        assert "fabric-client" in error["message"]
-        assert counted(listener) == {"plaintext": 1}
-
-
-@on_both_loops
-async def test_http_from_another_machine_is_told_to_use_tls(trust: Trust) -> None:
-    async with _from_elsewhere(port(trust)) as (listener, send):
-        answer = await send(b"POST /v1/chat/completions HTTP/1.1\r\n\r\n" + bytes(200_000))
-        error = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
-        assert error["code"] == "tls_required"
-        assert f"https:// on port {listener.port}" in error["message"]
-        assert (listener.opened, counted(listener)) == (0, {"plaintext": 1})
-
-
-@on_both_loops
-async def test_garbage_from_another_machine_is_closed_without_a_word(trust: Trust) -> None:
-    async with _from_elsewhere(port(trust)) as (listener, send):
-        for garbage in (
-            b"\0",
-            b"SSH-2.0-x\r\n",
-            b"\x80\x2e\x01",
-            b"get / HTTP/1.1",
-            b"\xff" * 9000,
-        ):
-            assert await send(garbage) == b""
-        assert counted(listener) == {"garbage": 5}
-
-
-@contextlib.asynccontextmanager
-async def _from_elsewhere(
-    spec: Port,
-) -> AsyncIterator[tuple[Listener, Callable[[bytes], Any]]]:
-    """Connections that say they come from another machine; a test has but one."""
-    async with listening(spec, HURRY) as listener:
-
-        async def send(words: bytes) -> bytes:
-            ours, theirs = socket.socketpair()
-            ours.setblocking(False)
-            theirs.setblocking(False)
-            listener.admit(theirs, "203.0.113.9")
-            try:
-                return await _talk(ours, words)
-            finally:
-                ours.close()
-
-        yield listener, send
-
-
-async def _raw(listener: Listener, words: bytes) -> bytes:
-    sock = socket.socket()
-    sock.setblocking(False)
-    loop = asyncio.get_running_loop()
-    await loop.sock_connect(sock, ("127.0.0.1", listener.port))
-    try:
-        return await _talk(sock, words)
-    finally:
-        sock.close()
-
-
-async def _talk(sock: socket.socket, words: bytes) -> bytes:
-    """All that comes back until the other side closes."""
-    loop = asyncio.get_running_loop()
-    received = b""
-    async with asyncio.timeout(5):
-        with contextlib.suppress(ConnectionError):
-            await loop.sock_sendall(sock, words)
-        with contextlib.suppress(ConnectionError):
-            while data := await loop.sock_recv(sock, 65_536):
-                received += data
-    return received
-
+from tests.server.net.ports import (
+    HURRY,
+    Peer,
+    Trust,
+    counted,
+    dial,
+    listening,
+    port,
+    raw,
+    until,
+)
+from tests.trust import client_context
 
 # ── slow and hostile ──────────────────────────────────────────────────────────────────────────
 
@@ -409,7 +52,7 @@ async def test_a_peer_that_is_silent_or_stops_in_mid_handshake_is_closed_in_time
         well = await dial(listener, trust.node())
         began = time.monotonic()
         slow = [b"", hello[:1], hello[:100], hello[:-1], hello]
-        talks = [asyncio.create_task(_raw(listener, words)) for words in slow]
+        talks = [asyncio.create_task(raw(listener, words)) for words in slow]
         while not all(talk.done() for talk in talks):
             await well.says_back(b"undisturbed")
             await asyncio.sleep(0.01)
@@ -447,7 +90,7 @@ async def test_garbage_on_a_port_is_closed_and_counted_and_disturbs_nobody(trust
     ]
     async with listening(port(trust, "control"), HURRY) as listener:
         well = await dial(listener, trust.node())
-        talks = [asyncio.create_task(_raw(listener, words)) for words in garbage]
+        talks = [asyncio.create_task(raw(listener, words)) for words in garbage]
         while not all(talk.done() for talk in talks):
             await well.says_back(b"undisturbed")
         answers = [await talk for talk in talks]
@@ -469,7 +112,7 @@ def _spoiled(hello: bytes, rng: random.Random) -> bytes:
 async def test_a_crowd_pushes_out_the_oldest_and_an_honest_peer_still_gets_in(
     trust: Trust,
 ) -> None:
-    limits = Limits(seconds=30, total=20, farewell=0.3)
+    limits = Limits(seconds=30, total=20, reply_seconds=0.3)
     async with listening(port(trust, "control"), limits) as listener:
         crowd = [socket.create_connection(("127.0.0.1", listener.port)) for _ in range(50)]
         await until(lambda: listener.accepted == 50)
@@ -518,7 +161,7 @@ async def test_closing_ends_what_is_under_way_and_leaves_what_was_let_through(
     hello = client_hello()
     async with listening(port(trust, "control")) as listener:
         node = await dial(listener, trust.node())
-        waiting = [asyncio.create_task(_raw(listener, hello[:n])) for n in (0, 1, 90, len(hello))]
+        waiting = [asyncio.create_task(raw(listener, hello[:n])) for n in (0, 1, 90, len(hello))]
         await until(lambda: listener.accepted == 5)
         await asyncio.sleep(0.05)
         assert listener.pending == 4
@@ -564,7 +207,7 @@ async def test_sockets_that_are_handed_over_lose_nobody_who_waits_in_their_queue
     trust: Trust,
 ) -> None:
     async with listening(port(trust)) as older:
-        older.rest()
+        older.pause_accepting()
         assert not older.accepting
         queued = socket.create_connection(("127.0.0.1", older.port))
         newer = Listener(port(trust))
@@ -572,7 +215,7 @@ async def test_sockets_that_are_handed_over_lose_nobody_who_waits_in_their_queue
         assert newer.port == older.port and not newer.accepting
         older.stop_accepting()
         assert older.accepted == 0
-        newer.begin()
+        newer.resume_accepting()
         assert newer.accepting
         queued.sendall(b"hello")
         queued.setblocking(False)
@@ -620,7 +263,7 @@ async def test_refusals_are_logged_once_per_reason_and_not_once_per_stranger(
     async with listening(port(trust, "control"), HURRY) as listener:
         with caplog.at_level(logging.INFO):
             for _ in range(20):
-                await _raw(listener, b"\0garbage")
+                await raw(listener, b"\0garbage")
         assert counted(listener) == {"garbage": 20}
         assert len([1 for record in caplog.records if record.msg == "connection refused"]) == 1
 

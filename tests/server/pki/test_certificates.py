@@ -179,10 +179,10 @@ def _request_with(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> str:
 @pytest.mark.parametrize(
     ("pem", "says"),
     [
-        ("", "no certificate request"),
-        ("hello", "no certificate request"),
-        ("ü" * 100, "no certificate request"),
-        ("\ud800", "no certificate request"),
+        ("", "not a certificate request"),
+        ("hello", "not a certificate request"),
+        ("ü" * 100, "not a certificate request"),
+        ("\ud800", "not a certificate request"),
         ("x" * 9000, "longer"),
         (_request_with(ec.generate_private_key(ec.SECP384R1())), "P-256"),
         (_request_with(rsa.generate_private_key(65537, 2048)), "P-256"),
@@ -239,7 +239,7 @@ def test_a_lost_ca_key_is_no_reason_to_make_a_new_ca(tmp_path: Path) -> None:
     certificates = made(tmp_path)
     certificates.ca_key.unlink()
     before = certificates.ca.read_bytes()
-    assert "Put the key back" in problem(tmp_path)
+    assert "Restore the key" in problem(tmp_path)
     assert certificates.ca.read_bytes() == before
 
 
@@ -261,10 +261,10 @@ def test_a_key_of_another_ca_an_ended_ca_and_no_pem_are_each_named(tmp_path: Pat
     certificates.ca_key.write_text(key_pem(new_key()))
     assert "is not the key of" in problem(tmp_path)
     certificates.ca_key.write_text("nothing")
-    assert "holds no key" in problem(tmp_path)
+    assert "contains no readable key" in problem(tmp_path)
     certificates.ca_key.write_text(key)
     certificates.ca.write_text("nothing")
-    assert "holds no certificate" in problem(tmp_path)
+    assert "contains no PEM certificate" in problem(tmp_path)
 
 
 def test_a_directory_that_can_not_be_made_is_named(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_a_key_that_others_can_read_is_warned_of(
     made(tmp_path).ca_key.chmod(0o644)
     with caplog.at_level(logging.WARNING):
         made(tmp_path)
-    assert "others can read this key" in caplog.text
+    assert "other users can read this key" in caplog.text
 
 
 # ── replacement while running ─────────────────────────────────────────────────────────────────

@@ -14,7 +14,7 @@ from cryptography import x509
 
 from fabric_server.dialects.errors import ApiError
 from fabric_server.pki.ca import DAY, public_key_sha256
-from fabric_server.pki.enrolment import MAX_ADDRESSES, TRIES_PER_MINUTE, Enrolment, Tries
+from fabric_server.pki.enrolment import ATTEMPTS_PER_MINUTE, MAX_ADDRESSES, AttemptLimit, Enrolment
 from fabric_server.storage.rows import NodeRow
 from protocol import join
 from protocol.join import CA_PATH, ENROL_PATH, Enrol, Enrolled
@@ -196,7 +196,7 @@ async def test_the_routes_give_the_ca_and_enrol(tmp_path: Path) -> None:
             400,
             {
                 "error": {
-                    "message": "No certificate can be made: this is no certificate request in PEM.",
+                    "message": "Invalid certificate request: not a certificate request in PEM.",
                     "type": "invalid_request_error",
                     "param": None,
                     "code": "bad_csr",
@@ -231,10 +231,10 @@ async def test_who_tries_too_often_waits(tmp_path: Path, caplog: pytest.LogCaptu
         caller = Caller(door, session)
         body = msgspec.json.encode(Enrol(secret="AAAA", csr=request_pem(new_key()), name="x"))
         with caplog.at_level(logging.INFO, "fabric.enrolment"):
-            statuses = [(await caller.post(body))[0] for _ in range(TRIES_PER_MINUTE + 2)]
+            statuses = [(await caller.post(body))[0] for _ in range(ATTEMPTS_PER_MINUTE + 2)]
         # A minute may have begun in between.
-        assert statuses[:TRIES_PER_MINUTE] == [403] * TRIES_PER_MINUTE
-        assert set(statuses[TRIES_PER_MINUTE:]) <= {403, 429}
+        assert statuses[:ATTEMPTS_PER_MINUTE] == [403] * ATTEMPTS_PER_MINUTE
+        assert set(statuses[ATTEMPTS_PER_MINUTE:]) <= {403, 429}
         assert "joining refused" in caplog.text
         assert (await caller.get(CA_PATH))[0] == 200
 
@@ -248,14 +248,14 @@ async def test_a_store_that_is_away_is_told_as_such(tmp_path: Path) -> None:
 
 
 def test_tries_are_counted_by_the_minute_and_by_address() -> None:
-    tries = Tries(most=3)
+    tries = AttemptLimit(most=3)
     assert [tries.allows("a", 0.0) for _ in range(5)] == [True] * 3 + [False] * 2
     assert tries.allows("b", 0.0)
     assert tries.allows("a", 60.0)
 
 
 def test_the_count_of_tries_forgets_who_was_seen_longest_ago() -> None:
-    tries = Tries(most=1)
+    tries = AttemptLimit(most=1)
     for number in range(MAX_ADDRESSES + 1):
         assert tries.allows(str(number), 0.0)
     assert not tries.allows(str(MAX_ADDRESSES), 0.0)

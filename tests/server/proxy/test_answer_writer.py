@@ -37,13 +37,15 @@ class Collected:
         return True
 
 
-async def make_writer(why: str = "", *, usage_asked: bool = True) -> tuple[AnswerWriter, Collected]:
+async def make_writer(
+    why: str = "", *, usage_requested: bool = True
+) -> tuple[AnswerWriter, Collected]:
     connection = Collected()
     request = Request(connection, "req_1", 0.0)
     request.method, request.path, request.endpoint = "POST", CHAT, ENDPOINTS[CHAT]
     request.body.end()
     engine = Site().node().engine
-    return AnswerWriter(request, usage_asked, Choice(engine, why)), connection
+    return AnswerWriter(request, usage_requested, Choice(engine, why)), connection
 
 
 def json_head(length: int | None = None, status: int = 200) -> ResponseHead:
@@ -173,5 +175,5 @@ async def test_half_an_event_that_has_gone_out_is_ended_before_the_error() -> No
 
 
 async def test_a_request_that_can_t_be_continued_has_no_final_chunk() -> None:
-    writer, _ = await make_writer(usage_asked=False)
+    writer, _ = await make_writer(usage_requested=False)
     assert not writer.write_final_chunk()

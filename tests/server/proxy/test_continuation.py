@@ -78,7 +78,7 @@ def ask(**more: Any) -> bytes:
 
 def lost(continuation: Continuation, *events: bytes) -> bytes:
     """What the user has of a stream that broke off."""
-    meter = continuation.meter(StreamMeter(usage_asked=True), "vllm", splice=False)
+    meter = continuation.meter(StreamMeter(usage_requested=True), "vllm", splice=False)
     return b"".join(map(meter.feed, events))
 
 
@@ -114,7 +114,7 @@ def test_wherever_streams_are_cut_the_user_gets_one_whole_stream(
         engine = Engine(f"node{number}", kind, tokens, newline)
         question = body if number == 0 else continuation.body(kind)
         answer = engine.answer(question)[:cut]
-        meter = continuation.meter(StreamMeter(usage_asked=True), kind, splice=number > 0)
+        meter = continuation.meter(StreamMeter(usage_requested=True), kind, splice=number > 0)
         for at in range(0, len(answer), piece):
             user += meter.feed(answer[at : at + piece])
         if cut is not None and not meter.complete:
@@ -229,7 +229,7 @@ def test_white_space_at_a_splice_point_comes_once_whether_repeated_or_not() -> N
         asked = json.loads(continuation.body("ollama"))
         assert asked["messages"][-1]["content"] == "a"
         assert asked["max_tokens"] == 9
-        meter = continuation.meter(StreamMeter(usage_asked=True), "ollama", splice=True)
+        meter = continuation.meter(StreamMeter(usage_requested=True), "ollama", splice=True)
         user = b"".join(meter.feed(said(content=token)) for token in again)
         assert text_of(chunks(user + DONE)) == rest
 
@@ -239,7 +239,7 @@ def test_reasoning_before_an_answer_counts_and_is_not_said_again() -> None:
     lost(continuation, said(reasoning="hm"), said(reasoning="so"), said(content="a"))
     assert continuation.possible
     assert json.loads(continuation.body("vllm"))["max_tokens"] == 7
-    meter = continuation.meter(StreamMeter(usage_asked=True), "vllm", splice=True)
+    meter = continuation.meter(StreamMeter(usage_requested=True), "vllm", splice=True)
     usage = {"prompt_tokens": PROMPT + 1, "completion_tokens": 4}
     meter.feed(said(content="b") + event({"choices": [], "usage": usage}))
     assert meter.usage == Usage(PROMPT, 4 + 3)
@@ -251,7 +251,7 @@ def test_an_engine_that_does_something_else_than_go_on_is_told_from_one_that_doe
 ) -> None:
     continuation = Continuation(ask())
     lost(continuation, said(content="a"))
-    meter = continuation.meter(StreamMeter(usage_asked=True), "vllm", splice=True)
+    meter = continuation.meter(StreamMeter(usage_requested=True), "vllm", splice=True)
     with pytest.raises(NotContinued):
         meter.feed(event)
     assert continuation.possible, "nothing of it has reached the user"
@@ -261,7 +261,7 @@ def test_an_engine_that_says_the_beginning_again_is_not_heard_twice() -> None:
     text = "x" * MIN_ECHO
     continuation = Continuation(ask())
     lost(continuation, said(content=text))
-    meter = continuation.meter(StreamMeter(usage_asked=True), "llama-server", splice=True)
+    meter = continuation.meter(StreamMeter(usage_requested=True), "llama-server", splice=True)
     user = b"".join(meter.feed(said(content=piece)) for piece in (text + "y", text, "z"))
     assert text_of(chunks(user + DONE)) == "y" + text + "z"
 
@@ -269,7 +269,7 @@ def test_an_engine_that_says_the_beginning_again_is_not_heard_twice() -> None:
 def test_usage_is_never_less_than_nothing() -> None:
     continuation = Continuation(ask())
     lost(continuation, *[said(content="a")] * 5)
-    meter = continuation.meter(StreamMeter(usage_asked=True), "vllm", splice=True)
+    meter = continuation.meter(StreamMeter(usage_requested=True), "vllm", splice=True)
     figures = {"prompt_tokens": 3, "completion_tokens": 1, "details": {"cached": 2}}
     user = meter.feed(event({"choices": [], "usage": figures}))
     [chunk] = chunks(user + DONE)
