@@ -279,7 +279,7 @@ def test_a_key_that_others_can_read_is_warned_of(
     made(tmp_path).ca_key.chmod(0o644)
     with caplog.at_level(logging.WARNING):
         made(tmp_path)
-    assert "other users can read this key" in caplog.text
+    assert "other users can read this private key" in caplog.text
 
 
 # ── replacement while running ─────────────────────────────────────────────────────────────────
