@@ -19,13 +19,13 @@ class WatchTimes:
     """Times in seconds."""
 
     alive: float = 2.0
-    """Between two questions to an engine whether it can serve."""
+    """Interval of health checks of an engine."""
     refresh: float = 10.0
-    """Between two questions for its models, and two looks for new engines."""
+    """Interval of model lists, and of searches for new engines."""
     repeat: float = 30.0
-    """Between two reports when nothing changed."""
+    """Interval of reports to the server when nothing changed."""
     timeout: float = PROBE_TIMEOUT
-    """For an engine's answer."""
+    """Time limit of one question to an engine."""
 
 
 class Watcher:

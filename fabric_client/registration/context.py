@@ -25,5 +25,5 @@ class NodeContext:
     reports: Callable[[], list[EngineReport]]
     """Returns what servers should know of the engines now."""
     resume_table: ResumeTable
-    """What lost tunnels left behind, until a server asks for it on another."""
+    """The streams of lost tunnels, until a server resumes them on another tunnel."""
     rng: Random

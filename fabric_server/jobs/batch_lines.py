@@ -58,7 +58,7 @@ class BatchLines:
         return count
 
     async def limit_responses(self, batch: BatchRow) -> bool:
-        """If the responses are too large, cancel the lines that have not begun and return True."""
+        """Cancel the lines not yet begun when responses are too large; return True if so."""
         now = self._clock()
         if now < self._check_at.get(batch.id, 0.0):
             return False

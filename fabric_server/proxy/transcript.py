@@ -69,7 +69,7 @@ class Transcript:
 
     def __init__(self) -> None:
         self.possible = True
-        """Nothing in the answer so far forbids to continue it."""
+        """True while nothing in the answer so far forbids a continuation."""
         self.id = self.model = ""
         self.created = 0
         self.tokens = 0

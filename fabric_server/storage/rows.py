@@ -17,7 +17,7 @@ NodeState = Literal["good", "revoked", "draining"]
 class AccountRow(Struct, frozen=True):
     name: str
     note: str
-    """For operators: who it belongs to, how to reach them."""
+    """A note for operators: the owner, and how to reach them."""
     created_at: float
     enabled: bool = True
 

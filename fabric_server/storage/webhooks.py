@@ -19,7 +19,7 @@ class WebhookRow(Struct, frozen=True):
     account: str
     url: str
     secret: str
-    """In clear, since it signs: must not be logged or shown."""
+    """The signing secret in clear; it must not be logged or shown."""
     body: bytes
     tries: int
     """Attempts begun so far."""
