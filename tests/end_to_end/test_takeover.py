@@ -55,7 +55,7 @@ async def test_who_asks_the_successor_waits_in_line_for_the_slot_that_a_stream_o
     tmp_path: Path,
 ) -> None:
     more = asyncio.Event()
-    async with ScriptedEngine() as engine, Servers(tmp_path) as servers:
+    async with ScriptedEngine() as engine, Servers(tmp_path, drain_seconds="30") as servers:
         engine.plan = Plan(chunks=("one", " slot"), hold=more)
         await servers.join(engine.url, "attic", "--slots", "1")
         key = await servers.key()
@@ -222,7 +222,7 @@ async def test_a_successor_that_is_killed_is_followed_while_the_first_still_drai
     tmp_path: Path,
 ) -> None:
     more = asyncio.Event()
-    async with ScriptedEngine() as engine, Servers(tmp_path) as servers:
+    async with ScriptedEngine() as engine, Servers(tmp_path, drain_seconds="30") as servers:
         engine.plan = Plan(chunks=("to the", " end"), hold=more)
         node = await servers.join(engine.url, "attic", "--slots", "4")
         key = await servers.key()
