@@ -59,7 +59,9 @@ def main(count: int) -> None:
         rng.choices(b"abcdefghijklmnopqrstuvwxyz ", k=2048)
     )
     prefix = prefix_hashes(body)
-    requirements = Requirements(MODEL, "key", needs=frozenset({"tools"}), prefix=prefix, tokens=500)
+    requirements = Requirements(
+        MODEL, "key", capabilities=frozenset({"tools"}), prefix=prefix, tokens=500
+    )
     seen = Requirements(MODEL, "key")
 
     def busy(share: float) -> None:

@@ -176,7 +176,7 @@ async def test_a_successor_that_fails_to_start_changes_nothing(tmp_path: Path) -
         away = servers.successor({"store": "postgresql://127.0.0.1:9/nobody"})
         await away.begin()
         assert await away.ended() == 2, away.lines
-        await servers.server.said("this server goes on")
+        await servers.server.said("this server keeps running")
         empty = servers.successor({"store": f"sqlite:///{tmp_path}/empty.sqlite"})
         await empty.begin()
         assert await empty.ended() == 2, empty.lines

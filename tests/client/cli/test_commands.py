@@ -138,7 +138,7 @@ def test_tokens_that_can_not_be_used_are_refused_with_the_reason(
     assert "is empty" in refused(shell, "join", "-", stdin="\n")
     assert "give the join token" in refused(shell, "join")
     shell.ok("fabric-client", "join", "--data=other", token)
-    assert "used already" in refused(shell, "join", token)
+    assert "already used" in refused(shell, "join", token)
     server.signal(signal.SIGTERM)
     assert server.exit_code() == 0
     assert "can't be reached at localhost" in refused(shell, "join", token)

@@ -23,7 +23,7 @@ async def test_an_invited_machine_joins_once(server: Server) -> None:
     (joined,) = (await server.get("/api/v1/nodes")).body["data"]
     assert (joined["name"], joined["connected"], joined["epoch"]) == ("attic", False, 0)
     assert joined["id"] == identity.node_id
-    with pytest.raises(JoinError, match="used already"):
+    with pytest.raises(JoinError, match="already used"):
         await join(token, server.directory / "other", name="cellar")
 
 
