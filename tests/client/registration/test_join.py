@@ -122,7 +122,7 @@ async def test_an_invitation_that_is_used_expired_or_unknown_asks_for_a_new_one(
         )
         await join(used, tmp_path / "first", name="desk")
         door.clock.now += 61.0
-        for token, says in ((used, "used"), (expired, "expired"), (unknown, "not known")):
+        for token, says in ((used, "used"), (expired, "expired"), (unknown, "Unknown")):
             message = await problem(token, tmp_path / "node")
             assert says in message
             assert "nodes invite" in message
