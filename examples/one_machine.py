@@ -33,6 +33,7 @@ import aiohttp
 from fabric_client.cli import TOKEN
 from fabric_client.config import PREFIX, Config
 from fabric_client.engines.addresses import parse_address
+from fabric_client.engines.discovery import DEFAULT_PORTS
 from fabric_client.engines.echo import MODEL as ECHO
 from fabric_client.engines.echo import EchoEngine, serve
 from fabric_client.engines.watcher import Watcher
@@ -200,7 +201,8 @@ async def find_engines(data: Path, stack: AsyncExitStack) -> tuple[list[str], st
     settings = read(Config, PREFIX, environ=environ, flags={"data": data / "node"}, file=None)
     async with aiohttp.ClientSession() as session:
         addresses = [parse_address(text) for text in settings.engine]
-        reports = await Watcher(session, addresses, discover=settings.discovers).refresh()
+        ports = tuple(DEFAULT_PORTS.values()) if settings.discovers else ()
+        reports = await Watcher(session, addresses, ports=ports).refresh()
     for report in reports:
         print(f"Engine {report.name}: {report.problem or f'{len(report.models)} models'}")
     model = choose(reports)

@@ -119,7 +119,17 @@ class PostgresDatabase:
             _terminate(connection)
             raise
         finally:
+            await self._release(connection)
+
+    async def _release(self, connection: Connection) -> None:
+        """Give a connection back to the pool, which resets it.
+
+        A connection that breaks meanwhile is dropped: what was read or committed on it stands.
+        """
+        try:
             await self._pool.release(connection)
+        except (asyncpg.PostgresError, *_AWAY):
+            _terminate(connection)
 
 
 class _PostgresSession:

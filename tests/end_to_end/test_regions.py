@@ -56,5 +56,5 @@ async def test_jobs_and_batches_refuse_what_they_would_not_keep(tmp_path: Path, 
 def test_a_node_s_region_is_a_short_plain_name() -> None:
     assert Config(region="eu-west.2_b").region == "eu-west.2_b"
     for wrong in ("EU", "eu west", "eu,us", "eu\n", "e" * 65, "é"):
-        with pytest.raises(Conflict, match="region must be 1 to 64 small letters"):
+        with pytest.raises(Conflict, match="region must be 1 to 64 lowercase letters"):
             Config(region=wrong)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
 from random import Random
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -266,3 +267,63 @@ async def test_days_of_heartbeats_are_tables_that_are_dropped_whole(
     )
     assert await store.heartbeats("node_attic") == []
     await store.close()
+
+
+# ── a connection that breaks while it is given back ───────────────────────────────────────────
+
+
+class CutsAtReset:
+    """A proxy, as a fault: cuts a connection when the pool resets it, once ``armed``."""
+
+    RESET = b"pg_advisory_unlock_all"
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.armed = False
+        self.cuts = 0
+
+    async def serve(self) -> asyncio.Server:
+        return await asyncio.start_server(self._accept, "127.0.0.1", 0)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        with suppress(ConnectionError):
+            back = asyncio.create_task(self._pump(upstream_reader, writer))
+            self._tasks.add(back)
+            back.add_done_callback(self._tasks.discard)
+            await self._pump(reader, upstream_writer)
+            await back
+        for one in (writer, upstream_writer):
+            one.close()
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        while data := await source.read(65536):
+            if self.armed and self.RESET in data:
+                self.armed = False
+                self.cuts += 1
+                break
+            sink.write(data)
+            await sink.drain()
+        sink.transport.abort()
+
+
+async def test_a_connection_lost_while_it_is_given_back_costs_nothing(own: PostgresServer) -> None:
+    parts = urlsplit(own.url)
+    assert parts.port is not None
+    proxy = CutsAtReset(parts.port)
+    async with await proxy.serve() as server:
+        port = server.sockets[0].getsockname()[1]
+        url = parts._replace(netloc=parts.netloc.replace(str(parts.port), str(port))).geturl()
+        database = await PostgresDatabase.open(url)
+        try:
+            proxy.armed = True
+            assert list(await database.fetch("SELECT 1")) == [(1,)]
+            assert proxy.cuts == 1
+            proxy.armed = True
+            async with database.transaction() as session:
+                await session.execute("CREATE TABLE kept (n BIGINT)")
+            assert proxy.cuts == 2
+            assert list(await database.fetch("SELECT count(*) FROM kept")) == [(0,)]
+        finally:
+            await database.close()

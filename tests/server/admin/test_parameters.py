@@ -80,7 +80,11 @@ async def test_a_wrong_time_or_group_is_told(
         (b'{"name": "x", "valid_seconds": 1e300}', "invalid_value", "valid_seconds"),
         (b'{"name": "x", "management": true, "models": ["m"]}', "invalid_value", "management"),
         (b'{"name": "x", "failover": "always"}', "invalid_value", "failover"),
-        (b'{"name": "x", "management": true, "failover": "continue"}', "invalid_value", "not for"),
+        (
+            b'{"name": "x", "management": true, "failover": "continue"}',
+            "invalid_value",
+            "call no models",
+        ),
         (b'{"name": "  "}', "invalid_value", "printable"),
         (b'{"name": "\\ud800"}', "invalid_json", "not valid JSON"),
     ],
