@@ -8,8 +8,10 @@ wait for ever.
 
 import signal
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from tests.engine import ScriptedEngine
 
@@ -23,3 +25,21 @@ pytest_plugins = ("tests.lab.backends", "tests.end_to_end.clients.matrix_report"
 async def engine() -> AsyncIterator[ScriptedEngine]:
     async with ScriptedEngine() as engine:
         yield engine
+
+
+class FilesInProcesses(LoadFileScheduling):
+    """Gives whole files to processes, and the clients' folder as one.
+
+    The scripted engines of that folder answer only while its tests run: with other files between
+    them, the nodes would report their engines as away.
+    """
+
+    TOGETHER = "tests/end_to_end/clients/"
+
+    def _split_scope(self, nodeid: str) -> str:
+        return self.TOGETHER if nodeid.startswith(self.TOGETHER) else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesInProcesses | None:
+    loadfile = config.getoption("dist") == "loadfile"
+    return FilesInProcesses(config, log) if loadfile else None
