@@ -24,6 +24,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from msgspec import Struct
 
+from protocol.aio.tls import DialContext
+from protocol.join import BACKDATED_SECONDS
+
 RENEW_AFTER = 1 / 3
 """A certificate is renewed when this part of its lifetime has passed."""
 
@@ -53,8 +56,7 @@ class Identity:
         self.host = facts.host
         self.control_port = facts.control_port
         self.name = facts.name
-        self._begins = certificate.not_valid_before_utc.timestamp()
-        self._ends = certificate.not_valid_after_utc.timestamp()
+        self._issued, self._ends = _dates(certificate)
 
     def __repr__(self) -> str:
         return f"<Identity {self.node_id} at {self.host}:{self.control_port}>"
@@ -80,8 +82,8 @@ class Identity:
 
     @property
     def lifetime(self) -> float:
-        """Seconds for which the certificate is valid in all."""
-        return self._ends - self._begins
+        """Seconds for which the certificate was valid when it was issued."""
+        return self._ends - self._issued
 
     @property
     def ends(self) -> float:
@@ -89,16 +91,19 @@ class Identity:
         return self._ends
 
     def renewal_due(self, now: float) -> bool:
-        return now >= self._begins + self.lifetime * RENEW_AFTER
+        """Return whether to ask for a new certificate at ``now``, in Unix seconds.
+
+        It is also due when it was issued in the future: a clock was ahead then.
+        """
+        age = now - self._issued
+        return age >= self.lifetime * RENEW_AFTER or age < -BACKDATED_SECONDS
 
     def context(self, alpn: str) -> ssl.SSLContext:
         """Return a TLS context for dialling the server.
 
         The server's certificate must be issued by the authority that this node joined.
         """
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.verify_flags |= ssl.VERIFY_X509_STRICT  # as Python does itself from 3.13 on
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context = DialContext()
         context.load_verify_locations(self.directory / "ca.pem")
         context.load_cert_chain(self.directory / "node.pem", self.directory / "node.key")
         context.set_alpn_protocols([alpn])
@@ -116,8 +121,14 @@ class Identity:
         certificate = x509.load_pem_x509_certificate(pem.encode())
         _check(certificate, self.node_id, self.directory)
         write(self.directory / "node.pem", pem)
-        self._begins = certificate.not_valid_before_utc.timestamp()
-        self._ends = certificate.not_valid_after_utc.timestamp()
+        self._issued, self._ends = _dates(certificate)
+
+
+def _dates(certificate: x509.Certificate) -> tuple[float, float]:
+    """Return when the certificate was issued and when it ends, in Unix seconds."""
+    begins = certificate.not_valid_before_utc.timestamp()
+    ends = certificate.not_valid_after_utc.timestamp()
+    return min(begins + BACKDATED_SECONDS, ends - 1.0), ends
 
 
 def _read_key(directory: Path) -> ec.EllipticCurvePrivateKey:

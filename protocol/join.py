@@ -43,6 +43,8 @@ class Token(Struct, frozen=True, array_like=True):
 
 CA_PATH = "/api/v1/ca"
 ENROL_PATH = "/api/v1/enrol"
+BACKDATED_SECONDS = 86_400.0
+"""Seconds by which the fabric's certificates are backdated, for machines whose clock is behind."""
 LONGEST_BODY = 16_384
 """Maximum size of ``Enrol`` and ``Enrolled`` as JSON, in bytes."""
 

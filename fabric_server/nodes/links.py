@@ -16,6 +16,7 @@ from fabric_server.storage.rows import NodeRow
 from ledger.records import HEARTBEATS, HeartbeatRecord
 from protocol import messages
 from protocol.aio.link import LinkDriver
+from protocol.aio.tls import has_expired
 from protocol.control.link import LinkClosed
 from protocol.errors import Code
 from protocol.messages import (
@@ -36,6 +37,13 @@ log = logging.getLogger("fabric.links")
 
 BUSY_TUNNEL = 32
 """Streams per tunnel above which a node is asked for one more tunnel."""
+
+
+EXPIRED = (
+    "this node's certificate has expired, because it was offline for too long: if the server's "
+    "clock is right, ask the operator for a new invitation and join again with --replace"
+)
+"""Sent to a node, which tries again: the server's clock may be wrong for a while."""
 
 
 class Store(Protocol):
@@ -247,6 +255,8 @@ class NodeLink:
                 )
                 return link.close(Code.OBSOLETE, f"{text}: update fabric-client", again=False)
             row = await links.store.node(node_id) if node_id else None
+            if has_expired(link.peer_certificate(), time()):
+                return link.close(Code.UNAUTHORISED, EXPIRED)
             if row is None:
                 text = "this node is unknown to the server: join it again with a new invitation"
                 return link.close(Code.UNAUTHORISED, text, again=False)

@@ -14,10 +14,12 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from random import Random
+from time import time
 
-from fabric_server.nodes.links import node_id_of
+from fabric_server.nodes.links import EXPIRED, node_id_of
 from fabric_server.nodes.registry import Node, Registry
 from protocol.aio.server import ServerStream, ServerTunnel
+from protocol.aio.tls import has_expired
 from protocol.errors import Code
 from protocol.messages import Hello
 from protocol.tunnel.resume import RESUME_SECONDS
@@ -82,6 +84,10 @@ class Tunnels:
         if node is None or node.id != node_id_of(tunnel.peer_certificate()):
             self.refused += 1
             tunnel.close(Code.UNAUTHORISED, "unknown session: register again")
+            return
+        if has_expired(tunnel.peer_certificate(), time()):
+            self.refused += 1
+            tunnel.close(Code.UNAUTHORISED, EXPIRED)
             return
         if len(node.tunnels) >= MAX_TUNNELS:
             self.refused += 1

@@ -19,14 +19,19 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from protocol.join import BACKDATED_SECONDS
 from protocol.names import SERVER_NAME
 
 DAY = 86_400.0
 AUTHORITY_SECONDS = 3650 * DAY
 SERVER_SECONDS = 90 * DAY
 NODE_SECONDS = 30 * DAY
-BACKDATED = 3600.0
-"""Seconds by which certificates are backdated, for machines whose clock is behind."""
+AUTHORITY_BEGINS = datetime(2020, 1, 1, tzinfo=UTC).timestamp()
+"""The beginning of every CA's validity, unless the clock is behind even that.
+
+So a CA that was made while the clock was ahead is valid now.  The date has no other meaning: what
+limits the use of a CA is its end, and who has its key.
+"""
 MAX_REQUEST = 8192
 """Limit of a certificate signing request, in characters."""
 
@@ -96,8 +101,10 @@ class Authority:
         # A distinct name, so that the CAs of two fabrics differ before signatures are compared, and
         # a node of another fabric gets the alert "unknown CA".
         name = _name(f"Fabric CA {identifier.digest.hex()[:8]}")
+        begins = min(AUTHORITY_BEGINS, now - BACKDATED_SECONDS)
         certificate = (
             _builder(name, name, key.public_key(), key.public_key(), now, AUTHORITY_SECONDS)
+            .not_valid_before(datetime.fromtimestamp(begins, UTC))
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(_usage(key_cert_sign=True, crl_sign=True), critical=True)
             .sign(key, hashes.SHA256())
@@ -146,6 +153,7 @@ class Authority:
         subject, issuer = _name(common_name), self.certificate.subject
         return (
             _builder(subject, issuer, key, self.key.public_key(), now, lifetime)
+            .not_valid_before(datetime.fromtimestamp(now - BACKDATED_SECONDS, UTC))
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(digital_signature=True), critical=True)
             .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
@@ -194,7 +202,6 @@ def _builder(
     now: float,
     lifetime: float,
 ) -> x509.CertificateBuilder:
-    begins = datetime.fromtimestamp(now - BACKDATED, UTC)
     ends = datetime.fromtimestamp(now, UTC) + timedelta(seconds=lifetime)
     return (
         x509.CertificateBuilder()
@@ -202,7 +209,6 @@ def _builder(
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(begins)
         .not_valid_after(ends)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
         .add_extension(

@@ -1,9 +1,12 @@
 """The directory with the fabric's CA and the server's certificate: made on first start.
 
-    <directory>/ca.pem      10 years; nodes trust nothing else, and know it by its SHA-256
-    <directory>/ca.key      0600
+    <directory>/ca.pem      10 years, made again with the same key when one is left
+    <directory>/ca.key      0600; what nodes trust is this key
     <directory>/server.pem  90 days, made again when a third is left or a name is missing
     <directory>/server.key  0600
+
+A clock that was wrong leaves certificates that are not valid yet, or no longer.  Those are made
+again, too; a CA keeps its key then, so that nodes that joined go on.
 
 ``tls_contexts`` makes TLS contexts from these files.
 """
@@ -33,6 +36,7 @@ from fabric_server.pki.ca import (
     names_of,
     to_pem,
 )
+from protocol.join import BACKDATED_SECONDS
 from protocol.names import SERVER_NAME
 
 log = logging.getLogger("fabric.certificates")
@@ -153,12 +157,33 @@ class Certificates:
             raise CertificateProblem(
                 f"{self.ca_key} is not the key of {self.ca}: restore the right one."
             )
-        if certificate.not_valid_after_utc.timestamp() <= now:
+        reason = _why_new_authority(certificate, now)
+        if reason is None:
+            return Authority(certificate, key), False
+        authority = Authority.make(now, key)
+        if authority.certificate.subject != certificate.subject:
+            return self._foreign_authority(Authority(certificate, key), reason), False
+        write(self.ca, authority.pem)
+        log.warning(
+            "made a new certificate for the CA's key; unused invitations must be made again",
+            extra={"path": str(self.ca), "because": reason},
+        )
+        return authority, True
+
+    def _foreign_authority(self, authority: Authority, reason: str) -> Authority:
+        """Use a CA of the operator's making, which can't be made again here, as long as it is good.
+
+        Raises ``CertificateProblem`` otherwise.
+        """
+        if reason is not _ENDING:
             raise CertificateProblem(
-                f"{self.ca} has expired. Remove ca.pem, ca.key, server.pem and server.key in "
-                f"{self.directory} to have new ones made; then every node must join again."
+                f"{self.ca} is not valid now ({reason}), and was not made by this server. Replace "
+                "it with one of the same key and name; or remove ca.pem, ca.key, server.pem and "
+                f"server.key in {self.directory} to have new ones made: every node must join "
+                "again then."
             )
-        return Authority(certificate, key), False
+        log.warning("the CA's certificate expires soon", extra={"path": str(self.ca)})
+        return authority
 
     def _server(self, authority: Authority, now: float, starting: bool) -> bool:
         reason = self._why_new_server(authority, now, starting)
@@ -205,17 +230,30 @@ class Certificates:
             return f"it did not name {', '.join(sorted(unnamed))}"
         begins = certificate.not_valid_before_utc.timestamp()
         ends = certificate.not_valid_after_utc.timestamp()
+        if begins > now:
+            return _NOT_BEGUN
         if ends <= now:
             return "it had ended"
-        if ends - now < (ends - begins) / 3:
+        if ends - now < (ends - begins - BACKDATED_SECONDS) / 3:
             # It can't outlive the CA: a new one would be due again at once.
-            if authority.certificate.not_valid_after_utc.timestamp() - ends > DAY:
-                return _ENDING
-            log.warning("the CA's certificate expires soon", extra={"path": str(self.ca)})
+            outlived = authority.certificate.not_valid_after_utc.timestamp() - ends > DAY
+            return _ENDING if outlived else None
         return None
 
 
+def _why_new_authority(certificate: x509.Certificate, now: float) -> str | None:
+    ends = certificate.not_valid_after_utc.timestamp()
+    if certificate.not_valid_before_utc.timestamp() > now:
+        return _NOT_BEGUN
+    if ends <= now:
+        return "it had ended"
+    return _ENDING if ends - now < AUTHORITY_SPARE_SECONDS else None
+
+
+AUTHORITY_SPARE_SECONDS = 365 * DAY
+"""A CA's certificate is made again when less is left: what it signs can't outlive it."""
 _ENDING = "it was ending"
+_NOT_BEGUN = "it was not valid yet: the clock was ahead when it was made"
 
 
 def read_certificate(path: Path) -> x509.Certificate:

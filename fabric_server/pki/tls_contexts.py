@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fabric_server.net.tls_alerts import AlertingContext
 from fabric_server.pki.certificates import CertificateProblem, Certificates, Fact, fact
+from protocol.aio.tls import allow_any_beginning
 from protocol.names import CONTROL_ALPN, SERVER_NAME, TUNNEL_ALPN
 
 log = logging.getLogger("fabric.certificates")
@@ -79,24 +80,32 @@ class TlsContexts:
             if self.certificates.refresh(now):
                 self._seen = self._look()
             self._set = self._make()
-            ends = min(fact.ends for fact in self.facts())
+            facts = self.facts()
         except CertificateProblem as problem:
             log.error("certificates not replaced", extra={"error": str(problem)})
             return False
+        ends = min(fact.ends for fact in facts)
         log.info("certificates loaded", extra={"days_left": round((ends - now) / 86_400)})
+        self._warn_of_dates(facts, now)
         return True
 
     def check(self, now: float) -> bool:
-        """Reload if a file was replaced or the own certificate is due; return whether it did."""
+        """Reload if a file was replaced or the own certificate is due; return whether it did.
+
+        A clock that was set back makes the age due at once.
+        """
         if self._refreshed_at is None:
             self._refreshed_at = now
         if self._look() != self._seen:
             return self.reload(now)
-        if now - self._refreshed_at < REFRESH_SECONDS:
+        if 0 <= now - self._refreshed_at < REFRESH_SECONDS:
             return False
         self._refreshed_at = now
         try:
-            return self.certificates.refresh(now) and self.reload(now)
+            if self.certificates.refresh(now):
+                return self.reload(now)
+            self._warn_of_dates(self.facts(), now)
+            return False
         except CertificateProblem as problem:
             log.error("certificates not renewed", extra={"error": str(problem)})
             return False
@@ -107,6 +116,14 @@ class TlsContexts:
             await asyncio.sleep(every)
             self.check(clock())
 
+    def _warn_of_dates(self, facts: list[Fact], now: float) -> None:
+        for one in facts:
+            extra = {"path": str(one.path), "use": one.use}
+            if one.begins > now:
+                log.warning("certificate is not valid yet: check this machine's clock", extra=extra)
+            elif one.ends <= now:
+                log.warning("certificate has expired: replace it", extra=extra)
+
     def _look(self) -> list[tuple[int, int, int] | None]:
         return [_state(path) for path in self._paths]
 
@@ -115,6 +132,7 @@ class TlsContexts:
         control, tunnel, enrolment = (_context(own.server, own.server_key) for _ in range(3))
         for context, alpn in ((control, CONTROL_ALPN), (tunnel, TUNNEL_ALPN)):
             context.verify_mode = ssl.CERT_REQUIRED
+            allow_any_beginning(context)  # links and tunnels check the end, and say so
             context.load_verify_locations(cadata=own.authority.pem)
             context.set_alpn_protocols([alpn])
             # A resumed session would skip checking the certificate and its expiry.

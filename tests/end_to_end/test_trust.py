@@ -118,7 +118,24 @@ async def test_an_expired_certificate_is_refused_and_says_so(fabric: Fabric) -> 
     expired = authority.sign_node(request, identity.node_id, long_ago, 30 * 86_400)
     (directory / "node.pem").write_text(expired)
     assert "certificate has expired" in await complaint(directory)
-    assert fabric.app.listeners["control"].refused["certificate"] >= 1
+    assert fabric.app.control_plane.links.refused >= 1
+
+
+async def test_a_certificate_of_a_time_when_the_clock_was_ahead_is_replaced(
+    fabric: Fabric,
+) -> None:
+    directory = await fabric.enrol()
+    identity = Identity.load(directory)
+    authority = fabric.app.tls.certificates.authority
+    ahead = time.time() + 70 * 86_400
+    early = authority.sign_node(
+        read_request(identity.request()), identity.node_id, ahead, 30 * 86_400
+    )
+    (directory / "node.pem").write_text(early)
+    assert Identity.load(directory).renewal_due(time.time())
+    async with renewing(directory):
+        pass
+    assert not Identity.load(directory).renewal_due(time.time())
 
 
 async def test_a_node_of_another_fabric_trusts_this_server_as_little(
@@ -148,21 +165,39 @@ async def test_a_revoked_node_is_cut_off_at_once_and_told_for_good(
 
 
 async def test_a_certificate_is_renewed_over_the_link(tmp_path: Path) -> None:
-    async with Fabric(tmp_path, node_certificate_days=0.01) as fabric:
+    async with Fabric(tmp_path) as fabric:
         directory = await fabric.enrol()
-        before = serial(directory)
-        config = NodeConfig(data=directory, name="attic", discover=False)
         identity = Identity.load(directory)
-        task = asyncio.get_running_loop().create_task(
-            Supervisor(config, identity, rng=Random()).run()
+        assert not identity.renewal_due(time.time())
+        old = fabric.app.tls.certificates.authority.sign_node(
+            read_request(identity.request()),
+            identity.node_id,
+            time.time() - 11 * 86_400,
+            30 * 86_400,
         )
+        (directory / "node.pem").write_text(old)
+        async with renewing(directory):
+            pass
+        node = await fabric.run_node(directory, name="attic")  # with the new one
+        assert node.id == identity.node_id
+
+
+@contextlib.asynccontextmanager
+async def renewing(directory: Path) -> AsyncIterator[None]:
+    """Run a node until its certificate has been replaced."""
+    before = serial(directory)
+    config = NodeConfig(data=directory, name="attic", discover=False)
+    task = asyncio.get_running_loop().create_task(
+        Supervisor(config, Identity.load(directory), rng=Random()).run()
+    )
+    try:
         async with asyncio.timeout(10):
             while serial(directory) == before:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)  # a file tells no event
+        yield
+    finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        node = await fabric.run_node(directory, name="attic")  # with the new one
-        assert node.id == identity.node_id
 
 
 def serial(directory: Path) -> int:

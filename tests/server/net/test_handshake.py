@@ -112,12 +112,6 @@ async def test_a_replaced_certificate_is_shown_to_new_connections_and_old_ones_g
 
 
 @on_both_loops
-async def test_an_expired_certificate_is_refused_and_the_node_learns_why(trust: Trust) -> None:
-    papers = trust.papers(now=NOW - 40 * 86_400)
-    await _refused(trust, papers, "certificate", "SSLV3_ALERT_CERTIFICATE_EXPIRED")
-
-
-@on_both_loops
 async def test_a_certificate_of_another_fabric_is_refused_and_the_node_learns_why(
     trust: Trust,
 ) -> None:

@@ -12,12 +12,14 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import NameOID
 
 from fabric_server.pki.ca import (
     DAY,
@@ -27,9 +29,11 @@ from fabric_server.pki.ca import (
     node_id,
     public_key_sha256,
     read_request,
+    to_pem,
 )
 from fabric_server.pki.certificates import CertificateProblem, Certificates, read_certificate
 from fabric_server.pki.tls_contexts import TlsContexts
+from protocol.aio.tls import DialContext
 from protocol.names import CONTROL_ALPN, SERVER_NAME
 from tests.trust import (
     client_context,
@@ -150,10 +154,10 @@ def test_a_node_certificate_never_outlives_the_ca() -> None:
     assert certificate.not_valid_after_utc <= authority.certificate.not_valid_after_utc
 
 
-def test_certificates_begin_an_hour_ago_for_clocks_that_are_behind() -> None:
+def test_certificates_begin_a_day_ago_for_clocks_that_are_behind() -> None:
     pem = Authority.make(NOW).sign_node(request_for(new_key()), "node_a", NOW, DAY)
     certificate = x509.load_pem_x509_certificate(pem.encode())
-    assert certificate.not_valid_before_utc.timestamp() == pytest.approx(NOW - 3600, abs=1)
+    assert certificate.not_valid_before_utc.timestamp() == pytest.approx(NOW - DAY, abs=1)
 
 
 def test_a_request_is_known_by_its_key() -> None:
@@ -254,9 +258,67 @@ def test_a_foreign_server_certificate_is_not_overwritten(tmp_path: Path) -> None
     assert certificates.server.read_bytes() == foreign.certificate.read_bytes()
 
 
-def test_a_key_of_another_ca_an_ended_ca_and_no_pem_are_each_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("days", [-9000, -70, 70, 3286, 3651, 9000])
+def test_a_clock_that_was_wrong_is_healed_once_it_is_right(tmp_path: Path, days: int) -> None:
+    """In either direction; a node that joined meanwhile trusts the server, and is trusted."""
+    before = made(tmp_path, now=NOW + days * DAY)
+    joined = before.authority.pem, node_papers(before.authority, tmp_path, now=NOW + days * DAY)
+    after = made(tmp_path)
+    for fact in after.facts():
+        assert fact.begins <= NOW - DAY + 1
+        assert fact.ends > NOW + 59 * DAY
+    contexts = TlsContexts(after)
+    trusting = DialContext()
+    trusting.load_verify_locations(cadata=joined[0])
+    trusting.load_cert_chain(joined[1].certificate, joined[1].key)
+    trusting.set_alpn_protocols([CONTROL_ALPN])
+    handshake(contexts.control(), trusting)
+    assert not after.refresh(NOW)
+
+
+def test_a_clock_that_is_set_right_while_the_server_runs_is_noticed(tmp_path: Path) -> None:
+    own = made(tmp_path, now=NOW + 70 * DAY)
+    contexts = TlsContexts(own)
+    contexts.check(NOW + 70 * DAY)
+    before = fingerprint_of(own.server)
+    assert contexts.check(NOW)
+    assert fingerprint_of(own.server) != before
+    assert shown(contexts.control()) == fingerprint_of(own.server)
+
+
+def test_a_ca_keeps_its_key_and_name_when_its_certificate_is_made_again(tmp_path: Path) -> None:
+    first = made(tmp_path)
+    again = made(tmp_path, now=NOW + 3290 * DAY)
+    assert again.fingerprint != first.fingerprint
+    assert again.authority.key.private_numbers() == first.authority.key.private_numbers()
+    assert again.authority.certificate.subject == first.authority.certificate.subject
+    assert made(tmp_path, now=NOW + 3291 * DAY).fingerprint == again.fingerprint
+
+
+def test_an_operators_own_ca_is_not_made_again(tmp_path: Path) -> None:
+    key, name = new_key(), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Example CA")])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(datetime.fromtimestamp(NOW - DAY, UTC))
+        .not_valid_after(datetime.fromtimestamp(NOW + 100 * DAY, UTC))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    own = Certificates(tmp_path / "certs")
+    own.directory.mkdir()
+    own.ca.write_text(to_pem(certificate))
+    own.ca_key.write_text(key_pem(key))
+    own.ca_key.chmod(0o600)
+    assert made(tmp_path).fingerprint == certificate.fingerprint(hashes.SHA256())
+    assert "not made by this server" in problem(tmp_path, now=NOW + 101 * DAY)
+
+
+def test_a_key_of_another_ca_and_no_pem_are_each_named(tmp_path: Path) -> None:
     certificates = made(tmp_path)
-    assert "has expired" in problem(tmp_path, now=NOW + 3651 * DAY)
     key = certificates.ca_key.read_text()
     certificates.ca_key.write_text(key_pem(new_key()))
     assert "is not the key of" in problem(tmp_path)
