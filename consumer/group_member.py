@@ -82,7 +82,7 @@ class GroupMember:
         # Not before start, which would then wait for the other members to make room.
         client.subscribe(list(self._topics), listener=_Listener(self))
         self._client = client
-        self._last_answer = self._joining_since = time.time()
+        self._last_answer, self._joining_since = time.time(), time.monotonic()
         self.broken = None
         self._usable.set()
 
@@ -126,7 +126,7 @@ class GroupMember:
         client = self.client
         polls = (client.last_poll_timestamp(place) for place in client.assignment())
         self._last_answer = max(self._last_answer, *(poll / 1000 for poll in polls if poll), 0.0)
-        if time.time() - self._last_answer < SILENCE_SECONDS:
+        if 0 <= time.time() - self._last_answer < SILENCE_SECONDS:  # else the clock was set back
             return None
         try:
             async with asyncio.timeout(SILENCE_SECONDS):
@@ -139,7 +139,7 @@ class GroupMember:
         if missing:
             return f"Kafka at {self._cluster}: topic '{missing[0]}' does not exist"
         since = self._joining_since
-        if since is not None and time.time() - since > JOIN_SECONDS:
+        if since is not None and time.monotonic() - since > JOIN_SECONDS:
             return f"Kafka at {self._cluster} assigns no partitions to group '{self._group}'"
         return None
 
@@ -148,7 +148,7 @@ class GroupMember:
 
     def on_revoked(self) -> None:
         """All partitions are assigned anew, and read from where they were committed."""
-        self._joining_since = time.time()
+        self._joining_since = time.monotonic()
         self._on_revoked()
 
 

@@ -49,7 +49,7 @@ class Housekeeper:
 
     async def delete_old_heartbeats(self) -> None:
         now = self._clock()
-        if now < self._delete_at:
+        if _waits(self._delete_at, now, INTERVAL_SECONDS):
             return
         try:
             more = await self._tables.delete_heartbeats(
@@ -64,7 +64,7 @@ class Housekeeper:
     async def mark_silent_nodes_offline(self) -> None:
         """Call only when no heartbeats are waiting to be written."""
         now = self._clock()
-        if now < self._mark_at:
+        if _waits(self._mark_at, now, self._offline_seconds):
             return
         try:
             nodes = await self._tables.mark_offline(now - self._offline_seconds)
@@ -74,3 +74,8 @@ class Housekeeper:
             for node_id in nodes:
                 log.info("node offline", extra={"node": node_id})
         self._mark_at = now + self._offline_seconds / 4
+
+
+def _waits(at: float, now: float, longest: float) -> bool:
+    """Return whether ``at`` is still to come; further away than that, the clock was set back."""
+    return 0 < at - now <= longest

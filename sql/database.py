@@ -57,6 +57,9 @@ class Database(Protocol):
     async def fetch(self, sql: str, *args: Value) -> Sequence[Row]:
         """Read rows, without waiting for transactions or seeing part of one."""
 
+    async def now(self) -> float:
+        """Return the time by the database's clock, in Unix seconds."""
+
     async def writable(self) -> bool:
         """Return whether it accepts changes, as far as is known without making one."""
 

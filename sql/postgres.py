@@ -85,6 +85,10 @@ class PostgresDatabase:
             rows: Sequence[Row] = await connection.fetch(sql, *args)
             return rows
 
+    async def now(self) -> float:
+        rows = await self.fetch("SELECT extract(epoch FROM clock_timestamp())::float8")
+        return float(rows[0][0])
+
     async def writable(self) -> bool:
         ((read_only,),) = await self.fetch("SHOW transaction_read_only")
         return bool(read_only == "off")

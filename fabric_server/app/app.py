@@ -17,6 +17,7 @@ from fabric_server.admin.health import Sources as HealthSources
 from fabric_server.admin.metrics import Sources as MetricsSources
 from fabric_server.admin.server import AdminServer
 from fabric_server.app.backends import Backends
+from fabric_server.app.clock_watch import ClockWatch
 from fabric_server.app.control_plane import ControlPlane
 from fabric_server.app.data_plane import DataPlane
 from fabric_server.app.listeners import NODE_PORTS, USER_PORTS, Listeners
@@ -150,6 +151,7 @@ class App:
             self.change_feed.run(),
             self.data_plane.deadlines.run(),
             self.tls.watch(time.time),
+            ClockWatch([self.data_plane.authenticator.clear]).run(),
             self.control_plane.add_tunnels(lambda: self.data_plane.gateway.active.count),
         ):
             self._spawn(work)

@@ -23,6 +23,7 @@ class BatchLeases:
         store: BatchStore,
         webhooks: Webhooks,
         owner: str,
+        lease_clock: Callable[[], float],
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -30,6 +31,7 @@ class BatchLeases:
         self._store = store
         self._webhooks = webhooks
         self._owner = owner
+        self._lease_clock = lease_clock
         self._clock = clock
 
     async def unfinished(self) -> Sequence[BatchRow]:
@@ -38,7 +40,7 @@ class BatchLeases:
 
     async def claim(self, batch: BatchRow) -> BatchRow | None:
         """Take or renew the lease; None if another server holds it."""
-        now = self._clock()
+        now = self._lease_clock()
         return await self._store.claim(
             batch.id, self._owner, now=now, lease_until=now + LEASE_SECONDS
         )

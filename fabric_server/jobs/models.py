@@ -57,10 +57,10 @@ class ServedModels:
         """Return whether the model is served, here or by another server, or was lately."""
         if model in self.aliases or self._registry.is_known(model) or self._is_served(model):
             return True
-        now = self._clock()
+        now = time.monotonic()
         if now >= self._history_until:
             self._history_until = now + REFRESH_SECONDS
-            self._history = set(await self._store.known_models(now - HISTORY_SECONDS))
+            self._history = set(await self._store.known_models(self._clock() - HISTORY_SECONDS))
         return model in self._history or f"{model}:latest" in self._history
 
     def _served(self) -> set[str]:

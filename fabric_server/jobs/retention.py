@@ -39,16 +39,17 @@ class Retention:
         self._max_result_bytes = max_result_bytes
         self._clock = clock
         self._next_at = 0.0
+        """Seconds of the monotonic clock."""
 
     async def run_if_due(self) -> None:
         """Delete a limited number of outdated rows; the next call goes on if any were left."""
-        now = self._clock()
-        if now < self._next_at:
+        if time.monotonic() < self._next_at:
             return
+        now = self._clock()
         for id in await self._files.expired(now, now - UPLOAD_SECONDS):
             await self._files.delete(id)
         await self._batches.delete_old(now - BATCH_SECONDS)
         if not await self._jobs.delete_old(
             now - self._result_seconds, keep=MAX_ENDED_JOBS, size=self._max_result_bytes
         ):
-            self._next_at = now + EVERY_SECONDS
+            self._next_at = time.monotonic() + EVERY_SECONDS

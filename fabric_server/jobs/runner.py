@@ -23,6 +23,7 @@ from fabric_server.dialects.errors import ApiError
 from fabric_server.jobs.executor import JobExecutor, job_timeout
 from fabric_server.jobs.finisher import STORE_SECONDS, JobFinisher
 from fabric_server.jobs.internal_request import error_response
+from fabric_server.jobs.lease_clock import LeaseClock
 from fabric_server.jobs.outage import OutageLog
 from fabric_server.jobs.results import is_answer
 from fabric_server.jobs.scheduler import Scheduler
@@ -75,6 +76,8 @@ class Runner:
     ) -> None:
         self.owner = f"server_{secrets.token_hex(8)}"
         """The name under which this server holds leases."""
+        self.lease_clock = LeaseClock(store.now)
+        """The time by which leases begin and end."""
         self._store = store
         self._executor = executor
         self._finisher = finisher
@@ -139,10 +142,12 @@ class Runner:
 
     async def _claim_once(self) -> None:
         store, now = self._store, self._clock()
-        if self._outage.ongoing:
-            # Before `requeue_expired`: jobs that ran on through the outage must keep their leases.
+        moved = await self.lease_clock.refresh()
+        if moved or self._outage.ongoing:
+            # Before `requeue_expired`: jobs that ran on through the outage must keep their leases,
+            # and so must all that run while the clock is set.
             await self._renew()
-        for job in await store.requeue_expired(now):
+        for job in await store.requeue_expired(self.lease_clock.now()):
             if job.cancel:
                 await self._finisher.finish(job, "cancelled", error_response(_cancelled()))
             else:
@@ -168,7 +173,7 @@ class Runner:
                 limit,
                 runnable,
                 now=now,
-                lease_until=now + LEASE_SECONDS,
+                lease_until=self._lease_end(),
             ):
                 self._begin(job, claimed=True)
 
@@ -185,7 +190,7 @@ class Runner:
             job,
             state="running",
             owner=self.owner,
-            lease_until=now + LEASE_SECONDS,
+            lease_until=self._lease_end(),
             starts=1,
             started_at=now,
         )
@@ -275,6 +280,9 @@ class Runner:
 
     # ── leases ────────────────────────────────────────────────────────────────────────────────
 
+    def _lease_end(self) -> float:
+        return self.lease_clock.now() + LEASE_SECONDS
+
     async def _renew_leases(self) -> None:
         while True:
             await asyncio.sleep(RENEW_SECONDS)
@@ -287,7 +295,7 @@ class Runner:
         if not self._running:
             return
         before = dict(self._running)
-        held = await self._store.renew(self.owner, before, self._clock() + LEASE_SECONDS)
+        held = await self._store.renew(self.owner, before, self._lease_end())
         for id, run in before.items():
             starts, cancel = held.get(id, (0, False))
             if self._running.get(id) is not run or run.task is None or run.finishing:

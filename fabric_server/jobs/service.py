@@ -69,7 +69,7 @@ class Jobs:
             days=config.files_days,
         )
         self._batch_runner = BatchRunner(
-            BatchLeases(batches, self._webhooks, self._runner.owner),
+            BatchLeases(batches, self._webhooks, self._runner.owner, self._runner.lease_clock.now),
             BatchLines(jobs, max_response_bytes=config.files_per_account),
             BatchInput(files, self._models.is_known),
             BatchOutput(jobs, files, file_routes),

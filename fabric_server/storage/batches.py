@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from msgspec import Struct
 from msgspec.structs import astuple
 
+from fabric_server.storage.leases import lease_has_ended
 from fabric_server.storage.webhooks import WebhookRow, add_webhook
 from sql.database import Database, Row
 
@@ -111,7 +112,7 @@ class BatchStore:
         async with self._database.transaction() as session:
             rows = await session.fetch(
                 "UPDATE batches SET owner = $1, lease_until = $2 WHERE id = $3"
-                " AND finished_at IS NULL AND (lease_until <= $4 OR owner = $1)"
+                f" AND finished_at IS NULL AND (owner = $1 OR {lease_has_ended('$4')})"
                 f" RETURNING {_BATCH}",
                 owner,
                 lease_until,

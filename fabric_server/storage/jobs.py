@@ -15,6 +15,7 @@ from typing import Any, Literal
 from msgspec import Struct
 from msgspec.structs import astuple
 
+from fabric_server.storage.leases import lease_has_ended
 from fabric_server.storage.webhooks import WebhookRow, add_webhook
 from sql.database import Database, Many, Row, Session, Value
 
@@ -209,12 +210,17 @@ class JobStore:
             held |= {row[0]: (int(row[1]), bool(row[2])) for row in rows}
         return held
 
+    async def now(self) -> float:
+        """Return the time by the store's clock, which is the one of leases."""
+        return await self._database.now()
+
     async def requeue_expired(self, now: float) -> list[JobRow]:
         """Queue again jobs whose leases have run out; return those that must end instead.
 
-        They were to be cancelled, or have had ``MAX_STARTS`` leases.
+        They were to be cancelled, or have had ``MAX_STARTS`` leases.  Leases that end later than
+        any lease can were made while a clock was ahead, and count as run out.
         """
-        expired = "state = 'running' AND lease_until <= $1"
+        expired = f"state = 'running' AND {lease_has_ended('$1')}"
         if not await self._database.fetch(f"SELECT 1 FROM jobs WHERE {expired} LIMIT 1", now):
             return []
         async with self._database.transaction(durable=True) as session:

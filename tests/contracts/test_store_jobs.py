@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -159,6 +160,17 @@ async def test_a_lease_that_ran_out_gives_the_job_to_another_and_the_first_ends_
     found = await jobs.find("acme", "one")
     assert found is not None and (found.state, found.answer) == ("done", b"second")
     assert await claim(jobs, "b", now=NOON + 99) == []
+
+
+async def test_a_lease_of_a_server_whose_clock_was_ahead_holds_no_job(jobs: JobStore) -> None:
+    await jobs.add(job(), max_unfinished=5)
+    assert len(await claim(jobs, "a", now=NOON + 70 * 86_400)) == 1
+    assert await jobs.requeue_expired(NOON) == []
+    assert len(await claim(jobs, "b", now=NOON)) == 1
+
+
+async def test_the_store_has_a_clock(jobs: JobStore) -> None:
+    assert await jobs.now() == pytest.approx(time.time(), abs=60)
 
 
 async def test_a_job_that_ends_its_servers_is_given_up(jobs: JobStore) -> None:

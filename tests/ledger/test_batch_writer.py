@@ -318,6 +318,17 @@ async def test_old_heartbeats_are_forgotten_in_pieces_and_then_once_a_minute() -
         await until(lambda: len(shelf.forgotten) == 4)
 
 
+async def test_upkeep_goes_on_when_the_clock_was_set_back() -> None:
+    shelf, now = Shelf(), [NOON]
+    keeper = Housekeeper(shelf, clock=lambda: now[0])
+    await keeper.delete_old_heartbeats()
+    await keeper.mark_silent_nodes_offline()
+    now[0] -= 70 * DAY
+    await keeper.delete_old_heartbeats()
+    await keeper.mark_silent_nodes_offline()
+    assert len(shelf.forgotten) == len(shelf.swept) == 2
+
+
 async def test_nodes_that_missed_their_deadline_are_marked_offline(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

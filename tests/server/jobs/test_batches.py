@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -392,7 +393,7 @@ async def test_a_file_that_is_deleted_while_its_batch_is_made_fails_that_batch_o
         return True
 
     work = BatchRunner(
-        BatchLeases(batches, webhooks, "another"),
+        BatchLeases(batches, webhooks, "another", time.time),
         BatchLines(jobs, max_response_bytes=99),
         BatchInput(files, known),
         BatchOutput(jobs, files, kept),
