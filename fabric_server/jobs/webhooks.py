@@ -27,10 +27,16 @@ from msgspec.structs import replace
 
 from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
-from fabric_server.jobs.egress import Forbidden, Target, parse_target, resolve
 from fabric_server.jobs.outage import OutageLog
 from fabric_server.jobs.results import answer_of, error_of
 from fabric_server.jobs.submission import Webhook
+from fabric_server.net.egress import (
+    Forbidden,
+    Target,
+    ThreadedLookUp,
+    parse_target,
+    resolve,
+)
 from fabric_server.storage.batches import BatchRow
 from fabric_server.storage.jobs import JobRow
 from fabric_server.storage.webhooks import WebhookRow, WebhookStore
@@ -105,6 +111,7 @@ class Webhooks:
         self._outage = OutageLog(log, "webhooks wait for the store")
         # Not the loop's executor, which looks up the back ends: clients' names may be slow.
         self._names = ThreadPoolExecutor(MAX_LOOK_UPS, thread_name_prefix="names")
+        self._look_up = ThreadedLookUp(self._names)
 
     # ── making deliveries ────────────────────────────────────────────────────────────────────
 
@@ -258,7 +265,7 @@ class Webhooks:
         try:
             head = (
                 f"POST {target.path} HTTP/1.1\r\n"
-                f"host: {_authority(target)}\r\n"
+                f"host: {target.authority}\r\n"
                 "user-agent: fabric\r\n"
                 "content-type: application/json\r\n"
                 f"content-length: {len(webhook.body)}\r\n"
@@ -287,7 +294,8 @@ class Webhooks:
         """Connect to an address that was checked; TLS verifies the host name."""
         problem: OSError | None = None
         secure = target.scheme == "https"
-        for address in await resolve(target, self._names, allow_private=self._allow_private):
+        private = self._allow_private
+        for address in await resolve(target, self._look_up, allow_private=private):
             try:
                 return await asyncio.open_connection(
                     address,
@@ -299,11 +307,6 @@ class Webhooks:
             except OSError as error:
                 problem = error
         raise problem or OSError("no address")
-
-
-def _authority(target: Target) -> str:
-    host = f"[{target.host}]" if ":" in target.host else target.host
-    return f"{host}:{target.port}"
 
 
 def _too_many() -> ApiError:

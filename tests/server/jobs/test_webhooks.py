@@ -9,8 +9,7 @@ import json
 import ssl
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -19,7 +18,6 @@ from typing import Any, Self
 import pytest
 from aiohttp import web
 
-from fabric_server.jobs.egress import Forbidden, Target, allowed, parse_target, resolve
 from fabric_server.jobs.webhooks import (
     MAX_ACCOUNT_ATTEMPTS,
     MAX_ATTEMPTS,
@@ -295,75 +293,6 @@ async def test_over_tls_the_receivers_name_is_checked(tmp_path: Path, store: Sql
 async def tries(store: SqlStore) -> int:
     rows = await store.database.fetch("SELECT tries FROM webhooks")
     return int(rows[0][0])
-
-
-# ── addresses ─────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize(
-    "address",
-    [
-        "127.0.0.1",
-        "127.8.8.8",
-        "0.0.0.0",
-        "10.1.2.3",
-        "172.16.0.1",
-        "192.168.1.1",
-        "100.64.0.1",
-        "169.254.169.254",
-        "192.0.2.1",
-        "198.18.0.1",
-        "224.0.0.1",
-        "255.255.255.255",
-        "::",
-        "::1",
-        "::127.0.0.1",
-        "::ffff:127.0.0.1",
-        "::ffff:10.0.0.1",
-        "::ffff:0:0",
-        "fe80::1",
-        "fe80::1%eth0",
-        "fec0::1",
-        "fc00::1",
-        "fd12:3456::1",
-        "ff02::1",
-        "2002:7f00:1::",
-        "2002:a00:1::1",
-        "64:ff9b::7f00:1",
-        "64:ff9b::a9fe:a9fe",
-        "64:ff9b:1::1",
-        "2001:0:7f00:1::",
-        "2001:db8::1",
-        "100::1",
-    ],
-)
-def test_addresses_that_are_not_the_worlds_are_not_connected_to(address: str) -> None:
-    assert not allowed(address)
-
-
-@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8"])
-def test_the_worlds_addresses_are(address: str) -> None:
-    assert allowed(address)
-
-
-@pytest.fixture
-def threads() -> Iterator[Executor]:
-    with ThreadPoolExecutor(1) as threads:
-        yield threads
-
-
-@pytest.mark.parametrize(
-    "host", ["localhost", "127.1", "2130706433", "0x7f.1", "017700000001", "0", "[::]"]
-)
-async def test_names_that_lead_back_are_found_out(host: str, threads: Executor) -> None:
-    with pytest.raises((Forbidden, OSError)):
-        target = parse_target(f"https://{host}/", allow_http=False, allow_private=False)
-        await resolve(target, threads, allow_private=False)
-
-
-async def test_where_the_operator_allows_it_they_may_be_told(threads: Executor) -> None:
-    target = Target("http", "localhost", 80, "/")
-    assert await resolve(target, threads, allow_private=True)
 
 
 def test_secrets_that_are_made_can_be_used() -> None:
