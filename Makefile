@@ -14,7 +14,7 @@ INSTALL_SELF := $(BIN)/python -m pip uninstall --quiet --quiet --yes fabric && \
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
 
 .DELETE_ON_ERROR:
-.PHONY: help run test check format fuzz soak bench wheel docker-test certs lock clean
+.PHONY: help run test check format fuzz soak attack attack-soak bench wheel docker-test certs lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,12 @@ fuzz: $(VENV)/.installed-dev ## Fuzz the protocol for a while
 
 soak: $(VENV)/.installed-dev ## Kill and cut everything under load for ten minutes (ARGS="--seconds 60 --seed 1")
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+attack: $(VENV)/.installed-dev ## Attack a server and watch a user beside it (ARGS="wrong-keys --json")
+	$(BIN)/python -m tests.attack $(ARGS)
+
+attack-soak: $(VENV)/.installed-dev ## Attack, kill and cut at once for ten minutes (ARGS="--seconds 60")
+	$(BIN)/python -m tests.attack.soak $(ARGS)
 
 bench: $(VENV)/.installed-dev ## Run the benchmarks, with other systems for comparison (ARGS=--quick for a quick look)
 	$(BIN)/python -m benchmarks.run $(ARGS)

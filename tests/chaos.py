@@ -262,8 +262,11 @@ _FAULTS: dict[str, Callable[[Connection, str], None]] = {
 
 
 @asynccontextmanager
-async def fabric(directory: Path, engines: Engines) -> AsyncIterator[tuple[Alone, list[NodePart]]]:
+async def fabric(
+    directory: Path, engines: Engines, host: str
+) -> AsyncIterator[tuple[Alone, list[NodePart]]]:
     settings = {
+        "host": host,
         "queue_timeout": str(QUEUE_SECONDS),
         "first_byte_timeout": str(FIRST_BYTE_SECONDS),
         "heartbeat_seconds": "2",
@@ -286,12 +289,23 @@ async def fabric(directory: Path, engines: Engines) -> AsyncIterator[tuple[Alone
 
 
 async def run(
-    directory: Path, *, seconds: float, seed: int, streams: int, pace: float = 0.7
+    directory: Path,
+    *,
+    seconds: float,
+    seed: int,
+    streams: int,
+    pace: float = 0.7,
+    host: str = "127.0.0.1",
+    beside: Callable[[Alone, str], Awaitable[None]] | None = None,
 ) -> str:
-    """Raises AssertionError; returns a summary."""
+    """Raises AssertionError; returns a summary.
+
+    ``beside`` runs meanwhile, with the stack and a management key; it is cancelled in the end.
+    """
     rng = Random(seed)
     # Some thousand pieces a second, whatever the number of streams, are what two cores can do.
-    async with fabric(directory, Engines(Random(rng.random()), streams / 1500)) as (stack, nodes):
+    engines = Engines(Random(rng.random()), streams / 1500)
+    async with fabric(directory, engines, host) as (stack, nodes):
         create = ("keys", "create", "crowd")
         made = [await stack.command(*create, *more) for more in ((), ("--failover", "continue"))]
         manager = (await stack.command("keys", "create", "boss", "--management"))["text"]
@@ -301,8 +315,11 @@ async def run(
         async with asyncio.TaskGroup() as group:
             for _ in range(streams):
                 group.create_task(users.stay())
+            more = None if beside is None else group.create_task(_alongside(beside(stack, manager)))
             await chaos.rage(seconds)
             users.leave()
+            if more is not None:
+                more.cancel()
         summary = _summary(users, chaos)
         assert not users.wrong, f"{summary}\nwrong: {users.wrong[:5]}"
         await _all_back(stack, nodes, users, manager)
@@ -310,6 +327,10 @@ async def run(
         await stack.server.stop()  # what its spool held is in the store by now
         summary += "\n" + _account(await _ledger(stack), users.seen)
     return summary
+
+
+async def _alongside(work: Awaitable[None]) -> None:
+    await work
 
 
 def _summary(users: Users, chaos: Chaos) -> str:

@@ -164,6 +164,8 @@ class Backend:
 class Stack:
     """All parts, started and stopped together."""
 
+    server_words: Sequence[str] = ("fabric_server", "up")
+
     def __init__(self, directory: Path, **settings: str) -> None:
         """``settings`` are the server's, as in its environment: ``spool_limit="2MiB"``."""
         self.directory = directory
@@ -241,7 +243,7 @@ class Stack:
             },
         )
         self._add("FABRIC_CONSUMER_", {**urls, "port": str(self.ports["consumer"])})
-        self.server = Process(("fabric_server", "up"), self.environ, READY)
+        self.server = Process(self.server_words, self.environ, READY)
         self.consumer = Process(("consumer",), self.environ, READY)
         programs = {"server": self.server, "consumer": self.consumer}
         self.parts |= {name: programs[name] for name in self._programs}
