@@ -42,6 +42,7 @@ from protocol.messages import EngineReport
 from runtime.flags import read
 from runtime.run import INTERRUPTED, Signals, run
 from runtime.settings import SettingsError
+from runtime.shown import one_line, printable
 
 QUESTION = "Say hello in one short sentence."
 START_SECONDS = 30.0
@@ -204,7 +205,8 @@ async def find_engines(data: Path, stack: AsyncExitStack) -> tuple[list[str], st
         ports = tuple(DEFAULT_PORTS.values()) if settings.discovers else ()
         reports = await Watcher(session, addresses, ports=ports).refresh()
     for report in reports:
-        print(f"Engine {report.name}: {report.problem or f'{len(report.models)} models'}")
+        found = f"Engine {report.name}: {report.problem or f'{len(report.models)} models'}"
+        print(one_line(found))
     model = choose(reports)
     if model is not None:
         return [], model
@@ -282,12 +284,12 @@ async def send_request(url: str, key: str, model: str) -> None:
         session.post(f"{url}/chat/completions", json=body) as answer,
     ):
         if answer.status != 200:
-            print(f"({answer.status}) {await answer.text()}")
+            print(printable(f"({answer.status}) {await answer.text()}"))
             return
         async for line in answer.content:
             text = line.decode().strip().removeprefix("data: ")
             if text.startswith("{"):
-                print(text_of(json.loads(text)), end="", flush=True)
+                print(printable(text_of(json.loads(text))), end="", flush=True)
     print()
 
 

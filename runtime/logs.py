@@ -20,7 +20,7 @@ from typing import TextIO
 
 import msgspec
 
-from runtime.shown import Secret
+from runtime.shown import Secret, one_line, printable, printable_json
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -62,7 +62,7 @@ class TerminalLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
         level = record.levelname.lower()
-        line = f"{at} {_SHORT.get(level, level):<5} {_one_line(record.getMessage())}"
+        line = f"{at} {_SHORT.get(level, level):<5} {one_line(record.getMessage())}"
         fields = " ".join(f"{name}={_value(value)}" for name, value in _fields(record))
         if fields:
             line += f"  {fields}"
@@ -85,11 +85,11 @@ class JsonLines(logging.Formatter):
         if trace:
             line["traceback"] = trace
         try:
-            return msgspec.json.encode(line, enc_hook=str).decode()
+            return printable_json(msgspec.json.encode(line, enc_hook=str).decode())
         except (TypeError, ValueError):
             # Lone surrogates (from file names, headers) and keys that are not text.
-            plain = {str(name): _printable(str(value)) for name, value in line.items()}
-            return msgspec.json.encode(plain).decode()
+            plain = {str(name): _encodable(str(value)) for name, value in line.items()}
+            return printable_json(msgspec.json.encode(plain).decode())
 
 
 def _fields(record: logging.LogRecord) -> Iterator[tuple[str, object]]:
@@ -104,7 +104,7 @@ def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
         parts.append(formatter.formatException(record.exc_info))
     if record.stack_info:
         parts.append(record.stack_info)
-    return _printable("\n".join(parts))
+    return printable("\n".join(parts))
 
 
 def _value(value: object) -> str:
@@ -113,17 +113,8 @@ def _value(value: object) -> str:
         return f"{value:.6g}"
     text = str(value)
     plain = text.isprintable() and text and not any(mark in text for mark in ' "=')
-    return text if plain else '"' + _one_line(text).replace('"', '\\"') + '"'
+    return text if plain else '"' + one_line(text).replace('"', '\\"') + '"'
 
 
-def _one_line(text: str) -> str:
-    """Escape what could begin a line of its own or move the terminal's cursor."""
-    return text if text.isprintable() else "".join(map(_escaped, text))
-
-
-def _escaped(mark: str) -> str:
-    return mark if mark.isprintable() else mark.encode("unicode_escape").decode()
-
-
-def _printable(text: str) -> str:
+def _encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()

@@ -21,6 +21,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from runtime.shown import one_line, printable_json
+
 DEFECT = 1
 WRONG = 2
 """Exit code: input, settings or environment that the user can correct."""
@@ -95,7 +97,7 @@ def _complain(name: str, sentence: str) -> None:
 def _usage(name: str, error: typer.TyperException) -> None:
     message = error.format_message()
     if message.startswith("Usage:"):  # the whole help: no command was given
-        note(message)
+        typer.echo(message, err=True)
         return
     context = getattr(error, "ctx", None)
     if not message.endswith((".", "?")):
@@ -109,19 +111,21 @@ def _usage(name: str, error: typer.TyperException) -> None:
 
 
 def say(text: str = "") -> None:
-    """Print a line on standard output."""
-    typer.echo(text)
+    """Print a line on standard output; empty lines may stand around it."""
+    line = text.strip("\n")
+    before, _, after = text.partition(line) if line else (text, "", "")
+    typer.echo(f"{before}{one_line(line)}{after}")
 
 
 def note(text: str) -> None:
     """Print a line on standard error, for people."""
-    typer.echo(text, err=True)
+    typer.echo(one_line(text), err=True)
 
 
 def say_json(value: object, *, line: bool = False) -> None:
     """Print JSON, indented or on one ``line``."""
     text = msgspec.json.encode(value, enc_hook=str)
-    say((text if line else msgspec.json.format(text, indent=2)).decode())
+    typer.echo(printable_json((text if line else msgspec.json.format(text, indent=2)).decode()))
 
 
 def say_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -133,7 +137,7 @@ def say_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for column in columns:
         table.add_column(column, no_wrap=column == "id", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(one_line, row))
     console.print(table)
 
 

@@ -1,7 +1,8 @@
-"""Display of values: secrets masked, sizes and durations with their unit."""
+"""Display of values and of text that others wrote: secrets masked, control characters escaped."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 
@@ -32,6 +33,34 @@ class Secret(str):
 
     def reveal(self) -> str:
         return str.__str__(self)
+
+
+def one_line(text: str) -> str:
+    """Escape what is not printable: control characters, line ends, marks that change the direction
+    of text, and invisible ones.
+
+    All text goes through it, or ``printable``, on its way to a terminal or a log.  Others wrote the
+    names, reasons and models in it, and could move the cursor, forge lines, or show other words.
+    """
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def printable(text: str) -> str:
+    """Escape like ``one_line``, but keep line ends: for text of several lines of our own."""
+    return "\n".join(map(one_line, text.split("\n")))
+
+
+def printable_json(text: str) -> str:
+    """Escape in JSON what is not printable; it means the same."""
+    if text.isprintable():
+        return text
+    return "".join(
+        mark if mark.isprintable() or mark == "\n" else json.dumps(mark)[1:-1] for mark in text
+    )
+
+
+def _escaped(mark: str) -> str:
+    return mark if mark.isprintable() else mark.encode("unicode_escape").decode()
 
 
 def parse_size(text: str) -> int | str:
