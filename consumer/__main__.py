@@ -6,8 +6,10 @@ sentence on standard error; 130 ended by a second Ctrl-C.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
+from random import SystemRandom
 from typing import NoReturn
 
 import typer
@@ -20,6 +22,7 @@ from ledger.batch_writer import BatchOptions, BatchWriter
 from ledger.housekeeping import Housekeeper
 from ledger.tables import LedgerTables
 from runtime import logs, output
+from runtime.background import BackgroundTasks
 from runtime.errors import BackendError
 from runtime.flags import about_settings, takes_settings
 from runtime.output import Failure
@@ -84,6 +87,7 @@ async def _work(settings: Config, tables: LedgerTables, source: KafkaSource) -> 
         leave_rest=True,
     )
     writer = BatchWriter(source, tables, housekeeper, options)
+    tasks = BackgroundTasks(SystemRandom())
     runner = web.AppRunner(
         Metrics(writer, source).application(), handle_signals=False, access_log=None
     )
@@ -91,8 +95,10 @@ async def _work(settings: Config, tables: LedgerTables, source: KafkaSource) -> 
     try:
         port = await _listen(runner, settings)
         log.info("ready", extra={"version": VERSION, "metrics": port})
-        await writer.run()
+        tasks.start("ledger_writer", writer.run)
+        await asyncio.Event().wait()  # until it is cancelled
     finally:
+        await tasks.stop()
         await runner.cleanup()
 
 

@@ -27,9 +27,9 @@ from fabric_client.proxy.upload_limit import UploadLimit
 from fabric_client.reasoning import ReasoningFilter
 from fabric_client.registration.context import NodeContext
 from fabric_client.registration.registration_loop import RegistrationLoop
-from protocol.errors import RemoteError
 from protocol.messages import EngineReport
 from protocol.tunnel.resume import ResumeTable
+from runtime.background import BackgroundTasks
 
 log = logging.getLogger("fabric.supervisor")
 
@@ -69,6 +69,7 @@ class Supervisor:
         self._clock = clock
         self._sleep_check = sleep_check
         self._machine = machine or Machine(config.data, now=asyncio.get_running_loop().time())
+        self.tasks = BackgroundTasks(rng)
         self._run_id = secrets.token_hex(8)
         self._pause = PauseMonitor(
             config.data,
@@ -106,16 +107,17 @@ class Supervisor:
             await watcher.refresh()
             _log_engines(watcher.reports)
             try:
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(self._watch_engines(watcher, registrations))
-                    group.create_task(self._notice_sleep(registrations))
-                    group.create_task(self._watch_pause(watcher, forwarder, registrations))
-                    group.create_task(self._pause.watch_gpu(forwarder.worked_at))
-                    group.create_task(self._pause.watch_battery())
-                    group.create_task(registrations.run(group))
-            except* RemoteError as errors:
-                raise errors.exceptions[0] from None
+                for name, work in (
+                    ("engines", lambda: self._watch_engines(watcher, registrations)),
+                    ("sleep", lambda: self._notice_sleep(registrations)),
+                    ("pause", lambda: self._watch_pause(watcher, forwarder, registrations)),
+                    ("gpu", lambda: self._pause.watch_gpu(forwarder.worked_at)),
+                    ("battery", self._pause.watch_battery),
+                ):
+                    self.tasks.start(name, work)
+                await registrations.run()
             finally:
+                await self.tasks.stop()
                 forwarder.close()
                 self._write_state()
 
@@ -172,7 +174,7 @@ class Supervisor:
             await asyncio.sleep(PAUSE_CHECK_SECONDS)
             self._check_pause(watcher, forwarder, registrations)
             worked = forwarder.served != self._written_served
-            if worked and self._clock() >= self._written_at + WORK_SECONDS:
+            if worked and not 0 <= self._clock() - self._written_at < WORK_SECONDS:
                 self._write_state()
 
     def _check_pause(

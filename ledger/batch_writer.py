@@ -105,6 +105,8 @@ class BatchWriter:
     async def run(self) -> None:
         housekeeper = self._housekeeper
         try:
+            if self._batch is not None:  # in hand when ``run`` failed
+                await self._finish(self._batch)
             while True:
                 moved = await self._move(self._options.batch_seconds)
                 if housekeeper is not None:
@@ -122,13 +124,15 @@ class BatchWriter:
         """Move one batch; return its number of records."""
         options = self._options
         self._batch = await self._source.take(options.batch_size, options.max_batch, wait)
-        size = self._batch.size
-        if size:
-            await self._write_until_done(self._batch)
-            self.written += size
+        return await self._finish(self._batch)
+
+    async def _finish(self, batch: Batch) -> int:
+        if batch.size:
+            await self._write_until_done(batch)
+            self.written += batch.size
         await self._source.commit()
         self._batch = None
-        return size
+        return batch.size
 
     async def _write_until_done(self, batch: Batch) -> None:
         delay, longest = self._options.retry_seconds
@@ -179,9 +183,7 @@ class BatchWriter:
         try:
             async with asyncio.timeout(self._options.drain_seconds):
                 if self._batch is not None:
-                    await self._write_until_done(self._batch)
-                    await self._source.commit()
-                    self._batch = None
+                    await self._finish(self._batch)
                 while not self._options.leave_rest and await self._move(0.0):
                     pass
         except TimeoutError:

@@ -57,11 +57,20 @@ class RegistrationLoop:
         for agent in list(self.agents):
             agent.hang_up(reason)
 
-    async def run(self, group: asyncio.TaskGroup) -> None:
-        """Register again and again; ``group`` runs the registrations.
+    async def run(self) -> None:
+        """Register again and again.
 
         Raises RemoteError when the server has refused this node for good.
         """
+        registrations: set[asyncio.Task[LinkClosed | None]] = set()
+        try:
+            await self._register_again(registrations)
+        finally:
+            for task in registrations:
+                task.cancel()
+            await asyncio.gather(*registrations, return_exceptions=True)
+
+    async def _register_again(self, registrations: set[asyncio.Task[LinkClosed | None]]) -> None:
         loop = asyncio.get_running_loop()
         rng = self._context.rng
         backoff = Backoff(rng)
@@ -70,7 +79,9 @@ class RegistrationLoop:
         while True:
             began = loop.time()
             agent = Agent(self._context, self._update)
-            serving = group.create_task(self._serve(agent))
+            serving = loop.create_task(self._serve(agent))
+            registrations.add(serving)
+            serving.add_done_callback(registrations.discard)
             if await _server_leaves(agent, serving):
                 older.add(serving)
                 serving.add_done_callback(older.discard)
@@ -104,6 +115,9 @@ class RegistrationLoop:
             self.reason = closed.reason
         except (OSError, TimeoutError) as error:
             self.reason = explain(error)
+        except Exception as error:  # a defect must not end the node: the next registration follows
+            self.reason = f"a registration failed: {str(error) or type(error).__name__}"
+            log.exception("a registration failed")
         finally:
             self.agents.remove(agent)
             self._update()

@@ -32,6 +32,13 @@ class Checks(Struct, frozen=True):
     ]
     public_port: Literal["open", "closed"]
     nodes: Annotated[int, Meta(description="Nodes connected now.")]
+    background: Annotated[
+        list[str],
+        Meta(
+            description="Background tasks that fail and are started again, such as ledger_writer; "
+            "the log has the reasons. Requests go on."
+        ),
+    ] = []
 
 
 class Ready(Struct, frozen=True):
@@ -72,6 +79,11 @@ class Registry(Protocol):
     def nodes(self) -> Sized: ...
 
 
+class Tasks(Protocol):
+    @property
+    def problems(self) -> Mapping[str, str]: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sources:
     """The parts of the server whose state is checked."""
@@ -82,6 +94,7 @@ class Sources:
     bus: Bus
     registry: Registry
     ports: Mapping[str, Port]
+    tasks: Tasks
     draining: Callable[[], bool]
 
 
@@ -111,12 +124,13 @@ class HealthHandlers:
             bus=_bus_state(sources),
             public_port="open" if sources.ports["public"].accepting else "closed",
             nodes=len(sources.registry.nodes()),
+            background=sorted(sources.tasks.problems),
         )
         if sources.draining():
             return 503, Ready("draining", checks)
         if checks.public_port == "closed":
             return 503, Ready("not_ready", checks)
-        if not checks.store == checks.cache == checks.bus == "ok":
+        if checks.background or not checks.store == checks.cache == checks.bus == "ok":
             return 200, Ready("degraded", checks)
         return 200, Ready("ready", checks)
 

@@ -54,6 +54,11 @@ class Tunnels(Protocol):
     def bytes_by_direction(self) -> Mapping[str, float]: ...
 
 
+class Tasks(Protocol):
+    @property
+    def failures(self) -> Mapping[str, int]: ...
+
+
 class Links(Protocol):
     refused: int
     reconnects: int
@@ -104,6 +109,7 @@ class Sources:
     writer: Writer
     bus: Bus
     jobs: Jobs
+    tasks: Tasks
     public_connections: Callable[[], int]
     requests_active: Callable[[], int]
     requests_waiting: Callable[[], int]
@@ -204,6 +210,10 @@ class StateCollector:
         )
         yield _counter(
             "records_rejected", "Records that the store or Kafka rejected.", value=writer.rejected
+        )
+        tasks = self._sources.tasks
+        yield _counter(
+            "background_failures", "Failures of background tasks.", "task", tasks.failures
         )
         failing = writer.problem is not None
         yield _gauge("records_failing", "1 while the store or Kafka accepts none.", value=failing)

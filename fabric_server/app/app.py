@@ -6,11 +6,9 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from random import Random
-from typing import Any
 
 from fabric_server.admin.context import AdminContext
 from fabric_server.admin.health import Sources as HealthSources
@@ -29,6 +27,7 @@ from fabric_server.pki.certificates import Certificates
 from fabric_server.pki.tls_contexts import TlsContexts
 from fabric_server.storage.change_feed import ChangeFeed
 from protocol.names import CONTROL_ALPN, TUNNEL_ALPN
+from runtime.background import BackgroundTasks
 
 log = logging.getLogger("fabric.server")
 
@@ -69,7 +68,7 @@ class App:
         """Set when another server has taken over."""
         self.listeners = Listeners(config.host)
         self._rng = rng
-        self._tasks: list[asyncio.Task[None]] = []
+        self.tasks = BackgroundTasks(rng)
         self._opened = AsyncExitStack()
 
     # ── starting ──────────────────────────────────────────────────────────────────────────────
@@ -91,9 +90,9 @@ class App:
         self._build(Registry(known), certificates)
         # Both planes need the tasks and the API port shows both, so these close after the planes.
         self._opened.push_async_callback(self.admin.close)
-        self._opened.push_async_callback(self._cancel_tasks)
+        self._opened.push_async_callback(self.tasks.stop)
         self._opened.callback(self.control_plane.close)
-        self._opened.push_async_callback(self.data_plane.close)
+        self._opened.push_async_callback(self.data_plane.close, self.tasks)
         self._opened.push_async_callback(self.listeners.close)
         await self._open_ports(predecessor)
         self._start_tasks()
@@ -145,19 +144,13 @@ class App:
         self.listeners.open("api", config.api_port, protocol, tls.public, predecessor=predecessor)
 
     def _start_tasks(self) -> None:
-        self._tasks.append(self.data_plane.start_jobs())
-        for work in (
-            *self.backends.tasks(),
-            self.change_feed.run(),
-            self.data_plane.deadlines.run(),
-            self.tls.watch(time.time),
-            ClockWatch([self.data_plane.authenticator.clear]).run(),
-            self.control_plane.add_tunnels(lambda: self.data_plane.gateway.active.count),
-        ):
-            self._spawn(work)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        self._tasks.append(asyncio.get_running_loop().create_task(work))
+        tasks, requests, nodes = self.tasks, self.data_plane, self.control_plane
+        requests.start_tasks(tasks)
+        self.backends.start_tasks(tasks)
+        tasks.start("change_feed", self.change_feed.run)
+        tasks.start("certificates", lambda: self.tls.watch(time.time))
+        tasks.start("clock", ClockWatch([requests.authenticator.clear]).run)
+        tasks.start("tunnels", lambda: nodes.add_tunnels(lambda: requests.gateway.active.count))
 
     def _admin_context(self) -> AdminContext:
         backends, nodes, requests = self.backends, self.control_plane, self.data_plane
@@ -179,6 +172,7 @@ class App:
                 bus=backends.bus,
                 registry=nodes.registry,
                 ports=self.listeners,
+                tasks=self.tasks,
                 draining=lambda: self.draining,
             ),
             metrics=MetricsSources(
@@ -189,6 +183,7 @@ class App:
                 writer=backends.writer,
                 bus=backends.bus,
                 jobs=requests.jobs,
+                tasks=self.tasks,
                 public_connections=lambda: requests.edge.connections,
                 requests_active=lambda: requests.gateway.active.count,
                 requests_waiting=lambda: requests.admission.waiting,
@@ -251,16 +246,11 @@ class App:
     # ── running ───────────────────────────────────────────────────────────────────────────────
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Wait until ``stop`` is set or a successor has taken over.
-
-        Raises the exception of a background task that fails, which is a defect.
-        """
+        """Wait until ``stop`` is set or a successor has taken over."""
         loop = asyncio.get_running_loop()
         ends = [loop.create_task(event.wait()) for event in (stop, self.succeeded)]
         try:
-            done, _ = await asyncio.wait((*ends, *self._tasks), return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for end in ends:
                 end.cancel()
@@ -306,8 +296,3 @@ class App:
         """Close everything, the store last; the ledger entries that are left are written."""
         self.draining = True
         await self._opened.aclose()
-
-    async def _cancel_tasks(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
 from contextlib import AsyncExitStack
-from typing import Any, Self
+from typing import Self
 
 from fabric_server.config import Config
 from fabric_server.storage.connect import OpenBus, open_bus, open_cache, open_store
@@ -13,6 +12,7 @@ from fabric_server.storage.spool.orphans import move_orphaned_spools
 from fabric_server.storage.store import SqlStore
 from ledger.batch_writer import BatchOptions, BatchWriter, Source
 from ledger.housekeeping import Housekeeper
+from runtime.background import BackgroundTasks
 from runtime.waiting import retry_until_reachable
 
 KAFKA_BATCHES = BatchOptions(batch_size=5_000, batch_seconds=0.5)
@@ -62,14 +62,16 @@ class Backends:
             opened.pop_all()
         return cls(config, store, cache, bus)
 
-    def tasks(self) -> list[Coroutine[Any, Any, None]]:
-        """Return the work of the back ends; each runs until it is cancelled."""
-        tasks: list[Coroutine[Any, Any, None]] = [self.writer.run()]
-        if self._open_bus.spool is not None:
+    def start_tasks(self, tasks: BackgroundTasks) -> None:
+        """Start the work of the back ends."""
+        tasks.start("ledger_writer", self.writer.run)
+        spool = self._open_bus.spool
+        if spool is not None:
             # Other servers' spools in this directory may still hold records.
-            spool = self._open_bus.spool
-            tasks.append(move_orphaned_spools(spool, self._spool_limit, self._orphan_writer))
-        return tasks
+            tasks.start(
+                "orphaned_spools",
+                lambda: move_orphaned_spools(spool, self._spool_limit, self._orphan_writer),
+            )
 
     def _orphan_writer(self, source: Source) -> BatchWriter:
         options = BatchOptions(batch_size=KAFKA_BATCHES.batch_size)

@@ -28,6 +28,7 @@ from fabric_server.routing.admission import Admission, QueueLimits
 from fabric_server.routing.aliases import parse_aliases
 from fabric_server.routing.load_balancer import LoadBalancer
 from fabric_server.routing.weights import parse_weights
+from runtime.background import BackgroundTasks
 
 
 class DataPlane:
@@ -79,7 +80,6 @@ class DataPlane:
             must_wait=self.gateway.limits.must_wait,
         )
         self.jobs = Jobs(config, context, aliases, rng=rng)
-        self._running_jobs: asyncio.Task[None] | None = None
 
     def configure(self, config: Config) -> None:
         """Apply the settings that can change at run time; running requests keep theirs."""
@@ -92,17 +92,16 @@ class DataPlane:
         self.admission.limits = _queue_limits(config)
         self.admission.balancer.state.weights = parse_weights(config.weights)
 
-    def start_jobs(self) -> asyncio.Task[None]:
-        """Start to run jobs; ``close`` ends the task that is returned."""
-        self._running_jobs = asyncio.get_running_loop().create_task(self.jobs.run())
-        return self._running_jobs
+    def start_tasks(self, tasks: BackgroundTasks) -> None:
+        """Start to check deadlines and to run jobs, which ``close`` ends."""
+        tasks.start("deadlines", self.deadlines.run)
+        for name, work in self.jobs.parts().items():
+            tasks.start(name, work)
 
-    async def close(self) -> None:
+    async def close(self, tasks: BackgroundTasks) -> None:
         """Cut every client's connection, end the jobs, and wait for the requests of both."""
         self.edge.close()
-        if self._running_jobs is not None:
-            self._running_jobs.cancel()
-            await asyncio.wait([self._running_jobs])
+        await tasks.stop(*self.jobs.parts())
         await self.gateway.active.wait_idle()
 
 

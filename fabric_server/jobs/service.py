@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping
 from random import Random
@@ -33,6 +32,7 @@ from fabric_server.storage.batches import BatchStore
 from fabric_server.storage.files import FileStore
 from fabric_server.storage.jobs import JobStore
 from fabric_server.storage.webhooks import WebhookStore
+from runtime.background import Work
 
 
 class Jobs:
@@ -102,12 +102,14 @@ class Jobs:
         for part in (inference, file_routes, batch_routes):
             part.add_to(routes)
 
-    async def run(self) -> None:
-        """Run until cancelled; jobs that run then go back into the queue."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._runner.run())
-            group.create_task(self._batch_runner.run())
-            group.create_task(self._webhooks.run())
+    def parts(self) -> Mapping[str, Work]:
+        """Return the work to be done in the background; jobs that run when it is cancelled go back
+        into the queue."""
+        return {
+            "jobs": self._runner.run,
+            "batches": self._batch_runner.run,
+            "webhooks": self._webhooks.run,
+        }
 
     def set_aliases(self, aliases: Aliases) -> None:
         """Replace the public names of models."""

@@ -37,6 +37,8 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 from msgspec import Struct
 
+from runtime.background import log_failure
+
 log = logging.getLogger("fabric.takeover")
 
 T = TypeVar("T")
@@ -156,6 +158,7 @@ class TakeoverServer:
         task = asyncio.get_running_loop().create_task(self._handle(reader, writer))
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
+        task.add_done_callback(log_failure)
 
     async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

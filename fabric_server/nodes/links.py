@@ -31,6 +31,7 @@ from protocol.messages import (
     Renewed,
     Tunnels,
 )
+from runtime.background import log_failure
 from runtime.errors import BackendError
 
 log = logging.getLogger("fabric.links")
@@ -112,6 +113,7 @@ class Links:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(log_failure)
 
     def opened(self, link: NodeLink) -> None:
         self._open.add(link)

@@ -1,0 +1,106 @@
+"""Background tasks that fail."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from random import Random
+
+import pytest
+
+from runtime.background import BackgroundTasks, log_failure
+
+
+class Work:
+    """Fails so many times, then goes on."""
+
+    def __init__(self, *errors: BaseException) -> None:
+        self.errors = list(errors)
+        self.runs = 0
+        self.sound = asyncio.Event()
+        self.cancelled = False
+
+    async def __call__(self) -> None:
+        self.runs += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        self.sound.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
+
+
+FULL = OSError(errno.EMFILE, "Too many open files", "spool")
+FAILURES = [
+    FULL,
+    OSError(errno.ENOSPC, "No space left on device"),
+    MemoryError(),
+    ValueError("a defect"),
+    ExceptionGroup("several", [ValueError("a defect"), FULL]),
+    BaseExceptionGroup("several", [ValueError("a defect")]),
+    TimeoutError(),
+]
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
+async def test_work_that_fails_is_done_again_and_shows(
+    failure: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    tasks, work, other = BackgroundTasks(Random(1), first_pause=0.001), Work(failure), Work()
+    tasks.start("work", work)
+    tasks.start("other", other)
+    async with asyncio.timeout(5):
+        await work.sound.wait()
+    assert other.runs == 1
+    assert tasks.failures == {"work": 1, "other": 0}
+    assert list(tasks.problems) == ["work"]
+    assert tasks.problems["work"]
+    [record] = caplog.records
+    assert record.levelno == logging.ERROR
+    assert "requests go on" in record.getMessage()
+    await tasks.stop()
+    assert work.cancelled and other.cancelled
+
+
+async def test_the_same_failure_again_has_no_second_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tasks, work = BackgroundTasks(Random(1), first_pause=0.001), Work(*[FULL] * 4)
+    tasks.start("work", work)
+    async with asyncio.timeout(5):
+        await work.sound.wait()
+    await tasks.stop()
+    assert [record.exc_info is not None for record in caplog.records] == [True, *[False] * 3]
+    assert work.runs == 5
+
+
+async def test_one_task_of_several_is_stopped_and_work_that_ends_is_done() -> None:
+    tasks, first, second = BackgroundTasks(Random(1)), Work(), Work()
+
+    async def short() -> None: ...
+
+    tasks.start("first", first)
+    tasks.start("second", second)
+    tasks.start("short", short)
+    await asyncio.gather(first.sound.wait(), second.sound.wait())
+    await tasks.stop("first", "unknown")
+    assert first.cancelled and not second.cancelled
+    await tasks.stop()
+    assert second.cancelled
+    assert not tasks.problems
+
+
+async def test_the_failure_of_a_task_that_nobody_waits_for_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def fail() -> None:
+        raise FULL
+
+    task = asyncio.create_task(fail())
+    task.add_done_callback(log_failure)
+    await asyncio.wait([task])
+    await asyncio.sleep(0)
+    assert "Too many open files" in caplog.records[0].__dict__["reason"]
