@@ -210,6 +210,21 @@ class Config:
     files_days: float = field(
         default=30.0, metadata=about("How long a file is kept, in days.", least=0.01)
     )
+    media: Literal["fetch", "data", "off"] = field(
+        default="fetch",
+        metadata=about(
+            "What is done with URLs of images, sounds, videos and files in requests. fetch: the "
+            "server fetches them, so that engines get data and open no URL; data: only data: URLs "
+            "and base64 are taken; off: no media are taken."
+        ),
+    )
+    media_private: bool = field(
+        default=False,
+        metadata=about(
+            "Allow URLs of media in this server's own networks: only if every client may read "
+            "the media that this server can reach there."
+        ),
+    )
     webhook_http: bool = field(default=False, metadata=about("Allow http:// URLs for webhooks."))
     webhook_private: bool = field(
         default=False,

@@ -28,6 +28,7 @@ from fabric_server.auth.rate_limits import RateLimits
 from fabric_server.edge.connection import Edge, Limits
 from fabric_server.edge.router import Router
 from fabric_server.gateway.gateway import Gateway
+from fabric_server.gateway.media import Media
 from fabric_server.gateway.models import ModelCatalog
 from fabric_server.net.deadlines import Deadlines
 from fabric_server.nodes.registry import Engine, Node, Registry
@@ -130,6 +131,7 @@ class Site:
         queue_timeout: float = 60.0,
         ledger: Ledger | None = None,
         aliases: dict[str, tuple[str, ...]] | None = None,
+        media: Media | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.rng = Random(7)
@@ -154,7 +156,7 @@ class Site:
             ),
             timeouts=timeouts,
         )
-        self.gateway = Gateway(authenticator, self.upstream, aliases)
+        self.gateway = Gateway(authenticator, self.upstream, aliases, media)
         self.public = Router(self.metrics.errors)
         self.gateway.add_to(self.public)
         ModelCatalog(authenticator, self.registry, aliases or {}, self.gateway.complete).add_to(

@@ -14,6 +14,7 @@ from fabric_client.translation import (
     TranslationError,
 )
 from fabric_client.translation.local_reply import error_reply
+from fabric_client.translation.media_guard import refuse_links
 from protocol.messages import RequestHead
 
 Prepare = Callable[[bytes], TranslatedRequest | LocalReply]
@@ -34,6 +35,8 @@ def prepare(
     """
     try:
         prepared = translate(body)
+        if isinstance(prepared, TranslatedRequest):
+            refuse_links(prepared.body)
     except TranslationError as error:
         return error_reply(head.path, 400, error.message, error.param)
     if isinstance(prepared, LocalReply) or make_reasoning is None or prepared.path != _CHAT:

@@ -105,6 +105,11 @@ def _without(name: str, body: bytes) -> bytes:
     return body if fields.pop(name, None) is None else msgspec.json.encode(fields)
 
 
+def unchanged(path: str) -> RequestTranslator:
+    """Return the translator that changes nothing, for requests that are to be read whole."""
+    return lambda body: TranslatedRequest(path, body, None)
+
+
 def show(body: bytes) -> TranslatedRequest:
     """Hide directories in ``/api/show``: a Modelfile's paths often contain the owner's name."""
     return TranslatedRequest("/api/show", body, _ShowFilter())

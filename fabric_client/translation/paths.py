@@ -28,6 +28,9 @@ _AUDIO = frozenset({"/v1/audio/transcriptions", "/v1/audio/translations"})
 PUBLIC_PATHS = _BASIC | _OLLAMA | _RERANK | _TOKENS | _MESSAGES | _AUDIO | {"/v1/responses"}
 """All of them with POST."""
 
+_READ_WHOLE = _RERANK | {"/v1/responses"}
+"""Paths whose requests are read whole only because they may have media, see ``media_guard``."""
+
 PathHandlers = Mapping[str, RequestTranslator | None]
 """The translator for each path that an engine can serve; None: requests pass as they are."""
 
@@ -60,6 +63,7 @@ def _native_filters(kind: str) -> dict[str, RequestTranslator]:
         **{path: native_filters.messages(path) for path in _MESSAGES},
         **{path: native_filters.ollama(path) for path in _OLLAMA},
         "/api/show": native_filters.show,
+        **{path: native_filters.unchanged(path) for path in _READ_WHOLE},
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from random import Random
 
 from fabric_server.app.backends import Backends
@@ -13,11 +14,15 @@ from fabric_server.config import Config
 from fabric_server.edge.connection import Edge, Limits
 from fabric_server.edge.router import Router
 from fabric_server.gateway.gateway import Gateway
+from fabric_server.gateway.media import Media
 from fabric_server.gateway.models import ModelCatalog
 from fabric_server.jobs.context import JobsContext
 from fabric_server.jobs.files import OVERHEAD
 from fabric_server.jobs.service import Jobs
 from fabric_server.net.deadlines import Deadlines
+from fabric_server.net.egress import ThreadedLookUp, any_address
+from fabric_server.net.fetcher import Fetcher
+from fabric_server.net.special_addresses import is_public
 from fabric_server.nodes.registry import Registry
 from fabric_server.proxy.clock import Timeouts
 from fabric_server.proxy.hedging import Hedging
@@ -29,6 +34,9 @@ from fabric_server.routing.aliases import parse_aliases
 from fabric_server.routing.load_balancer import LoadBalancer
 from fabric_server.routing.weights import parse_weights
 from runtime.background import BackgroundTasks
+
+MAX_LOOK_UPS = 16
+"""Look-ups of host names of media at once, in threads of their own: clients' names may be slow."""
 
 
 class DataPlane:
@@ -63,7 +71,11 @@ class DataPlane:
             timeouts=_timeouts(config),
             hedging=Hedging(on=config.hedge == "p95"),
         )
-        self.gateway = make_gateway(self.authenticator, self._upstream, aliases)
+        self._names = ThreadPoolExecutor(MAX_LOOK_UPS, thread_name_prefix="media-names")
+        allowed = any_address if config.media_private else is_public
+        fetcher = Fetcher(ThreadedLookUp(self._names), allowed)
+        media = Media(fetcher, config.media, self.metrics.media)
+        self.gateway = make_gateway(self.authenticator, self._upstream, aliases, media)
         self.authenticator.on_withdrawn = self.gateway.active.cancel_key
         router = Router(self.metrics.errors)
         self.gateway.add_to(router)
@@ -88,6 +100,7 @@ class DataPlane:
         self._upstream.hedging.on = config.hedge == "p95"
         aliases = parse_aliases(config.aliases)
         self.gateway.aliases = self.catalog.aliases = aliases
+        self.gateway.media.configure(config.media)
         self.jobs.set_aliases(aliases)
         self.admission.limits = _queue_limits(config)
         self.admission.balancer.state.weights = parse_weights(config.weights)
@@ -103,6 +116,7 @@ class DataPlane:
         self.edge.close()
         await tasks.stop(*self.jobs.parts())
         await self.gateway.active.wait_idle()
+        self._names.shutdown(wait=False, cancel_futures=True)
 
 
 def _timeouts(config: Config) -> Timeouts:

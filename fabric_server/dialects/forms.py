@@ -1,7 +1,8 @@
 """Parses the few fields of a multipart form (RFC 7578) that the fabric needs.
 
 Ambiguous forms, which an engine might read differently, are refused: a request must not be
-authorised for one model and served by another.  The bytes of files are never looked at.
+authorised for one model and served by another.  So are fields that say where a file is: an engine
+would open it in its owner's network.  The bytes of files are never looked at.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import NamedTuple
 
 from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
+from fabric_server.dialects.media import FORM_FIELDS, fold
+from fabric_server.dialects.media_values import is_foreign, refused
 
 MAX_PARTS = 100
 _MAX_HEAD = 4096
@@ -22,6 +25,9 @@ _BOUNDARY = re.compile(
 )
 _DISPOSITION = re.compile(rb"(?:^|\r\n)content-disposition:([^\r\n]*)", re.I)
 _NAME = re.compile(rb'form-data;(?:.*;)?\s*name="([^"\\]*)"(?:\s*;.*)?\Z', re.I)
+_FILENAME = re.compile(rb"(?<![a-z])filename\*?\s*=", re.I)
+_MAX_LINK = 1024
+"""Bytes of a value in which a URL or path is looked for."""
 _NAMES = re.compile(rb"(?<![a-z])name\*?\s*=", re.I)
 
 
@@ -54,7 +60,8 @@ def read_form(body: bytes, content_type: bytes, wanted: frozenset[str]) -> dict[
         stop = body.find(b"\r\n" + mark, start)
         if stop < 0:
             raise _unreadable("its last boundary is missing")
-        plain = name.strip().lower()
+        plain = fold(name.strip())
+        _refuse_reference(plain, body[at:head_ends], body[start : min(stop, start + _MAX_LINK)])
         if plain in wanted:
             if name != plain or plain in fields:
                 raise errors.bad_field(plain, f"'{plain}' must be given once, in lower case.")
@@ -74,6 +81,16 @@ def read_field(body: bytes, fields: dict[str, Field], name: str) -> str | None:
         return body[field.start : field.stop].decode()
     except UnicodeDecodeError:
         raise errors.bad_field(name, f"'{name}' is not UTF-8 text.") from None
+
+
+def _refuse_reference(name: str, head: bytes, value: bytes) -> None:
+    """Refuse a field that says where a file is, instead of the file itself."""
+    if name in FORM_FIELDS and value.strip():
+        raise refused(name, value.decode(errors="replace"), "send the file itself in 'file'")
+    if name == "file" and _FILENAME.search(head) is None:
+        text = value.decode("latin-1")
+        if is_foreign(text):
+            raise refused(name, text, "it must be a file, with a filename")
 
 
 def _name(head: bytes) -> str:

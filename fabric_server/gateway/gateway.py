@@ -13,6 +13,7 @@ from fabric_server.edge.router import Router
 from fabric_server.gateway.active_requests import ActiveRequests
 from fabric_server.gateway.authenticate import authenticate
 from fabric_server.gateway.body_reader import read_body
+from fabric_server.gateway.media import Media
 from fabric_server.gateway.options import read_options
 from fabric_server.gateway.requirements import build_requirements
 from fabric_server.gateway.sse_keepalive import SseKeepalive
@@ -31,11 +32,14 @@ class Gateway:
         authenticator: KeyAuthenticator,
         upstream: UpstreamContext,
         aliases: Aliases | None = None,
+        media: Media | None = None,
     ) -> None:
+        """URLs of media are refused if ``media`` is not given."""
         self._authenticator = authenticator
         self.upstream = upstream
         self.aliases = aliases or {}
         self.limits = upstream.ledger.limits
+        self.media = media or Media(None, "data")
         self.active = ActiveRequests()
         self._ledger = upstream.ledger
         self._loop = asyncio.get_running_loop()
@@ -65,6 +69,9 @@ class Gateway:
             if not key.allows(parsed.model):
                 raise errors.model_not_allowed(parsed.model)
             options = read_options(request.headers)
+            body = request.body
+            if self.media.concerns(body.replay_buffer, endpoint):
+                body.replay_buffer = await self.media.replace(body.replay_buffer, endpoint, key.id)
             with self._keepalive(record, endpoint):
                 await self._forward(record, endpoint, options)
         except (Exception, asyncio.CancelledError) as error:

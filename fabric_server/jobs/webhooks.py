@@ -34,9 +34,11 @@ from fabric_server.net.egress import (
     Forbidden,
     Target,
     ThreadedLookUp,
+    any_address,
     parse_target,
     resolve,
 )
+from fabric_server.net.special_addresses import is_public
 from fabric_server.storage.batches import BatchRow
 from fabric_server.storage.jobs import JobRow
 from fabric_server.storage.webhooks import WebhookRow, WebhookStore
@@ -100,7 +102,7 @@ class Webhooks:
         """``allow_private`` allows addresses outside the public internet."""
         self._store = store
         self._allow_http = allow_http
-        self._allow_private = allow_private
+        self._allowed = any_address if allow_private else is_public
         self._trust = trust or ssl.create_default_context()
         self._clock = clock
         self._wake = asyncio.Event()
@@ -288,14 +290,13 @@ class Webhooks:
             writer.transport.abort()
 
     def _target(self, url: str) -> Target:
-        return parse_target(url, allow_http=self._allow_http, allow_private=self._allow_private)
+        return parse_target(url, allow_http=self._allow_http, allowed=self._allowed)
 
     async def _connect(self, target: Target) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect to an address that was checked; TLS verifies the host name."""
         problem: OSError | None = None
         secure = target.scheme == "https"
-        private = self._allow_private
-        for address in await resolve(target, self._look_up, allow_private=private):
+        for address in await resolve(target, self._look_up, self._allowed):
             try:
                 return await asyncio.open_connection(
                     address,

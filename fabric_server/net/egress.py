@@ -8,19 +8,18 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-from fabric_server.net.special_addresses import is_public
+from fabric_server.net.special_addresses import is_address, is_public
 
 _MAX_ADDRESSES = 4
 _MAX_URL = 8192
 _NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*", re.I)
 _NUMBER = re.compile(r"\d+|0x[0-9a-f]*", re.I)
-_IPV4 = re.compile(r"(?:(?:0|[1-9]\d{0,2})\.){3}(?:0|[1-9]\d{0,2})")
 
 
 class Forbidden(Exception):
@@ -42,11 +41,16 @@ class Target(NamedTuple):
         return f"{host}:{self.port}"
 
 
-def parse_target(url: str, *, allow_http: bool, allow_private: bool) -> Target:
-    """Check a URL; a host name's addresses are checked by ``resolve``.
+Allowed = Callable[[str], bool]
+"""Tells whether an address may be connected to: ``is_public`` or ``any_address``."""
 
-    ``allow_http`` allows http, ``allow_private`` allows any address.  Raises ``Forbidden``.
-    """
+
+def any_address(address: str) -> bool:
+    return True
+
+
+def parse_target(url: str, *, allow_http: bool, allowed: Allowed = is_public) -> Target:
+    """Check a URL; a host name's addresses are checked by ``resolve``.  Raises ``Forbidden``."""
     if len(url) > _MAX_URL:
         raise Forbidden(f"the URL is longer than {_MAX_URL} characters")
     if not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
@@ -65,32 +69,28 @@ def parse_target(url: str, *, allow_http: bool, allow_private: bool) -> Target:
         raise Forbidden("the URL must have no user, no password and no fragment")
     if port == 0:
         raise Forbidden("the URL's port must be from 1 to 65535")
-    _check_host(parts.hostname, parts.netloc, allow_private)
+    _check_host(parts.hostname, parts.netloc, allowed)
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     default = 443 if parts.scheme == "https" else 80
     return Target(parts.scheme, parts.hostname, port or default, path)
 
 
-def _check_host(host: str, authority: str, allow_private: bool) -> None:
+def _check_host(host: str, authority: str, allowed: Allowed) -> None:
     """Refuse hosts that programs read differently, and addresses that are not allowed."""
     if authority.startswith("["):
-        try:
-            public = is_public(host)
-        except ValueError:
-            raise Forbidden("the URL's IPv6 address can't be read") from None
+        if not is_address(host):
+            raise Forbidden("the URL's IPv6 address can't be read")
+        public = allowed(host)
     elif _NUMBER.fullmatch(host.rpartition(".")[2]):
         # "2130706433", "0x7f.1" and "0177.0.0.1" are 127.0.0.1 to some programs.
-        try:
-            public = bool(_IPV4.fullmatch(host)) and is_public(host)
-        except ValueError:
-            public = False
-        if not _IPV4.fullmatch(host):
+        if not is_address(host):
             raise Forbidden("the URL's IPv4 address must be four decimal numbers")
+        public = allowed(host)
     elif _NAME.fullmatch(host) is None:
         raise Forbidden("the URL's host is neither a name nor an address")
     else:
         return  # ``resolve`` checks what the name stands for
-    if not public and not allow_private:
+    if not public:
         raise _not_public(host)
 
 
@@ -113,14 +113,13 @@ class ThreadedLookUp:
         return [str(info[4][0]) for info in infos]
 
 
-async def resolve(target: Target, look_up: LookUp, *, allow_private: bool) -> list[str]:
+async def resolve(target: Target, look_up: LookUp, allowed: Allowed = is_public) -> list[str]:
     """Return the addresses to connect to; a second look-up of the name may give others.
 
-    Raises ``Forbidden`` if any is not allowed, unless ``allow_private``, and ``OSError`` if there
-    is none.
+    Raises ``Forbidden`` if any is not allowed, and ``OSError`` if there is none.
     """
     addresses = list(dict.fromkeys(await look_up(target.host, target.port)))
-    if not allow_private and not all(map(is_public, addresses)):
+    if not all(map(allowed, addresses)):
         raise _not_public(target.host)
     if not addresses:
         raise OSError("the name has no address")

@@ -54,6 +54,15 @@ _SIX_TO_FOUR = IPv6Network("2002::/16")  # RFC 3056
 _ISATAP = frozenset({0x00005EFE, 0x02005EFE})  # RFC 5214, 6.1
 
 
+def is_address(text: str) -> bool:
+    """Return whether a text is an IP address in a form that every program reads alike."""
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def is_public(address: str) -> bool:
     """Return whether an address, without brackets, is on the public internet.
 

@@ -48,6 +48,8 @@ class Metrics:
         """By endpoint, which is one of a table, and outcome."""
         self.errors: Counter[str] = Counter()
         """By code, of requests answered by the fabric itself."""
+        self.media: Counter[str] = Counter()
+        """By result: fetched, refused or failed."""
         self.retries = 0
         self.continued = 0
         self.hedged = 0
@@ -92,6 +94,12 @@ class Metrics:
         for kind, count in self.tokens.items():
             tokens.add_metric([kind], count)
         yield tokens
+        media = CounterMetricFamily(
+            "fabric_media_urls", "URLs of media in requests.", labels=["result"]
+        )
+        for result, count in self.media.items():
+            media.add_metric([result], count)
+        yield media
         yield CounterMetricFamily("fabric_retries", "Retries.", value=self.retries)
         yield CounterMetricFamily(
             "fabric_continued", "Streams that were continued on another node.", value=self.continued

@@ -9,6 +9,7 @@ from fabric_client.translation.lenient_json import Json
 from fabric_client.translation.validation import invalid
 
 _IMAGES = ((b"\x89PNG", "png"), (b"\xff\xd8\xff", "jpeg"), (b"GIF8", "gif"), (b"BM", "bmp"))
+_MAX_SCHEME = 32
 _SOUNDS = ((b"ID3", "mp3"), (b"\xff\xfb", "mp3"), (b"fLaC", "flac"), (b"OggS", "ogg"))
 
 
@@ -25,6 +26,8 @@ def content_parts(text: str, images: object, at: str) -> str | list[Json]:
 def _part(image: object, at: str) -> Json:
     if not isinstance(image, str):
         raise invalid(at, "must be a base64 string")
+    if "://" in image[:_MAX_SCHEME]:
+        raise invalid(at, "must be base64: Ollama's API takes no URLs of images")
     try:
         # The engine checks the rest.
         first = base64.b64decode(image[:16], validate=True)

@@ -200,8 +200,14 @@ async def test_an_alias_works_in_every_dialect_and_in_forms() -> None:
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        (CHAT, {"messages": [{"content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}),
-        ("/v1/responses", {"input": [{"content": [{"type": "input_image", "image_url": "x"}]}]}),
+        (
+            CHAT,
+            {"messages": [{"content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]},
+        ),
+        (
+            "/v1/responses",
+            {"input": [{"content": [{"type": "input_image", "image_url": "data:,"}]}]},
+        ),
         ("/v1/messages", {"messages": [{"content": [{"type": "image", "source": {}}]}]}),
         ("/api/chat", {"messages": [{"content": "x", "images": ["aGk="]}]}),
         ("/api/generate", {"prompt": "x", "images": ["aGk="]}),

@@ -123,3 +123,31 @@ def test_no_bytes_raise_anything_else(noise: bytes, at: int) -> None:
 
 def test_a_model_can_be_renamed() -> None:
     assert rename(FILE + MODEL + END, "a/b", TYPE) == FILE + part("model", b"a/b") + END
+
+
+HOME = b"http://192.168.1.1/a.wav"
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        part("url", HOME),
+        part("URL ", HOME),
+        part("file_url", b"file:///etc/passwd"),
+        part("audio_url", b"data:audio/wav,a"),
+        part("lora_path", b"adapter"),
+        part("file", HOME),
+        part("file", b" /etc/passwd"),
+        part("file", b"file:/etc/passwd", "\r\nContent-Type: text/plain"),
+    ],
+)
+def test_a_form_has_the_file_and_does_not_say_where_it_is(field: bytes) -> None:
+    for body in (MODEL + field + END, MODEL + field + FILE + END, FILE + MODEL + field + END):
+        error = refusal(body)
+        assert error.code == "media_refused"
+        assert error.message.isascii()
+
+
+def test_files_may_begin_like_urls_and_other_fields_may_have_them() -> None:
+    file = part("file", HOME, '; filename="http.txt"')
+    assert model(MODEL + file + part("prompt", HOME) + part("url", b"") + END) == "tiny"

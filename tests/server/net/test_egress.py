@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fabric_server.net.egress import Forbidden, Target, ThreadedLookUp, parse_target, resolve
+from fabric_server.net.egress import (
+    Forbidden,
+    Target,
+    ThreadedLookUp,
+    any_address,
+    parse_target,
+    resolve,
+)
 from fabric_server.net.special_addresses import is_public
 
 SPECIAL_IPV4 = [
@@ -100,7 +107,7 @@ HOSTILE = [
 @pytest.mark.parametrize("host", HOSTILE)
 def test_hosts_that_lead_back_or_are_read_differently_are_refused(host: str) -> None:
     with pytest.raises(Forbidden):
-        parse_target(f"https://{host}/", allow_http=True, allow_private=False)
+        parse_target(f"https://{host}/", allow_http=True)
 
 
 @pytest.mark.parametrize(
@@ -114,19 +121,19 @@ def test_hosts_that_lead_back_or_are_read_differently_are_refused(host: str) -> 
 )
 def test_other_schemes_and_odd_spellings_are_refused(url: str) -> None:
     with pytest.raises(Forbidden):
-        parse_target(url, allow_http=True, allow_private=False)
+        parse_target(url, allow_http=True)
 
 
 def test_a_target_has_what_a_request_needs() -> None:
-    target = parse_target("HTTP://Example.com?a=b", allow_http=True, allow_private=False)
+    target = parse_target("HTTP://Example.com?a=b", allow_http=True)
     assert target == ("http", "example.com", 80, "/?a=b")
     assert target.authority == "example.com:80"
-    target = parse_target("https://[2606:4700::1111]:8443/x", allow_http=False, allow_private=False)
+    target = parse_target("https://[2606:4700::1111]:8443/x", allow_http=False)
     assert target.authority == "[2606:4700::1111]:8443"
     with pytest.raises(Forbidden, match="https"):
-        parse_target("http://example.com/", allow_http=False, allow_private=False)
-    private = parse_target("http://localhost/", allow_http=True, allow_private=True)
-    assert private.host == "localhost"
+        parse_target("http://example.com/", allow_http=False)
+    private = parse_target("http://10.0.0.1/", allow_http=True, allowed=any_address)
+    assert private.host == "10.0.0.1"
 
 
 # ── names ─────────────────────────────────────────────────────────────────────────────────────
@@ -140,10 +147,10 @@ def system() -> Iterator[ThreadedLookUp]:
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST"])
 async def test_a_name_of_this_machine_is_found_out(host: str, system: ThreadedLookUp) -> None:
-    target = parse_target(f"http://{host}/", allow_http=True, allow_private=False)
+    target = parse_target(f"http://{host}/", allow_http=True)
     with pytest.raises(Forbidden):
-        await resolve(target, system, allow_private=False)
-    assert await resolve(target, system, allow_private=True)
+        await resolve(target, system)
+    assert await resolve(target, system, any_address)
 
 
 async def test_one_private_address_among_public_ones_is_enough_to_refuse() -> None:
@@ -151,7 +158,7 @@ async def test_one_private_address_among_public_ones_is_enough_to_refuse() -> No
         return ["8.8.8.8", "192.168.1.1"]
 
     with pytest.raises(Forbidden):
-        await resolve(Target("http", "a.example", 80, "/"), look_up, allow_private=False)
+        await resolve(Target("http", "a.example", 80, "/"), look_up)
 
 
 async def test_a_name_without_addresses_is_an_error() -> None:
@@ -159,4 +166,4 @@ async def test_a_name_without_addresses_is_an_error() -> None:
         return []
 
     with pytest.raises(OSError, match="no address"):
-        await resolve(Target("http", "a.example", 80, "/"), look_up, allow_private=False)
+        await resolve(Target("http", "a.example", 80, "/"), look_up)
