@@ -21,6 +21,7 @@ from aiohttp.http_exceptions import LineTooLong
 from fabric_server.admin.parameters import MAX_BODY, ClientTimeouts
 from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
+from fabric_server.net.addresses import peer_of
 from runtime.errors import BackendError, RecordError
 
 log = logging.getLogger("fabric.api")
@@ -102,6 +103,12 @@ async def handle_errors(
         log.exception("request failed", extra={"request": request_id, "path": request.path})
         response = error_response(_internal_error())
     return add_headers(response, request_id)
+
+
+def client_address(request: web.BaseRequest) -> str:
+    """Return the client's IP address, in one spelling; empty when the connection is gone."""
+    peer = peer_of(request.transport)
+    return "" if peer is None else str(peer)
 
 
 class HttpConnection(web.RequestHandler):

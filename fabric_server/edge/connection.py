@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from email.utils import formatdate
 from random import Random
 from time import time
@@ -21,7 +21,9 @@ from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.parser import Limits, RequestParser
 from fabric_server.edge.request import Body, Request
 from fabric_server.edge.write_buffer import WriteBuffer
+from fabric_server.net.addresses import peer_of
 from fabric_server.net.deadlines import NEVER, Deadlines
+from fabric_server.net.trusted_proxies import TrustedProxies
 
 __all__ = ["Connection", "Edge", "Limits"]
 
@@ -299,6 +301,14 @@ class Connection(asyncio.Protocol):
     def date(self) -> bytes:
         return self._edge.date()
 
+    def client_address(self, headers: Mapping[bytes, bytes]) -> str:
+        """Return the address that ``headers`` of this connection are from, or empty text when the
+        connection is gone."""
+        peer = peer_of(self._transport)
+        if peer is None:
+            return ""
+        return str(self._edge.proxies.client(peer, headers.get(b"x-forwarded-for")))
+
     # ── leaving ───────────────────────────────────────────────────────────────────────────────
 
     def expire(self, now: float) -> None:
@@ -372,6 +382,8 @@ class Edge:
         """``refused`` counts requests that could not be read, by the error's code."""
         self.handler = handler
         self.limits = limits
+        self.proxies = TrustedProxies()
+        """The peers whose word about their clients' addresses is taken."""
         self._deadlines = deadlines
         self._rng = rng
         self._connections: set[Connection] = set()

@@ -120,7 +120,11 @@ class RequestParser:
         if self._size > limits.headers:
             self._reject(self._too_large())
         assert self.request is not None
-        self.request.headers.setdefault(name.lower(), value)
+        headers, name = self.request.headers, name.lower()
+        if name not in headers:
+            headers[name] = value
+        elif name == b"x-forwarded-for":  # each proxy may have added a line of its own
+            headers[name] += b"," + value
 
     def on_headers_complete(self) -> None:
         request, parser = self.request, self._parser

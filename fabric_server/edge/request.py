@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Protocol
 
@@ -45,6 +46,7 @@ class Connection(Protocol):
 
     @property
     def paused(self) -> bool: ...
+    def client_address(self, headers: Mapping[bytes, bytes]) -> str: ...
     def send(self, data: bytes) -> None: ...
     def date(self) -> bytes: ...
     def want_body(self) -> None: ...
@@ -75,7 +77,7 @@ class Request:
         self.query = ""
         self.version = "1.1"
         self.headers: dict[bytes, bytes] = {}
-        """Names in lower case; of repeated headers the first."""
+        """Names in lower case; of repeated headers the first, and all of ``x-forwarded-for``."""
         self.body = Body(connection)
         self.response = Response(connection)
         self.key: Key | None = None
@@ -95,6 +97,14 @@ class Request:
         if self.endpoint is not None:
             return self.endpoint.dialect
         return dialect_of(self.path, self.headers)
+
+    @property
+    def client_address(self) -> str:
+        """The client's IP address, behind trusted proxies; empty for the server's own requests.
+
+        An IPv4 address is never written as IPv6, and there is no zone: texts can be compared.
+        """
+        return self._connection.client_address(self.headers)
 
     # ── answering ─────────────────────────────────────────────────────────────────────────────
 

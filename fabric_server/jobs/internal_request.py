@@ -4,7 +4,7 @@ own requests; the response is buffered instead of sent."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from fabric_server.auth.keys import Key
@@ -68,6 +68,9 @@ class BufferedResponse:
         self.data = bytearray()
         self.complete = False
         self.too_large = False
+
+    def client_address(self, headers: Mapping[bytes, bytes]) -> str:
+        return ""
 
     def send(self, data: bytes) -> None:
         """Collect a piece; the first is the response's head, whole and alone."""

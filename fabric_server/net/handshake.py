@@ -18,10 +18,10 @@ import socket
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Any, Literal, Protocol, cast
+from typing import Literal, Protocol, cast
 
 from fabric_server.dialects.errors import ApiError
+from fabric_server.net.addresses import origin_of, parse
 from fabric_server.net.tls_alerts import handshaking
 
 REASONS = (
@@ -115,11 +115,11 @@ class Handshake:
     )
 
     def __init__(self, host: Host, sock: socket.socket, address: str) -> None:
-        ip = _ip(address)
+        ip = parse(address)
         self.host = host
         self.address = address
         self.local = ip.is_loopback
-        self.origin = _origin(ip)
+        self.origin = origin_of(ip)
         """The key by which limits count."""
         self.task: asyncio.Task[None]
         self._sock = sock
@@ -294,18 +294,3 @@ def _answer(port: Port, number: int) -> bytes:
         "Connection: close\r\n\r\n"
     )
     return head.encode("ascii") + body
-
-
-def origin(address: str) -> str:
-    """Return the key by which limits count: an IPv4 address, or an IPv6 /64."""
-    return _origin(_ip(address))
-
-
-def _origin(ip: IPv4Address | IPv6Address) -> str:
-    return str(ip) if isinstance(ip, IPv4Address) else f"{int(ip) >> 64:x}"
-
-
-def _ip(address: str) -> IPv4Address | IPv6Address:
-    ip: Any = ip_address(address.partition("%")[0])
-    mapped: IPv4Address | None = getattr(ip, "ipv4_mapped", None)
-    return mapped or ip

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
-from fabric_server.net.handshake import origin
+from fabric_server.net.addresses import origin
 from fabric_server.pki.ca import BadRequest, public_key_sha256, read_request
 from fabric_server.pki.certificates import Certificates
 from fabric_server.storage.rows import InvitationRow, NodeRow, Redeemed

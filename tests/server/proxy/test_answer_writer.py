@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
 from fabric_server.dialects.endpoints import ENDPOINTS
@@ -25,6 +27,9 @@ class Collected:
 
     def send(self, data: bytes) -> None:
         self.data += data
+
+    def client_address(self, headers: Mapping[bytes, bytes]) -> str:
+        return ""
 
     def date(self) -> bytes:
         return b""
