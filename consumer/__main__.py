@@ -89,7 +89,7 @@ async def _work(settings: Config, tables: LedgerTables, source: KafkaSource) -> 
     writer = BatchWriter(source, tables, housekeeper, options)
     tasks = BackgroundTasks(SystemRandom())
     runner = web.AppRunner(
-        Metrics(writer, source).application(), handle_signals=False, access_log=None
+        Metrics(writer, source, tasks).application(), handle_signals=False, access_log=None
     )
     await runner.setup()
     try:

@@ -37,9 +37,19 @@ class Source(Protocol):
     async def lag(self) -> Mapping[str, int]: ...
 
 
+class Tasks(Protocol):
+    """The background tasks, and why some of them fail."""
+
+    @property
+    def failures(self) -> Mapping[str, int]: ...
+    @property
+    def problems(self) -> Mapping[str, str]: ...
+
+
 class Metrics:
-    def __init__(self, worker: BatchWriter, source: Source) -> None:
+    def __init__(self, worker: BatchWriter, source: Source, tasks: Tasks) -> None:
         self._worker = worker
+        self._tasks = tasks
         self._source = source
         self._lag: Mapping[str, int] = {}
         self._registry = CollectorRegistry()
@@ -82,7 +92,15 @@ class Metrics:
             "Records copied to the topic dead-letters.",
             value=worker.rejected,
         )
-        failing = worker.problem is not None or self._source.problem is not None
+        failures = CounterMetricFamily(
+            "fabric_consumer_background_failures",
+            "Failures of background tasks, each of which was started again.",
+            labels=["task"],
+        )
+        for name, count in self._tasks.failures.items():
+            failures.add_metric([name], count)
+        yield failures
+        failing = not self._is_ready()
         yield GaugeMetricFamily(
             "fabric_consumer_failing", "1 while records can't be read or stored.", value=failing
         )
@@ -102,13 +120,19 @@ class Metrics:
         headers = {"content-type": CONTENT_TYPE_LATEST}
         return web.Response(body=generate_latest(self._registry), headers=headers)
 
+    def _is_ready(self) -> bool:
+        healthy = self._worker.problem is None and self._source.problem is None
+        return healthy and not self._tasks.problems
+
     async def _live(self, request: web.Request) -> web.Response:
         return _json(200, {"status": "alive"})
 
     async def _ready(self, request: web.Request) -> web.Response:
         problems = {"store": self._worker.problem, "bus": self._source.problem}
         checks = {part: "ok" if problem is None else "away" for part, problem in problems.items()}
-        ready = all(problem is None for problem in problems.values())
+        if failing := sorted(self._tasks.problems):
+            checks["background"] = ", ".join(failing)
+        ready = self._is_ready()
         return _json(200 if ready else 503, {"status": "ready" if ready else "failing", **checks})
 
 

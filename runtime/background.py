@@ -7,6 +7,7 @@ the reason, for health checks.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -20,6 +21,14 @@ LAST_PAUSE = 30.0
 """Seconds before a failed task is started again; each pause is twice the one before."""
 SOUND_SECONDS = 60.0
 """A task that has run for so long since its failure counts as sound again."""
+
+_REMEDIES = {
+    errno.EMFILE: "raise this process's limit of open files (ulimit -n)",
+    errno.ENFILE: "raise this machine's limit of open files (fs.file-max)",
+    errno.ENOMEM: "give this process more memory",
+    errno.ENOSPC: "make room on the disk",
+    errno.EDQUOT: "make room on the disk, or raise the quota",
+}
 
 Work = Callable[[], Coroutine[Any, Any, None]]
 
@@ -62,17 +71,23 @@ class BackgroundTasks:
         pause = self._first_pause
         while True:
             began = loop.time()
+            failure: BaseException
             try:
                 return await work()
+            except asyncio.CancelledError as error:
+                if is_cancelled():
+                    raise
+                failure = error  # what it waited for was cancelled, not the task itself
             except Exception as error:
-                if loop.time() - began > SOUND_SECONDS:
-                    pause = self._first_pause
-                seconds = pause * self._rng.uniform(0.5, 1.0)
-                self._on_failure(name, error, seconds)
+                failure = error
+            if loop.time() - began > SOUND_SECONDS:
+                pause = self._first_pause
+            seconds = pause * self._rng.uniform(0.5, 1.0)
+            self._on_failure(name, failure, seconds)
             await asyncio.sleep(seconds)
             pause = min(2 * pause, LAST_PAUSE)
 
-    def _on_failure(self, name: str, error: Exception, again_in: float) -> None:
+    def _on_failure(self, name: str, error: BaseException, again_in: float) -> None:
         """Log the failure, the first of its kind with a traceback."""
         reason = _reason(error)
         known = self._problems.get(name, ("", 0.0))[0] == reason
@@ -86,6 +101,12 @@ class BackgroundTasks:
         )
 
 
+def is_cancelled() -> bool:
+    """Return whether somebody wants the task that runs to end."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 def log_failure(task: asyncio.Task[None]) -> None:
     """Log the exception of a task that nobody waits for; a callback for ``add_done_callback``."""
     if not task.cancelled() and (error := task.exception()) is not None:
@@ -95,4 +116,8 @@ def log_failure(task: asyncio.Task[None]) -> None:
 def _reason(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    return str(error) or type(error).__name__
+    if isinstance(error, asyncio.CancelledError):
+        return "what it waited for was cancelled"
+    reason = str(error) or type(error).__name__
+    remedy = _REMEDIES.get(error.errno or 0) if isinstance(error, OSError) else None
+    return f"{reason}: {remedy}" if remedy else reason

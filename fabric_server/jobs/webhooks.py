@@ -42,6 +42,7 @@ from fabric_server.net.special_addresses import is_public
 from fabric_server.storage.batches import BatchRow
 from fabric_server.storage.jobs import JobRow
 from fabric_server.storage.webhooks import WebhookRow, WebhookStore
+from runtime.background import is_cancelled
 from runtime.errors import BackendError
 
 log = logging.getLogger("fabric.webhooks")
@@ -178,7 +179,8 @@ class Webhooks:
         try:
             await self._run()
         finally:
-            self._names.shutdown(wait=False, cancel_futures=True)
+            if is_cancelled():  # else it is run again, and needs its threads
+                self._names.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as group:

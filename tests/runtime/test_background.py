@@ -42,6 +42,7 @@ FAILURES = [
     ExceptionGroup("several", [ValueError("a defect"), FULL]),
     BaseExceptionGroup("several", [ValueError("a defect")]),
     TimeoutError(),
+    asyncio.CancelledError(),
 ]
 
 
@@ -75,6 +76,26 @@ async def test_the_same_failure_again_has_no_second_traceback(
     await tasks.stop()
     assert [record.exc_info is not None for record in caplog.records] == [True, *[False] * 3]
     assert work.runs == 5
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.EMFILE, "ulimit -n"),
+        (errno.ENFILE, "fs.file-max"),
+        (errno.ENOMEM, "memory"),
+        (errno.ENOSPC, "disk"),
+    ],
+)
+async def test_a_lack_of_resources_is_told_with_what_to_do(
+    number: int, remedy: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    tasks, work = BackgroundTasks(Random(1), first_pause=0.001), Work(OSError(number, "lack"))
+    tasks.start("work", work)
+    async with asyncio.timeout(5):
+        await work.sound.wait()
+    await tasks.stop()
+    assert remedy in caplog.records[0].__dict__["reason"]
 
 
 async def test_one_task_of_several_is_stopped_and_work_that_ends_is_done() -> None:

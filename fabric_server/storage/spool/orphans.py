@@ -11,9 +11,10 @@ import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from fabric_server.storage.spool.spool import Spool, SpoolInUse
-from ledger.batch_writer import BatchWriter, Source
+from ledger.batch_writer import Source
 from runtime.errors import StoreError
 
 log = logging.getLogger("fabric.spool")
@@ -22,10 +23,16 @@ LOOK_SECONDS = 2.0
 """Time between two searches for orphaned spools."""
 
 
+class Writer(Protocol):
+    """Moves records, as ``BatchWriter`` does."""
+
+    async def run(self) -> None: ...
+
+
 async def move_orphaned_spools(
     own: Path,
     limit: int,
-    make_writer: Callable[[Source], BatchWriter],
+    make_writer: Callable[[Source], Writer],
     *,
     every: float = LOOK_SECONDS,
 ) -> None:
@@ -34,6 +41,7 @@ async def move_orphaned_spools(
     ``make_writer`` returns a batch writer that writes where the records of our own spool go.
     """
     moved: set[Path] = set()
+    skipped: dict[Path, str] = {}
     while True:
         for directory in sorted(own.parent.glob("spool*")):
             if directory != own and directory not in moved and (directory / "lock").exists():
@@ -41,13 +49,16 @@ async def move_orphaned_spools(
                     await _move(directory, limit, make_writer)
                 except SpoolInUse:
                     continue  # its server still drains
-                except StoreError as error:
-                    log.error("an orphaned spool was skipped", extra={"reason": str(error)})
-                moved.add(directory)
+                except StoreError as error:  # perhaps only for now: descriptors, memory, space
+                    if skipped.get(directory) != str(error):
+                        log.error("an orphaned spool is skipped", extra={"reason": str(error)})
+                    skipped[directory] = str(error)
+                else:
+                    moved.add(directory)
         await asyncio.sleep(every)
 
 
-async def _move(directory: Path, limit: int, make_writer: Callable[[Source], BatchWriter]) -> None:
+async def _move(directory: Path, limit: int, make_writer: Callable[[Source], Writer]) -> None:
     spool = await asyncio.to_thread(Spool.open, directory, limit=limit)
     try:
         count = sum(spool.waiting.values())
@@ -56,11 +67,15 @@ async def _move(directory: Path, limit: int, make_writer: Callable[[Source], Bat
         about = {"spool": str(directory), "records": count}
         log.info("moving the records of an orphaned spool", extra=about)
         writing = asyncio.get_running_loop().create_task(make_writer(spool).run())
+        flushing = asyncio.get_running_loop().create_task(spool.flush())
         try:
-            await spool.flush()
+            await asyncio.wait((writing, flushing), return_when=asyncio.FIRST_COMPLETED)
+            if not flushing.done():
+                await writing  # raises why it has ended
         finally:
             writing.cancel()
-            await asyncio.gather(writing, return_exceptions=True)
+            flushing.cancel()
+            await asyncio.gather(writing, flushing, return_exceptions=True)
         log.info("moved the records of an orphaned spool", extra=about)
     finally:
         await spool.close()

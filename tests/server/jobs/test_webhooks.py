@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import hmac
 import json
 import ssl
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
+from random import Random
 from typing import Any, Self
 
 import pytest
@@ -30,6 +32,7 @@ from fabric_server.jobs.webhooks import (
 from fabric_server.storage.connect import open_store
 from fabric_server.storage.store import SqlStore
 from fabric_server.storage.webhooks import WebhookRow, WebhookStore, add_webhook
+from runtime.background import BackgroundTasks
 from tests.engine import ScriptedEngine
 from tests.fabric import Fabric
 
@@ -263,6 +266,33 @@ async def test_a_delivery_is_given_up_after_its_last_try(
     running.cancel()
     await asyncio.wait([running])
     assert len(receiver.paths) == 5
+
+
+class FailingOnce(WebhookStore):
+    """Fails at first, as a store does for whose file there is no descriptor."""
+
+    failed = False
+
+    async def due(self, now: float, *, limit: int, busy: Sequence[str] = ()) -> list[WebhookRow]:
+        if not self.failed:
+            self.failed = True
+            raise OSError(errno.EMFILE, "Too many open files")
+        return await super().due(now, limit=limit, busy=busy)
+
+
+async def test_deliveries_go_on_after_a_failure_of_their_task(
+    store: SqlStore, receiver: Receiver
+) -> None:
+    clock = Clock()
+    await add(store, receiver.url, clock.now)
+    failing = FailingOnce(store.database)
+    telling = Webhooks(failing, clock=clock, allow_http=True, allow_private=True)
+    tasks = BackgroundTasks(Random(1), first_pause=0.001)
+    tasks.start("webhooks", telling.run)
+    assert (await receiver.next())[1] == {"type": "test"}
+    await settled(store)
+    assert tasks.failures["webhooks"] == 1
+    await tasks.stop()
 
 
 async def test_over_tls_the_receivers_name_is_checked(tmp_path: Path, store: SqlStore) -> None:

@@ -74,3 +74,47 @@ async def test_a_server_beside_another_has_a_spool_of_its_own(tmp_path: Path) ->
     assert third.spool == tmp_path / "spool"
     await second.close()
     await third.close()
+
+
+async def test_a_spool_that_can_not_be_opened_for_now_is_moved_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = await open_store(f"sqlite:///{tmp_path}/store")
+    old = Spool.open(tmp_path / "spool", limit=LIMIT)
+    old.publish(LEDGER, entry(1))
+    await old.close()
+    folder = tmp_path / "spool" / LEDGER
+    folder.rename(tmp_path / "aside")
+    folder.write_text("in its way")  # a reason to fail that goes, as a lack of descriptors does
+    async with moving(tmp_path / "spool-2", store):
+        async with asyncio.timeout(10):
+            while not caplog.records:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)  # further attempts, whose failure is the same
+        assert [one.getMessage() for one in caplog.records] == ["an orphaned spool is skipped"]
+        folder.unlink()
+        (tmp_path / "aside").rename(folder)
+        assert await stored(store, 1) == [entry(1).request_id]
+    await store.close()
+
+
+class BrokenWriter:
+    """Ends at once, as a writer with a defect does."""
+
+    async def run(self) -> None:
+        raise RuntimeError("a defect")
+
+
+async def test_a_writer_that_fails_does_not_leave_the_spool_waiting_for_ever(
+    tmp_path: Path,
+) -> None:
+    old = Spool.open(tmp_path / "spool", limit=LIMIT)
+    old.publish(LEDGER, entry(1))
+    await old.close()
+    own = tmp_path / "spool-2"
+    with pytest.raises(RuntimeError, match="a defect"):
+        async with asyncio.timeout(10):
+            await move_orphaned_spools(own, LIMIT, lambda source: BrokenWriter(), every=0.01)
+    again = Spool.open(tmp_path / "spool", limit=LIMIT)
+    assert again.waiting[LEDGER] == 1
+    await again.close()
