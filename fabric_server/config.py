@@ -10,6 +10,7 @@ from typing import Literal
 
 from fabric_server.routing.aliases import parse_aliases
 from fabric_server.routing.weights import parse_weights
+from protocol.messages import MAX_HEARTBEAT_SECONDS, MAX_SECONDS, MIN_HEARTBEAT_SECONDS
 from runtime.settings import Conflict, about
 
 PREFIX = "FABRIC_SERVER_"
@@ -235,7 +236,13 @@ class Config:
     )
 
     heartbeat_seconds: float = field(
-        default=15.0, metadata=_seconds("Interval of the nodes' heartbeats.")
+        default=15.0,
+        metadata=about(
+            "Interval of the nodes' heartbeats.",
+            unit="seconds",
+            least=MIN_HEARTBEAT_SECONDS,
+            most=MAX_HEARTBEAT_SECONDS,
+        ),
     )
     tunnels: int = field(default=2, metadata=about("Number of a node's tunnels.", least=1, most=16))
     tunnels_most: int = field(
@@ -252,6 +259,7 @@ class Config:
             "How long running requests may take to finish when the server stops.",
             unit="seconds",
             least=0,
+            most=MAX_SECONDS,
         ),
     )
 

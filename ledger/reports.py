@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -136,10 +137,12 @@ class LedgerReports:
             " ORDER BY epoch DESC, seq DESC LIMIT $4",
             [node, *(before or (MAX_BIGINT, MAX_BIGINT)), limit],
         )
-        return [
-            HeartbeatRecord(node_id, epoch, seq, at, _decode_heartbeat(payload))
-            for node_id, epoch, seq, at, payload in rows
-        ]
+        records = []
+        for node_id, epoch, seq, at, payload in rows:
+            with suppress(msgspec.ValidationError):  # an older server stored what is refused today
+                heartbeat = _decode_heartbeat(payload)
+                records.append(HeartbeatRecord(node_id, epoch, seq, at, heartbeat))
+        return records
 
     async def _report(self, sql: str, args: Sequence[Value]) -> Sequence[Row]:
         async with self._report_lock:

@@ -67,9 +67,9 @@ class Enrol(Struct, frozen=True):
 
 class Enrolled(Struct, frozen=True):
     node_id: Annotated[str, Meta(min_length=1, max_length=256)]
-    certificate: str
+    certificate: Annotated[str, Meta(max_length=LONGEST_BODY)]
     """PEM, for client authentication only, valid for some weeks."""
-    ca: str
+    ca: Annotated[str, Meta(max_length=LONGEST_BODY)]
     """PEM."""
     control_port: Annotated[int, Meta(ge=1, le=65535)]
     proxy_port: Annotated[int, Meta(ge=1, le=65535)]

@@ -19,14 +19,30 @@ VERSION = 1
 MAX_LOST = 16
 """Maximum number of lost tunnels in one HELLO."""
 
+MAX_COUNT = 2**63 - 1
+MAX_SECONDS = 366 * 86_400.0
+MIN_HEARTBEAT_SECONDS, MAX_HEARTBEAT_SECONDS = 0.1, 86_400.0
+
+# No field has a bare number, text or list: what a peer sends is bounded here, and nowhere else has
+# to be.  A bound that NaN and infinity do not meet excludes them, too.
 Name = Annotated[str, Meta(max_length=256)]
 Text = Annotated[str, Meta(max_length=1024)]
 Region = Annotated[str, Meta(max_length=regions.MAX_LENGTH, pattern=regions.PATTERN)]
-Count = Annotated[int, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
+Version = Annotated[int, Meta(ge=0, le=65_535)]
+ErrorCode = Annotated[int, Meta(ge=0, le=65_535)]
+Session = Annotated[bytes, Meta(max_length=64)]
 Figure = Annotated[float, Meta(ge=0, le=1e18)]
 """A measurement: neither NaN nor infinite, which no database and no JSON would take."""
+Reading = Annotated[float, Meta(ge=-1e18, le=1e18)]
+"""A measurement that may be below zero: a temperature, a clock."""
+Seconds = Annotated[float, Meta(ge=0, le=MAX_SECONDS)]
+"""A time that the sender grants."""
 
-Headers = Annotated[list[tuple[str, str]], Meta(max_length=100)]
+Headers = Annotated[
+    list[tuple[Annotated[str, Meta(max_length=1024)], Annotated[str, Meta(max_length=49_152)]],],
+    Meta(max_length=100),
+]
 
 
 # ── tunnel ────────────────────────────────────────────────────────────────────────────────────
@@ -35,8 +51,8 @@ Headers = Annotated[list[tuple[str, str]], Meta(max_length=100)]
 class Hello(Struct, frozen=True, array_like=True):
     """Payload of HELLO, a node's first frame: the registration that the tunnel belongs to."""
 
-    version: int
-    session: bytes
+    version: Version
+    session: Session
     """``Registered.session``; binds the tunnel to one epoch."""
     tunnel: Count = 0
     """Number chosen by the node, new for each of its tunnels; RESUME refers to it.
@@ -103,7 +119,7 @@ class Drain(Struct, frozen=True, array_like=True):
     """Payload of DRAIN: no new streams here; running ones may finish."""
 
     reason: Text
-    seconds: Annotated[float, Meta(ge=0)]
+    seconds: Seconds
     """Time that the sender gives running streams."""
 
 
@@ -141,7 +157,7 @@ class EngineReport(Struct, frozen=True, omit_defaults=True):
 
 
 class Register(Struct, frozen=True, tag="register", omit_defaults=True):
-    version: int
+    version: Version
     release: Name
     name: Name
     platform: Name
@@ -160,23 +176,23 @@ class Gpu(Struct, frozen=True, omit_defaults=True):
     name: Name
     memory_bytes: Count | None = None
     memory_used_bytes: Count | None = None
-    utilisation_percent: float | None = None
-    temperature_celsius: float | None = None
-    power_watts: float | None = None
+    utilisation_percent: Reading | None = None
+    temperature_celsius: Reading | None = None
+    power_watts: Reading | None = None
 
 
 class Heartbeat(Struct, frozen=True, tag="heartbeat", omit_defaults=True):
     seq: Count
     """Counts up from 1 in each registration."""
-    at: float
+    at: Reading
     """Time of the node's clock, Unix seconds."""
-    cpu_percent: float
+    cpu_percent: Reading
     memory_bytes: Count
     memory_used_bytes: Count
     disk_bytes: Count
     disk_used_bytes: Count
-    network_in_bytes_per_second: float
-    network_out_bytes_per_second: float
+    network_in_bytes_per_second: Reading
+    network_out_bytes_per_second: Reading
     slots: Count
     active: Count
     """Streams running now."""
@@ -197,10 +213,10 @@ class Renew(Struct, frozen=True, tag="renew"):
 class Registered(Struct, frozen=True, tag="registered"):
     node_id: Name
     epoch: Count
-    session: Annotated[bytes, Meta(max_length=64)]
+    session: Session
     proxy_port: Annotated[int, Meta(ge=1, le=65535)]
     tunnels: Annotated[int, Meta(ge=1, le=16)]
-    heartbeat_seconds: Annotated[float, Meta(gt=0)]
+    heartbeat_seconds: Annotated[float, Meta(ge=MIN_HEARTBEAT_SECONDS, le=MAX_HEARTBEAT_SECONDS)]
     resume: bool = False
     """The server resumes streams of a lost tunnel on another one if ``Hello.tunnel`` is set."""
 
@@ -222,7 +238,7 @@ class Renewed(Struct, frozen=True, tag="renewed"):
 class Refused(Struct, frozen=True, tag="refused"):
     """Last message on a link.  ``code`` is one of ``errors.Code``."""
 
-    code: int
+    code: ErrorCode
     reason: Text
     again: bool
     """Whether the same attempt may succeed later."""
@@ -236,15 +252,15 @@ class Leaving(Struct, frozen=True, tag="leaving"):
     """
 
     reason: Text
-    seconds: Annotated[float, Meta(ge=0)]
+    seconds: Seconds
 
 
 class Ping(Struct, frozen=True, tag="ping"):
-    token: int
+    token: Count
 
 
 class Pong(Struct, frozen=True, tag="pong"):
-    token: int
+    token: Count
 
 
 Message = (

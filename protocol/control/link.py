@@ -30,6 +30,8 @@ MAX_MESSAGE = 1024 * 1024
 FIRST_MESSAGE_SECONDS = 5.0
 FLOOD_BURST, FLOOD_PER_SECOND = 200.0, 20.0
 """Messages that a peer may send: a token bucket."""
+FLOOD_BYTES, FLOOD_BYTES_PER_SECOND = 4.0 * 2**20, 512.0 * 1024
+"""Bytes of messages that a peer may send: another one, because large messages cost more to read."""
 
 _decode = msgspec.msgpack.Decoder[Message](Message).decode
 
@@ -59,6 +61,7 @@ class Link:
         self._events: list[Message | LinkClosed] = []
         self._out: list[bytes | memoryview] = []
         self._flood_budget = TokenBucket(FLOOD_BURST, FLOOD_PER_SECOND, now)
+        self._byte_budget = TokenBucket(FLOOD_BYTES, FLOOD_BYTES_PER_SECOND, now)
         self._ping_token = 0
 
     def __repr__(self) -> str:
@@ -143,6 +146,9 @@ class Link:
     def _on_message(self, payload: bytes, now: float) -> None:
         if self._flood_budget.take(1, now) < 0:
             self.close(Code.CALM, "too many messages")
+            return
+        if self._byte_budget.take(len(payload), now) < 0:
+            self.close(Code.CALM, "too many bytes of messages")
             return
         try:
             message = _decode(payload)

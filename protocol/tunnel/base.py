@@ -140,7 +140,8 @@ class BaseConnection(ABC):
             self.close(Code.DRAINING, reason)
         elif self.state is State.OPEN:
             self.state = State.DRAINING
-            payload = messages.encode(Drain(frames.cut(reason, 1000), max(seconds, 0.0)))
+            bounded = min(max(seconds, 0.0), messages.MAX_SECONDS)
+            payload = messages.encode(Drain(frames.cut(reason, 1000), bounded))
             self._queue.control.append(frames.encode(FrameType.DRAIN, 0, 0, payload))
 
     def close(self, code: int, reason: str = "") -> None:

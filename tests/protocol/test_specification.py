@@ -245,6 +245,7 @@ def test_the_numbers_in_the_text_are_the_code_s():
         "link message": f"{link.MAX_MESSAGE:,} bytes",
         "tunnel flood budget": f"{base.FLOOD_BURST:g}, then {base.FLOOD_PER_SECOND:g}/s",
         "link flood budget": f"{link.FLOOD_BURST:g}, then {link.FLOOD_PER_SECOND:g}/s",
+        "link bytes": f"{link.FLOOD_BYTES:,.0f}, then {link.FLOOD_BYTES_PER_SECOND:,.0f}/s",
         "control frames waiting": f"{base.MAX_CONTROL:,}",
         "resumed within": f"{resume.RESUME_SECONDS:g} s",
         "held for RESUME": f"{resume.KEEP_SECONDS:g} s",
