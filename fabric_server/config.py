@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from fabric_server.net.machine_memory import memory_limit
+from fabric_server.net.memory_budget import BudgetLimits
 from fabric_server.routing.aliases import parse_aliases
 from fabric_server.routing.weights import parse_weights
 from protocol.messages import MAX_HEARTBEAT_SECONDS, MAX_SECONDS, MIN_HEARTBEAT_SECONDS
@@ -112,6 +114,34 @@ class Config:
     body_limit: int = field(
         default=32 * 2**20,
         metadata=about("Maximum size of a request body.", unit="bytes", least=1024),
+    )
+    memory_limit: int | None = field(
+        default=None,
+        metadata=about(
+            "Memory that the server may use. New requests are refused above 90 % of it, until it "
+            "is below 80 %. Default: the limit of its container, or three quarters of the "
+            "machine's memory.",
+            unit="bytes",
+            least=128 * 2**20,
+        ),
+    )
+    bodies_limit: int | None = field(
+        default=None,
+        metadata=about(
+            "Maximum size of what requests under way hold in memory, together: bodies, and answers "
+            "that clients do not read. Default: a quarter of memory_limit.",
+            unit="bytes",
+            least=2**20,
+        ),
+    )
+    bodies_limit_per_key: int | None = field(
+        default=None,
+        metadata=about(
+            "The same for one key. Default: a quarter of bodies_limit, and room for two bodies of "
+            "body_limit.",
+            unit="bytes",
+            least=2**20,
+        ),
     )
     headers_limit: int = field(
         default=32 * 2**10,
@@ -319,6 +349,16 @@ class Config:
     def store_url(self) -> str:
         """The URL of the store, also when ``store`` is empty."""
         return self.store or f"sqlite:///{(self.data / 'fabric.sqlite').as_posix()}"
+
+    def memory(self) -> int:
+        """Return ``memory_limit``, or what this machine or container has."""
+        return self.memory_limit or memory_limit()
+
+    def budget_limits(self) -> BudgetLimits:
+        """Return the bounds of what requests hold; each key may send two of the largest bodies."""
+        in_all = self.bodies_limit or self.memory() // 4
+        per_key = self.bodies_limit_per_key or max(in_all // 4, 2 * self.body_limit)
+        return BudgetLimits(in_all, min(per_key, in_all))
 
     def names(self) -> tuple[str, ...]:
         """Return ``address``, or the likely address of this machine; never empty."""

@@ -25,12 +25,13 @@ from msgspec import Struct
 
 from fabric_server.auth.authenticator import KeyAuthenticator
 from fabric_server.auth.rate_limits import RateLimits
-from fabric_server.edge.connection import Edge, Limits
+from fabric_server.edge.edge import Edge, Limits
 from fabric_server.edge.router import Router
 from fabric_server.gateway.gateway import Gateway
 from fabric_server.gateway.media import Media
 from fabric_server.gateway.models import ModelCatalog
 from fabric_server.net.deadlines import Deadlines
+from fabric_server.net.memory_budget import MemoryBudget
 from fabric_server.nodes.registry import Engine, Node, Registry
 from fabric_server.proxy.clock import Timeouts
 from fabric_server.proxy.metrics import Metrics
@@ -132,6 +133,7 @@ class Site:
         ledger: Ledger | None = None,
         aliases: dict[str, tuple[str, ...]] | None = None,
         media: Media | None = None,
+        memory: MemoryBudget | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.rng = Random(7)
@@ -162,7 +164,8 @@ class Site:
         ModelCatalog(authenticator, self.registry, aliases or {}, self.gateway.complete).add_to(
             self.public
         )
-        self.edge = Edge(self.public.handle, limits, self.deadlines, self.rng)
+        self.memory = memory or MemoryBudget()
+        self.edge = Edge(self.public.handle, limits, self.deadlines, self.rng, memory=self.memory)
         self.key = self.make_key()
         self.nodes: list[ScriptedNode] = []
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from fabric_server.edge.connection import Connection, Edge
+from fabric_server.edge.connection import Connection
+from fabric_server.edge.edge import Edge
 
 PATIENCE = 5.0
 
@@ -247,6 +248,11 @@ class MemoryUser(User, asyncio.Transport):
             del self._unread[: 64 * 1024]
             self.connection.data_received(piece)
 
+    @property
+    def pending(self) -> int:
+        """Bytes sent that the server has not read."""
+        return len(self._unread)
+
     def stop_reading(self) -> None:
         self.connection.pause_writing()
 
@@ -293,6 +299,9 @@ class MemoryUser(User, asyncio.Transport):
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         pass
+
+    def get_write_buffer_size(self) -> int:
+        return 0
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return ("192.0.2.7", 50_000) if name == "peername" else default

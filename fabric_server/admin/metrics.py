@@ -79,6 +79,13 @@ class Bus(Protocol):
     def full(self) -> bool: ...
 
 
+class Memory(Protocol):
+    held: int
+
+    @property
+    def refused(self) -> Mapping[str, int]: ...
+
+
 class Backlog(Protocol):
     @property
     def queued(self) -> Mapping[str, int]: ...
@@ -110,6 +117,7 @@ class Sources:
     bus: Bus
     jobs: Jobs
     tasks: Tasks
+    memory: Memory
     public_connections: Callable[[], int]
     requests_active: Callable[[], int]
     requests_waiting: Callable[[], int]
@@ -134,6 +142,14 @@ class StateCollector:
         yield from self._records()
         yield from self._jobs()
         sources = self._sources
+        memory = sources.memory
+        yield _gauge("memory_held_bytes", "Bytes that requests under way hold.", value=memory.held)
+        yield _counter(
+            "memory_refusals",
+            "Requests and answers refused memory, by the bound.",
+            "bound",
+            memory.refused,
+        )
         yield _gauge(
             "public_connections", "Connections of clients.", value=sources.public_connections()
         )

@@ -184,6 +184,7 @@ class App:
                 bus=backends.bus,
                 jobs=requests.jobs,
                 tasks=self.tasks,
+                memory=requests.memory,
                 public_connections=lambda: requests.edge.connections,
                 requests_active=lambda: requests.gateway.active.count,
                 requests_waiting=lambda: requests.admission.waiting,

@@ -11,7 +11,7 @@ from fabric_server.app.backends import Backends
 from fabric_server.auth.authenticator import KeyAuthenticator
 from fabric_server.auth.rate_limits import RateLimits
 from fabric_server.config import Config
-from fabric_server.edge.connection import Edge, Limits
+from fabric_server.edge.edge import Edge, Limits
 from fabric_server.edge.router import Router
 from fabric_server.gateway.gateway import Gateway
 from fabric_server.gateway.media import Media
@@ -22,6 +22,7 @@ from fabric_server.jobs.service import Jobs
 from fabric_server.net.deadlines import Deadlines
 from fabric_server.net.egress import ThreadedLookUp, any_address
 from fabric_server.net.fetcher import Fetcher
+from fabric_server.net.memory_budget import MemoryBudget
 from fabric_server.net.special_addresses import is_public
 from fabric_server.nodes.registry import Registry
 from fabric_server.proxy.clock import Timeouts
@@ -52,6 +53,7 @@ class DataPlane:
         make_gateway: Callable[..., Gateway] = Gateway,
     ) -> None:
         self.metrics = Metrics()
+        self.memory = MemoryBudget(config.budget_limits())
         self.deadlines = Deadlines()
         self.authenticator = KeyAuthenticator(backends.store, backends.cache)
         aliases = parse_aliases(config.aliases)
@@ -81,13 +83,16 @@ class DataPlane:
         self.gateway.add_to(router)
         self.catalog = ModelCatalog(self.authenticator, registry, aliases, self.gateway.complete)
         self.catalog.add_to(router)
-        self.edge = Edge(router.handle, _limits(config), self.deadlines, rng, self.metrics.errors)
+        self.edge = Edge(
+            router.handle, _limits(config), self.deadlines, rng, self.metrics.errors, self.memory
+        )
         context = JobsContext(
             store=backends.store,
             authenticator=self.authenticator,
             registry=registry,
             admission=self.admission,
             router=router,
+            memory=self.memory,
             new_request_id=self.edge.new_id,
             must_wait=self.gateway.limits.must_wait,
         )
@@ -96,6 +101,7 @@ class DataPlane:
     def configure(self, config: Config) -> None:
         """Apply the settings that can change at run time; running requests keep theirs."""
         self.edge.limits = _limits(config)
+        self.memory.limits = config.budget_limits()
         self._upstream.timeouts = _timeouts(config)
         self._upstream.hedging.on = config.hedge == "p95"
         aliases = parse_aliases(config.aliases)

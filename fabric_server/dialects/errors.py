@@ -291,6 +291,18 @@ def overloaded(message: str, retry_after: float) -> ApiError:
     return ApiError(503, "overloaded", message, type="server_error", retry_after=retry_after)
 
 
+def too_much_held(limit: int, retry_after: float) -> ApiError:
+    """Return the error for a key whose requests under way hold as much memory as it may have."""
+    return ApiError(
+        429,
+        "too_much_in_flight",
+        f"The requests of this key that are under way have {limit >> 20} MiB of data together, the"
+        " most that one key may have. Wait for some of their answers.",
+        type="rate_limit_error",
+        retry_after=retry_after,
+    )
+
+
 def queue_full(model: str, retry_after: float) -> ApiError:
     """Return the error for a queue that the requests of all keys fill."""
     return overloaded(f"The queue for '{model}' is full.", retry_after)

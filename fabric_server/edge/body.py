@@ -6,11 +6,18 @@ import asyncio
 from typing import Protocol
 
 from fabric_server.dialects.errors import ApiError
+from fabric_server.net.memory_budget import NOBODY, UNCOUNTED, Holding, MemoryBudget
+
+READ_AHEAD = 256 * 1024
+"""Bytes taken from the socket before a handler has asked for them, once the request's key is
+known; before, ``UNCOUNTED``."""
 
 
 class Connection(Protocol):
-    """The one method that a body needs of its connection."""
+    """Parts of its connection that a body needs."""
 
+    @property
+    def memory(self) -> MemoryBudget: ...
     def want_body(self) -> None: ...
 
 
@@ -19,10 +26,14 @@ class Body:
 
     The connection adds to it while the handler takes from it.  The connection reads on only when
     somebody waits for data, so what is buffered is bounded.
+
+    What was received and not ``passed_on`` is held, by the body or its handler, and counted in the
+    connection's memory budget until ``release``.
     """
 
-    __slots__ = ("_connection", "_data", "_waiter", "complete", "discarded", "error", "length",
-                 "received", "replay_buffer")  # fmt: skip
+    __slots__ = ("_beside", "_connection", "_data", "_free", "_holding", "_waiter", "complete",
+                 "discarded", "error", "key", "length", "passed_on", "read_ahead", "received",
+                 "replay_buffer")  # fmt: skip
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -36,9 +47,19 @@ class Body:
         """The bytes that still come are thrown away."""
         self.error: ApiError | None = None
         """Why the rest will not come."""
+        self.passed_on = 0
+        """Bytes that its handler has taken and holds no more."""
         self.replay_buffer = b""
         """Bytes that were taken and may be needed for another attempt, until an engine has begun
         to answer."""
+        self.key = NOBODY
+        """Id of the key whose request it is, once that is known: ``owned_by``."""
+        self.read_ahead = UNCOUNTED
+        self._holding: Holding | None = None
+        self._free = UNCOUNTED
+        """Bytes of the body that may be held without counting more."""
+        self._beside = 0
+        """Bytes that its handler holds beside it."""
 
     @property
     def buffered(self) -> int:
@@ -53,7 +74,8 @@ class Body:
     async def more(self) -> None:
         """Wait until there is something to take, or the body is complete.
 
-        Raises ``ApiError`` when the body is too large or too slow.
+        Raises ``ApiError`` when the body is too large or too slow, or when what the key's requests
+        hold, or all, is too much: nothing more is read then.
         """
         while not self._data and not self.complete:
             if self.error is not None:
@@ -61,6 +83,8 @@ class Body:
             self._waiter = asyncio.get_running_loop().create_future()
             self._connection.want_body()
             await self._waiter
+        if self.received - self.passed_on > self._free:
+            self.hold(0)
 
     def put_back(self, data: bytes) -> None:
         """Put ``data`` in front, to be taken again; it may differ from what was taken."""
@@ -82,6 +106,43 @@ class Body:
         """Throw away what is buffered and what still comes."""
         self.discarded = True
         self._data.clear()
+
+    # ── the memory that it takes ──────────────────────────────────────────────────────────────
+
+    def owned_by(self, key: str) -> None:
+        """Count what is held for the key with this id; call it when the request's key is known.
+
+        Raises ``ApiError`` as ``hold`` does.
+        """
+        self.key = key
+        self.read_ahead = READ_AHEAD
+        if self._holding is not None:
+            self._holding.move(key)
+        elif self.received > UNCOUNTED:
+            self.hold(0)
+
+    def hold(self, more: int) -> None:
+        """Count what is held now, and ``more`` bytes that its handler holds beside it.
+
+        Raises ``ApiError``: 429 when the key's requests hold too much, 503 when all do.
+        """
+        if self._holding is None:
+            self._holding = self._connection.memory.open(self.key)
+        self._beside += more
+        self._holding.reach(self.received - self.passed_on + self._beside)
+        self._free = self._holding.counted - self._beside
+
+    def forget(self) -> None:
+        """Drop what was kept for another attempt: an engine answers."""
+        self.replay_buffer = b""
+        if self.complete:
+            self.release()
+
+    def release(self) -> None:
+        """Count nothing any more; call it once nothing of the body is held, however often."""
+        if self._holding is not None:
+            self._holding.release()
+            self._free, self._beside = UNCOUNTED, 0
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -11,10 +11,7 @@ import asyncio
 import logging
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping
-from email.utils import formatdate
-from random import Random
-from time import time
-from typing import cast
+from typing import Protocol, cast
 
 from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
@@ -22,18 +19,17 @@ from fabric_server.edge.parser import Limits, RequestParser
 from fabric_server.edge.request import Body, Request
 from fabric_server.edge.write_buffer import WriteBuffer
 from fabric_server.net.addresses import peer_of
-from fabric_server.net.deadlines import NEVER, Deadlines
+from fabric_server.net.deadlines import NEVER
+from fabric_server.net.memory_budget import NOBODY, UNCOUNTED, MemoryBudget
 from fabric_server.net.trusted_proxies import TrustedProxies
 
-__all__ = ["Connection", "Edge", "Limits"]
+__all__ = ["Connection", "Handler", "Limits", "Owner"]
 
 log = logging.getLogger("fabric.edge")
 
 MAX_PIPELINED = 64
 BODY_GRACE_SECONDS = 10.0
 """How long a body may be slow before its rate is checked."""
-READ_AHEAD = 256 * 1024
-"""Body bytes taken from the socket before a handler has asked for them."""
 LINGER_BYTES = 1024 * 1024
 """Up to this much of an unwanted body is read to its end, in order to keep the connection."""
 LINGER_SECONDS = 5.0
@@ -62,17 +58,34 @@ header is trusted."""
 Handler = Callable[[Request], Awaitable[None]]
 
 
+class Owner(Protocol):
+    """Parts that the connections of one port share; see ``edge.Edge``."""
+
+    handler: Handler
+    limits: Limits
+    proxies: TrustedProxies
+    memory: MemoryBudget
+    draining: bool
+    linger: float
+    refused: Counter[str]
+
+    def opened(self, connection: Connection) -> None: ...
+    def closed(self, connection: Connection) -> None: ...
+    def new_id(self) -> str: ...
+    def date(self) -> bytes: ...
+
+
 class Connection(asyncio.Protocol):
     """The connection of one client."""
 
-    def __init__(self, edge: Edge, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, edge: Owner, loop: asyncio.AbstractEventLoop) -> None:
         self.paused = False
         self.deadline = NEVER
         self._edge = edge
         self._loop = loop
         self._parser = RequestParser(self, edge.limits)
         self._transport: asyncio.Transport | None = None
-        self._output = WriteBuffer(loop)
+        self._output = WriteBuffer(loop, edge.memory.open(NOBODY))
         self.send = self._output.send
         self._reading = True
         self._closing = False
@@ -102,8 +115,11 @@ class Connection(asyncio.Protocol):
         parser.feed(data)
         if parser.error is not None:
             self._on_unreadable(parser.error)
-        elif parser.request is not None and parser.request.body.buffered > READ_AHEAD:
+        elif parser.request is not None and (
+            parser.request.body.buffered > parser.request.body.read_ahead
+        ):
             self._pause_reading()
+            self._count(parser.request)
 
     def eof_received(self) -> bool:
         return False  # a client that has closed its side has hung up
@@ -113,17 +129,26 @@ class Connection(asyncio.Protocol):
         self._closing = True
         self._transport = None
         self._output.close()
+        for request in self._queue:
+            request.body.release()
         self._queue.clear()
         self._parser.close()
+        if self._current is not None:
+            self._current.body.release()
         if self._task is not None:
             self._task.cancel()
             self._task = self._current = None
 
     def pause_writing(self) -> None:
         self.paused = True
+        if self._current is not None:
+            self._output.reader = self._current.body.key
+        if not self._output.count_unread():
+            self._loop.call_soon(self.abort)
 
     def resume_writing(self) -> None:
         self.paused = False
+        self._output.unread.release()
         if self._current is None:
             self._serve_next()
         elif self._current.response.on_drained is not None:
@@ -148,10 +173,23 @@ class Connection(asyncio.Protocol):
         return None
 
     def on_body_complete(self, request: Request) -> None:
+        if request.body.buffered > UNCOUNTED and request is not self._current:
+            self._count(request)
         if request.response.finished:
             self._serve_next()
         elif self._current is not None:
             self.deadline = NEVER
+
+    def _count(self, request: Request) -> None:
+        """Count what has come of a body that nobody has asked for; refuse it if that is too much.
+
+        A request that is being answered and whose key is not known yet is about to do so itself.
+        """
+        try:
+            if request is not self._current or request.body.key:
+                request.body.hold(0)
+        except ApiError as error:
+            self._on_unreadable(errors.closing(error))
 
     def _on_unreadable(self, error: ApiError) -> None:
         """Answer the requests that came before, then ``error``, then close."""
@@ -234,6 +272,8 @@ class Connection(asyncio.Protocol):
                 )
             elif not response.finished:
                 response.abort()
+        finally:
+            request.body.release()
 
     def _answer_preflight(self, request: Request) -> None:
         wanted = request.headers.get(b"access-control-request-headers", _USUAL_HEADERS)
@@ -255,6 +295,7 @@ class Connection(asyncio.Protocol):
         self._release_current()
         if not request.body.complete:
             request.body.discard()
+            request.body.release()
         if not request.keep_alive:
             self.close()
         elif request.body.complete:
@@ -300,6 +341,10 @@ class Connection(asyncio.Protocol):
 
     def date(self) -> bytes:
         return self._edge.date()
+
+    @property
+    def memory(self) -> MemoryBudget:
+        return self._edge.memory
 
     def client_address(self, headers: Mapping[bytes, bytes]) -> str:
         """Return the address that ``headers`` of this connection are from, or empty text when the
@@ -366,80 +411,3 @@ class Connection(asyncio.Protocol):
         self._output.flush()
         if self._transport is not None:
             self._transport.abort()
-
-
-class Edge:
-    """Makes the connections of the public port, and drains them when the server leaves."""
-
-    def __init__(
-        self,
-        handler: Handler,
-        limits: Limits,
-        deadlines: Deadlines,
-        rng: Random,
-        refused: Counter[str] | None = None,
-    ) -> None:
-        """``refused`` counts requests that could not be read, by the error's code."""
-        self.handler = handler
-        self.limits = limits
-        self.proxies = TrustedProxies()
-        """The peers whose word about their clients' addresses is taken."""
-        self._deadlines = deadlines
-        self._rng = rng
-        self._connections: set[Connection] = set()
-        self._empty = asyncio.Event()
-        self._empty.set()
-        self.draining = False
-        self.linger = 0.0
-        """Seconds that a connection may be idle before it is closed, while draining."""
-        self.refused: Counter[str] = Counter() if refused is None else refused
-        self._date_second = 0
-        self._date_line = b""
-
-    def __call__(self) -> Connection:
-        return Connection(self, asyncio.get_running_loop())
-
-    @property
-    def connections(self) -> int:
-        return len(self._connections)
-
-    def opened(self, connection: Connection) -> None:
-        self._connections.add(connection)
-        self._empty.clear()
-        self._deadlines.add(connection)
-
-    def closed(self, connection: Connection) -> None:
-        self._connections.discard(connection)
-        if not self._connections:
-            self._empty.set()
-        self._deadlines.discard(connection)
-
-    def drain(self, linger: float = 0.0) -> None:
-        """Let every connection finish its requests, then close.
-
-        An idle one still answers a request that comes within ``linger`` seconds, with
-        ``connection: close``.
-        """
-        self.draining, self.linger = True, linger
-        for connection in list(self._connections):
-            connection.drain()
-
-    async def empty(self) -> None:
-        """Wait until no connection is left."""
-        await self._empty.wait()
-
-    def close(self) -> None:
-        """Cut every connection; requests under way are cancelled."""
-        for connection in list(self._connections):
-            connection.abort()
-
-    def new_id(self) -> str:
-        """Return an id that begins with the time, so that ledger rows lie in order of arrival."""
-        return f"req_{int(time() * 1000):011x}{self._rng.getrandbits(52):013x}"
-
-    def date(self) -> bytes:
-        second = int(time())
-        if second != self._date_second:
-            self._date_second = second
-            self._date_line = f"date: {formatdate(second, usegmt=True)}\r\n".encode()
-        return self._date_line

@@ -15,6 +15,7 @@ from fabric_server.dialects.error_formats import Dialect, dialect_of
 from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.body import Body
 from fabric_server.edge.response import BufferedError, Response
+from fabric_server.net.memory_budget import MemoryBudget
 
 __all__ = ["Body", "Connection", "Headers", "Request", "Response"]
 
@@ -46,6 +47,8 @@ class Connection(Protocol):
 
     @property
     def paused(self) -> bool: ...
+    @property
+    def memory(self) -> MemoryBudget: ...
     def client_address(self, headers: Mapping[bytes, bytes]) -> str: ...
     def send(self, data: bytes) -> None: ...
     def date(self) -> bytes: ...

@@ -6,12 +6,14 @@ from fabric_server.auth.authenticator import KeyAuthenticator
 from fabric_server.auth.keys import Key
 from fabric_server.dialects import errors
 from fabric_server.edge.request import Request
+from fabric_server.net.memory_budget import UNCOUNTED
 
 
 async def authenticate(authenticator: KeyAuthenticator, request: Request) -> Key:
     """Return the API key of a request, from its bearer token or, as Anthropic's clients send it,
     from ``x-api-key``.  Raises ApiError when there is none that may be used here."""
     if request.key is not None:  # made by the server itself, for a key it has authenticated before
+        request.body.owned_by(request.key.id)
         return request.key
     scheme, _, token = request.headers.get(b"authorization", b"").partition(b" ")
     if scheme.lower() != b"bearer" or not token:
@@ -19,7 +21,13 @@ async def authenticate(authenticator: KeyAuthenticator, request: Request) -> Key
         if not token:
             raise errors.no_key()
     text = token.strip().decode("latin-1")
-    key = authenticator.cached(text) or await authenticator.authenticate(text)
+    key = authenticator.cached(text)
+    if key is None:
+        body = request.body
+        if body.buffered > UNCOUNTED:
+            body.hold(0)
+        key = await authenticator.authenticate(text)
     if key.management:
         raise errors.wrong_kind_of_key("an API key (sk-fab-…)")
+    request.body.owned_by(key.id)
     return key

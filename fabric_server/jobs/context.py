@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fabric_server.auth.authenticator import KeyAuthenticator
 from fabric_server.auth.keys import Key
 from fabric_server.edge.router import Router
+from fabric_server.net.memory_budget import MemoryBudget
 from fabric_server.nodes.registry import Registry
 from fabric_server.routing.admission import Admission
 from fabric_server.storage.store import SqlStore
@@ -23,6 +24,8 @@ class JobsContext:
     admission: Admission
     router: Router
     """The routes of the public port: jobs' requests go through it, and jobs' own are added."""
+    memory: MemoryBudget
+    """Counts what jobs' requests hold, as it does for clients' own."""
     new_request_id: Callable[[], str]
     must_wait: Callable[[Key], float]
     """Seconds for which a key's rate limits would refuse its requests; 0 for none."""

@@ -119,6 +119,7 @@ class Files:
                         filename = event.filename if in_file else filename
                     elif in_file:
                         await writer.write(event)
+                        body.passed_on += len(event)
                         if writer.size > self._max_bytes:
                             raise _too_large(self._max_bytes)
                 await body.more()

@@ -12,6 +12,7 @@ from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Body, Request
 from fabric_server.gateway.options import PRIORITY, TIMEOUT
+from fabric_server.net.memory_budget import UNCOUNTED, MemoryBudget
 from fabric_server.routing.criteria import Priority
 
 MAX_RESPONSE = 8 * 2**20
@@ -61,13 +62,19 @@ class BufferedResponse:
 
     paused = False
 
-    def __init__(self, task: asyncio.Task[object] | None, max_bytes: int) -> None:
+    def __init__(
+        self, task: asyncio.Task[object] | None, max_bytes: int, memory: MemoryBudget, key: str
+    ) -> None:
+        """``memory`` counts what is collected, for the key with the id ``key``."""
         self._task = task
         self._max_bytes = max_bytes
         self._head_sent = False
+        self.memory = memory
+        self.holding = memory.open(key)
         self.data = bytearray()
         self.complete = False
-        self.too_large = False
+        self.error: ApiError | None = None
+        """Why no more is collected."""
 
     def client_address(self, headers: Mapping[bytes, bytes]) -> str:
         return ""
@@ -76,10 +83,18 @@ class BufferedResponse:
         """Collect a piece; the first is the response's head, whole and alone."""
         if not self._head_sent:
             self._head_sent = True
-        elif len(self.data) + len(data) <= self._max_bytes:
+            return
+        if self.error is not None:
+            return
+        size = len(self.data) + len(data)
+        try:
+            if size > self._max_bytes:
+                raise _too_large(self._max_bytes)
+            if size > UNCOUNTED:
+                self.holding.reach(size)
             self.data += data
-        elif not self.too_large:
-            self.too_large = True
+        except ApiError as error:
+            self.error = error
             if self._task is not None:
                 self._task.cancel()  # as when a client disconnects: the engine stops
 
@@ -102,9 +117,13 @@ class BufferedResponse:
 class InternalClient:
     """Sends internal requests to ``handler``, which responds as ``Gateway.complete`` does."""
 
-    def __init__(self, handler: Handler, new_id: Callable[[], str]) -> None:
+    def __init__(
+        self, handler: Handler, new_id: Callable[[], str], memory: MemoryBudget | None = None
+    ) -> None:
+        """``memory`` counts what requests and responses hold."""
         self._handler = handler
         self._new_id = new_id
+        self._memory = memory or MemoryBudget()
 
     def new_id(self) -> str:
         """Make the id of a request."""
@@ -118,17 +137,22 @@ class InternalClient:
         Cancelling this call cancels the request, and stops its engine.
         """
         task = asyncio.current_task()
-        buffer = BufferedResponse(task, max_bytes)
+        buffer = BufferedResponse(task, max_bytes, self._memory, internal.key.id)
         request = _to_request(internal, buffer)
         try:
+            request.body.owned_by(internal.key.id)
+            request.body.hold(0)
             await self._handler(request)
         except ApiError as error:
             return error_response(error, internal.id)
         except asyncio.CancelledError:
-            if not buffer.too_large or task is None or task.uncancel():
+            if buffer.error is None or task is None or task.uncancel():
                 raise
-        if buffer.too_large:
-            return error_response(_too_large(max_bytes), internal.id)
+        finally:
+            request.body.release()
+            buffer.holding.release()
+        if buffer.error is not None:
+            return error_response(buffer.error, internal.id)
         if not buffer.complete:
             text = "The node disconnected before the response was complete."
             return error_response(errors.upstream_error(text), internal.id)

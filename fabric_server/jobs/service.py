@@ -53,7 +53,7 @@ class Jobs:
         self._webhooks = Webhooks(
             deliveries, allow_http=config.webhook_http, allow_private=config.webhook_private
         )
-        client = InternalClient(context.router.handle, context.new_request_id)
+        client = InternalClient(context.router.handle, context.new_request_id, context.memory)
         self._finisher = JobFinisher(jobs, self._webhooks)
         self._runner = Runner(
             jobs,

@@ -116,7 +116,8 @@ class AnswerWriter:
     def start(self) -> None:
         """Send the head: from here on this attempt's answer is the client's."""
         self.started = True
-        self.request.body.replay_buffer = b""
+        if self._continuation is None:
+            self.request.body.forget()
         if self.is_rest:
             self.request.send_comment("continued on another node")
         self.request.start_response(self.status, self._headers, self.announced)

@@ -143,6 +143,7 @@ class Attempt:
                     self.deadline = self.clock.restart_first_byte(self._loop.time())
                 data, ended = body.take(), body.complete
                 room = stream.send(data, ended)
+                body.passed_on += len(data)
                 if ended:
                     return
                 if not room:

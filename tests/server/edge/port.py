@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from fabric_server.dialects import errors
-from fabric_server.edge.connection import Edge, Limits
+from fabric_server.edge.edge import Edge, Limits
 from fabric_server.edge.request import Request
 from fabric_server.net.deadlines import Deadlines
 from tests.users import MemoryUser, SocketUser, request
