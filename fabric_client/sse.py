@@ -8,6 +8,7 @@ an event's data pay for decoding it.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 
@@ -91,7 +92,8 @@ def split_events(events: bytes) -> Iterator[bytes]:
 def decode_events(events: bytes) -> list[bytes]:
     """Return the data of each event; those that have none, such as comments, are left out.
 
-    An ``error`` field counts as data: older llama-servers send errors so.
+    An ``error`` field counts as data: older llama-servers send errors so.  The data of an event
+    that is called ``error`` is an object with ``error``.
     """
     if b"\r" in events:
         events = events.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
@@ -107,12 +109,24 @@ def decode_events(events: bytes) -> list[bytes]:
 
 
 def _data(event: bytes) -> bytes | None:
-    lines = []
+    lines, is_error = [], False
     for line in event.removeprefix(_BOM).split(b"\n"):
         name, _, value = line.partition(b":")
         if name in (b"data", b"error"):
             lines.append(value.removeprefix(b" "))
-    return b"\n".join(lines) if lines else None
+        elif name == b"event":
+            is_error = value.strip() == b"error"
+    if not lines:
+        return None
+    data = b"\n".join(lines)
+    return _as_error(data) if is_error and b'"error"' not in data else data
+
+
+def _as_error(data: bytes) -> bytes:
+    """Return the data of an event named ``error`` as an object that has it as ``error``."""
+    if data.lstrip()[:1] == b"{":
+        return b'{"error":%b}' % data
+    return json.dumps({"error": data.decode("utf-8", "replace") or "the engine failed"}).encode()
 
 
 def encode_event(name: str, data: bytes) -> bytes:

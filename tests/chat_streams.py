@@ -132,8 +132,10 @@ class Engine:
         request = self._translate(request.content)
         self.received = json.loads(request.body)
         engine_head = [("content-type", content_type(self._answer)), ("content-length", "1")]
-        status, headers = request.response_filter.head(self._status, engine_head)
-        body = request.response_filter.feed(self._answer) + request.response_filter.end()
+        answer = request.response_filter
+        decided = answer.head(self._status, engine_head)
+        body = answer.feed(self._answer) + answer.end()
+        status, headers = decided or answer.decided
         return httpx2.Response(status, headers=headers, content=body)
 
 

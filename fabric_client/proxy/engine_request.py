@@ -135,11 +135,41 @@ class EngineRequest:
         if translate is not None:
             if self._body.translated:  # the length in the other dialect is known at the end only
                 headers = [one for one in headers if one[0] != "content-length"]
-            status, headers = translate.head(status, headers)
+            decided = translate.head(status, headers)
+            if decided is None:
+                self.on_response_body = self._on_undecided_body
+                return
+            status, headers = decided
+        self._send_head(status, headers)
+
+    def _send_head(self, status: int, headers: list[tuple[str, str]]) -> None:
         passed = [one for one in headers if one[0] in _RESPONSE_HEADERS]
         self._stream.send_head(ResponseHead(status, passed))
 
+    def _on_undecided_body(self, data: bytes) -> None:
+        """Take a piece of a body that decides what the head is."""
+        translate = self._response.filter
+        assert translate is not None
+        data = translate.feed(data)
+        if translate.decided is not None:
+            self.on_response_body = self._response.add
+            self._send_head(*translate.decided)
+        if data:
+            self._response.add_translated(data)
+
+    def _decide(self) -> None:
+        """End a filter whose head is still held."""
+        translate, self._response.filter = self._response.filter, None
+        assert translate is not None
+        rest = translate.end()
+        assert translate.decided is not None
+        self._send_head(*translate.decided)
+        if rest:
+            self._response.add(rest)
+
     def on_response_end(self) -> None:
+        if self.on_response_body == self._on_undecided_body:
+            self._decide()
         figures = self._response.end()
         connection, self._connection = self._connection, None
         self._response.connection = None

@@ -8,8 +8,11 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
+from fabric_client.reasoning.repair import is_sound, repair
 from fabric_client.reasoning.splitter import CONTENT, REASONING, Channel, Splitter, is_plain
 from fabric_client.reasoning.token_shares import Usage
+from fabric_client.translation import Headers
+from fabric_client.translation.lenient_json import decode_object, find_error
 
 MAX_BODY = 4 * 1024 * 1024
 """Bytes of an answer; a longer one passes unread."""
@@ -37,14 +40,20 @@ _list_of_fields = msgspec.json.Decoder(list[dict[str, Raw]]).decode
 _encode = msgspec.json.Encoder().encode
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 """In JSON text a quote inside a string is written ``\\"``, so this can only be a key."""
+_EVENTS = (b"data:", b"event:", b"id:", b":")
 _UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
 class BodyFilter:
-    """Filter of an ``application/json`` body; returns nothing before its end."""
+    """Filter of an ``application/json`` body with status 200; returns nothing before its end.
 
-    def __init__(self, inline: bool) -> None:
+    A body that is an error, or no chat completion at all, gets status 502.
+    """
+
+    def __init__(self, inline: bool, headers: Headers) -> None:
+        self.decided: tuple[int, Headers] | None = None
         self._inline = inline
+        self._headers = headers
         self._held: bytearray | None = bytearray()
         """None once the answer is too long."""
 
@@ -55,19 +64,42 @@ class BodyFilter:
         if len(self._held) <= MAX_BODY:
             return b""
         held, self._held = self._held, None
+        self.decided = 200, self._headers
         return bytes(held)
 
     def end(self) -> bytes:
-        if not self._held:
+        if self._held is None:
             return b""
         body = bytes(self._held)
+        self.decided = 200, self._headers
         try:
-            return self._with_reasoning(body)
+            # msgspec checks only the fields that are read for UTF-8.
+            return self._with_reasoning(body) if is_sound(body) else self._repair(body)
         except _UNREADABLE:
-            return body  # not a chat completion
+            return self._repair(body)
+
+    def _repair(self, body: bytes) -> bytes:
+        """Return an odd answer in a form that any client can read; an error if it is none."""
+        if (better := repair(body)) is not None:
+            try:
+                return self._with_reasoning(better)
+            except _UNREADABLE:
+                return better
+        if body.lstrip().startswith(_EVENTS):  # of an engine that calls its stream JSON
+            self.decided = 200, [("content-type", "text/event-stream")]
+            return body
+        document = decode_object(body)
+        problem = None if document is None else find_error(document)
+        error = {
+            "message": problem or "The engine's answer can't be read as a chat completion.",
+            "type": "server_error",
+            "param": None,
+            "code": "engine_error",
+        }
+        self.decided = 502, [("content-type", "application/json")]
+        return _encode({"error": error})
 
     def _with_reasoning(self, body: bytes) -> bytes:
-        body.decode()  # msgspec checks only the fields that are read for UTF-8
         completion = _read(body)
         changes = [self._change(choice.message) for choice in completion.choices]
         usage = completion.usage

@@ -23,16 +23,22 @@ class ReasoningFilter:
     the engine breaks off: what is held is then less than a marker or an event.
     """
 
-    __slots__ = ("_inline", "end", "feed")
+    __slots__ = ("_body", "_inline", "end", "feed")
 
     def __init__(self, inline: bool = True) -> None:
         """``inline``: look for reasoning in the text of answers too; otherwise only fields get
         their alias and ``usage`` its token shares."""
         self._inline = inline
+        self._body: BodyFilter | None = None
         self.feed: Callable[[bytes], bytes] = _pass_through
         self.end: Callable[[], bytes] = bytes
 
-    def head(self, status: int, headers: Headers) -> tuple[int, Headers]:
+    @property
+    def decided(self) -> tuple[int, Headers] | None:
+        """The head of an unstreamed answer, once that has been read."""
+        return None if self._body is None else self._body.decided
+
+    def head(self, status: int, headers: Headers) -> tuple[int, Headers] | None:
         kind, others = "", []
         for name, value in headers:
             match name.lower():
@@ -45,15 +51,15 @@ class ReasoningFilter:
             others.append((name, value))
         if status != _OK:
             return status, headers
-        chosen: StreamFilter | BodyFilter
         if kind == "text/event-stream":
-            chosen = StreamFilter(self._inline)
-        elif kind == "application/json":
-            chosen = BodyFilter(self._inline)
-        else:
+            stream = StreamFilter(self._inline)
+            self.feed, self.end = stream.feed, stream.end
+            return status, others
+        if kind != "application/json":
             return status, headers
-        self.feed, self.end = chosen.feed, chosen.end
-        return status, others
+        body = self._body = BodyFilter(self._inline, others)
+        self.feed, self.end = body.feed, body.end
+        return None
 
 
 def _pass_through(data: bytes) -> bytes:

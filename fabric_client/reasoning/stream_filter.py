@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import Raw, Struct
 
+from fabric_client.reasoning.repair import BOM, is_sound, repair
 from fabric_client.reasoning.splitter import CONTENT, REASONING, Channel, Part, Splitter
 from fabric_client.reasoning.token_shares import Usage
 from fabric_client.sse import EventFramer, EventTooLong, event_end, split_events
@@ -23,7 +24,9 @@ MAX_CHOICES = 128
 """Choices of an answer that are read: the most that OpenAI's API accepts in ``n``."""
 
 _DATA = re.compile(rb"(?:^(?:\xef\xbb\xbf)?|[\r\n])data: ?([^\r\n]*)")
-_MAY_CHANGE = re.compile(rb'"(?:reasoning|usage"\s*:\s*\{|index"\s*:\s*[1-9])').search
+_MAY_CHANGE = re.compile(
+    rb'"(?:reasoning|usage"\s*:\s*\{|index"\s*:\s*[1-9]|choices"\s*:\s*n)'
+).search
 """Find what makes events need a change even after choice 0 is settled."""
 _COMMON_FIELDS = ("id", "object", "created", "model", "system_fingerprint", "service_tier")
 """Fields that are the same in all events of an answer."""
@@ -99,7 +102,7 @@ class StreamFilter:
             return self._flush() + self._framer.release()
         if not events:
             return events
-        if self._settled and not _MAY_CHANGE(events):
+        if self._settled and not _MAY_CHANGE(events) and is_sound(events):
             if self._reasoning_deltas:
                 self._content_deltas += 1 + events.count(b"\ndata:")
             return events
@@ -119,15 +122,22 @@ class StreamFilter:
         end = event_end(events)
         return events[:end] + b"".join([self._filter(one) for one in split_events(events[end:])])
 
-    def _filter(self, event: bytes) -> bytes:
+    def _filter(self, event: bytes, *, repaired: bool = False) -> bytes:
+        event = event.removeprefix(BOM)
         data = _DATA.search(event)
         if data is None:
             return event  # a comment
         try:
-            data[1].decode()  # msgspec checks only the fields that are read for UTF-8
-            chunk = _read(data[1])
+            sound = repaired or is_sound(data[1])
+            chunk = _read(data[1]) if sound else None
         except _UNREADABLE:
-            return self._flush() + event  # [DONE], an error, or something unknown
+            chunk = None
+        if chunk is None:
+            better = None if repaired else repair(data[1])
+            if better is None:
+                return self._flush() + event  # [DONE], an error, or something unknown
+            event = event[: data.start(1)] + better + event[data.end(1) :]
+            return self._filter(event, repaired=True)
         self._last = data[1]
         changes = [self._change(choice) for choice in chunk.choices]
         splitters = self._splitters.values()

@@ -27,8 +27,16 @@ class TranslationError(Exception):
 class ResponseFilter(Protocol):
     """Changes an engine's response on its way to the user.  Never raises, whatever is sent."""
 
-    def head(self, status: int, headers: Headers) -> tuple[int, Headers]:
-        """Return the user's status and headers for the engine's.  Called once, before ``feed``."""
+    @property
+    def decided(self) -> tuple[int, Headers] | None:
+        """The user's status and headers, where ``head`` has returned None, once they are known: at
+        the latest after ``end``."""
+
+    def head(self, status: int, headers: Headers) -> tuple[int, Headers] | None:
+        """Return the user's status and headers for the engine's; None if the body decides.
+
+        Called once, before ``feed``.
+        """
 
     def feed(self, data: bytes) -> bytes:
         """Take the next bytes of the body; return those that can be sent on now."""
@@ -65,8 +73,13 @@ class FilterChain:
         self._first = first
         self._then = then
 
-    def head(self, status: int, headers: Headers) -> tuple[int, Headers]:
-        return self._then.head(*self._first.head(status, headers))
+    @property
+    def decided(self) -> tuple[int, Headers] | None:
+        return self._then.decided
+
+    def head(self, status: int, headers: Headers) -> tuple[int, Headers] | None:
+        """``first`` knows its head at once."""
+        return self._then.head(*(self._first.head(status, headers) or (status, headers)))
 
     def feed(self, data: bytes) -> bytes:
         data = self._first.feed(data)

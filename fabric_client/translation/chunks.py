@@ -1,6 +1,7 @@
 """Types of the answers at /v1/chat/completions: chunks of a stream, or whole answers.
 
 Fields are those of the OpenAI API and the additions of vLLM, llama-server and Ollama.
+``lenient_chunks`` reads what does not fit these types.
 """
 
 from __future__ import annotations
@@ -11,17 +12,19 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-FAILURES = frozenset({"abort", "error"})
-"""Values of vLLM's ``finish_reason`` for a request that failed."""
+FAILURES = frozenset({"abort", "error", "failed"})
+"""Values of ``finish_reason`` for a request that failed, of vLLM and SGLang."""
+NO_FINISH = frozenset({"", "null", "none", "None"})
+"""Values of ``finish_reason`` that engines send where they mean null."""
 
 
 class MalformedToolCall(Exception):
-    """A piece of a tool call came before the piece with the tool's name."""
+    """A piece of a tool call came before the piece with the tool's name, or after its end."""
 
 
 class Function(Struct, gc=False):
     name: str | None = None
-    arguments: str | dict[str, Any] | None = None
+    arguments: str | dict[str, Any] | list[Any] | None = None
     """JSON as text; older engines send the object itself."""
 
 
@@ -40,23 +43,13 @@ class ToolCall(Struct, gc=False):
     @property
     def arguments(self) -> str:
         given = None if self.function is None else self.function.arguments
-        if isinstance(given, dict):
-            return msgspec.json.encode(given).decode()
-        return given or ""
+        if given is None or isinstance(given, str):
+            return given or ""
+        return msgspec.json.encode(given).decode()
 
     @property
     def is_empty(self) -> bool:
         return not self.arguments and not (self.function and self.function.name)
-
-    def begins_after(self, last: ToolCall | None) -> bool:
-        """Return whether this piece begins a new call instead of continuing ``last``.
-
-        Some engines give all calls index 0, and some give none; a new id with a name also counts.
-        """
-        if last is None:
-            return True
-        named = self.function is not None and bool(self.function.name)
-        return self.index != last.index or bool(named and self.id and self.id != last.id)
 
 
 class Message(Struct, gc=False):
@@ -67,11 +60,20 @@ class Message(Struct, gc=False):
     reasoning: str | None = None
     refusal: str | None = None
     tool_calls: list[ToolCall] | None = None
+    function_call: Function | None = None
+    """The older form of ``tool_calls``, for one call."""
 
     @property
     def thinking(self) -> str | None:
         """The reasoning; engines use one name or the other, or both for the same text."""
         return self.reasoning_content or self.reasoning
+
+    @property
+    def calls(self) -> list[ToolCall]:
+        """The pieces of tool calls, in either form."""
+        if self.function_call is not None and not self.tool_calls:
+            return [ToolCall(0, None, self.function_call)]
+        return self.tool_calls or []
 
 
 class Choice(Struct, gc=False):
@@ -129,6 +131,6 @@ class Chunk(Struct, gc=False):
         return re.match(r"b\d", self.system_fingerprint or "") is not None
 
 
-read_chunk = msgspec.json.Decoder(Chunk).decode
+decode_chunk = msgspec.json.Decoder(Chunk).decode
 UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
-"""Exceptions of ``read_chunk``."""
+"""Exceptions of ``decode_chunk``."""

@@ -47,16 +47,22 @@ class BodyCollector:
 
 
 class CollectingFilter:
-    """A ``ResponseFilter`` of Ollama's dialect that collects the response and translates it."""
+    """A ``ResponseFilter`` of Ollama's dialect that collects the response and translates it.
+
+    An answer with status 200 that is an error, or can't be read, gets status 502.
+    """
 
     def __init__(self) -> None:
+        self.decided: tuple[int, Headers] | None = None
         self._body = BodyCollector()
         self._status = 200
+        self._headers: Headers = []
 
-    def head(self, status: int, headers: Headers) -> tuple[int, Headers]:
+    def head(self, status: int, headers: Headers) -> tuple[int, Headers] | None:
         self._status = status
         kept = [(name, value) for name, value in headers if name == "retry-after"]
-        return status, [("content-type", "application/json; charset=utf-8"), *kept]
+        self._headers = [("content-type", "application/json; charset=utf-8"), *kept]
+        return None if status < 300 else (status, self._headers)
 
     def feed(self, data: bytes) -> bytes:
         self._body.add(data)
@@ -64,7 +70,10 @@ class CollectingFilter:
 
     def end(self) -> bytes:
         document = self._body.document(self._status)
-        return msgspec.json.encode(document if "error" in document else self.translate(document))
+        failed = "error" in document
+        status = 502 if failed and self._status < 300 else self._status
+        self.decided = status, self._headers
+        return msgspec.json.encode(document if failed else self.translate(document))
 
     def translate(self, document: Json) -> object:
         """Return the user's document for an engine's that is no error."""

@@ -63,7 +63,8 @@ def find_error(document: Json) -> str | None:
     """Return the message of an engine's error, in any of the known shapes; None if there is none.
 
     ``{"error": {"message": …}}``, ``{"error": "…"}``, and of older vLLM
-    ``{"object": "error", "message": …}``; FastAPI has ``{"detail": …}``.
+    ``{"object": "error", "message": …}``; FastAPI has ``{"detail": …}``, others ``{"code": …,
+    "message": …}``.
     """
     error = document.get("error")
     if isinstance(error, dict):
@@ -72,7 +73,11 @@ def find_error(document: Json) -> str | None:
         return str(error)
     if document.get("object") == "error":
         return get_text(document, "message") or "the engine failed"
+    if "choices" in document:
+        return None
     detail = document.get("detail")
-    if detail and "choices" not in document:
+    if detail:
         return detail if isinstance(detail, str) else msgspec.json.encode(detail).decode()
+    if any(name in document for name in ("code", "status", "status_code")):
+        return get_text(document, "message") or None
     return None

@@ -124,6 +124,8 @@ def messages(path: str) -> RequestTranslator:
 class _ErrorFilter:
     """Converts an engine's error to Anthropic's format; everything else passes as it is."""
 
+    decided = None
+
     def __init__(self) -> None:
         self._body = BodyCollector()
         self._status = 200
@@ -154,14 +156,15 @@ class _Base64Encoder:
     """Encodes embeddings that are lists of numbers; an answer without such passes as it is."""
 
     def __init__(self) -> None:
+        self.decided: tuple[int, Headers] | None = None
         self._body = BodyCollector()
         self._status = 200
+        self._headers: Headers = []
 
-    def head(self, status: int, headers: Headers) -> tuple[int, Headers]:
+    def head(self, status: int, headers: Headers) -> tuple[int, Headers] | None:
         self._status = status
-        if status != 200:
-            return status, headers
-        return status, [one for one in headers if one[0] != "content-length"]
+        self._headers = [one for one in headers if one[0] != "content-length"]
+        return None if status == 200 else (status, headers)
 
     def feed(self, data: bytes) -> bytes:
         if self._status != 200:
@@ -173,6 +176,7 @@ class _Base64Encoder:
         if self._status != 200:
             return b""
         document = self._body.document(self._status)
+        self.decided = 502 if "error" in document else 200, self._headers
         rows = get_objects(document, "data")
         lists = [row for row in rows if isinstance(row.get("embedding"), list)]
         if not lists:

@@ -24,7 +24,10 @@ _MAX_GUESSES = 4
 _OVERLAP = 64
 """Bytes of an over-long event that are kept, for markers and ends that span two pieces."""
 
-_FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
+_FINISHED = re.compile(rb'"finish_reason"\s*:\s*"(?!(?:null|none|None)?")([a-z]*)')
+"""A reason to end; engines that write "" or "null" mean none."""
+_FAILURES = (b"abort", b"error", b"failed")
+"""Values of ``finish_reason`` for a request that failed."""
 _DONE = re.compile(rb"(?:^|[\r\n])data: ?\[DONE\][\r\n]+\Z")
 _DONE_ENDS = (b"[DONE]\n\n", b"[DONE]\r\n\r\n", b"[DONE]\r\r")
 ERROR = re.compile(rb'(?:^|[\r\n])(?:event: ?error|(?:data|error): ?\{\s*"error"\s*:\s*[{"])')
@@ -116,9 +119,10 @@ class StreamMeter:
     def _look(self, events: bytes) -> None:
         if events.endswith(_DONE_ENDS) and _DONE.search(events):
             self.complete = self.done = True
-        elif not self.complete and _FINISHED.search(events):
+        elif not self.complete and (finished := _FINISHED.search(events)):
             self.complete = True
-        if b'"error"' in events and ERROR.search(events):
+            self.failed = self.failed or finished[1] in _FAILURES
+        if b'error"' in events and has_error(events):
             self.failed = True
 
     def _read_usage(self, events: bytes) -> bytes:
@@ -142,7 +146,36 @@ class StreamMeter:
             return False
         if usage.prompt_tokens or usage.completion_tokens or self.usage.prompt_tokens is None:
             self.usage = usage  # some engines send 0 and 0 where they do not know
-        return chunk.choices == []
+        return not chunk.choices
+
+
+class _Error(Struct, gc=False):
+    error: msgspec.Raw = msgspec.Raw(b"null")
+    object: msgspec.Raw = msgspec.Raw(b"null")
+    choices: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_decode_error = msgspec.json.Decoder(_Error).decode
+_NO_ERROR = (b"null", b'""', b"{}", b"false")
+
+
+def has_error(events: bytes) -> bool:
+    """Return whether one of the events is an engine's error, in any of the known shapes."""
+    if ERROR.search(events):
+        return True
+    for event in events_in(events):
+        data = read_data(event) if b'error"' in event else None
+        if data is None:
+            continue
+        try:
+            found = _decode_error(data)
+        except UNREADABLE:
+            continue
+        if bytes(found.choices) in (b"null", b"[]") and (
+            bytes(found.error) not in _NO_ERROR or bytes(found.object) == b'"error"'
+        ):
+            return True
+    return False
 
 
 class BodyMeter:

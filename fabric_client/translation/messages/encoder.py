@@ -7,8 +7,9 @@ from typing import Any
 import msgspec
 
 from fabric_client.sse import encode_event
-from fabric_client.translation.chunks import UNREADABLE, Chunk, Message, ToolCall, Usage
+from fabric_client.translation.chunks import UNREADABLE, Chunk, Message, Usage
 from fabric_client.translation.messages.errors import encode_error
+from fabric_client.translation.tool_calls import CallPart, ToolCallSequencer, or_empty
 
 _json = msgspec.json.encode
 
@@ -54,8 +55,7 @@ class MessagesEncoder:
         """Index of the last content block."""
         self._open: str | None = None
         """Type of that block until it ends."""
-        self._call: ToolCall | None = None
-        """The call in the open block."""
+        self._sequencer = ToolCallSequencer()
         self._calls = 0
         self._stop: tuple[str, str | None] | None = None
         """``stop_reason`` and ``stop_sequence``, set by the engine's ``finish_reason``."""
@@ -73,17 +73,19 @@ class MessagesEncoder:
         if choice.delta is not None:
             encoded += self._delta(choice.delta)
         if choice.finish_reason and self._stop is None:
-            encoded += self._end_block()
+            encoded += self._end_calls() + self._end_block()
             self._stop = self._stop_of(choice.finish_reason, choice.stop_reason)
         return encoded
 
-    def encode_end(self) -> bytes:
-        if self._stop is None:
+    def encode_end(self, *, done: bool) -> bytes:
+        if self._stop is None and not done:
             return b""
+        encoded = self._end_calls() + self._end_block()
+        self._stop = self._stop or self._stop_of("stop", None)
         reason, sequence = self._stop
         delta = {"stop_reason": reason, "stop_sequence": sequence}
         end = {"type": "message_delta", "delta": delta, "usage": _usage(self._usage)}
-        return self._end_block() + encode_event("message_delta", _json(end)) + _MESSAGE_STOP
+        return encoded + encode_event("message_delta", _json(end)) + _MESSAGE_STOP
 
     def encode_failure(self, message: str) -> bytes:
         return encode_event("error", encode_error(500, message))
@@ -96,6 +98,8 @@ class MessagesEncoder:
 
     def _delta(self, delta: Message) -> bytes:
         encoded = b""
+        if self._sequencer.is_open and (delta.thinking or delta.content or delta.refusal):
+            encoded = self._end_calls()
         if thinking := delta.thinking:
             if self._open != "thinking":
                 encoded += self._begin_block("thinking", {"thinking": "", "signature": ""})
@@ -104,25 +108,26 @@ class MessagesEncoder:
             if self._open != "text":
                 encoded += self._begin_block("text", {"text": ""})
             encoded += _TEXT % (self._index, _json(text))
-        for call in delta.tool_calls or ():
-            encoded += self._call_delta(call)
+        if delta.tool_calls or delta.function_call:
+            for part in self._sequencer.feed(delta.calls):
+                encoded += self._call_part(part)
         return encoded
 
-    def _call_delta(self, call: ToolCall) -> bytes:
+    def _end_calls(self) -> bytes:
+        return b"".join(map(self._call_part, self._sequencer.end()))
+
+    def _call_part(self, part: CallPart) -> bytes:
         encoded = b""
-        if call.is_empty:
-            return encoded
-        if self._open != "tool_use" or call.begins_after(self._call):
-            block = {"id": self._call_id(call), "name": call.name, "input": {}}
+        if part.begins:
+            block = {"id": self._call_id(part.call.id), "name": part.call.name, "input": {}}
             encoded = self._begin_block("tool_use", block)
-            self._call = call
-        if arguments := call.arguments:
-            encoded += _ARGUMENTS % (self._index, _json(arguments))
-        return encoded
+        if part.text:
+            encoded += _ARGUMENTS % (self._index, _json(part.text))
+        return encoded + self._end_block() if part.ends else encoded
 
-    def _call_id(self, call: ToolCall) -> str:
+    def _call_id(self, id: str | None) -> str:
         self._calls += 1
-        return call.id or f"toolu_{self._id.removeprefix('msg_')}_{self._calls}"
+        return id or f"toolu_{self._id.removeprefix('msg_')}_{self._calls}"
 
     def _begin_block(self, kind: str, block: dict[str, Any]) -> bytes:
         encoded = self._end_block()
@@ -153,8 +158,8 @@ class MessagesEncoder:
             text = text.removeprefix(self._prefill)
         if text:
             blocks.append({"type": "text", "text": text})
-        for call in message.tool_calls or ():
-            block = {"type": "tool_use", "id": self._call_id(call), "name": call.name}
+        for call in message.calls:
+            block = {"type": "tool_use", "id": self._call_id(call.id), "name": call.name}
             blocks.append({**block, "input": _input(call.arguments)})
         reason, sequence = self._stop_of(choice.finish_reason or "stop", choice.stop_reason)
         return _json(self._message(chunk, blocks, reason, sequence, chunk.usage or Usage()))
@@ -209,7 +214,7 @@ def _usage(usage: Usage) -> dict[str, int]:
 def _input(arguments: str) -> dict[str, Any]:
     """Return a call's arguments; those that are no object are wrapped, for the tool to reject."""
     try:
-        found = msgspec.json.decode(arguments or "{}")
+        found = msgspec.json.decode(or_empty(arguments))
     except UNREADABLE:
         found = arguments
     return found if isinstance(found, dict) else {"arguments": found}

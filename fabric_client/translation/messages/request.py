@@ -110,7 +110,9 @@ def translate(body: bytes) -> TranslatedRequest:
     prefill = last["content"] if "continue_final_message" in chat else ""
     pass_unknown_fields(chat, request, _TRANSLATED | IGNORED)
     encoder = MessagesEncoder(chat["model"], frozenset(stops), prefill)
-    return TranslatedRequest(PATH, encode_body(chat), ChatTranslator(encoder))
+    return TranslatedRequest(
+        PATH, encode_body(chat), ChatTranslator(encoder, stream="stream" in chat)
+    )
 
 
 def count_tokens(body: bytes) -> TranslatedRequest:

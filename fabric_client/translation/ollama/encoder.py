@@ -48,7 +48,7 @@ class NdjsonTranslator(ChatTranslator):
 class OllamaEncoder:
     """``fabric_client.translation.chat.AnswerEncoder``.
 
-    The last line is sent only if the engine has both given a ``finish_reason`` and ended its
+    The last line is sent only if the engine has given a ``finish_reason`` or marked the end of its
     stream; without it, users can tell that the answer is incomplete.
     """
 
@@ -84,11 +84,14 @@ class OllamaEncoder:
         self._add_logprobs(line, choice)
         return _encode(line) + b"\n"
 
-    def encode_end(self) -> bytes:
-        if self._reason is None:
+    def encode_end(self, *, done: bool) -> bytes:
+        if self._reason is None and not done:
             return b""
         now = self._clock()
-        return _encode(self._add_totals(self._line(now, "", "", []), now)) + b"\n"
+        calls, text = self._calls.end()
+        line = self._line(now, text, "", calls)
+        self._reason = self._reason or "stop"
+        return _encode(self._add_totals(line, now)) + b"\n"
 
     def encode_failure(self, message: str) -> bytes:
         return _encode({"error": message}) + b"\n"
@@ -109,10 +112,10 @@ class OllamaEncoder:
         """Return text, thinking and complete tool calls."""
         text = choice.text or message.content or message.refusal or ""
         calls: list[Json] = []
-        if message.tool_calls:
-            calls, cut_off = self._calls.feed(message.tool_calls)
+        if message.tool_calls or message.function_call:
+            calls, cut_off = self._calls.feed(message.calls)
             text += cut_off
-        if choice.finish_reason is not None:
+        if choice.finish_reason:
             self._reason = _DONE_REASONS.get(choice.finish_reason, choice.finish_reason)
             last, cut_off = self._calls.end()
             calls += last

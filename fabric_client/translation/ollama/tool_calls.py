@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from fabric_client.translation.chunks import ToolCall
 from fabric_client.translation.lenient_json import Json, decode_object
+from fabric_client.translation.tool_calls import Call, CallPart, ToolCallSequencer, or_empty
 
-MAX_CALLS = 128
 MAX_ARGUMENTS = 8 * 2**20
 """Characters in the arguments of one call."""
 
@@ -18,39 +20,38 @@ class ToolCallAssembler:
     """
 
     def __init__(self) -> None:
-        self._first: ToolCall | None = None
-        """The first piece of the current call."""
-        self._name = ""
+        self._sequencer = ToolCallSequencer()
         self._arguments: list[str] = []
         self._size = 0
         self._count = 0
 
-    def feed(self, pieces: list[ToolCall]) -> tuple[list[Json], str]:
+    def feed(self, pieces: Sequence[ToolCall]) -> tuple[list[Json], str]:
         """Raises ``MalformedToolCall``."""
-        calls: list[Json] = []
-        text = ""
-        for piece in pieces:
-            if piece.is_empty:
-                continue
-            if piece.begins_after(self._first):
-                complete, cut_off = self.end()
-                calls += complete
-                text += cut_off
-                self._first, self._name = piece, piece.name
-            self._size += len(piece.arguments)
-            if self._size <= MAX_ARGUMENTS:
-                self._arguments.append(piece.arguments)
-        return calls, text
+        return self._assemble(self._sequencer.feed(pieces))
 
     def end(self) -> tuple[list[Json], str]:
-        """End the current call: the engine sends no more pieces of it."""
-        if self._first is None:
-            return [], ""
-        text, name, id, size = "".join(self._arguments), self._name, self._first.id, self._size
-        self._first, self._name, self._arguments, self._size = None, "", [], 0
-        arguments = decode_object(text.encode("utf-8", "replace")) if text.strip() else {}
-        if arguments is None or self._count >= MAX_CALLS or size > MAX_ARGUMENTS:
+        """End all calls: the engine sends no more pieces."""
+        return self._assemble(self._sequencer.end())
+
+    def _assemble(self, parts: Iterable[CallPart]) -> tuple[list[Json], str]:
+        calls: list[Json] = []
+        cut_off = ""
+        for part in parts:
+            self._size += len(part.text)
+            if self._size <= MAX_ARGUMENTS:
+                self._arguments.append(part.text)
+            if part.ends:
+                call, text = self._finish(part.call)
+                calls += call
+                cut_off += text
+        return calls, cut_off
+
+    def _finish(self, call: Call) -> tuple[list[Json], str]:
+        text, size = "".join(self._arguments), self._size
+        self._arguments, self._size = [], 0
+        arguments = decode_object(or_empty(text).encode("utf-8", "replace"))
+        if arguments is None or size > MAX_ARGUMENTS:
             return [], text
-        function = {"index": self._count, "name": name, "arguments": arguments}
+        function = {"index": self._count, "name": call.name, "arguments": arguments}
         self._count += 1
-        return [{**({"id": id} if id else {}), "function": function}], ""
+        return [{**({"id": call.id} if call.id else {}), "function": function}], ""

@@ -128,7 +128,8 @@ class Ollama:
         }
         alternatives = body.get("top_logprobs") or 0
         encoder = OllamaEncoder(body["model"], encode_part, self._clock, alternatives)
-        return TranslatedRequest(path, msgspec.json.encode(fields), NdjsonTranslator(encoder))
+        translator = NdjsonTranslator(encoder, stream=stream)
+        return TranslatedRequest(path, msgspec.json.encode(fields), translator)
 
     def _to_embeddings(self, body: Json, fields: Json, *, many: bool) -> TranslatedRequest:
         fields = {"model": body["model"], "encoding_format": "float", **fields}

@@ -7,10 +7,11 @@ from typing import Any
 import msgspec
 
 from fabric_client.translation.chat import is_context_overflow
-from fabric_client.translation.chunks import Chunk, Message, ToolCall, Usage
+from fabric_client.translation.chunks import Chunk, Message, Usage
 from fabric_client.translation.lenient_json import Json
 from fabric_client.translation.responses.items import CALL_PREFIXES, OutputItem
 from fabric_client.translation.responses.tools import ToolSet
+from fabric_client.translation.tool_calls import Call, CallPart, ToolCallSequencer
 
 _json = msgspec.json.encode
 
@@ -44,6 +45,7 @@ class ResponsesEncoder:
         self._created = 0
         self._output: list[Json] = []
         self._open: OutputItem | None = None
+        self._sequencer = ToolCallSequencer()
         self._finish: str | None = None
         self._usage: Usage | None = None
 
@@ -59,14 +61,16 @@ class ResponsesEncoder:
         if choice.delta is not None:
             encoded += self._delta(choice.delta)
         if choice.finish_reason and self._finish is None:
+            encoded += self._end_calls()
             self._finish = choice.finish_reason
             encoded += self._end_item()
         return encoded
 
-    def encode_end(self) -> bytes:
-        if self._finish is None:
+    def encode_end(self, *, done: bool) -> bytes:
+        if self._finish is None and not done:
             return b""
-        encoded = self._end_item()
+        encoded = self._end_calls() + self._end_item()
+        self._finish = self._finish or "stop"
         response = self._finished()
         return encoded + self._event(f"response.{response['status']}", response=response)
 
@@ -83,12 +87,15 @@ class ResponsesEncoder:
 
     def _delta(self, delta: Message) -> bytes:
         encoded = b""
+        if self._sequencer.is_open and (delta.thinking or delta.content or delta.refusal):
+            encoded = self._end_calls()
         if thinking := delta.thinking:
             encoded += self._piece("reasoning", "rs", thinking, _REASONING_DELTA)
         if text := delta.content or delta.refusal:
             encoded += self._piece("message", "msg", text, _TEXT_DELTA)
-        for call in delta.tool_calls or ():
-            encoded += self._call_delta(call)
+        if delta.tool_calls or delta.function_call:
+            for part in self._sequencer.feed(delta.calls):
+                encoded += self._call_part(part)
         return encoded
 
     def _piece(self, kind: str, prefix: str, text: str, template: bytes) -> bytes:
@@ -100,25 +107,29 @@ class ResponsesEncoder:
         item.pieces.append(text)
         return encoded + self._numbered(template, item, text)
 
-    def _call_delta(self, call: ToolCall) -> bytes:
+    def _end_calls(self) -> bytes:
+        return b"".join(map(self._call_part, self._sequencer.end()))
+
+    def _call_part(self, part: CallPart) -> bytes:
         item, encoded = self._open, b""
-        if call.is_empty:
-            return encoded
-        if item is None or item.kind not in CALL_PREFIXES or call.begins_after(item.call):
+        if part.begins or item is None:
             encoded = self._end_item()
-            item = self._begin_call(call)
+            item = self._begin_call(part.call)
             encoded += self._added(item)
-        if arguments := call.arguments:
+        arguments = part.text
+        if part.ends and not item.pieces and not arguments:
+            arguments = "{}"
+        if arguments:
             item.pieces.append(arguments)
             # The input of other calls is inside the arguments, and is read when these are complete.
             if item.kind == "function_call":
                 encoded += self._numbered(_ARGUMENTS_DELTA, item, arguments)
-        return encoded
+        return encoded + self._end_item() if part.ends else encoded
 
-    def _begin_call(self, call: ToolCall) -> OutputItem:
+    def _begin_call(self, call: Call) -> OutputItem:
         tool = self._tools.find(call.name)
         item = self._begin_item(tool.call_type, CALL_PREFIXES[tool.call_type])
-        item.call, item.tool = call, tool
+        item.call_id, item.tool = call.id, tool
         return item
 
     def _begin_item(self, kind: str, prefix: str) -> OutputItem:
@@ -183,6 +194,7 @@ class ResponsesEncoder:
         self._read_head(chunk)
         self._usage = chunk.usage
         self._delta(choice.message or Message())
+        self._end_calls()
         self._finish = choice.finish_reason or "stop"
         self._end_item()
         return _json(self._finished())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import msgspec
 
-from fabric_client.translation.chunks import ToolCall
 from fabric_client.translation.lenient_json import Json
 from fabric_client.translation.responses.tools import OfferedTool, custom_input, search_arguments
 
@@ -15,14 +14,14 @@ CALL_PREFIXES = {"function_call": "fc", "custom_tool_call": "ctc", "tool_search_
 class OutputItem:
     """An item that is still growing: reasoning, a message or a call."""
 
-    __slots__ = ("call", "encoded_id", "id", "kind", "pieces", "tool")
+    __slots__ = ("call_id", "encoded_id", "id", "kind", "pieces", "tool")
 
     def __init__(self, kind: str, id: str) -> None:
         self.kind = kind
         self.id = id
         self.encoded_id = msgspec.json.encode(id)
         self.pieces: list[str] = []
-        self.call = ToolCall()
+        self.call_id: str | None = None
         self.tool = OfferedTool("")
 
     @property
@@ -48,7 +47,7 @@ class OutputItem:
             return item | {"summary": [], "content": content}
         if self.kind == "message":
             return item | {"role": "assistant", "content": content}
-        item |= {"call_id": self.call.id or self.id, "name": self.tool.name}
+        item |= {"call_id": self.call_id or self.id, "name": self.tool.name}
         if self.kind == "tool_search_call":
             del item["name"]
             return item | {"execution": "client", "arguments": search_arguments(text)}

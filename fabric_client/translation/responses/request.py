@@ -106,7 +106,9 @@ def translate(body: bytes) -> TranslatedRequest:
         chat["stream_options"] = {"include_usage": True}
     pass_unknown_fields(chat, request, _TRANSLATED | IGNORED)
     encoder = ResponsesEncoder(_echo(request), tools)
-    return TranslatedRequest(PATH, encode_body(chat), ChatTranslator(encoder))
+    return TranslatedRequest(
+        PATH, encode_body(chat), ChatTranslator(encoder, stream="stream" in chat)
+    )
 
 
 def _reject_unsupported(request: Json) -> None:

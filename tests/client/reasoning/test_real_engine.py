@@ -54,13 +54,15 @@ async def asked(
     reasoning = ReasoningFilter()
     sent = told = b""
     async with http.post(f"{llama.url}/v1/chat/completions", json=body) as answer:
-        status, headers = reasoning.head(answer.status, list(answer.headers.items()))
-        assert status == 200
-        assert "content-length" not in [name.lower() for name, _ in headers]
+        decided = reasoning.head(answer.status, list(answer.headers.items()))
         async for data in answer.content.iter_any():
             sent += data
             told += reasoning.feed(data)
-    return sent, told + reasoning.end()
+    told += reasoning.end()
+    status, headers = decided or reasoning.decided or (0, [])
+    assert status == 200
+    assert "content-length" not in [name.lower() for name, _ in headers]
+    return sent, told
 
 
 def read(stream: bytes) -> tuple[dict[int, tuple[str, str]], Json]:

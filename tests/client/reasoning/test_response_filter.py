@@ -322,7 +322,32 @@ def test_an_unstreamed_answer_is_split_choice_by_choice() -> None:
 
 
 def test_the_length_is_not_announced_of_what_may_become_longer() -> None:
-    assert ReasoningFilter().head(200, BODY) == (200, BODY[:1])
+    reasoning = ReasoningFilter()
+    assert reasoning.head(200, BODY) is None
+    reasoning.feed(body({"content": "a"}))
+    reasoning.end()
+    assert reasoning.decided == (200, BODY[:1])
+
+
+@pytest.mark.parametrize(
+    ("sent", "message"),
+    [
+        (b'{"error":{"message":"out of memory"}}', "out of memory"),
+        (b'{"object":"error","message":"boom","code":500}', "boom"),
+        (b'{"detail":"Not Found"}', "Not Found"),
+        (b"<html>Bad Gateway</html>", "can't be read"),
+        (b'{"choices":[{"mess', "can't be read"),
+        (b"", "can't be read"),
+        (b"null", "can't be read"),
+    ],
+)
+def test_an_answer_that_is_an_error_or_none_is_no_success(sent: bytes, message: str) -> None:
+    reasoning = ReasoningFilter()
+    assert reasoning.head(200, BODY) is None
+    out = reasoning.feed(sent) + reasoning.end()
+    assert reasoning.decided is not None
+    assert reasoning.decided[0] == 502
+    assert message in json.loads(out)["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -346,14 +371,19 @@ def test_what_is_no_completion_passes_with_its_head(
 # ── whatever comes ────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_is_no_utf_8_passes_as_it_is() -> None:
+def test_what_is_no_utf_8_is_replaced() -> None:
     for sent in (
-        event(b'{"choices":[{"delta":{"reasoning":"a"}}],"\xff":1}'),
-        event(b'{"choices":[{"delta":{"reasoning":"a"}}],"b":"\xff"}'),
+        event(b'{"choices":[{"delta":{"content":"a"}}],"\xff":1}'),
+        event(b'{"choices":[{"delta":{"content":"a"}}],"b":"\xff"}'),
+        event(b'{"choices":[{"delta":{"content":"a\xe2\x82"}}]}'),
+        event(b'{"choices":[{"delta":{"content":"a\\ud83d"}}]}'),
     ):
-        assert run([sent]) == sent
-        whole = sent[6:-2].replace(b"delta", b"message")
-        assert run([whole], BODY) == whole
+        for out, name in (
+            (run([sent]), "delta"),
+            (run([sent[6:-2].replace(b"delta", b"message")], BODY), "message"),
+        ):
+            [choice] = json.loads(out.removeprefix(b"data: "))["choices"]
+            assert choice[name]["content"].rstrip("\ufffd") == "a"
 
 
 def test_an_event_too_long_to_be_held_passes_unread_and_the_next_is_read() -> None:
@@ -422,5 +452,5 @@ def test_it_never_raises_and_what_it_can_not_read_it_passes(
     pieces: list[bytes], headers: list[tuple[str, str]]
 ) -> None:
     out = run(pieces, headers)
-    if b"choices" not in b"".join(pieces):
+    if b"choices" not in b"".join(pieces) and headers is STREAM:
         assert out == b"".join(pieces)

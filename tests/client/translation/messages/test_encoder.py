@@ -167,7 +167,11 @@ def test_pieces_of_calls_that_are_mixed_up_are_not_taken_for_others():
     first, second = call(0, "[", "a", "weather"), call(1, "{", "b", "time")
     mixed = [chunk(first), chunk(second), chunk(call(0, "]")), chunk({}, "tool_calls")]
     stream = streamed(sse(*mixed))
-    assert stream[-1]["type"] == "error"
+    begun = [event["content_block"] for event in stream if event["type"] == "content_block_start"]
+    assert [(block["id"], block["name"]) for block in begun] == [("a", "weather"), ("b", "time")]
+    deltas = [event for event in stream if event["type"] == "content_block_delta"]
+    found = [(event["index"], event["delta"]["partial_json"]) for event in deltas]
+    assert found == [(0, "["), (0, "]"), (1, "{")]
     nothing = [chunk({"content": "a"}), chunk(call(0, "")), chunk({}, "stop")]
     assert "mixes up" not in json.dumps(streamed(sse(*nothing)))
 
@@ -213,10 +217,12 @@ def test_a_stream_that_breaks_off_has_no_end():
     assert "message_stop" not in {event["type"] for event in broken}
 
 
-@pytest.mark.parametrize("done", [True, False])
-def test_an_end_without_a_reason_is_none(done: bool):
-    stream = streamed(sse(chunk({"content": "a"}), done=done))
+def test_an_end_without_a_reason_is_one_only_if_it_is_marked():
+    stream = streamed(sse(chunk({"content": "a"}), done=False))
     assert {"message_delta", "message_stop"}.isdisjoint(event["type"] for event in stream)
+    stream = streamed(sse(chunk({"content": "a"}), done=True))
+    assert [event["type"] for event in stream[-2:]] == ["message_delta", "message_stop"]
+    assert stream[-2]["delta"]["stop_reason"] == "end_turn"
 
 
 def test_an_end_without_usage_or_done_is_one():

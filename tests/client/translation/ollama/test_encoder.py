@@ -27,8 +27,9 @@ from tests.client.translation.ollama.common import (
 
 def test_a_recorded_stream_becomes_lines_and_its_end_tells_figures() -> None:
     found = translator(clock=Clock(), logprobs=True, top_logprobs=2)
-    assert found.head(200, STREAM) == (200, [("content-type", "application/x-ndjson")])
+    assert found.head(200, STREAM) is None
     told = lines(found.feed(LLAMA) + found.end())
+    assert found.decided == (200, [("content-type", "application/x-ndjson")])
     words = [line["message"]["content"] for line in told]
     assert words == [" or", " ", "la", words[3], ""]
     assert told[0]["logprobs"][0]["token"] == " or"
@@ -79,8 +80,16 @@ def test_probabilities_of_older_completions_are_told_alike() -> None:
 
 
 def test_an_engine_that_gives_up_has_not_answered() -> None:
-    told = lines(filtered(translator(), [event(delta={"content": "Hel"}, finish_reason="abort")]))
-    assert told == [{"error": "the engine aborted the request"}]
+    told = lines(
+        filtered(
+            translator(),
+            [
+                event(delta={"content": "Hel"}),
+                event(delta={"content": "lo"}, finish_reason="abort"),
+            ],
+        )
+    )
+    assert told[1:] == [{"error": "the engine aborted the request"}]
 
 
 def test_thoughts_and_calls_are_told_apart_and_calls_come_whole() -> None:
@@ -115,8 +124,10 @@ def test_a_call_that_was_cut_off_is_told_as_words() -> None:
 
 def test_a_piece_of_no_call_is_an_error() -> None:
     piece = {"index": 3, "function": {"arguments": "{}"}}
-    told = lines(filtered(translator(), [event(delta={"tool_calls": [piece]})]))
-    assert told == [{"error": "the engine sent a malformed tool call"}]
+    found = translator()
+    told = filtered(found, [event(delta={"tool_calls": [piece]})])
+    assert json.loads(told) == {"error": "the engine sent a malformed tool call"}
+    assert found.decided == (502, [("content-type", "application/json")])
 
 
 def test_each_event_is_told_at_once() -> None:
@@ -247,8 +258,11 @@ def test_a_complaint_within_a_stream_is_the_last_line() -> None:
     assert len(told) == 2
 
 
-def test_a_stream_that_ends_without_a_reason_is_not_called_done() -> None:
+def test_a_stream_that_ends_without_a_reason_is_done_only_if_its_end_is_marked() -> None:
     told = lines(filtered(translator(), [event(delta={"content": "Hel"}), b"data: [DONE]\n\n"]))
+    assert [line["done"] for line in told] == [False, True]
+    assert told[-1]["done_reason"] == "stop"
+    told = lines(filtered(translator(), [event(delta={"content": "Hel"})]))
     assert [line["done"] for line in told] == [False]
 
 
@@ -256,7 +270,7 @@ def test_an_event_without_end_is_given_up() -> None:
     found = translator()
     found.head(200, STREAM)
     told = b"".join(found.feed(b"x" * 2**20) for _ in range(18)) + found.end()
-    assert lines(told) == [{"error": "the engine sent an event that is too long"}]
+    assert json.loads(told) == {"error": "the engine sent an event that is too long"}
 
 
 def test_vectors_come_in_the_order_of_the_texts() -> None:
