@@ -274,10 +274,21 @@ class Config:
             most=MAX_HEARTBEAT_SECONDS,
         ),
     )
-    tunnels: int = field(default=2, metadata=about("Number of a node's tunnels.", least=1, most=16))
+    tunnels: int = field(
+        default=2,
+        metadata=about(
+            "Number of a node's tunnels. A node with many slots opens one for every 192 of them.",
+            least=1,
+            most=16,
+        ),
+    )
     tunnels_most: int = field(
         default=4,
-        metadata=about("Maximum number of a node's tunnels under load.", least=1, most=16),
+        metadata=about(
+            "Maximum number of a node's tunnels under load, unless its slots need more.",
+            least=1,
+            most=16,
+        ),
     )
     node_certificate_days: float = field(
         default=30.0,

@@ -38,6 +38,17 @@ log = logging.getLogger("fabric.links")
 
 BUSY_TUNNEL = 32
 """Streams per tunnel above which a node is asked for one more tunnel."""
+PLANNED_STREAMS = 192
+"""A node opens one tunnel for so many slots, before they are needed.  A tunnel has more streams, so
+that the others can take over what a lost one carried."""
+MOST_TUNNELS = 16
+"""Limit of the protocol."""
+
+
+def tunnels_for(engines: Sequence[EngineReport]) -> int:
+    """Return how many tunnels these engines' slots need when all are taken."""
+    slots = sum(engine.slots for engine in engines)
+    return min(MOST_TUNNELS, -(-slots // PLANNED_STREAMS))
 
 
 EXPIRED = (
@@ -195,6 +206,8 @@ class NodeLink:
         self._links = links
         self._node: Node | None = None
         self._registering = False
+        self._tunnels = 0
+        """Tunnels that the node was told to keep."""
         self._stored_problem: str | None = None
         self._storing = False
 
@@ -282,13 +295,14 @@ class NodeLink:
             older.link.close(Code.SUPERSEDED, "this node has registered again", again=False)
         links.reconnects += older is not None
         settings = links.settings
+        self._tunnels = max(settings.tunnels, tunnels_for(register.engines))
         link.send(
             Registered(
                 node.id,
                 node.epoch,
                 node.session,
                 settings.proxy_port,
-                settings.tunnels,
+                self._tunnels,
                 settings.heartbeat_seconds,
                 resume=settings.resume,
             )
@@ -309,6 +323,10 @@ class NodeLink:
         return None
 
     def _report(self, node: Node, engines: Sequence[EngineReport]) -> None:
+        needed = tunnels_for(engines)
+        if needed > self._tunnels and node.link is not None:
+            self._tunnels = needed
+            node.link.send(Tunnels(needed))
         new = self._links.registry.report(node, engines)
         if new:
             self._links.spawn(self._store_models(node, sorted(new)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
@@ -114,6 +115,8 @@ class Admission:
         """Limits for requests that arrive from now on; queued ones stay."""
         self._clock = clock or asyncio.get_running_loop().time
         self._queues: dict[str, FairQueue[Waiter]] = {}
+        self._granted: Counter[Node] = Counter()
+        """Slots given to requests that wake up in a moment and open their streams, by node."""
         self._waiters: dict[str, Waiter] = {}
         """Queued requests by id."""
         self._rounds = count(1)
@@ -215,7 +218,9 @@ class Admission:
         self._enqueue(waiter)
         try:
             async with asyncio.timeout_at(deadline):
-                return await waiter.future
+                engine = await waiter.future
+            self._wake(engine.node)
+            return engine
         except TimeoutError:
             self._abandon(waiter)
             raise self._timed_out(requirements) from None
@@ -236,7 +241,9 @@ class Admission:
     def _abandon(self, waiter: Waiter) -> None:
         if waiter.future.done() and not waiter.future.cancelled():
             # It got a slot in the same turn of the loop in which the wait ended: pass it on.
-            self._registry.release(waiter.future.result())
+            engine = waiter.future.result()
+            self._wake(engine.node)
+            self._registry.release(engine)
             return
         queue = self._queues.get(waiter.requirements.model)
         if queue is not None and waiter in queue:
@@ -251,14 +258,23 @@ class Admission:
         if not self._queues or self._registry.node(node.id) is not node:
             return
         now = self._clock()
+        streams = sum(one.connection.free_streams for one in node.tunnels) - self._granted[node]
         for engine in node.engines.values():
-            while engine.has_room and (waiter := self._next_for(engine, now)):
+            while streams > 0 and engine.has_room and (waiter := self._next_for(engine, now)):
                 model = waiter.requirements.model
                 self._queues[model].serve(waiter)
                 self._drop_if_empty(model)
                 if not waiter.future.done():
                     engine.active += 1
+                    streams -= 1
+                    self._granted[node] += 1
                     waiter.future.set_result(engine)
+
+    def _wake(self, node: Node) -> None:
+        """Count a request as awake that was given a slot of this node."""
+        self._granted[node] -= 1
+        if not self._granted[node]:
+            del self._granted[node]
 
     def _next_for(self, engine: Engine, now: float) -> Waiter | None:
         """Return the next request that this engine can serve; its models take turns like keys."""
@@ -276,7 +292,8 @@ class Admission:
         """Raise ``ApiError`` when the queue is full.
 
         The status is 429 when this key's own requests fill it: more of them wait than an equal
-        share.
+        share.  Requests for which there are free slots, and that only wait for a tunnel, are not
+        refused.
         """
         limits, queue = self.limits, self._queues.get(requirements.model)
         length, queued = (
@@ -284,6 +301,10 @@ class Admission:
         )
         if length < limits.length and queued < limits.length_per_key:
             return
+        if free := self._free_slots(requirements):
+            length, queued = max(0, length - free), max(0, queued - free)
+            if length < limits.length and queued < limits.length_per_key:
+                return
         retry_after = self._retry_after(requirements)
         if (
             queue is not None
@@ -311,6 +332,14 @@ class Admission:
             return None
         seconds = self._service.get(requirements.model, DEFAULT_SERVICE_SECONDS)
         return position * seconds / slots
+
+    def _free_slots(self, requirements: Requirements) -> int:
+        """Return how many slots are free at engines that may serve this, with a tunnel or not."""
+        return sum(
+            max(0, engine.slots - engine.active - engine.elsewhere)
+            for engine in self._registry.available(requirements.model, self._clock())
+            if _may_serve(engine) and filter_engine(engine, requirements)
+        )
 
     def _slots(self, requirements: Requirements) -> int:
         return sum(

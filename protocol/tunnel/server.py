@@ -69,6 +69,11 @@ class ServerConnection(Connection):
             and streams.last_id + 2 <= streams.max_id
         )
 
+    @property
+    def free_streams(self) -> int:
+        """Streams that can be opened now, beside those that are open."""
+        return self._streams.max_streams - len(self._streams) if self.usable else 0
+
     # ── commands ──────────────────────────────────────────────────────────────────────────────
 
     def open_stream(self, head: RequestHead, *, now: float, ended: bool = False) -> int:

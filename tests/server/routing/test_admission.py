@@ -15,6 +15,7 @@ from fabric_server.dialects.errors import ApiError
 from fabric_server.nodes.registry import Engine
 from fabric_server.routing.admission import Admission, QueueLimits, QueueStats
 from fabric_server.routing.criteria import Priority, Requirements
+from protocol.messages import Figures, RequestHead, ResponseHead
 from tests.site import ScriptedNode, Site
 
 
@@ -551,3 +552,61 @@ class Anything(RuleBasedStateMachine):
 
 TestWhateverHappens = Anything.TestCase
 TestWhateverHappens.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+
+
+# ── slots without a tunnel ────────────────────────────────────────────────────────────────────
+
+
+async def test_requests_that_only_wait_for_a_tunnel_are_not_refused() -> None:
+    site = Site(queue_length=4, queue_length_per_key=2)
+    node = site.node(slots=1000)
+    room = 256  # streams of a tunnel
+    line = FairQueue(site)
+    tunnel = node.node.tunnels[0]
+    held = [await open_stream(site) for _ in range(room)]
+    assert tunnel.connection.free_streams == 0
+    for number in range(600):
+        await line.join(f"{number}", key="alice")
+    assert site.admission.waiting == 600  # far more than the queue's limits
+    node.add_tunnel()
+    await turn()
+    assert len(line.order) == room  # and not one more than the tunnel has streams for
+    assert line.order == [f"{number}" for number in range(room)]
+    assert held
+
+
+async def test_beyond_the_free_slots_the_limits_hold() -> None:
+    site = Site(queue_length=4, queue_length_per_key=2)
+    node = site.node(slots=3)
+    for tunnel in list(node.node.tunnels):
+        tunnel.connection.keepalive.suspected = True  # as while it is silent
+    line = FairQueue(site)
+    for number in range(5):
+        await line.join(f"{number}", key="alice")
+    assert site.admission.waiting == 5  # three for the slots, two beyond them
+    await line.join("refused", key="alice")
+    with pytest.raises(ApiError) as refused:
+        line.engine("refused")
+    assert refused.value.status == 429
+    await line.join("other", key="bob")
+    assert site.admission.waiting == 6
+
+
+async def open_stream(site: Site) -> object:
+    """Take a slot and a stream of the only node, as a request does."""
+    choice = await site.admission.admit(Requirements("tiny"))
+    tunnel = choice.engine.node.tunnel()
+    assert tunnel is not None
+    head = RequestHead("req", "engine", "POST", "/v1/chat/completions", [], 0, 1000, 1)
+    return tunnel.open(head, Silent(), ended=True)
+
+
+class Silent:
+    """Handles a stream on which nothing comes."""
+
+    def on_head(self, head: ResponseHead) -> None: ...
+    def on_data(self, data: bytes, ended: bool) -> None: ...
+    def on_end(self, figures: Figures) -> None: ...
+    def on_reset(self, code: int, reason: str) -> None: ...
+    def on_writable(self) -> None: ...
+    def on_stuck(self) -> None: ...
