@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import Protocol
 
+from fabric_client.proxy.decoder import Decoder
 from fabric_client.proxy.request_body import MAX_BODY, MAX_REPLAY, RequestBody
 from fabric_client.proxy.response_body import ResponseBody
 from fabric_client.proxy.slots import Slot
@@ -42,6 +43,7 @@ class EngineRequest:
         "_body",
         "_connecting",
         "_connection",
+        "_decoder",
         "_over",
         "_owner",
         "_pool",
@@ -50,6 +52,7 @@ class EngineRequest:
         "_started",
         "_stream",
         "_unacked",
+        "_undecided",
         "on_response_body",
         "slot",
     )
@@ -78,6 +81,10 @@ class EngineRequest:
         self._unacked = 0
         """Bytes received for which the server gets no new credit until the engine takes more."""
         self._responded = False
+        self._undecided = False
+        """The response's body decides what its head is."""
+        self._decoder: Decoder | None = None
+        """Set if the engine has compressed its response."""
         self._over = False
 
     def begin(self) -> None:
@@ -131,13 +138,25 @@ class EngineRequest:
     def on_response_head(self, status: int, headers: list[tuple[str, str]]) -> None:
         self._responded = True
         self._body.forget()
+        if 300 <= status < 400:
+            self.fail(Code.ENGINE_FAILED, f"the engine redirects ({status}): nodes don't follow")
+            return
+        for name, value in headers:
+            if name == "content-encoding" and value.strip().lower() not in ("", "identity"):
+                if not self._decode(value):
+                    return
+                left_out = ("content-encoding", "content-length")
+                headers = [one for one in headers if one[0] not in left_out]
+                break
         translate = self._response.filter
         if translate is not None:
             if self._body.translated:  # the length in the other dialect is known at the end only
                 headers = [one for one in headers if one[0] != "content-length"]
             decided = translate.head(status, headers)
             if decided is None:
-                self.on_response_body = self._on_undecided_body
+                self._undecided = True
+                if self._decoder is None:
+                    self.on_response_body = self._on_undecided_body
                 return
             status, headers = decided
         self._send_head(status, headers)
@@ -152,13 +171,38 @@ class EngineRequest:
         assert translate is not None
         data = translate.feed(data)
         if translate.decided is not None:
-            self.on_response_body = self._response.add
+            self._undecided = False
+            if self._decoder is None:
+                self.on_response_body = self._response.add
             self._send_head(*translate.decided)
         if data:
             self._response.add_translated(data)
 
+    def _decode(self, encoding: str) -> bool:
+        """Decode the body from now on; False if that is impossible."""
+        try:
+            self._decoder = Decoder(encoding)
+        except ValueError as error:
+            self.fail(Code.ENGINE_FAILED, str(error))
+            return False
+        self.on_response_body = self._on_encoded_body
+        return True
+
+    def _on_encoded_body(self, data: bytes) -> None:
+        assert self._decoder is not None
+        try:
+            data = self._decoder.feed(data)
+        except ValueError as error:
+            self.fail(Code.ENGINE_FAILED, str(error))
+            return
+        if data and self._undecided:
+            self._on_undecided_body(data)
+        elif data:
+            self._response.add(data)
+
     def _decide(self) -> None:
         """End a filter whose head is still held."""
+        self._undecided = False
         translate, self._response.filter = self._response.filter, None
         assert translate is not None
         rest = translate.end()
@@ -168,7 +212,13 @@ class EngineRequest:
             self._response.add(rest)
 
     def on_response_end(self) -> None:
-        if self.on_response_body == self._on_undecided_body:
+        if self._decoder is not None:
+            try:
+                self._decoder.end()
+            except ValueError as error:
+                self.fail(Code.ENGINE_FAILED, str(error))
+                return
+        if self._undecided:
             self._decide()
         figures = self._response.end()
         connection, self._connection = self._connection, None

@@ -87,7 +87,11 @@ class RequestBody:
 
     def _encode_head(self, prefix: str, host: str) -> bytes:
         head = self.head
-        lines = [f"{head.method} {prefix}{self._path} HTTP/1.1", f"host: {host}"]
+        lines = [
+            f"{head.method} {prefix}{self._path} HTTP/1.1",
+            f"host: {host}",
+            "accept-encoding: identity",
+        ]
         if self.translated:
             lines.append("content-type: application/json")
         else:

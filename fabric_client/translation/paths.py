@@ -23,9 +23,12 @@ _OLLAMA = frozenset({"/api/chat", "/api/generate", "/api/embed", "/api/embedding
 _RERANK = frozenset({"/rerank", "/v1/rerank", "/v2/rerank"})
 _TOKENS = frozenset({"/tokenize", "/detokenize"})
 _MESSAGES = frozenset({"/v1/messages", "/v1/messages/count_tokens"})
-_AUDIO = frozenset({"/v1/audio/transcriptions", "/v1/audio/translations"})
+_AUDIO = frozenset({"/v1/audio/transcriptions", "/v1/audio/translations", "/v1/audio/speech"})
+_SCORES = frozenset({"/v1/score", "/score", "/classify", "/pooling", "/v1/moderations"})
+_IMAGES = frozenset({"/v1/images/generations"})
 
-PUBLIC_PATHS = _BASIC | _OLLAMA | _RERANK | _TOKENS | _MESSAGES | _AUDIO | {"/v1/responses"}
+_INFERENCE = _BASIC | _RERANK | _AUDIO | _SCORES | _IMAGES
+PUBLIC_PATHS = _INFERENCE | _OLLAMA | _TOKENS | _MESSAGES | {"/v1/responses"}
 """All of them with POST."""
 
 _READ_WHOLE = _RERANK | {"/v1/responses"}
@@ -135,7 +138,7 @@ def _documented_paths(document: object) -> set[str]:
     Empty unless one of them is for inference: then the document describes something else.
     """
     found = PUBLIC_PATHS & get_object(document, "paths").keys()
-    return set(found) if found & (_BASIC | _RERANK | _AUDIO) else set()
+    return set(found) if found & _INFERENCE else set()
 
 
 def _version(text: str) -> tuple[int, ...]:

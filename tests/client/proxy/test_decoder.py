@@ -1,0 +1,118 @@
+"""Answers that an engine has compressed, and those that it sends elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import zlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from fabric_client.proxy.decoder import MAX_PIECE, Decoder
+from protocol.errors import Code
+from tests.node_alone import NodeAlone
+
+WHOLE = json.dumps(
+    {"choices": [{"message": {"content": "Hello"}, "finish_reason": "stop"}], "id": "a"}
+).encode()
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "stream": False}
+
+
+class RawEngine:
+    """Answers every request with the same bytes: a fake, for answers that no engine means."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.answer = b""
+        self.asked: list[bytes] = []
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        if head.startswith(b"GET"):
+            body = b'{"data":[{"id":"tiny"}]}'
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+        else:
+            length = head.lower().partition(b"content-length: ")[2].partition(b"\r")[0]
+            self.asked.append(head + await reader.readexactly(int(length)))
+            writer.write(self.answer)
+        writer.close()
+
+    def answers(self, body: bytes, *headers: str, status: str = "200 OK") -> None:
+        lines = [f"HTTP/1.1 {status}", *headers, f"content-length: {len(body)}", "", ""]
+        self.answer = "\r\n".join(lines).encode() + body
+
+
+@pytest.fixture
+async def raw() -> AsyncIterator[RawEngine]:
+    engine = RawEngine()
+    server = await asyncio.start_server(engine.serve, "127.0.0.1", 0)
+    engine.url = f"openai=http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    yield engine
+    server.close()
+
+
+@pytest.fixture
+async def node(raw: RawEngine) -> AsyncIterator[NodeAlone]:
+    async with NodeAlone(raw.url) as node:
+        yield node
+
+
+def raw_deflate(data: bytes) -> bytes:
+    deflate = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return deflate.compress(data) + deflate.flush()
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions"])
+@pytest.mark.parametrize(
+    ("encoding", "encode"),
+    [("gzip", gzip.compress), ("X-GZIP", gzip.compress), ("deflate", zlib.compress),
+     ("deflate", raw_deflate), ("identity", bytes)],
+)  # fmt: skip
+async def test_what_is_encoded_all_the_same_is_decoded(
+    raw: RawEngine, node: NodeAlone, path: str, encoding: str, encode: object
+) -> None:
+    assert callable(encode)
+    raw.answers(encode(WHOLE), "content-type: application/json", f"content-encoding: {encoding}")
+    answer = await node.ask(path, CHAT)
+    assert b"accept-encoding: identity\r\n" in raw.asked[0]
+    assert answer.status == 200
+    message = answer.json.get("message") or answer.json["choices"][0]["message"]
+    assert message["content"] == "Hello"
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "reason"),
+    [
+        (b"x", ["content-encoding: br"], "200 OK", "encoded (br)"),
+        (WHOLE, ["content-encoding: gzip"], "200 OK", "can't be decoded"),
+        (gzip.compress(WHOLE)[:-9], ["content-encoding: gzip"], "200 OK", "in the middle"),
+        (gzip.compress(bytes(MAX_PIECE + 9)), ["content-encoding: gzip"], "200 OK", "too much"),
+        (b"", ["location: http://127.0.0.1:1/"], "302 Found", "redirects (302)"),
+        (b"", ["location: /v1/chat/completions/"], "307 Temporary Redirect", "redirects (307)"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions"])
+async def test_what_can_not_be_passed_on_fails_the_engine(
+    raw: RawEngine,
+    node: NodeAlone,
+    path: str,
+    body: bytes,
+    headers: list[str],
+    status: str,
+    reason: str,
+) -> None:
+    raw.answers(body, "content-type: application/json", *headers, status=status)
+    answer = await node.ask(path, CHAT)
+    assert answer.reset is not None
+    assert answer.reset[0] == Code.ENGINE_FAILED
+    assert reason in answer.reset[1]
+    assert len(raw.asked) == 1
+
+
+def test_pieces_of_any_size_are_decoded() -> None:
+    decoder = Decoder("gzip")
+    data = gzip.compress(WHOLE)
+    assert b"".join(decoder.feed(data[at : at + 1]) for at in range(len(data))) == WHOLE
+    decoder.end()
