@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from fabric_server.cli import Json, accounts, certs, db, keys, nodes
+from fabric_server.cli import Json, accounts, certs, db, guard, keys, nodes
 from fabric_server.cli.reload import reload
 from fabric_server.cli.up import up
 from fabric_server.config import PREFIX, Config
@@ -32,6 +32,7 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(nodes.app, name="nodes")
 app.add_typer(certs.app, name="certs")
 app.add_typer(db.app, name="db")
+app.add_typer(guard.app, name="guard")
 
 
 @app.command(epilog=about_settings(PREFIX))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Protocol
 
@@ -122,6 +122,8 @@ class Sources:
     requests_active: Callable[[], int]
     requests_waiting: Callable[[], int]
     draining: Callable[[], bool]
+    blocked: Mapping[str, int] = field(default_factory=dict)
+    """Addresses blocked in the kernel, by result."""
 
 
 class StateCollector:
@@ -203,6 +205,12 @@ class StateCollector:
             for reason, count in port.refused.items():
                 refused.add_metric([name, reason], count)
         yield refused
+        yield _counter(
+            "kernel_blocks",
+            "Addresses that were to be blocked in the kernel.",
+            "result",
+            self._sources.blocked,
+        )
 
     def _tunnels(self) -> Iterator[Metric]:
         tunnels, links = self._sources.tunnels, self._sources.links

@@ -21,6 +21,7 @@ from fabric_server.app.data_plane import DataPlane
 from fabric_server.app.listeners import NODE_PORTS, USER_PORTS, Listeners
 from fabric_server.config import Config
 from fabric_server.gateway.gateway import Gateway
+from fabric_server.net.kernel_guard import KernelBlocklist
 from fabric_server.net.takeover import Predecessor, TakeoverProblem
 from fabric_server.nodes.registry import Registry
 from fabric_server.pki.certificates import Certificates
@@ -67,6 +68,7 @@ class App:
         self.succeeded = asyncio.Event()
         """Set when another server has taken over."""
         self.listeners = Listeners(config.host)
+        self.blocklist = KernelBlocklist()
         self._rng = rng
         self.tasks = BackgroundTasks(rng)
         self._opened = AsyncExitStack()
@@ -147,6 +149,7 @@ class App:
         tasks, requests, nodes = self.tasks, self.data_plane, self.control_plane
         requests.start_tasks(tasks)
         self.backends.start_tasks(tasks)
+        tasks.start("kernel_blocklist", self.blocklist.run)
         tasks.start("change_feed", self.change_feed.run)
         tasks.start("certificates", lambda: self.tls.watch(time.time))
         tasks.start("clock", ClockWatch([requests.authenticator.clear]).run)
@@ -188,6 +191,7 @@ class App:
                 public_connections=lambda: requests.edge.connections,
                 requests_active=lambda: requests.gateway.active.count,
                 requests_waiting=lambda: requests.admission.waiting,
+                blocked=self.blocklist.results,
                 draining=lambda: self.draining,
             ),
         )

@@ -51,6 +51,9 @@ COMMANDS: dict[str, list[tuple[str, ...]]] = {
     "fabric-server certs show": [()],
     "fabric-server db migrate": [()],
     "fabric-server db status": [()],
+    "fabric-server guard install": [("--dry-run", "--trust", HOSTILE), ("--xdp", HOSTILE)],
+    "fabric-server guard status": [()],
+    "fabric-server guard remove": [("--dry-run",)],
     "fabric-client join": [(HOSTILE,)],
     "fabric-client run": [],  # its lines are the log's
     "fabric-client status": [()],
