@@ -31,7 +31,7 @@ _INFERENCE = _BASIC | _RERANK | _AUDIO | _SCORES | _IMAGES
 PUBLIC_PATHS = _INFERENCE | _OLLAMA | _TOKENS | _MESSAGES | {"/v1/responses"}
 """All of them with POST."""
 
-_READ_WHOLE = _RERANK | {"/v1/responses"}
+_READ_WHOLE = _RERANK | _SCORES | _IMAGES | {"/v1/responses", "/v1/audio/speech"}
 """Paths whose requests are read whole only because they may have media, see ``media_guard``."""
 
 PathHandlers = Mapping[str, RequestTranslator | None]

@@ -71,7 +71,7 @@ class Gateway:
             options = read_options(request.headers)
             body = request.body
             if self.media.concerns(body.replay_buffer, endpoint):
-                body.replay_buffer = await self.media.replace(body.replay_buffer, endpoint, key.id)
+                await self.media.replace(body, endpoint)
             with self._keepalive(record, endpoint):
                 await self._forward(record, endpoint, options)
         except (Exception, asyncio.CancelledError) as error:

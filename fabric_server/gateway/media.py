@@ -8,13 +8,12 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Literal
 
 import msgspec
 
-from fabric_server.dialects import errors
 from fabric_server.dialects.endpoints import Endpoint
 from fabric_server.dialects.error_formats import Dialect
 from fabric_server.dialects.errors import ApiError
@@ -22,6 +21,7 @@ from fabric_server.dialects.media_guard import may_have_media
 from fabric_server.dialects.media_scanner import MediaScanner, Reference
 from fabric_server.dialects.media_types import media_type
 from fabric_server.dialects.media_values import Policy, refused
+from fabric_server.edge.request import Body
 from fabric_server.net.egress import Forbidden
 from fabric_server.net.fetcher import Fetched, Fetcher, FetchError
 
@@ -29,10 +29,10 @@ MAX_URLS = 8
 MAX_BYTES = 20 * 2**20
 """Bytes that one request may have fetched, together."""
 MAX_FETCHES_PER_KEY = 4
-MAX_BYTES_IN_ALL = 256 * 2**20
-"""Bytes of all requests whose media are being fetched."""
 SECONDS = 10.0
 """Time for all fetches of a request."""
+_COPIES = 8 / 3
+"""What a fetched byte takes of memory: base64 of it twice, in parts and in the body."""
 SLICE = 16 * 1024
 """Bytes that are scanned at once: at worst some 10 ms of work."""
 _ENCODED_AT_ONCE = 3 * 2**20
@@ -60,7 +60,6 @@ class Media:
         self._slots: dict[str, asyncio.Semaphore] = {}
         self._waiting: Counter[str] = Counter()
         """Fetches that have or await a slot, by key."""
-        self._held = 0
 
     def configure(self, setting: Setting) -> None:
         """Take another setting, for the requests to come."""
@@ -72,11 +71,14 @@ class Media:
             return False
         return may_have_media(body) or (self._off and b"source" in body.lower())
 
-    async def replace(self, body: bytes, endpoint: Endpoint, key: str) -> bytes:
-        """Return the body with what its URLs name in their place.
+    async def replace(self, body: Body, endpoint: Endpoint) -> None:
+        """Put what URLs name into their places in the replay buffer of a whole body.
 
-        ``key`` is the id of the key whose request it is.  Raises ``ApiError``.
+        What that takes of memory is held by the body.  Raises ``ApiError``.
         """
+        body.replay_buffer = await self._replaced(body, body.replay_buffer, endpoint)
+
+    async def _replaced(self, request: Body, body: bytes, endpoint: Endpoint) -> bytes:
         scanner = MediaScanner(self._policies[endpoint.dialect is Dialect.OLLAMA])
         for start in range(0, len(body), SLICE):
             if start:
@@ -84,11 +86,8 @@ class Media:
             scanner.feed(body[start : start + SLICE], last=start + SLICE >= len(body))
         if not scanner.references:
             return body
-        budget = _Budget(self)
-        try:
-            return await self._fetched(body, scanner.references, key, budget)
-        finally:
-            self._held -= budget.taken
+        budget = _Budget(request.hold)
+        return await self._fetched(body, scanner.references, request.key, budget)
 
     async def _fetched(
         self, body: bytes, references: Sequence[Reference], key: str, budget: _Budget
@@ -114,11 +113,12 @@ class Media:
             assert self._fetcher is not None
             async with self._slot(key):
                 fetched = await self._fetcher.get(one.url, key, budget.take)
-            head = b"".join(fetched.chunks)
-            type = media_type(one.kind, fetched.content_type, head)
+            data = b"".join(fetched.chunks)
+            fetched.chunks.clear()
+            type = media_type(one.kind, fetched.content_type, data)
             if type is None:
                 raise FetchError(_wrong_type(one, fetched))
-            encoded = await _encode(head)
+            encoded = await _encode(data)
         except Forbidden as error:
             self._results["refused"] += 1
             raise refused(one.param, one.url, str(error)) from None
@@ -141,25 +141,21 @@ class Media:
             if not self._waiting[key]:
                 del self._waiting[key], self._slots[key]
 
-    def hold(self, size: int) -> None:
-        """Count bytes that a request holds.  Raises ``ApiError`` if they are too many."""
-        if self._held + size > MAX_BYTES_IN_ALL:
-            raise errors.overloaded("Too many media are being fetched.", 5.0)
-        self._held += size
-
 
 class _Budget:
     """The bytes that one request may have fetched."""
 
-    def __init__(self, media: Media) -> None:
-        self._media = media
-        self.taken = 0
+    def __init__(self, hold: Callable[[int], None]) -> None:
+        """``hold`` counts what the request takes of memory; it raises ``ApiError``."""
+        self._hold = hold
+        self._taken = 0
 
     def take(self, size: int) -> None:
-        if self.taken + size > MAX_BYTES:
+        """Count bytes that come.  Raises ``FetchError``, and ``ApiError`` as ``hold`` does."""
+        if self._taken + size > MAX_BYTES:
             raise FetchError(f"a request's media may have {MAX_BYTES >> 20} MiB together")
-        self._media.hold(size)
-        self.taken += size
+        self._hold(int(size * _COPIES))
+        self._taken += size
 
 
 def _policies(setting: Setting) -> dict[bool, Policy]:

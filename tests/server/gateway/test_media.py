@@ -13,6 +13,7 @@ import pytest
 from fabric_server.gateway import media as limits
 from fabric_server.gateway.media import MAX_FETCHES_PER_KEY, MAX_URLS, Media, Setting
 from fabric_server.net.fetcher import Fetcher
+from fabric_server.net.memory_budget import BudgetLimits, MemoryBudget
 from tests.media_server import PDF, PNG, WAV, MediaServer, Names, loopback_only, page
 from tests.site import ANSWER, CHAT, Site
 from tests.users import MemoryUser, request
@@ -243,13 +244,15 @@ async def test_bytes_are_bounded_for_the_request_and_for_all(
     assert "together" in (await refusal(both))["error"]["message"]
     monkeypatch.setattr(limits, "MAX_BYTES", 2 * len(PNG) + 1)
     await engine_gets(both)
-    monkeypatch.setattr(limits, "MAX_BYTES_IN_ALL", 2 * len(PNG))
-    here = site()
+    here = site(memory=MemoryBudget(BudgetLimits(2**20, 2**20)))
     here.node()
-    answer = await send(here, both).answer()
-    assert (answer.status, answer.code) == (503, "overloaded")
+    server.pages["/big.png"] = lambda: page(PNG + bytes(2**20), "image/png")
+    monkeypatch.setattr(limits, "MAX_BYTES", 2**22)
+    answer = await send(here, chat(part(server.url("/big.png")))).answer()
+    assert (answer.status, answer.code) in ((429, "too_much_in_flight"), (503, "overloaded"))
     assert "retry-after" in answer.headers
     assert (await send_and_answer(here, chat(part(server.url())))) == 200
+    assert here.memory.held == 0
 
 
 async def send_and_answer(here: Site, body: object) -> int:
