@@ -36,8 +36,9 @@ from fabric_server.dialects import errors
 from fabric_server.dialects.endpoints import Endpoint
 from fabric_server.gateway.gateway import Gateway
 from fabric_server.proxy.answer_writer import AnswerWriter
-from fabric_server.proxy.attempt import Attempt, Ending
+from fabric_server.proxy.attempt import Attempt
 from fabric_server.proxy.clock import AttemptClock
+from fabric_server.proxy.ending import Ending
 from fabric_server.proxy.request_options import RequestOptions
 from fabric_server.proxy.request_record import RequestRecord
 from fabric_server.proxy.retries import explain

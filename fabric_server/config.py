@@ -171,7 +171,7 @@ class Config:
     stall_timeout: float = field(
         default=30.0,
         metadata=_seconds(
-            "Without a first byte after this time, try another node that has a free slot."
+            "Without a first byte after this time, ask another node with a free slot, too."
         ),
     )
     idle_timeout: float = field(

@@ -176,6 +176,14 @@ class StateCollector:
         healthy = sum(engine.healthy for engine in engines)
         by_state = {"healthy": healthy, "failing": len(engines) - healthy}
         yield _gauge("engines", "Engines of connected nodes.", "state", by_state)
+        now = asyncio.get_running_loop().time()
+        yield _gauge(
+            "breakers_open",
+            "Open circuit breakers: an engine that fails for a model.",
+            value=sum(
+                not one.allows(now) for engine in engines for one in engine.breakers.values()
+            ),
+        )
         slots = sum(engine.slots for engine in engines if engine.healthy)
         yield _gauge("slots", "Slots of healthy engines.", value=slots)
         active = sum(engine.active for engine in engines)

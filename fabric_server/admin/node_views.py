@@ -49,15 +49,28 @@ class Invitation(Struct, frozen=True, kw_only=True):
     expires_at: float
 
 
+class EjectionView(Struct, frozen=True, kw_only=True):
+    """Requests that an engine does not get, because it failed."""
+
+    model: str
+    path: Annotated[str | None, Meta(description="null: all paths of the model.")]
+    until: Annotated[float, Meta(description="Then one request probes it.")]
+    reason: Annotated[str, Meta(description="Its last failure.")]
+
+
 class EngineView(Struct, frozen=True, kw_only=True):
     name: str
     kind: str
     healthy: bool
     problem: str | None
     slots: Annotated[int, Meta(description="Number of requests it serves at once.")]
+    reported_slots: Annotated[
+        int, Meta(description="More than slots, while it answers that it has too much to do.")
+    ]
     active: Annotated[int, Meta(description="Slots in use now.")]
     models: list[str]
     loaded: Annotated[list[str], Meta(description="The models that are in memory now.")]
+    ejected: list[EjectionView]
 
 
 class HeartbeatView(Struct, frozen=True, kw_only=True):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import msgspec
 
 from fabric_server.admin.node_views import (
+    EjectionView,
     EngineView,
     HeartbeatQuery,
     HeartbeatView,
@@ -22,6 +25,7 @@ from fabric_server.admin.node_views import (
 )
 from fabric_server.admin.parameters import not_found
 from fabric_server.auth.keys import Key
+from fabric_server.nodes.circuit_breaker import CircuitBreaker
 from fabric_server.nodes.registry import Engine, Node
 from fabric_server.pki.enrolment import Invited
 from fabric_server.storage.rows import NodeRow
@@ -42,6 +46,9 @@ class Store(Protocol):
 
 class Registry(Protocol):
     def node(self, id: str) -> Node | None: ...
+    def ejections(
+        self, engine: Engine, now: float
+    ) -> Iterable[tuple[tuple[str, str], CircuitBreaker]]: ...
 
 
 class ChangeFeed(Protocol):
@@ -71,7 +78,7 @@ class NodeHandlers:
 
     async def list_nodes(self, query: NodeQuery) -> NodeList:
         """List all nodes that ever joined, oldest first, with the reports of connected ones."""
-        views = [view(row, self._registry.node(row.id)) for row in await self._store.nodes()]
+        views = [view(row, self._registry) for row in await self._store.nodes()]
         if query.connected is not None:
             views = [one for one in views if one.connected is query.connected]
         return NodeList(views)
@@ -85,7 +92,7 @@ class NodeHandlers:
         live = self._registry.node(id)
         engines = live.engines.values() if live else ()
         return NodeDetail(
-            node=view(row, live),
+            node=view(row, self._registry),
             models={engine.name: list(engine.models.values()) for engine in engines},
             heartbeats=[
                 StoredHeartbeat(record.epoch, record.at, _beat(record.heartbeat))
@@ -111,7 +118,7 @@ class NodeHandlers:
         await self._change_feed.sync()
         event = "node drained by" if draining else "node undrained by"
         log.info(event, extra={"node": row.id, "by": by.id})
-        return view(row, self._registry.node(row.id))
+        return view(row, self._registry)
 
     async def revoke_node(self, id: str, by: Key) -> NodeView:
         """Revoke a node: its connections are closed at once, and it can't reconnect.
@@ -123,7 +130,7 @@ class NodeHandlers:
             raise not_found("node", id)
         await self._change_feed.sync()
         log.info("node revoked", extra={"node": row.id, "by": by.id})
-        return view(row, self._registry.node(row.id))
+        return view(row, self._registry)
 
     async def invite_node(self, body: NewInvitation, by: Key) -> Invitation:
         """Create a join token, with which one machine can join once. It is not shown again.
@@ -144,8 +151,9 @@ class NodeHandlers:
         )
 
 
-def view(row: NodeRow, node: Node | None) -> NodeView:
+def view(row: NodeRow, registry: Registry) -> NodeView:
     """Describe a node from its row in the store and, while it is connected, its registration."""
+    node = registry.node(row.id)
     engines: Sequence[Engine] = tuple(node.engines.values()) if node else ()
     return NodeView(
         id=row.id,
@@ -166,7 +174,7 @@ def view(row: NodeRow, node: Node | None) -> NodeView:
         streams=sum(tunnel.connection.active for tunnel in node.tunnels) if node else 0,
         slots=node.slots if node else 0,
         active=node.active if node else 0,
-        engines=list(map(_engine, engines)),
+        engines=[_engine(engine, registry) for engine in engines],
         heartbeat=_beat(node.heartbeat) if node and node.heartbeat else None,
     )
 
@@ -188,16 +196,27 @@ def _problem(row: NodeRow, node: Node | None) -> str | None:
     return "its tunnels are silent or full" if node.tunnels else "no tunnel"
 
 
-def _engine(engine: Engine) -> EngineView:
+def _engine(engine: Engine, registry: Registry) -> EngineView:
+    now = asyncio.get_running_loop().time()
     return EngineView(
         name=engine.name,
         kind=engine.kind,
         healthy=engine.healthy,
         problem=engine.problem,
         slots=engine.slots,
+        reported_slots=engine.reported_slots,
         active=engine.active,
         models=list(engine.models),
         loaded=[model.name for model in engine.models.values() if model.loaded],
+        ejected=[
+            EjectionView(
+                model=model,
+                path=path or None,
+                until=time.time() + breaker.seconds_left(now),
+                reason=breaker.reason,
+            )
+            for (model, path), breaker in registry.ejections(engine, now)
+        ],
     )
 
 

@@ -278,6 +278,14 @@ def upstream_error(message: str) -> ApiError:
     return ApiError(502, "upstream_error", message, type="server_error")
 
 
+def engine_refused(status: int) -> ApiError:
+    """Return the error for an engine's status that is about its node, not about the client."""
+    return upstream_error(
+        f"The node's engine refused to serve the fabric (status {status})."
+        " Neither your API key nor your request is the cause. Retry; other nodes may serve it."
+    )
+
+
 def upstream_timeout(seconds: float) -> ApiError:
     return ApiError(
         504,

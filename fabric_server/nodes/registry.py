@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from fabric_server.dialects.endpoints import DEFAULT_PATHS
 from fabric_server.nodes.circuit_breaker import CircuitBreaker
+from fabric_server.nodes.slot_limit import SlotLimit
 from protocol.aio.link import LinkDriver
 from protocol.aio.server import ServerTunnel
 from protocol.messages import EngineReport, Heartbeat, ModelReport, Register
 
 MAX_SERVED = 10_000
 """Distinct models that one registration may report over its lifetime."""
+MAX_BREAKERS = 256
+"""Circuit breakers of one engine; the oldest is forgotten."""
+
+Scope = tuple[str, str]
+"""A model and a path of it; the path is empty for what concerns all of them."""
 
 
 class Engine:
@@ -29,6 +35,8 @@ class Engine:
         "node",
         "paths",
         "problem",
+        "reported_slots",
+        "slot_limit",
         "slots",
     )
 
@@ -37,15 +45,18 @@ class Engine:
         self.name = report.name
         self.active = 0
         """Requests that hold a slot, until the node confirms that their work has stopped."""
-        self.breakers: dict[str, CircuitBreaker] = {}
-        """Breakers by model, for models that failed lately."""
+        self.breakers: dict[Scope, CircuitBreaker] = {}
+        """Breakers of what failed lately."""
+        self.slot_limit: SlotLimit | None = None
+        """Set while it gets fewer requests than it has slots for."""
         self.update(report)
 
     def update(self, report: EngineReport) -> None:
         self.kind = report.kind
         self.healthy = report.healthy
         self.problem = report.problem
-        self.slots = report.slots
+        self.reported_slots = report.slots
+        self.limit_slots()
         self.paths: frozenset[str] = frozenset(report.paths) or DEFAULT_PATHS
         """Paths that it supports, natively or translated on its node."""
         self.elsewhere = report.elsewhere
@@ -56,10 +67,37 @@ class Engine:
     def has_room(self) -> bool:
         return self.healthy and self.active + self.elsewhere < self.slots and self.node.reachable
 
-    def allows(self, model: str, now: float) -> bool:
-        """Return whether the breaker for this model lets a request through."""
-        breaker = self.breakers.get(model)
-        return breaker is None or breaker.allows(now)
+    @property
+    def may_serve(self) -> bool:
+        """Return whether it is worth waiting for."""
+        return self.healthy and self.reported_slots > 0 and self.node.connected
+
+    def limit_slots(self) -> None:
+        """Set the slots that are used: those reported, or fewer while a limit is set."""
+        limit, reported = self.slot_limit, self.reported_slots
+        self.slots = reported if limit is None else min(limit.slots, reported)
+
+    def breakers_of(self, model: str, path: str) -> Iterator[CircuitBreaker]:
+        """Yield the breakers that a request for this model and path has to pass: two at most."""
+        for scope in ((model, path), (model, "")) if path else ((model, ""),):
+            if (breaker := self.breakers.get(scope)) is not None:
+                yield breaker
+
+    def allows(self, model: str, now: float, path: str = "") -> bool:
+        """Return whether its breakers let a request through."""
+        return not self.breakers or all(
+            breaker.allows(now) for breaker in self.breakers_of(model, path)
+        )
+
+    def breaker(self, scope: Scope) -> CircuitBreaker:
+        """Return the breaker of this scope; make it, where nothing failed so far."""
+        breakers = self.breakers
+        breaker = breakers.get(scope)
+        if breaker is None:
+            breaker = breakers[scope] = CircuitBreaker()
+            if len(breakers) > MAX_BREAKERS:
+                del breakers[next(iter(breakers))]
+        return breaker
 
     def serves(self, model: str) -> bool:
         """Return whether it serves the model, busy or not; Ollama's ``:latest`` may be left out."""
@@ -140,7 +178,7 @@ class Node:
     def problem(self) -> str:
         """Return why no engine of it gets requests, as reported; empty when one does."""
         engines = self.engines.values()
-        if any(engine.healthy and engine.slots > 0 for engine in engines):
+        if any(engine.healthy and engine.reported_slots > 0 for engine in engines):
             return ""
         problems = dict.fromkeys(engine.problem or "an engine is down" for engine in engines)
         return "; ".join(problems)[:1024] or "no engine"
@@ -191,13 +229,50 @@ class Registry:
                 self._candidates[model] = found
         return found
 
-    def available(self, model: str, now: float) -> Sequence[Engine]:
-        """Return the candidates whose breakers let a request through."""
+    def available(self, model: str, now: float, path: str = "") -> Sequence[Engine]:
+        """Return the candidates that are not ejected: whose breakers let a request through.
+
+        Not more than half of the engines that could serve the model at this path are ever ejected,
+        so never its only one; the worst of them stay out.
+        """
         candidates = self.candidates(model)
         for engine in candidates:
-            if engine.breakers and not engine.allows(model, now):
-                return [engine for engine in candidates if engine.allows(model, now)]
+            if engine.breakers and not engine.allows(model, now, path):
+                ejected = self._ejected(model, now, path)
+                return [engine for engine in candidates if engine not in ejected]
         return candidates
+
+    def _ejected(self, model: str, now: float, path: str) -> Sequence[Engine]:
+        able = [
+            engine
+            for engine in self.candidates(model)
+            if engine.may_serve and engine.node.tunnels and (not path or path in engine.paths)
+        ]
+        avoided = [engine for engine in able if not engine.allows(model, now, path)]
+
+        def badness(engine: Engine) -> tuple[int, float]:
+            return max(breaker.badness for breaker in engine.breakers_of(model, path))
+
+        avoided.sort(key=badness, reverse=True)
+        return avoided[: len(able) // 2]
+
+    def is_ejected(self, engine: Engine, model: str, now: float, path: str = "") -> bool:
+        """Return whether ``available`` leaves the engine out now."""
+        return not engine.allows(model, now, path) and engine in self._ejected(model, now, path)
+
+    def ejections(self, engine: Engine, now: float) -> Iterator[tuple[Scope, CircuitBreaker]]:
+        """Yield what the engine is ejected for, with the breaker that did it."""
+        for (model, path), breaker in engine.breakers.items():
+            if not breaker.allows(now) and engine in self._ejected(model, now, path):
+                yield (model, path), breaker
+
+    def is_alone(self, engine: Engine, model: str, now: float, path: str = "") -> bool:
+        """Return whether no other engine could take this model's requests at this path now."""
+        return not any(
+            other.may_serve and other.slots and (not path or path in other.paths)
+            for other in self.available(model, now, path)
+            if other is not engine
+        )
 
     def is_known(self, model: str) -> bool:
         """Return whether any node has served the model, even if none does now."""

@@ -8,7 +8,6 @@ a cut connection otherwise; never by an answer that only looks complete.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import Protocol
 
 from fabric_server.dialects.errors import ApiError
@@ -16,33 +15,30 @@ from fabric_server.net.deadlines import Deadlines
 from fabric_server.nodes.registry import Registry
 from fabric_server.proxy.answer_writer import AnswerWriter
 from fabric_server.proxy.clock import AttemptClock
+from fabric_server.proxy.ending import Ending, broken, incomplete, upstream_lost
+from fabric_server.proxy.outcome_rules import (
+    ANSWERED,
+    ERROR_EVENT,
+    LOST_HEDGE,
+    NOT_CONTINUED,
+    REQUEST_LIMIT,
+    SERVER_LIMIT,
+    TOO_LARGE_BODY,
+    Rule,
+    rule_of_code,
+    rule_of_status,
+)
 from fabric_server.proxy.transcript import NotContinued
 from fabric_server.routing.load_balancer import Choice
 from protocol.aio.server import ServerStream, ServerTunnel
 from protocol.errors import Code
 from protocol.messages import Figures, RequestHead, ResponseHead
 
+SMALL_BODY = 1024 * 1024
+"""Bytes of a body that every node takes."""
 CONFIRM_SECONDS = 30.0
 """Seconds in which a node must confirm a RESET; then its tunnel is closed, for slots can't wait."""
 NO_STREAM = "the answer is not a stream, but the client has the head of one"
-
-
-@dataclass(slots=True)
-class Ending:
-    """The end of an attempt."""
-
-    outcome: str
-    """A ledger outcome."""
-    code: int = Code.NONE
-    reason: str = ""
-    error: ApiError | None = None
-    """The client's own body or key was at fault."""
-    abandoned: bool = False
-    """Given up although it might still have answered, because another node has room."""
-    to_continue: bool = False
-    """The client has part of the answer, and is to get the rest from another node."""
-    lost_hedge: bool = False
-    """Cancelled: the other hedged attempt won."""
 
 
 class AttemptOwner(Protocol):
@@ -50,6 +46,9 @@ class AttemptOwner(Protocol):
 
     def can_retry(self) -> bool:
         """Return whether another engine could be asked now, from the beginning."""
+
+    def race(self, attempt: Attempt) -> None:
+        """Let a second engine compete with ``attempt``, which goes on, if one has a slot."""
 
     def can_continue(self) -> bool:
         """Return whether another engine could be asked for the rest of a broken answer."""
@@ -157,7 +156,8 @@ class Attempt:
     def cancel(self) -> None:
         """End it because the client has gone; does nothing when it is over."""
         if self.ending is None:
-            self._finish(Ending("ok" if self.answer.delivered else "cancelled"))
+            delivered = self.answer.delivered
+            self._finish(Ending("ok", rule=ANSWERED) if delivered else Ending("cancelled"))
             self._reset(Code.CANCELLED, "the client has disconnected")
 
     def cancel_with(self, error: ApiError) -> None:
@@ -175,7 +175,7 @@ class Attempt:
     def cancel_as_loser(self) -> None:
         """End it because its hedge is the answer; does nothing when it is over."""
         if self.ending is None:
-            self._finish(Ending("cancelled", lost_hedge=True))
+            self._finish(Ending("cancelled", rule=LOST_HEDGE, lost_hedge=True))
             self._reset(Code.CANCELLED, "another node answered first")
 
     # ── what the stream reports ───────────────────────────────────────────────────────────────
@@ -187,12 +187,24 @@ class Attempt:
     def on_head(self, head: ResponseHead) -> None:
         if self.ending is not None:
             return
-        if head.status >= 500 and (self.hedge_runs or self._owner.can_retry()):
-            self._give_up(Code.ENGINE_DOWN, f"the engine answered {head.status}")
-        elif head.status >= 300 and self.answer.is_rest:
-            self._reject_rest(f"the engine answered {head.status}")
-        else:
+        if head.status < 300 or not self._refuse_status(head.status):
             self.answer.read_head(head)
+
+    def _refuse_status(self, status: int) -> bool:
+        """End the attempt for an engine's error that is not passed on; False where it is."""
+        rule, reason = rule_of_status(status), f"the engine answered {status}"
+        if rule.elsewhere and (self.hedge_runs or self._owner.can_retry()):
+            ending = Ending("failed", Code.ENGINE_DOWN, reason, rule=rule, status=status)
+        elif self.answer.is_rest:
+            self._reject_rest(reason)
+            return True
+        elif rule.own_words:
+            ending = Ending("engine_error", Code.ENGINE_FAILED, reason, rule=rule, status=status)
+        else:
+            return False
+        self._finish(ending)
+        self._reset(Code(ending.code), reason)
+        return True
 
     def on_data(self, data: bytes, ended: bool) -> None:
         stream, answer, count = self._stream, self.answer, len(data)
@@ -225,6 +237,7 @@ class Attempt:
                 answer.last_written = data
         if response.paused:
             if not self._unacked_bytes:
+                self.clock.throttled = True
                 self.deadline = self._loop.time() + self.clock.timeouts.slow_reader
             self._unacked_bytes += count
         else:
@@ -249,37 +262,44 @@ class Attempt:
         try:
             rest = answer.meter.end()
         except NotContinued as error:
-            self._fail(Code.REFUSED, str(error))
+            self._fail(Code.REFUSED, str(error), NOT_CONTINUED)
             return
         meter = answer.meter
         if answer.streamed and not meter.complete and self._owner.can_continue():
-            self._suspend(Ending("incomplete", Code.ENGINE_FAILED, "no terminal marker"))
+            self._suspend(incomplete())
             return
         answer.flush(rest)
         if answer.status >= 300:
-            ending = Ending("engine_error")
+            ending = Ending("engine_error", rule=rule_of_status(answer.status))
         elif meter.failed:
-            ending = Ending("failed", Code.ENGINE_FAILED, "the engine reported an error")
+            reason = "the engine reported an error"
+            ending = Ending("failed", Code.ENGINE_FAILED, reason, rule=ERROR_EVENT)
         elif not meter.complete:
-            broken = _broken("incomplete", "The answer ended before it was complete.")
-            ending = Ending("incomplete", Code.ENGINE_FAILED, "no terminal marker")
-            self._end_broken(broken, ending)
+            lost = broken("incomplete", "The answer ended before it was complete.")
+            self._end_broken(lost, incomplete())
             return
         else:
-            ending = Ending("ok")
+            ending = Ending("ok", rule=ANSWERED)
         self._finish(ending)
         answer.request.response.finish()
 
     def on_stuck(self) -> None:
-        """Try another node while the tunnel is lost or silent, if the answer has not begun."""
-        unanswered = self.ending is None and self.first_byte_at is None
-        if unanswered and not self.hedge_runs and self._owner.can_retry():
-            self._abandon("failed", Code.LOST, "the node is unreachable, and another one has room")
+        """Ask another node, too, while the tunnel is lost or silent and no answer has begun."""
+        if self.ending is None and self.first_byte_at is None and self.hedge is None:
+            self._owner.race(self)
 
     def on_reset(self, code: int, reason: str) -> None:
         self._release_slot()
-        if self.ending is None:
-            self._fail(code, reason)
+        if self.ending is not None:
+            return
+        rule = rule_of_code(code)
+        if code == Code.TIMEOUT and self.clock.ended(self._loop.time()):
+            rule = REQUEST_LIMIT
+        elif code == Code.TOO_LARGE:
+            body = self.answer.request.body
+            if max(body.received, body.length or 0) > SMALL_BODY:
+                rule = TOO_LARGE_BODY
+        self._fail(code, reason, rule)
 
     # ── what the client's connection and the clock report ─────────────────────────────────────
 
@@ -298,17 +318,17 @@ class Attempt:
         elif self.first_byte_at is None:
             self._check_first_byte(now)
         elif reason := self.clock.check(now, self.answer.bytes_received):
-            self._give_up(Code.TIMEOUT, reason)
+            self._give_up(Code.TIMEOUT, reason, self._passed_limit(now))
         else:
             self.deadline = self.clock.next_idle_check(now)
 
     def _check_first_byte(self, now: float) -> None:
         if self.clock.first_byte_overdue(now):
-            self._give_up(Code.TIMEOUT, "no first byte in time")
-        elif not self.hedge_runs and self._owner.can_retry():
-            self._abandon("timeout", Code.TIMEOUT, "no first byte yet, and another node has room")
-        else:
+            self._give_up(Code.TIMEOUT, "no first byte in time", self._passed_limit(now))
+        else:  # it may be loading its model, or reading the prompt: it goes on
             self.deadline = self.clock.next_stall_check(now)
+            if self.hedge is None:
+                self._owner.race(self)
 
     # ── small parts ───────────────────────────────────────────────────────────────────────────
 
@@ -319,19 +339,20 @@ class Attempt:
         now = self.first_byte_at = self._loop.time()
         self.deadline = self.clock.on_progress(now, self.answer.bytes_received)
 
-    def _give_up(self, code: Code, reason: str) -> None:
-        """Fail, and order the node to stop."""
-        self._fail(code, reason)
-        self._reset(code, reason)
+    def _passed_limit(self, now: float) -> Rule:
+        """Return whose time limit has passed: the request's own, or the server's for engines."""
+        body = self.answer.request.body
+        client_sends = not body.complete and not body.buffered
+        return REQUEST_LIMIT if client_sends or self.clock.ended(now) else SERVER_LIMIT
 
-    def _abandon(self, outcome: str, code: Code, reason: str) -> None:
-        """Give up an answer that might still come, because another node is sooner."""
-        self._finish(Ending(outcome, code, reason, abandoned=True))
-        self._reset(Code.CANCELLED if code is Code.LOST else code, reason)  # LOST is never sent
+    def _give_up(self, code: Code, reason: str, rule: Rule | None = None) -> None:
+        """Fail, and order the node to stop."""
+        self._fail(code, reason, rule)
+        self._reset(code, reason)
 
     def _reject_rest(self, reason: str) -> None:
         """Give up an engine that works, but does not continue another engine's answer."""
-        self._fail(Code.REFUSED, reason)
+        self._fail(Code.REFUSED, reason, NOT_CONTINUED)
         self._reset(Code.CANCELLED, reason)
 
     def _reset(self, code: Code, reason: str) -> None:
@@ -341,22 +362,22 @@ class Attempt:
         self._deadlines.add(self)
         self._stream.reset(code, reason)
 
-    def _fail(self, code: int, reason: str) -> None:
+    def _fail(self, code: int, reason: str, rule: Rule | None = None) -> None:
         """End a failed attempt; the client sees the failure only if the answer has started."""
-        answer = self.answer
-        ending = Ending("timeout" if code == Code.TIMEOUT else "failed", code, reason)
+        answer, rule = self.answer, rule or rule_of_code(code)
+        ending = Ending("timeout" if code == Code.TIMEOUT else "failed", code, reason, rule=rule)
         if not answer.started:
             self._finish(ending)
         elif code == Code.SLOW_READER:
             self._finish(ending)
             answer.request.response.abort()
         elif answer.delivered:
-            self._finish(Ending("ok"))
+            self._finish(Ending("ok", rule=ANSWERED))
             answer.request.response.finish()
         elif self._owner.can_continue():
             self._suspend(ending)
         elif answer.write_final_chunk():
-            self._finish(Ending("ok"))
+            self._finish(Ending("ok", rule=rule))
             answer.request.response.finish()
         else:
             self._end_broken(upstream_lost(), ending)
@@ -389,11 +410,3 @@ class Attempt:
         """Give the slot back: nothing runs at the node any more."""
         self._deadlines.discard(self)
         self._registry.release(self.choice.engine)
-
-
-def upstream_lost() -> ApiError:
-    return _broken("upstream_lost", "The node was lost in the middle of the answer.")
-
-
-def _broken(code: str, message: str) -> ApiError:
-    return ApiError(502, code, message, type="server_error")

@@ -42,12 +42,15 @@ class AttemptClock:
         "_progress_at",
         "_progress_bytes",
         "began_at",
+        "throttled",
         "timeouts",
     )
 
     def __init__(self, timeouts: Timeouts, now: float) -> None:
         self.timeouts = timeouts
         self.began_at = now
+        self.throttled = False
+        """The client was slower than the engine, which had to wait for it."""
         self._ends_at = now + timeouts.total
         self._first_byte_by = now + timeouts.first_byte
         self._progress_at = now
@@ -59,6 +62,10 @@ class AttemptClock:
         """Count the first byte's time from ``now``: the request's body is still being sent."""
         self._first_byte_by = min(now + self.timeouts.first_byte, self._ends_at)
         return self._first_byte_by
+
+    def ended(self, now: float) -> bool:
+        """Return whether the whole request's time is over, which says nothing of the engine."""
+        return now >= self._ends_at
 
     def first_byte_overdue(self, now: float) -> bool:
         return now >= self._first_byte_by

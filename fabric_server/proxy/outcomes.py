@@ -5,35 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from fabric_server.nodes.circuit_breaker import CircuitBreaker
-from fabric_server.nodes.registry import Registry
-from fabric_server.proxy.attempt import Attempt, Ending
+from fabric_server.nodes.registry import Engine, Registry
+from fabric_server.nodes.slot_limit import RAISE_SECONDS, SlotLimit
+from fabric_server.proxy.attempt import Attempt
+from fabric_server.proxy.ending import Ending
 from fabric_server.proxy.hedging import Hedging
+from fabric_server.proxy.outcome_rules import Counts
+from fabric_server.routing.criteria import Requirements
 from fabric_server.routing.latency import tokens_per_second
 from fabric_server.routing.load_balancer import RoutingState
-from protocol.errors import Code
 
 log = logging.getLogger("fabric.gateway")
 
-TRY_ELSEWHERE = frozenset(
-    {
-        Code.REFUSED,
-        Code.ENGINE_DOWN,
-        Code.ENGINE_FAILED,
-        Code.DRAINING,
-        Code.LOST,
-        Code.INTERNAL,
-        Code.PROTOCOL,
-    }
-)
-"""Failures that another node may not have."""
-_ENGINES_FAULT = frozenset({Code.ENGINE_DOWN, Code.ENGINE_FAILED, Code.INTERNAL, Code.TIMEOUT})
-_ITS_FAULT = (TRY_ELSEWHERE | {Code.TIMEOUT}) - {Code.DRAINING}
-"""Failures that count as slow answers, when an engine is chosen."""
-
 
 class OutcomeReporter:
-    """Keeps latency estimates and circuit breakers up to date (Envoy: outlier detection)."""
+    """Keeps latency estimates and circuit breakers up to date (Envoy: outlier detection), by the
+    rules of ``outcome_rules``."""
 
     def __init__(
         self, known: RoutingState, registry: Registry, loop: asyncio.AbstractEventLoop
@@ -41,56 +28,125 @@ class OutcomeReporter:
         self.known = known
         self._registry = registry
         self._loop = loop
+        self._growing: dict[Engine, asyncio.TimerHandle] = {}
+        """Engines with a limit for their slots, and when it is raised."""
+
+    # ── speed ─────────────────────────────────────────────────────────────────────────────────
 
     def update_latency(
         self, attempt: Attempt, ending: Ending, model: str, hedging: Hedging, *, stream: bool
     ) -> None:
-        """Measure how fast the engine was."""
+        """Measure how fast the engine was; only whole answers show it."""
         now, first, began = self._loop.time(), attempt.first_byte_at, attempt.clock.began_at
         engine, cold, latency = attempt.choice.engine, attempt.choice.cold_start, self.known.latency
-        if ending.code in _ITS_FAULT or attempt.answer.status >= 500:
+        if ending.rule.slow:
             latency.penalize(engine, model, now=now)
         elif ending.lost_hedge and not cold:
             hedging.observe_at_least(model, now - began, stream=stream)
             if stream:
                 latency.observe_at_least(engine, model, now - began, now=now)
-        elif ending.outcome == "ok" and first is not None:
+        elif ending.rule.counts is not Counts.SUCCESS or first is None:
+            latency.observe_nothing(engine, model, now=now)
+        else:
             if not cold:
                 hedging.observe(model, first - began, stream=stream)
             tokens = attempt.answer.meter.usage.completion_tokens
             if stream:
-                rate = tokens_per_second(tokens, now - first)
+                # While the client was slow, so was the engine, which had to wait for it.
+                rate = None if attempt.clock.throttled else tokens_per_second(tokens, now - first)
                 latency.update(engine, model, first - began, rate, now=now, cold=cold)
             else:  # the whole answer came at once
                 rate = tokens_per_second(tokens, now - began)
                 latency.update(engine, model, None, rate, now=now, cold=cold)
 
-    def update_breaker(self, attempt: Attempt, ending: Ending, model: str) -> None:
-        """Count a failure or a success in the engine's circuit breaker for ``model``.
+    # ── failures ──────────────────────────────────────────────────────────────────────────────
 
-        A 5xx that was passed on counts as neither: some engines answer so to a client's own
-        mistake, and it is passed on only where no other engine could be asked.
-        """
-        engine = attempt.choice.engine
-        breaker = engine.breakers.get(model)
-        if ending.outcome in ("ok", "engine_error") and attempt.answer.status < 500:
-            if breaker is not None:
-                del engine.breakers[model]
-        elif ending.code in _ENGINES_FAULT:
-            if breaker is None:
-                breaker = engine.breakers[model] = CircuitBreaker()
-            seconds = breaker.record_failure(self._loop.time())
-            if seconds is not None:
-                self._loop.call_later(seconds, self._registry.room, engine.node)
-                log.warning(
-                    "engine avoided",
-                    extra={
-                        "node": engine.node.id,
-                        "engine": engine.name,
-                        "model": model,
-                        "seconds": seconds,
-                        "reason": ending.reason,
-                    },
-                )
-        elif breaker is not None:
-            breaker.release_probe()
+    def update_breaker(
+        self, attempt: Attempt, ending: Ending, requirements: Requirements, account: str
+    ) -> None:
+        """Count the end of an attempt in the engine's circuit breakers."""
+        engine, rule = attempt.choice.engine, ending.rule
+        model, path = requirements.model, requirements.path
+        scope = model, path if rule.path_only else ""
+        match rule.counts:
+            case Counts.SUCCESS:
+                if engine.breakers:
+                    engine.breakers.pop((model, path), None)
+                    engine.breakers.pop((model, ""), None)
+            case Counts.FAILURE:
+                breaker = engine.breaker(scope)
+                seconds = breaker.record_failure(self._loop.time(), ending.reason)
+                self._on_opened(engine, requirements, seconds, ending.reason)
+            case Counts.SUSPICION:
+                breaker, now = engine.breaker(scope), self._loop.time()
+                seconds = breaker.record_suspicion(now, account, ending.reason)
+                self._on_opened(engine, requirements, seconds, ending.reason)
+            case Counts.BUSY:
+                self._lower_slots(engine, requirements, attempt.clock.began_at)
+                self._release_probes(engine, requirements)
+            case Counts.NOTHING:
+                self._release_probes(engine, requirements)
+
+    def confirm(self, engine: Engine, ending: Ending, requirements: Requirements) -> None:
+        """Count a failure after all: another engine has answered the same request."""
+        rule, now = ending.rule, self._loop.time()
+        breaker = engine.breaker((requirements.model, requirements.path if rule.path_only else ""))
+        seconds = breaker.record_failure(now, ending.reason)
+        self._on_opened(engine, requirements, seconds, ending.reason)
+        self.known.latency.penalize(engine, requirements.model, now=now)
+
+    def _release_probes(self, engine: Engine, requirements: Requirements) -> None:
+        if engine.breakers:
+            for breaker in engine.breakers_of(requirements.model, requirements.path):
+                breaker.release_probe()
+
+    def _on_opened(
+        self, engine: Engine, requirements: Requirements, seconds: float | None, reason: str
+    ) -> None:
+        """Wake the queue when a breaker lets requests through again, and log that it opened."""
+        if seconds is None:
+            return
+        self._loop.call_later(seconds, self._registry.room, engine.node)
+        now, model, path = self._loop.time(), requirements.model, requirements.path
+        if self._registry.is_ejected(engine, model, now, path):  # never a model's only one
+            names = {"node": engine.node.id, "engine": engine.name, "model": model}
+            log.warning(
+                "engine avoided",
+                extra={**names, "path": path, "seconds": seconds, "reason": reason},
+            )
+
+    # ── engines that have too much to do ──────────────────────────────────────────────────────
+
+    def _lower_slots(self, engine: Engine, requirements: Requirements, began: float) -> None:
+        """Give the engine fewer requests at once, and more again in time."""
+        limit = engine.slot_limit
+        if limit is None:
+            limit = engine.slot_limit = SlotLimit()
+        now = self._loop.time()
+        alone = self._registry.is_alone(engine, requirements.model, now, requirements.path)
+        seconds = limit.lower(engine.active, began, now, alone=alone)
+        if seconds is None:
+            return
+        self._grow_after(seconds, engine)
+        engine.limit_slots()
+        names = {"node": engine.node.id, "engine": engine.name, "slots": engine.slots}
+        log.info("engine is busy", extra=names)
+
+    def _grow_after(self, seconds: float, engine: Engine) -> None:
+        timer = self._growing.pop(engine, None)
+        if timer is not None:
+            timer.cancel()
+        self._growing[engine] = self._loop.call_later(seconds, self._grow, engine)
+
+    def _grow(self, engine: Engine) -> None:
+        del self._growing[engine]
+        limit = engine.slot_limit
+        if limit is None:
+            return
+        if limit.slots >= engine.reported_slots:
+            engine.slot_limit = None
+        else:
+            limit.grow()
+            self._grow_after(RAISE_SECONDS, engine)
+        engine.limit_slots()
+        self._registry.room(engine.node)

@@ -14,7 +14,8 @@ from fabric_server.dialects.body import ParsedBody
 from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Request
 from fabric_server.metering.openai import Usage
-from fabric_server.proxy.attempt import Attempt, Ending
+from fabric_server.proxy.attempt import Attempt
+from fabric_server.proxy.ending import Ending
 from fabric_server.proxy.metrics import Metrics
 from fabric_server.routing.load_balancer import Choice
 from ledger.records import LEDGER, LedgerEntry

@@ -11,11 +11,12 @@ from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Request
 from fabric_server.nodes.registry import Engine
 from fabric_server.proxy.answer_writer import AnswerWriter
-from fabric_server.proxy.attempt import Attempt, Ending, upstream_lost
+from fabric_server.proxy.attempt import Attempt
 from fabric_server.proxy.clock import AttemptClock, Timeouts
 from fabric_server.proxy.continuation import Continuation
+from fabric_server.proxy.ending import Ending, upstream_lost
 from fabric_server.proxy.hedging import HedgeTimer
-from fabric_server.proxy.outcomes import TRY_ELSEWHERE
+from fabric_server.proxy.outcome_rules import Counts
 from fabric_server.proxy.request_options import RAW_REASONING, RequestOptions
 from fabric_server.proxy.request_record import RequestRecord
 from fabric_server.proxy.upstream import UpstreamContext
@@ -46,6 +47,7 @@ class RetryLoop:
         "_request",
         "_requirements",
         "_size",
+        "_suspects",
         "_upstream",
         "_whole",
     )  # fmt: skip
@@ -77,6 +79,8 @@ class RetryLoop:
             self._continuation = Continuation(request.body.replay_buffer)
         self._continuing = False
         """The next attempt is asked for the rest of an answer."""
+        self._suspects: list[tuple[Engine, Ending]] | None = None
+        """Attempts that failed, perhaps by the request's own fault."""
 
     async def run(self) -> None:
         upstream, requirements, continuation = (
@@ -97,11 +101,10 @@ class RetryLoop:
             if attempt.answer.started:
                 return
             node = attempt.choice.engine.node
-            if ending.code == Code.LOST and not ending.abandoned and node.reachable:
+            if ending.code == Code.LOST and node.reachable:
                 # Only a tunnel was lost: the node has another one.
                 requirements.excluded_nodes.remove(node.id)
-            retriable = ending.abandoned or ending.code in TRY_ELSEWHERE
-            if not retriable or not self.can_retry():
+            if not ending.rule.elsewhere or not self.can_retry():
                 if self._continuing:
                     raise upstream_lost()
                 raise explain(ending, requirements.model, attempt.clock.timeouts)
@@ -136,8 +139,10 @@ class RetryLoop:
         return choice, tunnel
 
     def _note_try(self, engine: Engine) -> None:
-        if (breaker := engine.breakers.get(self._requirements.model)) is not None:
-            breaker.on_attempt(self._loop.time())
+        if engine.breakers:
+            requirements = self._requirements
+            for breaker in engine.breakers_of(requirements.model, requirements.path):
+                breaker.on_attempt(self._loop.time())
         self._record.attempts += 1
         self._requirements.excluded_nodes.append(engine.node.id)
 
@@ -146,6 +151,11 @@ class RetryLoop:
         if not self._whole or self._record.attempts >= MAX_TRIES or not upstream.budget.allows:
             return False
         return upstream.admission.has_alternative(self._requirements)
+
+    def race(self, attempt: Attempt) -> None:
+        """Let a second engine compete with ``attempt``; ``AttemptOwner``'s."""
+        if self._whole and not self._continuing and self._record.attempts < MAX_TRIES:
+            self._start_hedge(attempt)
 
     def can_continue(self) -> bool:
         if self._continuation is None or self._record.attempts >= MAX_TRIES:
@@ -247,10 +257,22 @@ class RetryLoop:
 
     # ── how it ended ──────────────────────────────────────────────────────────────────────────
 
+    def _judge(self, attempt: Attempt, ending: Ending) -> None:
+        """Report the engine's end, and that others' failures were not this request's fault."""
+        counts, requirements = ending.rule.counts, self._requirements
+        outcomes, account = self._upstream.outcomes, self._record.key.account
+        outcomes.update_breaker(attempt, ending, requirements, account)
+        if counts is Counts.SUSPICION:
+            self._suspects = [*(self._suspects or ()), (attempt.choice.engine, ending)]
+        elif counts is Counts.SUCCESS and self._suspects:
+            for suspect, its_ending in self._suspects:
+                outcomes.confirm(suspect, its_ending, requirements)
+            self._suspects = None
+
     def on_attempt_over(self, attempt: Attempt, ending: Ending) -> None:
         upstream, record, answer = self._upstream, self._record, attempt.answer
         requirements, stream = self._requirements, record.parsed.stream
-        upstream.outcomes.update_breaker(attempt, ending, requirements.model)
+        self._judge(attempt, ending)
         if not self._continuing:  # the rest of an answer does not show how long answers take
             upstream.outcomes.update_latency(
                 attempt, ending, requirements.model, upstream.hedging, stream=stream
@@ -277,6 +299,8 @@ class RetryLoop:
 
 def explain(ending: Ending, model: str, timeouts: Timeouts) -> ApiError:
     """Return the error for a client that no engine could answer."""
+    if ending.rule.own_words:
+        return errors.engine_refused(ending.status)
     if ending.code == Code.TIMEOUT:
         return errors.upstream_timeout(timeouts.first_byte)
     if ending.code in (Code.REFUSED, Code.DRAINING):

@@ -128,7 +128,7 @@ class Admission:
 
     def admit_now(self, requirements: Requirements, now: float) -> Choice | None:
         """Take a slot without waiting; None if there is none."""
-        candidates = self._registry.available(requirements.model, now)
+        candidates = self._registry.available(requirements.model, now, requirements.path)
         choice = self.balancer.pick(candidates, requirements, now)
         if choice is not None:
             choice.engine.active += 1
@@ -151,8 +151,8 @@ class Admission:
             return choice
         if not self._registry.candidates(model) and not self._registry.is_known(model):
             raise errors.model_not_found(model)
-        available = self._registry.available(model, now)
-        if not any(_may_serve(one) and filter_engine(one, requirements) for one in available):
+        available = self._registry.available(model, now, requirements.path)
+        if not any(one.may_serve and filter_engine(one, requirements) for one in available):
             raise errors.no_capacity(model, RETRY_AFTER_NODE, requirements.regions)
         self._check_length(requirements)
         deadline = min(deadline, now + self.limits.timeout)
@@ -162,7 +162,7 @@ class Admission:
     def has_alternative(self, requirements: Requirements) -> bool:
         """Return whether another node could take the request now."""
         now = self._clock()
-        candidates = self._registry.available(requirements.model, now)
+        candidates = self._registry.available(requirements.model, now, requirements.path)
         return self.balancer.pick(candidates, requirements, now) is not None
 
     def record_service_time(self, model: str, seconds: float) -> None:
@@ -280,11 +280,18 @@ class Admission:
         """Return the next request that this engine can serve; its models take turns like keys."""
         best: tuple[Rank, Waiter] | None = None
         for model, queue in self._queues.items():
-            if engine.serves(model) and engine.allows(model, now):
-                found = queue.first(now, lambda one: filter_engine(engine, one.requirements))
+            if engine.serves(model):
+                found = queue.first(now, lambda one: self._may_take(engine, one.requirements, now))
                 if found is not None and (best is None or found[0] < best[0]):
                     best = found
         return best and best[1]
+
+    def _may_take(self, engine: Engine, requirements: Requirements, now: float) -> bool:
+        if not filter_engine(engine, requirements):
+            return False
+        return not engine.breakers or not self._registry.is_ejected(
+            engine, requirements.model, now, requirements.path
+        )
 
     # ── limits ────────────────────────────────────────────────────────────────────────────────
 
@@ -337,18 +344,15 @@ class Admission:
         """Return how many slots are free at engines that may serve this, with a tunnel or not."""
         return sum(
             max(0, engine.slots - engine.active - engine.elsewhere)
-            for engine in self._registry.available(requirements.model, self._clock())
-            if _may_serve(engine) and filter_engine(engine, requirements)
+            for engine in self._registry.available(
+                requirements.model, self._clock(), requirements.path
+            )
+            if engine.may_serve and filter_engine(engine, requirements)
         )
 
     def _slots(self, requirements: Requirements) -> int:
         return sum(
             engine.slots
             for engine in self._registry.candidates(requirements.model)
-            if _may_serve(engine) and in_region(engine, requirements)
+            if engine.may_serve and in_region(engine, requirements)
         )
-
-
-def _may_serve(engine: Engine) -> bool:
-    """Return whether the engine is worth waiting for."""
-    return engine.healthy and engine.slots > 0 and engine.node.connected

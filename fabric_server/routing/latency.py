@@ -127,6 +127,16 @@ class LatencyEstimates:
         if seconds > self.estimate(engine, model, now).first_byte:
             self._add_first_byte(engine, model, min(seconds, MAX_SECONDS), now, 1.0)
 
+    def observe_nothing(self, engine: Engine, model: str, *, now: float) -> None:
+        """Take in an attempt that shows nothing: an engine without estimates counts as average.
+
+        Engines that are not known yet go before all others, to be measured.  One whose answers
+        can't be measured, such as errors, would otherwise go before all others for ever.
+        """
+        record = self._records.get((engine.node.id, engine.name, model))
+        if record is None or now - record.at > FORGET_SECONDS:
+            self._touch(engine, model, now, 1.0)
+
     def penalize(self, engine: Engine, model: str, *, now: float) -> None:
         """Take in a failed request as a slow one.
 

@@ -107,7 +107,7 @@ def pick(
         if cached is not None and not (
             model_report(cached, requirements.model)
             and cached.has_room
-            and cached.allows(requirements.model, now)
+            and cached.allows(requirements.model, now, requirements.path)
             and filter_engine(cached, requirements)
         ):
             cached = None

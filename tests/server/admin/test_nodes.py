@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 
 from protocol.messages import Gpu, ModelReport
 from tests.contracts.samples import NOON, digest, invitation, node
@@ -36,9 +37,11 @@ async def test_a_node_is_shown_with_what_it_serves_and_how_it_is(server: Server)
             "healthy": True,
             "problem": None,
             "slots": 2,
+            "reported_slots": 2,
             "active": 0,
             "models": ["tiny:latest", "large"],
             "loaded": ["tiny:latest"],
+            "ejected": [],
         }
         assert here["engines"][1]["problem"] == "out of memory"
         assert here["heartbeat"]["cpu_percent"] is None
@@ -81,3 +84,22 @@ async def test_a_node_that_is_not_there_is_told(server: Server) -> None:
         await server.post("/api/v1/nodes/node_nothing/revoke"),
     ):
         assert (nothing.status, nothing.code) == (404, "node_not_found")
+
+
+async def test_an_engine_s_ejections_are_shown_with_their_end_and_reason(server: Server) -> None:
+    tiny = ModelReport("tiny")
+    registry = server.app.control_plane.registry
+    now = asyncio.get_running_loop().time()
+    async with connected(server, "node_here", [engine("bad", tiny), engine("good", tiny)]):
+        bad = registry.engine("node_here", "bad")
+        assert bad is not None
+        for _ in range(3):
+            bad.breaker(("tiny", "/v1/completions")).record_failure(now, "the engine answered 401")
+        [node] = (await server.get("/api/v1/nodes")).body["data"]
+        shown = {one["name"]: one["ejected"] for one in node["engines"]}
+        assert shown["good"] == []
+        [ejection] = shown["bad"]
+        assert (ejection["model"], ejection["path"]) == ("tiny", "/v1/completions")
+        assert ejection["reason"] == "the engine answered 401"
+        assert 0 < ejection["until"] - time.time() < 6
+        assert b"fabric_breakers_open 1.0" in (await server.get("/metrics")).body

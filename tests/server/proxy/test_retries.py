@@ -199,24 +199,6 @@ async def test_retries_never_become_the_load() -> None:
     assert 200 + 20 <= attempts <= 200 + 20 + 10
 
 
-async def test_a_node_that_stalls_before_the_first_byte_is_replaced_by_one_with_room() -> None:
-    site = Site(timeouts=replace(PATIENT, stall=5.0))
-    nodes = [site.node(), site.node()]
-    user = ask(site)
-    call, first = await first_call(nodes)
-    site.wait(4.0)
-    assert call.reset is None
-    site.wait(6.0)
-    [second] = [node for node in nodes if node is not first]
-    (await second.call()).answer(200, ANSWER)
-    assert (await user.answer()).body == ANSWER
-    assert await call.stopped() == Code.TIMEOUT
-    call.confirm()
-    await site.free()
-    entry = await site.entry()
-    assert (entry.outcome, entry.attempts, entry.node_id) == ("ok", 2, second.node.id)
-
-
 async def test_a_node_that_stalls_is_waited_for_when_there_is_no_other() -> None:
     site = Site(timeouts=replace(PATIENT, stall=5.0, first_byte=60.0))
     node = site.node()
@@ -236,51 +218,6 @@ async def test_a_stalled_node_is_given_up_when_its_time_is_over() -> None:
     assert (await user.answer()).code == "upstream_timeout"
     call.confirm()
     await site.free()
-
-
-async def test_an_engine_that_fails_again_and_again_is_left_alone_for_a_while() -> None:
-    site = Site()
-    bad, good = site.node(slots=1000), site.node(slots=1)
-    bad.refuses = Code.ENGINE_DOWN
-    good.engine.active = 1  # so that the bad one is asked first
-    for _ in range(3):
-        await ask(site).answer()
-    assert not bad.engine.allows("tiny", site.loop.time())
-    assert bad.engine.allows("other", site.loop.time())
-    assert bad.engine.allows("tiny", site.loop.time() + 6.0)
-    good.engine.active = 0
-    user = ask(site)
-    (await good.call()).answer(200, ANSWER)
-    assert (await user.answer()).status == 200
-    assert site.ledger[-1].attempts == 1
-
-
-async def test_a_5xx_that_is_passed_on_is_no_success() -> None:
-    site = Site()
-    node = site.node()
-    for _ in range(2):
-        user = ask(site)
-        (await node.call()).fail(Code.ENGINE_DOWN)
-        await user.answer()
-    user = ask(site)
-    (await node.call()).answer(500, b'{"error":{}}')
-    assert (await user.answer()).status == 500
-    assert node.engine.allows("tiny", site.loop.time()), "it counts as no failure either"
-    user = ask(site)
-    (await node.call()).fail(Code.ENGINE_DOWN)
-    await user.answer()
-    assert not node.engine.allows("tiny", site.loop.time())
-
-
-async def test_a_user_s_own_mistakes_never_make_an_engine_avoided() -> None:
-    site = Site()
-    node = site.node()
-    for _ in range(10):
-        user = ask(site)
-        (await node.call()).answer(400, b'{"error":{}}')
-        assert (await user.answer()).status == 400
-    assert node.engine.allows("tiny", site.loop.time())
-    assert node.engine.breakers == {}
 
 
 async def test_a_body_that_was_not_kept_is_not_sent_twice() -> None:

@@ -1,0 +1,43 @@
+"""The end of an attempt: what the ledger and the client get, and how the engine is judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fabric_server.dialects.errors import ApiError
+from fabric_server.proxy.outcome_rules import CLIENT_GONE, Rule, rule_of_code
+from protocol.errors import Code
+
+
+@dataclass(slots=True)
+class Ending:
+    """The end of an attempt."""
+
+    outcome: str
+    """A ledger outcome."""
+    code: int = Code.NONE
+    reason: str = ""
+    error: ApiError | None = None
+    """The client's own body or key was at fault."""
+    rule: Rule = CLIENT_GONE
+    """The judgement of the engine."""
+    to_continue: bool = False
+    """The client has part of the answer, and is to get the rest from another node."""
+    lost_hedge: bool = False
+    """Cancelled: the other hedged attempt won."""
+    status: int = 0
+    """The engine's, where that is why the attempt ended."""
+
+
+def incomplete() -> Ending:
+    rule = rule_of_code(Code.ENGINE_FAILED)
+    return Ending("incomplete", Code.ENGINE_FAILED, "no terminal marker", rule=rule)
+
+
+def upstream_lost() -> ApiError:
+    return broken("upstream_lost", "The node was lost in the middle of the answer.")
+
+
+def broken(code: str, message: str) -> ApiError:
+    """Return the error for an answer of which the client has a part."""
+    return ApiError(502, code, message, type="server_error")
