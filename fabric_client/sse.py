@@ -74,6 +74,16 @@ class EventFramer:
         return data
 
 
+_FIELDS = (b"data:", b"event:", b"id:", b"retry:", b"error:", b":")
+
+
+def looks_like_events(begun: bytes) -> bool | None:
+    """Return whether text that begins so is a stream of events; None if that is still open."""
+    if not begun or any(name.startswith(begun) for name in _FIELDS if len(begun) < len(name)):
+        return None
+    return begun.startswith(_FIELDS)
+
+
 def event_end(events: bytes, start: int = 0) -> int:
     """Return the offset behind the first event in ``events[start:]``."""
     found = _BLANK_LINE.search(events, start)

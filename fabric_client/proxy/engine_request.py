@@ -22,6 +22,10 @@ log = logging.getLogger("fabric.forward")
 _RESPONSE_HEADERS = frozenset({"content-type", "content-length", "content-language", "retry-after"})
 
 
+_REFUSED_FIELDS = frozenset({400, 422})
+"""Statuses of engines that refuse a field of the body."""
+
+
 class RequestOwner(Protocol):
     """The part of the forwarder that a request needs."""
 
@@ -136,6 +140,9 @@ class EngineRequest:
     # ── called by the connection to the engine ────────────────────────────────────────────────
 
     def on_response_head(self, status: int, headers: list[tuple[str, str]]) -> None:
+        if status in _REFUSED_FIELDS and self._body.drop_usage():
+            self._ask_again()
+            return
         self._responded = True
         self._body.forget()
         if 300 <= status < 400:
@@ -160,6 +167,19 @@ class EngineRequest:
                 return
             status, headers = decided
         self._send_head(status, headers)
+
+    def _ask_again(self) -> None:
+        """Ask without ``stream_options``, which not every engine knows: it was our addition."""
+        log.info(
+            "engine refuses stream_options: asked again without",
+            extra={"request": self._body.head.request_id, "engine": self.slot.engine.name},
+        )
+        self._pool.remember_refusal()
+        connection, self._connection = self._connection, None
+        self._response.connection = None
+        if connection is not None:
+            connection.abort()
+        self._connecting = asyncio.create_task(self._connect_anew())
 
     def _send_head(self, status: int, headers: list[tuple[str, str]]) -> None:
         passed = [one for one in headers if one[0] in _RESPONSE_HEADERS]
@@ -296,6 +316,8 @@ class EngineRequest:
         """Write the head and what there is of the body at once: mostly that is all of it."""
         self._started = True
         pool = self._pool
+        if pool.refuses_usage:
+            self._body.drop_usage()
         connection.write(self._body.encode_start(pool.prefix, pool.address.host))
 
     def _reply(self, reply: LocalReply) -> None:

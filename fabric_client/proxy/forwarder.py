@@ -13,14 +13,13 @@ from functools import partial
 from fabric_client.engines.addresses import Address
 from fabric_client.engines.discovery import Engine
 from fabric_client.proxy.engine_request import EngineRequest
-from fabric_client.proxy.preparation import prepare
+from fabric_client.proxy.preparation import MakeReasoning, prepare
 from fabric_client.proxy.request_body import RequestBody
 from fabric_client.proxy.response_body import ResponseBody
 from fabric_client.proxy.slots import RegistrationSlots, SlotTable
 from fabric_client.proxy.throughput import Throughput
 from fabric_client.proxy.upload_limit import UploadLimit
 from fabric_client.proxy.upstream import Pool
-from fabric_client.translation import ResponseFilter
 from fabric_client.translation.paths import PUBLIC_PATHS
 from protocol.aio.node import NodeStream
 from protocol.errors import Code
@@ -39,7 +38,7 @@ class Forwarder:
         find: Callable[[str], Engine | None],
         on_trouble: Callable[[], None] = lambda: None,
         uploads: UploadLimit | None = None,
-        reasoning: Callable[[], ResponseFilter] | None = None,
+        reasoning: MakeReasoning | None = None,
     ) -> None:
         """``find`` gets an engine by its name; ``on_trouble`` is called when an engine has failed
         a request; ``reasoning`` makes the filter that every chat answer of an engine goes through

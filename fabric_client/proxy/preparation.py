@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from fabric_client.reasoning import HEADER, RAW
@@ -20,16 +21,22 @@ from protocol.messages import RequestHead
 Prepare = Callable[[bytes], TranslatedRequest | LocalReply]
 """Takes the whole body; returns the engine's request, or a response of the node's own."""
 
+MakeReasoning = Callable[[bool | None], ResponseFilter]
+"""Takes whether a stream was asked for; None: a translation sees to the answer's form."""
+
 _CHAT = "/v1/chat/completions"
+_STREAM = re.compile(rb'"stream"\s*:\s*true')
+"""Within a string its quotes would be escaped; a key of that name deeper inside is hardly ever
+there, and costs a look at the answer's first bytes only."""
 
 
 def prepare(
     translate: RequestTranslator,
-    make_reasoning: Callable[[], ResponseFilter] | None,
+    make_reasoning: MakeReasoning | None,
     head: RequestHead,
     body: bytes,
 ) -> TranslatedRequest | LocalReply:
-    """Translate a request; every chat answer goes through ``make_reasoning()`` first.
+    """Translate a request; every chat answer goes through ``make_reasoning`` first.
 
     A client that sends ``x-fabric-reasoning: raw`` gets the engine's reasoning unchanged.
     """
@@ -45,6 +52,7 @@ def prepare(
         if name == HEADER and value.strip().lower() == RAW:
             return prepared
     path, body, translated = prepared
-    reasoning = make_reasoning()
-    chain = reasoning if translated is None else FilterChain(reasoning, translated)
-    return TranslatedRequest(path, body, chain)
+    if translated is None:
+        stream = _STREAM.search(body) is not None
+        return TranslatedRequest(path, body, make_reasoning(stream))
+    return TranslatedRequest(path, body, FilterChain(make_reasoning(None), translated))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from fabric_client.proxy.preparation import Prepare
 from protocol.messages import RequestHead
 
@@ -10,6 +12,8 @@ MAX_BODY = 64 * 2**20
 MAX_REPLAY = 256 * 1024
 """Bytes of a streamed body that are kept until the engine responds, to be replayed if a warm
 connection proves dead."""
+
+_USAGE = re.compile(rb'"stream_options"\s*:\s*\{\s*"include_usage"\s*:\s*true\s*\}\s*')
 
 _FORWARDED_HEADERS = frozenset(
     {"content-type", "accept", "openai-beta", "anthropic-version", "anthropic-beta"}
@@ -63,6 +67,27 @@ class RequestBody:
         self.translated = path != self.head.path
         self._size = len(body)
         self._replay = [body]
+
+    def drop_usage(self) -> bool:
+        """Take out what asks for usage in a stream, which the server or a translation has put in.
+
+        False if it is not there, or the body is not here as a whole.
+        """
+        if self._replay is None or not self.ended:
+            return False
+        whole = b"".join(self._replay)
+        found = _USAGE.search(whole)  # within a string its quotes would be escaped
+        if found is None:
+            return False
+        at, end = found.span()
+        if whole[end : end + 1] == b",":
+            end += 1
+        else:
+            before = whole[:at].rstrip()
+            at = len(before) - before.endswith(b",")
+        self._replay = [whole[:at] + whole[end:]]
+        self._size = len(self._replay[0])
+        return True
 
     def forget(self) -> None:
         """Drop what would be sent again: the engine has responded, or it has become too much."""

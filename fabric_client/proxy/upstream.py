@@ -17,6 +17,8 @@ CONNECT_SECONDS = 10.0
 IDLE_SECONDS = 30.0
 """An unused connection is closed after this time; most engines close theirs sooner."""
 MAX_IDLE = 64
+USAGE_REFUSED_SECONDS = 600.0
+"""How long an engine is asked for no usage after it has refused ``stream_options``."""
 MAX_HEAD = 64 * 1024
 
 
@@ -192,6 +194,16 @@ class Pool:
         self._port = parts.port or (443 if self._tls else 80)
         self._context = ssl.create_default_context() if self._tls else None
         self._idle: deque[EngineConnection] = deque()
+        self._usage_refused_until = 0.0
+
+    @property
+    def refuses_usage(self) -> bool:
+        """Return whether the engine refused ``stream_options`` lately."""
+        return self._usage_refused_until > 0 and self._loop.time() < self._usage_refused_until
+
+    def remember_refusal(self) -> None:
+        """Note that the engine refuses requests with ``stream_options``."""
+        self._usage_refused_until = self._loop.time() + USAGE_REFUSED_SECONDS
 
     def take(self) -> EngineConnection | None:
         """Return a warm connection, the last used first; None when there is none."""

@@ -11,6 +11,7 @@ from msgspec import Raw, Struct
 from fabric_client.reasoning.repair import is_sound, repair
 from fabric_client.reasoning.splitter import CONTENT, REASONING, Channel, Splitter, is_plain
 from fabric_client.reasoning.token_shares import Usage
+from fabric_client.sse import looks_like_events
 from fabric_client.translation import Headers
 from fabric_client.translation.lenient_json import decode_object, find_error
 
@@ -40,7 +41,6 @@ _list_of_fields = msgspec.json.Decoder(list[dict[str, Raw]]).decode
 _encode = msgspec.json.Encoder().encode
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 """In JSON text a quote inside a string is written ``\\"``, so this can only be a key."""
-_EVENTS = (b"data:", b"event:", b"id:", b":")
 _UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
@@ -85,19 +85,13 @@ class BodyFilter:
                 return self._with_reasoning(better)
             except _UNREADABLE:
                 return better
-        if body.lstrip().startswith(_EVENTS):  # of an engine that calls its stream JSON
+        if looks_like_events(body.lstrip()):  # of an engine that calls its stream JSON
             self.decided = 200, [("content-type", "text/event-stream")]
             return body
         document = decode_object(body)
         problem = None if document is None else find_error(document)
-        error = {
-            "message": problem or "The engine's answer can't be read as a chat completion.",
-            "type": "server_error",
-            "param": None,
-            "code": "engine_error",
-        }
         self.decided = 502, [("content-type", "application/json")]
-        return _encode({"error": error})
+        return error_body(problem or "The engine's answer can't be read as a chat completion.")
 
     def _with_reasoning(self, body: bytes) -> bytes:
         completion = _read(body)
@@ -137,6 +131,12 @@ class BodyFilter:
         if texts[REASONING]:
             change["reasoning_content"] = texts[REASONING]
         return change
+
+
+def error_body(message: str) -> bytes:
+    """Return an error of OpenAI's shape."""
+    fields = {"message": message, "type": "server_error", "param": None, "code": "engine_error"}
+    return _encode({"error": fields})
 
 
 def _insert(body: bytes, shares: dict[str, int]) -> bytes | None:

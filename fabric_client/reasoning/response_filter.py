@@ -6,6 +6,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 
 from fabric_client.reasoning.body_filter import BodyFilter
+from fabric_client.reasoning.form_filter import FormFilter
 from fabric_client.reasoning.stream_filter import StreamFilter
 from fabric_client.translation import Headers
 
@@ -23,13 +24,16 @@ class ReasoningFilter:
     the engine breaks off: what is held is then less than a marker or an event.
     """
 
-    __slots__ = ("_body", "_inline", "end", "feed")
+    __slots__ = ("_body", "_inline", "_stream", "end", "feed")
 
-    def __init__(self, inline: bool = True) -> None:
-        """``inline``: look for reasoning in the text of answers too; otherwise only fields get
+    def __init__(self, stream: bool | None = None, *, inline: bool = True) -> None:
+        """``stream``: the user asked for one; None: what follows sees to the answer's form.
+
+        ``inline``: look for reasoning in the text of answers too; otherwise only fields get
         their alias and ``usage`` its token shares."""
+        self._stream = stream
         self._inline = inline
-        self._body: BodyFilter | None = None
+        self._body: BodyFilter | FormFilter | None = None
         self.feed: Callable[[bytes], bytes] = _pass_through
         self.end: Callable[[], bytes] = bytes
 
@@ -51,14 +55,19 @@ class ReasoningFilter:
             others.append((name, value))
         if status != _OK:
             return status, headers
-        if kind == "text/event-stream":
-            stream = StreamFilter(self._inline)
-            self.feed, self.end = stream.feed, stream.end
+        if kind == "text/event-stream" and self._stream is not False:
+            events = StreamFilter(self._inline)
+            self.feed, self.end = events.feed, events.end
             return status, others
-        if kind != "application/json":
+        if kind == "application/json" and not self._stream:
+            body = self._body = BodyFilter(self._inline, others)
+            self.feed, self.end = body.feed, body.end
+            return None
+        if self._stream is None:
             return status, headers
-        body = self._body = BodyFilter(self._inline, others)
-        self.feed, self.end = body.feed, body.end
+        untyped = [one for one in others if one[0].lower() != "content-type"]
+        form = self._body = FormFilter(stream=self._stream, inline=self._inline, headers=untyped)
+        self.feed, self.end = form.feed, form.end
         return None
 
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from fabric_client.sse import EventFramer, EventTooLong, decode_events
+from fabric_client.sse import EventFramer, EventTooLong, decode_events, looks_like_events
 from fabric_client.translation import Headers
 from fabric_client.translation.chunk_collector import ChunkCollector, as_delta
 from fabric_client.translation.chunks import FAILURES, UNREADABLE, Chunk, MalformedToolCall
@@ -21,10 +21,7 @@ MAX_BODY = 16 * 1024 * 1024
 """Bytes of an unstreamed answer, which can only be translated as a whole."""
 
 
-_FIELDS = (b"data:", b"event:", b"id:", b"retry:", b"error:", b":")
-_EVENT = re.compile(rb"(?:data|event|id|retry|error)?:")
-"""The beginning of a stream of events."""
-_DOCUMENTS = (b"{", b"[", b"<", b"")
+_DOCUMENTS = (b"{", b"[", b"<")
 """The first byte of an answer that is no stream of events."""
 _BEFORE = b" \t\r\n\xef\xbb\xbf"
 """White space and a byte order mark, which may precede an answer."""
@@ -117,8 +114,9 @@ class ChatTranslator:
         if not self._undecided:
             return b""
         begun = bytes(self._body.lstrip(_BEFORE))
-        if begun[:1] in _DOCUMENTS or not (self._event_stream or _EVENT.match(begun)):
-            self._undecided = not begun or any(name.startswith(begun) for name in _FIELDS)
+        events = looks_like_events(begun)
+        if events is None or not (events or (self._event_stream and begun[:1] not in _DOCUMENTS)):
+            self._undecided = events is None
             return b""
         self._framer = EventFramer()
         self._body.clear()

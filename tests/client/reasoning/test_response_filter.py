@@ -39,7 +39,7 @@ def usage(**more: Any) -> bytes:
 
 
 def run(pieces: list[bytes], headers: list[tuple[str, str]] = STREAM, inline: bool = True) -> bytes:
-    reasoning = ReasoningFilter(inline)
+    reasoning = ReasoningFilter(inline=inline)
     reasoning.head(200, headers)
     return b"".join([reasoning.feed(piece) for piece in pieces] + [reasoning.end()])
 

@@ -71,12 +71,14 @@ def translated(answer: Answer, dialect: str, *, stream: bool, cut: int = 0) -> T
     data = b"".join([found.feed(piece) for piece in pieces]) + found.end()
     status, headers = head or found.decided or (0, [])
     kind = dict(headers).get("content-type", "")
+    if dialect == "chat":
+        return _chat(status, kind, data, stream)
     return _READERS[dialect](status, kind, data)
 
 
 def _filter(dialect: str, stream: bool) -> ResponseFilter:
     if dialect == "chat":
-        return ReasoningFilter()
+        return ReasoningFilter(stream)
     request = _request(dialect, stream)
     assert isinstance(request, TranslatedRequest) and request.response_filter is not None
     return FilterChain(ReasoningFilter(), request.response_filter)
@@ -193,9 +195,11 @@ def _ollama(status: int, kind: str, data: bytes) -> Told:
     return told
 
 
-def _chat(status: int, kind: str, data: bytes) -> Told:
+def _chat(status: int, kind: str, data: bytes, stream: bool) -> Told:
     told = Told(status)
     streamed = not kind.startswith("application/json")
+    if status == 200:
+        assert kind == ("text/event-stream" if stream else "application/json")
     for document in _events(data) if streamed else [_load(data)]:
         if "error" in document:
             told.error = document["error"]["message"]
@@ -204,7 +208,11 @@ def _chat(status: int, kind: str, data: bytes) -> Told:
             message = choice["delta"] if streamed else choice["message"]
             assert isinstance(message.get("content"), str | None)
             told.text += message.get("content") or ""
+            told.complete = told.complete or choice.get("finish_reason") not in (None, "", "null")
+            for call in () if streamed else message.get("tool_calls", ()):
+                function = call["function"]
+                told.calls.append((function["name"], json.loads(function["arguments"] or "{}")))
     return told
 
 
-_READERS = {"messages": _messages, "responses": _responses, "ollama": _ollama, "chat": _chat}
+_READERS = {"messages": _messages, "responses": _responses, "ollama": _ollama}

@@ -55,8 +55,10 @@ FILES = sorted(CASES.glob("*.http"))
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_user_gets_what_the_engine_meant(path: Path, dialect: str, stream: bool) -> None:
     name = path.stem
-    if dialect == "chat" and (name in CALLS or name in OF_THE_ENGINE_ITSELF):
+    if dialect == "chat" and (name in CALLS or name in OF_THE_ENGINE_ITSELF) and stream:
         pytest.skip("passes as the engine wrote it")
+    if dialect == "chat" and name in ("F01-200-gzip", "F08-stream-options-422", "F13-redirect"):
+        pytest.skip("is seen to before the filter")
     told = translated(load(path), dialect, stream=stream)
     text = "" if name in CALLS or name in UNSTREAMED else TEXTS.get(name, "hello")
     if name == "F05-cut-empty":
@@ -72,7 +74,7 @@ def test_a_user_gets_what_the_engine_meant(path: Path, dialect: str, stream: boo
         return
     assert (told.status, told.error) == (200, "")
     assert told.text == text
-    if dialect != "chat":
+    if dialect != "chat" or not stream:
         assert told.complete
         assert told.calls == CALLS.get(name, [])
 

@@ -1,4 +1,4 @@
-"""Answers that an engine has compressed, and those that it sends elsewhere."""
+"""Answers that an engine has compressed, sends elsewhere, or refuses for a field of ours."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ class RawEngine:
 
     def __init__(self) -> None:
         self.url = ""
+        self.refuse = (b"", b"", "")
+        """A text that no request may have, and the answer to those that have it."""
         self.answer = b""
         self.asked: list[bytes] = []
 
@@ -36,7 +38,13 @@ class RawEngine:
         else:
             length = head.lower().partition(b"content-length: ")[2].partition(b"\r")[0]
             self.asked.append(head + await reader.readexactly(int(length)))
-            writer.write(self.answer)
+            text, refusal, status = self.refuse
+            if text and text in self.asked[-1]:
+                size = len(refusal)
+                line = f"HTTP/1.1 {status}\r\ncontent-length: {size}\r\n\r\n"
+                writer.write(line.encode() + refusal)
+            else:
+                writer.write(self.answer)
         writer.close()
 
     def answers(self, body: bytes, *headers: str, status: str = "200 OK") -> None:
@@ -87,11 +95,17 @@ async def test_what_is_encoded_all_the_same_is_decoded(
     [
         (b"x", ["content-encoding: br"], "200 OK", "encoded (br)"),
         (WHOLE, ["content-encoding: gzip"], "200 OK", "can't be decoded"),
-        (gzip.compress(WHOLE)[:-9], ["content-encoding: gzip"], "200 OK", "in the middle"),
-        (gzip.compress(bytes(MAX_PIECE + 9)), ["content-encoding: gzip"], "200 OK", "too much"),
+        (gzip.compress(WHOLE, mtime=0)[:-9], ["content-encoding: gzip"], "200 OK", "in the middle"),
+        (
+            gzip.compress(bytes(MAX_PIECE + 9), mtime=0),
+            ["content-encoding: gzip"],
+            "200 OK",
+            "too much",
+        ),
         (b"", ["location: http://127.0.0.1:1/"], "302 Found", "redirects (302)"),
         (b"", ["location: /v1/chat/completions/"], "307 Temporary Redirect", "redirects (307)"),
     ],
+    ids=["unknown", "not gzip", "cut", "bomb", "302", "307"],
 )
 @pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions"])
 async def test_what_can_not_be_passed_on_fails_the_engine(
@@ -109,6 +123,40 @@ async def test_what_can_not_be_passed_on_fails_the_engine(
     assert answer.reset[0] == Code.ENGINE_FAILED
     assert reason in answer.reset[1]
     assert len(raw.asked) == 1
+
+
+REFUSED = b'{"object":"error","message":"stream_options: Extra inputs are not permitted"}'
+STREAM = (
+    b'data: {"id":"a","choices":[{"index":0,"delta":{"content":"Hi"},"finish_reason":"stop"}]}\n\n'
+    b"data: [DONE]\n\n"
+)
+
+
+@pytest.mark.parametrize("status", ["400 Bad Request", "422 Unprocessable Content"])
+@pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions", "/v1/completions"])
+async def test_an_engine_that_refuses_stream_options_is_asked_again_without(
+    raw: RawEngine, node: NodeAlone, path: str, status: str
+) -> None:
+    raw.refuse = (b"stream_options", REFUSED, status)
+    raw.answers(STREAM, "content-type: text/event-stream")
+    body = {"stream_options": {"include_usage": True}, **CHAT, "stream": True, "prompt": "hi"}
+    if path == "/api/chat":
+        del body["stream_options"]  # the translation adds it
+    for asked in (2, 3):  # the second time at once without
+        answer = await node.ask(path, body)
+        assert answer.status == 200
+        assert b"Hi" in answer.body
+        assert len(raw.asked) == asked
+    assert json.loads(raw.asked[-1].partition(b"\r\n\r\n")[2])["stream"] is True
+
+
+async def test_another_refusal_is_passed_on(raw: RawEngine, node: NodeAlone) -> None:
+    raw.answers(b'{"error":{"message":"bad"}}', status="400 Bad Request")
+    body = {"stream_options": {"include_usage": True}, **CHAT, "stream": True}
+    answer = await node.ask("/v1/chat/completions", body)
+    assert (answer.status, len(raw.asked)) == (400, 2)
+    answer = await node.ask("/v1/chat/completions", CHAT)
+    assert (answer.status, len(raw.asked)) == (400, 3)
 
 
 def test_pieces_of_any_size_are_decoded() -> None:
