@@ -130,6 +130,24 @@ async def test_files_and_sounds_become_data(server: MediaServer) -> None:
     assert got == chat({"type": "audio_url", "audio_url": {"url": f"data:audio/wav;base64,{wav}"}})
 
 
+async def test_a_large_body_that_names_media_is_read_whole(server: MediaServer) -> None:
+    here = site()
+    node = here.node()
+    text = {"type": "text", "text": "x" * 300_000}
+    body = json.dumps({"stream": True, **chat(part(server.url()), text, part(server.url()))})
+    head, rest = request("POST", CHAT, body.encode(), **here.key).split(b"\r\n\r\n", 1)
+    user = here.user()
+    user.send(head + b"\r\n\r\n" + rest[:290_000])
+    await until(lambda: here.gateway.active.count == 1)
+    user.send(rest[290_000:])
+    call = await node.call()
+    got = json.loads(await call.whole_body())
+    data = part(f"data:image/png;base64,{PNG64}")
+    assert got["messages"] == chat(data, text, data)["messages"]
+    call.answer(200, ANSWER)
+    assert (await user.answer()).status == 200
+
+
 async def test_a_stream_and_its_usage_go_on_as_before(server: MediaServer) -> None:
     got = await engine_gets({**chat(part(server.url())), "stream": True})
     assert got["stream_options"] == {"include_usage": True}
