@@ -37,7 +37,7 @@ log = logging.getLogger("fabric.consumer")
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@app.command(epilog=about_settings(PREFIX))
+@app.command(epilog=about_settings(PREFIX, Config))
 @takes_settings(Config, PREFIX)
 def consume(settings: Config) -> int:
     """Move heartbeats and ledger entries from the bus into the store, in batches.

@@ -16,7 +16,7 @@ from fabric_client.cli.join import join
 from fabric_client.cli.pause import pause, resume
 from fabric_client.cli.run import run_
 from fabric_client.cli.status import status
-from fabric_client.config import PREFIX
+from fabric_client.config import PREFIX, Config
 from fabric_client.identity import NotJoined
 from fabric_client.owner.process_lock import AlreadyRunning
 from protocol.errors import RemoteError
@@ -28,8 +28,8 @@ from runtime.settings import SettingsError
 from runtime.version import VERSION
 
 app = output.commands("A Fabric node: serves requests with the inference engines of this machine.")
-app.command(epilog=about_settings(PREFIX))(join)
-app.command("run", epilog=about_settings(PREFIX))(run_)
+app.command(epilog=about_settings(PREFIX, Config))(join)
+app.command("run", epilog=about_settings(PREFIX, Config))(run_)
 app.command()(status)
 app.command()(pause)
 app.command()(resume)

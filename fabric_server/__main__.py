@@ -25,7 +25,7 @@ from runtime.settings import SettingsError, describe
 from runtime.version import VERSION
 
 app = output.commands("Run and manage the server, which sends clients' requests to nodes.")
-app.command(epilog=about_settings(PREFIX))(up)
+app.command(epilog=about_settings(PREFIX, Config))(up)
 app.command()(reload)
 app.add_typer(accounts.app, name="accounts")
 app.add_typer(keys.app, name="keys")
@@ -35,7 +35,7 @@ app.add_typer(db.app, name="db")
 app.add_typer(guard.app, name="guard")
 
 
-@app.command(epilog=about_settings(PREFIX))
+@app.command(epilog=about_settings(PREFIX, Config))
 @takes_settings(Config, PREFIX)
 def check_config(settings: Config, json: Json = False) -> None:
     """Show all settings, with their values and sources."""

@@ -34,11 +34,12 @@ FILE = "fabric.toml"
 Result = TypeVar("Result")
 
 
-def about_settings(prefix: str) -> str:
+def about_settings(prefix: str, cls: type[DataclassInstance]) -> str:
     """Return the end of a command's help: the other sources of settings."""
+    file = FILE if _has_data(cls) else "the file of --config"
     return (
         f"Each setting may also stand in the environment, as {prefix}LOG_LEVEL does for "
-        f"--log-level, or in {FILE}, as log_level. Flags come first, then the environment."
+        f"--log-level, or in {file}, as log_level. Flags come first, then the environment."
     )
 
 
@@ -72,7 +73,7 @@ def takes_settings(
             if parameter.name != "settings"
         ]
         parameters += [_parameter(field, hints[field.name]) for field in fields]
-        parameters.append(_config(prefix))
+        parameters.append(_config(prefix, _has_data(cls)))
         wrapper.__annotations__ = {one.name: one.annotation for one in parameters}
         wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return wrapper
@@ -91,7 +92,7 @@ def read(
     """Load settings from the file given, or from ``FILE`` in ``data``; see ``settings.load``."""
     requested = file
     file = locate(file, environ=environ, prefix=prefix)
-    if file is None and any(field.name == "data" for field in dataclasses.fields(cls)):
+    if file is None and _has_data(cls):
         data = flags.get("data") or environ.get(f"{prefix}DATA") or _default(cls, "data")
         beside = Path(str(data)).expanduser() / FILE
         file = beside if beside.is_file() else None
@@ -115,6 +116,11 @@ def merge(settings: T, loaded: T, names: Collection[str]) -> T:
         if hasattr(loaded, hidden):
             object.__setattr__(merged, hidden, getattr(loaded, hidden))
     return merged
+
+
+def _has_data(cls: type[DataclassInstance]) -> bool:
+    """Return whether the program has a directory, in which ``FILE`` may lie."""
+    return any(field.name == "data" for field in dataclasses.fields(cls))
 
 
 def _default(cls: type[T], name: str) -> object:
@@ -151,8 +157,10 @@ def _parameter(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
     )
 
 
-def _config(prefix: str) -> inspect.Parameter:
-    help = f"Settings file (TOML), also {prefix}CONFIG. Default: {FILE} in data, if it exists."
+def _config(prefix: str, has_data: bool) -> inspect.Parameter:
+    help = f"Settings file (TOML), also {prefix}CONFIG."
+    if has_data:
+        help += f" Default: {FILE} in data, if it exists."
     option = typer.Option("--config", help=help, metavar="FILE", show_default=False)
     return inspect.Parameter(
         "config",
@@ -166,6 +174,8 @@ def _help(field: dataclasses.Field[Any]) -> str:
     text = str(field.metadata.get("help", ""))
     if field.default_factory is not MISSING:
         return text  # the default differs from machine to machine; the text describes it
+    if field.default is MISSING:
+        return f"{text} (required)"
     if field.default in (None, "", ()) or isinstance(field.default, bool):
         return text
     return f"{text} (default: {shown(field.default, field.metadata.get('unit'))})"

@@ -1,0 +1,60 @@
+"""What ``--help`` of each command of the three programs says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import click
+import pytest
+import typer
+
+from consumer.__main__ import app as consumer
+from fabric_client.__main__ import app as client
+from fabric_server.__main__ import app as server
+
+PROGRAMS = {"fabric-server": server, "fabric-client": client, "fabric-consumer": consumer}
+
+PYTHON = re.compile(
+    r"<(?!str>)\w|0x[0-9a-f]{4,}|\bobject at\b|MISSING|UNSET|\b(None|True|False)\b|PosixPath|typing\."
+    r"|\bclass\b|default: ?\)|\('\w*',"
+)
+"""Python's spelling of things; `<str>` stands behind the name of every argument."""
+
+
+def helps() -> Iterator[tuple[str, click.Command, str]]:
+    def walk(
+        name: str, command: click.Command, parent: click.Context | None
+    ) -> Iterator[tuple[str, click.Command, str]]:
+        context = click.Context(command, info_name=name.rpartition(" ")[2], parent=parent)
+        yield name, command, " ".join(command.get_help(context).split())
+        for below, one in getattr(command, "commands", {}).items():
+            yield from walk(f"{name} {below}", one, context)
+
+    for program, app in PROGRAMS.items():
+        yield from walk(program, typer.main.get_command(app), None)
+
+
+HELPS = {name: (command, text) for name, command, text in helps()}
+
+
+@pytest.mark.parametrize("name", HELPS)
+def test_a_help_is_in_words_of_people(name: str) -> None:
+    command, text = HELPS[name]
+    assert not PYTHON.search(text), PYTHON.search(text)
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help or parameter.name == "help", parameter.name
+
+
+def test_a_setting_without_a_default_is_said_to_be_required() -> None:
+    _, text = HELPS["fabric-consumer"]
+    assert "as on the server. (required) --bus" in text
+    assert text.count("(required)") == 2  # store and bus
+
+
+def test_only_programs_with_a_directory_name_the_settings_file_in_it() -> None:
+    for name in ("fabric-server up", "fabric-client run"):
+        assert "Default: fabric.toml in data, if it exists." in HELPS[name][1]
+    assert "fabric.toml" not in HELPS["fabric-consumer"][1]
+    assert "or in the file of --config, as log_level" in HELPS["fabric-consumer"][1]
