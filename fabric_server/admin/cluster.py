@@ -200,7 +200,7 @@ def _where(engines: Sequence[Engine]) -> list[str]:
 
 
 def _request(record: RequestRecord, ago: float) -> ClusterRequest:
-    attempted, choice = record.attempt is not None, record.choice
+    attempted, choice = record.state != "waiting", record.choice
     return ClusterRequest(
         record.request.id,
         record.parsed.model,

@@ -96,9 +96,10 @@ async def read_body(request: web.Request, kind: type[T], seconds: float) -> T:
         raise errors.bad_json(str(error)) from None
 
 
-def not_found(what: str, id: str, *, param: str = "id") -> ApiError:
-    """Make a 404 for a ``what`` that does not exist."""
-    return ApiError(404, f"{what}_not_found", f"There is no {what} '{id}'.", param=param)
+def not_found(what: str, id: str, *, param: str = "id", where: str = "") -> ApiError:
+    """Make a 404 for a ``what`` that does not exist, or is not where it is looked for."""
+    text = f"No {what} '{id}' is {where}." if where else f"There is no {what} '{id}'."
+    return ApiError(404, f"{what}_not_found", text, param=param)
 
 
 def invalid_value(error: ValueError) -> ApiError:

@@ -71,7 +71,7 @@ class QueueHandlers:
         """Show the position of one request in its queue, by the x-request-id of its response."""
         place = self._admission.place(id)
         if place is None:
-            raise not_found("request", id)
+            raise not_found("request", id, where="in a queue of this server")
         waiter = place.waiter
         return PlaceView(
             request_id=id,

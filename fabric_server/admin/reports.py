@@ -15,7 +15,7 @@ from fabric_server.admin.parameters import not_found
 from fabric_server.auth.keys import Key
 from fabric_server.dialects import errors
 from fabric_server.nodes.registry import Engine
-from fabric_server.proxy.request_record import RequestRecord
+from fabric_server.proxy.request_record import RequestRecord, RequestState
 from ledger.records import LedgerEntry, Outcome, UsageRow
 from ledger.reports import RequestFilter
 
@@ -82,8 +82,13 @@ class ModelList(Struct, frozen=True):
 
 class RunningView(Struct, frozen=True, kw_only=True):
     request_id: str
-    state: Literal["waiting", "asked", "answering"]
-    """``waiting`` for its body or a slot; ``asked``: sent to an engine, no response byte yet."""
+    state: Annotated[
+        RequestState,
+        Meta(
+            description="waiting: for its body or a slot. asked: sent to an engine, no response "
+            "byte yet. answering: a part of its response is here."
+        ),
+    ]
     account: str
     key_id: str
     model: str
@@ -101,7 +106,7 @@ class RunningList(Struct, frozen=True):
 
 class ActiveRequests(Protocol):
     def list(self) -> list[RequestRecord]: ...
-    def cancel(self, request_id: str) -> RequestRecord | None: ...
+    def find(self, request_id: str) -> RequestRecord | None: ...
 
 
 class Store(Protocol):
@@ -164,16 +169,18 @@ class ReportHandlers:
         return RunningList([_running(record, now) for record in self._active.list()])
 
     async def cancel_request(self, id: str, by: Key) -> RunningView:
-        """Cancel a request that runs on this server, and stop its engine.
+        """Cancel a request that runs on this server, and stop its engine; show it as it was.
 
         A stream that has begun ends with an error event, any other request with 403
         `cancelled_by_operator`.
         """
-        record = self._active.cancel(id)
+        record = self._active.find(id)
         if record is None:
-            raise not_found("running request", id)
+            raise not_found("request", id, where="under way on this server")
+        view = _running(record, asyncio.get_running_loop().time())
+        record.cancel(errors.cancelled())
         log.info("request cancelled", extra={"request": id, "by": by.id})
-        return _running(record, asyncio.get_running_loop().time())
+        return view
 
     async def show_request(self, id: str) -> LedgerEntry:
         """Show one request from the ledger, by the x-request-id of its response."""
@@ -197,14 +204,10 @@ class ReportHandlers:
 
 
 def _running(record: RequestRecord, now: float) -> RunningView:
-    attempt, choice = record.attempt, record.choice
+    choice = record.choice
     return RunningView(
         request_id=record.request.id,
-        state="waiting"
-        if attempt is None
-        else "asked"
-        if attempt.first_byte_at is None
-        else "answering",
+        state=record.state,
         account=record.key.account,
         key_id=record.key.id,
         model=record.parsed.model,

@@ -39,13 +39,9 @@ class ActiveRequests:
         records = [record for some in self._by_key.values() for record in some]
         return sorted(records, key=lambda record: record.request.arrived)
 
-    def cancel(self, request_id: str) -> RequestRecord | None:
-        """End a request on the operator's order; None when it is not under way."""
-        for record in self.list():
-            if record.request.id == request_id:
-                record.cancel(errors.cancelled())
-                return record
-        return None
+    def find(self, request_id: str) -> RequestRecord | None:
+        """Return a request by its id; None when it is not under way."""
+        return next((record for record in self.list() if record.request.id == request_id), None)
 
     def cancel_key(self, key_id: str) -> None:
         """End all requests of a key that has been revoked or disabled."""

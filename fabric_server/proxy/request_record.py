@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import time
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from fabric_server.auth.keys import Key
 from fabric_server.auth.rate_limits import RateLimits
@@ -23,6 +23,9 @@ from protocol.errors import Code
 
 MAX_ROUTE = 200
 """Characters of a route that the ledger keeps."""
+RequestState = Literal["waiting", "asked", "answering"]
+"""``waiting`` for its body or a slot; ``asked``: sent to an engine, no response byte yet."""
+
 _UNREAD = ParsedBody("", False, False, None)
 """Stands for the body until it has been read."""
 
@@ -61,6 +64,19 @@ class RequestRecord:
     """Why the request was ended from outside."""
     written: bool = False
     """The ledger has its entry."""
+
+    @property
+    def state(self) -> RequestState:
+        """Return how far the request has come.
+
+        It answers also while it waits for the node that is to continue a broken answer.
+        """
+        attempt = self.attempt
+        if self.first_byte_at is not None:
+            return "answering"
+        if attempt is None:
+            return "waiting"
+        return "asked" if attempt.first_byte_at is None else "answering"
 
     def set_attempt(self, attempt: Attempt) -> None:
         """Note whose answer is waited for now."""

@@ -176,9 +176,15 @@ async def test_the_operator_ends_a_request_under_way(
         url = f"{fabric.api}/api/v1/requests/{one['request_id']}/cancel"
         async with user.post(url, headers=management) as cancelled:
             assert cancelled.status == 200
+            shown = await cancelled.json()
+        assert shown["state"] == "answering", "as it was when it was cancelled"
+        assert shown["bytes_out"] == one["bytes_out"]
         assert b"cancelled_by_operator" in await answer.read()
         async with user.post(url, headers=management) as again:
             assert again.status == 404
+            text = (await again.json())["error"]
+        assert text["code"] == "request_not_found"
+        assert text["message"] == f"No request '{one['request_id']}' is under way on this server."
     await (await engine.started()).aborted()
     assert (await fabric.ledger())[0].error == "cancelled_by_operator"
 

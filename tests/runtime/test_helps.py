@@ -16,10 +16,10 @@ from fabric_server.__main__ import app as server
 PROGRAMS = {"fabric-server": server, "fabric-client": client, "fabric-consumer": consumer}
 
 PYTHON = re.compile(
-    r"<(?!str>)\w|0x[0-9a-f]{4,}|\bobject at\b|MISSING|UNSET|\b(None|True|False)\b|PosixPath|typing\."
-    r"|\bclass\b|default: ?\)|\('\w*',"
+    r"<(?![a-z|]+>)\w|0x[0-9a-f]{4,}|\bobject at\b|MISSING|UNSET|\b(None|True|False)\b"
+    r"|PosixPath|typing\.|\bclass\b|default: ?\)|\('\w*',"
 )
-"""Python's spelling of things; `<str>` stands behind the name of every argument."""
+"""Python's spelling of things; ``<str>`` and ``<a|b>`` are typer's."""
 
 
 def helps() -> Iterator[tuple[str, click.Command, str]]:

@@ -99,6 +99,20 @@ async def test_a_rest_that_thinks_anew_and_comes_at_once_is_an_error_and_no_shor
     assert (await site.entry()).outcome == "failed"
 
 
+async def test_a_stream_that_waits_for_its_rest_is_shown_as_answering() -> None:
+    site = Site()
+    site.node(), site.node()
+    user, _, first = await begun(site)
+    [record] = site.gateway.active.list()
+    assert record.state == "answering"
+    first.vanish()
+    rest = await asked_next(site)
+    assert record.attempts == 2
+    assert record.state == "answering", "the rest has no byte yet, but its client has some"
+    rest.stream_all(ROLE, chunk("lo"), chunk(None), DONE)
+    assert text_of(await user.answer()) == "Hello"
+
+
 async def test_the_rest_comes_from_another_node_and_it_is_one_stream() -> None:
     site = Site()
     site.node(), site.node()

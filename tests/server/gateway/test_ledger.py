@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec import Struct
 
+from fabric_server.dialects import errors
 from fabric_server.proxy.answer_writer import WHOLE_ANSWER
 from protocol.errors import Code
 from tests.site import (
@@ -250,8 +251,11 @@ async def test_the_operator_sees_what_runs_and_ends_one_of_it() -> None:
     assert begun.choice is not None
     assert (begun.parsed.model, begun.choice.engine.node.id) == ("tiny", "node_1")
     assert queued.choice is None
-    assert site.gateway.active.cancel("req_nobody") is None
-    assert site.gateway.active.cancel(begun.request.id) is begun
+    assert (begun.state, queued.state) == ("answering", "waiting")
+    assert site.gateway.active.find("req_nobody") is None
+    assert site.gateway.active.find(begun.request.id) is begun
+    begun.cancel(errors.cancelled())
+    assert begun.state == "answering", "its end is not waiting for a slot"
     assert b"cancelled_by_operator" in (await streaming.answer()).body
     assert await call.stopped() == Code.CANCELLED
     call.confirm()
@@ -262,7 +266,7 @@ async def test_the_operator_sees_what_runs_and_ends_one_of_it() -> None:
         ("ok", None),
     ]
     assert site.gateway.active.list() == []
-    assert site.gateway.active.cancel(begun.request.id) is None, "it is over"
+    assert site.gateway.active.find(begun.request.id) is None, "it is over"
 
 
 async def test_a_request_in_line_that_the_operator_ends_is_refused() -> None:
@@ -270,7 +274,7 @@ async def test_a_request_in_line_that_the_operator_ends_is_refused() -> None:
     await begin_stream(site, site.node(slots=1))
     user = ask(site)
     await turns(10)
-    site.gateway.active.cancel(site.gateway.active.list()[1].request.id)
+    site.gateway.active.list()[1].cancel(errors.cancelled())
     answer = await user.answer()
     assert (answer.status, answer.code) == (403, "cancelled_by_operator")
     assert site.admission.waiting == 0
