@@ -5,6 +5,7 @@ Every figure is measured; fields whose values are not known here are left out.""
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Literal, Protocol
@@ -15,6 +16,7 @@ from fabric_server.admin.parameters import not_found
 from fabric_server.nodes.registry import Engine, Node
 from fabric_server.proxy.metrics import Metrics
 from fabric_server.proxy.request_record import RequestRecord
+from ledger.records import Outcome
 from runtime.version import VERSION
 
 
@@ -60,9 +62,17 @@ class Replicas(Struct, frozen=True):
 
 
 class InferenceFigures(Struct, frozen=True, omit_defaults=True):
-    total_inferences: int
+    total_inferences: Annotated[
+        int,
+        Meta(
+            description="Requests that have ended, without those that the fabric refused; those "
+            "that the client cancelled are in no other count."
+        ),
+    ]
     successful_inferences: int
-    failed_inferences: int
+    failed_inferences: Annotated[
+        int, Meta(description="Requests that node or engine failed, or answered with an error.")
+    ]
     total_tokens_processed: int
     last_updated: str
     average_latency: Annotated[
@@ -95,6 +105,10 @@ class Registry(Protocol):
 
 class ActiveRequests(Protocol):
     def list(self) -> list[RequestRecord]: ...
+
+
+_FAILED: tuple[Outcome, ...] = ("engine_error", "failed", "incomplete", "timeout")
+"""Outcomes for which a node or an engine is the cause."""
 
 
 class ClusterHandlers:
@@ -162,14 +176,17 @@ class ClusterHandlers:
     async def show_cluster_metrics(self) -> ClusterMetrics:
         """Show totals since this server's start; `/metrics` has these and more for Prometheus."""
         metrics = self._metrics
-        total = sum(metrics.requests.values())
-        good = sum(n for (_, outcome), n in metrics.requests.items() if outcome == "ok")
-        latency = f"{metrics.total.sum / total:.3f}s" if total else ""
+        counts = Counter[str]()
+        for (_, outcome), count in metrics.requests.items():
+            counts[outcome] += count
+        total = counts.total() - counts["refused"]
+        seconds = sum(metrics.seconds.values()) - metrics.seconds["refused"]
+        latency = f"{seconds / total:.3f}s" if total else ""
         return ClusterMetrics(
             InferenceFigures(
                 total,
-                good,
-                total - good,
+                counts["ok"],
+                sum(counts[outcome] for outcome in _FAILED),
                 sum(metrics.tokens.values()),
                 _time(self._clock()),
                 latency,

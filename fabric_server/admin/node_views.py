@@ -102,7 +102,10 @@ class NodeView(Struct, frozen=True, kw_only=True):
     platform: str
     region: Annotated[str | None, Meta(description="As reported by the node.")]
     release: str
-    created_at: Annotated[float, Meta(description="When the node joined.")]
+    created_at: Annotated[
+        float | None,
+        Meta(description="When the node joined; null: not known while the store is away."),
+    ]
     revoked_at: float | None
     last_seen_at: Annotated[float | None, Meta(description="Time of the last stored heartbeat.")]
     epoch: Annotated[int, Meta(description="Number of its registrations.")]
@@ -124,8 +127,22 @@ class NodeView(Struct, frozen=True, kw_only=True):
     ]
 
 
+Complete = Annotated[
+    bool,
+    Meta(
+        description="false: the store is away, so only what this server has in memory is shown: "
+        "the nodes connected to it, without their history."
+    ),
+]
+StoreProblem = Annotated[
+    str | None, Meta(description="Why the store can't be asked; null: it was asked.")
+]
+
+
 class NodeList(Struct, frozen=True):
     data: list[NodeView]
+    complete: Complete = True
+    problem: StoreProblem = None
 
 
 class StoredHeartbeat(Struct, frozen=True):
@@ -141,3 +158,5 @@ class NodeDetail(Struct, frozen=True, kw_only=True):
         Meta(description="Models by the name of the engine that serves them."),
     ]
     heartbeats: list[StoredHeartbeat]
+    complete: Complete = True
+    problem: StoreProblem = None

@@ -32,6 +32,7 @@ from fabric_server.storage.rows import NodeRow
 from ledger.records import HeartbeatRecord
 from protocol import join
 from protocol.messages import Heartbeat
+from runtime.errors import BackendError
 
 log = logging.getLogger("fabric.api")
 
@@ -49,6 +50,7 @@ class Registry(Protocol):
     def ejections(
         self, engine: Engine, now: float
     ) -> Iterable[tuple[tuple[str, str], CircuitBreaker]]: ...
+    def nodes(self) -> Sequence[Node]: ...
 
 
 class ChangeFeed(Protocol):
@@ -77,27 +79,49 @@ class NodeHandlers:
         self._clock = clock
 
     async def list_nodes(self, query: NodeQuery) -> NodeList:
-        """List all nodes that ever joined, oldest first, with the reports of connected ones."""
-        views = [view(row, self._registry) for row in await self._store.nodes()]
+        """List all nodes that ever joined, oldest first, with the reports of connected ones.
+
+        While the store is away only connected nodes are known: `complete` is false then.
+        """
+        problem = None
+        try:
+            views = [view(row, self._registry) for row in await self._store.nodes()]
+        except BackendError as error:
+            problem = f"{error}."
+            views = [view_from_memory(node, self._registry) for node in self._registry.nodes()]
         if query.connected is not None:
             views = [one for one in views if one.connected is query.connected]
-        return NodeList(views)
+        return NodeList(views, problem is None, problem)
 
     async def show_node(self, id: str, query: HeartbeatQuery) -> NodeDetail:
-        """Show one node, its engines' models, and its last heartbeats, newest first."""
-        row = await self._store.node(id)
-        if row is None:
-            raise not_found("node", id)
-        beats = await self._store.heartbeats(id, limit=query.heartbeats) if query.heartbeats else []
+        """Show one node, its engines' models, and its last heartbeats, newest first.
+
+        While the store is away only a connected node is known: `complete` is false then.
+        """
+        problem, beats = None, list[HeartbeatRecord]()
+        try:
+            row = await self._store.node(id)
+            if row is None:
+                raise not_found("node", id)
+            if query.heartbeats:
+                beats = await self._store.heartbeats(id, limit=query.heartbeats)
+            shown = view(row, self._registry)
+        except BackendError as error:
+            live = self._registry.node(id)
+            if live is None:
+                raise
+            problem, shown = f"{error}.", view_from_memory(live, self._registry)
         live = self._registry.node(id)
         engines = live.engines.values() if live else ()
         return NodeDetail(
-            node=view(row, self._registry),
+            node=shown,
             models={engine.name: list(engine.models.values()) for engine in engines},
             heartbeats=[
                 StoredHeartbeat(record.epoch, record.at, _beat(record.heartbeat))
                 for record in beats
             ],
+            complete=problem is None,
+            problem=problem,
         )
 
     async def drain_node(self, id: str, by: Key) -> NodeView:
@@ -177,6 +201,12 @@ def view(row: NodeRow, registry: Registry) -> NodeView:
         engines=[_engine(engine, registry) for engine in engines],
         heartbeat=_beat(node.heartbeat) if node and node.heartbeat else None,
     )
+
+
+def view_from_memory(node: Node, registry: Registry) -> NodeView:
+    """Describe a connected node while its row can't be read."""
+    row = NodeRow(node.id, node.name, b"", 0.0, draining=node.drained)
+    return msgspec.structs.replace(view(row, registry), created_at=None)
 
 
 def _problem(row: NodeRow, node: Node | None) -> str | None:

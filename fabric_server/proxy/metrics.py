@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from prometheus_client.core import (
@@ -46,6 +46,8 @@ class Metrics:
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, str]] = Counter()
         """By endpoint, which is one of a table, and outcome."""
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        """Time to the last byte, by outcome."""
         self.errors: Counter[str] = Counter()
         """By code, of requests answered by the fabric itself."""
         self.media: Counter[str] = Counter()
@@ -62,6 +64,7 @@ class Metrics:
     def count(self, entry: LedgerEntry) -> None:
         """Count a request that has ended."""
         self.requests[entry.path, entry.outcome] += 1
+        self.seconds[entry.outcome] += entry.total_ms / 1000
         self.total.observe(entry.total_ms / 1000)
         if entry.queue_ms:
             self.queued.observe(entry.queue_ms / 1000)

@@ -8,6 +8,11 @@ from typing import Any
 
 import aiohttp
 
+from fabric_server.admin.cluster import ClusterHandlers
+from fabric_server.gateway.active_requests import ActiveRequests
+from fabric_server.nodes.registry import Registry
+from fabric_server.proxy.metrics import Metrics
+from tests.contracts.samples import entry
 from tests.engine import Plan, ScriptedEngine
 from tests.fabric import Fabric
 
@@ -78,3 +83,18 @@ async def test_the_cluster_is_told_with_true_figures(tmp_path: Path) -> None:
             "/api/distributed/status", headers={"authorization": f"Bearer {fabric.key}"}
         ) as answer:
             assert answer.status == 403
+
+
+async def test_refusals_are_no_failed_inferences() -> None:
+    counts = {"ok": 4, "refused": 8, "cancelled": 2, "failed": 1, "timeout": 1, "engine_error": 1}
+    metrics = Metrics()
+    for outcome, count in counts.items():
+        for number in range(count):
+            seconds = 100.0 if outcome == "refused" else 2.0
+            metrics.count(entry(number, outcome=outcome, total_ms=seconds * 1000))
+    registry, active = Registry(), ActiveRequests()
+    handlers = ClusterHandlers("here", registry, active, metrics, 0.0, lambda: 1.0)
+    figures = (await handlers.show_cluster_metrics()).inference
+    assert figures.total_inferences == 9
+    assert (figures.successful_inferences, figures.failed_inferences) == (4, 3)
+    assert figures.average_latency == "2.000s"

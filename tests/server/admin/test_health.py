@@ -50,10 +50,10 @@ async def test_a_server_without_its_store_is_degraded_and_says_why_only_to_opera
     ready = await server.get("/health/ready", key=NOBODY)
     assert (ready.status, ready.body["status"]) == (200, "degraded")
     assert ready.body["checks"]["store"] == "away"
-    nodes = await server.get("/api/v1/nodes")
-    assert (nodes.status, nodes.code) == (503, "store_unavailable")
-    assert nodes.headers["Retry-After"] == "5"
-    assert "closed" in nodes.message
+    keys = await server.get("/api/v1/keys")
+    assert (keys.status, keys.code) == (503, "store_unavailable")
+    assert keys.headers["Retry-After"] == "5"
+    assert "closed" in keys.message
     # A key that this process does not know can't be checked.
     other = await server.get("/api/v1/nodes", key="mk-fab-" + "B" * 43)
     assert (other.status, other.code) == (503, "keys_unavailable")

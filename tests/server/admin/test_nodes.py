@@ -103,3 +103,30 @@ async def test_an_engine_s_ejections_are_shown_with_their_end_and_reason(server:
         assert ejection["reason"] == "the engine answered 401"
         assert 0 < ejection["until"] - time.time() < 6
         assert b"fabric_breakers_open 1.0" in (await server.get("/metrics")).body
+
+
+async def test_connected_nodes_are_shown_while_the_store_is_away(server: Server) -> None:
+    async with connected(server, "node_here", [engine("ollama", ModelReport("tiny"))]):
+        before = (await server.get("/api/v1/nodes")).body
+        assert (before["complete"], before["problem"]) == (True, None)
+        app = server.app
+        assert (await server.get("/api/v1/nodes/node_gone")).status == 404
+        await app.backends.store.close()
+
+        listed = await server.get("/api/v1/nodes")
+        assert (listed.status, listed.body["complete"]) == (200, False)
+        assert listed.body["problem"], "the operator learns why"
+        [known], [node] = before["data"], listed.body["data"]
+        unknown = {"created_at": None, "last_seen_at": None}
+        assert node == {**known, **unknown, "name": "attic"}, "the name that it registered with"
+        assert (await server.get("/api/v1/nodes?connected=false")).body["data"] == []
+
+        one = (await server.get("/api/v1/nodes/node_here")).body
+        assert (one["node"], one["heartbeats"], one["complete"]) == (node, [], False)
+        assert one["models"]["ollama"][0]["name"] == "tiny"
+        assert (await server.get("/api/v1/nodes/node_gone")).status == 503, "it may exist"
+
+        for path in ("models", "queue", "running"):
+            assert (await server.get(f"/api/v1/{path}")).status == 200
+        for path in ("status", "nodes", "models", "requests", "metrics"):
+            assert (await server.get(f"/api/distributed/{path}")).status == 200
