@@ -31,6 +31,20 @@ setting() {
     echo "${given:-$2}"
 }
 
+# give SERVICE FILE: nobody may read the secret but the user that the service's container runs as.
+# The chown happens in a container: it needs no root here, and user namespaces are taken into account.
+give() {
+    user=$(compose --profile monitoring run --rm --no-deps --no-TTY --entrypoint id "$1" -u | tr -d '\r')
+    case $user in '' | *[!0-9]*)
+        echo "up.sh: can't learn which user the container of $1 runs as." >&2
+        exit 1
+        ;;
+    esac
+    docker run --rm --network none --read-only --cap-drop ALL --cap-add CHOWN --cap-add FOWNER --cap-add DAC_OVERRIDE \
+        --user 0 --volume "$PWD/secrets:/secrets" --entrypoint sh "$(setting FABRIC_SERVER_IMAGE fabric-server:latest)" \
+        -c 'chmod 600 "/secrets/$1" && chown "$2" "/secrets/$1"' - "$2" "$user"
+}
+
 if [ -z "${FABRIC_NO_BUILD:-}" ]; then
     compose build
 fi
@@ -43,10 +57,10 @@ mv secrets/.ca.pem.new secrets/ca.pem
 
 if [ -n "$monitoring" ]; then
     if [ ! -s secrets/metrics.key ]; then
-        server fabric-server keys create prometheus --management > secrets/.metrics.key.new
-        chmod 644 secrets/.metrics.key.new
+        (umask 077 && server fabric-server keys create prometheus --management --scope metrics > secrets/.metrics.key.new)
         mv secrets/.metrics.key.new secrets/metrics.key
     fi
+    give prometheus metrics.key
     compose --profile monitoring up --detach
     echo "Grafana: http://localhost:$(setting GRAFANA_PORT 3000), user admin, password in docker/secrets/grafana-password."
 fi

@@ -11,6 +11,7 @@ from aiohttp import web
 from fabric_server.admin.parameters import Authenticator, ClientTimeouts
 from fabric_server.admin.routes import Handler
 from fabric_server.dialects import errors
+from fabric_server.storage.rows import Scope
 from protocol import join
 
 
@@ -43,6 +44,7 @@ class EnrolmentRoute:
     """An ``Operation`` (``routes``) whose handler reads requests and writes responses itself."""
 
     public = True
+    scope: Scope | None = None
     statuses: Sequence[int] = (200,)
     parts: Sequence[str] = ()
     query: type[Any] | None = None

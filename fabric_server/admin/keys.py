@@ -13,7 +13,7 @@ from fabric_server.admin.parameters import invalid_value, not_found
 from fabric_server.auth.keys import Key, KeyPolicy, KeyPolicyUpdate, mint
 from fabric_server.dialects.errors import ApiError
 from fabric_server.storage.keys import AmbiguousKey
-from fabric_server.storage.rows import Failover, KeyRow, KeyState, Reasoning
+from fabric_server.storage.rows import Failover, KeyRow, KeyState, Reasoning, Scope
 
 log = logging.getLogger("fabric.api")
 
@@ -49,6 +49,10 @@ class KeyView(Struct, frozen=True, kw_only=True):
     reasoning: Annotated[
         str, Meta(description="'raw': reasoning is passed on as the engine wrote it.")
     ]
+    scopes: Annotated[
+        list[str] | None,
+        Meta(description="The only things that a management key may do; null: everything."),
+    ]
 
 
 class KeyList(Struct, frozen=True):
@@ -65,6 +69,13 @@ class NewKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tokens_per_minute: Annotated[int, Meta(ge=1)] | None = None
     failover: Failover = ""
     reasoning: Reasoning = ""
+    scopes: (
+        Annotated[
+            list[Scope],
+            Meta(min_length=1, max_length=20, description="metrics: read /metrics."),
+        ]
+        | None
+    ) = None
 
 
 class EditedKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -111,7 +122,8 @@ class KeyHandlers:
         """Create a key. This response has its text, which is not shown again.
 
         The account is created, too, if it does not exist.
-        An API key calls models; a management key calls this API, and nothing else.
+        An API key calls models; a management key calls this API, and nothing else. With `scopes`,
+        it may only do what these allow.
         """
         now = self._clock()
         try:
@@ -127,6 +139,7 @@ class KeyHandlers:
                     tokens_per_minute=body.tokens_per_minute,
                     failover=body.failover,
                     reasoning=body.reasoning,
+                    scopes=None if body.scopes is None else list[str](body.scopes),
                 ),
             )
         except ValueError as error:
@@ -216,4 +229,5 @@ def view(row: KeyRow, now: float) -> KeyView:
         tokens_per_minute=row.tokens_per_minute,
         failover=row.failover,
         reasoning=row.reasoning,
+        scopes=row.scopes,
     )

@@ -16,6 +16,7 @@ from msgspec import NODEFAULT, Struct
 from fabric_server.auth.keys import Key
 from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
+from fabric_server.storage.rows import Scope
 
 MAX_BODY = 64 * 1024
 
@@ -46,8 +47,13 @@ class Authenticator(Protocol):
     async def authenticate(self, token: str) -> Key: ...
 
 
-async def authenticate(request: web.Request, authenticator: Authenticator) -> Key:
-    """Return the management key of the request.  Raises ``ApiError``: 401, 403 or 503."""
+async def authenticate(
+    request: web.Request, authenticator: Authenticator, scope: Scope | None
+) -> Key:
+    """Return the management key of the request.  Raises ``ApiError``: 401, 403 or 503.
+
+    ``scope`` is that of the operation; without one, only keys that may do everything may use it.
+    """
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     token = token.strip()
     if scheme.lower() != "bearer" or not token:
@@ -60,6 +66,8 @@ async def authenticate(request: web.Request, authenticator: Authenticator) -> Ke
     key = authenticator.cached(token) or await authenticator.authenticate(token)
     if not key.management:
         raise errors.wrong_kind_of_key("a management key (mk-fab-…)")
+    if not key.may(scope):
+        raise errors.out_of_scope(sorted(key.scopes or ()))
     return key
 
 

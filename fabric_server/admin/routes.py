@@ -27,6 +27,7 @@ from fabric_server.admin.parameters import (
     read_query,
 )
 from fabric_server.auth.keys import Key
+from fabric_server.storage.rows import Scope
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -42,6 +43,8 @@ class Operation(Protocol):
     """The first line is the summary."""
     public: bool
     """True if requests need no management key."""
+    scope: Scope | None
+    """A management key with this scope may use it; None: only keys that may do everything."""
     parts: Sequence[str]
     query: type[Any] | None
     body: type[Any] | None
@@ -76,6 +79,7 @@ class Route:
         *,
         status: int = 200,
         public: bool = False,
+        scope: Scope | None = None,
     ) -> None:
         self.method = method
         self.path = path
@@ -83,6 +87,7 @@ class Route:
         self.name = handler.__name__
         self.description = inspect.getdoc(handler) or ""
         self.public = public
+        self.scope = scope
         hints = get_type_hints(handler)
         result = hints.pop("return")
         self.statuses: Sequence[int] = (status,)
@@ -107,7 +112,7 @@ class Route:
         """Authenticate, parse the request, call the handler, and encode what it returns."""
         arguments: dict[str, Any] = {part: request.match_info[part] for part in self.parts}
         if not self.public:
-            key = request[KEY] = await authenticate(request, authenticator)
+            key = request[KEY] = await authenticate(request, authenticator, self.scope)
             if self._takes_key:
                 arguments["by"] = key
         if self.query is not None:

@@ -95,7 +95,7 @@ def make_table(context: AdminContext, clock: Callable[[], float]) -> list[Operat
     table: list[Operation] = [
         Route("GET", "/health/live", health.live, public=True),
         Route("GET", "/health/ready", health.ready, public=True),
-        Route("GET", "/metrics", metrics.metrics),
+        Route("GET", "/metrics", metrics.metrics, scope="metrics"),
         Route("GET", "/api/v1/openapi.json", openapi),
         Route("GET", "/api/v1/nodes", nodes.list_nodes),
         Route("GET", "/api/v1/nodes/{id}", nodes.show_node),

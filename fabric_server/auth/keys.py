@@ -10,7 +10,7 @@ from typing import NamedTuple, get_args
 from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import asdict, replace
 
-from fabric_server.storage.rows import AccountRow, Failover, KeyRow, Reasoning
+from fabric_server.storage.rows import AccountRow, Failover, KeyRow, Reasoning, Scope
 
 KEY_PATTERN = re.compile(r"[sm]k-fab-[A-Za-z0-9_-]{43}")
 _PREFIX_LENGTH = len("sk-fab-") + 6
@@ -36,10 +36,19 @@ class Key(Struct, frozen=True):
     failover: str = ""
     """Policy as in ``KeyRow``, like ``reasoning``."""
     reasoning: str = ""
+    scopes: frozenset[str] | None = None
+    """The only things that a management key may do; None is everything."""
 
     @property
     def limited(self) -> bool:
         return self.requests_per_minute is not None or self.tokens_per_minute is not None
+
+    def may(self, scope: Scope | None) -> bool:
+        """Return whether a management key may use an operation of this scope.
+
+        Operations without a scope are only for keys that may do everything.
+        """
+        return self.management and (self.scopes is None or scope in self.scopes)
 
     def allows(self, model: str) -> bool:
         """Return whether the key may use this model; ``name`` and ``name:latest`` are the same."""
@@ -69,6 +78,8 @@ class KeyPolicy(Struct, frozen=True, kw_only=True):
     tokens_per_minute: int | None = None
     failover: Failover = ""
     reasoning: Reasoning = ""
+    scopes: list[str] | None = None
+    """The only things that a management key may do; None is everything."""
 
 
 UNRESTRICTED = KeyPolicy()
@@ -109,8 +120,10 @@ def mint(
         tokens_per_minute=policy.tokens_per_minute,
         failover=policy.failover,
         reasoning=policy.reasoning,
+        scopes=policy.scopes,
     )
     _check_policy(row)
+    _check_scopes(row)
     return NewKey(text, row)
 
 
@@ -146,6 +159,19 @@ def _check_policy(row: KeyRow) -> None:
         raise ValueError("management keys call no models: no failover or reasoning policy")
 
 
+def _check_scopes(row: KeyRow) -> None:
+    if row.scopes is None:
+        return
+    if not row.management:
+        raise ValueError("scopes are for management keys only")
+    known = get_args(Scope)
+    if not row.scopes:
+        raise ValueError(f"a list of scopes needs at least one of: {', '.join(known)}")
+    for scope in row.scopes:
+        if scope not in known:
+            raise ValueError(f"there is no scope '{scope}', only: {', '.join(known)}")
+
+
 def _check_account(name: str, what: str) -> None:
     _check_name(name, what)
     if name in (".", ".."):  # these change the path of a URL, even percent-encoded
@@ -171,6 +197,7 @@ def key_of(row: KeyRow) -> Key:
         reasoning=row.reasoning,
         requests_per_minute=row.requests_per_minute,
         tokens_per_minute=row.tokens_per_minute,
+        scopes=None if row.scopes is None else frozenset(row.scopes),
     )
 
 

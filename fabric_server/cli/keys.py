@@ -61,6 +61,13 @@ def create(
         ReasoningChoice | None,
         typer.Option(help="raw: pass reasoning on as the engine wrote it."),
     ] = None,
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SCOPE",
+            help="A management key may do only this. metrics: read /metrics. Repeat for more.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Create a key and print it. It is not shown again."""
@@ -78,6 +85,7 @@ def create(
                 tokens_per_minute=tokens_per_minute,
                 failover=failover or "",
                 reasoning=reasoning or "",
+                scopes=scope or None,
             ),
         )
     except ValueError as error:
@@ -127,7 +135,7 @@ def list_(
                 key.prefix,
                 key.name,
                 key.account,
-                "management" if key.management else "user",
+                _kind(key),
                 "all" if key.models is None else ", ".join(key.models),
                 _policy(key),
                 moment(key.created_at),
@@ -273,6 +281,13 @@ def _was_revoked(row: KeyRow) -> Failure:
     )
 
 
+def _kind(row: KeyRow) -> str:
+    """Name the key's kind, with its scopes: ``management: metrics``."""
+    if not row.management:
+        return "user"
+    return "management" if row.scopes is None else f"management: {', '.join(row.scopes)}"
+
+
 def _policy(row: KeyRow) -> str:
     """Describe limits and policies in one phrase; '' for none."""
     limits = {"requests/min": row.requests_per_minute, "tokens/min": row.tokens_per_minute}
@@ -298,6 +313,7 @@ def _described(key: KeyRow, now: float) -> dict[str, Any]:
         "tokens_per_minute": key.tokens_per_minute,
         "failover": key.failover,
         "reasoning": key.reasoning,
+        "scopes": key.scopes,
         "created_at": key.created_at,
         "expires_at": key.expires_at,
         "revoked_at": key.revoked_at,

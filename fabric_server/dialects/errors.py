@@ -5,6 +5,8 @@ An engine's own errors pass untouched.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fabric_server.dialects.error_formats import Dialect, error_body, error_event
 
 RATE_LIMITED = "rate_limit_exceeded"
@@ -143,6 +145,15 @@ def wrong_kind_of_key(needed: str) -> ApiError:
         403,
         "wrong_key_kind",
         f"This kind of API key can't be used here: {needed} is required.",
+        type="permission_error",
+    )
+
+
+def out_of_scope(scopes: Sequence[str]) -> ApiError:
+    return ApiError(
+        403,
+        "out_of_scope",
+        f"This management key may only do what its scopes allow: {', '.join(scopes)}.",
         type="permission_error",
     )
 

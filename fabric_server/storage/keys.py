@@ -15,7 +15,8 @@ from sql.database import Database, Row, Session
 _ACCOUNT = "name, note, created_at, enabled"
 _KEY = (
     "id, account, name, prefix, hash, management, created_at, expires_at, revoked_at, models,"
-    " enabled, requests_per_minute, tokens_per_minute, failover, reasoning"
+    " enabled, requests_per_minute, tokens_per_minute, failover, reasoning,"
+    " scopes"
 )
 # A server of the release before makes keys whose account has no row.
 _KEYS = (
@@ -85,7 +86,8 @@ class KeyStore:
             await _add_account(session, AccountRow(key.account, "", key.created_at), revision)
             await session.execute(
                 f"INSERT INTO keys ({_KEY}, revision)"
-                " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
+                " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16,"
+                " $17)",
                 key.id,
                 key.account,
                 key.name,
@@ -95,12 +97,13 @@ class KeyStore:
                 key.created_at,
                 key.expires_at,
                 key.revoked_at,
-                None if key.models is None else msgspec.json.encode(key.models).decode(),
+                _packed(key.models),
                 key.enabled,
                 key.requests_per_minute,
                 key.tokens_per_minute,
                 key.failover,
                 key.reasoning,
+                _packed(key.scopes),
                 revision,
             )
             rows = await session.fetch("SELECT enabled FROM accounts WHERE name = $1", key.account)
@@ -218,7 +221,7 @@ def _account(row: Row) -> AccountRow:
 
 def _key(row: Row) -> KeyRow:
     id, account, name, prefix, digest, management, created, expires, revoked, models, *others = row
-    enabled, requests, tokens, failover, reasoning, account_enabled = others
+    enabled, requests, tokens, failover, reasoning, scopes, account_enabled = others
     return KeyRow(
         id=id,
         account=account,
@@ -229,11 +232,20 @@ def _key(row: Row) -> KeyRow:
         created_at=created,
         expires_at=expires,
         revoked_at=revoked,
-        models=None if models is None else msgspec.json.decode(models, type=list[str]),
+        models=_unpacked(models),
         enabled=bool(enabled),
         account_enabled=bool(account_enabled),
         requests_per_minute=requests,
         tokens_per_minute=tokens,
         failover=failover,
         reasoning=reasoning,
+        scopes=_unpacked(scopes),
     )
+
+
+def _packed(names: list[str] | None) -> str | None:
+    return None if names is None else msgspec.json.encode(names).decode()
+
+
+def _unpacked(text: str | None) -> list[str] | None:
+    return None if text is None else msgspec.json.decode(text, type=list[str])

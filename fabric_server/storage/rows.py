@@ -11,6 +11,8 @@ from msgspec import Struct
 KeyState = Literal["good", "revoked", "expired", "disabled", "account_disabled"]
 Failover = Literal["", "continue"]
 Reasoning = Literal["", "raw"]
+Scope = Literal["metrics"]
+"""What a management key may do if not everything; ``metrics``: read ``/metrics``."""
 NodeState = Literal["good", "revoked", "draining"]
 
 
@@ -47,6 +49,9 @@ class KeyRow(Struct, frozen=True):
     """``continue``: a stream whose node is lost continues on another node; empty: it ends."""
     reasoning: str = ""
     """``raw``: reasoning passes as the engine sends it; empty: as the server is set."""
+    scopes: list[str] | None = None
+    """The only things a management key may do, of ``Scope``; None is everything.  A name that
+    this program does not know allows nothing."""
 
     @property
     def usable(self) -> bool:

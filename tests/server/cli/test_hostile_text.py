@@ -95,7 +95,7 @@ def fill(path: Path) -> None:
                     values.append(id)
                 elif name in ("account_id", "account"):
                     values.append(ACCOUNT)
-                elif name == "models":
+                elif name in ("models", "scopes"):
                     values.append(json.dumps([HOSTILE]))
                 elif "TEXT" in kind:
                     values.append(HOSTILE if default is None or name in TEXTS else _own(default))

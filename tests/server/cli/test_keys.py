@@ -118,3 +118,15 @@ def test_a_running_server_knows_new_keys_at_once_and_revoked_ones_no_more_within
         assert time.monotonic() - revoked < 1.0
         time.sleep(0.02)  # the server tells nobody that it has noticed
     assert status_of(url, made["text"]) == 401
+
+
+def test_a_management_key_may_be_for_metrics_only(shell: Shell) -> None:
+    create = ("fabric-server", "keys", "create", "prometheus")
+    made = shell.json(*create, "--management", "--scope", "metrics")
+    assert made["text"].startswith("mk-fab-")
+    assert made["key"]["scopes"] == ["metrics"]
+    assert shell.json("fabric-server", "keys", "list") == [made["key"]]
+    assert " management: metrics " in shell.ok("fabric-server", "keys", "list")
+    said = refused(shell, *create[1:], "--management", "--scope", "admin")
+    assert said == "there is no scope 'admin', only: metrics."
+    assert "management keys only" in refused(shell, *create[1:], "--scope", "metrics")
