@@ -1,7 +1,7 @@
 """Which secrets ``docker/up.sh`` makes, and who may read them.
 
-Docker itself is replaced, because few machines that run the tests have it: the stand-in answers like
-the containers, and does in the real directory what would be done in one that mounts it.
+Docker itself is replaced, because few machines that run the tests have it: the stand-in answers
+like the containers, and does in the real directory what would be done in one that mounts it.
 """
 
 from __future__ import annotations
