@@ -213,6 +213,10 @@ async def test_a_translated_answer_keeps_to_the_limit_on_uploads(engine: Scripte
 class Louder:
     """Stands for what is done to every chat answer before it is translated."""
 
+    decided = None
+
+    def __init__(self, stream: bool | None) -> None: ...
+
     def head(self, status: int, headers: Headers) -> tuple[int, Headers]:
         return status, headers
 
