@@ -94,13 +94,13 @@ class BareGateway(Gateway):
             upstream.registry,
             upstream.deadlines,
         )
-        body, whole = request.body.replay_buffer, request.body.complete
-        size = len(body) if whole else request.body.length
+        body, flowing = request.body.replay_buffer, request.body.flowing
+        size = len(body) if flowing is None else request.body.length
         passed = [("content-type", "application/json")]
         path, milliseconds = endpoint.path, int(upstream.timeouts.total * 1000)
         head = RequestHead(request.id, engine.name, "POST", path, passed, size, milliseconds)
-        attempt.begin(tunnel, head, body, ended=whole)
-        upload = None if whole else self._loop.create_task(attempt.upload())
+        attempt.begin(tunnel, head, body, ended=flowing is None)
+        upload = None if flowing is None else self._loop.create_task(attempt.upload(flowing))
         try:
             ending = await attempt.done
         finally:

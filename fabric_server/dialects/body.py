@@ -2,12 +2,14 @@
 
 Bodies pass verbatim, with one change: ``"stream_options":{"include_usage":true}`` is inserted as
 text into a streamed request, so that the engine reports usage and the user's text stays as written.
+
+    parse_body    reads a whole body of moderate size
+    LargeBody     (``large_body``) reads one that is still arriving
 """
 
 from __future__ import annotations
 
 import re
-from itertools import islice, product
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -15,12 +17,13 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from fabric_server.dialects import errors
 from fabric_server.dialects.endpoints import CHAT, Endpoint
 from fabric_server.dialects.errors import ApiError
-from fabric_server.dialects.forms import read_field, read_form
-from fabric_server.dialects.json_keys import Scanner
+from fabric_server.dialects.forms import Field, read_field, read_form
 
 MAX_MODEL = 256
-_WITH_USAGE = b'"stream_options":{"include_usage":true}'
-_MAX_PLACES = 4
+DECIDING = ("model", "stream", "stream_options")
+"""Fields that decide who may ask, who answers and what is billed."""
+FORM_FIELDS = frozenset({"model", "stream"})
+WITH_USAGE = b'"stream_options":{"include_usage":true}'
 _MAX_ESCAPES = 20_000
 _OPEN_BRACE = re.compile(rb"[ \t\r\n]*\{")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
@@ -35,6 +38,10 @@ class ParsedBody(Struct, frozen=True, gc=False):
     """Start, stop and text: the replacement of a range of the body's bytes."""
     token_ids: bool = False
     """The input to embed consists of token ids, which not every kind of engine takes."""
+    options: bytes | None = None
+    """The new value of ``stream_options``, which stands at a place that is still to be found."""
+    place: tuple[int, int] | None = None
+    """Start and stop of the model's name in the patched body; None: it is still to be found."""
 
 
 class _Body(Struct, gc=False):
@@ -49,6 +56,7 @@ class _StreamOptions(Struct, gc=False):
 
 _decode_body = msgspec.json.Decoder(_Body).decode
 _decode_options = msgspec.json.Decoder(_StreamOptions | None).decode
+_decode_keys = msgspec.json.Decoder(dict[str, Raw]).decode
 _decode_raw_options = msgspec.json.Decoder(dict[str, Raw] | None).decode
 _UNREADABLE = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
 
@@ -67,58 +75,93 @@ _decode_stateful = msgspec.json.Decoder(_Stateful).decode
 _decode_input = msgspec.json.Decoder(_Input).decode
 _NUMBERS = re.compile(rb"\[\s*(?:\[\s*)?-?\d")
 _NONE = (b"null", b"false")
+STATEFUL = ("previous_response_id", "conversation", "background")
 
 
 def parse_body(body: bytes, endpoint: Endpoint = CHAT, content_type: bytes = b"") -> ParsedBody:
-    """Parse a complete body.  Raises ``ApiError`` that names the wrong field or position."""
+    """Parse a complete body.  Raises ``ApiError`` that names the wrong field or position.
+
+    Where a value stands that has to be replaced is left to ``places_in`` (``ParsedBody.options``).
+    """
     if endpoint.form:
-        return _read_form(body, content_type)
+        return describe_form(read_form(body, content_type, FORM_FIELDS))
     fields = _read_fields(body)
-    model = _model(fields)
-    # A cheap check, because it is almost never true.
-    if body.lower().count(b'"model"') != body.count(b'"model"') or rb"\u00" in body:
-        _refuse_two_models(body)
+    parsed = _describe(fields, endpoint)
+    # Cheap checks, because they are almost never true.  U+017F is an s to Go.
+    lower = body.lower()
+    if (
+        lower.count(b'"model"') != body.count(b'"model"')
+        or lower.count(b'"stream') != body.count(b'"stream')
+        or rb"\u00" in body
+        or rb"\u017" in body
+        or b"\xc5\xbf" in body
+    ):
+        _refuse_other_spellings(body)
     if endpoint.rejects_state:
         _refuse_state(body)
+    if endpoint.injects_usage:
+        if parsed.stream and fields.stream_options is UNSET:
+            return ParsedBody(parsed.model, True, False, _put_in_front(body))
+    elif endpoint.buffers_body and _is_numbers(body):
+        return ParsedBody(parsed.model, parsed.stream, True, None, token_ids=True)
+    return parsed
+
+
+def describe(texts: dict[str, bytes], endpoint: Endpoint) -> ParsedBody:
+    """Return what the texts of the deciding fields say.  Raises ``ApiError``."""
+    members = [b'"%b":%b' % (name.encode(), texts[name]) for name in DECIDING if name in texts]
+    return _describe(_read_fields(b"{%b}" % b",".join(members)), endpoint)
+
+
+def _describe(fields: _Body, endpoint: Endpoint) -> ParsedBody:
+    model = _model(fields)
     if not endpoint.injects_usage:
         streams = endpoint.streams is not None
         unasked = streams and endpoint.streams_by_default
         stream = streams and (unasked if fields.stream is None else fields.stream)
-        return ParsedBody(
-            model, stream, True, None, _is_numbers(body) if endpoint.buffers_body else False
-        )
+        return ParsedBody(model, stream, True, None)
     if not fields.stream:
         return ParsedBody(model, False, False, None)
     if fields.stream_options is UNSET:
-        return ParsedBody(model, True, False, _put_in_front(body))
+        return ParsedBody(model, True, False, None)
     options = bytes(fields.stream_options)
     asked, clearly = _requests_usage(options)
-    return ParsedBody(model, True, asked, None if clearly else _usage_patch(body, options))
+    return ParsedBody(model, True, asked, None, options=None if clearly else _with_usage(options))
 
 
-def _read_form(body: bytes, content_type: bytes) -> ParsedBody:
-    fields = read_form(body, content_type, frozenset({"model", "stream"}))
-    model = read_field(body, fields, "model")
-    stream = read_field(body, fields, "stream")
+def describe_form(fields: dict[str, Field]) -> ParsedBody:
+    """Return what the fields of a form say.  Raises ``ApiError``."""
+    model = read_field(fields, "model")
+    stream = read_field(fields, "stream")
     name = _model(_Body(UNSET if model is None else model))
-    return ParsedBody(
-        name, stream is not None and stream.strip().lower() in ("true", "1"), True, None
-    )
+    streams = stream is not None and stream.strip().lower() in ("true", "1")
+    place = fields["model"].start, fields["model"].stop
+    return ParsedBody(name, streams, True, None, place=place)
 
 
 def _refuse_state(body: bytes) -> None:
-    """Refuse references to earlier answers, and background mode: answers are not stored."""
     given = _decode_stateful(_readable(body))
-    for name in ("previous_response_id", "conversation", "background"):
+    for name in STATEFUL:
         value = getattr(given, name)
-        if value is not UNSET and bytes(value) not in _NONE:
-            words = f"'{name}' is not supported: answers are not stored. Send the whole input."
-            raise errors.bad_field(name, words)
+        if value is not UNSET:
+            refuse_state(name, bytes(value))
+
+
+def refuse_state(name: str, value: bytes) -> None:
+    """Refuse references to earlier answers, and background mode: answers are not stored."""
+    if value not in _NONE:
+        words = f"'{name}' is not supported: answers are not stored. Send the whole input."
+        raise errors.bad_field(name, words)
+
+
+def are_numbers(value: bytes) -> bool:
+    """Return whether the input to embed, or its beginning, consists of token ids."""
+    return _NUMBERS.match(value) is not None
 
 
 def _is_numbers(body: bytes) -> bool:
     given = _decode_input(_readable(body)).input
-    return isinstance(given, Raw) and _NUMBERS.match(bytes(given)) is not None
+    return isinstance(given, Raw) and are_numbers(bytes(given))
 
 
 def _read_fields(body: bytes) -> _Body:
@@ -150,15 +193,19 @@ def _model(fields: _Body) -> str:
     if not isinstance(model, str):
         raise errors.bad_field("model", "'model' is missing; it must be the name of a model.")
     if not 0 < len(model) <= MAX_MODEL or not model.isprintable():
-        raise errors.bad_field("model", "'model' must have 1 to 256 printable characters.")
+        raise bad_model()
     return model
+
+
+def bad_model() -> ApiError:
+    return errors.bad_field("model", "'model' must have 1 to 256 printable characters.")
 
 
 def _explain(error: msgspec.ValidationError) -> ApiError:
     words = str(error)
     field = re.search(r"at `\$\.(\w+)", words)
     if field is None:
-        return errors.bad_field("body", "The request body must be a JSON object.")
+        return errors.not_an_object()
     expected = words.split(" - at ")[0].replace("`", "'")
     return errors.bad_field(field[1], f"'{field[1]}' has the wrong type: {expected}.")
 
@@ -168,25 +215,21 @@ def _explain(error: msgspec.ValidationError) -> ApiError:
 # Engines written in Go, such as Ollama, take "Model" for "model", and the last one counts.  A
 # request must not be authorised for one model and served by another, which the key may not use.
 
-_SPELLINGS = ["".join(letters) for letters in product(*zip("model", "MODEL", strict=True))]
-_Spelled = msgspec.defstruct(
-    "_Spelled",
-    [
-        (spelling, Raw | UnsetType, UNSET)  # names that differ by case only
-        for spelling in _SPELLINGS
-    ],
-    gc=False,
-)
-_decode_spelled = msgspec.json.Decoder(_Spelled).decode
+
+def refuse_twice(name: str) -> ApiError:
+    """Return the error for a deciding field that engines could read in two ways."""
+    return errors.bad_field(name, f"'{name}' must be given once, in lower case.")
 
 
-def _refuse_two_models(body: bytes) -> None:
+def _refuse_other_spellings(body: bytes) -> None:
     try:
-        fields = _decode_spelled(body)
+        keys = _decode_keys(body)
     except _UNREADABLE:
-        fields = _decode_spelled(_readable(body))
-    if sum(getattr(fields, spelling) is not UNSET for spelling in _SPELLINGS) > 1:
-        raise errors.bad_field("model", "'model' must be given once, in lower case.")
+        keys = _decode_keys(_readable(body))
+    for key in keys:
+        name = key.casefold()
+        if name != key and name in DECIDING:
+            raise refuse_twice(name)
 
 
 # ── stream_options ────────────────────────────────────────────────────────────────────────────
@@ -208,64 +251,11 @@ def _requests_usage(options: bytes) -> tuple[bool, bool]:
 
 def _put_in_front(text: bytes) -> tuple[int, int, bytes] | None:
     brace = _OPEN_BRACE.match(text)
-    return (brace.end(), brace.end(), _WITH_USAGE + b",") if brace else None
+    return (brace.end(), brace.end(), WITH_USAGE + b",") if brace else None
 
 
-def _usage_patch(body: bytes, options: bytes) -> tuple[int, int, bytes] | None:
-    """Return the patch of the value of ``stream_options``; None when its place is unclear."""
+def _with_usage(options: bytes) -> bytes:
+    """Return the value of ``stream_options`` that asks for usage, and for what it asked before."""
     others = (_decode_raw_options(options) or {}).items()
     kept = {key: value for key, value in others if key.casefold() != "include_usage"}
-    new = msgspec.json.encode(kept | {"include_usage": Raw(b"true")})
-    # Inside a string its quotes would be escaped; but it may be a nested key as well.
-    places = re.finditer(rb'"stream_options"\s*:\s*(%b)' % re.escape(options), body)
-    for place in reversed(list(islice(places, _MAX_PLACES))):
-        start, stop = place.span(1)
-        there = _read_fields(body[:start] + new + body[stop:]).stream_options
-        if isinstance(there, Raw) and bytes(there) == new:
-            return start, stop, new
-    return None
-
-
-# ── bodies too large to be read whole ─────────────────────────────────────────────────────────
-
-
-class EarlyBody:
-    """Parses a large body before it is complete.
-
-    The result is known once ``model`` and ``stream`` have come.  With ``stream`` true and no
-    ``stream_options`` so far, the fabric's own are inserted in front: should the client's come
-    later, those win, and only the usage figures of this request are lost.
-    """
-
-    def __init__(self, endpoint: Endpoint = CHAT) -> None:
-        self._endpoint = endpoint
-        self._scanner = Scanner(frozenset({b"model", b"stream", b"stream_options"}))
-
-    @property
-    def text(self) -> bytes:
-        """The bytes that were fed so far."""
-        return self._scanner.text
-
-    def feed(self, data: bytes) -> ParsedBody | None:
-        """Add bytes; return the result once it is known.  Raises ``ApiError`` naming the field."""
-        self._scanner.feed(data)
-        spans = self._scanner.spans
-        if b"model" not in spans or b"stream" not in spans:
-            return None
-        text = self._scanner.text
-        fields = [b'"%b":%b' % (key, text[slice(*span)]) for key, span in spans.items()]
-        try:
-            parsed = parse_body(b"{%b}" % b",".join(fields), self._endpoint)
-        except ApiError as error:
-            if error.code == "invalid_json":
-                return None  # once complete, the error can name the position
-            raise
-        if parsed.patch is None:
-            return parsed
-        span = spans.get(b"stream_options")
-        patch = (*span, parsed.patch[2]) if span else _put_in_front(text)
-        return (
-            ParsedBody(parsed.model, parsed.stream, parsed.usage_requested, patch)
-            if patch
-            else None
-        )
+    return msgspec.json.encode(kept | {"include_usage": Raw(b"true")})

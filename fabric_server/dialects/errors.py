@@ -259,6 +259,10 @@ def bad_json(detail: str) -> ApiError:
     return ApiError(400, "invalid_json", f"The request body is not valid JSON: {detail}.")
 
 
+def not_an_object() -> ApiError:
+    return bad_field("body", "The request body must be a JSON object.")
+
+
 def bad_request_body(message: str) -> ApiError:
     return ApiError(400, "invalid_body", message)
 

@@ -2,12 +2,13 @@
 
 Ambiguous forms, which an engine might read differently, are refused: a request must not be
 authorised for one model and served by another.  So are fields that say where a file is: an engine
-would open it in its owner's network.  The bytes of files are never looked at.
+would open it in its owner's network.  Files are only searched for the next boundary.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 from fabric_server.dialects import errors
@@ -18,7 +19,7 @@ from fabric_server.dialects.media_values import is_foreign, refused
 MAX_PARTS = 100
 _MAX_HEAD = 4096
 """Limit of one part's headers, in bytes."""
-_MAX_FIELD = 1024
+MAX_FIELD = 1024
 """Limit of a value that is read, in bytes."""
 _BOUNDARY = re.compile(
     rb'multipart/form-data\s*;\s*boundary=(?:"([^"\\]{1,70})"|([^\s";,]{1,70}))\s*\Z', re.I
@@ -35,50 +36,140 @@ class Field(NamedTuple):
     start: int
     stop: int
     """Offsets of the value in the body."""
+    text: bytes
+    """The value, or the beginning of one that is too long."""
+
+
+class FormScanner:
+    """Finds the values of the wanted fields while the form arrives, in one pass.
+
+    ``feed`` it the pieces, then call ``end``; both raise ``ApiError``.  It keeps no more than the
+    headers of one part and the wanted values.
+    """
+
+    def __init__(self, content_type: bytes, wanted: frozenset[str]) -> None:
+        found = _BOUNDARY.match(content_type.strip())
+        if found is None:
+            raise _unreadable("its content-type must be 'multipart/form-data; boundary=…'")
+        self.fields: dict[str, Field] = {}
+        self._wanted = wanted
+        self._mark = b"\r\n--" + (found[1] or found[2])
+        self._text = bytearray(b"\r\n")  # the first boundary has no line before it
+        self._offset = -2
+        """Of the text that is kept."""
+        self._searched = 0
+        """Bytes of the text that were searched, and where what is searched for does not begin."""
+        self._parts = 0
+        self._name = ""
+        self._head = b""
+        self._value = bytearray()
+        """The beginning of a part's value."""
+        self._start = 0
+        self._state: Callable[[], bool] = self._on_start
+        self._problem = "it does not begin with its boundary"
+        """What is wrong with a form that ends now."""
+
+    def feed(self, data: bytes) -> None:
+        self._text += data
+        while self._state():
+            pass
+
+    def end(self) -> dict[str, Field]:
+        if self._problem:
+            raise _unreadable(self._problem)
+        return self.fields
+
+    def _cut(self, count: int) -> None:
+        del self._text[:count]
+        self._offset += count
+        self._searched = 0
+
+    # ── states: each returns whether the next one has something to do ─────────────────────────
+
+    def _on_start(self) -> bool:
+        if not self._text.startswith(self._mark[: len(self._text)]):
+            raise _unreadable(self._problem)
+        if len(self._text) < len(self._mark):
+            return False
+        self._on_boundary()
+        return True
+
+    def _on_boundary(self) -> None:
+        self._cut(len(self._mark))
+        self._state, self._problem = self._on_part, "a boundary is followed by other text"
+
+    def _on_part(self) -> bool:
+        text = self._text
+        if len(text) < 2:
+            return False
+        if self._parts == MAX_PARTS:
+            raise _unreadable(f"it has more than {MAX_PARTS} parts")
+        self._parts += 1
+        if text.startswith(b"--"):
+            self._state, self._problem = self._on_epilogue, ""
+        elif text.startswith(b"\r\n"):
+            self._state, self._problem = self._on_head, "the headers of a part are too long"
+        else:
+            raise _unreadable(self._problem)
+        return True
+
+    def _on_head(self) -> bool:
+        text = self._text
+        ends = text.find(b"\r\n\r\n", self._searched, _MAX_HEAD)
+        if ends < 0:
+            if len(text) >= _MAX_HEAD:
+                raise _unreadable(self._problem)
+            self._searched = max(0, len(text) - 3)
+            return False
+        self._head = bytes(text[:ends])
+        name = _name(self._head)
+        plain = self._name = fold(name.strip())
+        if plain in self._wanted and (name != plain or plain in self.fields):
+            raise errors.bad_field(plain, f"'{plain}' must be given once, in lower case.")
+        self._value.clear()
+        self._cut(ends + 4)
+        self._start = self._offset
+        self._state, self._problem = self._on_value, "its last boundary is missing"
+        return True
+
+    def _on_value(self) -> bool:
+        text, mark = self._text, self._mark
+        stop = text.find(mark)
+        ready = max(0, len(text) - len(mark) + 1) if stop < 0 else stop
+        value = self._value
+        if len(value) <= MAX_FIELD:
+            value += text[: min(ready, MAX_FIELD + 1 - len(value))]
+        if stop < 0:
+            self._cut(ready)
+            return False
+        _refuse_reference(self._name, self._head, bytes(value[:_MAX_LINK]))
+        if self._name in self._wanted:
+            self.fields[self._name] = Field(self._start, self._offset + stop, bytes(value))
+        self._cut(stop)
+        self._on_boundary()
+        return True
+
+    def _on_epilogue(self) -> bool:
+        self._cut(len(self._text))
+        return False
 
 
 def read_form(body: bytes, content_type: bytes, wanted: frozenset[str]) -> dict[str, Field]:
-    """Find the values of the ``wanted`` fields.  Raises ``ApiError``."""
-    found = _BOUNDARY.match(content_type.strip())
-    if found is None:
-        raise _unreadable("its content-type must be 'multipart/form-data; boundary=…'")
-    mark = b"--" + (found[1] or found[2])
-    if not body.startswith(mark):
-        raise _unreadable("it does not begin with its boundary")
-    fields: dict[str, Field] = {}
-    at = len(mark)
-    for _ in range(MAX_PARTS):
-        if body.startswith(b"--", at):
-            return fields
-        if not body.startswith(b"\r\n", at):
-            raise _unreadable("a boundary is followed by other text")
-        head_ends = body.find(b"\r\n\r\n", at, at + _MAX_HEAD)
-        if head_ends < 0:
-            raise _unreadable("the headers of a part are too long")
-        name = _name(body[at:head_ends])
-        start = head_ends + 4
-        stop = body.find(b"\r\n" + mark, start)
-        if stop < 0:
-            raise _unreadable("its last boundary is missing")
-        plain = fold(name.strip())
-        _refuse_reference(plain, body[at:head_ends], body[start : min(stop, start + _MAX_LINK)])
-        if plain in wanted:
-            if name != plain or plain in fields:
-                raise errors.bad_field(plain, f"'{plain}' must be given once, in lower case.")
-            fields[plain] = Field(start, stop)
-        at = stop + 2 + len(mark)
-    raise _unreadable(f"it has more than {MAX_PARTS} parts")
+    """Find the values of the ``wanted`` fields of a whole form.  Raises ``ApiError``."""
+    scanner = FormScanner(content_type, wanted)
+    scanner.feed(body)
+    return scanner.end()
 
 
-def read_field(body: bytes, fields: dict[str, Field], name: str) -> str | None:
+def read_field(fields: dict[str, Field], name: str) -> str | None:
     """Return the value of a field; None when it is missing."""
     field = fields.get(name)
     if field is None:
         return None
-    if field.stop - field.start > _MAX_FIELD:
-        raise errors.bad_field(name, f"'{name}' is longer than {_MAX_FIELD} bytes.")
+    if len(field.text) > MAX_FIELD:
+        raise errors.bad_field(name, f"'{name}' is longer than {MAX_FIELD} bytes.")
     try:
-        return body[field.start : field.stop].decode()
+        return field.text.decode()
     except UnicodeDecodeError:
         raise errors.bad_field(name, f"'{name}' is not UTF-8 text.") from None
 

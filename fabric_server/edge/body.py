@@ -6,6 +6,7 @@ import asyncio
 from typing import Protocol
 
 from fabric_server.dialects.errors import ApiError
+from fabric_server.dialects.large_body import LargeBody
 from fabric_server.net.memory_budget import NOBODY, UNCOUNTED, Holding, MemoryBudget
 
 READ_AHEAD = 256 * 1024
@@ -32,7 +33,7 @@ class Body:
     """
 
     __slots__ = ("_beside", "_connection", "_data", "_free", "_holding", "_waiter", "complete",
-                 "discarded", "error", "key", "length", "passed_on", "read_ahead", "received",
+                 "discarded", "error", "flowing", "key", "length", "passed_on", "received",
                  "replay_buffer")  # fmt: skip
 
     def __init__(self, connection: Connection) -> None:
@@ -52,14 +53,20 @@ class Body:
         self.replay_buffer = b""
         """Bytes that were taken and may be needed for another attempt, until an engine has begun
         to answer."""
+        self.flowing: LargeBody | None = None
+        """Reads what is still to be taken, if ``replay_buffer`` has only the beginning."""
         self.key = NOBODY
         """Id of the key whose request it is, once that is known: ``owned_by``."""
-        self.read_ahead = UNCOUNTED
         self._holding: Holding | None = None
         self._free = UNCOUNTED
         """Bytes of the body that may be held without counting more."""
         self._beside = 0
         """Bytes that its handler holds beside it."""
+
+    @property
+    def read_ahead(self) -> int:
+        """Bytes that may be taken from the socket before a handler has asked for them."""
+        return READ_AHEAD if self.key else UNCOUNTED
 
     @property
     def buffered(self) -> int:
@@ -115,7 +122,6 @@ class Body:
         Raises ``ApiError`` as ``hold`` does.
         """
         self.key = key
-        self.read_ahead = READ_AHEAD
         if self._holding is not None:
             self._holding.move(key)
         elif self.received > UNCOUNTED:

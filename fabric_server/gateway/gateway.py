@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from contextlib import AbstractContextManager, nullcontext
 
+from msgspec.structs import replace
+
 from fabric_server.auth.authenticator import KeyAuthenticator
 from fabric_server.dialects import errors
 from fabric_server.dialects.endpoints import ENDPOINTS, SHOW, Endpoint
@@ -12,7 +14,7 @@ from fabric_server.edge.request import Request
 from fabric_server.edge.router import Router
 from fabric_server.gateway.active_requests import ActiveRequests
 from fabric_server.gateway.authenticate import authenticate
-from fabric_server.gateway.body_reader import read_body
+from fabric_server.gateway.body_reader import read_body, rename_model
 from fabric_server.gateway.media import Media
 from fabric_server.gateway.options import read_options
 from fabric_server.gateway.requirements import build_requirements
@@ -63,15 +65,22 @@ class Gateway:
                 raise errors.ledger_full()
             if key.limited:
                 request.response_headers += self.limits.take(key)
-            # The end could name another model, which a key for some models must not get.
+            # The end may name another model, which a key for some models must not get.
             to_end = endpoint.buffers_body or key.models is not None
-            parsed = record.parsed = await read_body(request, endpoint, to_end=to_end)
+            parsed, large = await read_body(request, self.media, to_end=to_end)
+            record.parsed = parsed
             if not key.allows(parsed.model):
                 raise errors.model_not_allowed(parsed.model)
             options = read_options(request.headers)
             body = request.body
-            if self.media.concerns(body.replay_buffer, endpoint):
+            if large is None:
+                concerns = self.media.concerns(body.replay_buffer, endpoint)
+            else:
+                large.check()
+                concerns = large.has_references
+            if concerns:
                 await self.media.replace(body, endpoint)
+                record.parsed = replace(parsed, place=None)
             with self._keepalive(record, endpoint):
                 await self._forward(record, endpoint, options)
         except (Exception, asyncio.CancelledError) as error:
@@ -99,4 +108,7 @@ class Gateway:
         requirements, size = build_requirements(
             record, endpoint, options, self.upstream.registry, self.aliases
         )
+        if requirements.model != record.parsed.model:
+            growth = await rename_model(record.request, record.parsed, requirements.model)
+            size = None if size is None else size + growth
         await RetryLoop(self.upstream, record, requirements, options, size).run()

@@ -71,22 +71,19 @@ class Media:
             return False
         return may_have_media(body) or (self._off and b"source" in body.lower())
 
-    async def replace(self, body: Body, endpoint: Endpoint) -> None:
-        """Put what URLs name into their places in the replay buffer of a body.
+    def scanner(self, endpoint: Endpoint) -> MediaScanner:
+        """Return a scanner for a body that comes in pieces."""
+        return MediaScanner(self._policies[endpoint.dialect is Dialect.OLLAMA])
 
-        A body that is not complete is read to its end first.  What all that takes of memory is held
-        by the body.  Raises ``ApiError``.
+    async def replace(self, body: Body, endpoint: Endpoint) -> None:
+        """Put what URLs name into their places in the replay buffer of a whole body.
+
+        What that takes of memory is held by the body.  Raises ``ApiError``.
         """
-        if not body.complete:
-            pieces = [body.replay_buffer, body.take()]
-            while not body.complete:
-                await body.more()
-                pieces.append(body.take())
-            body.replay_buffer = b"".join(pieces)
         body.replay_buffer = await self._replaced(body, body.replay_buffer, endpoint)
 
     async def _replaced(self, request: Body, body: bytes, endpoint: Endpoint) -> bytes:
-        scanner = MediaScanner(self._policies[endpoint.dialect is Dialect.OLLAMA])
+        scanner = self.scanner(endpoint)
         for start in range(0, len(body), SLICE):
             if start:
                 await asyncio.sleep(0)

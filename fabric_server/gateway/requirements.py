@@ -10,11 +10,10 @@ from fabric_server.dialects.body import ParsedBody
 from fabric_server.dialects.endpoints import ENDPOINTS, Endpoint
 from fabric_server.dialects.error_formats import Dialect
 from fabric_server.dialects.errors import ApiError
-from fabric_server.edge.request import Body
 from fabric_server.nodes.registry import Engine, Registry
 from fabric_server.proxy.request_options import RequestOptions
 from fabric_server.proxy.request_record import RequestRecord
-from fabric_server.routing.aliases import Aliases, other_spelling, rename, resolve
+from fabric_server.routing.aliases import Aliases, other_spelling, resolve
 from fabric_server.routing.capabilities import estimate_tokens, guess_capabilities
 from fabric_server.routing.criteria import Requirements
 from fabric_server.routing.load_balancer import in_region, relax_hints, supports
@@ -33,23 +32,20 @@ def build_requirements(
     """Return what an engine must be able to do, and the size of the body that it gets: in bytes,
     None when it is not known.
 
-    An alias in the body is replaced by the model's name.  Raises ApiError when no engine that
-    serves the model can be asked this.
+    Their ``model`` is the model's own name, which the caller puts in the place of an alias.  Raises
+    ApiError when no engine that serves the model can be asked this.
     """
     request, parsed, key = record.request, record.parsed, record.key
-    body = request.body
-    size = len(body.replay_buffer) if body.complete else _announced_size(body, parsed)
+    body, flowing = request.body, request.body.flowing
+    size: int | None = len(body.replay_buffer)
+    if flowing is not None:
+        size = None if body.length is None else body.length + flowing.growth
     requirements = Requirements(
         parsed.model, key.id, options.priority, regions=options.regions, path=endpoint.path
     )
     if parsed.token_ids:
         requirements.engine_kinds = _TAKE_TOKEN_IDS
-    growth = -len(body.replay_buffer)
     requirements.model = model = _real_name(parsed.model, requirements, endpoint, registry, aliases)
-    if model != parsed.model:
-        form = request.headers.get(b"content-type", b"") if endpoint.form else None
-        body.replay_buffer = rename(body.replay_buffer, model, form)
-    growth += len(body.replay_buffer)
     candidates = registry.candidates(model)
     for engine in candidates:
         if supports(engine, requirements):
@@ -63,16 +59,7 @@ def build_requirements(
         salt = f"{key.account}\n{model}".encode()
         requirements.prefix = prefix_hashes(body.replay_buffer, salt, endpoint.prompt_keys)
     relax_hints(candidates, requirements)
-    return requirements, None if size is None else size + growth
-
-
-def _announced_size(body: Body, parsed: ParsedBody) -> int | None:
-    """Return the size of a body that is not whole yet, as patched."""
-    size = body.length
-    if size is not None and parsed.patch is not None:
-        start, stop, text = parsed.patch
-        size += len(text) - (stop - start)
-    return size
+    return requirements, size
 
 
 def _real_name(

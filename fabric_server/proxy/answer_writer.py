@@ -32,7 +32,6 @@ class AnswerWriter:
         "_held",
         "_held_size",
         "_kind",
-        "_usage_requested",
         "announced",
         "bytes_received",
         "is_rest",
@@ -42,6 +41,7 @@ class AnswerWriter:
         "started",
         "status",
         "streamed",
+        "usage_requested",
     )
 
     def __init__(
@@ -68,7 +68,8 @@ class AnswerWriter:
         """The client has got something of this answer; comments do not count."""
         self.last_written = b""
         """The chunk of a stream that was written last."""
-        self._usage_requested = usage_requested
+        self.usage_requested = usage_requested
+        """A body that flows may ask for usage at its end: it is set again before the answer."""
         self._kind = choice.engine.kind
         self._continuation = continuation
         self._headers: Headers = (
@@ -103,7 +104,7 @@ class AnswerWriter:
             self.announced = None  # the usage chunk may be taken out
         if head.status < 300:
             if self.streamed:
-                self.meter = endpoint.stream_meter(self._usage_requested)
+                self.meter = endpoint.stream_meter(self.usage_requested)
                 if self._continuation is not None:
                     self.meter = self._continuation.meter(
                         self.meter, self._kind, splice=self.is_rest
@@ -145,7 +146,7 @@ class AnswerWriter:
 
     def write_final_chunk(self) -> bool:
         """Write the end of a stream that has all its tokens; False when this is none."""
-        if self._continuation is None or self._usage_requested:  # its prompt's tokens are not known
+        if self._continuation is None or self.usage_requested:  # its prompt's tokens are not known
             return False
         chunk = self._continuation.final_chunk()
         if chunk:

@@ -11,6 +11,8 @@ import asyncio
 from typing import Protocol
 
 from fabric_server.dialects.errors import ApiError
+from fabric_server.dialects.large_body import LargeBody
+from fabric_server.edge.slices import feed_slices
 from fabric_server.net.deadlines import Deadlines
 from fabric_server.nodes.registry import Registry
 from fabric_server.proxy.answer_writer import AnswerWriter
@@ -132,16 +134,22 @@ class Attempt:
             stream.send(body, ended)
         self._deadlines.add(self)
 
-    async def upload(self) -> None:
-        """Send what is still to come of the body, as fast as the node takes it."""
+    async def upload(self, flowing: LargeBody) -> None:
+        """Send what is still to come of the body, as fast as the node takes it.
+
+        The end goes out only when all of it has been read, so that no engine begins before.
+        """
         body, stream = self.answer.request.body, self._stream
         assert stream is not None
         try:
             while True:
                 if self.first_byte_at is None:
                     self.deadline = self.clock.restart_first_byte(self._loop.time())
-                data, ended = body.take(), body.complete
-                room = stream.send(data, ended)
+                data, ended = body.take(), body.complete  # more may come while this is read
+                await feed_slices(flowing, data)
+                if ended:
+                    self.answer.usage_requested = flowing.end().usage_requested
+                room = stream.send(flowing.take(), ended)
                 body.passed_on += len(data)
                 if ended:
                     return
@@ -150,8 +158,7 @@ class Attempt:
                     await self._writable.wait()
                 await body.more()
         except ApiError as error:
-            self._finish(Ending("refused", error=error))
-            self._reset(Code.CANCELLED, "the request's body is incomplete")
+            self._refuse(error)
 
     def cancel(self) -> None:
         """End it because the client has gone; does nothing when it is over."""
@@ -405,6 +412,17 @@ class Attempt:
         self._owner.on_attempt_over(self, ending)
         if not self.hedge_runs and not self.done.done():  # cancelled with the request's task
             self.done.set_result(ending)
+
+    def _refuse(self, error: ApiError) -> None:
+        """End it because the request's body is wrong, or does not come."""
+        if self.ending is not None:
+            return
+        ending = Ending("refused", error=error)
+        if self.answer.started:
+            self._end_broken(error, ending)
+        else:
+            self._finish(ending)
+        self._reset(Code.CANCELLED, "the request's body can't be sent to its end")
 
     def _release_slot(self) -> None:
         """Give the slot back: nothing runs at the node any more."""

@@ -68,7 +68,7 @@ class RetryLoop:
         self._record = record
         self._requirements = requirements
         self._loop = asyncio.get_running_loop()
-        self._whole = request.body.complete
+        self._whole = request.body.flowing is None
         """Otherwise the replay buffer has only the body's beginning: it can't be sent twice."""
         self._size = size
         self._deadline = request.arrived + options.seconds
@@ -245,7 +245,8 @@ class RetryLoop:
         )
 
     async def _ending(self, attempt: Attempt) -> Ending:
-        upload = None if self._whole else self._loop.create_task(attempt.upload())
+        flowing = self._request.body.flowing
+        upload = None if flowing is None else self._loop.create_task(attempt.upload(flowing))
         try:
             return await attempt.done
         finally:

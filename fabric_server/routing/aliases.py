@@ -6,10 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
-from fabric_server.dialects import errors
-from fabric_server.dialects.forms import read_form
-from fabric_server.dialects.json_keys import Scanner
-
 Aliases = Mapping[str, tuple[str, ...]]
 
 
@@ -57,22 +53,8 @@ def other_spelling(model: str) -> str:
     return model.removesuffix(":latest") if model.endswith(":latest") else f"{model}:latest"
 
 
-def rename(body: bytes, model: str, form: bytes | None = None) -> bytes:
-    """Return ``body``, or the beginning of one, with the value of its ``model`` replaced.
-
-    ``form`` is the content type of a body that is no JSON.  Raises ``ApiError`` when the place of
-    the value is unclear.
-    """
-    if form is not None:
-        start, stop = read_form(body, form, frozenset({"model"}))["model"]
-        return body[:start] + model.encode() + body[stop:]
-    scanner = Scanner(frozenset({b"model"}))
-    scanner.feed(body)
-    span = scanner.spans.get(b"model")
-    if span is None:
-        raise errors.bad_field(
-            "model",
-            "'model' must be written without escapes and stand near the body's beginning.",
-        )
-    start, stop = span
-    return body[:start] + msgspec.json.encode(model) + body[stop:]
+def rename(body: bytes, place: tuple[int, int], model: str, *, form: bool = False) -> bytes:
+    """Return ``body``, or the beginning of one, with another name at the place of its model's."""
+    start, stop = place
+    view, name = memoryview(body), model.encode() if form else msgspec.json.encode(model)
+    return b"".join((view[:start], name, view[stop:]))

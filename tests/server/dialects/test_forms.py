@@ -122,7 +122,10 @@ def test_no_bytes_raise_anything_else(noise: bytes, at: int) -> None:
 
 
 def test_a_model_can_be_renamed() -> None:
-    assert rename(FILE + MODEL + END, "a/b", TYPE) == FILE + part("model", b"a/b") + END
+    place = parse_body(FILE + MODEL + END, AUDIO, TYPE).place
+    assert place is not None
+    renamed = rename(FILE + MODEL + END, place, "a/b", form=True)
+    assert renamed == FILE + part("model", b"a/b") + END
 
 
 HOME = b"http://192.168.1.1/a.wav"
