@@ -59,11 +59,6 @@ class Endpoint:
     forwarded_headers: tuple[tuple[bytes, str], ...] = _COMMON_HEADERS
     """Headers of the request that are forwarded to the node: the name in both spellings."""
 
-    @property
-    def allows_comments(self) -> bool:
-        """Return whether streams can be kept alive by SSE comments; lines of JSON have none."""
-        return self.streams == EVENTS
-
 
 _CHAT = Endpoint(
     path="",

@@ -310,6 +310,12 @@ def upstream_timeout(seconds: float) -> ApiError:
     )
 
 
+def answer_timeout(reason: str) -> ApiError:
+    """Return the error for an answer that is cut because time is up, its node being there."""
+    message = f"The answer was cut in its middle: {reason}."
+    return ApiError(504, "upstream_timeout", message, type="server_error")
+
+
 def overloaded(message: str, retry_after: float) -> ApiError:
     return ApiError(503, "overloaded", message, type="server_error", retry_after=retry_after)
 

@@ -26,11 +26,9 @@ _STATUS_LINE = {
 }
 _NO_BODY = frozenset({204, 304})
 _JSON = (b"content-type", b"application/json")
-_EVENTS: Headers = [
-    (b"content-type", b"text/event-stream"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
+_STREAM_HEADERS: Headers = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+_EVENTS: Headers = [(b"content-type", b"text/event-stream"), *_STREAM_HEADERS]
+_LINES: Headers = [(b"content-type", b"application/x-ndjson"), *_STREAM_HEADERS]
 _CORS = (
     b"access-control-allow-origin: *\r\n"
     b"access-control-expose-headers: x-request-id, x-client-request-id, request-id, x-fabric-route,"
@@ -62,7 +60,7 @@ class Request:
     """One request; answer it with ``respond`` or ``respond_error``, or in steps.
 
     The steps are ``start_response``, then ``response.write`` … and ``response.finish``.  A stream
-    may be kept alive by ``send_comment`` before.  The client then has the head of a stream, and an
+    may be kept alive by ``send_ahead`` before.  The client then has the head of a stream, and an
     answer that is an error becomes an event of it.
     """
 
@@ -130,19 +128,20 @@ class Request:
             self.keep_alive = False
         self.respond(error.status, error.body(self.dialect, self.id), headers)
 
-    def send_comment(self, text: str) -> None:
-        """Send an SSE comment; the answer itself must not have begun."""
+    def send_ahead(self, data: bytes) -> None:
+        """Send a comment, or what stands for one; the answer itself must not have begun."""
         response = self.response
         assert not response.started
         if not response.comments_sent:
             response.comments_sent = True
-            self._send_head(200, _EVENTS, None)
-        response.write(b": " + text.encode() + b"\n\n")
+            headers = _LINES if self.dialect is Dialect.OLLAMA else _EVENTS
+            self._send_head(200, headers, None)
+        response.write(data)
 
     def start_response(self, status: int, headers: Headers, length: int | None) -> Response:
         """Send the head.  ``length`` is the body's; None sends a body that marks its own end.
 
-        After comments, an answer with a status below 300 has to be a stream of events.
+        After comments, an answer with a status below 300 has to be a stream.
         """
         response = self.response
         assert not response.started

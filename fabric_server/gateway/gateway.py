@@ -18,7 +18,7 @@ from fabric_server.gateway.body_reader import read_body, rename_model
 from fabric_server.gateway.media import Media
 from fabric_server.gateway.options import read_options
 from fabric_server.gateway.requirements import build_requirements
-from fabric_server.gateway.sse_keepalive import SseKeepalive
+from fabric_server.gateway.stream_keepalive import StreamKeepalive
 from fabric_server.proxy.request_options import RequestOptions
 from fabric_server.proxy.request_record import RequestRecord
 from fabric_server.proxy.retries import RetryLoop
@@ -93,12 +93,16 @@ class Gateway:
             self._ledger.write(record)
 
     def _keepalive(self, record: RequestRecord, endpoint: Endpoint) -> AbstractContextManager[None]:
-        """Keep a stream alive while it waits for its answer, where its format allows that."""
-        if not record.parsed.stream or not endpoint.allows_comments:
+        """Keep a stream alive while nothing comes of its answer."""
+        if not record.parsed.stream or endpoint.streams is None:
             return nullcontext()
         upstream = self.upstream
-        return SseKeepalive(
-            record.request, upstream.deadlines, upstream.admission.position, self._loop.time()
+        return StreamKeepalive(
+            record,
+            endpoint,
+            upstream.deadlines,
+            upstream.admission.position,
+            self._loop.time(),
         )
 
     async def _forward(

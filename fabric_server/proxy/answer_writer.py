@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fabric_server.dialects.endpoints import CHAT
+from fabric_server.dialects.endpoints import CHAT, LINES
 from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Headers, Request
 from fabric_server.metering.openai import Meter, NoMeter
@@ -80,8 +80,23 @@ class AnswerWriter:
 
     @property
     def misfit(self) -> bool:
-        """The client has got the head of a stream, and this is neither a stream nor an error."""
-        return self.request.response.comments_sent and self.status < 300 and not self.streamed
+        """The client has got the head of a stream, and this is neither a stream nor an error.
+
+        In lines of JSON an answer in one piece is the stream's only line: so Ollama answers who
+        asks it to load a model.
+        """
+        if self.streamed or self.status >= 300 or not self.request.response.comments_sent:
+            return False
+        endpoint = self.request.endpoint or CHAT
+        return endpoint.streams != LINES or (b"content-type", b"application/json") not in (
+            (name, value.partition(b";")[0].strip().lower()) for name, value in self._headers
+        )
+
+    @property
+    def between_events(self) -> bool:
+        """The client has whole events of a stream so far, and there are more to come."""
+        meter = self.meter
+        return self.streamed and self.status < 300 and not (meter.torn or meter.done)
 
     @property
     def delivered(self) -> bool:
@@ -120,7 +135,7 @@ class AnswerWriter:
         if self._continuation is None:
             self.request.body.forget()
         if self.is_rest:
-            self.request.send_comment("continued on another node")
+            self.request.send_ahead(b": continued on another node\n\n")
         self.request.start_response(self.status, self._headers, self.announced)
 
     def hold(self, data: bytes) -> None:

@@ -17,7 +17,7 @@ from fabric_server.net.deadlines import Deadlines
 from fabric_server.nodes.registry import Registry
 from fabric_server.proxy.answer_writer import AnswerWriter
 from fabric_server.proxy.clock import AttemptClock
-from fabric_server.proxy.ending import Ending, broken, incomplete, upstream_lost
+from fabric_server.proxy.ending import Ending, broken, incomplete
 from fabric_server.proxy.outcome_rules import (
     ANSWERED,
     ERROR_EVENT,
@@ -373,6 +373,8 @@ class Attempt:
         """End a failed attempt; the client sees the failure only if the answer has started."""
         answer, rule = self.answer, rule or rule_of_code(code)
         ending = Ending("timeout" if code == Code.TIMEOUT else "failed", code, reason, rule=rule)
+        if code == Code.TIMEOUT:
+            ending.timed_out = self.clock.overdue or "its time at the node was over"
         if not answer.started:
             self._finish(ending)
         elif code == Code.SLOW_READER:
@@ -387,7 +389,7 @@ class Attempt:
             self._finish(Ending("ok", rule=rule))
             answer.request.response.finish()
         else:
-            self._end_broken(upstream_lost(), ending)
+            self._end_broken(ending.told, ending)
 
     def _suspend(self, ending: Ending) -> None:
         """Leave the rest of the answer to another node."""

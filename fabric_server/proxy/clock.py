@@ -42,6 +42,7 @@ class AttemptClock:
         "_progress_at",
         "_progress_bytes",
         "began_at",
+        "overdue",
         "throttled",
         "timeouts",
     )
@@ -49,6 +50,8 @@ class AttemptClock:
     def __init__(self, timeouts: Timeouts, now: float) -> None:
         self.timeouts = timeouts
         self.began_at = now
+        self.overdue = ""
+        """The reason why an answer that had begun has timed out."""
         self.throttled = False
         """The client was slower than the engine, which had to wait for it."""
         self._ends_at = now + timeouts.total
@@ -84,13 +87,13 @@ class AttemptClock:
     def check(self, now: float, bytes_received: int) -> str | None:
         """Return the reason why the answer has timed out; None when it may go on."""
         if now >= self._ends_at:
-            return "the answer took longer than its time limit"
+            self.overdue = f"the answer took longer than its time limit, {self.timeouts.total:g} s"
         if bytes_received != self._progress_bytes:
             self._progress_at = now
             self._progress_bytes = bytes_received
         elif now - self._progress_at >= self.timeouts.idle:
-            return "the engine sent nothing for too long"
-        return None
+            self.overdue = f"the engine sent nothing for {self.timeouts.idle:g} s"
+        return self.overdue or None
 
     def next_idle_check(self, now: float) -> float:
         return min(now + self.timeouts.idle / CHECKS_PER_IDLE, self._ends_at)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fabric_server.dialects.errors import ApiError
+from fabric_server.dialects.errors import ApiError, answer_timeout
 from fabric_server.proxy.outcome_rules import CLIENT_GONE, Rule, rule_of_code
 from protocol.errors import Code
 
@@ -27,6 +27,13 @@ class Ending:
     """Cancelled: the other hedged attempt won."""
     status: int = 0
     """The engine's, where that is why the attempt ended."""
+    timed_out: str = ""
+    """The reason of a timeout, in words for a client that has part of the answer."""
+
+    @property
+    def told(self) -> ApiError:
+        """The error for a client that has part of the answer, and gets no more."""
+        return answer_timeout(self.timed_out) if self.timed_out else upstream_lost()
 
 
 def incomplete() -> Ending:

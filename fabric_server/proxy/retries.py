@@ -14,7 +14,7 @@ from fabric_server.proxy.answer_writer import AnswerWriter
 from fabric_server.proxy.attempt import Attempt
 from fabric_server.proxy.clock import AttemptClock, Timeouts
 from fabric_server.proxy.continuation import Continuation
-from fabric_server.proxy.ending import Ending, upstream_lost
+from fabric_server.proxy.ending import Ending
 from fabric_server.proxy.hedging import HedgeTimer
 from fabric_server.proxy.outcome_rules import Counts
 from fabric_server.proxy.request_options import RAW_REASONING, RequestOptions
@@ -37,8 +37,8 @@ class RetryLoop:
     """``run`` returns when the request has its answer, and raises ApiError when there is none."""
 
     __slots__ = (
+        "_broken",
         "_continuation",
-        "_continuing",
         "_deadline",
         "_endpoint",
         "_loop",
@@ -77,8 +77,9 @@ class RetryLoop:
         failover = key.failover == "continue" if options.failover is None else options.failover
         if failover and self._whole and record.parsed.stream and self._endpoint is CHAT:
             self._continuation = Continuation(request.body.replay_buffer)
-        self._continuing = False
-        """The next attempt is asked for the rest of an answer."""
+        self._broken: ApiError | None = None
+        """Set when an answer has broken off and the next attempt is asked for its rest: the error
+        for the client if no engine has it."""
         self._suspects: list[tuple[Engine, Ending]] | None = None
         """Attempts that failed, perhaps by the request's own fault."""
 
@@ -95,7 +96,7 @@ class RetryLoop:
             if ending.error is not None and not self._request.response.finished:
                 raise ending.error
             if ending.to_continue and continuation is not None:
-                self._continuing, requirements.engine_kinds = True, continuation.engine_kinds
+                self._broken, requirements.engine_kinds = ending.told, continuation.engine_kinds
                 upstream.budget.spend()
                 continue
             if attempt.answer.started:
@@ -105,8 +106,8 @@ class RetryLoop:
                 # Only a tunnel was lost: the node has another one.
                 requirements.excluded_nodes.remove(node.id)
             if not ending.rule.elsewhere or not self.can_retry():
-                if self._continuing:
-                    raise upstream_lost()
+                if self._broken is not None:
+                    raise self._broken
                 raise explain(ending, requirements.model, attempt.clock.timeouts)
             upstream.budget.spend()
             upstream.metrics.retries += 1
@@ -130,8 +131,8 @@ class RetryLoop:
                 # The tunnel closed between the slot being given and being used.
                 self._upstream.registry.release(choice.engine)
         except ApiError:
-            if self._continuing:
-                raise upstream_lost() from None
+            if self._broken is not None:
+                raise self._broken from None
             raise
         finally:
             self._record.queued += self._loop.time() - began
@@ -154,7 +155,7 @@ class RetryLoop:
 
     def race(self, attempt: Attempt) -> None:
         """Let a second engine compete with ``attempt``; ``AttemptOwner``'s."""
-        if self._whole and not self._continuing and self._record.attempts < MAX_TRIES:
+        if self._whole and self._broken is None and self._record.attempts < MAX_TRIES:
             self._start_hedge(attempt)
 
     def can_continue(self) -> bool:
@@ -168,7 +169,7 @@ class RetryLoop:
         """Ask an engine; return whose ending it is, and the ending."""
         upstream, requirements, record = self._upstream, self._requirements, self._record
         body = self._request.body.replay_buffer
-        if self._continuing and self._continuation is not None:
+        if self._broken is not None and self._continuation is not None:
             body = self._continuation.body(choice.engine.kind)
         affinity = upstream.outcomes.known.affinity
         affinity.remember(requirements.prefix, choice.engine)
@@ -217,7 +218,7 @@ class RetryLoop:
                 self._record.parsed.usage_requested,
                 choice,
                 self._continuation,
-                is_rest=self._continuing,
+                is_rest=self._broken is not None,
             ),
             AttemptClock(upstream.timeouts.within(self._deadline - now), now),
             upstream.registry,
@@ -274,7 +275,7 @@ class RetryLoop:
         upstream, record, answer = self._upstream, self._record, attempt.answer
         requirements, stream = self._requirements, record.parsed.stream
         self._judge(attempt, ending)
-        if not self._continuing:  # the rest of an answer does not show how long answers take
+        if self._broken is None:  # the rest of an answer does not show how long answers take
             upstream.outcomes.update_latency(
                 attempt, ending, requirements.model, upstream.hedging, stream=stream
             )

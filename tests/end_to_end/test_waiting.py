@@ -11,7 +11,7 @@ import aiohttp
 import openai
 import pytest
 
-from fabric_server.gateway.sse_keepalive import QUEUED_SECONDS
+from fabric_server.gateway.stream_keepalive import QUEUED_SECONDS
 from tests.engine import Plan, ScriptedEngine
 from tests.fabric import Fabric
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fabric_server.dialects.endpoints import ENDPOINTS, EVENTS, LINES
+from fabric_server.dialects.endpoints import ENDPOINTS, LINES
 from fabric_server.dialects.error_formats import Dialect
 from protocol.errors import Code
 from tests.server.dialects.paths import (
@@ -99,7 +99,7 @@ async def test_an_error_that_an_engine_tells_within_its_stream_is_no_success(pat
 
 
 @pytest.mark.parametrize("path", STREAMED)
-async def test_a_stream_that_waits_is_kept_alive_where_its_dialect_has_comments(path: str) -> None:
+async def test_a_stream_that_waits_is_kept_alive_in_every_dialect(path: str) -> None:
     site, node = site_with(path, queue_timeout=600.0)
     site.registry.report(node.node, [node.report(["tiny"], slots=1)])
     ask(site, path, True)
@@ -111,17 +111,23 @@ async def test_a_stream_that_waits_is_kept_alive_where_its_dialect_has_comments(
     site.wait(30.0)
     await user_turn()
     endpoint = ENDPOINTS[path]
-    if endpoint.streams != EVENTS:
-        assert not user.received
-        return
-    assert b": queued, position 1\n\n" in user.received
+    lines = endpoint.streams == LINES
+    if lines:
+        assert b'"done":false}\n' in user.received
+        assert b"content-type: application/x-ndjson\r\n" in user.received
+    else:
+        assert b": queued, position 1\n\n" in user.received
     first.fail(Code.ENGINE_FAILED)
     second = await node.call()
-    second.answer(400, b'{"type":"error","error":{"type":"t","message":"bad"}}')
+    bad = b'{"error":"bad"}' if lines else b'{"type":"error","error":{"type":"t","message":"bad"}}'
+    second.answer(400, bad)
     body = (await user.answer()).body
-    assert body.endswith(b"\n\n")
+    assert body.endswith(b"\n" if lines else b"\n\n")
     assert b'"bad"' in body
-    assert (b"event: error\ndata: " in body) == (endpoint.dialect is not Dialect.OPENAI)
+    if lines:
+        assert json.loads(body.splitlines()[-1]) == {"error": "bad"}
+    else:
+        assert (b"event: error\ndata: " in body) == (endpoint.dialect is not Dialect.OPENAI)
 
 
 # ── what the fabric refuses ───────────────────────────────────────────────────────────────────

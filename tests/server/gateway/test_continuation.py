@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fabric_server.edge.request import Request
-from fabric_server.gateway.sse_keepalive import QUEUED_SECONDS
+from fabric_server.gateway.stream_keepalive import QUEUED_SECONDS
 from fabric_server.proxy.attempt import Attempt
 from fabric_server.proxy.transcript import Transcript
 from protocol.errors import Code

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fabric_server.dialects.endpoints import ENDPOINTS, EVENTS
+from fabric_server.dialects.endpoints import ENDPOINTS
 from fabric_server.metering.events import AudioMeter, MessagesMeter, ResponsesMeter
 from fabric_server.metering.ollama import MAX_LINE, LinesMeter, ollama_usage
 from fabric_server.metering.ollama_show import MAX_SHOWN, ShowMeter
@@ -177,12 +177,6 @@ def test_the_last_figures_of_ollamas_answer_count() -> None:
     text = line(message={"arguments": {"eval_count": 99}}, prompt_eval_count=5, eval_count=7)
     assert ollama_usage(text) == Usage(5, 7)
     assert ollama_usage(b'{"eval_count":' + b"9" * 5000 + b"}") is None
-
-
-def test_only_streams_of_events_can_be_commented_on() -> None:
-    for endpoint in ENDPOINTS.values():
-        assert endpoint.allows_comments == (endpoint.streams == EVENTS)
-    assert not ENDPOINTS["/api/chat"].allows_comments
 
 
 # ── what is shown of a model ──────────────────────────────────────────────────────────────────

@@ -140,7 +140,7 @@ async def test_the_request_s_body_is_dropped_when_no_other_engine_can_need_it() 
 async def test_after_comments_only_a_stream_or_an_error_fits() -> None:
     for head, misfit in [(STREAM_HEAD, False), (json_head(2), True), (json_head(2, 500), False)]:
         writer, _ = await make_writer()
-        writer.request.send_comment("waiting")
+        writer.request.send_ahead(b": waiting\n\n")
         writer.read_head(head)
         assert writer.misfit is misfit
 

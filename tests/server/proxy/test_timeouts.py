@@ -106,7 +106,10 @@ async def test_an_engine_that_falls_silent_is_given_up_and_one_that_goes_on_is_n
         await asyncio.sleep(0)
     assert part == 8 + 1 + 4  # seen silent first, and then for as long as it may be
     assert await call.stopped() == Code.TIMEOUT
-    assert_ends_with_error((await user.answer()).body, "upstream_lost")
+    body = (await user.answer()).body
+    assert_ends_with_error(body, "upstream_timeout")
+    assert b"the engine sent nothing for 120 s" in body
+    assert b"lost" not in body
     assert (await site.entry()).outcome == "timeout"
 
 

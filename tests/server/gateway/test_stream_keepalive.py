@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fabric_server.gateway.sse_keepalive import AGAIN_SECONDS, LOADING_SECONDS, QUEUED_SECONDS
+from fabric_server.gateway.stream_keepalive import AGAIN_SECONDS, LOADING_SECONDS, QUEUED_SECONDS
 from protocol.errors import Code
 from tests.site import ASK, CHAT, DONE, LIMITS, PATIENT, STREAM, Call, ScriptedNode, Site, chunk
 from tests.users import Answer, MemoryUser, request
@@ -215,22 +215,6 @@ async def test_an_engine_may_be_silent_for_a_while_before_its_user_is_told() -> 
     assert (await user.answer()).body == LOADING + ANSWER
     entry = await site.entry()
     assert (entry.outcome, entry.status) == ("ok", 200)
-
-
-async def test_nothing_is_told_once_the_answer_has_begun() -> None:
-    site = Site()
-    node = site.node()
-    user = ask(site)
-    call = await node.call()
-    call.begin_stream()
-    call.data(chunk("Hi"))
-    await user.until(b"Hi")
-    for seconds in range(3, 50, 11):
-        site.wait(seconds)
-        await turns()
-    call.data(chunk(None) + DONE)
-    call.end()
-    assert (await user.answer()).body == ANSWER
 
 
 async def test_another_node_is_tried_after_comments_too() -> None:
