@@ -14,7 +14,7 @@ INSTALL_SELF := $(BIN)/python -m pip uninstall --quiet --quiet --yes fabric && \
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
 
 .DELETE_ON_ERROR:
-.PHONY: help run test check format fuzz soak attack attack-soak bench wheel docker-test certs lock clean
+.PHONY: help run test check format fuzz audit soak attack attack-soak bench wheel docker-test certs lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,8 +38,11 @@ format: $(VENV)/.installed-dev ## Format, and fix what ruff can fix
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-fuzz: $(VENV)/.installed-dev ## Fuzz the protocol for a while
+fuzz: $(VENV)/.installed-dev ## Fuzz every reader of foreign bytes for a while (ARGS="--target edge --seconds 600")
 	$(BIN)/python -m tests.fuzz $(ARGS)
+
+audit: $(VENV)/.installed ## Look the locked dependencies up in OSV's list of vulnerabilities
+	$(BIN)/python -m tests.audit $(ARGS)
 
 soak: $(VENV)/.installed-dev ## Kill and cut everything under load for ten minutes (ARGS="--seconds 60 --seed 1")
 	$(BIN)/python -m tests.chaos $(ARGS)

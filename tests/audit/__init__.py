@@ -1,0 +1,1 @@
+"""Known vulnerabilities of the locked dependencies: ``make audit``."""
