@@ -144,7 +144,7 @@ def _is_cut(body: str) -> bool:
         return False
     try:
         _decoder.decode(from_text(body[: len(body) // 4 * 4]))
-    except msgspec.DecodeError as error:
+    except ValueError as error:  # msgspec's errors are among them, and bad UTF-8
         return "truncated" in str(error)
     return False
 

@@ -60,7 +60,7 @@ def read(directory: Path) -> Control:
         return msgspec.json.decode(path.read_bytes(), type=Control)
     except FileNotFoundError:
         return Control()
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Unreadable(f"{path} can't be read ({error}): delete it.") from None
 
 

@@ -74,5 +74,5 @@ def read(directory: Path) -> State | None:
     """Return the state; None if no node has run there, or the file is not one of ours."""
     try:
         return msgspec.json.decode(path_in(directory).read_bytes(), type=State)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, ValueError, RecursionError):
         return None

@@ -142,7 +142,7 @@ async def _enrol(
         raise JoinError(_explain_refusal(token, status, answer))
     try:
         return msgspec.json.decode(answer, type=Enrolled)
-    except msgspec.MsgspecError as error:
+    except (ValueError, RecursionError) as error:
         raise JoinError(f"The server's response is invalid ({error}).") from None
 
 

@@ -100,7 +100,7 @@ class StreamDecoder:
     def _read(self, data: bytes) -> Piece | None:
         try:
             chunk = _decode(data)
-        except msgspec.DecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise self._broken(f"The answer can't be read: {error}.") from None
         if chunk.error is not None:
             raise self._broken(chunk.error.message)

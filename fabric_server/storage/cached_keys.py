@@ -171,7 +171,7 @@ class CachedKeys:
             return None
         try:
             value = _decode(text)
-        except msgspec.DecodeError:  # written by another release
+        except (ValueError, RecursionError):  # damaged, or written by another release
             return None
         if value.row is not None and not hmac.compare_digest(value.row.hash, digest):
             return None

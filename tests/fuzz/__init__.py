@@ -1,4 +1,6 @@
-"""Hostile bytes against everything that reads from a peer: ``python -m tests.fuzz --seconds 60``.
+"""Hostile bytes against everything that reads what others wrote: ``make fuzz``.
 
-A case is a number: the same number makes the same bytes, so that what failed can be run again.
+``targets`` lists the readers.  Inputs that took a reader a new way are kept in ``.cache/fuzz``, and
+the next run begins with them; small ones worth keeping go to ``seeds/TARGET/`` in git.  An input
+that failed is written to ``.cache/fuzz/found/``, and the command that runs it again is printed.
 """

@@ -1,11 +1,19 @@
+# ruff: noqa: E501 - inputs are longer than lines
 """One function per reader: it makes its case from a ``Random`` and raises what it finds wrong."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
+from typing import NamedTuple
 
-from protocol import messages
+import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from fabric_server.storage.spool.frames import encode_frame
+from protocol import join, messages
 from protocol.control.link import Link, LinkClosed
 from protocol.tunnel.base import Role
 from protocol.tunnel.events import (
@@ -20,6 +28,8 @@ from protocol.tunnel.events import (
 from protocol.tunnel.node import NodeConnection
 from protocol.tunnel.resume import ResumeTable
 from protocol.tunnel.server import ServerConnection
+from tests.contracts.samples import entry
+from tests.fuzz import node_readers, server_readers
 from tests.fuzz.traffic import broken, pieces_of, some_traffic
 from tests.pump import ANSWER, FIGURES, HEAD, SESSION, SIDES, frames_in
 
@@ -159,8 +169,109 @@ def _a_connection(role: Role, numbered: bool) -> ServerConnection | NodeConnecti
     return connection
 
 
-TARGETS: dict[str, Callable[[Random], None]] = {
-    "pieces": same_in_any_pieces,
-    "stranger": living_with_a_stranger,
-    "link": link,
+def make_csr() -> bytes:
+    key = ec.generate_private_key(ec.SECP256R1())
+    request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    return request.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+class Target(NamedTuple):
+    """A reader.  It raises what is wrong; its results differ where it took another way."""
+
+    run: Callable[[bytes], object]
+    seeds: tuple[bytes, ...]
+    numbered: bool = False
+    """The input is a number, from which the case is made."""
+
+
+def _numbered(run: Callable[[Random], None]) -> Target:
+    return Target(lambda data: run(Random(int(data))), (), numbered=True)
+
+
+STREAM = (
+    b'data: {"id":"x","model":"m","choices":[{"index":0,"delta":{"role":"assistant","content":"<think>'
+    b'Hm"}}]}\n\ndata: {"choices":[{"index":0,"delta":{"content":"</think>Hi","tool_calls":[{"index":'
+    b'0,"id":"c","function":{"name":"f","arguments":"{}"}}]},"finish_reason":"stop"}]}\n\n'
+    b'data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":2}}\n\ndata: [DONE]\n\n'
+)
+ANTHROPIC = (
+    b'event: message_start\ndata: {"type":"message_start","message":{"usage":{"input_tokens":3}}}\n\n'
+    b'event: message_delta\ndata: {"type":"message_delta","usage":{"output_tokens":4}}\n\n'
+    b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
+)
+RESPONSES = (
+    b'event: response.completed\ndata: {"type":"response.completed","response":{"usage":{'
+    b'"input_tokens":3,"output_tokens":4}}}\n\n'
+)
+LINES = (
+    b'{"model":"m","message":{"role":"assistant","content":"Hi"},"done":false}\n'
+    b'{"model":"m","done":true,"done_reason":"stop","prompt_eval_count":7,"eval_count":2}\n'
+)
+WHOLE = (
+    b'{"id":"x","model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"Hi"},'
+    b'"finish_reason":"stop"}],"usage":{"prompt_tokens":7,"completion_tokens":2}}'
+)
+ANSWERS = (STREAM, ANTHROPIC, RESPONSES, LINES, WHOLE, b'{"error":{"message":"odd","code":500}}')
+QUESTIONS = (
+    b'{"model":"m","stream":true,"stream_options":{"include_usage":true},"messages":[{"role":"user",'
+    b'"content":[{"type":"text","text":"Hi"},{"type":"image_url","image_url":{"url":"https://a.org/'
+    b'x.png"}}]}],"tools":[{"type":"function","function":{"name":"f","parameters":{}}}]}',
+    b'{"model":"m","max_tokens":9,"system":"s","messages":[{"role":"user","content":[{"type":"image",'
+    b'"source":{"type":"base64","media_type":"image/png","data":"aGk="}}]}]}',
+    b'{"model":"m","input":[{"role":"user","content":[{"type":"input_text","text":"Hi"}]}]}',
+    b'{"model":"m","prompt":"Hi","options":{"num_predict":3},"images":["aGk="],"format":"json"}',
+)
+FORM = (
+    b'--xx\r\ncontent-disposition: form-data; name="model"\r\n\r\nm\r\n--xx\r\ncontent-disposition: '
+    b'form-data; name="file"; filename="a.wav"\r\ncontent-type: audio/wav\r\n\r\nRIFF\r\n--xx--\r\n'
+)
+HTTP = (
+    b"GET / HTTP/1.1\r\nhost: a\r\n\r\n",
+    b"POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\nabc",
+    b"POST /echo HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+    b"POST /early HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 1\r\n\r\nx",
+)
+BATCH_LINE = b'{"custom_id":"a","method":"POST","url":"/v1/chat/completions","body":{"model":"m","messages":[]}}'
+TOKEN = join.encode(join.Token("a.org", 18081, bytes(32), bytes(32))).encode()
+CSR = make_csr()
+FRAMES = encode_frame(b'{"a":1}') + encode_frame(b'{"b":2}')
+
+TARGETS: dict[str, Target] = {
+    "pieces": _numbered(same_in_any_pieces),
+    "stranger": _numbered(living_with_a_stranger),
+    "link": _numbered(link),
+    "answers": Target(node_readers.answers, ANSWERS),
+    "batch_lines": Target(server_readers.batch_lines, (BATCH_LINE,)),
+    "bodies": Target(server_readers.bodies, QUESTIONS),
+    "cached_keys": Target(
+        server_readers.cached_keys, (msgspec.msgpack.encode([None, 1, 2.0, 9e9]),)
+    ),
+    "certificate_requests": Target(server_readers.certificate_requests, (CSR,)),
+    "control_messages": Target(node_readers.control_messages, tuple(LINK_MESSAGES)),
+    "documents": Target(
+        node_readers.documents,
+        (b'{"version":"0.13.5","chat_template_caps":{},"paths":{"/v1/completions":{"post":{}}}}',),
+    ),
+    "edge": Target(server_readers.edge, HTTP),
+    "error_texts": Target(server_readers.error_texts, (b"There is no model 'x'.",)),
+    "forms": Target(server_readers.forms, (FORM,)),
+    "forwarded_for": Target(server_readers.forwarded_for, (b"1.2.3.4, 10.0.0.2", b"[::1]:80")),
+    "framers": Target(node_readers.framers, ANSWERS),
+    "join_tokens": Target(node_readers.join_tokens, (TOKEN,)),
+    "ledger_records": Target(server_readers.ledger_records, (msgspec.json.encode(entry(1)),)),
+    "media": Target(server_readers.media, QUESTIONS),
+    "meters": Target(server_readers.meters, ANSWERS),
+    "multipart": Target(server_readers.multipart, (FORM,)),
+    "node_files": Target(node_readers.node_files, (b'{"at":1.0,"paused":true,"until":2.0}',)),
+    "queries": Target(server_readers.queries, (b"limit=5&since=2026-01-01&by=key,model",)),
+    "reasoning": Target(node_readers.reasoning, ANSWERS),
+    "redis_urls": Target(server_readers.redis_urls, (b":password@host:6379/0",)),
+    "settings": Target(
+        server_readers.settings, (b'public_port = 1\naddress = ["a"]\nlog_level = "info"\n',)
+    ),
+    "spool_frames": Target(server_readers.spool_frames, (FRAMES,)),
+    "translations": Target(node_readers.translations, QUESTIONS),
+    "urls": Target(
+        server_readers.urls, (b"https://a.org:8443/x?y", b"http://[::1]/", b"http://1.2.3.4")
+    ),
 }
