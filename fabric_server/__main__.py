@@ -14,10 +14,12 @@ from fabric_server.cli import Json, accounts, certs, db, guard, keys, nodes
 from fabric_server.cli.reload import reload
 from fabric_server.cli.up import up
 from fabric_server.config import PREFIX, Config
+from fabric_server.net.descriptor_plan import make_plan
 from fabric_server.net.listener import PortProblem
 from fabric_server.net.takeover import TakeoverProblem
 from fabric_server.pki.certificates import CertificateProblem
 from runtime import output
+from runtime.descriptors import allow_many_files, open_files_limit
 from runtime.errors import BackendError
 from runtime.flags import about_settings, takes_settings
 from runtime.output import say, say_json, say_table
@@ -38,8 +40,19 @@ app.add_typer(guard.app, name="guard")
 @app.command(epilog=about_settings(PREFIX, Config))
 @takes_settings(Config, PREFIX)
 def check_config(settings: Config, json: Json = False) -> None:
-    """Show all settings, with their values and sources."""
-    described = describe(settings)
+    """Show all settings, with their values and sources.
+
+    Numbers of connections that are not set are what this machine's limit of open files allows.
+    """
+    allow_many_files()
+    limit = open_files_limit()
+    planned = make_plan(limit, settings).settings
+    described = [
+        (name, str(planned[name]), f"ulimit -n {limit}")
+        if name in planned and getattr(settings, name) != planned[name]
+        else (name, value, source)
+        for name, value, source in describe(settings)
+    ]
     if json:
         say_json([{"name": n, "value": value, "source": source} for n, value, source in described])
     else:

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import socket
-from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from fabric_server.config_checks import check
+from fabric_server.net.addresses import own_address
 from fabric_server.net.machine_memory import memory_limit
 from fabric_server.net.memory_budget import BudgetLimits
-from fabric_server.routing.aliases import parse_aliases
-from fabric_server.routing.weights import parse_weights
 from protocol.messages import MAX_HEARTBEAT_SECONDS, MAX_SECONDS, MIN_HEARTBEAT_SECONDS
-from runtime.settings import Conflict, about
+from runtime.settings import about
 
 PREFIX = "FABRIC_SERVER_"
-
-_PORTS = ("control_port", "proxy_port", "public_port", "api_port")
-_SCHEMES = {
-    "store": ("sqlite", "postgresql"),
-    "cache": (
-        *("memory", "redis", "rediss"),
-        *("redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"),
-    ),
-    "bus": ("memory", "spool", "kafka"),
-}
 
 
 def _port(help: str) -> dict[str, object]:
@@ -77,6 +66,62 @@ class Config:
     )
     public_key: Path | None = field(
         default=None, metadata=about("Private key (PEM) of public_certificate.")
+    )
+
+    connections: int | None = field(
+        default=None,
+        metadata=about(
+            "Maximum number of connections to the public port. When it is reached, connections "
+            "that have sent no valid key are closed for new ones, the oldest first. Default: from "
+            "the limit of open files (ulimit -n).",
+            least=1,
+        ),
+    )
+    connections_per_address: int | None = field(
+        default=None,
+        metadata=about(
+            "The same from one IPv4 address or one /64 of IPv6; neither this machine nor trusted "
+            "proxies have this limit. Default: a quarter of connections.",
+            least=1,
+        ),
+    )
+    api_connections: int | None = field(
+        default=None,
+        metadata=about(
+            "Maximum number of connections to the API port. Default: from ulimit -n.", least=1
+        ),
+    )
+    node_connections: int | None = field(
+        default=None,
+        metadata=about(
+            "Maximum number of nodes' links and tunnels, together. Default: from ulimit -n.",
+            least=4,
+        ),
+    )
+    trusted_proxies: tuple[str, ...] = field(
+        default=(),
+        metadata=about(
+            "Addresses or networks (10.0.0.0/8) of proxies whose X-Forwarded-For and PROXY "
+            "protocol headers are believed."
+        ),
+    )
+    proxy_protocol: tuple[str, ...] = field(
+        default=(),
+        metadata=about(
+            "Ports (control, proxy, public, api) on which every connection has to begin with a "
+            "header of the PROXY protocol, version 2, from a trusted proxy."
+        ),
+    )
+    plaintext_from_proxies: bool = field(
+        default=False,
+        metadata=about("Allow trusted proxies plain HTTP on the public port, not on the API port."),
+    )
+    cors_origins: tuple[str, ...] = field(
+        default=("*",),
+        metadata=about(
+            "Origins of web pages that may use the public port, such as https://chat.example.org; "
+            "* for all, none for no page. Keys are needed all the same."
+        ),
     )
 
     store: str = field(
@@ -162,7 +207,10 @@ class Config:
         ),
     )
     keepalive_timeout: float = field(
-        default=60.0, metadata=_seconds("How long a client's idle connection is kept open.")
+        default=75.0,
+        metadata=_seconds(
+            "How long a client's idle connection is kept open; longer than a proxy in front does."
+        ),
     )
     first_byte_timeout: float = field(
         default=300.0,
@@ -321,40 +369,7 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        if not self.host:
-            raise Conflict("host is empty: set at least one address to listen on.", "host")
-        users: defaultdict[int, list[str]] = defaultdict(list)
-        for name in _PORTS:
-            users[getattr(self, name)].append(name)
-        for port, names in users.items():
-            if port and len(names) > 1:
-                both = " and ".join(names)
-                raise Conflict(f"{both} are both {port}: set different ports.", *names)
-        if self.tunnels_most < self.tunnels:
-            raise Conflict(
-                f"tunnels_most is {self.tunnels_most}, less than tunnels ({self.tunnels}): "
-                "raise tunnels_most or lower tunnels.",
-                "tunnels_most",
-                "tunnels",
-            )
-        if (self.public_certificate is None) != (self.public_key is None):
-            raise Conflict(
-                "public_certificate and public_key belong together: set both or neither.",
-                "public_certificate",
-                "public_key",
-            )
-        for setting, parse in (("aliases", parse_aliases), ("weights", parse_weights)):
-            try:
-                parse(getattr(self, setting))
-            except ValueError as error:
-                raise Conflict(f"{setting}: {error}.", setting) from None
-        for name, schemes in _SCHEMES.items():
-            url: str = getattr(self, name)
-            scheme, colon, _ = url.partition("://")
-            if url and not (colon and scheme in schemes):
-                # The URL itself may hold a password.
-                options = " or ".join(f"{one}://…" for one in schemes)
-                raise Conflict(f"{name} is not a supported URL: use {options}.", name)
+        check(self)
 
     @property
     def store_url(self) -> str:
@@ -373,20 +388,4 @@ class Config:
 
     def names(self) -> tuple[str, ...]:
         """Return ``address``, or the likely address of this machine; never empty."""
-        return self.address or (_own_address() or socket.gethostname(),)
-
-
-def _own_address() -> str | None:
-    """Return the address that this machine sends from; connecting a UDP socket sends nothing."""
-    # Addresses reserved for documentation (RFC 5737, RFC 3849): routed like any other.
-    for family, anywhere in (
-        (socket.AF_INET, "192.0.2.1"),
-        (socket.AF_INET6, "2001:db8::1"),
-    ):
-        try:
-            with socket.socket(family, socket.SOCK_DGRAM) as probe:
-                probe.connect((anywhere, 9))
-                return str(probe.getsockname()[0])
-        except OSError:
-            continue
-    return None
+        return self.address or (own_address() or socket.gethostname(),)

@@ -24,7 +24,7 @@ RELOADABLE = frozenset(
     {
         *("body_limit", "headers_limit", "headers_count", "header_timeout", "body_rate"),
         *("keepalive_timeout", "first_byte_timeout", "stall_timeout", "idle_timeout"),
-        *("hedge", "media", "bodies_limit", "bodies_limit_per_key"),
+        *("hedge", "cors_origins", "media", "bodies_limit", "bodies_limit_per_key"),
         *("slow_reader_timeout", "stream_limit"),
         *("queue_length", "queue_length_per_key", "queue_timeout", "aliases", "weights"),
         *("tunnels", "tunnels_most", "heartbeat_seconds", "node_certificate_days"),

@@ -10,12 +10,13 @@ Windows has SIGINT and SIGBREAK only, and its loop can't watch them: plain handl
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
+
+from runtime.descriptors import allow_many_files
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as in shells."""
@@ -86,7 +87,7 @@ def run(program: Callable[[Signals], Coroutine[Any, Any, None]]) -> int:
                 raise
         return INTERRUPTED if signals.interrupted else 0
 
-    _allow_many_files()
+    allow_many_files()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(watched())
 
@@ -106,22 +107,6 @@ async def unless_stopped(signals: Signals, work: Coroutine[Any, Any, T]) -> T | 
         if not working.done():
             working.cancel()
             await asyncio.wait((working,))
-
-
-def _allow_many_files() -> None:
-    """Raise the soft limit of open files to the hard one, because each connection is one file.
-
-    The usual soft limit of 1,024 is for programs that use select.  Windows has no such limit.
-    """
-    try:
-        import resource
-    except ImportError:
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        # Some systems report a limit that they don't grant.
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

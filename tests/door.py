@@ -62,16 +62,17 @@ class Door:
         application.on_response_prepare.append(self._answering)
         self._runner = web.AppRunner(application)
         await self._runner.setup()
-        assert self._runner.server is not None
+        server = self._runner.server
+        assert server is not None
         self.api = Listener(
-            Port("api", ["127.0.0.1"], 0, self._runner.server, self.contexts.public, "loopback")
+            Port("api", ["127.0.0.1"], 0, lambda peer: server(), self.contexts.public, "loopback")
         )
         self.control = Listener(
             Port(
                 "control",
                 ["127.0.0.1"],
                 0,
-                asyncio.Protocol,
+                lambda peer: asyncio.Protocol(),
                 self.contexts.control,
                 alpn=CONTROL_ALPN,
             )

@@ -22,6 +22,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from fabric_server.admin.routes import Text
+from fabric_server.net.connection_budget import Budget
 from fabric_server.nodes.registry import Node
 
 LAG_SECONDS = 0.02
@@ -41,6 +42,8 @@ class Port(Protocol):
     def refused(self) -> Mapping[str, int]: ...
     @property
     def pending(self) -> int: ...
+    @property
+    def budget(self) -> Budget: ...
 
 
 class Tunnels(Protocol):
@@ -206,6 +209,17 @@ class StateCollector:
         )
         pending = {name: port.pending for name, port in ports.items()}
         yield _gauge("connections_pending", "Connections in the handshake.", "port", pending)
+        used = {name: port.budget.used for name, port in ports.items()}
+        yield _gauge("connections_open", "Connections that have a place.", "port", used)
+        strangers = {name: port.budget.strangers for name, port in ports.items()}
+        yield _gauge(
+            "connections_strange",
+            "Of these, without a valid key or registration: closed when places are scarce.",
+            "port",
+            strangers,
+        )
+        places = {name: port.budget.places.total for name, port in ports.items()}
+        yield _gauge("connections_limit", "Places for connections.", "port", places)
         refused = CounterMetricFamily(
             "fabric_connections_refused", "Connections refused.", labels=["port", "reason"]
         )

@@ -15,13 +15,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import msgspec
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from aiohttp.http_exceptions import LineTooLong
 
 from fabric_server.admin.parameters import MAX_BODY, ClientTimeouts
 from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
-from fabric_server.net.addresses import peer_of
+from fabric_server.net.addresses import NO_ADDRESS, peer_of
+from fabric_server.net.connection_budget import Peer
 from runtime.errors import BackendError, RecordError
 
 log = logging.getLogger("fabric.api")
@@ -87,6 +88,7 @@ async def handle_errors(
     request_id = new_request_id()
     response: web.StreamResponse
     try:
+        _check_host(request)
         response = await handler(request)
     except ApiError as error:
         response = error_response(error)
@@ -105,18 +107,38 @@ async def handle_errors(
     return add_headers(response, request_id)
 
 
+def _check_host(request: web.Request) -> None:
+    """Raise ``ApiError`` for what RFC 9112, 3.2 forbids: another number of hosts than one."""
+    hosts = len(request.headers.getall("Host", ()))
+    if hosts > 1 or (not hosts and request.version >= HttpVersion11):
+        raise errors.bad_request(
+            "The request has more than one Host header."
+            if hosts
+            else "The request has no Host header."
+        )
+
+
 def client_address(request: web.BaseRequest) -> str:
-    """Return the client's IP address, in one spelling; empty when the connection is gone."""
-    peer = peer_of(request.transport)
-    return "" if peer is None else str(peer)
+    """Return the client's IP address, behind trusted proxies, as ``edge.request`` does."""
+    connection = request.protocol
+    if isinstance(connection, HttpConnection):
+        hops = ",".join(request.headers.getall("X-Forwarded-For", ())).encode("ascii", "replace")
+        return connection.peer.client_address(hops or None)
+    return str(peer_of(request.transport) or NO_ADDRESS)
+
+
+def recognise(request: web.BaseRequest) -> None:
+    """Keep the connection of ``request`` when strangers' are shed: its key is valid."""
+    if isinstance(request.protocol, HttpConnection):
+        request.protocol.peer.recognise()
 
 
 class HttpConnection(web.RequestHandler):
     """One connection of the API port."""
 
-    __slots__ = ("_reader_seconds",)
+    __slots__ = ("_reader_seconds", "peer")
 
-    def __init__(self, server: web.Server, timeouts: ClientTimeouts) -> None:
+    def __init__(self, server: web.Server, timeouts: ClientTimeouts, peer: Peer) -> None:
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
@@ -126,6 +148,11 @@ class HttpConnection(web.RequestHandler):
             auto_decompress=False,  # a small body must not become a large one
         )
         self._reader_seconds = timeouts.reader
+        self.peer = peer
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self.peer.release()
+        super().connection_lost(exc)
 
     def handle_error(
         self,
@@ -142,7 +169,7 @@ class HttpConnection(web.RequestHandler):
             reason = (message or "it can't be parsed").strip().splitlines()[0].rstrip(":.")
             error = errors.bad_request(f"The request is not valid HTTP/1.1: {reason}.")
         else:
-            extra = {"request": request_id, "peer": request.remote}
+            extra = {"request": request_id, "peer": client_address(request)}
             log.error("request failed", exc_info=exc, extra=extra)
             error = _internal_error()
         if request.writer.output_size > 0:
@@ -167,10 +194,10 @@ class HttpConnection(web.RequestHandler):
 
 def connection_factory(
     server: web.Server, timeouts: ClientTimeouts | None = None
-) -> Callable[[], asyncio.BaseProtocol]:
+) -> Callable[[Peer], asyncio.BaseProtocol]:
     """Make the factory of a listener's protocols; ``server`` is that of an ``AppRunner``."""
     limits = timeouts or ClientTimeouts()
-    return lambda: HttpConnection(server, limits)
+    return lambda peer: HttpConnection(server, limits, peer)
 
 
 def _translate(error: web.HTTPException, request: web.BaseRequest) -> ApiError:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol, get_args, get_origin, get_type_hin
 
 from aiohttp import web
 
-from fabric_server.admin.middleware import KEY, json_response, text_response
+from fabric_server.admin.middleware import KEY, json_response, recognise, text_response
 from fabric_server.admin.parameters import (
     Authenticator,
     ClientTimeouts,
@@ -113,6 +113,7 @@ class Route:
         arguments: dict[str, Any] = {part: request.match_info[part] for part in self.parts}
         if not self.public:
             key = request[KEY] = await authenticate(request, authenticator, self.scope)
+            recognise(request)
             if self._takes_key:
                 arguments["by"] = key
         if self.query is not None:

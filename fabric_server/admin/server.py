@@ -16,13 +16,14 @@ from fabric_server.admin.enrolment import EnrolmentRoute
 from fabric_server.admin.health import HealthHandlers
 from fabric_server.admin.keys import KeyHandlers
 from fabric_server.admin.metrics import MetricsHandlers
-from fabric_server.admin.middleware import connection_factory, handle_errors
+from fabric_server.admin.middleware import client_address, connection_factory, handle_errors
 from fabric_server.admin.nodes import NodeHandlers
 from fabric_server.admin.openapi import document
 from fabric_server.admin.parameters import MAX_BODY, ClientTimeouts
 from fabric_server.admin.queue import QueueHandlers
 from fabric_server.admin.reports import ReportHandlers
 from fabric_server.admin.routes import Operation, Route, mount
+from fabric_server.net.connection_budget import Peer
 from fabric_server.pki import enrolment
 from runtime.version import VERSION
 
@@ -39,7 +40,7 @@ class AdminServer:
             make_application(context), handle_signals=False, shutdown_timeout=SHUTDOWN_SECONDS
         )
 
-    async def start(self) -> Callable[[], asyncio.BaseProtocol]:
+    async def start(self) -> Callable[[Peer], asyncio.BaseProtocol]:
         """Get ready to serve; return what makes the protocol of each new connection."""
         await self._runner.setup()
         assert self._runner.server is not None
@@ -128,7 +129,7 @@ def make_table(context: AdminContext, clock: Callable[[], float]) -> list[Operat
         Route("GET", "/api/distributed/models/{name}/replicas", cluster.list_replicas),
         Route("GET", "/api/distributed/metrics", cluster.show_cluster_metrics),
         Route("GET", "/api/distributed/requests", cluster.list_cluster_requests),
-        *map(EnrolmentRoute, enrolment.routes(context.enrolment)),
+        *map(EnrolmentRoute, enrolment.routes(context.enrolment, client_address)),
     ]
     description = document(table, VERSION)
     return table

@@ -67,7 +67,7 @@ class App:
         self.draining = False
         self.succeeded = asyncio.Event()
         """Set when another server has taken over."""
-        self.listeners = Listeners(config.host)
+        self.listeners = Listeners(config)
         self.blocklist = KernelBlocklist()
         self._rng = rng
         self.tasks = BackgroundTasks(rng)
@@ -96,11 +96,22 @@ class App:
         self._opened.callback(self.control_plane.close)
         self._opened.push_async_callback(self.data_plane.close, self.tasks)
         self._opened.push_async_callback(self.listeners.close)
+        self._log_plan()
         await self._open_ports(predecessor)
         self._start_tasks()
         gc.collect()
         gc.freeze()  # what exists now lives as long as the server
         gc.set_threshold(*GC_THRESHOLD)
+
+    def _log_plan(self) -> None:
+        plan = self.listeners.plan
+        for setting in plan.cut:
+            log.warning(
+                "a setting asks for more connections than there are file descriptors: raise the "
+                "limit of open files (ulimit -n), or lower the setting",
+                extra={"setting": setting, "limit": plan.limit, "got": plan.settings[setting]},
+            )
+        log.debug("connections", extra={"open_files": plan.limit, **plan.settings})
 
     def _build(self, registry: Registry, certificates: Certificates) -> None:
         config, backends, rng = self.config, self.backends, self._rng

@@ -11,6 +11,7 @@ from fabric_server.app.backends import Backends
 from fabric_server.auth.authenticator import KeyAuthenticator
 from fabric_server.auth.rate_limits import RateLimits
 from fabric_server.config import Config
+from fabric_server.edge.cors import Cors
 from fabric_server.edge.edge import Edge, Limits
 from fabric_server.edge.router import Router
 from fabric_server.gateway.gateway import Gateway
@@ -86,6 +87,7 @@ class DataPlane:
         self.edge = Edge(
             router.handle, _limits(config), self.deadlines, rng, self.metrics.errors, self.memory
         )
+        self.edge.cors = Cors(config.cors_origins)
         context = JobsContext(
             store=backends.store,
             authenticator=self.authenticator,
@@ -101,6 +103,7 @@ class DataPlane:
     def configure(self, config: Config) -> None:
         """Apply the settings that can change at run time; running requests keep theirs."""
         self.edge.limits = _limits(config)
+        self.edge.cors = Cors(config.cors_origins)
         self.memory.limits = config.budget_limits()
         self._upstream.timeouts = _timeouts(config)
         self._upstream.hedging.on = config.hedge == "p95"

@@ -4,21 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal
 
-from fabric_server.net.listener import Listener, Port
+from fabric_server.config import Config
+from fabric_server.net.connection_budget import Peer, Places
+from fabric_server.net.descriptor_plan import make_plan
+from fabric_server.net.listener import Limits, Listener, Port
 from fabric_server.net.takeover import Predecessor
+from fabric_server.net.trusted_proxies import TrustedProxies
+from runtime.descriptors import open_files_limit
 
 NODE_PORTS = ("control", "proxy")
 USER_PORTS = ("public", "api")
 
 
+def handshake_limits(places: Places) -> Limits:
+    """Return the limits of handshakes on a port that has so many places."""
+    most = Limits()
+    total = max(min(most.total, places.total // 2), 4)
+    return Limits(total=total, per_address=max(min(most.per_address, total // 2), 2))
+
+
 class Listeners(Mapping[str, Listener]):
     """The listeners that are open, by the names of their ports."""
 
-    def __init__(self, host: Sequence[str]) -> None:
-        self._host = tuple(host)
+    def __init__(self, config: Config) -> None:
+        self.plan = make_plan(open_files_limit(), config)
+        """The connections that each port may have."""
+        self._host = config.host
+        self._proxies = TrustedProxies(config.trusted_proxies)
+        self._proxy_protocol = config.proxy_protocol
+        self._plain_from_proxies = config.plaintext_from_proxies
         self._listeners: dict[str, Listener] = {}
 
     def __getitem__(self, name: str) -> Listener:
@@ -34,7 +51,7 @@ class Listeners(Mapping[str, Listener]):
         self,
         name: str,
         number: int,
-        protocol: Callable[[], asyncio.BaseProtocol],
+        protocol: Callable[[Peer], asyncio.BaseProtocol],
         context: Callable[[], ssl.SSLContext],
         *,
         alpn: str | None = None,
@@ -44,8 +61,22 @@ class Listeners(Mapping[str, Listener]):
 
         A port with an ALPN is the nodes', and takes TLS only.  Raises ``PortProblem``.
         """
-        plaintext: Literal["loopback", "never"] = "never" if alpn else "loopback"
-        listener = Listener(Port(name, self._host, number, protocol, context, plaintext, alpn))
+        plaintext: Literal["loopback", "proxies", "never"] = "never" if alpn else "loopback"
+        if name == "public" and self._plain_from_proxies:
+            plaintext = "proxies"  # never on the API port, which carries management keys
+        port = Port(
+            name,
+            self._host,
+            number,
+            protocol,
+            context,
+            plaintext,
+            alpn,
+            proxies=self._proxies,
+            proxy_protocol=name in self._proxy_protocol,
+        )
+        places = self.plan.ports[name]
+        listener = Listener(port, handshake_limits(places), places)
         inherited = () if predecessor is None else predecessor.sockets(name, self._host, number)
         listener.open(inherited)
         self._listeners[name] = listener

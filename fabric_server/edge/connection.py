@@ -15,13 +15,14 @@ from typing import Protocol, cast
 
 from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
+from fabric_server.edge.cors import Cors
 from fabric_server.edge.parser import Limits, RequestParser
 from fabric_server.edge.request import Body, Request
 from fabric_server.edge.write_buffer import WriteBuffer
-from fabric_server.net.addresses import peer_of
+from fabric_server.net.addresses import NO_ADDRESS, peer_of
+from fabric_server.net.connection_budget import Peer
 from fabric_server.net.deadlines import NEVER
 from fabric_server.net.memory_budget import NOBODY, UNCOUNTED, MemoryBudget
-from fabric_server.net.trusted_proxies import TrustedProxies
 
 __all__ = ["Connection", "Handler", "Limits", "Owner"]
 
@@ -39,22 +40,6 @@ MAX_LINGER_SECONDS = 30.0
 CLOSING_SECONDS = 30.0
 """How long a client may take to read the last bytes."""
 
-_PREFLIGHT = (
-    (b"access-control-allow-methods", b"GET, HEAD, POST, DELETE, OPTIONS"),
-    (b"access-control-max-age", b"86400"),
-)
-_USUAL_HEADERS = (
-    b"authorization, content-type, accept, openai-beta, openai-organization, openai-project,"
-    b" x-api-key, anthropic-version, anthropic-beta, anthropic-dangerous-direct-browser-access,"
-    b" x-client-request-id, x-request-id, x-fabric-priority, x-fabric-timeout,"
-    b" x-fabric-failover, x-fabric-region, x-fabric-reasoning,"
-    b" x-stainless-lang, x-stainless-package-version, x-stainless-os, x-stainless-arch,"
-    b" x-stainless-runtime, x-stainless-runtime-version, x-stainless-retry-count,"
-    b" x-stainless-timeout, x-stainless-helper-method"
-)
-"""Request headers allowed to a preflight that names none; named ones are all allowed, because no
-header is trusted."""
-
 Handler = Callable[[Request], Awaitable[None]]
 
 
@@ -63,7 +48,7 @@ class Owner(Protocol):
 
     handler: Handler
     limits: Limits
-    proxies: TrustedProxies
+    cors: Cors
     memory: MemoryBudget
     draining: bool
     linger: float
@@ -78,7 +63,7 @@ class Owner(Protocol):
 class Connection(asyncio.Protocol):
     """The connection of one client."""
 
-    def __init__(self, edge: Owner, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, edge: Owner, loop: asyncio.AbstractEventLoop, peer: Peer | None) -> None:
         self.paused = False
         self.deadline = NEVER
         self._edge = edge
@@ -89,8 +74,9 @@ class Connection(asyncio.Protocol):
         self.send = self._output.send
         self._reading = True
         self._closing = False
-        self._linger_until = 0.0
-        self._body_since = 0.0
+        self._peer = peer
+        self._since = 0.0
+        """When the body began; later, when its rest began to be thrown away."""
         self._queue: deque[Request] = deque()
         self._current: Request | None = None
         """The request that is being answered."""
@@ -102,12 +88,16 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=256 * 1024)
         self._output.open(self._transport)
+        if self._peer is None:
+            self._peer = Peer(peer_of(transport) or NO_ADDRESS)
         self.deadline = self._loop.time() + self._parser.limits.header_seconds
         self._edge.opened(self)
 
     def data_received(self, data: bytes) -> None:
         if self._closing:
-            self.deadline = min(self._loop.time() + LINGER_SECONDS, self._linger_until)
+            self.deadline = min(
+                self._loop.time() + LINGER_SECONDS, self._since + MAX_LINGER_SECONDS
+            )
             return
         parser = self._parser
         if parser.error is not None:
@@ -126,6 +116,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._edge.closed(self)
+        if self._peer is not None:
+            self._peer.release()
         self._closing = True
         self._transport = None
         self._output.close()
@@ -166,10 +158,10 @@ class Connection(asyncio.Protocol):
     def on_request(self, request: Request) -> ApiError | None:
         if len(self._queue) >= MAX_PIPELINED:
             return errors.bad_request("Too many pipelined requests on one connection.")
-        self._body_since = self._loop.time()
+        self._since = self._loop.time()
         self._enqueue(request)
         if self._current is not None:
-            self.deadline = self._body_since + BODY_GRACE_SECONDS
+            self.deadline = self._since + BODY_GRACE_SECONDS
         return None
 
     def on_body_complete(self, request: Request) -> None:
@@ -232,7 +224,7 @@ class Connection(asyncio.Protocol):
         if request is not None and not self._parser.in_head:
             now = self._loop.time()
             self.deadline = now + BODY_GRACE_SECONDS
-            self._body_since = now - request.body.received / self._parser.limits.body_rate
+            self._since = now - request.body.received / self._parser.limits.body_rate
         self._transport.resume_reading()
 
     # ── and are answered, one after the other ─────────────────────────────────────────────────
@@ -250,7 +242,8 @@ class Connection(asyncio.Protocol):
                 self._edge.refused[request.body.error.code] += 1
                 raise request.body.error
             if request.method == "OPTIONS":
-                self._answer_preflight(request)
+                headers = self._edge.cors.preflight(request.headers)
+                request.start_response(204, headers, 0).finish()
             else:
                 await self._edge.handler(request)
                 if not response.finished:
@@ -274,11 +267,6 @@ class Connection(asyncio.Protocol):
                 response.abort()
         finally:
             request.body.release()
-
-    def _answer_preflight(self, request: Request) -> None:
-        wanted = request.headers.get(b"access-control-request-headers", _USUAL_HEADERS)
-        headers = [*_PREFLIGHT, (b"access-control-allow-headers", wanted)]
-        request.start_response(204, headers if b"origin" in request.headers else [], 0).finish()
 
     def can_discard_rest(self, body: Body) -> bool:
         """Return whether reading the rest of an unwanted body is cheaper than a new connection."""
@@ -347,12 +335,17 @@ class Connection(asyncio.Protocol):
         return self._edge.memory
 
     def client_address(self, headers: Mapping[bytes, bytes]) -> str:
-        """Return the address that ``headers`` of this connection are from, or empty text when the
-        connection is gone."""
-        peer = peer_of(self._transport)
-        if peer is None:
-            return ""
-        return str(self._edge.proxies.client(peer, headers.get(b"x-forwarded-for")))
+        """Return the address of the client that ``headers`` are from."""
+        assert self._peer is not None
+        return self._peer.client_address(headers.get(b"x-forwarded-for"))
+
+    def cors(self, origin: bytes) -> bytes:
+        return self._edge.cors.headers(origin)
+
+    def recognise(self) -> None:
+        """Keep the connection when strangers' are shed: a valid key came on it."""
+        if self._peer is not None and not self._peer.known:
+            self._peer.recognise()
 
     # ── leaving ───────────────────────────────────────────────────────────────────────────────
 
@@ -375,7 +368,7 @@ class Connection(asyncio.Protocol):
             self._on_unreadable(errors.too_slow("body"))
 
     def _fast_enough(self, request: Request, now: float) -> bool:
-        return request.body.received >= (now - self._body_since) * self._parser.limits.body_rate
+        return request.body.received >= (now - self._since) * self._parser.limits.body_rate
 
     def drain(self) -> None:
         """Finish the requests that have come, then close; the edge is draining."""
@@ -398,7 +391,7 @@ class Connection(asyncio.Protocol):
             self.deadline = now + CLOSING_SECONDS
             self._transport.close()
             return
-        self._linger_until = now + MAX_LINGER_SECONDS
+        self._since = now
         self.deadline = now + LINGER_SECONDS
         if self._transport.can_write_eof():
             self._transport.write_eof()

@@ -9,9 +9,10 @@ from random import Random
 from time import time
 
 from fabric_server.edge.connection import Connection, Handler, Limits
+from fabric_server.edge.cors import Cors
+from fabric_server.net.connection_budget import Peer
 from fabric_server.net.deadlines import Deadlines
 from fabric_server.net.memory_budget import MemoryBudget
-from fabric_server.net.trusted_proxies import TrustedProxies
 
 __all__ = ["Edge", "Limits"]
 
@@ -31,8 +32,7 @@ class Edge:
         """``refused`` counts requests that could not be read, by the error's code."""
         self.handler = handler
         self.limits = limits
-        self.proxies = TrustedProxies()
-        """The peers whose word about their clients' addresses is taken."""
+        self.cors = Cors()
         self._deadlines = deadlines
         self._rng = rng
         self._connections: set[Connection] = set()
@@ -46,8 +46,9 @@ class Edge:
         self._date_second = 0
         self._date_line = b""
 
-    def __call__(self) -> Connection:
-        return Connection(self, asyncio.get_running_loop())
+    def __call__(self, peer: Peer | None = None) -> Connection:
+        """Make the connection of ``peer``; without one, the transport tells the address."""
+        return Connection(self, asyncio.get_running_loop(), peer)
 
     @property
     def connections(self) -> int:

@@ -3,11 +3,15 @@
 Ambiguous requests, which another parser might read differently (request smuggling), are rejected.
 llhttp (behind httptools) rejects most of them: two lengths, a length beside a coding, folded
 headers, lone CR or LF, blanks before a colon.  This module rejects codings other than ``chunked``,
-other protocols and protocol upgrades.
+other protocols, and requests without exactly one valid Host.
+
+An ``Upgrade`` is ignored, as RFC 9110, 7.8 allows: some clients offer HTTP/2 that way (``h2c``) in
+every first request.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -19,6 +23,8 @@ from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Request
 
 MAX_TARGET = 4096
+_HOST = re.compile(rb"(?:[!$&'()*+\-.0-9;=A-Z_a-z~%]*|\[[0-9A-Fa-f:.v%]+\])(?::[0-9]*)?")
+"""RFC 3986, 3.2.2 and 3.2.3; it may be empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +74,8 @@ class RequestParser:
         self._count = 0
         self._size = 0
         self._max_overhead = limits.headers + 2 * MAX_TARGET  # with the request's first line
+        self._body_head = b""
+        """A head that announces the same body as one with an upgrade, whose body is to be read."""
         self._overhead = 0
         """Bytes since the last complete head or piece of a body: endless headers, trailers, blank
         lines."""
@@ -76,9 +84,9 @@ class RequestParser:
         """Parse ``data``; check ``error`` afterwards: once it is set, nothing more is parsed."""
         if self.error is not None:
             return
-        self._overhead += len(data)
         try:
-            self._parser.feed_data(data)
+            while data := self._feed(data):
+                pass
         except httptools.HttpParserCallbackError as error:
             if self.error is None:  # not an error of ours, but a defect
                 raise error.__context__ or error from None
@@ -87,6 +95,25 @@ class RequestParser:
         else:
             if self._overhead > self._max_overhead:
                 self.error = self._too_large()
+
+    def _feed(self, data: bytes) -> bytes:
+        """Parse ``data``; return what llhttp left, which stops behind a head with an upgrade."""
+        self._overhead += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            rest = data[upgrade.args[0] :]
+            self._overhead -= len(rest)
+            if self._body_head:
+                self._parse_body_anew()
+            return rest
+        return b""
+
+    def _parse_body_anew(self) -> None:
+        """Have a new parser read the body that llhttp skips when there is an upgrade."""
+        head, self._parser = self._body_head, httptools.HttpRequestParser(self)
+        self._parser.feed_data(head)
+        self._body_head = b""
 
     def close(self) -> None:
         """Break the reference cycles with the parser: the connection is gone."""
@@ -97,6 +124,8 @@ class RequestParser:
     # ── the parser calls these ────────────────────────────────────────────────────────────────
 
     def on_message_begin(self) -> None:
+        if self._body_head:
+            return  # it is our own
         self._target = b""
         self._count = self._size = 0
         self.in_head = True
@@ -104,6 +133,8 @@ class RequestParser:
         self._owner.on_head_begun(self.request)
 
     def on_url(self, url: bytes) -> None:
+        if self._body_head:
+            return
         self._target += url
         if len(self._target) > MAX_TARGET:
             self._reject(errors.headers_too_large("The request URL is too long."))
@@ -125,8 +156,12 @@ class RequestParser:
             headers[name] = value
         elif name == b"x-forwarded-for":  # each proxy may have added a line of its own
             headers[name] += b"," + value
+        elif name == b"host":
+            self._reject(errors.bad_request("The request has more than one Host header."))
 
     def on_headers_complete(self) -> None:
+        if self._body_head:
+            return
         request, parser = self.request, self._parser
         assert request is not None
         headers = request.headers
@@ -139,8 +174,14 @@ class RequestParser:
         request.path, _, request.query = target.partition("?")
         if request.version not in ("1.1", "1.0"):
             self._reject(errors.bad_request("Only HTTP/1.1 is supported."))
-        if parser.should_upgrade():
-            self._reject(errors.bad_request("Connection upgrades are not supported."))
+        if request.method == "CONNECT":
+            self._reject(errors.bad_request("CONNECT is not supported: this is no proxy."))
+        host = headers.get(b"host")
+        if host is None:
+            if request.version == "1.1":
+                self._reject(errors.bad_request("The request has no Host header."))
+        elif not _HOST.fullmatch(host):
+            self._reject(errors.bad_request("The Host header is not valid."))
         coding = headers.get(b"transfer-encoding")
         if coding is not None and (
             coding.strip().lower() != b"chunked" or request.version == "1.0"
@@ -157,6 +198,8 @@ class RequestParser:
         error = self._owner.on_request(request)
         if error is not None:
             self._reject(error)
+        if parser.should_upgrade():
+            self._ignore_upgrade(request, chunked=coding is not None)
         self.in_head = False
         self._overhead = 0
 
@@ -171,6 +214,8 @@ class RequestParser:
         body.add(data)
 
     def on_message_complete(self) -> None:
+        if self._body_head:
+            return  # llhttp takes a request with an upgrade for one without a body
         request, self.request = self.request, None
         assert request is not None
         request.body.end()
@@ -182,6 +227,13 @@ class RequestParser:
         """Record the error and stop the parser; call it only inside a parser's callback."""
         self.error = error
         raise error
+
+    def _ignore_upgrade(self, request: Request, *, chunked: bool) -> None:
+        if chunked:
+            self._body_head = b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n"
+        elif request.body.length:
+            head = b"POST / HTTP/1.1\r\ncontent-length: %d\r\n\r\n"
+            self._body_head = head % request.body.length
 
     def _max_body(self, request: Request) -> int:
         limits = self.limits
@@ -196,4 +248,7 @@ class RequestParser:
 def _relative(target: str) -> str:
     """Strip scheme and host off the absolute form that proxies get; keep other forms."""
     _, mark, rest = target.partition("://")
-    return "/" + rest.partition("/")[2] if mark else target
+    if not mark:
+        return target
+    authority, query, parameters = rest.partition("?")
+    return "/" + authority.partition("/")[2] + query + parameters

@@ -29,13 +29,6 @@ _JSON = (b"content-type", b"application/json")
 _STREAM_HEADERS: Headers = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 _EVENTS: Headers = [(b"content-type", b"text/event-stream"), *_STREAM_HEADERS]
 _LINES: Headers = [(b"content-type", b"application/x-ndjson"), *_STREAM_HEADERS]
-_CORS = (
-    b"access-control-allow-origin: *\r\n"
-    b"access-control-expose-headers: x-request-id, x-client-request-id, request-id, x-fabric-route,"
-    b" retry-after, retry-after-ms, x-should-retry, openai-processing-ms, openai-version,"
-    b" x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests,"
-    b" x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens\r\n"
-)
 _OPENAI_HEADERS = b"openai-version: 2020-10-01\r\nopenai-processing-ms: %d\r\n"
 _VALID_CLIENT_ID = re.compile(rb"[!-~]{1,128}")
 
@@ -48,6 +41,8 @@ class Connection(Protocol):
     @property
     def memory(self) -> MemoryBudget: ...
     def client_address(self, headers: Mapping[bytes, bytes]) -> str: ...
+    def recognise(self) -> None: ...
+    def cors(self, origin: bytes) -> bytes: ...
     def send(self, data: bytes) -> None: ...
     def date(self) -> bytes: ...
     def want_body(self) -> None: ...
@@ -106,6 +101,10 @@ class Request:
         An IPv4 address is never written as IPv6, and there is no zone: texts can be compared.
         """
         return self._connection.client_address(self.headers)
+
+    def recognise(self) -> None:
+        """Have its connection kept when strangers' are shed; call it once the key is valid."""
+        self._connection.recognise()
 
     # ── answering ─────────────────────────────────────────────────────────────────────────────
 
@@ -168,8 +167,8 @@ class Request:
         for name, value in headers:
             parts += (name, b": ", value, b"\r\n")
         self._add_own_headers(parts)
-        if b"origin" in self.headers:
-            parts.append(_CORS)
+        if (origin := self.headers.get(b"origin")) is not None:
+            parts.append(connection.cors(origin))
         if no_body:
             pass  # RFC 9110, 8.6: not even a length
         elif length is not None:

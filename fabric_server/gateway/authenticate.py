@@ -30,4 +30,5 @@ async def authenticate(authenticator: KeyAuthenticator, request: Request) -> Key
     if key.management:
         raise errors.wrong_kind_of_key("an API key (sk-fab-…)")
     request.body.owned_by(key.id)
+    request.recognise()
     return key

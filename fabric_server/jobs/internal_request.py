@@ -79,6 +79,12 @@ class BufferedResponse:
     def client_address(self, headers: Mapping[bytes, bytes]) -> str:
         return ""
 
+    def recognise(self) -> None:
+        """Do nothing: there is no network connection."""
+
+    def cors(self, origin: bytes) -> bytes:
+        return b""
+
     def send(self, data: bytes) -> None:
         """Collect a piece; the first is the response's head, whole and alone."""
         if not self._head_sent:

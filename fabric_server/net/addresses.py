@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 IpAddress = IPv4Address | IPv6Address
+
+NO_ADDRESS = IPv6Address("::")
+"""Stands for a peer without an address, such as a Unix socket."""
 
 
 def parse(address: str) -> IpAddress:
@@ -36,3 +40,19 @@ def origin_of(ip: IpAddress) -> str:
 def origin(address: str) -> str:
     """Return ``origin_of`` an address that is text.  Raises ``ValueError`` when it is none."""
     return origin_of(parse(address))
+
+
+def own_address() -> str | None:
+    """Return the address that this machine sends from; connecting a UDP socket sends nothing."""
+    # Addresses reserved for documentation (RFC 5737, RFC 3849): routed like any other.
+    for family, anywhere in (
+        (socket.AF_INET, "192.0.2.1"),
+        (socket.AF_INET6, "2001:db8::1"),
+    ):
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                probe.connect((anywhere, 9))
+                return str(probe.getsockname()[0])
+        except OSError:
+            continue
+    return None

@@ -1,9 +1,10 @@
 """One accepted connection, from its first byte to the port's protocol or to a refusal.
 
-The first byte distinguishes TLS (0x16) from plain text; after that
+Where the port requires the PROXY protocol, its header comes first, and only from trusted proxies.
+The first byte then distinguishes TLS (0x16) from plain text; after that
 
     TLS      handshake ── ALPN matches the port ──> the port's protocol
-    plain    the peer is this machine, and the port allows it ──> the port's protocol
+    plain    the port allows it to this peer ──> the port's protocol
              else, if it looks like HTTP: an error that says what to do
     neither  closed
 
@@ -21,8 +22,11 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, cast
 
 from fabric_server.dialects.errors import ApiError
-from fabric_server.net.addresses import origin_of, parse
+from fabric_server.net import proxy_protocol
+from fabric_server.net.connection_budget import Peer
+from fabric_server.net.proxy_protocol import ProxyProtocolError
 from fabric_server.net.tls_alerts import handshaking
+from fabric_server.net.trusted_proxies import NO_PROXIES, TrustedProxies
 
 REASONS = (
     "silent",  # no first byte in time
@@ -38,6 +42,12 @@ REASONS = (
     "alpn",  # another protocol than this port's, or none
     "crowded",  # dropped for newer ones: too many handshakes at once
     "crowded_address",  # too many handshakes from one address
+    "proxy_header",  # no valid header of the PROXY protocol, where it is required
+    "untrusted_proxy",  # a header of the PROXY protocol is required, but not believed from there
+    "shed",  # a stranger, dropped for a newer one: all places of the port were taken
+    "shed_address",  # the same, because all places of one address were taken
+    "full",  # all places of the port are taken, and none by a stranger
+    "full_address",  # all places of one address are taken, and none by a stranger
 )
 """All reasons for which a connection may be refused."""
 
@@ -62,13 +72,18 @@ class Port:
     hosts: Sequence[str]
     number: int
     """The port number; 0 takes any free one, the same for every host."""
-    protocol: Callable[[], asyncio.BaseProtocol]
+    protocol: Callable[[Peer], asyncio.BaseProtocol]
+    """Makes the protocol of a connection; when that is lost, the protocol releases the peer."""
     context: Callable[[], ssl.SSLContext]
     """Called for every connection.  An ``AlertingContext`` lets refused clients know why."""
-    plaintext: Literal["loopback", "never"] = "never"
+    plaintext: Literal["loopback", "proxies", "never"] = "never"
+    """Peers that may do without TLS: those of this machine; with ``proxies``, trusted ones, too."""
     alpn: str | None = None
     """The required protocol; None accepts any."""
     reuse_port: bool = False
+    proxies: TrustedProxies = NO_PROXIES
+    proxy_protocol: bool = False
+    """Connections begin with a header of the PROXY protocol."""
 
 
 @dataclass(frozen=True)
@@ -107,20 +122,25 @@ class Handshake:
         "_handed_over",
         "_refused",
         "_sock",
-        "address",
         "host",
         "local",
+        "opened",
         "origin",
+        "peer",
         "task",
+        "trusted",
     )
 
-    def __init__(self, host: Host, sock: socket.socket, address: str) -> None:
-        ip = parse(address)
+    def __init__(self, host: Host, sock: socket.socket, peer: Peer) -> None:
         self.host = host
-        self.address = address
-        self.local = ip.is_loopback
-        self.origin = origin_of(ip)
-        """The key by which limits count."""
+        self.peer = peer
+        self.local = peer.ip.is_loopback
+        self.trusted = host.spec.proxies.trusts(peer.ip)
+        """The peer is a trusted proxy."""
+        self.origin = ""
+        """The key by which handshakes are counted."""
+        self.opened = False
+        """The port's protocol has the connection, and releases the peer."""
         self.task: asyncio.Task[None]
         self._sock = sock
         self._handed_over = False
@@ -131,7 +151,12 @@ class Handshake:
     def refuse(self, reason: str, error: object = None) -> None:
         if not self._refused:
             self._refused = True
-            self.host.refuse(reason, self.address, error)
+            self.host.refuse(reason, str(self.peer.ip), error)
+
+    def drop(self) -> None:
+        """End it without another word: it was shed."""
+        self._refused = True
+        self.task.cancel()
 
     def release(self) -> None:
         """Close the sockets that no transport will close."""
@@ -143,8 +168,11 @@ class Handshake:
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.host.limits.seconds
+        port = self.host.spec
         try:
             async with asyncio.timeout_at(deadline):
+                if port.proxy_protocol and not await self._read_proxy_header(loop):
+                    return None
                 start = await self._peek(loop)
         except TimeoutError:
             return self.refuse("silent")
@@ -152,19 +180,57 @@ class Handshake:
             return self.refuse("gone", error)
         if not start:
             return self.refuse("gone")
-        port = self.host.spec
         if start.startswith(TLS_HANDSHAKE):
             await self._tls(loop, deadline)
-        elif self.local and port.plaintext == "loopback":
-            self.host.opened += 1
+        elif self._may_be_plain:
             self._handed_over = True
-            await loop.connect_accepted_socket(port.protocol, self._sock)
+            transport, _ = await loop.connect_accepted_socket(self._make_protocol, self._sock)
+            self.peer.drop = transport.abort
         elif _HTTP.match(start):
             self.refuse("plaintext")
             await self._reply_and_close(loop, self._sock, _answer(port, self.host.port))
         else:
             self.refuse("garbage")
         return None
+
+    @property
+    def _may_be_plain(self) -> bool:
+        allowed = self.host.spec.plaintext
+        return (self.local and allowed != "never") or (self.trusted and allowed == "proxies")
+
+    def _make_protocol(self) -> asyncio.BaseProtocol:
+        protocol = self.host.spec.protocol(self.peer)
+        self.host.opened += 1
+        self.opened = True
+        return protocol
+
+    async def _read_proxy_header(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Take the client's address from the header; return False when it is refused."""
+        if not self.trusted:
+            self.refuse("untrusted_proxy")
+            return False
+        try:
+            fixed = proxy_protocol.parse_fixed(
+                await self._read_exactly(loop, proxy_protocol.FIXED_SIZE)
+            )
+            client = proxy_protocol.parse_rest(fixed, await self._read_exactly(loop, fixed.length))
+        except ProxyProtocolError as error:
+            self.refuse("proxy_header", error)
+            return False
+        reason = None if client is None else self.peer.move(client)
+        if reason is not None:
+            self.refuse(reason)
+        return reason is None
+
+    async def _read_exactly(self, loop: asyncio.AbstractEventLoop, size: int) -> bytes:
+        """Read ``size`` bytes and not one more: what follows is for TLS."""
+        data = b""
+        while len(data) < size:
+            piece = await loop.sock_recv(self._sock, size - len(data))
+            if not piece:
+                raise ConnectionResetError("hung up in its PROXY protocol header")
+            data += piece
+        return data
 
     async def _peek(self, loop: asyncio.AbstractEventLoop) -> bytes:
         """Return the first bytes, leaving them in the kernel's buffer."""
@@ -228,8 +294,7 @@ class Handshake:
         if port.alpn is not None and agreed != port.alpn:
             self.refuse("alpn")
             return None
-        self.host.opened += 1
-        return port.protocol()
+        return self._make_protocol()
 
     async def _reply_and_close(
         self, loop: asyncio.AbstractEventLoop, sock: socket.socket, text: bytes
@@ -265,6 +330,7 @@ class _Gate(asyncio.Protocol):
         if protocol is None:
             transport.abort()
             return
+        self._handshake.peer.drop = transport.abort
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
 
@@ -283,7 +349,8 @@ def _answer(port: Port, number: int) -> bytes:
         text = "This port serves fabric-client, not HTTP."
     else:
         text = (
-            "Plain HTTP is allowed only from the server's own machine. "
+            "Plain HTTP is allowed only from the server's own machine, or from a trusted proxy "
+            "where the server is set to allow it. "
             f"Use https:// on port {number}."
         )
     body = ApiError(400, "tls_required", text).body()

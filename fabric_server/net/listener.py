@@ -11,6 +11,8 @@ import socket
 from collections import Counter
 from collections.abc import Sequence
 
+from fabric_server.net.addresses import origin_of, parse
+from fabric_server.net.connection_budget import Budget, Peer, Places
 from fabric_server.net.handshake import REASONS, Handshake, Limits, Port
 from fabric_server.net.sockets import PortProblem, bind
 
@@ -25,12 +27,26 @@ LOG_SECONDS = 10.0
 """Refusals are logged at most once per reason and this time: strangers must not fill the disk."""
 
 
+_ANY_NUMBER = Places(total=2**31, per_address=2**31)
+_REMEDIES = {
+    "full": "all places are taken by known clients or nodes: raise ulimit -n (see check-config)",
+    "full_address": "all places of this address are taken by known clients: if it is a proxy, add "
+    "it to trusted_proxies",
+    "proxy_header": "the proxy has to send version 2 of the PROXY protocol",
+    "untrusted_proxy": "if it is a proxy of yours, add its address to trusted_proxies",
+}
+
+
 class Listener:
     """One listening port; ``opened``, ``accepted``, ``refused`` and ``pending`` are metrics."""
 
-    def __init__(self, port: Port, limits: Limits | None = None) -> None:
+    def __init__(
+        self, port: Port, limits: Limits | None = None, places: Places | None = None
+    ) -> None:
         self.spec = port
         self.limits = limits or Limits()
+        self.budget = Budget(places or _ANY_NUMBER, self._on_shed)
+        """The places of connections, in their handshake and after it."""
         self.accepted = 0
         """Connections taken from the kernel."""
         self.opened = 0
@@ -172,10 +188,19 @@ class Listener:
     def admit(self, sock: socket.socket, address: str) -> None:
         """Start the handshake of an accepted, non-blocking connection from ``address``."""
         self.accepted += 1
-        handshake, limits = Handshake(self, sock, address), self.limits
-        many_of_its_own = self._by_origin[handshake.origin] >= limits.per_address
-        if many_of_its_own and self.pending >= limits.total // 2 and not handshake.local:
+        limits = self.limits
+        ip = parse(address)
+        peer = Peer(ip, self.spec.proxies, self.budget)
+        handshake = Handshake(self, sock, peer)
+        origin = handshake.origin = origin_of(ip)
+        many_of_its_own = self._by_origin[origin] >= limits.per_address
+        if many_of_its_own and self.pending >= limits.total // 2 and not peer.exempt:
             handshake.refuse("crowded_address")
+            sock.close()
+            return
+        reason = peer.enter()
+        if reason is not None:
+            handshake.refuse(reason)
             sock.close()
             return
         if self.pending >= limits.total:
@@ -184,14 +209,17 @@ class Listener:
             oldest.refuse("crowded")
             oldest.task.cancel()
             self._forget(oldest)
+        peer.drop = handshake.drop
         self._pending[handshake] = None
-        self._by_origin[handshake.origin] += 1
+        self._by_origin[origin] += 1
         handshake.task = self._loop.create_task(handshake.run())
         handshake.task.add_done_callback(lambda task: self._ended(handshake, task))
 
     def _ended(self, handshake: Handshake, task: asyncio.Task[None]) -> None:
         handshake.release()
         self._forget(handshake)
+        if not handshake.opened:
+            handshake.peer.release()
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error(
                 "a connection was lost to a defect while it was accepted",
@@ -207,6 +235,9 @@ class Listener:
         if not self._by_origin[handshake.origin]:
             del self._by_origin[handshake.origin]
 
+    def _on_shed(self, reason: str, peer: Peer) -> None:
+        self.refuse(reason, str(peer.ip))
+
     def refuse(self, reason: str, address: str, error: object = None) -> None:
         """Count a refusal, and log the first of its reason in ``LOG_SECONDS``."""
         self.refused[reason] += 1
@@ -219,6 +250,8 @@ class Listener:
         fields: dict[str, object] = {"port": self.spec.name, "reason": reason, "peer": address}
         if error is not None:
             fields["error"] = str(error)
+        elif reason in _REMEDIES:
+            fields["remedy"] = _REMEDIES[reason]
         if unlogged:
             fields["since_last"] = unlogged
         log.info("connection refused", extra=fields)

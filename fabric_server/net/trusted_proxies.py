@@ -71,6 +71,9 @@ class TrustedProxies:
         return client
 
 
+NO_PROXIES = TrustedProxies()
+
+
 def _without_port(hop: str) -> str:
     """Strip the port that some proxies add: ``192.0.2.1:80``, ``[2001:db8::1]:80``."""
     if hop.startswith("["):

@@ -11,6 +11,7 @@ from time import time
 from typing import Any, Protocol
 
 from fabric_server.dialects.errors import ApiError
+from fabric_server.net.connection_budget import Peer
 from fabric_server.nodes.registry import Node, Registry
 from fabric_server.storage.rows import NodeRow
 from ledger.records import HEARTBEATS, HeartbeatRecord
@@ -116,8 +117,12 @@ class Links:
         self._draining: Leaving | None = None
         self._drained: dict[str, bool] = {}
 
-    def __call__(self) -> LinkDriver:
-        return LinkDriver(NodeLink(self), asyncio.get_running_loop(), rng=self._rng)
+    def __call__(self, peer: Peer) -> LinkDriver:
+        driver = LinkDriver(NodeLink(self, peer), asyncio.get_running_loop(), rng=self._rng)
+        driver.on_lost = peer.release
+        if peer.proxied:
+            driver.peer = str(peer.ip)
+        return driver
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run the work that a message asks for; it ends with the server at the latest."""
@@ -201,7 +206,8 @@ class Links:
 class NodeLink:
     """The server's end of one link (``protocol.aio.link.LinkOwner``)."""
 
-    def __init__(self, links: Links) -> None:
+    def __init__(self, links: Links, peer: Peer) -> None:
+        self._peer = peer
         self.driver: LinkDriver | None = None
         self._links = links
         self._node: Node | None = None
@@ -290,6 +296,7 @@ class NodeLink:
         node = Node(row.id, epoch, register, link, time())
         node.drained = links.is_drained(row)
         self._node = node
+        self._peer.recognise()
         older = links.registry.add(node)
         if older is not None and older.link is not None:
             older.link.close(Code.SUPERSEDED, "this node has registered again", again=False)

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from random import Random
 from time import time
 
+from fabric_server.net.connection_budget import Peer
 from fabric_server.nodes.links import EXPIRED, node_id_of
 from fabric_server.nodes.registry import Node, Registry
 from protocol.aio.server import ServerStream, ServerTunnel
@@ -38,6 +39,8 @@ class Tunnels:
         self._rng = rng
         self._open: set[ServerTunnel] = set()
         self._nodes: dict[ServerTunnel, Node] = {}
+        self._strangers: dict[ServerTunnel, Peer] = {}
+        """Tunnels that have not proved their registration yet."""
         self._numbered: dict[tuple[str, int], ServerTunnel] = {}
         """Those of ``_nodes`` whose streams can resume elsewhere, by node and number."""
         self._lost: dict[ServerTunnel, tuple[str, asyncio.TimerHandle]] = {}
@@ -48,9 +51,13 @@ class Tunnels:
         self._received_before = 0
         self._sent_before = 0
 
-    def __call__(self) -> ServerTunnel:
+    def __call__(self, peer: Peer) -> ServerTunnel:
         loop = asyncio.get_running_loop()
         tunnel = ServerTunnel(self, loop, rng=self._rng, resumes=True)
+        tunnel.on_lost = peer.release
+        if peer.proxied:
+            tunnel.peer = str(peer.ip)
+        self._strangers[tunnel] = peer
         self._open.add(tunnel)
         return tunnel
 
@@ -93,6 +100,8 @@ class Tunnels:
             self.refused += 1
             tunnel.close(Code.REFUSED, "too many tunnels")
             return
+        if (peer := self._strangers.pop(tunnel, None)) is not None:
+            peer.recognise()
         node.tunnels.append(tunnel)
         self._nodes[tunnel] = node
         log.debug("tunnel up", extra={"node": node.id, "epoch": node.epoch, "peer": tunnel.peer})
@@ -108,6 +117,7 @@ class Tunnels:
 
     def on_closed(self, tunnel: ServerTunnel, code: int, reason: str) -> None:
         self._open.discard(tunnel)
+        self._strangers.pop(tunnel, None)
         self._received_before += tunnel.connection.bytes_received
         self._sent_before += tunnel.connection.bytes_sent
         node = self._nodes.pop(tunnel, None)

@@ -190,8 +190,18 @@ class AttemptLimit:
 _decode_enrol = msgspec.json.Decoder(Enrol).decode
 
 
-def routes(enrolment: Enrolment) -> list[web.RouteDef]:
-    """Return the routes for machines that are not nodes yet; they need no key."""
+def remote_address(request: web.Request) -> str:
+    """Return the address of the peer itself."""
+    return request.remote or "::"
+
+
+def routes(
+    enrolment: Enrolment, client_address: Callable[[web.Request], str] = remote_address
+) -> list[web.RouteDef]:
+    """Return the routes for machines that are not nodes yet; they need no key.
+
+    Attempts are limited by what ``client_address`` returns.
+    """
     tries = AttemptLimit()
 
     async def ca(request: web.Request) -> web.Response:
@@ -199,7 +209,7 @@ def routes(enrolment: Enrolment) -> list[web.RouteDef]:
 
     async def enrol(request: web.Request) -> web.Response:
         try:
-            if not tries.allows(origin(request.remote or "::"), time()):
+            if not tries.allows(origin(client_address(request)), time()):
                 raise ApiError(
                     429,
                     "rate_limit_exceeded",
@@ -209,7 +219,9 @@ def routes(enrolment: Enrolment) -> list[web.RouteDef]:
                 )
             enrolled = await enrolment.enrol(await _read(request))
         except ApiError as error:
-            log.info("joining refused", extra={"peer": request.remote, "reason": error.code})
+            log.info(
+                "joining refused", extra={"peer": client_address(request), "reason": error.code}
+            )
             return _refused(error)
         except BackendError:
             return _refused(errors.overloaded("The store is unavailable.", 5.0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 from protocol.aio.tls import tune
@@ -50,9 +50,11 @@ class Driver(asyncio.Protocol):
         self._armed = float("inf")
         self._timer: asyncio.TimerHandle | None = None
         self.peer = ""
-        """Address of the other side, for logs."""
+        """Address of the other side, for logs; when it is not set before, the transport's."""
         self.error: Exception | None = None
         """Exception that ended the transport, such as the peer's TLS alert."""
+        self.on_lost: Callable[[], None] = _do_nothing
+        """Called when the transport is closed and its descriptor free."""
 
     def _deliver(self, event: Any) -> None:
         raise NotImplementedError
@@ -70,7 +72,8 @@ class Driver(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=256 * 1024)
         tune(transport)
         peer = transport.get_extra_info("peername")
-        self.peer = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "in process"
+        if not self.peer:
+            self.peer = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "in process"
         self._arm()
         self.flush_soon()
 
@@ -91,6 +94,7 @@ class Driver(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self.on_lost()
         self._machine.lost(f"connection lost: {exc}" if exc else "connection closed")
         self._deliver_all()
 
@@ -154,3 +158,7 @@ class Driver(asyncio.Protocol):
         self._deliver_all()
         self._arm()
         self.flush_soon()
+
+
+def _do_nothing() -> None:
+    pass

@@ -342,7 +342,9 @@ async def test_a_server_that_is_not_to_be_trusted_is_explained(tmp_path: Path) -
             def current(context: ssl.SSLContext = context) -> ssl.SSLContext:
                 return context
 
-            listener = Listener(Port("control", ["127.0.0.1"], 0, asyncio.Protocol, current))
+            listener = Listener(
+                Port("control", ["127.0.0.1"], 0, lambda peer: asyncio.Protocol(), current)
+            )
             listener.open()
             with pytest.raises(OSError) as caught:
                 await dial(Peer, "127.0.0.1", listener.port, identity.context(CONTROL_ALPN))
@@ -357,7 +359,9 @@ async def test_a_server_whose_clock_was_ahead_is_trusted(tmp_path: Path) -> None
         papers = _server(door.certificates.authority, tmp_path / "1", time.time() + 70 * DAY)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(papers.certificate, papers.key)
-        listener = Listener(Port("control", ["127.0.0.1"], 0, asyncio.Protocol, lambda: context))
+        listener = Listener(
+            Port("control", ["127.0.0.1"], 0, lambda peer: asyncio.Protocol(), lambda: context)
+        )
         listener.open()
         peer = await dial(Peer, "127.0.0.1", listener.port, identity.context(CONTROL_ALPN))
         assert not peer.ended.done()

@@ -8,9 +8,11 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, cast
 
+from fabric_server.net import connection_budget
 from fabric_server.net.listener import Limits, Listener, Port
 from fabric_server.pki.certificates import Certificates
 from fabric_server.pki.tls_contexts import TlsContexts
@@ -41,6 +43,7 @@ class Echo(asyncio.Protocol):
     """What the port is for, here: says things back, and remembers who it served."""
 
     made: list[Echo]
+    peer: connection_budget.Peer
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -49,12 +52,16 @@ class Echo(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.transport.write(data)
 
+    def connection_lost(self, error: Exception | None) -> None:
+        self.peer.release()
+
 
 def port(trust: Trust, name: str = "public", **options: Any) -> Port:
     made: list[Echo] = []
 
-    def protocol() -> Echo:
+    def protocol(peer: connection_budget.Peer) -> Echo:
         echo = Echo()
+        echo.peer = peer
         echo.made = made
         return echo
 
@@ -72,6 +79,13 @@ def port(trust: Trust, name: str = "public", **options: Any) -> Port:
             "alpn": CONTROL_ALPN,
         }
     return Port(name=name, **settings | options)
+
+
+def made_by(spec: Port) -> list[Echo]:
+    """The protocols that the port has made."""
+    probe = spec.protocol(connection_budget.Peer(ip_address("127.0.0.1")))
+    assert isinstance(probe, Echo)
+    return probe.made
 
 
 @contextlib.asynccontextmanager

@@ -23,6 +23,7 @@ from tests.server.net.ports import (
     dial,
     from_elsewhere,
     listening,
+    made_by,
     port,
     raw,
     until,
@@ -39,7 +40,7 @@ async def test_a_node_is_let_through_and_the_protocol_learns_who_it_is(trust: Tr
         node = await dial(listener, trust.node())
         await node.says_back(b"hello")
         assert (listener.accepted, listener.opened, counted(listener)) == (1, 1, {})
-        echo = spec.protocol().made[0]  # type: ignore[attr-defined]
+        echo = made_by(spec)[0]
         assert node_id(echo.transport.get_extra_info("peercert")) == "node_a"
         conversation = echo.transport.get_extra_info("ssl_object")
         assert conversation.version() == "TLSv1.3"
@@ -85,7 +86,7 @@ async def test_an_accepted_connection_sends_at_once_and_is_kept_alive(trust: Tru
     async with listening(spec) as listener:
         user = await dial(listener)
         await user.says_back(b"hello")
-        sock = spec.protocol().made[0].transport.get_extra_info("socket")  # type: ignore[attr-defined]
+        sock = made_by(spec)[0].transport.get_extra_info("socket")
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         await user.close()
@@ -138,7 +139,7 @@ async def _refused(trust: Trust, papers: Papers | None, reason: str, alert: str)
             assert error.reason == alert
         await until(lambda: listener.pending == 0)
         assert counted(listener) == {reason: 3}
-        assert spec.protocol().made == []  # type: ignore[attr-defined]
+        assert made_by(spec) == []
 
 
 @on_both_loops

@@ -333,8 +333,9 @@ async def test_an_aiohttp_application_runs_behind_a_port(trust: Trust) -> None:
     app.router.add_post("/", hello)
     runner = web.AppRunner(app)
     await runner.setup()
-    assert runner.server is not None
-    spec, context = port(trust, "api", protocol=runner.server), client_context(trust.ca)
+    server = runner.server
+    assert server is not None
+    spec, context = port(trust, "api", protocol=lambda peer: server()), client_context(trust.ca)
     async with listening(spec) as listener, aiohttp.ClientSession() as session:
         for scheme in ("http", "https"):
             url, secure = f"{scheme}://127.0.0.1:{listener.port}/", scheme == "https"

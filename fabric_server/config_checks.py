@@ -1,0 +1,109 @@
+"""Checks that settings of the server fit together."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from fabric_server.edge.cors import parse_origins
+from fabric_server.net.trusted_proxies import parse_networks
+from fabric_server.routing.aliases import parse_aliases
+from fabric_server.routing.weights import parse_weights
+from runtime.settings import Conflict
+
+_PORTS = ("control_port", "proxy_port", "public_port", "api_port")
+_SCHEMES = {
+    "store": ("sqlite", "postgresql"),
+    "cache": (
+        *("memory", "redis", "rediss"),
+        *("redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"),
+    ),
+    "bus": ("memory", "spool", "kafka"),
+}
+
+
+class Settings(Protocol):
+    """The settings of ``Config`` that depend on each other; others are read by their name."""
+
+    @property
+    def host(self) -> tuple[str, ...]: ...
+    @property
+    def tunnels(self) -> int: ...
+    @property
+    def tunnels_most(self) -> int: ...
+    @property
+    def public_certificate(self) -> Path | None: ...
+    @property
+    def public_key(self) -> Path | None: ...
+    @property
+    def trusted_proxies(self) -> tuple[str, ...]: ...
+
+
+def check(settings: Settings) -> None:
+    """Raise ``Conflict``, which says what to do, for values that don't fit together."""
+    if not settings.host:
+        raise Conflict("host is empty: set at least one address to listen on.", "host")
+    _check_ports(settings)
+    if settings.tunnels_most < settings.tunnels:
+        raise Conflict(
+            f"tunnels_most is {settings.tunnels_most}, less than tunnels ({settings.tunnels}): "
+            "raise tunnels_most or lower tunnels.",
+            "tunnels_most",
+            "tunnels",
+        )
+    if (settings.public_certificate is None) != (settings.public_key is None):
+        raise Conflict(
+            "public_certificate and public_key belong together: set both or neither.",
+            "public_certificate",
+            "public_key",
+        )
+    for name in ("proxy_protocol", "plaintext_from_proxies"):
+        if getattr(settings, name) and not settings.trusted_proxies:
+            raise Conflict(
+                f"{name} is set, but trusted_proxies is empty: add your proxies' addresses.",
+                name,
+                "trusted_proxies",
+            )
+    for name, parse in _PARSED.items():
+        try:
+            parse(getattr(settings, name))
+        except ValueError as error:
+            raise Conflict(f"{name}: {error}.", name) from None
+    _check_urls(settings)
+
+
+def _check_ports(settings: Settings) -> None:
+    users: defaultdict[int, list[str]] = defaultdict(list)
+    for name in _PORTS:
+        users[getattr(settings, name)].append(name)
+    for port, names in users.items():
+        if port and len(names) > 1:
+            both = " and ".join(names)
+            raise Conflict(f"{both} are both {port}: set different ports.", *names)
+
+
+def _check_urls(settings: Settings) -> None:
+    for name, schemes in _SCHEMES.items():
+        url: str = getattr(settings, name)
+        scheme, colon, _ = url.partition("://")
+        if url and not (colon and scheme in schemes):
+            # The URL itself may hold a password.
+            options = " or ".join(f"{one}://…" for one in schemes)
+            raise Conflict(f"{name} is not a supported URL: use {options}.", name)
+
+
+def _parse_ports(names: tuple[str, ...]) -> None:
+    for name in names:
+        if f"{name}_port" not in _PORTS:
+            raise ValueError(f"'{name}' is no port: use control, proxy, public or api")
+
+
+_PARSED: dict[str, Callable[[tuple[str, ...]], object]] = {
+    "aliases": parse_aliases,
+    "weights": parse_weights,
+    "trusted_proxies": parse_networks,
+    "proxy_protocol": _parse_ports,
+    "cors_origins": parse_origins,
+}
