@@ -52,6 +52,30 @@ def test_check_config_tells_each_value_and_where_it_came_from(shell: Shell, tmp_
     assert re.search(r"^public_port +18080 +default *$", table, re.MULTILINE)
 
 
+def test_check_config_shows_the_connections_that_this_machine_allows(shell: Shell) -> None:
+    done = shell.call("fabric-server", "check-config", "--api-connections=9", "--json")
+    told = {one["name"]: (one["value"], one["source"]) for one in json.loads(done.stdout)}
+    assert told["api_connections"] == ("9", "--api-connections")
+    for name in ("connections", "connections_per_address", "node_connections"):
+        value, source = told[name]
+        assert int(value) > 0
+        assert source.startswith("ulimit -n ")
+    huge = shell.ok("fabric-server", "check-config", "--connections=999999999")
+    assert re.search(r"^connections +\d{1,8} +ulimit -n \d+ *$", huge, re.MULTILINE)
+
+
+def test_proxies_and_origins_are_checked(shell: Shell) -> None:
+    for flag, reason in (
+        ("--trusted-proxies=example.org", "use one such as 10.0.0.0/8"),
+        ("--proxy-protocol=public", "trusted_proxies is empty"),
+        ("--plaintext-from-proxies", "trusted_proxies is empty"),
+        ("--cors-origins=chat.example.org", "use one such as https://"),
+    ):
+        assert reason in refused(shell, "check-config", flag)
+    both = ("--trusted-proxies=10.0.0.0/8", "--proxy-protocol=publik")
+    assert "'publik' is no port" in refused(shell, "check-config", *both)
+
+
 def test_a_settings_file_beside_the_data_is_read_without_being_named(shell: Shell) -> None:
     shell.server_data.mkdir(parents=True)
     (shell.server_data / "fabric.toml").write_text("queue_length = 3\n")
