@@ -27,6 +27,7 @@ from fabric_client.translation.lenient_json import (
     get_text,
 )
 from fabric_client.translation.messages.errors import encode_error
+from fabric_client.translation.ollama.history import as_ollama_history
 
 _DEVELOPER_ROLE = re.compile(rb'"role"\s*:\s*"developer"')
 _TOKEN_IDS = re.compile(rb'"input"\s*:\s*\[\s*[\[\d]')
@@ -84,14 +85,18 @@ def _asks_base64(body: bytes) -> bool:
 
 
 def ollama(path: str) -> RequestTranslator:
-    """Return the translator that takes ``keep_alive`` out of requests to Ollama itself.
+    """Return the translator that takes ``keep_alive`` out of requests to Ollama itself, and reads
+    conversations that are written as for OpenAI's API.
 
-    With it any user could keep a model in the owner's memory, or unload one that others use.
+    With ``keep_alive`` any user could keep a model in the owner's memory, or unload one that others
+    use.
     """
 
     def translate(body: bytes) -> TranslatedRequest:
         if b'"keep_alive"' in body:
             body = _without("keep_alive", body)
+        if path == "/api/chat":
+            body = as_ollama_history(body)
         return TranslatedRequest(path, body, None)
 
     return translate

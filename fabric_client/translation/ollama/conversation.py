@@ -1,7 +1,8 @@
 """Ollama's messages and tools as those of the chat API.
 
 Tool calls differ: their arguments are an object in Ollama's API and text in OpenAI's, and Ollama's
-users may name the call of a result by the tool's name, or by order alone.
+users may name the call of a result by the tool's name, or by order alone.  Messages that are
+written as for OpenAI's API are read, too (``history``).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import msgspec
 
 from fabric_client.translation.lenient_json import Json, get_object, get_text
 from fabric_client.translation.ollama import media
+from fabric_client.translation.ollama.history import read_arguments, with_plain_content
 from fabric_client.translation.validation import invalid
 
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
@@ -41,10 +43,8 @@ def _message(given: object, at: str, open_calls: list[tuple[str, str]]) -> Json:
     role = given.get("role")
     if not isinstance(role, str) or role not in _ROLES:
         raise invalid(f"{at}.role", "must be 'system', 'user', 'assistant' or 'tool'")
-    text = given.get("content")
-    if text is not None and not isinstance(text, str):
-        raise invalid(f"{at}.content", "must be a string")
-    content = media.content_parts(text or "", given.get("images"), f"{at}.images")
+    given = with_plain_content(given, at)
+    content = media.content_parts(given.get("content", ""), given.get("images"), f"{at}.images")
     message: Json = {"role": "system" if role == "developer" else role, "content": content}
     if role == "tool":
         message["tool_call_id"] = _call_id(given, open_calls)
@@ -63,14 +63,14 @@ def _calls(given: object, at: str, open_calls: list[tuple[str, str]]) -> list[Js
     for index, call in enumerate(given):
         function = get_object(call, "function")
         name = get_text(function, "name")
-        arguments = function.get("arguments")
-        if not name or not isinstance(arguments, dict | None):
+        arguments = read_arguments(function.get("arguments"))
+        if not name or arguments is None:
             raise invalid(
                 f"{at}[{index}].function", "must have a name, and arguments that are an object"
             )
         id = get_text(call, "id") or f"call_{at[9 : at.index(']')]}_{index}"
         open_calls.append((name, id))
-        function = {"name": name, "arguments": msgspec.json.encode(arguments or {}).decode()}
+        function = {"name": name, "arguments": msgspec.json.encode(arguments).decode()}
         calls.append({"id": id, "type": "function", "function": function})
     return calls
 
