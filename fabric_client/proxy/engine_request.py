@@ -259,12 +259,21 @@ class EngineRequest:
         connection = self._connection
         if self._responded:
             self.fail(Code.ENGINE_FAILED, reason)
-        elif connection is not None and connection.used and self._body.replayable:
+        elif self._may_replay(connection):
             # The engine may have closed the warm connection before: try a new one.
             self._connection = self._response.connection = None
             self._connecting = asyncio.create_task(self._connect_anew())
         else:
             self.fail(Code.ENGINE_DOWN, reason)
+
+    def _may_replay(self, connection: EngineConnection | None) -> bool:
+        """Return whether the engine can't have read the request, which is still here."""
+        return (
+            connection is not None
+            and connection.used
+            and not connection.answering
+            and self._body.replayable
+        )
 
     def on_upstream_writable(self) -> None:
         unacked, self._unacked = self._unacked, 0
@@ -286,7 +295,7 @@ class EngineRequest:
         self._connect()
 
     def _connect(self) -> None:
-        connection = self._pool.take()
+        connection = None if self._body.outgrows_replay else self._pool.take()
         if connection is not None:
             self._use(connection)
         else:

@@ -47,6 +47,14 @@ class RequestBody:
     def replayable(self) -> bool:
         return self._replay is not None
 
+    @property
+    def outgrows_replay(self) -> bool:
+        """Part of it is dropped before the engine responds, so that it can't be sent twice: a warm
+        connection, which the engine may have closed, is not for it."""
+        if self.prepare is not None or self.ended:
+            return False
+        return self._size is None or self._size > MAX_REPLAY
+
     def add(self, data: bytes, ended: bool) -> bool:
         """Return False if more has come than the head announced."""
         self.ended = ended

@@ -47,6 +47,8 @@ class EngineConnection(asyncio.Protocol):
     def __init__(self, pool: Pool) -> None:
         self.used = False
         """Set once it has carried a request: the engine may have closed it since then."""
+        self.answering = False
+        """Set once a byte of the response to its request has come."""
         self.paused = False
         self.idle_since = 0.0
         self._pool = pool
@@ -72,6 +74,7 @@ class EngineConnection(asyncio.Protocol):
     def attach(self, handler: ResponseHandler) -> None:
         """Give the next response to ``handler``, which writes the request now or later."""
         self._handler = handler
+        self.answering = False
         self._status = self._head_bytes = 0
         self._headers = []
 
@@ -145,6 +148,9 @@ class EngineConnection(asyncio.Protocol):
 
     # ── called by the parser ────────────────────────────────────────────────────────────────
 
+    def on_message_begin(self) -> None:
+        self.answering = True
+
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_bytes += len(name) + len(value)
         if self._head_bytes > MAX_HEAD:
@@ -175,6 +181,7 @@ class EngineConnection(asyncio.Protocol):
             handler.on_response_end()
 
     def _lose(self, reason: str) -> None:
+        self.answering = True
         handler, self._handler = self._handler, None
         self.abort()
         if handler is not None:
