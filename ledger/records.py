@@ -62,6 +62,8 @@ class LedgerEntry(Struct, frozen=True, gc=False):
     """Why the last engine was chosen, as in ``x-fabric-route``."""
     continued: int = 0
     """How many times the answer went on at another node."""
+    usage_implausible: bool = False
+    """The node reported more tokens than there can have been; the most plausible is charged."""
 
 
 class HeartbeatRecord(Struct, frozen=True):

@@ -21,7 +21,7 @@ from sql.database import Database, Row, Value
 REPORT_SECONDS = 20.0
 """Longest time that a report may take."""
 
-_STREAM = LedgerEntry.__struct_fields__.index("stream")
+_BOOLEANS = [LedgerEntry.__struct_fields__.index(one) for one in ("stream", "usage_implausible")]
 _ENTRY = ", ".join(LEDGER_COLUMNS)
 
 _GROUPS = {
@@ -158,5 +158,6 @@ class LedgerReports:
 
 def _entry(row: Row) -> LedgerEntry:
     values: list[Any] = list(row)
-    values[_STREAM] = bool(values[_STREAM])  # SQLite has no truth values of its own
+    for at in _BOOLEANS:
+        values[at] = bool(values[at])  # SQLite has no truth values of its own
     return LedgerEntry(*values)

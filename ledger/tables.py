@@ -37,6 +37,7 @@ LEDGER_COLUMNS = {
     "bytes_out": _BIGINT,
     "route": _TEXT,
     "continued": _BIGINT,
+    "usage_implausible": _BOOLEAN,
 }
 """Names and SQL types, in the order of ``LedgerEntry``'s fields."""
 assert tuple(LEDGER_COLUMNS) == LedgerEntry.__struct_fields__

@@ -71,6 +71,9 @@ class EngineView(Struct, frozen=True, kw_only=True):
     models: list[str]
     loaded: Annotated[list[str], Meta(description="The models that are in memory now.")]
     ejected: list[EjectionView]
+    implausible_usage: Annotated[
+        int, Meta(description="Answers since it connected whose token counts were not plausible.")
+    ]
 
 
 class HeartbeatView(Struct, frozen=True, kw_only=True):

@@ -238,6 +238,7 @@ def _engine(engine: Engine, registry: Registry) -> EngineView:
         active=engine.active,
         models=list(engine.models),
         loaded=[model.name for model in engine.models.values() if model.loaded],
+        implausible_usage=engine.implausible_usage,
         ejected=[
             EjectionView(
                 model=model,

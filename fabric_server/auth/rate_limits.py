@@ -18,6 +18,9 @@ from protocol.token_bucket import TokenBucket
 MAX_KEYS = 10_000
 """Keys remembered; the least recently used is forgotten, and its buckets are full again."""
 
+MAX_DEBT_MINUTES = 5.0
+"""A key's debt of tokens is not more than it gets in so many minutes."""
+
 _ONE = 1 - 1e-6
 """Tolerates rounding for a client that waited as long as Retry-After told it."""
 
@@ -88,7 +91,8 @@ class RateLimits:
         now = self._clock()
         _, spent = self._of(key, now)
         if spent is not None:
-            spent.tokens.take(tokens, now)
+            most = spent.tokens.level(now) + spent.limit * MAX_DEBT_MINUTES
+            spent.tokens.take(min(tokens, max(0.0, most)), now)
 
     def _of(self, key: Key, now: float) -> tuple[Bucket | None, Bucket | None]:
         asked, spent = pair = self._buckets.get(key.id, (None, None))

@@ -45,6 +45,8 @@ class Endpoint:
     """Streams report usage only on request, so ``stream_options`` is inserted."""
     rejects_state: bool = False
     """Requests that refer to earlier answers are refused."""
+    generates: bool = True
+    """Engines generate text; otherwise their answers have no tokens."""
     changes_length: bool = False
     """The meter changes the length of the answer."""
     stream_meter: Callable[[bool], Meter] = StreamMeter
@@ -80,8 +82,8 @@ _MESSAGES = Endpoint(
     ),
 )
 _AUDIO = Endpoint(path="", form=True, buffers_body=True, streams=EVENTS, stream_meter=AudioMeter)
-_RERANK = Endpoint(path="")
-_TOKENS = Endpoint(path="", body_meter=NoMeter)
+_RERANK = Endpoint(path="", generates=False)
+_TOKENS = Endpoint(path="", body_meter=NoMeter, generates=False)
 _OLLAMA = Endpoint(
     path="",
     dialect=Dialect.OLLAMA,
@@ -94,7 +96,7 @@ _OLLAMA = Endpoint(
 _ROWS = (
     replace(_CHAT, path="/v1/chat/completions"),
     replace(_CHAT, path="/v1/completions"),
-    Endpoint(path="/v1/embeddings", buffers_body=True, capabilities=_EMBEDDINGS),
+    Endpoint(path="/v1/embeddings", buffers_body=True, capabilities=_EMBEDDINGS, generates=False),
     Endpoint(
         path="/v1/responses",
         dialect=Dialect.RESPONSES,
@@ -120,8 +122,8 @@ _ROWS = (
     replace(_TOKENS, path="/detokenize"),
     replace(_OLLAMA, path="/api/chat", streams=LINES, prompt_keys=(b'"messages"',)),
     replace(_OLLAMA, path="/api/generate", streams=LINES, prompt_keys=(b'"system"', b'"prompt"')),
-    replace(_OLLAMA, path="/api/embed", capabilities=_EMBEDDINGS),
-    replace(_OLLAMA, path="/api/embeddings", capabilities=_EMBEDDINGS),
+    replace(_OLLAMA, path="/api/embed", capabilities=_EMBEDDINGS, generates=False),
+    replace(_OLLAMA, path="/api/embeddings", capabilities=_EMBEDDINGS, generates=False),
     replace(_OLLAMA, path="/api/show", changes_length=True, body_meter=ShowMeter),
 )
 

@@ -10,6 +10,7 @@ from fabric_server.dialects.body import ParsedBody
 from fabric_server.dialects.endpoints import ENDPOINTS, Endpoint
 from fabric_server.dialects.error_formats import Dialect
 from fabric_server.dialects.errors import ApiError
+from fabric_server.metering.plausible import output_limit
 from fabric_server.nodes.registry import Engine, Registry
 from fabric_server.proxy.request_options import RequestOptions
 from fabric_server.proxy.request_record import RequestRecord
@@ -54,6 +55,10 @@ def build_requirements(
         if there := [engine for engine in candidates if in_region(engine, requirements)]:
             raise _no_engine_for_path(parsed, requirements, there)
     requirements.capabilities = guess_capabilities(endpoint, body.replay_buffer)
+    requirements.sent_bytes = len(body.replay_buffer)
+    requirements.output_limit = output_limit(body.replay_buffer)
+    if "vision" in requirements.capabilities:
+        requirements.media = body.replay_buffer.count(b'"image')
     requirements.tokens = estimate_tokens(endpoint, size, requirements.capabilities)
     if endpoint.prompt_keys:
         salt = f"{key.account}\n{model}".encode()

@@ -7,15 +7,15 @@ import re
 import msgspec
 from msgspec import Raw, Struct
 
-from fabric_server.metering.openai import UNREADABLE, Count, Usage
+from fabric_server.metering.openai import SHORT, UNREADABLE, Count, Usage
 
 MAX_LINE = 4 * 1024 * 1024
 """A longer line passes in pieces, unread.  The last line of ``/api/generate`` has the whole context
 as numbers, some 7 bytes for each token."""
 
 _DONE = re.compile(rb'"done"\s*:\s*true')
-_PROMPT = re.compile(rb'"prompt_eval_count"\s*:\s*(\d{1,15})(?!\d)')
-_ANSWER = re.compile(rb'"eval_count"\s*:\s*(\d{1,15})(?!\d)')
+_PROMPT = re.compile(rb'"prompt_eval_count"\s*:\s*(\d{1,40})(?!\d)')
+_ANSWER = re.compile(rb'"eval_count"\s*:\s*(\d{1,40})(?!\d)')
 _NOTHING = (b"null", b'""')
 
 
@@ -34,6 +34,7 @@ class LinesMeter:
 
     def __init__(self, usage_requested: bool = True) -> None:
         self.usage = Usage()
+        self.events = 0
         self.complete = self.done = False
         self.failed = False
         self.torn = False
@@ -49,6 +50,7 @@ class LinesMeter:
                 data = bytes(held[:end])
                 del held[:end]
             self.torn = False
+            self.events += 1 if len(data) < SHORT else data.count(b"\n")
             self._look(data)
             return data
         held += data

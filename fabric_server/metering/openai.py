@@ -37,7 +37,10 @@ _EVENT_END = re.compile(b"|".join(_BLANK_LINES))
 _DATA = re.compile(rb"(?:^|[\r\n])data:([^\r\n]*)")
 _raw_json = json.JSONDecoder().raw_decode
 
-Count = Annotated[int, Meta(ge=0, lt=2**53)]
+Count = Annotated[int, Meta(ge=0)]
+"""A number of tokens as a node reports it, however large: ``plausible`` bounds it."""
+SHORT = 512
+"""Bytes of a piece that is counted as one event, unread."""
 
 
 class Usage(Struct, gc=False):
@@ -58,6 +61,8 @@ UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
 class Meter(Protocol):
     usage: Usage
+    events: int
+    """About how many events or lines have passed; 0 for an answer in one piece."""
     complete: bool
     """A terminal marker was seen."""
     done: bool
@@ -79,6 +84,7 @@ class StreamMeter:
 
     def __init__(self, usage_requested: bool) -> None:
         self.usage = Usage()
+        self.events = 0
         self.complete = self.done = False
         self.failed = False
         self.torn = False
@@ -88,13 +94,16 @@ class StreamMeter:
     def feed(self, data: bytes) -> bytes:
         held = self._held
         if not held and data.endswith(b"\n\n"):
+            self.events += 1 if len(data) < SHORT else data.count(b"\n\n")
             return self._read(data)
         looked_at = max(0, len(held) - 2)  # except for the last bytes: a blank line has up to three
         held += data
         end = _last_event_end(held, looked_at)
         if end:
             self.torn = False
-            return self._read(self._release(end))
+            events = self._release(end)
+            self.events += events.count(b"\n\n") or 1
+            return self._read(events)
         if len(held) <= MAX_EVENT:
             return b""
         self.torn = True
@@ -181,6 +190,7 @@ def has_error(events: bytes) -> bool:
 class BodyMeter:
     """Meters an answer in one piece, which passes untouched; figures are read at its end."""
 
+    events = 0
     complete = True
     done = failed = torn = False
 
@@ -205,6 +215,7 @@ class BodyMeter:
 class NoMeter:
     """Passes answers that are not metered, such as an engine's error."""
 
+    events = 0
     complete = True
     done = failed = torn = False
     usage = Usage()

@@ -29,6 +29,7 @@ class Engine:
         "breakers",
         "elsewhere",
         "healthy",
+        "implausible_usage",
         "kind",
         "models",
         "name",
@@ -47,6 +48,8 @@ class Engine:
         """Requests that hold a slot, until the node confirms that their work has stopped."""
         self.breakers: dict[Scope, CircuitBreaker] = {}
         """Breakers of what failed lately."""
+        self.implausible_usage = 0
+        """Answers whose token counts were not plausible."""
         self.slot_limit: SlotLimit | None = None
         """Set while it gets fewer requests than it has slots for."""
         self.update(report)

@@ -163,6 +163,7 @@ class _ContinuedMeter:
         self._transcript = transcript
         self._splice = splice
         self.usage = meter.usage
+        self.events = 0
         self.complete = self.done = self.failed = self.torn = False
 
     def feed(self, data: bytes) -> bytes:
@@ -181,6 +182,7 @@ class _ContinuedMeter:
         self.complete, self.done = meter.complete, meter.done
         self.failed, self.torn = meter.failed, meter.torn
         self.usage = meter.usage if splice is None else splice.total(meter.usage)
+        self.events = meter.events + (0 if splice is None else splice.spent)
 
     def _join(self, events: bytes) -> bytes:
         if events:

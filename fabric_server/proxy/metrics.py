@@ -57,6 +57,7 @@ class Metrics:
         self.hedged = 0
         self.hedges_won = 0
         self.tokens: Counter[str] = Counter()
+        self.implausible = 0
         self.first_byte = Histogram()
         self.total = Histogram()
         self.queued = Histogram()
@@ -70,6 +71,7 @@ class Metrics:
             self.queued.observe(entry.queue_ms / 1000)
         if entry.first_byte_ms is not None:
             self.first_byte.observe(entry.first_byte_ms / 1000)
+        self.implausible += entry.usage_implausible
         if entry.prompt_tokens:
             self.tokens["prompt"] += entry.prompt_tokens
         if entry.completion_tokens:
@@ -103,6 +105,11 @@ class Metrics:
         for result, count in self.media.items():
             media.add_metric([result], count)
         yield media
+        yield CounterMetricFamily(
+            "fabric_usage_implausible",
+            "Answers whose node reported more tokens than plausible.",
+            value=self.implausible,
+        )
         yield CounterMetricFamily("fabric_retries", "Retries.", value=self.retries)
         yield CounterMetricFamily(
             "fabric_continued", "Streams that were continued on another node.", value=self.continued

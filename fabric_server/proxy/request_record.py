@@ -14,6 +14,7 @@ from fabric_server.dialects.body import ParsedBody
 from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Request
 from fabric_server.metering.openai import Usage
+from fabric_server.metering.plausible import BoundedUsage
 from fabric_server.proxy.attempt import Attempt
 from fabric_server.proxy.ending import Ending
 from fabric_server.proxy.metrics import Metrics
@@ -159,6 +160,7 @@ class RequestRecord:
             bytes_out=request.response.bytes_out,
             route="" if choice is None else choice.route_reason[:MAX_ROUTE],
             continued=self.continued,
+            usage_implausible=isinstance(usage, BoundedUsage),
         )
 
 

@@ -20,6 +20,7 @@ from fabric_server.proxy.outcome_rules import Counts
 from fabric_server.proxy.request_options import RAW_REASONING, RequestOptions
 from fabric_server.proxy.request_record import RequestRecord
 from fabric_server.proxy.upstream import UpstreamContext
+from fabric_server.proxy.usage_check import check_usage
 from fabric_server.routing.criteria import Requirements
 from fabric_server.routing.load_balancer import Choice
 from protocol.aio.server import ServerTunnel
@@ -274,6 +275,7 @@ class RetryLoop:
     def on_attempt_over(self, attempt: Attempt, ending: Ending) -> None:
         upstream, record, answer = self._upstream, self._record, attempt.answer
         requirements, stream = self._requirements, record.parsed.stream
+        check_usage(self._request, attempt, requirements, self._loop.time())
         self._judge(attempt, ending)
         if self._broken is None:  # the rest of an answer does not show how long answers take
             upstream.outcomes.update_latency(

@@ -162,6 +162,11 @@ class Splice:
         """Tokens that are not passed on, because the client has them."""
         self._answering = bool(text)
 
+    @property
+    def spent(self) -> int:
+        """Return the tokens of the answer before this part."""
+        return self._spent
+
     def feed(self, events: bytes) -> bytes:
         """Return whole events as they go to the client.  Raises ``NotContinued``."""
         return b"".join([self._splice(event, data) for event, data in _events(events)])

@@ -34,6 +34,12 @@ class Requirements:
     longest of them has most of the prompt in its cache."""
     tokens: int = 0
     """The estimated length of the prompt; 0 is unknown."""
+    sent_bytes: int = 0
+    """Bytes of the body that engines get, as far as they are kept."""
+    media: int = 0
+    """Images in the body."""
+    output_limit: int | None = None
+    """The most tokens of an answer that the client allows; None: any."""
     excluded_nodes: list[str] = field(default_factory=list)
     """Nodes that must not be tried again."""
     path: str = ""

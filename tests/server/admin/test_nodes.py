@@ -42,6 +42,7 @@ async def test_a_node_is_shown_with_what_it_serves_and_how_it_is(server: Server)
             "models": ["tiny:latest", "large"],
             "loaded": ["tiny:latest"],
             "ejected": [],
+            "implausible_usage": 0,
         }
         assert here["engines"][1]["problem"] == "out of memory"
         assert here["heartbeat"]["cpu_percent"] is None

@@ -1,0 +1,119 @@
+"""Bounds of the tokens that an engine may report: its figures are billed, its node is a stranger.
+
+A prompt has no more tokens than bytes, except for media.  An answer has no more than the client
+allowed, the model's context holds, or any engine can generate in the time that it took; but what
+passed as an event is never doubted.  Tokens of hidden reasoning are therefore believed within these
+bounds.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+from dataclasses import dataclass
+
+import msgspec
+from msgspec import Raw, Struct
+
+from fabric_server.metering.openai import UNREADABLE, Usage
+
+MEDIA_TOKENS = 16_384
+"""Tokens of one image or the like."""
+MAX_RATE = 20_000.0
+"""Tokens a second that no engine exceeds for one request."""
+
+
+class BoundedUsage(Usage, gc=False):
+    """Usage that exceeded its bounds, and was reduced to them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One answer, as the server saw it."""
+
+    prompt_bytes: int
+    media: int
+    """Images and the like in the prompt."""
+    events: int
+    """Events of its stream; 0 for an answer in one piece."""
+    seconds: float
+    limit: int | None
+    """The most tokens that the client allows; None: any."""
+    context: int | None
+    """The model's context length; None is not known."""
+    generates: bool = True
+    """The endpoint generates text; embeddings have no tokens of an answer."""
+
+    @property
+    def max_prompt(self) -> int:
+        return self.prompt_bytes + self.media * MEDIA_TOKENS
+
+    @property
+    def max_completion(self) -> int:
+        if not self.generates:
+            return 0
+        in_time = max(self.seconds, 1.0) * MAX_RATE  # a short answer's time is not exact
+        most = min(self.limit or math.inf, self.context or math.inf, in_time)
+        return max(self.events, int(most))
+
+
+def believable(usage: Usage, answered: Answered) -> Usage:
+    """Return the usage; a ``BoundedUsage`` where it exceeded its bounds."""
+    prompt, completion = usage.prompt_tokens, usage.completion_tokens
+    if prompt is not None and prompt > answered.max_prompt:
+        prompt = answered.max_prompt
+    if completion is not None and completion > answered.events:  # otherwise there is no doubt
+        completion = min(completion, answered.max_completion)
+    if prompt == usage.prompt_tokens and completion == usage.completion_tokens:
+        return usage
+    return BoundedUsage(prompt, completion)
+
+
+# ── what the client allows ────────────────────────────────────────────────────────────────────
+
+
+class _Options(Struct, gc=False):
+    num_predict: Raw = Raw(b"null")
+
+
+class _Limits(Struct, gc=False):
+    max_tokens: Raw = Raw(b"null")
+    max_completion_tokens: Raw = Raw(b"null")
+    max_output_tokens: Raw = Raw(b"null")
+    n_predict: Raw = Raw(b"null")
+    n: Raw = Raw(b"null")
+    best_of: Raw = Raw(b"null")
+    options: Raw = Raw(b"null")
+
+
+_decode_limits = msgspec.json.Decoder(_Limits).decode
+_decode_options = msgspec.json.Decoder(_Options).decode
+
+
+def output_limit(body: bytes) -> int | None:
+    """Return the most tokens that a request's JSON body allows, in all its choices; None: any."""
+    if b"max_" not in body and b"_predict" not in body:
+        return None
+    try:
+        given = _decode_limits(body)
+    except UNREADABLE:
+        return None
+    figures = [
+        given.max_tokens,
+        given.max_completion_tokens,
+        given.max_output_tokens,
+        given.n_predict,
+    ]
+    with suppress(*UNREADABLE):
+        figures.append(_decode_options(given.options).num_predict)
+    limits = [figure for raw in figures if (figure := _number(raw)) > 0]
+    choices = max(1, _number(given.n), _number(given.best_of))
+    return max(limits) * choices if limits else None
+
+
+def _number(raw: Raw) -> int:
+    """Return a whole number; 0 for anything else."""
+    try:
+        return msgspec.json.decode(raw, type=int)
+    except UNREADABLE:
+        return 0
