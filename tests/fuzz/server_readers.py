@@ -22,11 +22,12 @@ from fabric_server.admin.node_views import HeartbeatQuery, NodeQuery
 from fabric_server.admin.parameters import read_query
 from fabric_server.admin.reports import RequestQuery, UsageQuery
 from fabric_server.auth.authenticator import DEFAULT_TIMES
-from fabric_server.dialects.body import EarlyBody, parse_body
-from fabric_server.dialects.endpoints import ENDPOINTS
+from fabric_server.dialects.body import parse_body
+from fabric_server.dialects.endpoints import CHAT, ENDPOINTS
 from fabric_server.dialects.error_formats import Dialect
 from fabric_server.dialects.errors import ApiError, bad_request, unknown_path
 from fabric_server.dialects.forms import read_form
+from fabric_server.dialects.large_body import LargeBody
 from fabric_server.dialects.media_scanner import MediaScanner
 from fabric_server.dialects.media_values import Policy
 from fabric_server.jobs.batch_input import LineProblem, read_line
@@ -79,17 +80,30 @@ async def _statuses(pieces: list[bytes]) -> tuple[bytes, ...]:
 
 
 def bodies(data: bytes) -> object:
-    """A body is read or refused; a model that is found early is the one of the whole body."""
+    """A body is read or refused; the model that is billed is the one that the engine reads."""
     results = []
     for endpoint in PATHS:
         try:
             results.append(parse_body(data, endpoint).stream)
         except ApiError as error:
             results.append(error.code)
-    early, found = EarlyBody(), None
-    for piece in cut(data):
-        found = found or early.feed(piece)
-    return (*results, found is not None)
+    body, sent = LargeBody(CHAT), b""
+    try:
+        for piece in cut(data):
+            body.feed(piece)
+            if body.can_flow and not body.flows:
+                body.begin_flow(announced=False)
+            if body.flows:
+                sent += body.take()
+        parsed = body.end()
+        sent += body.take()
+    except ApiError as error:
+        return (*results, error.code, body.flows)
+    with contextlib.suppress(ValueError, RecursionError):
+        read = json.loads(sent)
+        assert read["model"] == parsed.model, (read, parsed)
+        assert bool(read.get("stream")) == parsed.stream
+    return (*results, body.flows)
 
 
 def media(data: bytes) -> object:
