@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from benchmarks.consumer import heartbeats
 from benchmarks.processes import Site, raise_file_limit
 from benchmarks.systems import FullStack
-from fabric_server.pki.ca import key_pem, read_request
+from fabric_server.pki.ca import key_pem, public_key_sha256, read_request
 from fabric_server.pki.certificates import Certificates
 from protocol.aio.link import LinkDriver
 from protocol.aio.tls import dial
@@ -87,6 +87,7 @@ class Identities:
             self._key, hashes.SHA256()
         )
         self._request = read_request(request.public_bytes(Encoding.PEM).decode())
+        self.key_sha256 = public_key_sha256(self._request)
         self._ca = data / "certs" / "ca.pem"
         self._key_file = folder / "key.pem"
         self._key_file.write_text(key_pem(self._key))
@@ -103,13 +104,14 @@ class Identities:
         return context
 
 
-async def make_nodes(url: str, count: int) -> None:
+async def make_nodes(url: str, count: int, key_sha256: bytes) -> None:
     database = await open_database(url)
     async with database.transaction() as session:
         await session.execute(
             "INSERT INTO nodes (id, name, public_key_sha256, created_at, epoch, platform, version,"
-            " revision) SELECT 'node_' || lpad(to_hex(n), 16, '0'), 'bench', '\\x00', 0, 0, '', '',"
-            f" 0 FROM generate_series(0, {count - 1}) AS n"
+            " revision) SELECT 'node_' || lpad(to_hex(n), 16, '0'), 'bench', $1, 0, 0, '', '',"
+            f" 0 FROM generate_series(0, {count - 1}) AS n",
+            key_sha256,
         )
     await database.close()
 
@@ -146,9 +148,9 @@ async def measure(
     environ: Mapping[str, str], server: psutil.Process, count: int, seconds: float
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        await make_nodes(environ["FABRIC_SERVER_STORE"], count)
-        bare = server.memory_info().rss
         identities = Identities(Path(environ["FABRIC_SERVER_DATA"]), Path(folder))
+        await make_nodes(environ["FABRIC_SERVER_STORE"], count, identities.key_sha256)
+        bare = server.memory_info().rss
         began = time.perf_counter()
         await join_all(identities, int(environ["FABRIC_SERVER_CONTROL_PORT"]), count)
         joined = time.perf_counter() - began

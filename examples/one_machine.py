@@ -37,7 +37,8 @@ from fabric_client.engines.discovery import DEFAULT_PORTS
 from fabric_client.engines.echo import MODEL as ECHO
 from fabric_client.engines.echo import EchoEngine, serve
 from fabric_client.engines.watcher import Watcher
-from fabric_client.identity import Identity, NotJoined, write
+from fabric_client.identity import Identity, NotJoined
+from fabric_client.key_files import write
 from protocol.messages import EngineReport
 from runtime.flags import read
 from runtime.run import INTERRUPTED, Signals, run

@@ -3,15 +3,13 @@
 ::
 
     <directory>/node.key    0600, made on this machine, never sent
-    <directory>/node.pem    the certificate, replaced when it is renewed
+    <directory>/node.pem    the certificate; both are replaced when it is renewed (``key_files``)
     <directory>/ca.pem      the only authority that this node trusts
     <directory>/node.json   the rest: id, host, ports
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import socket
 import ssl
 from pathlib import Path
@@ -19,11 +17,10 @@ from pathlib import Path
 import msgspec
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from msgspec import Struct
 
+from fabric_client.key_files import KeyFiles, read_key
 from protocol.aio.tls import DialContext
 from protocol.join import BACKDATED_SECONDS
 
@@ -50,8 +47,11 @@ class Facts(Struct, frozen=True):
 class Identity:
     """Made by ``load``, or by ``fabric_client.registration.join.join``."""
 
-    def __init__(self, directory: Path, facts: Facts, certificate: x509.Certificate) -> None:
+    def __init__(
+        self, directory: Path, facts: Facts, keys: KeyFiles, certificate: x509.Certificate
+    ) -> None:
         self.directory = directory
+        self.keys = keys
         self.node_id = facts.node_id
         self.host = facts.host
         self.control_port = facts.control_port
@@ -66,7 +66,11 @@ class Identity:
         """Read the identity in a directory.  Raises ``NotJoined``."""
         try:
             facts = msgspec.json.decode((directory / "node.json").read_bytes(), type=Facts)
-            certificate = x509.load_pem_x509_certificate((directory / "node.pem").read_bytes())
+            keys = KeyFiles(directory)
+            path, key = keys.pair
+            certificate = x509.load_pem_x509_certificate(path.read_bytes())
+            if certificate.public_key() != read_key(key).public_key():
+                raise ValueError("the certificate is for another key")
             _check(certificate, facts.node_id, directory)
         except FileNotFoundError:
             raise NotJoined(
@@ -78,7 +82,7 @@ class Identity:
                 f"The identity in {directory} can't be used ({error}): "
                 "join again with 'fabric-client join --replace TOKEN'."
             ) from None
-        return cls(directory, facts, certificate)
+        return cls(directory, facts, keys, certificate)
 
     @property
     def lifetime(self) -> float:
@@ -105,23 +109,30 @@ class Identity:
         """
         context = DialContext()
         context.load_verify_locations(self.directory / "ca.pem")
-        context.load_cert_chain(self.directory / "node.pem", self.directory / "node.key")
+        context.load_cert_chain(*self.keys.pair)
         context.set_alpn_protocols([alpn])
         return context
 
-    def request(self) -> str:
-        """Return a certificate signing request (PEM) for this node's key."""
-        return request_for(_read_key(self.directory))
+    def request(self, *, new_key: bool = False) -> str:
+        """Return a certificate signing request (PEM) for this node's key, or for a new one."""
+        return self.keys.request(new_key=new_key)
 
-    def store_certificate(self, pem: str) -> None:
-        """Use a renewed certificate for new connections.
+    def store_certificate(self, pem: str) -> bool:
+        """Use a renewed certificate for new connections; return whether it is for a new key.
 
         Raises ValueError, and keeps the old one, if it does not fit this node.
         """
         certificate = x509.load_pem_x509_certificate(pem.encode())
         _check(certificate, self.node_id, self.directory)
-        write(self.directory / "node.pem", pem)
+        has_new_key = self.keys.store(pem, certificate)
         self._issued, self._ends = _dates(certificate)
+        return has_new_key
+
+    def drop_next_key(self) -> None:
+        """Return to the key and the certificate before, which are still good."""
+        self.keys.drop_next()
+        path, _ = self.keys.pair
+        self._issued, self._ends = _dates(x509.load_pem_x509_certificate(path.read_bytes()))
 
 
 def _dates(certificate: x509.Certificate) -> tuple[float, float]:
@@ -131,21 +142,8 @@ def _dates(certificate: x509.Certificate) -> tuple[float, float]:
     return min(begins + BACKDATED_SECONDS, ends - 1.0), ends
 
 
-def _read_key(directory: Path) -> ec.EllipticCurvePrivateKey:
-    pem = (directory / "node.key").read_bytes()
-    try:
-        key = serialization.load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError):
-        raise ValueError("node.key holds no readable key") from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ValueError("node.key is not an ECDSA key")
-    return key
-
-
 def _check(certificate: x509.Certificate, node_id: str, directory: Path) -> None:
-    """Raise ValueError unless the certificate has our key, our id and our authority."""
-    if certificate.public_key() != _read_key(directory).public_key():
-        raise ValueError("the certificate is for another key")
+    """Raise ValueError unless the certificate has our id and our authority."""
     names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     if [name.value for name in names] != [node_id]:
         raise ValueError("the certificate is for another node")
@@ -154,28 +152,6 @@ def _check(certificate: x509.Certificate, node_id: str, directory: Path) -> None
         certificate.verify_directly_issued_by(authority)
     except (InvalidSignature, TypeError, ValueError):
         raise ValueError("the certificate was issued by another authority") from None
-
-
-def request_for(key: ec.EllipticCurvePrivateKey) -> str:
-    """Return a certificate signing request (PEM); the server chooses the name."""
-    request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
-    return (
-        request.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode("ascii")
-    )
-
-
-def write(path: Path, text: str, *, secret: bool = False) -> None:
-    """Replace a file in one step; a ``secret`` one is at no time readable by other users."""
-    temporary = path.with_name(path.name + ".new")
-    with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()
-    mode = 0o600 if secret else 0o644
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 _OTHER_PORT = "another program uses this port: check the address and the port"

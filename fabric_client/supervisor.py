@@ -157,6 +157,7 @@ class Supervisor:
             reports=lambda: report_paused(watcher.reports, self._pause.problem),
             resume_table=ResumeTable(),
             rng=self._rng,
+            instance=self._run_id,
         )
         return RegistrationLoop(context, self._write_state)
 

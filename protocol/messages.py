@@ -164,6 +164,8 @@ class Register(Struct, frozen=True, tag="register", omit_defaults=True):
     engines: Annotated[list[EngineReport], Meta(max_length=16)]
     region: Region = ""
     """Region that the node reports; may be empty."""
+    instance: Annotated[str, Meta(max_length=64)] = ""
+    """Random id of this run of the node: it tells a restart from a second machine with the key."""
 
 
 class Engines(Struct, frozen=True, tag="engines"):
@@ -204,7 +206,8 @@ class Heartbeat(Struct, frozen=True, tag="heartbeat", omit_defaults=True):
 
 class Renew(Struct, frozen=True, tag="renew"):
     request: Annotated[str, Meta(max_length=8192)]
-    """Certificate signing request (PEM) for the key that the node enrolled with."""
+    """Certificate signing request (PEM), for the key of the node's certificate, or for a new one if
+    ``Registered.new_keys`` is set."""
 
 
 # ── link: server to node ──────────────────────────────────────────────────────────────────────
@@ -219,6 +222,8 @@ class Registered(Struct, frozen=True, tag="registered"):
     heartbeat_seconds: Annotated[float, Meta(ge=MIN_HEARTBEAT_SECONDS, le=MAX_HEARTBEAT_SECONDS)]
     resume: bool = False
     """The server resumes streams of a lost tunnel on another one if ``Hello.tunnel`` is set."""
+    new_keys: bool = False
+    """The server renews a certificate also for a new key of the node."""
 
 
 class Tunnels(Struct, frozen=True, tag="tunnels"):

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from fabric_client.registration.context import NodeContext
 from fabric_client.registration.heartbeat import make_heartbeat
 from fabric_client.registration.slot_reports import SlotReports
@@ -50,11 +52,13 @@ class Agent:
         self.registered: Registered | None = None
         self.tunnels: Tunnels | None = None
         self.leaving = asyncio.Event()
-        """Set when the server has announced that it leaves; it is served until it closes the link.
-        """
+        """Set when the node is to register anew, beside this agent: the server has announced that
+        it leaves, or the node has a new key.  The server is served until it closes the link."""
         self._context = context
         self._on_change = on_change
         self._slots = SlotReports(context.forwarder, self._send_reports)
+        self._has_next_key = context.identity.keys.uses_next
+        """This agent's connections use a key that the server may not know yet."""
         self._loop = asyncio.get_running_loop()
         self._link: LinkDriver | None = None
         self._answer: asyncio.Future[Registered | LinkClosed] = self._loop.create_future()
@@ -87,6 +91,7 @@ class Agent:
                 f"{platform.system()} {platform.machine()}",
                 self._slots.adjust(context.reports()),
                 context.region,
+                context.instance,
             )
         )
         try:
@@ -95,7 +100,7 @@ class Agent:
             if isinstance(answer, LinkClosed):
                 if isinstance(link.error, OSError):
                     raise link.error  # the server's TLS alert arrives after our handshake
-                return answer
+                return self._without_next_key(answer)
             return await self._stay(link, answer)
         finally:
             link.close(Code.NONE, "this node hangs up")
@@ -150,16 +155,19 @@ class Agent:
     def _store_certificate(self, pem: str) -> None:
         identity = self._context.identity
         try:
-            identity.store_certificate(pem)
+            has_new_key = identity.store_certificate(pem)
         except (OSError, ValueError) as error:  # the present one is good for weeks; ask again
             log.error("certificate not renewed", extra={"reason": str(error)})
-        else:
-            log.info("certificate renewed", extra={"node": identity.node_id})
+            return
+        log.info("certificate renewed", extra={"node": identity.node_id, "new_key": has_new_key})
+        if has_new_key:
+            self.leaving.set()  # the server drops the old key when the new one has registered
 
     # ── while registered ──────────────────────────────────────────────────────────────────────
 
     async def _stay(self, link: LinkDriver, registered: Registered) -> LinkClosed:
         self.registered = registered
+        self._confirm_key()
         log.info("registered", extra={"node": registered.node_id, "epoch": registered.epoch})
         tunnels = self.tunnels = Tunnels(
             self._context, registered, self._slots.accept, self._on_change
@@ -171,7 +179,7 @@ class Agent:
             for coroutine in (
                 tunnels.run(),
                 self._send_heartbeats(link, registered.heartbeat_seconds),
-                self._renew(link),
+                self._renew(link, new_keys=registered.new_keys),
             )
         ]
         try:
@@ -188,6 +196,21 @@ class Agent:
             await asyncio.gather(*work, return_exceptions=True)
             self._on_change()
 
+    def _without_next_key(self, closed: LinkClosed) -> LinkClosed:
+        """Return to the key before if the server does not know the next one."""
+        unknown = closed.by_peer and closed.code == Code.UNAUTHORISED and not closed.again
+        if not unknown or not self._has_next_key:
+            return closed
+        self._context.identity.drop_next_key()
+        return msgspec.structs.replace(closed, again=True)
+
+    def _confirm_key(self) -> None:
+        try:
+            if self._has_next_key:
+                self._context.identity.keys.confirm_next()
+        except OSError as error:  # both keys are on the disk: done at the next registration
+            log.warning("the node's key before was not deleted", extra={"reason": str(error)})
+
     async def _send_heartbeats(self, link: LinkDriver, every: float) -> None:
         seq = 0
         while True:
@@ -196,9 +219,12 @@ class Agent:
             self._on_change()
             await asyncio.sleep(every)
 
-    async def _renew(self, link: LinkDriver) -> None:
+    async def _renew(self, link: LinkDriver, *, new_keys: bool) -> None:
         identity = self._context.identity
         while True:
             if identity.renewal_due(time.time()):
-                link.send(Renew(identity.request()))
+                try:
+                    link.send(Renew(identity.request(new_key=new_keys)))
+                except (OSError, ValueError) as error:  # a full disk; the present one is good
+                    log.error("certificate not renewed", extra={"reason": str(error)})
             await asyncio.sleep(min(RENEWAL_CHECK_SECONDS, identity.lifetime / 20))

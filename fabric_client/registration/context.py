@@ -27,3 +27,5 @@ class NodeContext:
     resume_table: ResumeTable
     """The streams of lost tunnels, until a server resumes them on another tunnel."""
     rng: Random
+    instance: str = ""
+    """Random id of this run, by which servers tell a restart from a second machine."""

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import aiohttp
 import msgspec
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fabric_client.config import host_name
@@ -19,9 +18,8 @@ from fabric_client.identity import (
     Identity,
     NotJoined,
     explain,
-    request_for,
-    write,
 )
+from fabric_client.key_files import KeyFiles, key_pem, request_for, write
 from protocol import join as joining
 from protocol.join import Enrol, Enrolled, Token
 from protocol.names import SERVER_NAME
@@ -70,11 +68,6 @@ def _store(
     name: str,
 ) -> None:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    pem = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
     facts = Facts(
         enrolled.node_id,
         token.host,
@@ -83,7 +76,8 @@ def _store(
         enrolled.proxy_port,
         name,
     )
-    write(directory / "node.key", pem.decode("ascii"), secret=True)
+    KeyFiles(directory).drop_next()  # of the identity before
+    write(directory / "node.key", key_pem(key), secret=True)
     write(directory / "node.pem", enrolled.certificate)
     write(directory / "ca.pem", ca)
     write(directory / "node.json", msgspec.json.encode(facts).decode())

@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector
 
 from fabric_server.admin.routes import Text
 from fabric_server.net.connection_budget import Budget
+from fabric_server.nodes.registrar import Registrar
 from fabric_server.nodes.registry import Node
 
 LAG_SECONDS = 0.02
@@ -65,6 +66,7 @@ class Tasks(Protocol):
 class Links(Protocol):
     refused: int
     reconnects: int
+    registrar: Registrar
 
 
 class Writer(Protocol):
@@ -245,6 +247,16 @@ class StateCollector:
         yield _counter("links_refused", "Links that never registered.", value=links.refused)
         yield _counter(
             "node_reconnects", "Registrations that superseded another.", value=links.reconnects
+        )
+        yield _counter(
+            "nodes_contested",
+            "Times that two machines were noticed with one node's key.",
+            value=links.registrar.conflicts,
+        )
+        yield _counter(
+            "node_keys_replaced",
+            "Registrations refused because a newer key has replaced theirs.",
+            value=links.registrar.replaced_keys,
         )
 
     def _records(self) -> Iterator[Metric]:

@@ -120,6 +120,16 @@ class NodeView(Struct, frozen=True, kw_only=True):
     problem: Annotated[
         str | None, Meta(description="Why it gets no requests now; null: it can get some.")
     ]
+    contested_at: Annotated[
+        float | None,
+        Meta(
+            description="When two machines were noticed that use its key: it is refused until it "
+            "is settled or revoked."
+        ),
+    ]
+    contested_by: Annotated[
+        str | None, Meta(description="The addresses of these machines, joined by 'and'.")
+    ]
     tunnels: int
     streams: int
     slots: int

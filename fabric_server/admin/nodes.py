@@ -41,6 +41,7 @@ class Store(Protocol):
     async def node(self, id: str) -> NodeRow | None: ...
     async def nodes(self) -> list[NodeRow]: ...
     async def revoke_node(self, id: str, at: float) -> NodeRow | None: ...
+    async def settle_node(self, id: str) -> NodeRow | None: ...
     async def set_node_draining(self, id: str, draining: bool) -> NodeRow | None: ...
     async def heartbeats(self, node: str, *, limit: int) -> list[HeartbeatRecord]: ...
 
@@ -156,6 +157,19 @@ class NodeHandlers:
         log.info("node revoked", extra={"node": row.id, "by": by.id})
         return view(row, self._registry)
 
+    async def settle_node(self, id: str, by: Key) -> NodeView:
+        """Admit a contested node again, once only one machine uses its key.
+
+        If the key was stolen, revoke the node instead. Settling an uncontested node changes
+        nothing.
+        """
+        row = await self._store.settle_node(id)
+        if row is None:
+            raise not_found("node", id)
+        await self._change_feed.sync()
+        log.info("node settled", extra={"node": row.id, "by": by.id})
+        return view(row, self._registry)
+
     async def invite_node(self, body: NewInvitation, by: Key) -> Invitation:
         """Create a join token, with which one machine can join once. It is not shown again.
 
@@ -194,6 +208,8 @@ def view(row: NodeRow, registry: Registry) -> NodeView:
         connected_at=node.connected_at if node else None,
         draining=row.draining or (node is not None and node.draining),
         problem=_problem(row, node),
+        contested_at=row.contested_at,
+        contested_by=row.contested_by or None,
         tunnels=len(node.tunnels) if node else 0,
         streams=sum(tunnel.connection.active for tunnel in node.tunnels) if node else 0,
         slots=node.slots if node else 0,
@@ -213,6 +229,8 @@ def _problem(row: NodeRow, node: Node | None) -> str | None:
     """Return why the node gets no requests: the cause to fix first."""
     if row.revoked_at is not None:
         return "revoked by the operator"
+    if row.contested_at is not None:
+        return "two machines use its key: settle or revoke it"
     if node is None:
         return "not connected"
     if row.draining:

@@ -102,6 +102,7 @@ def make_table(context: AdminContext, clock: Callable[[], float]) -> list[Operat
         Route("GET", "/api/v1/nodes/{id}", nodes.show_node),
         Route("POST", "/api/v1/nodes/{id}/drain", nodes.drain_node),
         Route("POST", "/api/v1/nodes/{id}/undrain", nodes.undrain_node),
+        Route("POST", "/api/v1/nodes/{id}/settle", nodes.settle_node),
         Route("POST", "/api/v1/nodes/{id}/revoke", nodes.revoke_node),
         Route("POST", "/api/v1/invitations", nodes.invite_node, status=201),
         Route("GET", "/api/v1/accounts", accounts.list_accounts),

@@ -10,6 +10,7 @@ from random import Random
 from fabric_server.app.backends import Backends
 from fabric_server.config import Config
 from fabric_server.nodes.links import BUSY_TUNNEL, Links, LinkSettings
+from fabric_server.nodes.registrar import CONTESTED
 from fabric_server.nodes.registry import Registry
 from fabric_server.nodes.tunnels import Tunnels
 from fabric_server.pki.certificates import Certificates
@@ -77,6 +78,8 @@ class ControlPlane:
         for node_id in gone:
             self.links.revoke(node_id)
         for node in changes.nodes:
+            if node.contested_at is not None:
+                self.links.disconnect(node.id, CONTESTED)
             self.links.set_drained(node.id, node.draining)
 
     async def add_tunnels(self, active: Callable[[], int]) -> None:

@@ -1,4 +1,4 @@
-"""``fabric-server nodes``: invite, list, drain, undrain and revoke nodes."""
+"""``fabric-server nodes``: invite, list, drain, undrain, settle and revoke nodes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from runtime.output import (
 )
 from runtime.settings import describe
 
-app = commands("Invite, list, drain, undrain and revoke nodes.")
+app = commands("Invite, list, drain, undrain, settle and revoke nodes.")
 
 HOUR = 3600.0
 
@@ -144,6 +144,27 @@ def _set_draining(settings: Config, id: str, draining: bool, json: bool) -> None
 
 @app.command()
 @store_command
+def settle(
+    settings: Config,
+    id: Annotated[str, typer.Argument(metavar="ID", help="Id of the node.")],
+    json: Json = False,
+) -> None:
+    """Admit a contested node again: two machines used its key, and one of them is gone.
+
+    If you don't know the other machine, the key was stolen: revoke the node, and let its owner join
+    again with a new invitation.
+    """
+    node = with_store(settings, lambda store: store.settle_node(id))
+    if node is None:
+        raise Failure(f"there is no node {id}: 'fabric-server nodes list' shows all.")
+    if json:
+        say_json(_described(node))
+    else:
+        say(f"{node.id}, “{node.name}”, may register again.")
+
+
+@app.command()
+@store_command
 def revoke(
     settings: Config,
     id: Annotated[str, typer.Argument(metavar="ID", help="Id of the node.")],
@@ -188,6 +209,8 @@ def _enrolment(settings: Config, store: SqlStore) -> Enrolment:
 
 def _problem(node: NodeRow) -> str:
     """Return why the node gets no requests, as far as the store knows; '' for no reason."""
+    if node.state == "contested":
+        return f"two machines use its key ({node.contested_by}): settle or revoke it"
     if node.state != "good":
         return ""  # the state says it
     return node.problem if node.online else "offline"
@@ -207,6 +230,8 @@ def _described(node: NodeRow) -> dict[str, Any]:
         "epoch": node.epoch,
         "public_key_sha256": node.public_key_sha256.hex(),
         "state": node.state,
+        "contested_at": node.contested_at,
+        "contested_by": node.contested_by or None,
         "online": node.online,
         "problem": _problem(node) or None,
     }

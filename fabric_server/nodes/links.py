@@ -7,17 +7,24 @@ import logging
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from random import Random
-from time import time
+from time import monotonic, time
 from typing import Any, Protocol
 
 from fabric_server.dialects.errors import ApiError
 from fabric_server.net.connection_budget import Peer
+from fabric_server.nodes import registrar
+from fabric_server.nodes.registrar import (
+    CONTESTED,
+    Presented,
+    Refusal,
+    Registrar,
+    key_sha256_of,
+    node_id_of,
+)
 from fabric_server.nodes.registry import Node, Registry
 from fabric_server.storage.rows import NodeRow
 from ledger.records import HEARTBEATS, HeartbeatRecord
-from protocol import messages
 from protocol.aio.link import LinkDriver
-from protocol.aio.tls import has_expired
 from protocol.control.link import LinkClosed
 from protocol.errors import Code
 from protocol.messages import (
@@ -32,6 +39,7 @@ from protocol.messages import (
     Renewed,
     Tunnels,
 )
+from protocol.token_bucket import TokenBucket
 from runtime.background import log_failure
 from runtime.errors import BackendError
 
@@ -52,20 +60,19 @@ def tunnels_for(engines: Sequence[EngineReport]) -> int:
     return min(MOST_TUNNELS, -(-slots // PLANNED_STREAMS))
 
 
-EXPIRED = (
-    "this node's certificate has expired, because it was offline for too long: if the server's "
-    "clock is right, ask the operator for a new invitation and join again with --replace"
-)
-"""Sent to a node, which tries again: the server's clock may be wrong for a while."""
+HEARTBEAT_BURST = 10.0
+"""Heartbeats of one registration that are stored at once; then twice as many as were asked for."""
+RENEWALS, RENEWALS_PER_SECOND = 10.0, 0.1
+"""Renewals of one registration: a token bucket."""
+PROBLEM_SECONDS = 1.0
+"""Least time between two writes of a node's problem."""
 
 
-class Store(Protocol):
-    async def node(self, id: str) -> NodeRow | None: ...
-    async def next_epoch(self, node_id: str) -> int | None: ...
+class Store(registrar.Store, Protocol):
     async def mark_node_online(
         self, id: str, at: float, *, platform: str, version: str, region: str
     ) -> None: ...
-    async def add_served_models(self, node_id: str, models: Sequence[str]) -> None: ...
+    async def add_served_models(self, node_id: str, models: Sequence[str], at: float) -> None: ...
     async def set_node_problem(self, id: str, epoch: int, problem: str) -> None: ...
 
 
@@ -109,6 +116,7 @@ class Links:
         self.renewals = renewals
         self.bus = bus
         self.settings = settings
+        self.registrar = Registrar(store)
         self.refused = 0
         self.reconnects = 0
         self._rng = rng
@@ -136,6 +144,12 @@ class Links:
 
     def closed(self, link: NodeLink) -> None:
         self._open.discard(link)
+
+    def disconnect(self, node_id: str, reason: str) -> None:
+        """Close a node's link, for which it may come again; what runs on it may finish."""
+        node = self.registry.node(node_id)
+        if node is not None and node.link is not None:
+            node.link.close(Code.UNAUTHORISED, reason)
 
     def revoke(self, node_id: str) -> None:
         """Disconnect a node that the operator revoked, at once, whatever runs on it."""
@@ -214,6 +228,7 @@ class NodeLink:
         self._registering = False
         self._tunnels = 0
         """Tunnels that the node was told to keep."""
+        self._heartbeats = self._renewals = TokenBucket(0.0, 1.0, 0.0)
         self._stored_problem: str | None = None
         self._storing = False
 
@@ -267,39 +282,37 @@ class NodeLink:
     # ── work ──────────────────────────────────────────────────────────────────────────────────
 
     async def _register(self, link: LinkDriver, register: Register) -> None:
-        links = self._links
-        node_id = node_id_of(link.peer_certificate())
+        links, certificate = self._links, link.peer_certificate()
+        presented = Presented(
+            node_id_of(certificate),
+            certificate,
+            key_sha256_of(link.peer_certificate_der()),
+            link.peer.rpartition(":")[0],
+        )
         try:
-            if register.version != messages.VERSION:
-                text = (
-                    f"protocol version {register.version} is not supported, only {messages.VERSION}"
-                )
-                return link.close(Code.OBSOLETE, f"{text}: update fabric-client", again=False)
-            row = await links.store.node(node_id) if node_id else None
-            if has_expired(link.peer_certificate(), time()):
-                return link.close(Code.UNAUTHORISED, EXPIRED)
-            if row is None:
-                text = "this node is unknown to the server: join it again with a new invitation"
-                return link.close(Code.UNAUTHORISED, text, again=False)
-            if row.revoked_at is not None:
-                return link.close(Code.UNAUTHORISED, "this node was revoked", again=False)
-            epoch = await links.store.next_epoch(row.id)
-            if epoch is None:
-                return link.close(Code.UNAUTHORISED, "this node was revoked", again=False)
+            admitted = await links.registrar.admit(presented, register)
         except BackendError as error:
+            node_id = presented.node_id
             log.error("node not registered", extra={"node": node_id, "reason": str(error)})
             return link.close(Code.INTERNAL, "the server can't reach its store")
+        if isinstance(admitted, Refusal):
+            if admitted.reason == CONTESTED:
+                links.disconnect(presented.node_id, CONTESTED)
+            return link.close(admitted.code, admitted.reason, again=admitted.again)
         if link.link.closed:
             return None
         if links.draining:  # the next attempt may reach a successor
             return link.close(Code.DRAINING, "the server is shutting down")
+        row, epoch = admitted
         node = Node(row.id, epoch, register, link, time())
         node.drained = links.is_drained(row)
         self._node = node
         self._peer.recognise()
         older = links.registry.add(node)
         if older is not None and older.link is not None:
-            older.link.close(Code.SUPERSEDED, "this node has registered again", again=False)
+            # One that says which process it is comes back if it still runs: then two hold a key.
+            reason = "this node has registered again, perhaps on another machine"
+            older.link.close(Code.SUPERSEDED, reason, again=bool(older.instance))
         links.reconnects += older is not None
         settings = links.settings
         self._tunnels = max(settings.tunnels, tunnels_for(register.engines))
@@ -312,8 +325,12 @@ class NodeLink:
                 self._tunnels,
                 settings.heartbeat_seconds,
                 resume=settings.resume,
+                new_keys=True,
             )
         )
+        now = monotonic()
+        self._heartbeats = TokenBucket(HEARTBEAT_BURST, 2 / settings.heartbeat_seconds, now)
+        self._renewals = TokenBucket(RENEWALS, RENEWALS_PER_SECOND, now)
         links.spawn(self._store_seen(node))
         self._report(node, register.engines)
         log.info(
@@ -336,7 +353,7 @@ class NodeLink:
             node.link.send(Tunnels(needed))
         new = self._links.registry.report(node, engines)
         if new:
-            self._links.spawn(self._store_models(node, sorted(new)))
+            self._links.spawn(self._store_models(node, new))
         if not self._storing and node.problem != self._stored_problem:
             self._storing = True
             self._links.spawn(self._store_problem(node))
@@ -347,6 +364,7 @@ class NodeLink:
             while (problem := node.problem) != self._stored_problem:
                 await self._links.store.set_node_problem(node.id, node.epoch, problem)
                 self._stored_problem = problem
+                await asyncio.sleep(PROBLEM_SECONDS)
         except BackendError as error:  # stored with the next report that differs
             log.warning(
                 "the problem of a node was not stored",
@@ -357,7 +375,7 @@ class NodeLink:
 
     async def _store_models(self, node: Node, models: Sequence[str]) -> None:
         try:
-            await self._links.store.add_served_models(node.id, models)
+            await self._links.store.add_served_models(node.id, models, time())
         except BackendError as error:  # forgotten after a restart; nothing else is lost
             log.warning(
                 "the models of a node were not stored",
@@ -379,6 +397,8 @@ class NodeLink:
             )
 
     async def _renew(self, link: LinkDriver, node: Node, renew: Renew) -> None:
+        if self._renewals.take(1, monotonic()) < 0:
+            return  # the node asks again, less often
         try:
             certificate = await self._links.renewals.renew(node.id, renew.request)
         except ApiError as error:
@@ -389,17 +409,11 @@ class NodeLink:
 
     def _on_heartbeat(self, node: Node, heartbeat: Heartbeat) -> None:
         node.heartbeat = heartbeat
+        if self._heartbeats.level(monotonic()) < 1:
+            return  # too many: the latest is shown, and the store gets as many as were asked for
+        self._heartbeats.take(1, monotonic())
         now = time()
         links = self._links
         links.bus.publish(
             HEARTBEATS, HeartbeatRecord(node.id, node.epoch, heartbeat.seq, now, heartbeat)
         )
-
-
-def node_id_of(certificate: dict[str, Any]) -> str:
-    """Return the common name of a verified peer certificate; empty when there is none."""
-    for part in certificate.get("subject", ()):
-        for name, value in part:
-            if name == "commonName":
-                return str(value)
-    return ""

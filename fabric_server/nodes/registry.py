@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from time import monotonic
 
 from fabric_server.dialects.endpoints import DEFAULT_PATHS
 from fabric_server.nodes.circuit_breaker import CircuitBreaker
+from fabric_server.nodes.served_models import ServedModels
 from fabric_server.nodes.slot_limit import SlotLimit
 from protocol.aio.link import LinkDriver
 from protocol.aio.server import ServerTunnel
 from protocol.messages import EngineReport, Heartbeat, ModelReport, Register
 
-MAX_SERVED = 10_000
-"""Distinct models that one registration may report over its lifetime."""
 MAX_BREAKERS = 256
 """Circuit breakers of one engine; the oldest is forgotten."""
 
@@ -125,12 +125,12 @@ class Node:
         self.region = register.region
         """Region that it reports; empty when it reports none."""
         self.release = register.release
+        self.instance = register.instance
+        """Id of the node's process; empty when it has none."""
         self.session = secrets.token_bytes(16)
         self.link: LinkDriver | None = link
         self.tunnels: list[ServerTunnel] = []
         self.engines: dict[str, Engine] = {}
-        self.served: set[str] = set()
-        """Models reported so far."""
         self.draining = False
         """The node has announced that it leaves."""
         self.drained = False
@@ -195,11 +195,14 @@ class Node:
 class Registry:
     """The connected nodes.  Epochs are compared by object identity: a node is one registration."""
 
-    def __init__(self, known_models: Iterable[str] = ()) -> None:
+    def __init__(
+        self, known_models: Iterable[str] = (), *, clock: Callable[[], float] = monotonic
+    ) -> None:
         self._nodes: dict[str, Node] = {}
         self._sessions: dict[bytes, Node] = {}
         self._candidates: dict[str, tuple[Engine, ...]] = {}
-        self._known: dict[str, None] = dict.fromkeys(known_models)
+        self._known = ServedModels(known_models)
+        self._clock = clock
         self.on_room: Callable[[Node], None] = lambda node: None
         """Called when an engine of this node may have room for one more request."""
 
@@ -312,8 +315,10 @@ class Registry:
         self._candidates.clear()
         return True
 
-    def report(self, node: Node, reports: Sequence[EngineReport]) -> set[str]:
-        """Replace a node's engines by those reported.  Returns the models that are new."""
+    def report(self, node: Node, reports: Sequence[EngineReport]) -> list[str]:
+        """Replace a node's engines by those reported.  Returns the models to be stored: new ones,
+        as many as a node may have."""
+        before = [(engine, engine.kind, engine.models.keys()) for engine in node.engines.values()]
         kept: dict[str, Engine] = {}
         for report in reports:
             engine = node.engines.get(report.name)
@@ -323,12 +328,12 @@ class Registry:
                 engine.update(report)
             kept[report.name] = engine
         node.engines = kept
-        self._candidates.clear()
-        new = {name for engine in kept.values() for name in engine.models} - node.served
-        if len(node.served) + len(new) > MAX_SERVED:
-            new = set()  # a node that invents names must not fill memory or store
-        node.served |= new
-        self._known.update(dict.fromkeys(new))
+        after = [(engine, engine.kind, engine.models.keys()) for engine in kept.values()]
+        new: list[str] = []
+        if before != after:  # mostly only health or slots have changed
+            self._candidates.clear()
+            served = {name for engine in kept.values() for name in engine.models}
+            new = self._known.add(node.id, served, self._clock())
         self.room(node)
         return new
 

@@ -17,7 +17,7 @@ from random import Random
 from time import time
 
 from fabric_server.net.connection_budget import Peer
-from fabric_server.nodes.links import EXPIRED, node_id_of
+from fabric_server.nodes.registrar import EXPIRED, node_id_of
 from fabric_server.nodes.registry import Node, Registry
 from protocol.aio.server import ServerStream, ServerTunnel
 from protocol.aio.tls import has_expired

@@ -35,6 +35,7 @@ class Store(Protocol):
     async def invited_name(self, secret_hash: bytes) -> str | None: ...
     async def redeem_invitation(self, secret_hash: bytes, node: NodeRow, at: float) -> Redeemed: ...
     async def node(self, id: str) -> NodeRow | None: ...
+    async def set_next_node_key(self, id: str, key_sha256: bytes) -> None: ...
 
 
 class Invited(NamedTuple):
@@ -137,9 +138,9 @@ class Enrolment:
         )
 
     async def renew(self, node_id: str, csr: str) -> str:
-        """Sign a new certificate (PEM) for a node, whose key must be the enrolled one.
+        """Sign a new certificate (PEM) for a node, for its key or for a new one.
 
-        Raises ``ApiError``.
+        Both keys are good until the node registers with the new one.  Raises ``ApiError``.
         """
         try:
             request = read_request(csr)
@@ -148,10 +149,11 @@ class Enrolment:
         row = await self._store.node(node_id)
         if row is None or row.revoked_at is not None:
             raise ApiError(403, "node_revoked", "This node was revoked.")
-        if not secrets.compare_digest(public_key_sha256(request), row.public_key_sha256):
-            raise ApiError(
-                403, "bad_csr", "The key differs from the one that this node enrolled with."
-            )
+        if row.contested_at is not None:
+            raise ApiError(403, "node_contested", "Two machines use this node's key.")
+        key = public_key_sha256(request)
+        if not secrets.compare_digest(key, row.public_key_sha256):
+            await self._store.set_next_node_key(node_id, key)
         now = self._clock()
         return self._certificates.authority.sign_node(request, node_id, now, self.lifetime)
 

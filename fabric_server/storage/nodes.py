@@ -9,15 +9,23 @@ import msgspec
 
 from fabric_server.storage.revision import next_revision
 from fabric_server.storage.rows import InvitationRow, NodeRow, Redeemed
-from sql.database import Database, Row, insertion
+from sql.database import Database, Many, Row
 
 # In the order of NodeRow.
 _NODE = (
     "id, name, public_key_sha256, created_at, revoked_at, epoch, last_seen_at, platform, version,"
-    " online, draining, problem, region"
+    " online, draining, problem, region, contested_at, contested_by, next_key_sha256"
 )
 
-_SERVED = insertion("served_models", {"node_id": "TEXT", "model": "TEXT"})
+MAX_SERVED = 2_000
+"""Models that are stored of one node: those that it began to serve last."""
+_SERVED = Many(
+    "WITH given (node_id, model, seen_at) AS (given)"
+    " INSERT INTO served_models (node_id, model, seen_at)"
+    " SELECT node_id, model, seen_at FROM given WHERE true"
+    " ON CONFLICT (node_id, model) DO UPDATE SET seen_at = excluded.seen_at",
+    ("TEXT", "TEXT", "DOUBLE PRECISION"),
+)
 
 
 class NodeStore:
@@ -62,7 +70,8 @@ class NodeStore:
                 return Redeemed.EXPIRED if rows[0][0] is None else Redeemed.USED
             await session.execute(
                 f"INSERT INTO nodes ({_NODE}, revision)"
-                " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+                " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16,"
+                " $17)",
                 *msgspec.structs.astuple(node),
                 await next_revision(session),
             )
@@ -90,8 +99,51 @@ class NodeStore:
                 await next_revision(session),
                 id,
             )
+            await session.execute("DELETE FROM served_models WHERE node_id = $1", id)
             rows = await session.fetch(f"SELECT {_NODE} FROM nodes WHERE id = $1", id)
             return _node(rows[0]) if rows else None
+
+    async def contest_node(self, id: str, at: float, addresses: str) -> None:
+        """Store that two machines use a node's key; a key that it has not used yet is void."""
+        async with self._database.transaction(durable=True) as session:
+            await session.execute(
+                "UPDATE nodes SET contested_at = $1, contested_by = $2, next_key_sha256 = NULL,"
+                " revision = $3 WHERE id = $4 AND contested_at IS NULL",
+                at,
+                addresses,
+                await next_revision(session),
+                id,
+            )
+
+    async def settle_node(self, id: str) -> NodeRow | None:
+        """Admit a contested node again; return the node, or None when there is none."""
+        async with self._database.transaction(durable=True) as session:
+            rows = await session.fetch(
+                "UPDATE nodes SET contested_at = NULL, contested_by = '', revision = $1"
+                f" WHERE id = $2 RETURNING {_NODE}",
+                await next_revision(session),
+                id,
+            )
+            return _node(rows[0]) if rows else None
+
+    async def set_next_node_key(self, id: str, key_sha256: bytes) -> None:
+        """Store the key of a certificate that is about to be issued to a node."""
+        async with self._database.transaction(durable=True) as session:
+            await session.execute(
+                "UPDATE nodes SET next_key_sha256 = $1 WHERE id = $2 AND revoked_at IS NULL",
+                key_sha256,
+                id,
+            )
+
+    async def confirm_node_key(self, id: str, key_sha256: bytes) -> None:
+        """Replace a node's key by the next one, which it has used."""
+        async with self._database.transaction(durable=True) as session:
+            await session.execute(
+                "UPDATE nodes SET public_key_sha256 = $1, next_key_sha256 = NULL"
+                " WHERE id = $2 AND next_key_sha256 = $1",
+                key_sha256,
+                id,
+            )
 
     async def set_node_draining(self, id: str, draining: bool) -> NodeRow | None:
         """Start or end draining; return the node, or None when there is none."""
@@ -122,11 +174,18 @@ class NodeStore:
             )
             return int(rows[0][0]) if rows else None
 
-    async def add_served_models(self, node_id: str, models: Sequence[str]) -> None:
-        """Add models that a node did not serve before."""
-        rows = [(node_id, model) for model in models]
+    async def add_served_models(self, node_id: str, models: Sequence[str], at: float) -> None:
+        """Add models that a node has begun to serve; of too many, the oldest are deleted."""
+        rows = [(node_id, model, at) for model in models]
         async with self._database.transaction() as session:
             await session.many(_SERVED, rows)
+            await session.execute(
+                "DELETE FROM served_models WHERE node_id = $1 AND model IN"
+                " (SELECT model FROM served_models WHERE node_id = $1"
+                " ORDER BY seen_at DESC, model LIMIT 1000000 OFFSET $2)",
+                node_id,
+                MAX_SERVED,
+            )
 
     async def known_models(self, since: float, *, limit: int = 10_000) -> list[str]:
         """Return models of nodes that were seen after ``since`` and are not revoked."""
@@ -160,7 +219,7 @@ async def changed_after(database: Database, revision: int) -> list[NodeRow]:
 
 
 def _node(row: Row) -> NodeRow:
-    *others, online, draining, problem, region = row
-    # SQLite has no truth values of its own
-    values = [*others, bool(online), bool(draining), problem, region]
+    values = list(row)
+    for column in (9, 10):  # online, draining: SQLite has no truth values of its own
+        values[column] = bool(values[column])
     return NodeRow(*values)

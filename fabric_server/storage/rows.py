@@ -13,7 +13,7 @@ Failover = Literal["", "continue"]
 Reasoning = Literal["", "raw"]
 Scope = Literal["metrics"]
 """What a management key may do if not everything; ``metrics``: read ``/metrics``."""
-NodeState = Literal["good", "revoked", "draining"]
+NodeState = Literal["good", "revoked", "contested", "draining"]
 
 
 class AccountRow(Struct, frozen=True):
@@ -89,12 +89,21 @@ class NodeRow(Struct, frozen=True):
     """Why its engines get no requests, as last reported."""
     region: str = ""
     """Its region, as last reported."""
+    contested_at: float | None = None
+    """When two machines were noticed that use its key; None once the operator has settled it."""
+    contested_by: str = ""
+    """The addresses of these machines."""
+    next_key_sha256: bytes | None = None
+    """The key of a certificate that was issued to it, and that it has not used yet."""
 
     @property
     def state(self) -> NodeState:
-        """Return the most lasting state that the operator has put it in."""
+        """Return the most lasting state that it is in by the operator's decision, or for lack of
+        one: ``contested``."""
         if self.revoked_at is not None:
             return "revoked"
+        if self.contested_at is not None:
+            return "contested"
         return "draining" if self.draining else "good"
 
 

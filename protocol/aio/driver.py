@@ -65,6 +65,11 @@ class Driver(asyncio.Protocol):
             return {}
         return self._transport.get_extra_info("peercert") or {}
 
+    def peer_certificate_der(self) -> bytes:
+        """Return the peer's certificate in DER; empty without TLS."""
+        tls = None if self._transport is None else self._transport.get_extra_info("ssl_object")
+        return b"" if tls is None else tls.getpeercert(binary_form=True) or b""
+
     # ── asyncio calls these ───────────────────────────────────────────────────────────────────
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

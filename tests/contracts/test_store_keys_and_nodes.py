@@ -12,6 +12,7 @@ from fabric_server.auth.keys import KeyPolicyUpdate
 from fabric_server.storage.connect import open_store
 from fabric_server.storage.jobs import JobStore
 from fabric_server.storage.keys import AmbiguousKey
+from fabric_server.storage.nodes import MAX_SERVED
 from fabric_server.storage.rows import Redeemed
 from fabric_server.storage.store import SqlStore
 from ledger.records import LedgerEntry
@@ -425,15 +426,59 @@ async def test_models_once_served_stay_known_while_their_node_may_come_back(
     for id in ("node_first", "node_second"):
         await store.create_invitation(replace(invitation(), id=f"inv_{id}", secret_hash=digest(id)))
         await store.redeem_invitation(digest(id), replace(node(), id=id), NOON)
-    await store.add_served_models("node_first", ["a", "b"])
-    await store.add_served_models("node_first", ["b"])
-    await store.add_served_models("node_second", ["b", "c"])
+    await store.add_served_models("node_first", ["a", "b"], NOON)
+    await store.add_served_models("node_first", ["b"], NOON)
+    await store.add_served_models("node_second", ["b", "c"], NOON)
     await store.mark_node_online("node_first", 1000.0, platform="", version="")
     await store.mark_node_online("node_second", 2000.0, platform="", version="")
     assert await store.known_models(since=500.0) == ["a", "b", "c"]
     assert await store.known_models(since=1500.0) == ["b", "c"]
     await store.revoke_node("node_second", 3.0)
     assert await store.known_models(since=500.0) == ["a", "b"]
+
+
+async def test_of_too_many_models_of_one_node_the_oldest_are_forgotten(store: SqlStore) -> None:
+    for id in ("node_first", "node_second"):
+        await store.create_invitation(replace(invitation(), id=f"inv_{id}", secret_hash=digest(id)))
+        await store.redeem_invitation(digest(id), replace(node(), id=id), NOON)
+        await store.mark_node_online(id, NOON, platform="", version="")
+    await store.add_served_models("node_first", ["mine"], NOON)
+    for batch in range(5):
+        names = [f"batch{batch}-{number}" for number in range(MAX_SERVED // 2)]
+        await store.add_served_models("node_second", names, NOON + batch)
+    await store.add_served_models("node_second", ["batch3-7"], NOON + 9)  # served again
+    known = await store.known_models(since=0.0)
+    assert len(known) == MAX_SERVED + 1
+    assert {"mine", "batch4-0", "batch3-7"} <= set(known)
+    assert "batch2-0" not in known
+
+
+async def test_a_contested_node_is_settled_by_the_operator(store: SqlStore) -> None:
+    await store.create_invitation(invitation())
+    await store.redeem_invitation(digest("secret"), node(), NOON)
+    await store.set_next_node_key("node_attic", digest("next"))
+    before = await store.changes(0)
+    await store.contest_node("node_attic", NOON, "192.0.2.1 and 192.0.2.2")
+    await store.contest_node("node_attic", NOON + 9, "others")  # noticed before
+    changes = await store.changes(before.revision)
+    (changed,) = changes.nodes
+    assert changed == replace(node(), contested_at=NOON, contested_by="192.0.2.1 and 192.0.2.2")
+    assert changed.state == "contested"
+    assert await store.settle_node("node_attic") == node()
+    assert await store.settle_node("node_nobody") is None
+    assert [one.state for one in (await store.changes(changes.revision)).nodes] == ["good"]
+
+
+async def test_a_nodes_key_is_replaced_by_the_next_one_when_that_is_used(store: SqlStore) -> None:
+    await store.create_invitation(invitation())
+    await store.redeem_invitation(digest("secret"), node(), NOON)
+    await store.confirm_node_key("node_attic", digest("next"))  # never issued
+    assert await store.node("node_attic") == node()
+    await store.set_next_node_key("node_attic", digest("next"))
+    assert await store.node("node_attic") == replace(node(), next_key_sha256=digest("next"))
+    await store.confirm_node_key("node_attic", digest("another"))
+    await store.confirm_node_key("node_attic", digest("next"))
+    assert await store.node("node_attic") == replace(node(), public_key_sha256=digest("next"))
 
 
 async def test_a_cancelled_change_is_undone_and_the_store_goes_on(store: SqlStore) -> None:

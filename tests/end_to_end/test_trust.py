@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -29,7 +30,7 @@ from protocol.errors import Code, RemoteError
 from protocol.messages import Message, Register
 from protocol.names import CONTROL_ALPN, TUNNEL_ALPN
 from tests.engine import ScriptedEngine
-from tests.fabric import Fabric
+from tests.fabric import Fabric, RunningNode
 
 ASK = {"model": "tiny", "messages": []}
 
@@ -176,10 +177,46 @@ async def test_a_certificate_is_renewed_over_the_link(tmp_path: Path) -> None:
             30 * 86_400,
         )
         (directory / "node.pem").write_text(old)
+        copy = shutil.copytree(directory, tmp_path / "copy")
         async with renewing(directory):
             pass
         node = await fabric.run_node(directory, name="attic")  # with the new one
         assert node.id == identity.node_id
+        assert (directory / "node.key").read_text() != (copy / "node.key").read_text()
+        assert "this node's key was replaced" in await complaint(copy)
+        assert fabric.app.control_plane.registry.node(node.id) is not None
+
+
+async def test_two_nodes_with_one_key_are_noticed_and_neither_is_asked(
+    tmp_path: Path, engine: ScriptedEngine
+) -> None:
+    async with Fabric(tmp_path) as fabric:
+        store = fabric.app.backends.store
+        honest = await fabric.join(engine.url, name="attic")
+        copy = shutil.copytree(honest.config.data, tmp_path / "copy")
+        thief = await fabric.run_node(copy, engine.url, name="attic")
+        async with asyncio.timeout(10):
+            while True:
+                row = await store.node(honest.id)
+                if row is not None and row.state == "contested":
+                    break
+                await asyncio.sleep(0.02)  # no event for it here
+        registry = fabric.app.control_plane.registry
+        assert registry.node(honest.id) is None
+        async with asyncio.timeout(10):
+            for node in (honest, thief):
+                while "two machines use this node's key" not in shown(node):  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)  # a file tells no event
+        await thief.stop()
+        await store.settle_node(honest.id)
+        await fabric.routed(honest.id, timeout=40)
+        assert await answers(fabric)
+
+
+def shown(node: RunningNode) -> str:
+    """What ``fabric-client status`` shows for a reason."""
+    found = state.read(node.config.data)
+    return "" if found is None else found.reason
 
 
 @contextlib.asynccontextmanager

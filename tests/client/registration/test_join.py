@@ -17,7 +17,7 @@ from aiohttp import web
 from cryptography import x509
 
 from fabric_client.identity import Identity, NotJoined, explain
-from fabric_client.identity import request_for as client_request_for
+from fabric_client.key_files import request_for as client_request_for
 from fabric_client.registration.join import JoinError, join
 from fabric_server.net.listener import Listener, Port
 from fabric_server.net.tls_alerts import AlertingContext

@@ -17,6 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fabric_server.app import App
 from fabric_server.auth.keys import mint
+from fabric_server.pki.ca import public_key_sha256
+from fabric_server.pki.certificates import read_certificate
 from ledger.records import LEDGER
 from protocol import messages
 from protocol.aio.link import LinkDriver
@@ -25,7 +27,7 @@ from protocol.control.link import LinkClosed
 from protocol.messages import EngineReport, Heartbeat, ModelReport, Register, Registered
 from protocol.names import CONTROL_ALPN, SERVER_NAME, TUNNEL_ALPN
 from tests.contracts.samples import NOON, beat, digest, entry, invitation, node
-from tests.trust import client_context, node_papers
+from tests.trust import Papers, client_context, node_papers
 
 NOBODY = ""
 
@@ -181,10 +183,11 @@ class Machine:
 
     def on_drain(self, tunnel: NodeTunnel, reason: str, seconds: float) -> None: ...
 
-    async def dial(self, server: Server, name: str, engines: list[EngineReport]) -> None:
+    async def dial(
+        self, server: Server, name: str, engines: list[EngineReport], papers: Papers
+    ) -> None:
         loop, app = asyncio.get_running_loop(), server.app
         authority = app.tls.certificates.authority
-        papers = node_papers(authority, server.directory / "papers", name, now=time.time())
 
         async def connect(port: str, alpn: str, driver: Any) -> Any:
             _, made = await loop.create_connection(
@@ -212,9 +215,13 @@ async def connected(
 ) -> AsyncIterator[Machine]:
     store = server.app.backends.store
     await store.create_invitation(invitation(name))
-    await store.redeem_invitation(digest(name), node(name, id=name), NOON)
+    authority = server.app.tls.certificates.authority
+    papers = node_papers(authority, server.directory / "papers", name, now=time.time())
+    key = public_key_sha256(read_certificate(papers.certificate))
+    row = node(name, id=name, public_key_sha256=key)
+    await store.redeem_invitation(digest(name), row, NOON)
     machine = Machine()
-    await machine.dial(server, name, engines)
+    await machine.dial(server, name, engines, papers)
     try:
         yield machine
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 
 from protocol.messages import Gpu, ModelReport
@@ -19,8 +18,7 @@ async def test_a_node_is_shown_with_what_it_serves_and_how_it_is(server: Server)
     large = ModelReport("large", loaded=False)
     broken = engine("vllm", kind="vllm", healthy=False, slots=9, problem="out of memory")
     async with connected(server, "node_here", [engine("ollama", tiny, large), broken]) as machine:
-        odd = heartbeat(1, cpu_percent=math.nan, gpus=[Gpu("RTX", power_watts=math.inf)])
-        machine.link.send(odd)
+        machine.link.send(heartbeat(1, cpu_percent=3.5, gpus=[Gpu("RTX", power_watts=300.0)]))
         await until(lambda: server.app.control_plane.registry.node("node_here").heartbeat)  # type: ignore[union-attr]
         await server.app.backends.writer.flush()
 
@@ -45,8 +43,8 @@ async def test_a_node_is_shown_with_what_it_serves_and_how_it_is(server: Server)
             "implausible_usage": 0,
         }
         assert here["engines"][1]["problem"] == "out of memory"
-        assert here["heartbeat"]["cpu_percent"] is None
-        assert here["heartbeat"]["gpus"] == [{"name": "RTX", "power_watts": None}]
+        assert here["heartbeat"]["cpu_percent"] == 3.5
+        assert here["heartbeat"]["gpus"] == [{"name": "RTX", "power_watts": 300.0}]
 
         one = (await server.get("/api/v1/nodes/node_here?heartbeats=5")).body
         assert one["node"]["id"] == "node_here"
@@ -79,10 +77,27 @@ async def test_a_revoked_node_is_cut_off_at_once(server: Server) -> None:
     assert again.body["revoked_at"] == gone.body["revoked_at"]
 
 
+async def test_a_contested_node_is_shown_cut_off_and_settled(server: Server) -> None:
+    store = server.app.backends.store
+    async with connected(server, "node_here", [engine()]) as machine:
+        await store.contest_node("node_here", NOON, "192.0.2.1 and 192.0.2.2")
+        closed = await asyncio.wait_for(machine.closed, 5)
+        assert "two machines use this node's key" in closed.reason
+        assert closed.again
+    (shown,) = (await server.get("/api/v1/nodes")).body["data"]
+    assert (shown["state"], shown["contested_at"]) == ("contested", NOON)
+    assert shown["contested_by"] == "192.0.2.1 and 192.0.2.2"
+    assert "settle or revoke" in shown["problem"]
+    settled = await server.post("/api/v1/nodes/node_here/settle")
+    assert (settled.status, settled.body["state"]) == (200, "good")
+    assert settled.body["contested_by"] is None
+
+
 async def test_a_node_that_is_not_there_is_told(server: Server) -> None:
     for nothing in (
         await server.get("/api/v1/nodes/node_nothing"),
         await server.post("/api/v1/nodes/node_nothing/revoke"),
+        await server.post("/api/v1/nodes/node_nothing/settle"),
     ):
         assert (nothing.status, nothing.code) == (404, "node_not_found")
 

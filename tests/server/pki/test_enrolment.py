@@ -140,11 +140,11 @@ async def test_a_node_renews_with_the_key_it_enrolled(tmp_path: Path) -> None:
         assert ends == pytest.approx(door.clock.now + 30 * DAY, abs=1)
 
 
-async def test_a_renewal_for_another_key_or_node_or_a_revoked_one_is_refused(
+async def test_a_renewal_for_another_node_or_a_revoked_or_contested_one_is_refused(
     tmp_path: Path,
 ) -> None:
     async with Door(tmp_path) as door:
-        key, other = new_key(), new_key()
+        key = new_key()
         enrolled = await door.enrolment.enrol(asks(await door.token(), request_pem(key)))
 
         async def code(node_id: str, csr: str) -> str:
@@ -152,11 +152,25 @@ async def test_a_renewal_for_another_key_or_node_or_a_revoked_one_is_refused(
                 await door.enrolment.renew(node_id, csr)
             return caught.value.code
 
-        assert await code(enrolled.node_id, request_pem(other)) == "bad_csr"
         assert await code(enrolled.node_id, "hello") == "bad_csr"
         assert await code("node_nobody", request_pem(key)) == "node_revoked"
+        await door.store.contest_node(enrolled.node_id, door.clock.now, "")
+        assert await code(enrolled.node_id, request_pem(key)) == "node_contested"
         await door.store.revoke_node(enrolled.node_id, door.clock.now)
         assert await code(enrolled.node_id, request_pem(key)) == "node_revoked"
+
+
+async def test_a_renewal_may_be_for_a_new_key_and_the_old_one_stays(tmp_path: Path) -> None:
+    async with Door(tmp_path) as door:
+        key, other = new_key(), new_key()
+        enrolled = await door.enrolment.enrol(asks(await door.token(), request_pem(key)))
+        pem = await door.enrolment.renew(enrolled.node_id, request_pem(other))
+        renewed = x509.load_pem_x509_certificate(pem.encode())
+        assert renewed.public_key() == other.public_key()
+        row = await door.store.node(enrolled.node_id)
+        assert row is not None
+        assert row.next_key_sha256 == public_key_sha256(request_for(other))
+        assert row.public_key_sha256 == public_key_sha256(request_for(key))
 
 
 # ── over HTTPS ────────────────────────────────────────────────────────────────────────────────

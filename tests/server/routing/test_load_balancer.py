@@ -6,11 +6,13 @@ from collections import Counter
 from random import Random
 from typing import Any, cast
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fabric_server.nodes.registry import MAX_SERVED, Engine, Node, Registry
+from fabric_server.nodes.registry import Engine, Node, Registry
+from fabric_server.nodes.served_models import MAX_SERVED
 from fabric_server.routing.criteria import Requirements
 from fabric_server.routing.latency import FORGET_SECONDS
 from fabric_server.routing.load_balancer import (
@@ -462,10 +464,31 @@ async def test_names_that_nobody_serves_are_not_remembered() -> None:
 async def test_a_node_that_invents_models_does_not_fill_the_memory() -> None:
     site = Site()
     node = site.node()
-    for number in range(MAX_SERVED // 500 + 5):
-        names = [f"m{number}-{n}" for n in range(500)]
-        site.registry.report(node.node, [node.report(names)])
-    assert len(node.node.served) <= MAX_SERVED
+    names = [[f"m{number}-{n}" for n in range(500)] for number in range(MAX_SERVED // 500 + 5)]
+    stored = [
+        name for some in names for name in site.registry.report(node.node, [node.report(some)])
+    ]
+    assert len(stored) <= MAX_SERVED
+    site.registry.report(node.node, [node.report(["tiny"])])
+    known = sum(site.registry.is_known(name) for some in names for name in some)
+    assert known <= MAX_SERVED
+
+
+async def test_a_report_that_changes_no_model_keeps_what_is_known_of_candidates() -> None:
+    """Slots and health change often; the lists of candidates are made anew only for models."""
+    site = Site()
+    node = site.node(["tiny"])
+    before = site.registry.candidates("tiny")
+    report = node.report(["tiny"])
+    for changed in (report, msgspec.structs.replace(report, slots=1, healthy=False, elsewhere=1)):
+        site.registry.report(node.node, [changed])
+        assert site.registry.candidates("tiny") is before
+    assert not before[0].healthy
+    site.registry.report(node.node, [node.report(["other"])])
+    assert site.registry.candidates("tiny") == ()
+    assert len(site.registry.candidates("other")) == 1
+    site.registry.report(node.node, [])
+    assert site.registry.candidates("other") == ()
 
 
 # ── where ─────────────────────────────────────────────────────────────────────────────────────
