@@ -93,9 +93,9 @@ async def test_the_client_raises_what_is_told_within_the_stream(
 ) -> None:
     gate = asyncio.Event()
     engine.plans.append(Plan(hold=gate))
-    engine.plans.append(
-        Plan(status=400, error={"error": {"message": "The prompt is too long.", "code": "long"}})
-    )
+    refusal = {"error": {"message": "The prompt is too long.", "code": "long"}}
+    # Twice: after the first the node asks without the stream_options that the fabric has added.
+    engine.plans += [Plan(status=400, error=refusal)] * 2
     first = asyncio.create_task(streamed(client))
     await engine.started()
     second = asyncio.create_task(streamed(client))
