@@ -38,12 +38,15 @@ class FakeEngine:
         self.hosts: set[str] = set()
         self.port = 0
         self.hang = False
+        self.takes_posts = False
         self._runner: web.AppRunner | None = None
 
     async def start(self, tls: ssl.SSLContext | None = None) -> Self:
         """Again after ``stop``: on the port it had."""
         app = web.Application()
         app.router.add_get("/{path:.*}", self._answer)
+        if self.takes_posts:
+            app.router.add_post("/{path:.*}", self._answer)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=tls).start()
