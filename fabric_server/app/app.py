@@ -67,8 +67,8 @@ class App:
         self.draining = False
         self.succeeded = asyncio.Event()
         """Set when another server has taken over."""
-        self.listeners = Listeners(config)
         self.blocklist = KernelBlocklist()
+        self.listeners = Listeners(config, self.blocklist.report)
         self._rng = rng
         self.tasks = BackgroundTasks(rng)
         self._opened = AsyncExitStack()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Literal
 
 from fabric_server.config import Config
@@ -29,13 +30,17 @@ def handshake_limits(places: Places) -> Limits:
 class Listeners(Mapping[str, Listener]):
     """The listeners that are open, by the names of their ports."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(
+        self, config: Config, on_crowding: Callable[[str], None] = lambda address: None
+    ) -> None:
+        """``on_crowding`` is that of the ports of users, see ``Port``."""
         self.plan = make_plan(open_files_limit(), config)
         """The connections that each port may have."""
         self._host = config.host
         self._proxies = TrustedProxies(config.trusted_proxies)
         self._proxy_protocol = config.proxy_protocol
         self._plain_from_proxies = config.plaintext_from_proxies
+        self._on_crowding = on_crowding
         self._listeners: dict[str, Listener] = {}
 
     def __getitem__(self, name: str) -> Listener:
@@ -75,6 +80,8 @@ class Listeners(Mapping[str, Listener]):
             proxies=self._proxies,
             proxy_protocol=name in self._proxy_protocol,
         )
+        if name in USER_PORTS:
+            port = replace(port, on_crowding=self._on_crowding)
         places = self.plan.ports[name]
         listener = Listener(port, handshake_limits(places), places)
         inherited = () if predecessor is None else predecessor.sockets(name, self._host, number)

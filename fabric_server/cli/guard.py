@@ -35,7 +35,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be don
 
 
 @app.command()
-@takes_settings(Config, PREFIX, only=("public_port", "api_port"))
+@takes_settings(Config, PREFIX, only=("public_port", "api_port", "trusted_proxies"))
 def install(
     settings: Config,
     rate: Annotated[
@@ -63,7 +63,8 @@ def install(
 
     XDP (xdp-filter of xdp-tools) drops earlier and costs less, but all traffic of an address.
     """
-    text = install_text(_rules(settings, rate, burst, trust or []))
+    trusted = [*settings.trusted_proxies, *(trust or [])]
+    text = install_text(_rules(settings, rate, burst, trusted))
     if xdp is not None and not _INTERFACE.fullmatch(xdp):
         raise Failure("--xdp must be the name of a network interface.")
     if dry_run:

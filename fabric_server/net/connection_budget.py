@@ -130,6 +130,11 @@ class Budget:
         """Addresses that have connections."""
         return len(self._origins)
 
+    def has_known(self, key: str) -> bool:
+        """Return whether one of an address's connections is not a stranger's."""
+        origin = self._origins.get(key)
+        return origin is not None and origin.count > len(origin.strangers)
+
     def admit(self, peer: Peer, key: str) -> str | None:
         """Give a newcomer a place, perhaps a stranger's; return the reason when there is none."""
         places = self.places

@@ -84,6 +84,9 @@ class Port:
     proxies: TrustedProxies = NO_PROXIES
     proxy_protocol: bool = False
     """Connections begin with a header of the PROXY protocol."""
+    on_crowding: Callable[[str], None] = lambda address: None
+    """Called for each connection that is refused or dropped because its address has too many, none
+    of them known.  Never waits or raises."""
 
 
 @dataclass(frozen=True)

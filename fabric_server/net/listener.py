@@ -196,6 +196,7 @@ class Listener:
         many_of_its_own = self._by_origin[origin] >= limits.per_address
         if many_of_its_own and self.pending >= limits.total // 2 and not peer.exempt:
             handshake.refuse("crowded_address")
+            self._report(peer)
             sock.close()
             return
         reason = peer.enter()
@@ -237,6 +238,13 @@ class Listener:
 
     def _on_shed(self, reason: str, peer: Peer) -> None:
         self.refuse(reason, str(peer.ip))
+        if reason == "shed_address":
+            self._report(peer)
+
+    def _report(self, peer: Peer) -> None:
+        """Report an address that opens too many connections, if nobody known is there."""
+        if not (peer.exempt or peer.proxied or self.budget.has_known(origin_of(peer.ip))):
+            self.spec.on_crowding(str(peer.ip))
 
     def refuse(self, reason: str, address: str, error: object = None) -> None:
         """Count a refusal, and log the first of its reason in ``LOG_SECONDS``."""

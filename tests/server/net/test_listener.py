@@ -16,7 +16,11 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from fabric_server.net import connection_budget
+from fabric_server.net.addresses import parse
+from fabric_server.net.connection_budget import Places
 from fabric_server.net.listener import REASONS, Limits, Listener, PortProblem
+from fabric_server.net.trusted_proxies import TrustedProxies
 from protocol.names import SERVER_NAME
 from tests.loops import on_both_loops
 from tests.server.net.ports import (
@@ -125,6 +129,39 @@ async def test_a_crowd_pushes_out_the_oldest_and_an_honest_peer_still_gets_in(
         for sock in crowd:
             sock.close()
         await node.close()
+
+
+async def test_addresses_that_crowd_a_port_are_reported_unless_a_known_user_is_there(
+    trust: Trust,
+) -> None:
+    reported: list[str] = []
+    spec = port(trust, on_crowding=reported.append, proxies=TrustedProxies(["198.51.100.0/24"]))
+    listener = Listener(spec, Limits(seconds=30), Places(total=50, per_address=3))
+    listener.open()
+    ours = []
+
+    def arrive(address: str, count: int) -> None:
+        for _ in range(count):
+            mine, theirs = socket.socketpair()
+            theirs.setblocking(False)
+            ours.append(mine)
+            listener.admit(theirs, address)
+
+    office, proxy = "192.0.2.9", "198.51.100.7"
+    user = connection_budget.Peer(parse(office), spec.proxies, listener.budget)
+    assert user.enter() is None
+    user.recognise()
+    for address in ("203.0.113.9", "2001:db8::1:0:0:1", office, proxy):
+        arrive(address, 5)
+    assert reported == ["203.0.113.9"] * 2 + ["2001:db8::1:0:0:1"] * 2
+    user.release()
+    arrive(office, 1)
+    assert reported[4:] == []  # one place was free
+    arrive(office, 1)
+    assert reported[4:] == [office]
+    await listener.close()
+    for mine in ours:
+        mine.close()
 
 
 @on_both_loops
