@@ -140,8 +140,7 @@ class EngineRequest:
     # ── called by the connection to the engine ────────────────────────────────────────────────
 
     def on_response_head(self, status: int, headers: list[tuple[str, str]]) -> None:
-        if status in _REFUSED_FIELDS and self._body.drop_usage():
-            self._ask_again()
+        if not self._pool.accepts_usage and self._learns_of_usage(status):
             return
         self._responded = True
         self._body.forget()
@@ -168,13 +167,25 @@ class EngineRequest:
             status, headers = decided
         self._send_head(status, headers)
 
+    def _learns_of_usage(self, status: int) -> bool:
+        """Learn whether the engine takes ``stream_options``, which was our addition; return whether
+        it is asked again, without."""
+        body, pool = self._body, self._pool
+        if status < 300:
+            if body.asks_usage:
+                pool.accepts_usage = True
+            elif body.usage_dropped:
+                pool.remember_refusal()
+        elif status in _REFUSED_FIELDS and not body.usage_dropped and body.drop_usage():
+            self._ask_again()
+            return True
+        return False
+
     def _ask_again(self) -> None:
-        """Ask without ``stream_options``, which not every engine knows: it was our addition."""
         log.info(
-            "engine refuses stream_options: asked again without",
+            "engine refused a request: asked again without stream_options",
             extra={"request": self._body.head.request_id, "engine": self.slot.engine.name},
         )
-        self._pool.remember_refusal()
         connection, self._connection = self._connection, None
         self._response.connection = None
         if connection is not None:

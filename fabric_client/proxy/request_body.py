@@ -13,6 +13,7 @@ MAX_REPLAY = 256 * 1024
 """Bytes of a streamed body that are kept until the engine responds, to be replayed if a warm
 connection proves dead."""
 
+_OPTIONS = b'"stream_options"'
 _USAGE = re.compile(rb'"stream_options"\s*:\s*\{\s*"include_usage"\s*:\s*true\s*\}\s*')
 
 _FORWARDED_HEADERS = frozenset(
@@ -27,7 +28,17 @@ class RequestBody:
     its pieces go on as they come.
     """
 
-    __slots__ = ("_path", "_replay", "_size", "ended", "head", "prepare", "received", "translated")
+    __slots__ = (
+        "_path",
+        "_replay",
+        "_size",
+        "ended",
+        "head",
+        "prepare",
+        "received",
+        "translated",
+        "usage_dropped",
+    )
 
     def __init__(self, head: RequestHead, ended: bool, prepare: Prepare | None) -> None:
         """``ended``: there is no body."""
@@ -38,6 +49,8 @@ class RequestBody:
         """Bytes that the server has sent."""
         self.translated = False
         """The engine is asked on another path, in another dialect."""
+        self.usage_dropped = False
+        """``drop_usage`` has taken something out."""
         self._path = head.path
         self._size = 0 if ended and head.body_size is None else head.body_size
         """Bytes of the body; None when that is unknown, so that it is sent in chunks."""
@@ -76,6 +89,11 @@ class RequestBody:
         self._size = len(body)
         self._replay = [body]
 
+    @property
+    def asks_usage(self) -> bool:
+        """Return whether it asks for usage in a stream; False if the body is not here any more."""
+        return self._replay is not None and any(_OPTIONS in piece for piece in self._replay)
+
     def drop_usage(self) -> bool:
         """Take out what asks for usage in a stream, which the server or a translation has put in.
 
@@ -95,6 +113,7 @@ class RequestBody:
             at = len(before) - before.endswith(b",")
         self._replay = [whole[:at] + whole[end:]]
         self._size = len(self._replay[0])
+        self.usage_dropped = True
         return True
 
     def forget(self) -> None:

@@ -201,6 +201,8 @@ class Pool:
         self._port = parts.port or (443 if self._tls else 80)
         self._context = ssl.create_default_context() if self._tls else None
         self._idle: deque[EngineConnection] = deque()
+        self.accepts_usage = False
+        """The engine has answered a request with ``stream_options``, so no refusal is due to it."""
         self._usage_refused_until = 0.0
 
     @property

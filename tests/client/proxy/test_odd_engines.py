@@ -155,8 +155,12 @@ async def test_another_refusal_is_passed_on(raw: RawEngine, node: NodeAlone) -> 
     body = {"stream_options": {"include_usage": True}, **CHAT, "stream": True}
     answer = await node.ask("/v1/chat/completions", body)
     assert (answer.status, len(raw.asked)) == (400, 2)
-    answer = await node.ask("/v1/chat/completions", CHAT)
-    assert (answer.status, len(raw.asked)) == (400, 3)
+    raw.answers(STREAM, "content-type: text/event-stream")
+    answer = await node.ask("/v1/chat/completions", body)
+    assert b"stream_options" in raw.asked[-1], "a user's mistake says nothing of the engine"
+    raw.answers(b'{"error":{"message":"bad"}}', status="400 Bad Request")
+    answer = await node.ask("/v1/chat/completions", body)
+    assert (answer.status, len(raw.asked)) == (400, 4), "it is known to take stream_options"
 
 
 def test_pieces_of_any_size_are_decoded() -> None:
