@@ -33,7 +33,7 @@ async def ask(site: Site, body: dict[str, Any], *nodes: ScriptedNode) -> tuple[i
 
 def finish(call: Call, *, stream: bool) -> None:
     if stream:
-        call.stream_all(chunk("Hi"), chunk(None), usage_chunk(5, 40), DONE)
+        call.stream_all(*[chunk("Hi")] * 10, chunk(None), usage_chunk(5, 40), DONE)
     else:
         call.answer(200, b'{"usage":{"prompt_tokens":5,"completion_tokens":40}}')
 
