@@ -350,7 +350,7 @@ async def test_a_batch_whose_key_is_disabled_ends_with_an_error_for_each_line_th
 async def test_once_the_answers_of_a_batch_are_too_many_bytes_the_rest_is_not_begun(
     tmp_path: Path, engine: ScriptedEngine
 ) -> None:
-    many = 40
+    many = 120  # their size is looked at every five seconds
     engine.reply = lambda asked: Plan(chunks=("x" * 10_000,), first_byte_delay=0.3)
     async with Fabric(tmp_path, batch_at_once=2, files_per_account=100_000) as fabric:
         await fabric.join(engine.url, slots=2)
