@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from typing import Annotated, Protocol
+from contextlib import suppress
+from typing import Annotated, Any, Protocol
 
 import msgspec
 from msgspec import Meta, Struct
@@ -32,10 +33,16 @@ _DONE = re.compile(rb"(?:^|[\r\n])data: ?\[DONE\][\r\n]+\Z")
 _DONE_ENDS = (b"[DONE]\n\n", b"[DONE]\r\n\r\n", b"[DONE]\r\r")
 ERROR = re.compile(rb'(?:^|[\r\n])(?:event: ?error|(?:data|error): ?\{\s*"error"\s*:\s*[{"])')
 _USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
+_SOME_USAGE = re.compile(rb'"usage"\s*+(?::\s*+(?!null)|data:)')
+"""A value that is not null, or that may stand in the next line of data."""
 _BLANK_LINES = (b"\n\n", b"\n\r\n", b"\r\r")
 _EVENT_END = re.compile(b"|".join(_BLANK_LINES))
 _DATA = re.compile(rb"(?:^|[\r\n])data:([^\r\n]*)")
 _raw_json = json.JSONDecoder().raw_decode
+_lenient_json = json.JSONDecoder(strict=False).decode
+_NO_REASONS = ("null", "none", "None")
+_TEXTS = ("error", "message", "delta", "content", "text", "response", "output")
+"""Fields beside ``choices`` in which odd engines put what they have to say."""
 
 Count = Annotated[int, Meta(ge=0)]
 """A number of tokens as a node reports it, however large: ``plausible`` bounds it."""
@@ -50,12 +57,7 @@ class Usage(Struct, gc=False):
     completion_tokens: Count | None = None
 
 
-class _Chunk(Struct, gc=False):
-    choices: list[msgspec.Raw] | None = None
-    usage: Usage | None = None
-
-
-_decode_chunk = msgspec.json.Decoder(_Chunk).decode
+_decode_any = msgspec.json.Decoder().decode
 UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
@@ -120,9 +122,10 @@ class StreamMeter:
         return data
 
     def _read(self, events: bytes) -> bytes:
+        over = self.complete
         self._look(events)
-        if b'"usage"' in events and _USAGE.search(events):
-            return self._read_usage(events)
+        if b'"usage"' in events and (self.complete or _SOME_USAGE.search(events)):
+            return self._read_usage(events, over)
         return events
 
     def _look(self, events: bytes) -> None:
@@ -134,28 +137,65 @@ class StreamMeter:
         if b'error"' in events and has_error(events):
             self.failed = True
 
-    def _read_usage(self, events: bytes) -> bytes:
-        return b"".join(
-            event
-            for event in events_in(events)
-            if not (b'"usage"' in event and self._is_usage_chunk(event) and self._strip)
-        )
+    def _read_usage(self, events: bytes, over: bool) -> bytes:
+        """Read figures, and take out chunks that are there only because usage was asked for.
 
-    def _is_usage_chunk(self, event: bytes) -> bool:
+        ``over``: a choice has ended before these events.
+        """
+        kept = []
+        for event in events_in(events):
+            if b'"usage"' in event and self._is_usage_chunk(event, over) and self._strip:
+                continue
+            kept.append(event)
+            over = over or _FINISHED.search(event) is not None
+        return b"".join(kept)
+
+    def _is_usage_chunk(self, event: bytes, over: bool) -> bool:
         """Take in the figures; return True when the event carries nothing else."""
         data = read_data(event)
-        if data is None:
-            return False
-        try:
-            chunk = _decode_chunk(data)
-        except UNREADABLE:
+        chunk = None if data is None else _read_chunk(data)
+        if chunk is None:
             return False  # not of OpenAI's format: passes as it is
-        usage = chunk.usage
-        if usage is None:
+        told = chunk.get("usage")
+        if told is None and not over:  # a first chunk may have no choices either
             return False
-        if usage.prompt_tokens or usage.completion_tokens or self.usage.prompt_tokens is None:
-            self.usage = usage  # some engines send 0 and 0 where they do not know
-        return not chunk.choices
+        with suppress(*UNREADABLE):  # figures that can't be true are not believed
+            usage = msgspec.convert(told, Usage)
+            if usage.prompt_tokens or usage.completion_tokens or self.usage.prompt_tokens is None:
+                self.usage = usage  # some engines send 0 and 0 where they do not know
+        return not _tells(chunk, over) and not has_error(event)
+
+
+def _read_chunk(data: bytes) -> dict[str, Any] | None:
+    """Return a chunk's fields, also if it has NaN or bad UTF-8; None if it can't be read."""
+    try:
+        chunk = _decode_any(data)
+    except UNREADABLE:
+        try:
+            chunk = _lenient_json(data.decode(errors="replace"))
+        except UNREADABLE:
+            return None
+    return chunk if isinstance(chunk, dict) else None
+
+
+def _tells(chunk: dict[str, Any], over: bool) -> bool:
+    """Return whether a chunk with usage has anything that a client would miss."""
+    return any(chunk.get(name) for name in _TEXTS) or not _is_blank(chunk.get("choices"), over)
+
+
+def _is_blank(value: Any, over: bool, levels: int = 6) -> bool:
+    """Return whether a part of a chunk says nothing; a role counts until a choice has ended."""
+    if not value or not levels:
+        return not value
+    if isinstance(value, list):
+        return all(_is_blank(one, over, levels - 1) for one in value)
+    return isinstance(value, dict) and all(
+        name == "index"
+        or (name == "role" and over)
+        or (name == "finish_reason" and one in _NO_REASONS)
+        or _is_blank(one, over, levels - 1)
+        for name, one in value.items()
+    )
 
 
 class _Error(Struct, gc=False):
@@ -238,9 +278,9 @@ def events_in(text: bytes) -> Iterator[bytes]:
 
 
 def read_data(event: bytes) -> bytes | None:
-    """Return the event's line of data; None when it has none."""
-    data = _DATA.search(event)
-    return None if data is None else data[1]
+    """Return the event's data, of one line or several; None when it has none."""
+    lines = _DATA.findall(event)
+    return b"\n".join(lines) if lines else None
 
 
 def _last_event_end(data: bytearray, start: int) -> int:

@@ -170,7 +170,7 @@ def test_usage_within_the_last_chunk_is_read_and_the_chunk_kept() -> None:
 def test_figures_that_can_t_be_true_are_not_believed(usage: Any) -> None:
     meter = StreamMeter(usage_requested=False)
     text = event({"choices": [], "usage": usage})
-    assert run(meter, [text]) == text
+    assert run(meter, [text]) == b""
     assert meter.usage == Usage()
     body = BodyMeter()
     body.feed(json.dumps({"usage": usage}).encode())
