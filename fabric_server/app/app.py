@@ -22,6 +22,7 @@ from fabric_server.app.listeners import NODE_PORTS, USER_PORTS, Listeners
 from fabric_server.config import Config
 from fabric_server.gateway.gateway import Gateway
 from fabric_server.net.kernel_guard import KernelBlocklist
+from fabric_server.net.memory_guard import MemoryGuard
 from fabric_server.net.takeover import Predecessor, TakeoverProblem
 from fabric_server.nodes.registry import Registry
 from fabric_server.pki.certificates import Certificates
@@ -163,6 +164,7 @@ class App:
         tasks.start("kernel_blocklist", self.blocklist.run)
         tasks.start("change_feed", self.change_feed.run)
         tasks.start("certificates", lambda: self.tls.watch(time.time))
+        tasks.start("memory", MemoryGuard(requests.memory, self.config.memory()).run)
         tasks.start("clock", ClockWatch([requests.authenticator.clear]).run)
         tasks.start("tunnels", lambda: nodes.add_tunnels(lambda: requests.gateway.active.count))
 

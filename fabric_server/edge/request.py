@@ -106,6 +106,10 @@ class Request:
         """Have its connection kept when strangers' are shed; call it once the key is valid."""
         self._connection.recognise()
 
+    def admit(self) -> None:
+        """Raise ``ApiError`` 503 while the server has no memory for one more request."""
+        self._connection.memory.admit()
+
     # ── answering ─────────────────────────────────────────────────────────────────────────────
 
     def respond(self, status: int, body: bytes, headers: Headers | None = None) -> None:

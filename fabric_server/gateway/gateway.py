@@ -63,6 +63,7 @@ class Gateway:
         try:
             if self._ledger.bus.full:
                 raise errors.ledger_full()
+            request.admit()
             if key.limited:
                 request.response_headers += self.limits.take(key)
             # The end may name another model, which a key for some models must not get.

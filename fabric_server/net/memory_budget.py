@@ -47,8 +47,10 @@ class MemoryBudget:
         self.limits = limits
         """Bounds for what is counted from now on."""
         self.held = 0
-        self.refused: Counter[str] = Counter({"per_key": 0, "in_all": 0})
-        """Pieces refused, by the bound."""
+        self.closed = False
+        """The process itself has used nearly all of its memory: no request begins."""
+        self.refused: Counter[str] = Counter({"per_key": 0, "in_all": 0, "process": 0})
+        """Pieces refused, by the bound; of ``process``, requests."""
         self._by_key: dict[str, int] = {}
         """Only keys for which something is held."""
 
@@ -57,6 +59,12 @@ class MemoryBudget:
 
     def held_by(self, key: str) -> int:
         return self._by_key.get(key, 0)
+
+    def admit(self) -> None:
+        """Let a request begin.  Raises ``ApiError`` 503 while the budget is closed."""
+        if self.closed:
+            self.refused["process"] += 1
+            raise errors.overloaded("The server has too little memory left.", RETRY_AFTER)
 
     def open(self, key: str) -> Holding:
         """Return an empty holding of the key; ``release`` it on every path."""

@@ -283,6 +283,7 @@ def test_the_servers_defaults_are_those_of_the_architecture() -> None:
     assert config.body_limit == 32 * 2**20
     assert config.store_url == f"sqlite:///{(config.data / 'fabric.sqlite').as_posix()}"
     assert config.names()[0]
+    assert config.keepalive_timeout > 60, "proxies close idle connections themselves, after 60 s"
 
 
 def test_two_ports_that_are_the_same_are_refused_by_name() -> None:

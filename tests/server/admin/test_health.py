@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sqlite3
 
@@ -57,6 +58,28 @@ async def test_a_server_without_its_store_is_degraded_and_says_why_only_to_opera
     # A key that this process does not know can't be checked.
     other = await server.get("/api/v1/nodes", key="mk-fab-" + "B" * 43)
     assert (other.status, other.code) == (503, "keys_unavailable")
+
+
+async def test_a_background_task_that_fails_is_named_until_it_is_sound_again(
+    server: Server,
+) -> None:
+    failed = False
+
+    async def work() -> None:
+        nonlocal failed
+        if not failed:
+            failed = True
+            raise OSError("no room for it")
+        await asyncio.Event().wait()
+
+    server.app.tasks.start("housekeeping", work)
+    async with asyncio.timeout(5):
+        while not server.app.tasks.problems:  # noqa: ASYNC110 - no event for it
+            await asyncio.sleep(0.01)
+    ready = await server.get("/health/ready", key=NOBODY)
+    assert (ready.status, ready.body["status"]) == (200, "degraded")
+    assert ready.body["checks"]["background"] == ["housekeeping"]
+    assert (await server.get("/health/live")).status == 200
 
 
 async def test_a_server_that_can_store_nothing_is_degraded_until_it_can(server: Server) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fabric_server.net.memory_budget import PIECE, UNCOUNTED, BudgetLimits, MemoryBudget
-from tests.site import CHAT, Site, begin_stream, chunk, turns
+from tests.site import CHAT, DONE, Site, ask, begin_stream, chunk, turns
 from tests.users import MemoryUser, request
 
 MIB = 2**20
@@ -105,6 +105,25 @@ async def test_a_connection_without_a_key_is_not_read_ahead() -> None:
     user.hang_up()
     await turns()
     assert site.memory.held == 0
+
+
+async def test_a_server_short_of_memory_takes_no_new_request_and_finishes_others() -> None:
+    site = Site()
+    node = site.node()
+    running, call = await begin_stream(site, node)
+    site.memory.closed = True
+    answer = await ask(site).answer()
+    assert (answer.status, answer.code) == (503, "overloaded")
+    assert answer.headers["retry-after"] == "2"
+    assert node.idle
+    assert [entry.outcome for entry in site.ledger] == ["refused"]
+    call.data(chunk(None) + DONE)
+    call.end()
+    assert (await running.answer()).body.endswith(DONE)
+    site.memory.closed = False
+    user = ask(site)
+    (await node.call()).answer(200, b"{}")
+    assert (await user.answer()).status == 200
 
 
 async def test_a_small_request_counts_nothing() -> None:
