@@ -13,7 +13,14 @@ from fabric_server.admin.parameters import invalid_value, not_found
 from fabric_server.auth.keys import Key, KeyPolicy, KeyPolicyUpdate, mint
 from fabric_server.dialects.errors import ApiError
 from fabric_server.storage.keys import AmbiguousKey
-from fabric_server.storage.rows import Failover, KeyRow, KeyState, Reasoning, Scope
+from fabric_server.storage.rows import (
+    Failover,
+    KeyRow,
+    KeyState,
+    PriorityName,
+    Reasoning,
+    Scope,
+)
 
 log = logging.getLogger("fabric.api")
 
@@ -53,6 +60,13 @@ class KeyView(Struct, frozen=True, kw_only=True):
         list[str] | None,
         Meta(description="The only things that a management key may do; null: everything."),
     ]
+    priority: Annotated[
+        str,
+        Meta(description="The highest that its requests may have: 'high', 'medium' or 'low'."),
+    ]
+    requests_at_once: Annotated[
+        int | None, Meta(description="The most requests under way at once; null: no limit.")
+    ]
 
 
 class KeyList(Struct, frozen=True):
@@ -76,6 +90,8 @@ class NewKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         ]
         | None
     ) = None
+    priority: PriorityName = "medium"
+    requests_at_once: Annotated[int, Meta(ge=1)] | None = None
 
 
 class EditedKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -83,6 +99,8 @@ class EditedKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tokens_per_minute: Annotated[int, Meta(ge=1)] | UnsetType | None = UNSET
     failover: Failover | UnsetType = UNSET
     reasoning: Reasoning | UnsetType = UNSET
+    priority: PriorityName | UnsetType = UNSET
+    requests_at_once: Annotated[int, Meta(ge=1)] | UnsetType | None = UNSET
 
 
 class MintedKey(Struct, frozen=True):
@@ -140,6 +158,8 @@ class KeyHandlers:
                     failover=body.failover,
                     reasoning=body.reasoning,
                     scopes=None if body.scopes is None else list[str](body.scopes),
+                    priority=body.priority,
+                    requests_at_once=body.requests_at_once,
                 ),
             )
         except ValueError as error:
@@ -230,4 +250,6 @@ def view(row: KeyRow, now: float) -> KeyView:
         failover=row.failover,
         reasoning=row.reasoning,
         scopes=row.scopes,
+        priority=row.priority,
+        requests_at_once=row.requests_at_once,
     )

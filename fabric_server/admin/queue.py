@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Protocol
 
 from msgspec import Meta, Struct
 
 from fabric_server.admin.parameters import not_found
 from fabric_server.routing.admission import QueuePosition, QueueStats
 from fabric_server.routing.criteria import Priority
-
-PriorityName = Literal["high", "medium", "low"]
+from fabric_server.storage.rows import PriorityName
 
 
 class Waiting(Struct, frozen=True):

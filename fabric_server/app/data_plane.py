@@ -96,7 +96,7 @@ class DataPlane:
             router=router,
             memory=self.memory,
             new_request_id=self.edge.new_id,
-            must_wait=self.gateway.limits.must_wait,
+            must_wait=self.gateway.must_wait,
         )
         self.jobs = Jobs(config, context, aliases, rng=rng)
 

@@ -10,7 +10,14 @@ from typing import NamedTuple, get_args
 from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import asdict, replace
 
-from fabric_server.storage.rows import AccountRow, Failover, KeyRow, Reasoning, Scope
+from fabric_server.storage.rows import (
+    AccountRow,
+    Failover,
+    KeyRow,
+    PriorityName,
+    Reasoning,
+    Scope,
+)
 
 KEY_PATTERN = re.compile(r"[sm]k-fab-[A-Za-z0-9_-]{43}")
 _PREFIX_LENGTH = len("sk-fab-") + 6
@@ -38,6 +45,10 @@ class Key(Struct, frozen=True):
     reasoning: str = ""
     scopes: frozenset[str] | None = None
     """The only things that a management key may do; None is everything."""
+    priority: str = "medium"
+    """The highest that its requests may have, as in ``KeyRow``."""
+    requests_at_once: int | None = None
+    """None is unlimited."""
 
     @property
     def limited(self) -> bool:
@@ -70,7 +81,7 @@ class NewKey(NamedTuple):
 
 
 class KeyPolicy(Struct, frozen=True, kw_only=True):
-    """Restrictions and policies of a new key; the defaults restrict nothing."""
+    """Restrictions and policies of a new key; the defaults restrict nothing but high priority."""
 
     models: list[str] | None = None
     """Allowed models; None is all."""
@@ -80,6 +91,9 @@ class KeyPolicy(Struct, frozen=True, kw_only=True):
     reasoning: Reasoning = ""
     scopes: list[str] | None = None
     """The only things that a management key may do; None is everything."""
+    priority: PriorityName = "medium"
+    """The highest that its requests may have."""
+    requests_at_once: int | None = None
 
 
 UNRESTRICTED = KeyPolicy()
@@ -121,6 +135,8 @@ def mint(
         failover=policy.failover,
         reasoning=policy.reasoning,
         scopes=policy.scopes,
+        priority=policy.priority,
+        requests_at_once=policy.requests_at_once,
     )
     _check_policy(row)
     _check_scopes(row)
@@ -134,6 +150,8 @@ class KeyPolicyUpdate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     tokens_per_minute: int | UnsetType | None = UNSET
     failover: str | UnsetType = UNSET
     reasoning: str | UnsetType = UNSET
+    priority: str | UnsetType = UNSET
+    requests_at_once: int | UnsetType | None = UNSET
 
     def apply_to(self, row: KeyRow) -> KeyRow:
         """Return the changed key.  Raises ``ValueError`` that says which field is wrong."""
@@ -151,12 +169,22 @@ def _check_policy(row: KeyRow) -> None:
             raise ValueError(
                 f"a limit per minute is 1 to {_MAX_LIMIT}, and not for management keys"
             )
+    at_once = row.requests_at_once
+    if at_once is not None and (row.management or not 0 < at_once <= _MAX_LIMIT):
+        raise ValueError(
+            f"a limit of requests at once is 1 to {_MAX_LIMIT}, and not for management keys"
+        )
+    known = get_args(PriorityName)
+    if row.priority not in known:
+        raise ValueError(f"a key's priority is one of {', '.join(known)}, not '{row.priority}'")
     if row.failover not in get_args(Failover):
         raise ValueError(f"a key's failover is 'continue' or empty, not '{row.failover}'")
     if row.reasoning not in get_args(Reasoning):
         raise ValueError(f"a key's reasoning is 'raw' or empty, not '{row.reasoning}'")
-    if row.management and (row.failover or row.reasoning):
-        raise ValueError("management keys call no models: no failover or reasoning policy")
+    if row.management and (row.failover or row.reasoning or row.priority != "medium"):
+        raise ValueError(
+            "management keys call no models: no failover, reasoning or priority policy"
+        )
 
 
 def _check_scopes(row: KeyRow) -> None:
@@ -198,6 +226,8 @@ def key_of(row: KeyRow) -> Key:
         requests_per_minute=row.requests_per_minute,
         tokens_per_minute=row.tokens_per_minute,
         scopes=None if row.scopes is None else frozenset(row.scopes),
+        priority=row.priority,
+        requests_at_once=row.requests_at_once,
     )
 
 

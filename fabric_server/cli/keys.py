@@ -14,7 +14,7 @@ from fabric_server.auth.keys import KeyPolicy, KeyPolicyUpdate, mint
 from fabric_server.cli import Json, store_command, with_store
 from fabric_server.config import Config
 from fabric_server.storage.keys import AmbiguousKey
-from fabric_server.storage.rows import KeyRow
+from fabric_server.storage.rows import KeyRow, PriorityName
 from fabric_server.storage.store import SqlStore
 from runtime.output import Failure, commands, moment, note, say, say_json, say_table
 
@@ -68,6 +68,12 @@ def create(
             help="A management key may do only this. metrics: read /metrics. Repeat for more.",
         ),
     ] = None,
+    priority: Annotated[
+        PriorityName, typer.Option(help="The highest priority that its requests may have.")
+    ] = "medium",
+    requests_at_once: Annotated[
+        int | None, typer.Option(metavar="NUMBER", help="Limit of requests under way at once.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Create a key and print it. It is not shown again."""
@@ -86,6 +92,8 @@ def create(
                 failover=failover or "",
                 reasoning=reasoning or "",
                 scopes=scope or None,
+                priority=priority,
+                requests_at_once=requests_at_once,
             ),
         )
     except ValueError as error:
@@ -166,6 +174,13 @@ def set_(
         Literal["raw", "none"] | None,
         typer.Option(help="raw: pass reasoning on as the engine wrote it."),
     ] = None,
+    priority: Annotated[
+        PriorityName | None, typer.Option(help="The highest priority that its requests may have.")
+    ] = None,
+    requests_at_once: Annotated[
+        str | None,
+        typer.Option(metavar="NUMBER|none", help="Limit of requests under way at once."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Change a key's limits and policies; those not given keep their values.
@@ -177,6 +192,8 @@ def set_(
         tokens_per_minute=_limit("--tokens-per-minute", tokens_per_minute),
         failover=UNSET if failover is None else failover.removeprefix("none"),
         reasoning=UNSET if reasoning is None else reasoning.removeprefix("none"),
+        priority=UNSET if priority is None else priority,
+        requests_at_once=_limit("--requests-at-once", requests_at_once),
     )
     try:
         row = _change(
@@ -290,9 +307,17 @@ def _kind(row: KeyRow) -> str:
 
 def _policy(row: KeyRow) -> str:
     """Describe limits and policies in one phrase; '' for none."""
-    limits = {"requests/min": row.requests_per_minute, "tokens/min": row.tokens_per_minute}
+    limits = {
+        "requests/min": row.requests_per_minute,
+        "tokens/min": row.tokens_per_minute,
+        "at once": row.requests_at_once,
+    }
     parts = [f"{limit} {unit}" for unit, limit in limits.items() if limit is not None]
-    policies = {"failover": row.failover, "reasoning": row.reasoning}
+    policies = {
+        "priority": "" if row.priority == "medium" else row.priority,
+        "failover": row.failover,
+        "reasoning": row.reasoning,
+    }
     return ", ".join(parts + [f"{name} {value}" for name, value in policies.items() if value])
 
 
@@ -314,6 +339,8 @@ def _described(key: KeyRow, now: float) -> dict[str, Any]:
         "failover": key.failover,
         "reasoning": key.reasoning,
         "scopes": key.scopes,
+        "priority": key.priority,
+        "requests_at_once": key.requests_at_once,
         "created_at": key.created_at,
         "expires_at": key.expires_at,
         "revoked_at": key.revoked_at,

@@ -22,7 +22,7 @@ from fabric_server.dialects.forms import Field, read_field, read_form
 MAX_MODEL = 256
 DECIDING = ("model", "stream", "stream_options")
 """Fields that decide who may ask, who answers and what is billed."""
-FORM_FIELDS = frozenset({"model", "stream"})
+FORM_FIELDS = frozenset({"model", "stream", "priority"})
 WITH_USAGE = b'"stream_options":{"include_usage":true}'
 _MAX_ESCAPES = 20_000
 _OPEN_BRACE = re.compile(rb"[ \t\r\n]*\{")
@@ -48,6 +48,7 @@ class _Body(Struct, gc=False):
     model: str | UnsetType = UNSET
     stream: bool | None = None
     stream_options: Raw | UnsetType = UNSET
+    priority: Raw | UnsetType = UNSET
 
 
 class _StreamOptions(Struct, gc=False):
@@ -87,6 +88,8 @@ def parse_body(body: bytes, endpoint: Endpoint = CHAT, content_type: bytes = b""
         return describe_form(read_form(body, content_type, FORM_FIELDS))
     fields = _read_fields(body)
     parsed = _describe(fields, endpoint)
+    if fields.priority is not UNSET:
+        refuse_priority(bytes(fields.priority))
     # Cheap checks, because they are almost never true.  U+017F is an s to Go.
     lower = body.lower()
     if (
@@ -133,6 +136,8 @@ def describe_form(fields: dict[str, Field]) -> ParsedBody:
     """Return what the fields of a form say.  Raises ``ApiError``."""
     model = read_field(fields, "model")
     stream = read_field(fields, "stream")
+    if "priority" in fields:
+        refuse_priority()
     name = _model(_Body(UNSET if model is None else model))
     streams = stream is not None and stream.strip().lower() in ("true", "1")
     place = fields["model"].start, fields["model"].stop
@@ -152,6 +157,16 @@ def refuse_state(name: str, value: bytes) -> None:
     if value not in _NONE:
         words = f"'{name}' is not supported: answers are not stored. Send the whole input."
         raise errors.bad_field(name, words)
+
+
+def refuse_priority(value: bytes = b"") -> None:
+    """Refuse the field by which users of vLLM or SGLang pass others inside the engine.
+
+    The operator gives priority, and ``x-fabric-priority`` asks for it.
+    """
+    if value != b"null":
+        words = "'priority' is not supported in the body. Send the header x-fabric-priority."
+        raise errors.bad_field("priority", words)
 
 
 def are_numbers(value: bytes) -> bool:

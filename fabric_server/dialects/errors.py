@@ -208,6 +208,18 @@ def rate_limited(
     return error
 
 
+def too_many_at_once(limit: int, retry_after: float) -> ApiError:
+    """Return the error for a key that has as many requests under way as it may have."""
+    return ApiError(
+        429,
+        RATE_LIMITED,
+        f"Rate limit reached: this key may have {limit} requests at once."
+        " Wait until one has ended.",
+        type="requests",
+        retry_after=retry_after,
+    )
+
+
 def managed_elsewhere() -> ApiError:
     return ApiError(
         403,

@@ -30,6 +30,7 @@ from fabric_server.dialects.body import (
     bad_model,
     describe,
     describe_form,
+    refuse_priority,
     refuse_state,
     refuse_twice,
 )
@@ -44,14 +45,15 @@ from fabric_server.dialects.media_values import refused
 _KEPT: Mapping[str, int] = {"model": 4096, "stream": 64, "stream_options": 64 * 1024}
 _KEPT_STATE = dict.fromkeys(STATEFUL, 8)
 _KEPT_INPUT = {"input": 64}
+_KEPT_PRIORITY = {"priority": 8}
 _PLACES = Fields(dict.fromkeys(DECIDING, 0))
 _AT_END = b"," + WITH_USAGE
 
 
 @lru_cache(maxsize=4)
 def _fields(with_state: bool, with_input: bool) -> Fields:
-    kept = {**_KEPT, **(_KEPT_STATE if with_state else {}), **(_KEPT_INPUT if with_input else {})}
-    return Fields(kept)
+    state, given = _KEPT_STATE if with_state else {}, _KEPT_INPUT if with_input else {}
+    return Fields({**_KEPT, **_KEPT_PRIORITY, **state, **given})
 
 
 class LargeBody:
@@ -188,6 +190,8 @@ class LargeBody:
                 self._decide()
             if self.flows:
                 self._replace_options()
+        elif name == "priority":
+            refuse_priority(value.text)
         elif name == "input":
             self._token_ids = are_numbers(value.text)
         else:

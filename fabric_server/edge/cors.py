@@ -11,7 +11,8 @@ NONE = "none"
 _ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.I)
 _EXPOSED = (
     b"access-control-expose-headers: x-request-id, x-client-request-id, request-id, x-fabric-route,"
-    b" retry-after, retry-after-ms, x-should-retry, openai-processing-ms, openai-version,"
+    b" x-fabric-priority, retry-after, retry-after-ms, x-should-retry, openai-processing-ms,"
+    b" openai-version,"
     b" x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests,"
     b" x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens\r\n"
 )

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+from fabric_server.auth.keys import Key
 from fabric_server.dialects import errors
 from fabric_server.proxy.request_record import RequestRecord
+
+AT_ONCE_RETRY = 1.0
+"""Seconds after which a key may try again that has as many requests under way as it may have."""
 
 
 class ActiveRequests:
@@ -24,6 +28,17 @@ class ActiveRequests:
             self._by_key[key_id].add(record)
         else:
             self._by_key[key_id] = {record}
+
+    def check(self, key: Key) -> None:
+        """Raise ApiError (429) if more of the key's requests are under way than it may have."""
+        most = key.requests_at_once
+        if most is not None and len(self._by_key.get(key.id, ())) > most:
+            raise errors.too_many_at_once(most, AT_ONCE_RETRY)
+
+    def at_limit(self, key: Key) -> bool:
+        """Return whether one more request of the key would be more than it may have."""
+        most = key.requests_at_once
+        return most is not None and len(self._by_key.get(key.id, ())) >= most
 
     def remove(self, record: RequestRecord) -> None:
         self.count -= 1

@@ -8,15 +8,16 @@ from contextlib import AbstractContextManager, nullcontext
 from msgspec.structs import replace
 
 from fabric_server.auth.authenticator import KeyAuthenticator
+from fabric_server.auth.keys import Key
 from fabric_server.dialects import errors
 from fabric_server.dialects.endpoints import ENDPOINTS, SHOW, Endpoint
 from fabric_server.edge.request import Request
 from fabric_server.edge.router import Router
-from fabric_server.gateway.active_requests import ActiveRequests
+from fabric_server.gateway.active_requests import AT_ONCE_RETRY, ActiveRequests
 from fabric_server.gateway.authenticate import authenticate
 from fabric_server.gateway.body_reader import read_body, rename_model
 from fabric_server.gateway.media import Media
-from fabric_server.gateway.options import read_options
+from fabric_server.gateway.options import PRIORITY, read_options
 from fabric_server.gateway.requirements import build_requirements
 from fabric_server.gateway.stream_keepalive import StreamKeepalive
 from fabric_server.proxy.request_options import RequestOptions
@@ -51,6 +52,11 @@ class Gateway:
             if endpoint is not SHOW:  # the model catalog may answer that itself
                 router.add("POST", path, self.complete)
 
+    def must_wait(self, key: Key) -> float:
+        """Return the seconds for which the key's limits refuse its requests; 0 when they don't."""
+        seconds = self.limits.must_wait(key)
+        return max(seconds, AT_ONCE_RETRY) if self.active.at_limit(key) else seconds
+
     async def complete(self, request: Request) -> None:
         """Answer a request for an engine, and write it to the ledger.
 
@@ -64,6 +70,8 @@ class Gateway:
             if self._ledger.bus.full:
                 raise errors.ledger_full()
             request.admit()
+            if key.requests_at_once is not None:
+                self.active.check(key)
             if key.limited:
                 request.response_headers += self.limits.take(key)
             # The end may name another model, which a key for some models must not get.
@@ -72,7 +80,9 @@ class Gateway:
             record.parsed = parsed
             if not key.allows(parsed.model):
                 raise errors.model_not_allowed(parsed.model)
-            options = read_options(request.headers)
+            options = read_options(request.headers, key.priority)
+            if PRIORITY in request.headers:
+                request.response_headers.append((PRIORITY, options.priority.label))
             body = request.body
             if large is None:
                 concerns = self.media.concerns(body.replay_buffer, endpoint)

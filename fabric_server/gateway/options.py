@@ -27,17 +27,26 @@ _DEFAULTS = RequestOptions()
 _HEADERS = frozenset({PRIORITY, TIMEOUT, FAILOVER, REGION, REASONING})
 
 
-def read_options(headers: Mapping[bytes, bytes]) -> RequestOptions:
-    """Read the options.  Raises ApiError: 400, naming the header that is wrong."""
-    if _HEADERS.isdisjoint(headers):
+def read_options(headers: Mapping[bytes, bytes], highest: str = "medium") -> RequestOptions:
+    """Read the options; ``highest`` is the priority that the request's key allows at most.
+
+    A header that asks for more gets that.  Raises ApiError: 400, naming the header that is wrong.
+    """
+    if _HEADERS.isdisjoint(headers) and highest != "low":
         return _DEFAULTS
+    asked = _priority(headers.get(PRIORITY, b"medium"))
     return RequestOptions(
-        _priority(headers.get(PRIORITY, b"medium")),
+        allowed_priority(asked, highest),
         _seconds(headers.get(TIMEOUT, b"inf")),
         _failover(headers[FAILOVER]) if FAILOVER in headers else None,
         _regions(headers[REGION]) if REGION in headers else None,
         _raw(headers[REASONING]) if REASONING in headers else None,
     )
+
+
+def allowed_priority(asked: Priority, highest: str) -> Priority:
+    """Return the priority of a request that asks for one, and whose key allows ``highest``."""
+    return max(asked, _PRIORITIES.get(highest.encode(), Priority.MEDIUM))
 
 
 def _priority(text: bytes) -> Priority:

@@ -14,7 +14,7 @@ from fabric_server.auth.keys import Key
 from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Headers, Request
-from fabric_server.gateway.options import refuse_regions
+from fabric_server.gateway.options import allowed_priority, refuse_regions
 from fabric_server.jobs.job_views import JobViews, Submitted
 from fabric_server.jobs.models import ServedModels
 from fabric_server.jobs.routes import JobRoutes
@@ -204,7 +204,7 @@ def _new_job(key: Key, submission: Submission, data: bytes) -> JobRow:
         body=submission.chat_request(),
         digest=sha256(_json(msgspec.json.decode(data))).digest(),
         asked=_json(submitted).decode(),
-        priority=submission.rank,
+        priority=allowed_priority(submission.rank, key.priority),
         created_at=now,
         expires_at=now + submission.seconds,
     )

@@ -13,6 +13,14 @@ class Priority(IntEnum):
     MEDIUM = 1
     LOW = 2
 
+    @property
+    def label(self) -> bytes:
+        """Return its name as headers have it."""
+        return _LABELS[self]
+
+
+_LABELS = tuple(one.name.lower().encode() for one in Priority)
+
 
 @dataclass(slots=True)
 class Requirements:

@@ -16,7 +16,7 @@ _ACCOUNT = "name, note, created_at, enabled"
 _KEY = (
     "id, account, name, prefix, hash, management, created_at, expires_at, revoked_at, models,"
     " enabled, requests_per_minute, tokens_per_minute, failover, reasoning,"
-    " scopes"
+    " scopes, priority, requests_at_once"
 )
 # A server of the release before makes keys whose account has no row.
 _KEYS = (
@@ -87,7 +87,7 @@ class KeyStore:
             await session.execute(
                 f"INSERT INTO keys ({_KEY}, revision)"
                 " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16,"
-                " $17)",
+                " $17, $18, $19)",
                 key.id,
                 key.account,
                 key.name,
@@ -104,6 +104,8 @@ class KeyStore:
                 key.failover,
                 key.reasoning,
                 _packed(key.scopes),
+                key.priority,
+                key.requests_at_once,
                 revision,
             )
             rows = await session.fetch("SELECT enabled FROM accounts WHERE name = $1", key.account)
@@ -179,11 +181,14 @@ class KeyStore:
             key = change(key)
             await session.execute(
                 "UPDATE keys SET requests_per_minute = $1, tokens_per_minute = $2, failover = $3,"
-                " reasoning = $4, revision = $5 WHERE id = $6",
+                " reasoning = $4, priority = $5, requests_at_once = $6, revision = $7"
+                " WHERE id = $8",
                 key.requests_per_minute,
                 key.tokens_per_minute,
                 key.failover,
                 key.reasoning,
+                key.priority,
+                key.requests_at_once,
                 revision,
                 key.id,
             )
@@ -221,7 +226,8 @@ def _account(row: Row) -> AccountRow:
 
 def _key(row: Row) -> KeyRow:
     id, account, name, prefix, digest, management, created, expires, revoked, models, *others = row
-    enabled, requests, tokens, failover, reasoning, scopes, account_enabled = others
+    enabled, requests, tokens, failover, reasoning, scopes, priority, at_once, *others = others
+    (account_enabled,) = others
     return KeyRow(
         id=id,
         account=account,
@@ -240,6 +246,8 @@ def _key(row: Row) -> KeyRow:
         failover=failover,
         reasoning=reasoning,
         scopes=_unpacked(scopes),
+        priority=priority,
+        requests_at_once=at_once,
     )
 
 

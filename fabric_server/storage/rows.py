@@ -11,6 +11,7 @@ from msgspec import Struct
 KeyState = Literal["good", "revoked", "expired", "disabled", "account_disabled"]
 Failover = Literal["", "continue"]
 Reasoning = Literal["", "raw"]
+PriorityName = Literal["high", "medium", "low"]
 Scope = Literal["metrics"]
 """What a management key may do if not everything; ``metrics``: read ``/metrics``."""
 NodeState = Literal["good", "revoked", "contested", "draining"]
@@ -52,6 +53,11 @@ class KeyRow(Struct, frozen=True):
     scopes: list[str] | None = None
     """The only things a management key may do, of ``Scope``; None is everything.  A name that
     this program does not know allows nothing."""
+    priority: str = "medium"
+    """The highest that its requests may have, a ``PriorityName``.  One that this program does not
+    know is medium."""
+    requests_at_once: int | None = None
+    """None: no limit."""
 
     @property
     def usable(self) -> bool:

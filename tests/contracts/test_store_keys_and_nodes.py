@@ -30,6 +30,8 @@ async def test_a_key_is_found_by_its_hash_with_all_its_properties(store: SqlStor
         tokens_per_minute=10**12,
         failover="continue",
         reasoning="raw",
+        priority="high",
+        requests_at_once=7,
     )
     await store.create_key(row)
 

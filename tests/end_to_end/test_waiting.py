@@ -132,9 +132,8 @@ async def test_the_client_is_told_when_to_come_back(tmp_path: Path, engine: Scri
         assert await first == await second == "Hello, world"
 
 
-async def test_operators_see_the_queue(
-    fabric: Fabric, engine: ScriptedEngine, client: openai.AsyncOpenAI
-) -> None:
+async def test_operators_see_the_queue(fabric: Fabric, engine: ScriptedEngine) -> None:
+    client = fabric.openai(api_key=await fabric.make_key(priority="high"))
     assert await look(fabric, "/api/v1/queue") == (200, {"data": []})
     gate = asyncio.Event()
     engine.plan = Plan(hold=gate)
@@ -151,3 +150,4 @@ async def test_operators_see_the_queue(
     assert line["estimated_seconds"] == 4 * line["service_seconds"]
     gate.set()
     assert await asyncio.gather(*asked) == ["Hello, world"] * 4
+    await client.close()

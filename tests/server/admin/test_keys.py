@@ -13,7 +13,8 @@ from tests.server.admin.server import Server
 
 
 async def test_a_key_is_made_shown_once_used_and_revoked_at_once(server: Server) -> None:
-    limits = {"requests_per_minute": 60, "tokens_per_minute": 10_000}
+    limits = {"requests_per_minute": 60, "tokens_per_minute": 10_000, "requests_at_once": 3}
+    limits |= {"priority": "low"}
     named = {"name": "laptop", "account": "ada", "models": ["m"], "valid_seconds": 60}
     made = await server.post("/api/v1/keys", named | limits)
     assert made.status == 201

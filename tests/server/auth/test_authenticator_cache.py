@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fabric_server.auth.authenticator import DEFAULT_TIMES, AuthenticatorSettings, KeyAuthenticator
-from fabric_server.auth.keys import Key, NewKey, mint
+from fabric_server.auth.keys import Key, NewKey, key_of, mint
 from fabric_server.dialects.errors import ApiError
+from fabric_server.gateway.options import allowed_priority
+from fabric_server.routing.criteria import Priority
 from fabric_server.storage.cached_keys import name_of
 from fabric_server.storage.memory import MemoryCache
 from fabric_server.storage.rows import Changes, KeyRow
@@ -55,6 +57,19 @@ async def test_what_another_release_keeps_of_a_key_is_not_believed(clock: Clock)
     await other.set(f"key:{new.row.hash.hex()}", without, 60.0)  # as it was called there
     key = await KeyAuthenticator(Keys(new), other, clock=clock).authenticate(new.text)
     assert key.requests_per_minute == 5
+
+
+def test_a_cached_key_without_a_priority_has_none_above_medium() -> None:
+    """Releases before this one write such values, and those after it may write other names."""
+    row = mint_with("laptop", now=NOON, priority="high").row
+    fields = msgspec.structs.asdict(row)
+    del fields["priority"], fields["requests_at_once"]
+    before = msgspec.msgpack.decode(msgspec.msgpack.encode(fields), type=KeyRow)
+    assert (key_of(before).priority, key_of(before).requests_at_once) == ("medium", None)
+    assert allowed_priority(Priority.HIGH, key_of(row).priority) == Priority.HIGH
+    for name in ("medium", "", "HIGH", "highest"):
+        strange = key_of(msgspec.structs.replace(row, priority=name))
+        assert allowed_priority(Priority.HIGH, strange.priority) == Priority.MEDIUM
 
 
 async def test_a_value_the_cache_kept_too_late_ends_when_it_would_have(clock: Clock) -> None:

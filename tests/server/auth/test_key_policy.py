@@ -38,6 +38,12 @@ async def test_what_is_given_changes_at_once_and_the_rest_stays(fabric: Fabric) 
     known = fabric.app.data_plane.authenticator.cached(fabric.key)
     assert known is not None
     assert (known.requests_per_minute, known.reasoning) == (7, "raw")
+    assert (known.priority, known.requests_at_once) == ("medium", None)
+    status, shown = await patch(fabric, key.id, {"priority": "high", "requests_at_once": 2})
+    assert (shown["priority"], shown["requests_at_once"]) == ("high", 2)
+    known = fabric.app.data_plane.authenticator.cached(fabric.key)
+    assert known is not None
+    assert (known.priority, known.requests_at_once) == ("high", 2)
     prefix = fabric.key[:13]
     status, shown = await patch(fabric, prefix, {"failover": "continue", "tokens_per_minute": 9})
     assert (shown["requests_per_minute"], shown["tokens_per_minute"]) == (7, 9)
@@ -56,6 +62,9 @@ async def test_what_is_given_changes_at_once_and_the_rest_stays(fabric: Fabric) 
         ({"requests_per_minute": 0}, "requests_per_minute"),
         ({"failover": "always"}, "failover"),
         ({"failover": None}, "failover"),
+        ({"priority": "urgent"}, "priority"),
+        ({"priority": None}, "priority"),
+        ({"requests_at_once": 0}, "requests_at_once"),
         ({"name": "other"}, "There is no field 'name'"),
     ],
 )
@@ -68,8 +77,9 @@ async def test_what_makes_no_sense_is_refused(fabric: Fabric, body: Any, words: 
 
 async def test_keys_that_have_no_terms_are_told_apart(fabric: Fabric) -> None:
     manager = await fabric.app.data_plane.authenticator.authenticate(fabric.management_key)
-    status, told = await patch(fabric, manager.id, {"requests_per_minute": 5})
-    assert (status, "management" in told["error"]["message"]) == (400, True)
+    for policy in ({"requests_per_minute": 5}, {"requests_at_once": 5}, {"priority": "high"}):
+        status, told = await patch(fabric, manager.id, policy)
+        assert (status, "management" in told["error"]["message"].lower()) == (400, True)
     status, told = await patch(fabric, "key_nobody", {"requests_per_minute": 5})
     assert (status, told["error"]["code"]) == (404, "key_not_found")
     key = await fabric.app.data_plane.authenticator.authenticate(fabric.key)

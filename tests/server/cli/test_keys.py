@@ -58,6 +58,9 @@ def test_a_key_s_policy_is_made_with_it_and_listed(shell: Shell) -> None:
     assert shell.json("fabric-server", "keys", "list") == [made["key"]]
     table = shell.ok("fabric-server", "keys", "list").splitlines()
     assert " failover continue, reasoning raw " in table[1]
+    assert (made["key"]["priority"], made["key"]["requests_at_once"]) == ("medium", None)
+    more = shell.json(*create, "--priority=low", "--requests-at-once=2")
+    assert (more["key"]["priority"], more["key"]["requests_at_once"]) == ("low", 2)
 
 
 def test_limits_and_policies_of_a_key_that_exists_are_set_and_listed(shell: Shell) -> None:
@@ -75,6 +78,12 @@ def test_limits_and_policies_of_a_key_that_exists_are_set_and_listed(shell: Shel
     assert "1 to" in refused(shell, *set_[1:], "--requests-per-minute=0")
     assert "nothing to change" in refused(shell, *set_[1:])
     assert "no such key" in refused(shell, "keys", "set", "key_0", "--reasoning=raw")
+    said = shell.ok(*set_, "--priority", "high", "--requests-at-once", "4", "--reasoning=none")
+    assert said.strip().endswith(": 4 at once, priority high.")
+    shown = shell.json(*set_, "--priority=medium", "--requests-at-once=none")
+    assert (shown["priority"], shown["requests_at_once"]) == ("medium", None)
+    assert "1 to" in refused(shell, *set_[1:], "--requests-at-once=0")
+    assert "urgent" in refused(shell, *set_[1:], "--priority=urgent")
     shell.ok("fabric-server", "keys", "revoke", made["key"]["id"])
     assert "was revoked for good" in refused(shell, *set_[1:], "--reasoning=none")
 

@@ -321,9 +321,9 @@ async def test_a_priority_is_asked_for_by_header() -> None:
     node = site.node(slots=1)
     ask(site, ASK)
     call = await node.call()
-    users = []
+    users, key = [], site.make_key(priority="high")
     for name in ("low", "medium", "High"):
-        users.append(ask(site, {**ASK, "is": name}, x_fabric_priority=name))
+        users.append(ask(site, {**ASK, "is": name}, **key, x_fabric_priority=name))
         await turns()
     for name in ("High", "medium", "low"):
         call.answer(200, b"{}")

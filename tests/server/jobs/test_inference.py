@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from fabric_server.auth.keys import KeyPolicyUpdate
 from fabric_server.jobs.results import is_answer
 from fabric_server.storage.connect import open_store
 from tests.engine import Plan, ScriptedEngine
@@ -98,6 +99,7 @@ async def test_the_same_job_twice_is_one_job_and_another_of_its_name_is_refused(
 async def test_a_job_that_waits_has_a_place_in_line_and_low_priority_comes_last(
     user: aiohttp.ClientSession, engine: ScriptedEngine, fabric: Fabric
 ) -> None:
+    await allow_high(fabric)
     hold = asyncio.Event()
     engine.plan = Plan(hold=hold)
     for number, priority in enumerate(("medium", "low", "medium", "high")):
@@ -121,6 +123,47 @@ async def test_a_job_that_waits_has_a_place_in_line_and_low_priority_comes_last(
         await until(user, f"j{number}", "done")
     order = [request.json["messages"][0]["content"] for request in engine.requests]
     assert order == ["0", "3", "2", "1"]
+
+
+async def allow_high(fabric: Fabric) -> None:
+    authenticator = fabric.app.data_plane.authenticator
+    key = await authenticator.authenticate(fabric.key)
+    change = KeyPolicyUpdate(priority="high")
+    await fabric.app.backends.store.set_key_policy(key.id, change.apply_to)
+    known = authenticator.cached
+    await eventually(lambda: getattr(known(fabric.key), "priority", "") == "high")
+
+
+async def test_a_job_has_the_priority_that_its_key_allows(
+    user: aiohttp.ClientSession, engine: ScriptedEngine, fabric: Fabric
+) -> None:
+    hold = asyncio.Event()
+    engine.plan = Plan(hold=hold)
+    for priority in ("high", "medium", "low"):
+        body = {**JOB, "id": priority, "priority": priority, "async": True}
+        assert (await ask(user, "POST", "/inference", body))[0] == 202
+        _, view = await ask(user, "GET", f"/inference/{priority}/status")
+        assert view["priority"] == ("low" if priority == "low" else "medium")
+    hold.set()
+
+
+async def test_jobs_wait_while_their_key_has_as_many_requests_as_it_may_have(
+    engine: ScriptedEngine, fabric: Fabric
+) -> None:
+    hold = asyncio.Event()
+    engine.plan = Plan(hold=hold)
+    async with fabric.user(await fabric.make_key(requests_at_once=1)) as user:
+        for id in "abc":
+            assert (await ask(user, "POST", "/inference", {**JOB, "id": id, "async": True}))[
+                0
+            ] == 202
+        await engine.started()
+        status, refused = await ask(user, "POST", "/v1/chat/completions", {"model": "tiny"})
+        assert (status, refused["error"]["code"]) == (429, "rate_limit_exceeded")
+        hold.set()
+        for id in "abc":
+            assert (await until(user, id, "done", "error"))["status"] == "done"
+    assert len(engine.requests) == 3
 
 
 async def test_cancelling_a_running_job_stops_its_engine(
