@@ -39,7 +39,8 @@ class FormFilter:
     def feed(self, data: bytes) -> bytes:
         if self._chosen is None:
             self._begun += data
-            begun = bytes(self._begun.lstrip(_BEFORE))
+            self._begun = self._begun.lstrip(_BEFORE)
+            begun = bytes(self._begun)
             events = looks_like_events(begun)
             if events is None:
                 return b""

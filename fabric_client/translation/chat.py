@@ -113,7 +113,8 @@ class ChatTranslator:
             return self._fail(f"the engine's answer is longer than {MAX_BODY >> 20} MiB")
         if not self._undecided:
             return b""
-        begun = bytes(self._body.lstrip(_BEFORE))
+        self._body = self._body.lstrip(_BEFORE)  # dropped, or each piece would look at it again
+        begun = bytes(self._body)
         events = looks_like_events(begun)
         if events is None or not (events or (self._event_stream and begun[:1] not in _DOCUMENTS)):
             self._undecided = events is None
