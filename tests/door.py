@@ -11,6 +11,7 @@ from typing import Self
 
 from aiohttp import web
 
+from fabric_server.dialects.errors import ApiError
 from fabric_server.net.listener import Listener, Port
 from fabric_server.pki.ca import DAY
 from fabric_server.pki.certificates import Certificates
@@ -42,6 +43,8 @@ class Door:
         self.lifetime = 30 * DAY
         self.asked: list[str] = []
         """The paths asked for on the API port."""
+        self.refused: list[str] = []
+        """The codes of the machines' refusals."""
         self.before_answer: Callable[[web.Request, web.StreamResponse], None] = lambda *_: None
         """May change an answer, or prevent it."""
 
@@ -58,7 +61,7 @@ class Door:
             clock=self.clock,
         )
         application = web.Application()
-        application.add_routes(routes(self.enrolment))
+        application.add_routes(routes(self.enrolment, self._refusing))
         application.on_response_prepare.append(self._answering)
         self._runner = web.AppRunner(application)
         await self._runner.setup()
@@ -91,6 +94,9 @@ class Door:
         await self.control.close()
         await self._runner.cleanup()
         await self.store.close()
+
+    async def _refusing(self, request: web.Request, error: ApiError) -> None:
+        self.refused.append(error.code)
 
     async def _answering(self, request: web.Request, answer: web.StreamResponse) -> None:
         self.asked.append(request.path)

@@ -31,6 +31,7 @@ from fabric_server.gateway.gateway import Gateway
 from fabric_server.gateway.media import Media
 from fabric_server.gateway.models import ModelCatalog
 from fabric_server.net.deadlines import Deadlines
+from fabric_server.net.failure_throttle import FailureThrottle
 from fabric_server.net.memory_budget import MemoryBudget
 from fabric_server.nodes.registry import Engine, Node, Registry
 from fabric_server.proxy.clock import Timeouts
@@ -134,6 +135,7 @@ class Site:
         aliases: dict[str, tuple[str, ...]] | None = None,
         media: Media | None = None,
         memory: MemoryBudget | None = None,
+        throttle: FailureThrottle | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.rng = Random(7)
@@ -159,7 +161,7 @@ class Site:
             timeouts=timeouts,
         )
         self.gateway = Gateway(authenticator, self.upstream, aliases, media)
-        self.public = Router(self.metrics.errors)
+        self.public = Router(self.metrics.errors, throttle)
         self.gateway.add_to(self.public)
         ModelCatalog(authenticator, self.registry, aliases or {}, self.gateway.complete).add_to(
             self.public

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fabric_server.admin import health, metrics
 from fabric_server.auth.authenticator import KeyAuthenticator
 from fabric_server.gateway.active_requests import ActiveRequests
+from fabric_server.net.failure_throttle import FailureThrottle
 from fabric_server.nodes.registry import Registry
 from fabric_server.pki.enrolment import Enrolment
 from fabric_server.proxy.metrics import Metrics
@@ -25,6 +26,7 @@ class AdminContext:
     """Unix seconds."""
     store: SqlStore
     authenticator: KeyAuthenticator
+    throttle: FailureThrottle
     change_feed: ChangeFeed
     registry: Registry
     enrolment: Enrolment

@@ -91,6 +91,13 @@ class Memory(Protocol):
     def refused(self) -> Mapping[str, int]: ...
 
 
+class Throttle(Protocol):
+    @property
+    def failures(self) -> Mapping[str, int]: ...
+    @property
+    def held(self) -> Mapping[str, int]: ...
+
+
 class Backlog(Protocol):
     @property
     def queued(self) -> Mapping[str, int]: ...
@@ -123,6 +130,7 @@ class Sources:
     jobs: Jobs
     tasks: Tasks
     memory: Memory
+    throttle: Throttle
     public_connections: Callable[[], int]
     requests_active: Callable[[], int]
     requests_waiting: Callable[[], int]
@@ -157,6 +165,7 @@ class StateCollector:
             "bound",
             memory.refused,
         )
+        yield from self._failures()
         yield _gauge(
             "public_connections", "Connections of clients.", value=sources.public_connections()
         )
@@ -234,6 +243,21 @@ class StateCollector:
             "Addresses that were to be blocked in the kernel.",
             "result",
             self._sources.blocked,
+        )
+
+    def _failures(self) -> Iterator[Metric]:
+        throttle = self._sources.throttle
+        yield _counter(
+            "authentication_failures",
+            "Requests refused because of a wrong or missing key or invitation.",
+            "secret",
+            throttle.failures,
+        )
+        yield _counter(
+            "authentication_failures_held",
+            "Of these, answered late, because there were many from their address or in all.",
+            "secret",
+            throttle.held,
         )
 
     def _tunnels(self) -> Iterator[Metric]:

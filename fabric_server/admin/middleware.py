@@ -133,10 +133,32 @@ def recognise(request: web.BaseRequest) -> None:
         request.protocol.peer.recognise()
 
 
+class ApiClient:
+    """The sender of a request, for the throttle of wrong keys."""
+
+    def __init__(self, request: web.BaseRequest) -> None:
+        self._request = request
+
+    @property
+    def client_address(self) -> str:
+        return client_address(self._request)
+
+    def suspect(self) -> None:
+        """Report the connection as unwelcome, if nobody known comes from its address."""
+        if isinstance(self._request.protocol, HttpConnection):
+            self._request.protocol.peer.suspect()
+
+    async def pause(self, seconds: float) -> None:
+        """Wait so long, or until the client has hung up: handlers go on after that."""
+        connection = self._request.protocol
+        if isinstance(connection, HttpConnection):
+            await asyncio.wait([connection.lost], timeout=seconds)
+
+
 class HttpConnection(web.RequestHandler):
     """One connection of the API port."""
 
-    __slots__ = ("_reader_seconds", "peer")
+    __slots__ = ("_reader_seconds", "lost", "peer")
 
     def __init__(self, server: web.Server, timeouts: ClientTimeouts, peer: Peer) -> None:
         super().__init__(
@@ -149,9 +171,12 @@ class HttpConnection(web.RequestHandler):
         )
         self._reader_seconds = timeouts.reader
         self.peer = peer
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done once the connection is closed."""
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self.peer.release()
+        self.lost.set_result(None)
         super().connection_lost(exc)
 
     def handle_error(

@@ -18,7 +18,13 @@ from typing import Any, NamedTuple, Protocol, get_args, get_origin, get_type_hin
 
 from aiohttp import web
 
-from fabric_server.admin.middleware import KEY, json_response, recognise, text_response
+from fabric_server.admin.middleware import (
+    KEY,
+    ApiClient,
+    json_response,
+    recognise,
+    text_response,
+)
 from fabric_server.admin.parameters import (
     Authenticator,
     ClientTimeouts,
@@ -27,6 +33,8 @@ from fabric_server.admin.parameters import (
     read_query,
 )
 from fabric_server.auth.keys import Key
+from fabric_server.dialects.errors import ApiError
+from fabric_server.net.failure_throttle import FailureThrottle
 from fabric_server.storage.rows import Scope
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -132,10 +140,11 @@ def mount(
     operations: Sequence[Operation],
     authenticator: Authenticator,
     timeouts: ClientTimeouts,
+    throttle: FailureThrottle,
 ) -> None:
     """Add the operations to the application's router; each GET answers HEAD, too."""
     for operation in operations:
-        handler = _handler(operation, authenticator, timeouts)
+        handler = _handler(operation, authenticator, timeouts, throttle)
         # aiohttp's default pattern excludes braces, which an account's name may have; "/" in a
         # name arrives quoted.
         path = operation.path.replace("}", ":[^/]+}")
@@ -144,9 +153,17 @@ def mount(
 
 
 def _handler(
-    operation: Operation, authenticator: Authenticator, timeouts: ClientTimeouts
+    operation: Operation,
+    authenticator: Authenticator,
+    timeouts: ClientTimeouts,
+    throttle: FailureThrottle,
 ) -> Handler:
     async def handler(request: web.Request) -> web.StreamResponse:
-        return await operation.run(request, authenticator, timeouts)
+        try:
+            return await operation.run(request, authenticator, timeouts)
+        except ApiError as error:
+            if error.status == 401:
+                await throttle.hold("management_key", error.code, ApiClient(request))
+            raise
 
     return handler

@@ -16,13 +16,14 @@ from fabric_server.admin.enrolment import EnrolmentRoute
 from fabric_server.admin.health import HealthHandlers
 from fabric_server.admin.keys import KeyHandlers
 from fabric_server.admin.metrics import MetricsHandlers
-from fabric_server.admin.middleware import client_address, connection_factory, handle_errors
+from fabric_server.admin.middleware import ApiClient, connection_factory, handle_errors
 from fabric_server.admin.nodes import NodeHandlers
 from fabric_server.admin.openapi import document
 from fabric_server.admin.parameters import MAX_BODY, ClientTimeouts
 from fabric_server.admin.queue import QueueHandlers
 from fabric_server.admin.reports import ReportHandlers
 from fabric_server.admin.routes import Operation, Route, mount
+from fabric_server.dialects.errors import ApiError
 from fabric_server.net.connection_budget import Peer
 from fabric_server.pki import enrolment
 from runtime.version import VERSION
@@ -66,7 +67,8 @@ def make_application(
     """Make the application for an ``AppRunner``; ``connection_factory`` makes its connections."""
     application = web.Application(middlewares=[handle_errors], client_max_size=MAX_BODY)
     table = make_table(context, clock)
-    mount(application, table, context.authenticator, timeouts or ClientTimeouts())
+    timeouts = timeouts or ClientTimeouts()
+    mount(application, table, context.authenticator, timeouts, context.throttle)
     return application
 
 
@@ -92,6 +94,9 @@ def make_table(context: AdminContext, clock: Callable[[], float]) -> list[Operat
     async def openapi() -> dict[str, Any]:
         """Describe this API, as an OpenAPI document."""
         return description
+
+    async def hold_joining(request: web.Request, error: ApiError) -> None:
+        await context.throttle.hold("invitation", error.code, ApiClient(request))
 
     table: list[Operation] = [
         Route("GET", "/health/live", health.live, public=True),
@@ -130,7 +135,7 @@ def make_table(context: AdminContext, clock: Callable[[], float]) -> list[Operat
         Route("GET", "/api/distributed/models/{name}/replicas", cluster.list_replicas),
         Route("GET", "/api/distributed/metrics", cluster.show_cluster_metrics),
         Route("GET", "/api/distributed/requests", cluster.list_cluster_requests),
-        *map(EnrolmentRoute, enrolment.routes(context.enrolment, client_address)),
+        *map(EnrolmentRoute, enrolment.routes(context.enrolment, hold_joining)),
     ]
     description = document(table, VERSION)
     return table

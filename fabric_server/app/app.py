@@ -162,6 +162,7 @@ class App:
         requests.start_tasks(tasks)
         self.backends.start_tasks(tasks)
         tasks.start("kernel_blocklist", self.blocklist.run)
+        tasks.start("wrong_keys", requests.throttle.run)
         tasks.start("change_feed", self.change_feed.run)
         tasks.start("certificates", lambda: self.tls.watch(time.time))
         tasks.start("memory", MemoryGuard(requests.memory, self.config.memory()).run)
@@ -175,6 +176,7 @@ class App:
             started_at=self.started_at,
             store=backends.store,
             authenticator=requests.authenticator,
+            throttle=requests.throttle,
             change_feed=self.change_feed,
             registry=nodes.registry,
             enrolment=nodes.enrolment,
@@ -201,6 +203,7 @@ class App:
                 jobs=requests.jobs,
                 tasks=self.tasks,
                 memory=requests.memory,
+                throttle=requests.throttle,
                 public_connections=lambda: requests.edge.connections,
                 requests_active=lambda: requests.gateway.active.count,
                 requests_waiting=lambda: requests.admission.waiting,

@@ -22,6 +22,7 @@ from fabric_server.jobs.files import OVERHEAD
 from fabric_server.jobs.service import Jobs
 from fabric_server.net.deadlines import Deadlines
 from fabric_server.net.egress import ThreadedLookUp, any_address
+from fabric_server.net.failure_throttle import FailureThrottle
 from fabric_server.net.fetcher import Fetcher
 from fabric_server.net.memory_budget import MemoryBudget
 from fabric_server.net.special_addresses import is_public
@@ -57,6 +58,7 @@ class DataPlane:
         self.memory = MemoryBudget(config.budget_limits())
         self.deadlines = Deadlines()
         self.authenticator = KeyAuthenticator(backends.store, backends.cache)
+        self.throttle = FailureThrottle()
         aliases = parse_aliases(config.aliases)
         self.admission = Admission(
             registry,
@@ -80,7 +82,7 @@ class DataPlane:
         media = Media(fetcher, config.media, self.metrics.media)
         self.gateway = make_gateway(self.authenticator, self._upstream, aliases, media)
         self.authenticator.on_withdrawn = self.gateway.active.cancel_key
-        router = Router(self.metrics.errors)
+        router = Router(self.metrics.errors, self.throttle)
         self.gateway.add_to(router)
         self.catalog = ModelCatalog(self.authenticator, registry, aliases, self.gateway.complete)
         self.catalog.add_to(router)

@@ -11,6 +11,7 @@ from typing import Literal
 from fabric_server.config import Config
 from fabric_server.net.connection_budget import Peer, Places
 from fabric_server.net.descriptor_plan import make_plan
+from fabric_server.net.known_addresses import KnownAddresses
 from fabric_server.net.listener import Limits, Listener, Port
 from fabric_server.net.takeover import Predecessor
 from fabric_server.net.trusted_proxies import TrustedProxies
@@ -31,16 +32,17 @@ class Listeners(Mapping[str, Listener]):
     """The listeners that are open, by the names of their ports."""
 
     def __init__(
-        self, config: Config, on_crowding: Callable[[str], None] = lambda address: None
+        self, config: Config, on_suspect: Callable[[str], None] = lambda address: None
     ) -> None:
-        """``on_crowding`` is that of the ports of users, see ``Port``."""
+        """``on_suspect`` is that of the ports of users, see ``Port``."""
         self.plan = make_plan(open_files_limit(), config)
         """The connections that each port may have."""
         self._host = config.host
         self._proxies = TrustedProxies(config.trusted_proxies)
         self._proxy_protocol = config.proxy_protocol
         self._plain_from_proxies = config.plaintext_from_proxies
-        self._on_crowding = on_crowding
+        self._on_suspect = on_suspect
+        self._known = KnownAddresses()
         self._listeners: dict[str, Listener] = {}
 
     def __getitem__(self, name: str) -> Listener:
@@ -81,9 +83,9 @@ class Listeners(Mapping[str, Listener]):
             proxy_protocol=name in self._proxy_protocol,
         )
         if name in USER_PORTS:
-            port = replace(port, on_crowding=self._on_crowding)
+            port = replace(port, on_suspect=self._on_suspect)
         places = self.plan.ports[name]
-        listener = Listener(port, handshake_limits(places), places)
+        listener = Listener(port, handshake_limits(places), places, self._known)
         inherited = () if predecessor is None else predecessor.sockets(name, self._host, number)
         listener.open(inherited)
         self._listeners[name] = listener

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 
-from fabric_server.auth.keys import KEY_PATTERN, Key, key_of
+from fabric_server.auth.keys import KEY_LENGTH, KEY_PATTERN, Key, key_of
 from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
 from fabric_server.storage.cached_keys import Cache, CachedKeys, CacheTimes, KeyStore
@@ -36,7 +36,7 @@ class AuthenticatorSettings:
 
     max_keys: int = 10_000
     max_lookups: int = 1_000
-    """Look-ups of different keys at once."""
+    """Look-ups of different keys at once; others wait for their turn."""
     grace_seconds: float = 30.0
     """How long a stale key is used while it is looked up again."""
     times: CacheTimes = DEFAULT_TIMES
@@ -81,6 +81,7 @@ class KeyAuthenticator:
         self._notices: OrderedDict[bytes, _Entry] = OrderedDict()
         """Keys from recent change notices."""
         self._lookups: dict[bytes, asyncio.Future[_Entry | None]] = {}
+        self._turns = asyncio.Semaphore(settings.max_lookups)
         self.on_withdrawn: Callable[[str], None] = lambda key_id: None
         """Called with the id of a key that was revoked or disabled, perhaps repeatedly: its
         requests are to end.  Must not raise.  Not called for keys that expire."""
@@ -95,6 +96,8 @@ class KeyAuthenticator:
 
     def cached(self, token: str) -> Key | None:
         """Return the key if it is in memory; on None call ``authenticate``."""
+        if len(token) != KEY_LENGTH:
+            return None  # perhaps too long to be worth a hash
         digest = sha256(token.encode("utf-8", "replace")).digest()
         entry = self._entries.get(digest)
         if entry is None or self._clock() >= entry.fresh_until:
@@ -170,14 +173,13 @@ class KeyAuthenticator:
             # Others use it meanwhile, and so does this request when the look-up fails.
             grace = self._clock() + self._settings.grace_seconds
             stale.fresh_until = min(grace, stale.expires_at)
-        if len(self._lookups) >= self._settings.max_lookups:
-            if stale is None:
-                raise errors.overloaded("Too many new API keys are being checked.", 1.0)
-            return stale
+            if self._turns.locked():
+                return stale
         running: asyncio.Future[_Entry | None] = asyncio.get_running_loop().create_future()
         self._lookups[digest] = running
         try:
-            entry = await self._find(digest, stale)
+            async with self._turns:
+                entry = await self._find(digest, stale)
             running.set_result(entry)
             return entry
         finally:

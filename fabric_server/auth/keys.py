@@ -20,6 +20,7 @@ from fabric_server.storage.rows import (
 )
 
 KEY_PATTERN = re.compile(r"[sm]k-fab-[A-Za-z0-9_-]{43}")
+KEY_LENGTH = len("sk-fab-") + 43
 _PREFIX_LENGTH = len("sk-fab-") + 6
 _MAX_NAME = 256
 _MAX_NOTE = 1000

@@ -347,6 +347,11 @@ class Connection(asyncio.Protocol):
         if self._peer is not None and not self._peer.known:
             self._peer.recognise()
 
+    def suspect(self) -> None:
+        """Report the connection as unwelcome, if nobody known comes from its address."""
+        if self._peer is not None:
+            self._peer.suspect()
+
     # ── leaving ───────────────────────────────────────────────────────────────────────────────
 
     def expire(self, now: float) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Request
+from fabric_server.net.failure_throttle import FailureThrottle
 
 _READABLE = (b"", b"identity")
 Handler = Callable[[Request], Awaitable[None]]
@@ -17,9 +18,11 @@ Handler = Callable[[Request], Awaitable[None]]
 class Router:
     """Routes by method and path: ``add`` registers, ``handle`` is the edge's handler."""
 
-    def __init__(self, refused: Counter[str]) -> None:
-        """``refused`` counts requests that were answered with an error, by its code."""
+    def __init__(self, refused: Counter[str], throttle: FailureThrottle | None = None) -> None:
+        """``refused`` counts requests that were answered with an error, by its code; ``throttle``
+        holds answers to wrong keys back."""
         self._refused = refused
+        self._throttle = throttle or FailureThrottle()
         self._paths: dict[str, dict[str, Handler]] = {}
         self._prefixes: dict[str, dict[str, Handler]] = {}
 
@@ -43,6 +46,8 @@ class Router:
             await self._find(request)(request)
         except ApiError as error:
             self._refused[error.code] += 1
+            if error.status == 401 and request.key is None:
+                await self._throttle.hold("api_key", error.code, request)
             raise
 
     def _find(self, request: Request) -> Handler:

@@ -82,6 +82,9 @@ class BufferedResponse:
     def recognise(self) -> None:
         """Do nothing: there is no network connection."""
 
+    def suspect(self) -> None:
+        """Do nothing: there is no network connection."""
+
     def cors(self, origin: bytes) -> bytes:
         return b""
 

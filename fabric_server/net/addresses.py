@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 IpAddress = IPv4Address | IPv6Address
 
@@ -40,6 +40,15 @@ def origin_of(ip: IpAddress) -> str:
 def origin(address: str) -> str:
     """Return ``origin_of`` an address that is text.  Raises ``ValueError`` when it is none."""
     return origin_of(parse(address))
+
+
+def network_of(address: str) -> str:
+    """Return what ``origin`` counts by as people write it: ``192.0.2.1``, ``2001:db8::/64``.
+
+    Raises ``ValueError`` for a text that is no address.
+    """
+    ip = parse(address)
+    return str(ip) if isinstance(ip, IPv4Address) else str(ip_network((int(ip) >> 64 << 64, 64)))
 
 
 def own_address() -> str | None:

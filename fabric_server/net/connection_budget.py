@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fabric_server.net.addresses import IpAddress, origin_of
+from fabric_server.net.known_addresses import KnownAddresses
 from fabric_server.net.trusted_proxies import NO_PROXIES, TrustedProxies
 
 
@@ -66,6 +67,14 @@ class Peer:
             if self._budget is not None:
                 self._budget.on_recognised(self, self._origin)
 
+    def suspect(self) -> None:
+        """Report the address for the kernel to block, unless somebody known may be there."""
+        budget = self._budget
+        if budget is not None and not (
+            self.exempt or self.proxied or origin_of(self.ip) in budget.known
+        ):
+            budget.on_suspect(self)
+
     def release(self) -> None:
         """Give back the place: the connection is closed.  May be called again."""
         self.drop = None
@@ -107,10 +116,20 @@ class _Origin:
 class Budget:
     """The places of one port; ``used`` and ``places`` are metrics."""
 
-    def __init__(self, places: Places, on_shed: Callable[[str, Peer], None]) -> None:
-        """``on_shed`` is called with the reason before a connection is dropped."""
+    def __init__(
+        self,
+        places: Places,
+        on_shed: Callable[[str, Peer], None],
+        *,
+        on_suspect: Callable[[Peer], None] = lambda peer: None,
+        known: KnownAddresses | None = None,
+    ) -> None:
+        """``on_shed`` is called with the reason before a connection is dropped, ``on_suspect`` for
+        each ``Peer.suspect`` of an address that is not in ``known``, which ports may share."""
         self.places = places
         self.used = 0
+        self.on_suspect = on_suspect
+        self.known = KnownAddresses() if known is None else known
         self._on_shed = on_shed
         # Ordered dictionaries, because a dictionary looks for its first item behind the places of
         # all that were deleted before it.
@@ -129,11 +148,6 @@ class Budget:
     def origins(self) -> int:
         """Addresses that have connections."""
         return len(self._origins)
-
-    def has_known(self, key: str) -> bool:
-        """Return whether one of an address's connections is not a stranger's."""
-        origin = self._origins.get(key)
-        return origin is not None and origin.count > len(origin.strangers)
 
     def admit(self, peer: Peer, key: str) -> str | None:
         """Give a newcomer a place, perhaps a stranger's; return the reason when there is none."""
@@ -158,12 +172,15 @@ class Budget:
     def on_recognised(self, peer: Peer, key: str) -> None:
         origin = self._origins[key]
         del origin.strangers[peer], self._strangers[peer]
+        self.known.opened(key)
         if self.places.strangers_only:
             origin.count -= 1
             self._forget(key, origin)
 
     def on_released(self, peer: Peer, key: str) -> None:
         self.used -= 1
+        if peer.known:
+            self.known.closed(key)
         if not peer.known:
             origin = self._origins[key]
             del origin.strangers[peer], self._strangers[peer]

@@ -84,9 +84,10 @@ class Port:
     proxies: TrustedProxies = NO_PROXIES
     proxy_protocol: bool = False
     """Connections begin with a header of the PROXY protocol."""
-    on_crowding: Callable[[str], None] = lambda address: None
-    """Called for each connection that is refused or dropped because its address has too many, none
-    of them known.  Never waits or raises."""
+    on_suspect: Callable[[str], None] = lambda address: None
+    """Called for each connection that is refused or dropped because its address has too many, and
+    for each wrong key after too many of an address, unless somebody known is there.  Never waits or
+    raises."""
 
 
 @dataclass(frozen=True)

@@ -117,10 +117,10 @@ class KernelBlocklist:
         """The reason that was logged last."""
 
     def report(self, address: str) -> None:
-        """Count a connection that was refused because its address has too many of them.
+        """Count a connection or a wrong key that was refused because its address has too many.
 
         ``MAX_REPORTS`` within a minute block it for ``BLOCK_SECONDS``.  An address from which users
-        with valid keys are connected must not be reported: an office, say, behind one address.
+        with valid keys came lately must not be reported: an office, say, behind one address.
         """
         now = self._clock()
         reports = self._reports

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from fabric_server.net.addresses import origin_of, parse
 from fabric_server.net.connection_budget import Budget, Peer, Places
 from fabric_server.net.handshake import REASONS, Handshake, Limits, Port
+from fabric_server.net.known_addresses import KnownAddresses
 from fabric_server.net.sockets import PortProblem, bind
 
 __all__ = ["REASONS", "Limits", "Listener", "Port", "PortProblem"]
@@ -41,11 +42,21 @@ class Listener:
     """One listening port; ``opened``, ``accepted``, ``refused`` and ``pending`` are metrics."""
 
     def __init__(
-        self, port: Port, limits: Limits | None = None, places: Places | None = None
+        self,
+        port: Port,
+        limits: Limits | None = None,
+        places: Places | None = None,
+        known: KnownAddresses | None = None,
     ) -> None:
+        """``known`` has the known addresses of all ports."""
         self.spec = port
         self.limits = limits or Limits()
-        self.budget = Budget(places or _ANY_NUMBER, self._on_shed)
+        self.budget = Budget(
+            places or _ANY_NUMBER,
+            self._on_shed,
+            on_suspect=lambda peer: port.on_suspect(str(peer.ip)),
+            known=known,
+        )
         """The places of connections, in their handshake and after it."""
         self.accepted = 0
         """Connections taken from the kernel."""
@@ -196,7 +207,7 @@ class Listener:
         many_of_its_own = self._by_origin[origin] >= limits.per_address
         if many_of_its_own and self.pending >= limits.total // 2 and not peer.exempt:
             handshake.refuse("crowded_address")
-            self._report(peer)
+            peer.suspect()
             sock.close()
             return
         reason = peer.enter()
@@ -239,12 +250,7 @@ class Listener:
     def _on_shed(self, reason: str, peer: Peer) -> None:
         self.refuse(reason, str(peer.ip))
         if reason == "shed_address":
-            self._report(peer)
-
-    def _report(self, peer: Peer) -> None:
-        """Report an address that opens too many connections, if nobody known is there."""
-        if not (peer.exempt or peer.proxied or self.budget.has_known(origin_of(peer.ip))):
-            self.spec.on_crowding(str(peer.ip))
+            peer.suspect()
 
     def refuse(self, reason: str, address: str, error: object = None) -> None:
         """Count a refusal, and log the first of its reason in ``LOG_SECONDS``."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import secrets
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from time import time
 from typing import NamedTuple, Protocol
 
@@ -15,7 +14,6 @@ from aiohttp import web
 
 from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
-from fabric_server.net.addresses import origin
 from fabric_server.pki.ca import BadRequest, public_key_sha256, read_request
 from fabric_server.pki.certificates import Certificates
 from fabric_server.storage.rows import InvitationRow, NodeRow, Redeemed
@@ -24,10 +22,6 @@ from protocol.join import Enrol, Enrolled, Token
 from runtime.errors import BackendError
 
 log = logging.getLogger("fabric.enrolment")
-
-ATTEMPTS_PER_MINUTE = 30
-"""Limit per address; a 256-bit secret can't be guessed, but each attempt costs a query."""
-MAX_ADDRESSES = 10_000
 
 
 class Store(Protocol):
@@ -172,58 +166,30 @@ _REFUSED: dict[Redeemed, Callable[[], ApiError]] = {
 }
 
 
-class AttemptLimit:
-    """Limits attempts per address and minute; forgets the least recently seen addresses."""
-
-    def __init__(self, most: int = ATTEMPTS_PER_MINUTE) -> None:
-        self._most = most
-        self._counts: OrderedDict[str, tuple[int, int]] = OrderedDict()
-
-    def allows(self, address: str, now: float) -> bool:
-        minute = int(now // 60)
-        since, count = self._counts.pop(address, (minute, 0))
-        count = count + 1 if since == minute else 1
-        self._counts[address] = (minute, count)
-        if len(self._counts) > MAX_ADDRESSES:
-            self._counts.popitem(last=False)
-        return count <= self._most
-
-
 _decode_enrol = msgspec.json.Decoder(Enrol).decode
 
 
-def remote_address(request: web.Request) -> str:
-    """Return the address of the peer itself."""
-    return request.remote or "::"
+async def at_once(request: web.Request, error: ApiError) -> None:
+    """Do nothing: the refusal may be answered."""
 
 
 def routes(
-    enrolment: Enrolment, client_address: Callable[[web.Request], str] = remote_address
+    enrolment: Enrolment,
+    hold: Callable[[web.Request, ApiError], Awaitable[None]] = at_once,
 ) -> list[web.RouteDef]:
     """Return the routes for machines that are not nodes yet; they need no key.
 
-    Attempts are limited by what ``client_address`` returns.
+    ``hold`` is told of each refusal, and returns when it may be answered.
     """
-    tries = AttemptLimit()
 
     async def ca(request: web.Request) -> web.Response:
         return web.Response(text=enrolment.ca, content_type="application/x-pem-file")
 
     async def enrol(request: web.Request) -> web.Response:
         try:
-            if not tries.allows(origin(client_address(request)), time()):
-                raise ApiError(
-                    429,
-                    "rate_limit_exceeded",
-                    "Too many attempts from this address.",
-                    type="rate_limit_error",
-                    retry_after=60.0,
-                )
             enrolled = await enrolment.enrol(await _read(request))
         except ApiError as error:
-            log.info(
-                "joining refused", extra={"peer": client_address(request), "reason": error.code}
-            )
+            await hold(request, error)
             return _refused(error)
         except BackendError:
             return _refused(errors.overloaded("The store is unavailable.", 5.0))

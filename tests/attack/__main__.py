@@ -1,4 +1,4 @@
-"""Runs the attacks and prints a table: the user beside each, memory, descriptors."""
+"""Runs the attacks and prints a table: the user beside each, memory, descriptors, processor."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import logging
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ async def measure(on: Stage, name: str, seconds: float) -> dict[str, Any]:
     words = (name, as_word(on.target), str(seconds + 2))
     attacker = await program("tests.attack.attacks", *words)
     await asyncio.sleep(1.0)  # until the attack is under way
+    used, began = on.processor(), time.monotonic()
     beside = await watched(on.target, seconds, RATE)
+    core = (on.processor() - used) / (time.monotonic() - began)
     memory, descriptors = on.sizes()
     await attacker.communicate()
     others = {code: count for code, count in beside["endings"].items() if code != "200"}
@@ -53,6 +56,7 @@ async def measure(on: Stage, name: str, seconds: float) -> dict[str, Any]:
         "memory_before": before,
         "memory": memory,
         "descriptors": descriptors,
+        "core": core,
         "problems": problems,
     }
 
@@ -62,14 +66,15 @@ def row(result: dict[str, Any]) -> str:
     return (
         f"{result['attack']:<18}{alone['p99'] * 1e3:8.1f}{beside['p50'] * 1e3:8.1f}"
         f"{beside['p99'] * 1e3:9.1f}{beside['longest'] * 1e3:9.1f}"
-        f"{result['memory'] / 2**20:8.0f}{result['descriptors']:7}  "
+        f"{result['memory'] / 2**20:8.0f}{result['descriptors']:7}"
+        f"{result['core'] * 100:6.0f}  "
         f"{', '.join(result['problems']) or 'ok'}"
     )
 
 
 TITLE = (
-    f"{'':18}{'alone':>8}{'beside the attack':>26}{'memory':>8}{'files':>7}\n"
-    f"{'attack':<18}{'p99 ms':>8}{'p50 ms':>8}{'p99 ms':>9}{'max ms':>9}{'MiB':>8}"
+    f"{'':18}{'alone':>8}{'beside the attack':>26}{'memory':>8}{'files':>7}{'core':>6}\n"
+    f"{'attack':<18}{'p99 ms':>8}{'p50 ms':>8}{'p99 ms':>9}{'max ms':>9}{'MiB':>8}{'':7}{'%':>6}"
 )
 
 

@@ -40,6 +40,13 @@ class Stage:
         pages = int((proc / "statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGESIZE"), len(list((proc / "fd").iterdir()))
 
+    def processor(self) -> float:
+        """Return the seconds of processor time that the server has used; 0 once ended."""
+        if self.stack.server.code is not None:
+            return 0.0
+        stat = Path(f"/proc/{self.stack.server.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
+
     def peak(self) -> int:
         """Return the most memory that the server ever had, in bytes."""
         status = Path(f"/proc/{self.stack.server.pid}/status").read_text()

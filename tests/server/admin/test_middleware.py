@@ -190,6 +190,7 @@ async def test_a_defect_is_told_in_json_and_costs_only_its_request(
         [Route("GET", "/", defect, public=True)],
         server.app.data_plane.authenticator,
         ClientTimeouts(),
+        server.app.data_plane.throttle,
     )
     async with serving(application, ClientTimeouts()) as (listener, _):
         for _ in range(2):

@@ -138,9 +138,11 @@ async def test_the_keys_used_last_are_kept(clock: Clock) -> None:
     assert [authenticator.cached(one.text) is not None for one in new] == [True, False, True, True]
 
 
-async def test_too_many_look_ups_at_once_are_refused_and_known_keys_are_not(clock: Clock) -> None:
-    new = mint("laptop", now=NOON)
-    keys = Keys(new)
+async def test_look_ups_beyond_the_limit_wait_for_their_turn_and_known_keys_do_not(
+    clock: Clock,
+) -> None:
+    new, unused = mint("laptop", now=NOON), mint("unused", now=NOON)
+    keys = Keys(new, unused)
     authenticator = KeyAuthenticator(
         keys,
         Forgetful(),
@@ -155,13 +157,27 @@ async def test_too_many_look_ups_at_once_are_refused_and_known_keys_are_not(cloc
         asyncio.create_task(authenticator.authenticate(mint("x", now=NOON).text)) for _ in range(3)
     ]
     await asyncio.sleep(0)
-    too_many = await refusal(authenticator, mint("x", now=NOON).text)
-    assert (too_many.status, too_many.retry_after) == (503, 1.0)
+    waiting = asyncio.create_task(authenticator.authenticate(unused.text))
+    await asyncio.sleep(0)
+    assert keys.asked == 4
     clock.now += 11  # and would be looked up again by now
     assert (await authenticator.authenticate(new.text)).id == new.row.id
     keys.gate.set()
     await asyncio.wait(flood)
     assert all(isinstance(task.exception(), ApiError) for task in flood)
+    assert (await waiting).id == unused.row.id
+
+
+class Unread(str):
+    """A text of which nothing may be read but its length."""
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        raise AssertionError("read")
+
+
+async def test_what_is_too_long_for_a_key_is_not_even_hashed(clock: Clock) -> None:
+    authenticator = KeyAuthenticator(Keys(), Forgetful(), clock=clock)
+    assert authenticator.cached(Unread("sk-fab-" + "x" * 30_000)) is None
 
 
 async def test_a_key_ends_when_it_expires(cache: MemoryCache, clock: Clock) -> None:

@@ -19,6 +19,7 @@ from aiohttp import web
 from fabric_server.net import connection_budget
 from fabric_server.net.addresses import parse
 from fabric_server.net.connection_budget import Places
+from fabric_server.net.known_addresses import SECONDS, KnownAddresses
 from fabric_server.net.listener import REASONS, Limits, Listener, PortProblem
 from fabric_server.net.trusted_proxies import TrustedProxies
 from protocol.names import SERVER_NAME
@@ -135,8 +136,10 @@ async def test_addresses_that_crowd_a_port_are_reported_unless_a_known_user_is_t
     trust: Trust,
 ) -> None:
     reported: list[str] = []
-    spec = port(trust, on_crowding=reported.append, proxies=TrustedProxies(["198.51.100.0/24"]))
-    listener = Listener(spec, Limits(seconds=30), Places(total=50, per_address=3))
+    spec = port(trust, on_suspect=reported.append, proxies=TrustedProxies(["198.51.100.0/24"]))
+    now = [1000.0]
+    known = KnownAddresses(lambda: now[0])
+    listener = Listener(spec, Limits(seconds=30), Places(total=50, per_address=3), known)
     listener.open()
     ours = []
 
@@ -156,7 +159,9 @@ async def test_addresses_that_crowd_a_port_are_reported_unless_a_known_user_is_t
     assert reported == ["203.0.113.9"] * 2 + ["2001:db8::1:0:0:1"] * 2
     user.release()
     arrive(office, 1)
-    assert reported[4:] == []  # one place was free
+    arrive(office, 1)
+    assert reported[4:] == []  # a user was there a moment ago
+    now[0] += SECONDS
     arrive(office, 1)
     assert reported[4:] == [office]
     await listener.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from cryptography import x509
 
 from fabric_server.dialects.errors import ApiError
 from fabric_server.pki.ca import DAY, public_key_sha256
-from fabric_server.pki.enrolment import ATTEMPTS_PER_MINUTE, MAX_ADDRESSES, AttemptLimit, Enrolment
+from fabric_server.pki.enrolment import Enrolment
 from fabric_server.storage.rows import NodeRow
 from protocol import join
 from protocol.join import CA_PATH, ENROL_PATH, Enrol, Enrolled
@@ -240,16 +239,22 @@ async def test_a_body_that_is_no_request_is_refused(
         assert (got, answer["error"]["code"]) == (status, code)
 
 
-async def test_who_tries_too_often_waits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_each_refusal_is_told_before_it_is_answered_and_nothing_else_is(
+    tmp_path: Path,
+) -> None:
     async with Door(tmp_path) as door, aiohttp.ClientSession() as session:
         caller = Caller(door, session)
-        body = msgspec.json.encode(Enrol(secret="AAAA", csr=request_pem(new_key()), name="x"))
-        with caplog.at_level(logging.INFO, "fabric.enrolment"):
-            statuses = [(await caller.post(body))[0] for _ in range(ATTEMPTS_PER_MINUTE + 2)]
-        # A minute may have begun in between.
-        assert statuses[:ATTEMPTS_PER_MINUTE] == [403] * ATTEMPTS_PER_MINUTE
-        assert set(statuses[ATTEMPTS_PER_MINUTE:]) <= {403, 429}
-        assert "joining refused" in caplog.text
+        token = await door.token()
+        unknown = Enrol(secret="AAAA", csr=request_pem(new_key()), name="x")
+        assert (await caller.post(msgspec.json.encode(unknown)))[0] == 403
+        assert (await caller.post(b"{"))[0] == 400
+        assert (await caller.post(msgspec.json.encode(asks(token, request_pem(new_key())))))[
+            0
+        ] == 200
+        assert (await caller.post(msgspec.json.encode(asks(token, request_pem(new_key())))))[
+            0
+        ] == 403
+        assert door.refused == ["invitation_unknown", "invalid_json", "invitation_used"]
         assert (await caller.get(CA_PATH))[0] == 200
 
 
@@ -259,18 +264,3 @@ async def test_a_store_that_is_away_is_told_as_such(tmp_path: Path) -> None:
         await door.store.close()
         status, answer = await Caller(door, session).post(body)
         assert (status, answer["error"]["code"]) == (503, "overloaded")
-
-
-def test_tries_are_counted_by_the_minute_and_by_address() -> None:
-    tries = AttemptLimit(most=3)
-    assert [tries.allows("a", 0.0) for _ in range(5)] == [True] * 3 + [False] * 2
-    assert tries.allows("b", 0.0)
-    assert tries.allows("a", 60.0)
-
-
-def test_the_count_of_tries_forgets_who_was_seen_longest_ago() -> None:
-    tries = AttemptLimit(most=1)
-    for number in range(MAX_ADDRESSES + 1):
-        assert tries.allows(str(number), 0.0)
-    assert not tries.allows(str(MAX_ADDRESSES), 0.0)
-    assert tries.allows("0", 0.0)
