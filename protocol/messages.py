@@ -11,7 +11,7 @@ from typing import Annotated, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from protocol import regions
+from protocol import regions, weights
 
 VERSION = 1
 """The protocol version of this release.  Peers send theirs first and refuse unknown ones."""
@@ -28,6 +28,8 @@ MIN_HEARTBEAT_SECONDS, MAX_HEARTBEAT_SECONDS = 0.1, 86_400.0
 Name = Annotated[str, Meta(max_length=256)]
 Text = Annotated[str, Meta(max_length=1024)]
 Region = Annotated[str, Meta(max_length=regions.MAX_LENGTH, pattern=regions.PATTERN)]
+Digest = Annotated[str, Meta(max_length=128, pattern=weights.DIGEST)]
+Label = Annotated[str, Meta(max_length=weights.MAX_LABEL, pattern=weights.LABEL)]
 Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 Version = Annotated[int, Meta(ge=0, le=65_535)]
 ErrorCode = Annotated[int, Meta(ge=0, le=65_535)]
@@ -135,6 +137,15 @@ class ModelReport(Struct, frozen=True, omit_defaults=True):
     loaded: bool | None = None
     """The model is in the accelerator's memory now; None when the engine does not report it."""
     capabilities: Annotated[list[Name], Meta(max_length=32)] = []
+    digest: Digest = ""
+    """SHA-256 of the model by its engine, in hex; empty when the engine does not tell it."""
+    quantization: Label = ""
+    """As the engine names it, such as ``Q4_K_M``."""
+    family: Label = ""
+    parameter_size: Label = ""
+    """Such as ``8.0B``."""
+    format: Label = ""
+    """``gguf``, ``safetensors`` or ``mlx``."""
 
 
 class EngineReport(Struct, frozen=True, omit_defaults=True):

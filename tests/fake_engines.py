@@ -86,7 +86,11 @@ def fake_ollama() -> FakeEngine:
             "model": "llama3.1:8b",
             "size": 4 * GIB,
             "digest": "42182419e950",
-            "details": {**details, "context_length": 131072},
+            "details": {
+                **details,
+                "quantization_level": "Q4_K_M",
+                "context_length": 131072,
+            },
             "capabilities": ["completion", "tools"],
         },
         {"name": "nomic-embed-text:latest", "size": GIB, "details": details},

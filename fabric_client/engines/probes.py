@@ -11,6 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+from fabric_client.engines.weights import (
+    NONE,
+    Weights,
+    quantization_in_name,
+    quantization_of_type,
+    size_of,
+    weights,
+)
 from protocol.messages import ModelReport
 
 _MAX_MODELS = 512
@@ -87,10 +95,28 @@ def _read_ollama(documents: Documents) -> Facts:
             # The context it was loaded with counts; the model's own limit is the most it could be.
             context = _count(live, "context_length") or _count(row, "details", "context_length")
             loaded = name in running if "/api/ps" in documents else None
-            yield _model(name, _count(row, "size"), context, loaded, _texts(row, "capabilities"))
+            yield _model(
+                name,
+                _count(row, "size"),
+                context,
+                loaded,
+                _texts(row, "capabilities"),
+                _ollama_weights(row),
+            )
 
     # OLLAMA_NUM_PARALLEL is not reported; its default is 1, and Ollama queues further requests.
     return Facts(_tidy(models()), 1)
+
+
+def _ollama_weights(row: object) -> Weights:
+    """Read a row as Ollama has it, and llama-server beside its own."""
+    return weights(
+        digest=_get(row, "digest"),
+        quantization=_get(row, "details", "quantization_level"),
+        family=_get(row, "details", "family"),
+        parameter_size=_get(row, "details", "parameter_size"),
+        format=_get(row, "details", "format"),
+    )
 
 
 def _is_cloud(name: str) -> bool:
@@ -106,12 +132,21 @@ def _is_cloud(name: str) -> bool:
 def _read_vllm(documents: Documents) -> Facts:
     rows = _entries(documents.get("/v1/models"), "data")
     models = (
-        _model(_text(row, "id"), None, _count(row, "max_model_len"), True, []) for row in rows
+        _model(
+            _text(row, "id"), None, _count(row, "max_model_len"), True, [], _weights_by_name(row)
+        )
+        for row in rows
     )
     # --max-num-seqs (256 or more) is not reported, and on a home GPU the KV cache is full long
     # before.  Throughput grows almost linearly up to 16 requests (published tables of vLLM on B200,
     # 2026-03), and each answer slows beyond.  Owners with more memory set `slots`.
     return Facts(_tidy(models), 16)
+
+
+def _weights_by_name(row: object) -> Weights:
+    """Read what the name of a repository or folder says, which vLLM reports as ``root``."""
+    names = _text(row, "root"), _text(row, "id")
+    return weights(quantization=next(filter(None, map(quantization_in_name, names)), None))
 
 
 def _read_llama_server(documents: Documents) -> Facts:
@@ -128,15 +163,31 @@ def _read_llama_server(documents: Documents) -> Facts:
                 continue
             capabilities = [*_texts(listed.get(name), "capabilities"), *senses]
             context = per_slot or _count(row, "meta", "n_ctx")
+            told = _llama_server_weights(row, listed.get(name), props if status is None else None)
             yield _model(
                 _without_folders(name) if status is None else name,
                 _count(row, "meta", "size"),
                 context,
                 status == "loaded" if status is not None else True,
                 capabilities,
+                told,
             )
 
     return Facts(_tidy(models()), _count(props, "total_slots") or 1)
+
+
+def _llama_server_weights(row: object, listed: object, props: object) -> Weights:
+    """Read the file's type, which newer releases report; else the names of model and file."""
+    types = _get(row, "meta", "ftype"), _get(props, "model_ftype")
+    names = _text(props, "model_path"), _text(row, "id")
+    found = (*map(quantization_of_type, types), *map(quantization_in_name, names))
+    told = _ollama_weights(listed)
+    return told._replace(
+        digest="",
+        quantization=told.quantization or next(filter(None, found), ""),
+        parameter_size=told.parameter_size or size_of(_count(row, "meta", "n_params")),
+        format=told.format or "gguf",
+    )
 
 
 def _without_folders(name: str) -> str:
@@ -165,11 +216,23 @@ def _read_lm_studio(documents: Documents) -> Facts:
                 context = _count(instance, "config", "context_length")
                 limit = _count(row, "max_context_length")
                 size, loaded = _count(row, "size_bytes"), instance is not None
-                yield _model(name, size, context or limit, loaded, _lm_studio_capabilities(row))
+                told = weights(
+                    quantization=_get(row, "quantization", "name"),
+                    family=_get(row, "architecture"),
+                    parameter_size=_get(row, "params_string"),
+                    format=_get(row, "format"),
+                )
+                able = _lm_studio_capabilities(row)
+                yield _model(name, size, context or limit, loaded, able, told)
             elif old is not None:
                 limit = _count(old, "loaded_context_length") or _count(old, "max_context_length")
                 loaded = _text(old, "state") == "loaded"
-                yield _model(name, None, limit, loaded, _lm_studio_capabilities(old))
+                told = weights(
+                    quantization=_get(old, "quantization"),
+                    family=_get(old, "arch"),
+                    format=_get(old, "compatibility_type"),
+                )
+                yield _model(name, None, limit, loaded, _lm_studio_capabilities(old), told)
             else:
                 yield _model(name, None, None, None, [])
 
@@ -196,7 +259,8 @@ def _read_openai(documents: Documents) -> Facts:
     def models() -> Iterator[ModelReport | None]:
         for row in _entries(documents.get("/v1/models"), "data"):
             sizes = (_count(row, key) for key in ("max_model_len", "context_length"))
-            yield _model(_text(row, "id"), None, next(filter(None, sizes), None), None, [])
+            size = next(filter(None, sizes), None)
+            yield _model(_text(row, "id"), None, size, None, [], _weights_by_name(row))
 
     # SGLang, TGI, TabbyAPI, LocalAI and the like batch; none reports how many.
     return Facts(_tidy(models()), 4)
@@ -261,11 +325,12 @@ def _model(
     context: int | None,
     loaded: bool | None,
     capabilities: Iterable[str],
+    told: Weights = NONE,
 ) -> ModelReport | None:
     if name is None or not _is_name(name):
         return None
     fit = list(dict.fromkeys(filter(_is_name, capabilities)))
-    return ModelReport(name, size, context or None, loaded, fit[:_MAX_CAPABILITIES])
+    return ModelReport(name, size, context or None, loaded, fit[:_MAX_CAPABILITIES], *told)
 
 
 def _is_name(text: str) -> bool:

@@ -12,6 +12,8 @@ from protocol.messages import EngineReport
 
 REPORT_SECONDS = 0.1
 """Least time between two reports: slots change with each request, too often for a link."""
+REPORT_SECONDS_PER_MODEL = 0.001
+"""More of it for many models: a server accepts 512 KiB a second, and a model may take 300 bytes."""
 
 
 class SlotReports:
@@ -24,12 +26,15 @@ class SlotReports:
         """Takes the streams of the registration's tunnels."""
         self._send = send
         self._sent: dict[str, int] = {}
+        self._seconds = REPORT_SECONDS
         self._started = False
         self._timer: asyncio.TimerHandle | None = None
 
     def adjust(self, reports: Sequence[EngineReport]) -> list[EngineReport]:
         """Return the reports as the server is to get them, which happens now."""
         self._sent = self._slots.elsewhere()
+        models = sum(len(report.models) for report in reports)
+        self._seconds = max(REPORT_SECONDS, REPORT_SECONDS_PER_MODEL * models)
         return self._slots.adjust(reports)
 
     def start(self) -> None:
@@ -53,4 +58,4 @@ class SlotReports:
         if self._slots.elsewhere() != self._sent:
             self._send()
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(REPORT_SECONDS, self._check)
+            self._timer = loop.call_later(self._seconds, self._check)

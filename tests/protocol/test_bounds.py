@@ -102,7 +102,7 @@ def sample(kind: inspect.Type) -> Any:
         case inspect.IntType() | inspect.FloatType():
             return max(1, kind.ge or 0)
         case inspect.StrType():
-            return "a"
+            return "a" * 12  # a digest, too
         case inspect.BytesType():
             return b"a"
         case inspect.BoolType():
@@ -185,6 +185,43 @@ def test_a_server_can_t_make_a_node_send_heartbeats_without_a_pause(seconds: flo
     assert isinstance(closed, LinkClosed)
     assert closed.code == Code.PROTOCOL
     assert not closed.by_peer  # so that the node tries again, ever more rarely
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("digest", value) for value in (None, 7, "a" * 11, "A" * 12, "g" * 12, "a" * 129)),
+        *(("digest", value) for value in ("sha256:" + "a" * 64, "a" * 64 + "\n", "../" + "a" * 12)),
+        *(
+            (field, value)
+            for field in ("quantization", "family", "parameter_size", "format")
+            for value in (None, 4, "q" * 65, "Q4\n", "\x1b[2J", "/models/tiny", "a b", "é", "-x", [])
+        ),
+    ],
+)
+def test_a_digest_or_label_that_is_none_ends_the_link(field: str, value: Any):
+    def closed_by(model: dict[str, Any]) -> bool:
+        engine = {"name": "e", "kind": "ollama", "healthy": True, "slots": 1, "models": [model]}
+        payload = messages.encode({"type": "engines", "engines": [engine]})
+        link = Link(now=0.0, rng=Random(1))
+        link.receive(LENGTH.pack(len(payload)) + payload, 0.0)
+        return link.closed
+
+    assert closed_by({"name": "m", field: value})
+    assert not closed_by({"name": "m", "digest": "a" * 64, "quantization": "Q4_K_M"})
+
+
+def test_reports_of_older_and_newer_peers_are_read():
+    def read(model: dict[str, Any]) -> messages.ModelReport:
+        engine = {"name": "e", "kind": "ollama", "healthy": True, "slots": 1, "models": [model]}
+        decoded = messages.decoder(messages.Engines).decode(messages.encode(
+            {"type": "engines", "engines": [engine]}
+        ))  # fmt: skip
+        return decoded.engines[0].models[0]
+
+    assert read({"name": "m"}) == messages.ModelReport("m")
+    assert read({"name": "m", "digest": "a" * 64, "merges": [1, 2]}).digest == "a" * 64
+    assert b"digest" not in messages.encode(messages.ModelReport("m")), "as it was before"
 
 
 def test_a_peer_can_t_send_the_largest_messages_all_the_time():

@@ -31,9 +31,11 @@ async def test_ollama_tells_sizes_capabilities_and_what_is_loaded(
     assert (report.kind, report.healthy, report.slots) == ("ollama", True, 1)
     assert report.problem is None
     llama = by_name(report)["llama3.1:8b"]
-    assert llama == ModelReport("llama3.1:8b", 4 * GIB, 8192, True, ["completion", "tools"])
+    told = ("42182419e950", "Q4_K_M", "llama", "8.0B", "gguf")
+    assert llama == ModelReport("llama3.1:8b", 4 * GIB, 8192, True, ["completion", "tools"], *told)
     nomic = by_name(report)["nomic-embed-text:latest"]
-    assert nomic == ModelReport("nomic-embed-text:latest", GIB, None, False, [])
+    told = ("", "", "llama", "8.0B", "gguf")
+    assert nomic == ModelReport("nomic-embed-text:latest", GIB, None, False, [], *told)
 
 
 async def test_models_that_ollama_computes_elsewhere_are_hidden(
@@ -69,7 +71,16 @@ async def test_llama_server_tells_its_slots_and_the_context_of_each(
     report = await report_of(session, fakes, fake_llama_server())
     assert (report.kind, report.healthy, report.slots) == ("llama-server", True, 4)
     (model,) = report.models
-    assert model == ModelReport("tiny.Q4_K_M.gguf", 5 * GIB, 4096, True, ["completion", "vision"])
+    assert model == ModelReport(
+        "tiny.Q4_K_M.gguf",
+        5 * GIB,
+        4096,
+        True,
+        ["completion", "vision"],
+        quantization="Q4_K_M",
+        parameter_size="8.0B",
+        format="gguf",
+    )
 
 
 async def test_a_llama_server_with_several_models_says_which_is_loaded(
@@ -194,6 +205,8 @@ _KEYS = some.sampled_from(
         *("data", "models", "id", "name", "key", "owned_by", "size", "status", "value", "meta"),
         *("n_ctx", "details", "capabilities", "state", "loaded_instances", "config", "parallel"),
         *("context_length", "total_slots", "modalities", "vision", "type", "max_context_length"),
+        *("digest", "quantization_level", "family", "parameter_size", "format", "quantization"),
+        *("ftype", "model_ftype", "model_path", "n_params", "root", "arch", "params_string"),
     ]
 )
 _ANYTHING = some.recursive(
