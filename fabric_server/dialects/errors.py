@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from fabric_server.dialects.error_formats import Dialect, error_body, error_event
 
 RATE_LIMITED = "rate_limit_exceeded"
+VARIANT_NOT_FOUND = "variant_not_found"
 _RETRYABLE = frozenset({408, 409, 429})
 """Statuses among the 4xx after which clients retry."""
 
@@ -228,15 +229,29 @@ def managed_elsewhere() -> ApiError:
     )
 
 
-def no_capacity(model: str, retry_after: float, regions: frozenset[str] | None = None) -> ApiError:
-    """Return the error for a model without a free node; ``regions`` are those its user allows."""
+def variant_not_found(model: str, wanted: str, served: str, param: str) -> ApiError:
+    """Return the error for weights of a model that no node has; ``served`` are those there are."""
+    return ApiError(
+        404,
+        VARIANT_NOT_FOUND,
+        f"No node serves '{model}' with {wanted} (set by {param}). Served: {served}.",
+        param=param,
+    )
+
+
+def no_capacity(
+    model: str, retry_after: float, regions: frozenset[str] | None = None, variant: str = ""
+) -> ApiError:
+    """Return the error for a model without a free node; ``regions`` are those its user allows, and
+    ``variant`` the weights asked for."""
     where = ""
     if regions is not None:
         where = f" in {' or '.join(sorted(regions))} (set by x-fabric-region)"
+    what = f" with {variant}" if variant else ""
     return ApiError(
         503,
         "no_capacity",
-        f"No node{where} serving '{model}' can take a request now. Retry shortly.",
+        f"No node{where} serving '{model}'{what} can take a request now. Retry shortly.",
         type="server_error",
         param=None if regions is None else "x-fabric-region",
         retry_after=retry_after,

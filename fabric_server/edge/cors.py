@@ -24,7 +24,7 @@ _USUAL_HEADERS = (
     b"authorization, content-type, accept, openai-beta, openai-organization, openai-project,"
     b" x-api-key, anthropic-version, anthropic-beta, anthropic-dangerous-direct-browser-access,"
     b" x-client-request-id, x-request-id, x-fabric-priority, x-fabric-timeout,"
-    b" x-fabric-failover, x-fabric-region, x-fabric-reasoning,"
+    b" x-fabric-failover, x-fabric-region, x-fabric-reasoning, x-fabric-quant, x-fabric-digest,"
     b" x-stainless-lang, x-stainless-package-version, x-stainless-os, x-stainless-arch,"
     b" x-stainless-runtime, x-stainless-runtime-version, x-stainless-retry-count,"
     b" x-stainless-timeout, x-stainless-helper-method"

@@ -6,18 +6,21 @@ up.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
 from fabric_server.nodes.registry import Engine
+from fabric_server.routing.variants import count_variants
 from protocol.messages import ModelReport
 
 UNLOAD_SECONDS = 300.0
 """Seconds without a request after which Ollama unloads a model; the time left is not reported."""
 _FORMATS = {"ollama": "gguf", "llama-server": "gguf", "vllm": "safetensors"}
 _DEFAULT_CAPABILITIES = ["completion"]
+_LABELS = ("quantization", "digest", "family", "parameter_size")
+"""Fields of ``ModelReport`` that OpenAI's object gets, besides the context."""
 
 
 class Model:
@@ -49,31 +52,69 @@ class Model:
         names = dict.fromkeys(name for report in self.reports for name in report.capabilities)
         return list(names) or _DEFAULT_CAPABILITIES
 
+    def agreed(self, field: str) -> str:
+        """Return what all of its engines tell in a field of ``ModelReport``; empty otherwise."""
+        return _only_one(getattr(report, field) for report in self.reports)
+
+    @property
+    def format(self) -> str:
+        both = zip(self.engines, self.reports, strict=True)
+        return _only_one(report.format or _FORMATS.get(one.kind, "") for one, report in both)
+
     @property
     def details(self) -> dict[str, Any]:
-        formats = (_FORMATS[engine.kind] for engine in self.engines if engine.kind in _FORMATS)
+        family = self.agreed("family")
         return {
             "parent_model": "",
-            "format": next(formats, ""),
-            "family": "",
-            "families": None,
-            "parameter_size": "",
-            "quantization_level": "",
+            "format": self.format,
+            "family": family,
+            "families": [family] if family else None,
+            "parameter_size": self.agreed("parameter_size"),
+            "quantization_level": self.agreed("quantization"),
         }
 
     @property
     def digest(self) -> str:
-        """A digest of the name: nodes do not report one of the weights."""
-        return sha256(self.name.encode()).hexdigest()
+        """The digest of the weights if all of its engines tell the same one; else one of the name,
+        because clients insist on it."""
+        return self.agreed("digest") or sha256(self.name.encode()).hexdigest()
+
+    @property
+    def variants(self) -> list[dict[str, Any]]:
+        """The different weights that its engines serve; empty when all serve the same."""
+        found = count_variants(self.reports)
+        if len(found) < 2:
+            return []
+        return [
+            {
+                "quantization": one.quantization or None,
+                "digest": one.digest or None,
+                "engines": count,
+            }
+            for one, count in found
+        ]
+
+
+def _only_one(values: Iterable[str]) -> str:
+    found = set(values)
+    return found.pop() if len(found) == 1 else ""
 
 
 def openai(model: Model, since: int) -> dict[str, Any]:
-    """Return OpenAI's object, with ``context_window``, which LlamaIndex and others read, and vLLM's
-    ``max_model_len``."""
-    view = {"id": model.name, "object": "model", "created": since, "owned_by": "fabric"}
-    if model.context is None:
-        return view
-    return {**view, "context_window": model.context, "max_model_len": model.context}
+    """Return OpenAI's object, with ``context_window``, which LlamaIndex and others read, vLLM's
+    ``max_model_len``, and what engines tell of the weights."""
+    view: dict[str, Any] = {
+        "id": model.name,
+        "object": "model",
+        "created": since,
+        "owned_by": "fabric",
+    }
+    if model.context is not None:
+        view |= {"context_window": model.context, "max_model_len": model.context}
+    view |= {field: told for field in _LABELS if (told := model.agreed(field))}
+    if variants := model.variants:
+        view["variants"] = variants
+    return view
 
 
 def anthropic(model: Model, since: int) -> dict[str, Any]:

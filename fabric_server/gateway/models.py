@@ -5,7 +5,6 @@ No engine is asked for it, but for ``/api/show``.  ``model_views.py`` has the fo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from time import time
 from urllib.parse import unquote
 
@@ -21,10 +20,12 @@ from fabric_server.edge.router import Handler, Router
 from fabric_server.gateway import model_views
 from fabric_server.gateway.authenticate import authenticate
 from fabric_server.gateway.model_views import Model
-from fabric_server.nodes.registry import Engine, Registry
+from fabric_server.gateway.options import read_variant
+from fabric_server.gateway.requirements import check_variant
+from fabric_server.nodes.registry import Registry
 from fabric_server.routing.aliases import Aliases, other_spelling
-from fabric_server.routing.load_balancer import model_report
-from protocol.messages import ModelReport
+from fabric_server.routing.load_balancer import reports_of
+from fabric_server.routing.variants import WantedVariant
 
 OLLAMA_VERSION = "0.14.0"
 """The version of Ollama's API, for clients that compare: the first one with Messages."""
@@ -141,7 +142,9 @@ class ModelCatalog:
         """Show one model: by an Ollama that serves it, or else from its node's report."""
         key = await authenticate(self._authenticator, request)
         name = await _read_show(request)
-        model = self._one(name, key)
+        wanted, model = read_variant(request.headers), self._one(name, key)
+        if wanted is not None:
+            model = _only(model, wanted)
         if any(SHOW.path in engine.paths for engine in model.engines):
             # A body of our own: two parsers could read the client's differently.
             request.body.put_back(_json({"model": name}))
@@ -167,12 +170,16 @@ class ModelCatalog:
         for real in self.aliases.get(name, (name,)):
             engines = self._registry.candidates(real)
             if engines:
-                return Model(name, engines, _reports(engines, real))
+                return Model(name, engines, reports_of(engines, real))
         return None
 
 
-def _reports(engines: Sequence[Engine], name: str) -> list[ModelReport]:
-    return [one for engine in engines if (one := model_report(engine, name)) is not None]
+def _only(model: Model, wanted: WantedVariant) -> Model:
+    """Return the model as its engines with these weights have it.  Raises ApiError: 404."""
+    check_variant(model.name, wanted, model.reports)
+    both = zip(model.engines, model.reports, strict=True)
+    fit = [(engine, report) for engine, report in both if wanted.matches(report)]
+    return Model(model.name, [engine for engine, _ in fit], [report for _, report in fit])
 
 
 async def _read_show(request: Request) -> str:

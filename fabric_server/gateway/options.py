@@ -1,5 +1,5 @@
 """Reads a request's options from its ``x-fabric-…`` headers: priority, timeout, regions, failover,
-and whether reasoning is split from the answer."""
+the weights of the model, and whether reasoning is split from the answer."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from collections.abc import Mapping
 from fabric_server.dialects import errors
 from fabric_server.proxy.request_options import RequestOptions
 from fabric_server.routing.criteria import Priority
+from fabric_server.routing.variants import WantedVariant
 from protocol.regions import is_region
+from protocol.weights import MIN_DIGEST, is_label, parse_digest
 
 PRIORITY = b"x-fabric-priority"
 TIMEOUT = b"x-fabric-timeout"
 FAILOVER = b"x-fabric-failover"
 REGION = b"x-fabric-region"
 MAX_REGIONS = 16
+QUANT = b"x-fabric-quant"
+DIGEST = b"x-fabric-digest"
 REASONING = b"x-fabric-reasoning"
 """Nodes read this header, too."""
 RAW = b"raw"
@@ -24,7 +28,7 @@ _PRIORITIES = {one.name.lower().encode(): one for one in Priority}
 
 
 _DEFAULTS = RequestOptions()
-_HEADERS = frozenset({PRIORITY, TIMEOUT, FAILOVER, REGION, REASONING})
+_HEADERS = frozenset({PRIORITY, TIMEOUT, FAILOVER, REGION, QUANT, DIGEST, REASONING})
 
 
 def read_options(headers: Mapping[bytes, bytes], highest: str = "medium") -> RequestOptions:
@@ -40,6 +44,7 @@ def read_options(headers: Mapping[bytes, bytes], highest: str = "medium") -> Req
         _seconds(headers.get(TIMEOUT, b"inf")),
         _failover(headers[FAILOVER]) if FAILOVER in headers else None,
         _regions(headers[REGION]) if REGION in headers else None,
+        read_variant(headers),
         _raw(headers[REASONING]) if REASONING in headers else None,
     )
 
@@ -80,6 +85,22 @@ def _regions(text: bytes) -> frozenset[str]:
         message = f"{name} must be a list of up to {MAX_REGIONS} regions, such as eu-west,eu-north."
         raise errors.bad_field(name, message)
     return frozenset(regions)
+
+
+def read_variant(headers: Mapping[bytes, bytes]) -> WantedVariant | None:
+    """Read the weights that are asked for; None is any.  Raises ApiError 400."""
+    if QUANT not in headers and DIGEST not in headers:
+        return None
+    quantization = headers.get(QUANT, b"").strip().decode("latin-1").lower()
+    if QUANT in headers and not is_label(quantization):
+        name = QUANT.decode()
+        raise errors.bad_field(name, f"{name} must be the name of a quantization, such as Q4_K_M.")
+    digest = parse_digest(headers.get(DIGEST, b"").strip().decode("latin-1"))
+    if DIGEST in headers and not digest:
+        name = DIGEST.decode()
+        message = f"{name} must be a SHA-256 in hex, or at least its first {MIN_DIGEST} characters."
+        raise errors.bad_field(name, message)
+    return WantedVariant(quantization, digest)
 
 
 def _raw(text: bytes) -> bool:

@@ -10,15 +10,18 @@ from fabric_server.dialects.body import ParsedBody
 from fabric_server.dialects.endpoints import ENDPOINTS, Endpoint
 from fabric_server.dialects.error_formats import Dialect
 from fabric_server.dialects.errors import ApiError
+from fabric_server.gateway.options import DIGEST, QUANT
 from fabric_server.metering.plausible import output_limit
 from fabric_server.nodes.registry import Engine, Registry
 from fabric_server.proxy.request_options import RequestOptions
 from fabric_server.proxy.request_record import RequestRecord
 from fabric_server.routing.aliases import Aliases, other_spelling, resolve
 from fabric_server.routing.capabilities import estimate_tokens, guess_capabilities
-from fabric_server.routing.criteria import Requirements
-from fabric_server.routing.load_balancer import in_region, relax_hints, supports
+from fabric_server.routing.criteria import EngineTerms, Requirements
+from fabric_server.routing.load_balancer import in_region, relax_hints, reports_of, supports
 from fabric_server.routing.prefix_affinity import prefix_hashes
+from fabric_server.routing.variants import WantedVariant, describe_variants
+from protocol.messages import ModelReport
 
 _TAKE_TOKEN_IDS = frozenset({"vllm", "llama-server"})
 
@@ -44,8 +47,9 @@ def build_requirements(
     requirements = Requirements(
         parsed.model, key.id, options.priority, regions=options.regions, path=endpoint.path
     )
-    if parsed.token_ids:
-        requirements.engine_kinds = _TAKE_TOKEN_IDS
+    kinds = _TAKE_TOKEN_IDS if parsed.token_ids else None
+    if kinds or options.variant:
+        requirements.terms = EngineTerms(kinds, options.variant)
     requirements.model = model = _real_name(parsed.model, requirements, endpoint, registry, aliases)
     candidates = registry.candidates(model)
     for engine in candidates:
@@ -53,6 +57,7 @@ def build_requirements(
             break
     else:  # with no engine at all, admission raises the error
         if there := [engine for engine in candidates if in_region(engine, requirements)]:
+            _check_variant(parsed.model, requirements, kinds, there)
             raise _no_engine_for_path(parsed, requirements, there)
     requirements.capabilities = guess_capabilities(endpoint, body.replay_buffer)
     requirements.sent_bytes = len(body.replay_buffer)
@@ -77,15 +82,42 @@ def _real_name(
             aliases,
             model,
             lambda name: any(
-                engine.has_room and supports(engine, requirements) for engine in candidates(name)
+                engine.has_room and supports(engine, requirements, name)
+                for engine in candidates(name)
             ),
-            lambda name: any(supports(engine, requirements) for engine in candidates(name)),
+            lambda name: any(supports(engine, requirements, name) for engine in candidates(name)),
         )
     if endpoint.dialect is Dialect.OLLAMA and not candidates(model):
         other = other_spelling(model)
         if candidates(other):
             return other
     return model
+
+
+def _check_variant(
+    public_name: str,
+    requirements: Requirements,
+    kinds: frozenset[str] | None,
+    candidates: Sequence[Engine],
+) -> None:
+    """Raise ApiError if some of these engines could take the request, but for their weights."""
+    terms = requirements.terms
+    if terms is None or terms.variant is None:
+        return
+    requirements.terms = EngineTerms(kinds)
+    able = [engine for engine in candidates if supports(engine, requirements)]
+    if reports := reports_of(able, requirements.model):
+        check_variant(public_name, terms.variant, reports)
+
+
+def check_variant(model: str, wanted: WantedVariant, reports: Sequence[ModelReport]) -> None:
+    """Raise ApiError 404 unless one of the reports of the model is of these weights."""
+    if any(map(wanted.matches, reports)):
+        return
+    by_digest = any(wanted.quantization in ("", one.quantization.lower()) for one in reports)
+    header = DIGEST if wanted.digest and by_digest else QUANT
+    served = describe_variants(reports)
+    raise errors.variant_not_found(model, str(wanted), served, header.decode())
 
 
 def _no_engine_for_path(

@@ -52,8 +52,8 @@ class AttemptOwner(Protocol):
     def race(self, attempt: Attempt) -> None:
         """Let a second engine compete with ``attempt``, which goes on, if one has a slot."""
 
-    def can_continue(self) -> bool:
-        """Return whether another engine could be asked for the rest of a broken answer."""
+    def can_continue(self, attempt: Attempt) -> bool:
+        """Return whether another engine could be asked for the rest of its broken answer."""
 
     def on_attempt_over(self, attempt: Attempt, ending: Ending) -> None:
         """Take note of the ending; called once, before the client has the answer's last byte."""
@@ -272,7 +272,7 @@ class Attempt:
             self._fail(Code.REFUSED, str(error), NOT_CONTINUED)
             return
         meter = answer.meter
-        if answer.streamed and not meter.complete and self._owner.can_continue():
+        if answer.streamed and not meter.complete and self._owner.can_continue(self):
             self._suspend(incomplete())
             return
         answer.flush(rest)
@@ -383,7 +383,7 @@ class Attempt:
         elif answer.delivered:
             self._finish(Ending("ok", rule=ANSWERED))
             answer.request.response.finish()
-        elif self._owner.can_continue():
+        elif self._owner.can_continue(self):
             self._suspend(ending)
         elif answer.write_final_chunk():
             self._finish(Ending("ok", rule=rule))

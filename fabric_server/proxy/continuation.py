@@ -23,7 +23,7 @@ from fabric_server.proxy.transcript import NotContinued, Splice, Transcript
 _NEED_FLAGS = frozenset({"vllm", "llama-server"})
 """Engine kinds that continue a message only with flags: without them vLLM begins another message,
 and llama-server (of 2026) repeats the text that it was given."""
-_CONTINUING_KINDS = _NEED_FLAGS | {"ollama"}
+CONTINUING_KINDS = _NEED_FLAGS | {"ollama"}
 """Engine kinds that are known to continue a conversation's last message."""
 
 _LIMITS = ("max_completion_tokens", "max_tokens", "n_predict")
@@ -114,9 +114,9 @@ class Continuation:
         return chat is not None and chat.tokens_left(before.spent) > 0
 
     @property
-    def engine_kinds(self) -> frozenset[str] | None:
-        """The kinds of engine that can continue the answer; None is all."""
-        return _CONTINUING_KINDS if self._transcript.catch_up().stripped_text else None
+    def has_text(self) -> bool:
+        """The client has text that the next engine must continue; else it answers anew."""
+        return bool(self._transcript.catch_up().stripped_text)
 
     def body(self, kind: str) -> bytes:
         """Return the body that asks an engine of this kind for the rest, when that is possible."""

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from fabric_server.routing.criteria import Priority
+from fabric_server.routing.variants import WantedVariant
 
 RAW_REASONING = ("x-fabric-reasoning", "raw")
 """The header that orders a node to leave reasoning as the engine writes it."""
@@ -22,5 +23,7 @@ class RequestOptions:
     """Whether a stream that is lost is continued on another node; None: as its key says."""
     regions: frozenset[str] | None = None
     """Regions of the nodes that may be asked; None is all."""
+    variant: WantedVariant | None = None
+    """The weights that engines must have; None is any."""
     raw: bool | None = None
     """Whether reasoning stays as the engine wrote it; None: as its key says."""

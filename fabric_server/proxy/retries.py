@@ -13,7 +13,7 @@ from fabric_server.nodes.registry import Engine
 from fabric_server.proxy.answer_writer import AnswerWriter
 from fabric_server.proxy.attempt import Attempt
 from fabric_server.proxy.clock import AttemptClock, Timeouts
-from fabric_server.proxy.continuation import Continuation
+from fabric_server.proxy.continuation import CONTINUING_KINDS, Continuation
 from fabric_server.proxy.ending import Ending
 from fabric_server.proxy.hedging import HedgeTimer
 from fabric_server.proxy.outcome_rules import Counts
@@ -21,8 +21,9 @@ from fabric_server.proxy.request_options import RAW_REASONING, RequestOptions
 from fabric_server.proxy.request_record import RequestRecord
 from fabric_server.proxy.upstream import UpstreamContext
 from fabric_server.proxy.usage_check import check_usage
-from fabric_server.routing.criteria import Requirements
-from fabric_server.routing.load_balancer import Choice
+from fabric_server.routing.criteria import EngineTerms, Requirements
+from fabric_server.routing.load_balancer import Choice, model_report
+from fabric_server.routing.variants import BegunAnswer, variant_of
 from protocol.aio.server import ServerTunnel
 from protocol.errors import Code
 from protocol.messages import RequestHead
@@ -97,7 +98,9 @@ class RetryLoop:
             if ending.error is not None and not self._request.response.finished:
                 raise ending.error
             if ending.to_continue and continuation is not None:
-                self._broken, requirements.engine_kinds = ending.told, continuation.engine_kinds
+                self._broken = ending.told
+                if continuation.has_text:
+                    _require_same_weights(requirements, attempt.choice)
                 upstream.budget.spend()
                 continue
             if attempt.answer.started:
@@ -159,10 +162,14 @@ class RetryLoop:
         if self._whole and self._broken is None and self._record.attempts < MAX_TRIES:
             self._start_hedge(attempt)
 
-    def can_continue(self) -> bool:
+    def can_continue(self, attempt: Attempt) -> bool:
         if self._continuation is None or self._record.attempts >= MAX_TRIES:
             return False
-        return self._upstream.budget.allows and self._continuation.possible
+        return (
+            self._upstream.budget.allows
+            and self._continuation.possible
+            and not _has_changed(attempt.choice, self._requirements.model)
+        )
 
     # ── one attempt, or two at once ───────────────────────────────────────────────────────────
 
@@ -299,6 +306,25 @@ class RetryLoop:
         record.end_attempt(attempt, ending)
         if answer.started and not ending.to_continue:
             upstream.ledger.write(record)
+
+
+def _require_same_weights(requirements: Requirements, begun: Choice) -> None:
+    """Let only engines continue an answer that have the weights by which it was begun."""
+    terms = requirements.terms
+    if begun.report is None or (terms is not None and terms.begun is not None):
+        return  # continued once more: as the first part was
+    requirements.terms = EngineTerms(
+        CONTINUING_KINDS,
+        None if terms is None else terms.variant,
+        BegunAnswer(begun.engine.kind, begun.report),
+    )
+
+
+def _has_changed(choice: Choice, model: str) -> bool:
+    """Return whether the engine reports other weights than when it was chosen: it is not known
+    then which of them wrote what it has answered."""
+    chosen, now = choice.report, model_report(choice.engine, model)
+    return chosen is None or (now is not None and variant_of(now) != variant_of(chosen))
 
 
 def explain(ending: Ending, model: str, timeouts: Timeouts) -> ApiError:

@@ -18,9 +18,10 @@ from fabric_server.routing.fair_queue import FairQueue, Rank
 from fabric_server.routing.load_balancer import (
     Choice,
     LoadBalancer,
+    choose_waited_for,
     filter_engine,
     in_region,
-    is_cold,
+    meets_terms,
 )
 
 RETRY_AFTER_NODE = 5.0
@@ -153,11 +154,15 @@ class Admission:
             raise errors.model_not_found(model)
         available = self._registry.available(model, now, requirements.path)
         if not any(one.may_serve and filter_engine(one, requirements) for one in available):
-            raise errors.no_capacity(model, RETRY_AFTER_NODE, requirements.regions)
+            terms = requirements.terms
+            wanted = None if terms is None else terms.variant
+            raise errors.no_capacity(
+                model, RETRY_AFTER_NODE, requirements.regions, "" if wanted is None else str(wanted)
+            )
         self._check_length(requirements)
         deadline = min(deadline, now + self.limits.timeout)
         engine = await self._wait(requirements, now, deadline, request_id)
-        return Choice(engine, "the first free one after a wait", is_cold(engine, model))
+        return choose_waited_for(engine, requirements)
 
     def has_alternative(self, requirements: Requirements) -> bool:
         """Return whether another node could take the request now."""
@@ -354,5 +359,7 @@ class Admission:
         return sum(
             engine.slots
             for engine in self._registry.candidates(requirements.model)
-            if engine.may_serve and in_region(engine, requirements)
+            if engine.may_serve
+            and in_region(engine, requirements)
+            and meets_terms(engine, requirements.terms, requirements.model)
         )

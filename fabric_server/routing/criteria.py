@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from fabric_server.routing.variants import BegunAnswer, WantedVariant
+
 
 class Priority(IntEnum):
     """Priority levels of the queue; a lower number is served sooner."""
@@ -22,6 +24,18 @@ class Priority(IntEnum):
 _LABELS = tuple(one.name.lower().encode() for one in Priority)
 
 
+@dataclass(frozen=True, slots=True)
+class EngineTerms:
+    """Conditions on the engine beside its node and paths; never relaxed."""
+
+    kinds: frozenset[str] | None = None
+    """Kinds of engines that can take the request; None is all."""
+    variant: WantedVariant | None = None
+    """The weights that the client asks for; None is any."""
+    begun: BegunAnswer | None = None
+    """The answer that is to be continued, by the same weights; None: the answer begins."""
+
+
 @dataclass(slots=True)
 class Requirements:
     """Constraints and hints for the choice of an engine."""
@@ -33,8 +47,8 @@ class Requirements:
     capabilities: frozenset[str] = frozenset()
     """Capabilities that the engine should have, where it reports any: ``vision``, ``tools``,
     ``embeddings``."""
-    engine_kinds: frozenset[str] | None = None
-    """Kinds of engines that can take it; None is all."""
+    terms: EngineTerms | None = None
+    """Most requests have none."""
     regions: frozenset[str] | None = None
     """Regions of the nodes that may take it, never relaxed; None is all."""
     prefix: tuple[int, ...] = ()

@@ -1,7 +1,8 @@
 """Load balancing: a pure choice of one engine among the candidates, with the reason for it.
 
 filter      the engine serves the model, is healthy, reachable, not drained, has a free slot, is not
-            excluded, is in an allowed region, and has the capabilities, as far as it reports them
+            excluded, is in an allowed region, has the weights asked for, and has the capabilities,
+            as far as it reports them
 sample      few candidates are all compared, of many a random sample; and the engine that has the
             prompt in its cache
 score       least expected time: until the first byte, and for the beginning of the answer; more on
@@ -12,14 +13,14 @@ explore     an idle engine without (recent) measurements goes before all others,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
 from msgspec import Struct
 
 from fabric_server.nodes.registry import Engine, Node
-from fabric_server.routing.criteria import Requirements
+from fabric_server.routing.criteria import EngineTerms, Requirements
 from fabric_server.routing.latency import Estimate, LatencyEstimates
 from fabric_server.routing.prefix_affinity import Place, PrefixAffinity
 from fabric_server.routing.weights import REGION
@@ -65,6 +66,8 @@ class Choice(Struct, frozen=True, gc=False):
     """Explanation for people: ASCII, short, without names or addresses."""
     cold_start: bool = False
     """The model has to be loaded first."""
+    report: ModelReport | None = None
+    """The engine's report of the model when it was chosen."""
 
 
 @dataclass(slots=True)
@@ -146,18 +149,43 @@ def model_report(engine: Engine, model: str) -> ModelReport | None:
     return found
 
 
+def reports_of(engines: Iterable[Engine], model: str) -> list[ModelReport]:
+    """Return the reports of this model by the engines that serve it."""
+    return [one for engine in engines if (one := model_report(engine, model)) is not None]
+
+
 def is_cold(engine: Engine, model: str) -> bool:
     """Return whether the engine has to load the model first, as far as it reports that."""
-    report = model_report(engine, model)
+    return _is_cold(model_report(engine, model))
+
+
+def _is_cold(report: ModelReport | None) -> bool:
     return report is not None and report.loaded is False
 
 
-def supports(engine: Engine, requirements: Requirements) -> bool:
-    """Return whether the engine's kind, region and paths allow the request at all."""
-    if requirements.engine_kinds is not None and engine.kind not in requirements.engine_kinds:
+def supports(engine: Engine, requirements: Requirements, model: str = "") -> bool:
+    """Return whether the engine's kind, weights, region and paths allow the request at all, for
+    the required model or for another one."""
+    return (
+        meets_terms(engine, requirements.terms, model or requirements.model)
+        and in_region(engine, requirements)
+        and (not requirements.path or requirements.path in engine.paths)
+    )
+
+
+def meets_terms(engine: Engine, terms: EngineTerms | None, model: str) -> bool:
+    """Return whether the engine is of a kind, and has weights of the model, that meet the terms."""
+    if terms is None:
+        return True
+    if terms.kinds is not None and engine.kind not in terms.kinds:
         return False
-    return in_region(engine, requirements) and (
-        not requirements.path or requirements.path in engine.paths
+    if terms.variant is None and terms.begun is None:
+        return True
+    report = model_report(engine, model)
+    return (
+        report is not None
+        and (terms.variant is None or terms.variant.matches(report))
+        and (terms.begun is None or terms.begun.may_continue(engine.kind, report))
     )
 
 
@@ -174,7 +202,9 @@ def filter_engine(engine: Engine, requirements: Requirements) -> bool:
         return False
     if requirements.excluded_nodes and engine.node.id in requirements.excluded_nodes:
         return False
-    if requirements.engine_kinds is not None and engine.kind not in requirements.engine_kinds:
+    if requirements.terms is not None and not meets_terms(
+        engine, requirements.terms, requirements.model
+    ):
         return False
     if not requirements.capabilities and requirements.tokens < MIN_CONTEXT:
         return True
@@ -331,9 +361,17 @@ def _affinity_reason(shared: float) -> str:
 
 
 def _choice(engine: Engine, requirements: Requirements, reason: str) -> Choice:
-    cold = is_cold(engine, requirements.model)
+    report = model_report(engine, requirements.model)
+    cold = _is_cold(report)
     loading = ", cold start" if cold else ""
-    return Choice(engine, f"{reason}, {engine.active}/{engine.slots} slots{loading}", cold)
+    reason = f"{reason}, {engine.active}/{engine.slots} slots{loading}"
+    return Choice(engine, reason, cold, report)
+
+
+def choose_waited_for(engine: Engine, requirements: Requirements) -> Choice:
+    """Return the choice of an engine that a request has waited for."""
+    report = model_report(engine, requirements.model)
+    return Choice(engine, "the first free one after a wait", _is_cold(report), report)
 
 
 class LoadBalancer:

@@ -195,7 +195,18 @@ def test_a_server_can_t_make_a_node_send_heartbeats_without_a_pause(seconds: flo
         *(
             (field, value)
             for field in ("quantization", "family", "parameter_size", "format")
-            for value in (None, 4, "q" * 65, "Q4\n", "\x1b[2J", "/models/tiny", "a b", "é", "-x", [])
+            for value in (
+                None,
+                4,
+                "q" * 65,
+                "Q4\n",
+                "\x1b[2J",
+                "/models/tiny",
+                "a b",
+                "é",
+                "-x",
+                [],
+            )
         ),
     ],
 )

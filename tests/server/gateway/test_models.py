@@ -257,3 +257,124 @@ async def test_head_is_get_without_its_body(path: str) -> None:
     assert (head.status, head.body) == (200, b"")
     for name in ("content-type", "content-length"):
         assert head.headers[name] == answer.headers[name]
+
+
+# ── the weights ───────────────────────────────────────────────────────────────────────────────
+
+SHA, OTHER = "42182419e950" * 5 + "abcd", "9f438cb9cd58" * 5 + "0123"
+Q4 = ModelReport(
+    "tiny",
+    digest=SHA,
+    quantization="Q4_K_M",
+    family="llama",
+    parameter_size="8.0B",
+    format="gguf",
+)
+Q8 = ModelReport("tiny", digest=OTHER, quantization="Q8_0", family="llama", parameter_size="8.0B")
+UNTOLD = ModelReport("tiny")
+
+
+def weights_of(answer: Answer) -> dict[str, Any]:
+    known = [*OPENAI_FIELDS, "context_window", "max_model_len"]
+    return {name: value for name, value in answer.json.items() if name not in known}
+
+
+async def test_weights_that_all_engines_have_are_shown_in_every_list() -> None:
+    site = Site()
+    site.node([Q4], kind="ollama"), site.node([Q4], kind="llama-server")
+    told = {
+        "quantization": "Q4_K_M",
+        "digest": SHA,
+        "family": "llama",
+        "parameter_size": "8.0B",
+    }
+    assert weights_of(await get(site, "/v1/models/tiny")) == told
+    [card] = (await get(site, "/v1/models")).json["data"]
+    assert card["digest"] == SHA
+    details = {
+        "parent_model": "",
+        "format": "gguf",
+        "family": "llama",
+        "families": ["llama"],
+        "parameter_size": "8.0B",
+        "quantization_level": "Q4_K_M",
+    }
+    [row] = (await get(site, "/api/tags")).json["models"]
+    assert (row["digest"], row["details"]) == (SHA, details)
+    shown = await site.user().ask("POST", "/api/show", {"model": "tiny"}, **site.key)
+    assert shown.json["details"] == details
+
+
+@pytest.mark.parametrize(
+    ("reports", "expected"),
+    [
+        ([UNTOLD, UNTOLD], {}),
+        (
+            [Q4, Q8, Q8],
+            {
+                "family": "llama",
+                "parameter_size": "8.0B",
+                "variants": [
+                    {"quantization": "Q8_0", "digest": OTHER, "engines": 2},
+                    {"quantization": "Q4_K_M", "digest": SHA, "engines": 1},
+                ],
+            },
+        ),
+        (
+            [Q4, ModelReport("tiny", quantization="Q4_K_M")],
+            {
+                "quantization": "Q4_K_M",
+                "variants": [
+                    {"quantization": "Q4_K_M", "digest": None, "engines": 1},
+                    {"quantization": "Q4_K_M", "digest": SHA, "engines": 1},
+                ],
+            },
+        ),
+        (
+            [Q4, UNTOLD],
+            {
+                "variants": [
+                    {"quantization": None, "digest": None, "engines": 1},
+                    {"quantization": "Q4_K_M", "digest": SHA, "engines": 1},
+                ],
+            },
+        ),
+    ],
+)
+async def test_weights_that_engines_do_not_share_are_listed_and_none_is_claimed(
+    reports: list[ModelReport], expected: dict[str, Any]
+) -> None:
+    site = Site()
+    for report in reports:
+        site.node([report])
+    assert weights_of(await get(site, "/v1/models/tiny")) == expected
+    [row] = (await get(site, "/api/tags")).json["models"]
+    assert row["details"]["quantization_level"] == expected.get("quantization", "")
+    assert re.fullmatch("[0-9a-f]{64}", row["digest"])
+    assert row["digest"] not in (SHA, OTHER)
+
+
+async def test_a_list_stays_short_whatever_nodes_invent() -> None:
+    site = Site()
+    for number in range(40):
+        site.node([ModelReport("tiny", digest=f"{number:064x}")])
+    answer = await get(site, "/v1/models/tiny")
+    assert len(answer.json["variants"]) == 16
+
+
+async def test_one_of_several_weights_can_be_shown() -> None:
+    site = Site()
+    site.node([Q4]), site.node([Q8])
+    user, body = site.user(), {"model": "tiny"}
+    for headers, level in (
+        ({"x-fabric-quant": "q8_0"}, "Q8_0"),
+        ({"x-fabric-digest": SHA[:12]}, "Q4_K_M"),
+        ({}, ""),
+    ):
+        shown = await user.ask("POST", "/api/show", body, **site.key, **headers)
+        assert shown.json["details"]["quantization_level"] == level
+    answer = await user.ask("POST", "/api/show", body, **site.key, **{"x-fabric-quant": "Q6_K"})
+    assert answer.status == 404
+    assert "Q8_0 (digest 9f438cb9cd58)" in answer.json["error"]
+    answer = await user.ask("POST", "/api/show", body, **site.key, **{"x-fabric-quant": "a b"})
+    assert answer.status == 400

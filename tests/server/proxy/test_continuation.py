@@ -166,7 +166,7 @@ def test_an_answer_of_which_nothing_was_said_is_asked_for_as_it_was() -> None:
     continuation = Continuation(body)
     lost(continuation, said(role="assistant", content=""))
     assert continuation.possible
-    assert continuation.engine_kinds is None
+    assert not continuation.has_text
     assert continuation.body("openai") == body
 
 

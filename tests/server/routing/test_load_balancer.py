@@ -231,7 +231,7 @@ async def test_an_idle_engine_of_which_nothing_is_known_gets_one_request_to_show
     learn(site, known, 0.01)
     choice = pick_one(site)
     assert choice is not None
-    assert choice == Choice(new.engine, "not known yet, 0/4 slots")
+    assert choice == Choice(new.engine, "not known yet, 0/4 slots", report=new.engine.models[MODEL])
     new.engine.active = 1
     assert chosen(site) == {known.node}
 
@@ -261,7 +261,9 @@ async def test_a_conversation_goes_back_to_whoever_has_it(others: int) -> None:
     knows(site).affinity.remember(PREFIX, home.engine)
     assert chosen(site, Requirements(MODEL, prefix=PREFIX)) == {home.node}
     choice = pick_one(site, Requirements(MODEL, prefix=HALF))
-    assert choice == Choice(home.engine, "affinity 50% of the prompt, 0/4 slots")
+    assert choice == Choice(
+        home.engine, "affinity 50% of the prompt, 0/4 slots", report=home.engine.models[MODEL]
+    )
     other = Requirements(MODEL, prefix=tuple(-value for value in PREFIX))
     assert len(chosen(site, other)) > 1
     home.engine.active = home.engine.slots
