@@ -182,9 +182,9 @@ def _llama_server_weights(row: object, listed: object, props: object) -> Weights
     names = _text(props, "model_path"), _text(row, "id")
     found = (*map(quantization_of_type, types), *map(quantization_in_name, names))
     told = _ollama_weights(listed)
-    return told._replace(
-        digest="",
+    return Weights(
         quantization=told.quantization or next(filter(None, found), ""),
+        family=told.family,
         parameter_size=told.parameter_size or size_of(_count(row, "meta", "n_params")),
         format=told.format or "gguf",
     )

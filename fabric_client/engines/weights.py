@@ -1,4 +1,4 @@
-"""What engines tell of a model's weights: digest, quantisation, family, size and format.
+"""Readers of what engines tell of a model's weights: digest, quantisation, family, size, format.
 
 Only a digest and short labels leave here.  Names of files and folders are searched for the name of
 a quantisation, and nothing else of them is kept.

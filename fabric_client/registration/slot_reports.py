@@ -26,7 +26,8 @@ class SlotReports:
         """Takes the streams of the registration's tunnels."""
         self._send = send
         self._sent: dict[str, int] = {}
-        self._seconds = REPORT_SECONDS
+        self.seconds = REPORT_SECONDS
+        """Least time until the next report, by the size of the last."""
         self._started = False
         self._timer: asyncio.TimerHandle | None = None
 
@@ -34,7 +35,7 @@ class SlotReports:
         """Return the reports as the server is to get them, which happens now."""
         self._sent = self._slots.elsewhere()
         models = sum(len(report.models) for report in reports)
-        self._seconds = max(REPORT_SECONDS, REPORT_SECONDS_PER_MODEL * models)
+        self.seconds = max(REPORT_SECONDS, REPORT_SECONDS_PER_MODEL * models)
         return self._slots.adjust(reports)
 
     def start(self) -> None:
@@ -58,4 +59,4 @@ class SlotReports:
         if self._slots.elsewhere() != self._sent:
             self._send()
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._seconds, self._check)
+            self._timer = loop.call_later(self.seconds, self._check)

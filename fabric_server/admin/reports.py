@@ -16,6 +16,7 @@ from fabric_server.auth.keys import Key
 from fabric_server.dialects import errors
 from fabric_server.nodes.registry import Engine
 from fabric_server.proxy.request_record import RequestRecord, RequestState
+from fabric_server.routing.variants import count_variants
 from ledger.records import LedgerEntry, Outcome, UsageRow
 from ledger.reports import RequestFilter
 
@@ -68,12 +69,24 @@ class UsageReport(Struct, frozen=True):
     complete: Annotated[bool, Meta(description="false: rows beyond limit are left out.")]
 
 
+class VariantView(Struct, frozen=True, kw_only=True):
+    """Weights of a model, as far as their engines tell."""
+
+    quantization: str | None
+    digest: str | None
+    engines: Annotated[int, Meta(description="Number of engines that serve these.")]
+
+
 class ModelView(Struct, frozen=True, kw_only=True):
     name: str
     nodes: int
     slots: Annotated[int, Meta(description="Slots of all reachable engines that serve it.")]
     active: Annotated[int, Meta(description="Slots in use there, by any model.")]
     loaded: Annotated[int, Meta(description="Number of engines that have it in memory.")]
+    variants: Annotated[
+        list[VariantView],
+        Meta(description="The different weights that engines serve under this name."),
+    ]
 
 
 class ModelList(Struct, frozen=True):
@@ -228,6 +241,12 @@ def _model(name: str, engines: Sequence[Engine]) -> ModelView:
         slots=sum(engine.slots for engine in here),
         active=sum(engine.active for engine in here),
         loaded=sum(bool(engine.models[name].loaded) for engine in engines),
+        variants=[
+            VariantView(
+                quantization=one.quantization or None, digest=one.digest or None, engines=count
+            )
+            for one, count in count_variants(engine.models[name] for engine in engines)
+        ],
     )
 
 

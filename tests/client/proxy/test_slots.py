@@ -9,14 +9,17 @@ from typing import Any, cast
 
 import aiohttp
 import pytest
+from msgspec.structs import replace
 
 from fabric_client.engines.addresses import parse_address
 from fabric_client.engines.discovery import Engine
 from fabric_client.proxy.forwarder import Forwarder
 from fabric_client.proxy.slots import RegistrationSlots
+from fabric_client.registration.slot_reports import REPORT_SECONDS, SlotReports
 from protocol.aio.node import NodeStream
+from protocol.control.link import FLOOD_BYTES_PER_SECOND
 from protocol.errors import Code
-from protocol.messages import RequestHead
+from protocol.messages import EngineReport, ModelReport, RequestHead, encode
 from tests.engine import Plan, ScriptedEngine
 
 BODY = b'{"model":"tiny","messages":[{"role":"user","content":"hi"}]}'
@@ -91,6 +94,21 @@ async def test_a_server_is_told_what_the_requests_of_another_hold() -> None:
         await first.ended.wait()
         assert here.new.elsewhere() == {}
         assert here.new.adjust([here.engine.report]) == [here.engine.report]
+
+
+async def test_a_server_is_told_of_many_models_less_often() -> None:
+    def shortest(models: int) -> float:
+        reports = SlotReports(here.forwarder, lambda: None)
+        listed = [ModelReport(f"m{number}") for number in range(models)]
+        reports.adjust([EngineReport("e", "ollama", True, 1, listed)])
+        return reports.seconds
+
+    largest = ModelReport("m" * 60, 2**40, 2**17, True, ["completion", "tools"], "a" * 64)
+    size = len(encode(replace(largest, quantization="Q4_K_M", family="llama", format="gguf")))
+    async with ScriptedEngine() as server, site(server, 1) as here:
+        assert shortest(3) == REPORT_SECONDS
+        for models in (100, 400, 512, 3000):
+            assert models * size / shortest(models) < FLOOD_BYTES_PER_SECOND
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/chat"])

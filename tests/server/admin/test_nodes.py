@@ -14,7 +14,8 @@ async def test_a_node_is_shown_with_what_it_serves_and_how_it_is(server: Server)
     nodes = server.app.backends.store
     await nodes.create_invitation(invitation("away"))
     await nodes.redeem_invitation(digest("away"), node("away"), NOON)
-    tiny = ModelReport("tiny:latest", size=5, context_length=4096, loaded=True)
+    weights = {"digest": "42182419e950" * 5 + "abcd", "quantization": "Q4_K_M"}
+    tiny = ModelReport("tiny:latest", size=5, context_length=4096, loaded=True, **weights)
     large = ModelReport("large", loaded=False)
     broken = engine("vllm", kind="vllm", healthy=False, slots=9, problem="out of memory")
     async with connected(server, "node_here", [engine("ollama", tiny, large), broken]) as machine:
@@ -49,6 +50,7 @@ async def test_a_node_is_shown_with_what_it_serves_and_how_it_is(server: Server)
         one = (await server.get("/api/v1/nodes/node_here?heartbeats=5")).body
         assert one["node"]["id"] == "node_here"
         assert one["models"]["ollama"][0]["context_length"] == 4096
+        assert one["models"]["ollama"][0].items() >= weights.items()
         assert [beat["heartbeat"]["seq"] for beat in one["heartbeats"]] == [1]
         assert (await server.get("/api/v1/nodes/node_here?heartbeats=0")).body["heartbeats"] == []
 
@@ -57,9 +59,11 @@ async def test_a_node_is_shown_with_what_it_serves_and_how_it_is(server: Server)
             assert [one["id"] for one in some.body["data"]] == ids
 
         models = (await server.get("/api/v1/models")).body["data"]
+        untold = {"quantization": None, "digest": None, "engines": 1}
+        common = {"nodes": 1, "slots": 2, "active": 0}
         assert models == [
-            {"name": "large", "nodes": 1, "slots": 2, "active": 0, "loaded": 0},
-            {"name": "tiny:latest", "nodes": 1, "slots": 2, "active": 0, "loaded": 1},
+            {"name": "large", **common, "loaded": 0, "variants": [untold]},
+            {"name": "tiny:latest", **common, "loaded": 1, "variants": [{**weights, "engines": 1}]},
         ]
         ready = (await server.get("/health/ready")).body
         assert ready["checks"]["nodes"] == 1
