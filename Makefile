@@ -14,7 +14,7 @@ INSTALL_SELF := $(BIN)/python -m pip uninstall --quiet --quiet --yes fabric && \
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
 
 .DELETE_ON_ERROR:
-.PHONY: help run test check format fuzz audit soak attack attack-soak bench wheel docker-test certs lock clean
+.PHONY: help run test check format fuzz audit soak attack attack-soak bench dist docker-test certs lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,11 +56,12 @@ attack-soak: $(VENV)/.installed-dev ## Attack, kill and cut at once for ten minu
 bench: $(VENV)/.installed-dev ## Run the benchmarks, with other systems for comparison (ARGS=--quick for a quick look)
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
-wheel: $(VENV)/.installed ## Build the wheel for other machines, with its SHA-256, into dist/
+dist: $(VENV)/.installed ## Build the wheel for other machines into dist/, with pinned versions and SHA-256 sums
 	@rm -rf dist && mkdir -p .cache
 	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-index --no-deps \
 		--no-build-isolation --wheel-dir dist .
-	@cp requirements.lock dist
+	@cp requirements.lock requirements-server.lock requirements-full.lock dist
+	@sed -nE 's/^([a-z0-9][^ ]*==[^\]*[^ \]) *\$$/\1/p' requirements-full.lock > dist/constraints.txt
 	@cd dist && { sha256sum * 2> /dev/null || shasum -a 256 *; } > ../.cache/SHA256SUMS
 	@mv .cache/SHA256SUMS dist && cat dist/SHA256SUMS
 
@@ -71,8 +72,10 @@ certs: $(VENV)/.installed ## Create the server's CA and certificate, or renew wh
 	$(BIN)/python certs/make.py "$(DATA)/server/certs" $(NAMES)
 
 lock: $(BIN)/uv ## Update the lock files (ARGS=--upgrade for newer versions)
-	$(COMPILE) $(ARGS) pyproject.toml -o requirements.lock
 	$(COMPILE) $(ARGS) --extra dev pyproject.toml -o requirements-dev.lock
+	$(COMPILE) -c requirements-dev.lock pyproject.toml -o requirements.lock
+	$(COMPILE) -c requirements-dev.lock --extra server pyproject.toml -o requirements-server.lock
+	$(COMPILE) -c requirements-dev.lock --extra full pyproject.toml -o requirements-full.lock
 	$(COMPILE) $(ARGS) tests/lab/llama_index/requirements.in -o tests/lab/llama_index/requirements.lock
 	printf 'editables\nhatchling\n' | $(COMPILE) $(ARGS) -c requirements-dev.lock - -o requirements-build.lock
 
@@ -90,9 +93,9 @@ $(BIN)/python:
 	echo "Python 3.11 or newer is needed, with its venv module (Debian and Ubuntu: apt install" \
 		"python3-venv). If you have one under another name: make PYTHON=/path/to/python" >&2; exit 1
 
-$(VENV)/.installed: $(BIN)/python requirements.lock requirements-build.lock pyproject.toml
+$(VENV)/.installed: $(BIN)/python requirements-server.lock requirements-build.lock pyproject.toml
 	@echo "Installing what is needed to run into $(VENV)"
-	@$(INSTALL) --require-hashes -r requirements.lock -r requirements-build.lock
+	@$(INSTALL) --require-hashes -r requirements-server.lock -r requirements-build.lock
 	@$(INSTALL_SELF)
 	@touch $@
 

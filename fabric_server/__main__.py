@@ -21,6 +21,7 @@ from fabric_server.pki.certificates import CertificateProblem
 from runtime import output
 from runtime.descriptors import allow_many_files, open_files_limit
 from runtime.errors import BackendError
+from runtime.extras import require
 from runtime.flags import about_settings, takes_settings
 from runtime.output import say, say_json, say_table
 from runtime.settings import SettingsError, describe
@@ -66,6 +67,7 @@ def _program(
     if version:
         say(VERSION)
         raise typer.Exit
+    require("prometheus_client", "fabric-server")
 
 
 def main() -> NoReturn:

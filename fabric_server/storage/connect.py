@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fabric_server.storage.interfaces import Bus, Cache
-from fabric_server.storage.kafka import KafkaSink
 from fabric_server.storage.memory import MemoryBus, MemoryCache
 from fabric_server.storage.spool.spool import Spool, SpoolInUse
 from fabric_server.storage.store import SqlStore
 from ledger.batch_writer import Sink
 from runtime.errors import BackendError
+from runtime.extras import MissingExtra, needed_by
 from runtime.shown import without_password
 from sql.connect import open_database
 
@@ -33,15 +33,17 @@ async def open_store(
 async def open_cache(url: str, *, setting: str = "cache") -> Cache:
     """Open the cache at ``url``: ``memory://``, or a Redis URL (see ``storage.redis.parse``).
 
-    Raises ``BackendError``, ``Unreachable`` when nothing answers there; the text names ``setting``.
+    Raises ``BackendError``, ``Unreachable`` when nothing answers there, ``MissingExtra`` without
+    Redis's client; the text names ``setting``.
     """
     if url == "memory://":
         return MemoryCache()
     if not url.startswith(("redis:", "rediss:", "redis+", "rediss+")):
         raise _unknown(url, setting, "memory:// and redis://host")
-    from fabric_server.storage.redis import RedisCache  # costs 0.1 s, which most commands can save
-
     try:
+        with needed_by("Redis"):  # imported here also because it costs 0.1 s
+            from fabric_server.storage.redis import RedisCache
+
         return await RedisCache.open(url)
     except ValueError as error:
         raise BackendError(f"{setting} = '{without_password(url)}': {error}") from error
@@ -69,7 +71,7 @@ async def open_bus(
     With the latter two, records wait in files in ``directory``, up to ``limit`` bytes, until the
     store or Kafka has them.  With ``takeover`` another process may be using that directory still;
     then its name gets a number, ``-2`` and so on.  Raises ``BackendError``, ``Unreachable`` when
-    nothing answers there.
+    nothing answers there, ``MissingExtra`` without Kafka's client; the text names ``setting``.
     """
     if url == "memory://":
         memory = MemoryBus()
@@ -80,6 +82,11 @@ async def open_bus(
         return OpenBus(spool, None, spool.close, directory)
     if not url.startswith("kafka://"):
         raise _unknown(url, setting, BUSES)
+    try:
+        with needed_by("Kafka"):
+            from fabric_server.storage.kafka import KafkaSink
+    except MissingExtra as error:
+        raise MissingExtra(f"{setting}: {error}") from error
     kafka = await KafkaSink.open(url, setting=setting)
     try:
         spool, directory = await _open_spool(directory, limit, max_spools)

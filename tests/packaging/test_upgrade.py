@@ -6,14 +6,12 @@ packages and commands.
 
 from __future__ import annotations
 
-import os
 import re
-import sysconfig
-import venv
 from pathlib import Path
 
 from runtime.version import VERSION
-from tests.packaging.checkout import PACKAGES, ROOT, build_wheel, run
+from tests.packaging.checkout import ROOT, build_wheel, run
+from tests.packaging.environment import environ, environment
 
 OWNERS = """
 from importlib.metadata import distributions
@@ -21,25 +19,6 @@ for one in distributions():
     if any(str(file) == "fabric_server/__main__.py" for file in one.files or ()):
         print(one.metadata["Name"], one.version)
 """
-
-
-def environment(path: Path) -> Path:
-    """Make a virtual environment that sees what the tests' own has installed, but for the fabric.
-
-    Returns the directory of its programs.
-    """
-    venv.create(path, with_pip=True, symlinks=True)
-    ours = Path(sysconfig.get_paths()["purelib"])
-    dependencies = path / "dependencies"
-    dependencies.mkdir()
-    for entry in ours.iterdir():
-        if entry.name not in PACKAGES and not re.match(
-            r"(inference_)?fabric-|pip\b|.*\.pth$", entry.name
-        ):
-            (dependencies / entry.name).symlink_to(entry)
-    (purelib,) = path.glob("lib/python*/site-packages")
-    (purelib / "dependencies.pth").write_text(f"{dependencies}\n")
-    return path / "bin"
 
 
 def documented_upgrade() -> list[str]:
@@ -51,12 +30,10 @@ def documented_upgrade() -> list[str]:
 
 def test_an_environment_with_0_1_0_is_upgraded_as_documented(tmp_path: Path) -> None:
     programs = environment(tmp_path / "venv")
-    environ = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "PYTHON"))}
-    environ |= {"PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_COMPILE": "1"}
-    environ |= {"HOME": str(tmp_path)}
+    variables = environ(tmp_path)
 
     def call(*command: str) -> str:
-        return run([str(programs / command[0]), *command[1:]], env=environ, cwd=tmp_path).strip()
+        return run([str(programs / command[0]), *command[1:]], env=variables, cwd=tmp_path).strip()
 
     old = build_wheel(tmp_path / "old", name="fabric", version="0.1.0")
     call("pip", "install", str(old))
@@ -69,7 +46,7 @@ def test_an_environment_with_0_1_0_is_upgraded_as_documented(tmp_path: Path) -> 
     for command in commands:
         command = command.replace("/opt/fabric/green/bin", str(programs))
         command = re.sub(r"\./inference_fabric-\S+\.whl", str(new), command)
-        run(command, env=environ, cwd=tmp_path)
+        run(command, env=variables, cwd=tmp_path)
 
     assert call("python", "-c", OWNERS) == f"inference-fabric {VERSION}"
     for program in ("fabric-server", "fabric-client"):
