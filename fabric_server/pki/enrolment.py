@@ -26,7 +26,7 @@ log = logging.getLogger("fabric.enrolment")
 
 class Store(Protocol):
     async def create_invitation(self, invitation: InvitationRow) -> None: ...
-    async def invited_name(self, secret_hash: bytes) -> str | None: ...
+    async def invitation(self, secret_hash: bytes) -> InvitationRow | None: ...
     async def redeem_invitation(self, secret_hash: bytes, node: NodeRow, at: float) -> Redeemed: ...
     async def node(self, id: str) -> NodeRow | None: ...
     async def set_next_node_key(self, id: str, key_sha256: bytes) -> None: ...
@@ -87,16 +87,19 @@ class Enrolment:
         Raises ``ApiError`` (invitation_unknown, invitation_used, invitation_expired, bad_csr).
         """
         try:
-            request = read_request(enrol.csr)
-        except BadRequest as error:
-            raise ApiError(400, "bad_csr", f"Invalid certificate request: {error}.") from None
-        try:
             secret = join.from_text(enrol.secret)
         except ValueError:
             raise _REFUSED[Redeemed.UNKNOWN]() from None
-        now = self._clock()
         digest = hashlib.sha256(secret).digest()
-        invited_as = None if enrol.named else await self._store.invited_name(digest)
+        invitation = await self._store.invitation(digest)
+        if invitation is None:  # strangers make the server parse nothing and write nothing
+            raise _REFUSED[Redeemed.UNKNOWN]()
+        try:
+            request = read_request(enrol.csr)
+        except BadRequest as error:
+            raise ApiError(400, "bad_csr", f"Invalid certificate request: {error}.") from None
+        now = self._clock()
+        invited_as = None if enrol.named else invitation.name
         node = NodeRow(
             id=_node_id(secret),
             name=invited_as if invited_as is not None and join.is_name(invited_as) else enrol.name,

@@ -44,12 +44,14 @@ class NodeStore:
             )
             await next_revision(session)
 
-    async def invited_name(self, secret_hash: bytes) -> str | None:
-        """Return the name that an invitation sets for its node, if it sets one."""
+    async def invitation(self, secret_hash: bytes) -> InvitationRow | None:
+        """Return an invitation in whatever state it is."""
         rows = await self._database.fetch(
-            "SELECT name FROM invitations WHERE secret_hash = $1", secret_hash
+            "SELECT id, secret_hash, created_at, expires_at, used_at, node_id, name"
+            " FROM invitations WHERE secret_hash = $1",
+            secret_hash,
         )
-        return rows[0][0] if rows else None
+        return InvitationRow(*rows[0]) if rows else None
 
     async def redeem_invitation(self, secret_hash: bytes, node: NodeRow, at: float) -> Redeemed:
         """Use the invitation up and create the node, both or neither."""

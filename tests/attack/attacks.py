@@ -297,6 +297,36 @@ async def api_wrong_keys(target: Target) -> None:
     await crowd(8, one)
 
 
+@attack
+async def wrong_invitations(target: Target) -> None:
+    """Invitations that do not exist, as fast as they are refused"""
+
+    async def one(_: int) -> None:
+        wire = await Wire.open(target, "api")
+        try:
+            while True:
+                guess = {"secret": secrets.token_urlsafe(32), "csr": "x" * 4000, "name": "x"}
+                await wire.ask(request("/api/v1/enrol", "", guess))
+        finally:
+            wire.close()
+
+    await crowd(8, one)
+
+
+@attack
+async def impatient_guesses(target: Target) -> None:
+    """Keys that do not exist, each on a connection of its own that waits for no answer"""
+    example = target.keys["attacker"]
+
+    async def one(_: int) -> None:
+        wire = await Wire.open(target)
+        wire.writer.write(request(CHAT, example[:-16] + secrets.token_hex(8), chat()))
+        await wire.writer.drain()
+        wire.close()
+
+    await crowd(16, one)
+
+
 # ── one user against the others ───────────────────────────────────────────────────────────────
 
 

@@ -67,7 +67,8 @@ async def test_the_last_registration_says_why_a_node_is_not_asked(
 
 
 async def test_an_invitation_tells_the_name_that_it_wishes(store: SqlStore, attic: NodeRow) -> None:
-    assert await store.invited_name(digest("secret")) == "the attic"
+    found = await store.invitation(digest("secret"))
+    assert found is not None and (found.name, found.node_id) == ("the attic", attic.id)
     await store.create_invitation(invitation("other"))
-    assert await store.invited_name(digest("other")) is None
-    assert await store.invited_name(digest("unknown")) is None
+    assert await store.invitation(digest("other")) == invitation("other")
+    assert await store.invitation(digest("unknown")) is None

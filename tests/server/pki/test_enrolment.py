@@ -116,6 +116,14 @@ async def test_a_secret_that_nobody_gave_out_is_unknown(tmp_path: Path) -> None:
             assert await refused(door.enrolment, enrol) == (403, "invitation_unknown")
 
 
+async def test_who_has_no_invitation_does_not_make_the_server_parse_a_request(
+    tmp_path: Path,
+) -> None:
+    async with Door(tmp_path) as door:
+        guess = Enrol(secret=join.to_text(bytes(32)), csr="not even a request", name="desk")
+        assert await refused(door.enrolment, guess) == (403, "invitation_unknown")
+
+
 async def test_a_bad_request_does_not_use_the_invitation_up(tmp_path: Path) -> None:
     async with Door(tmp_path) as door:
         token = await door.token()
