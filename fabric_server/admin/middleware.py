@@ -149,16 +149,17 @@ class ApiClient:
             self._request.protocol.peer.suspect()
 
     async def pause(self, seconds: float) -> None:
-        """Wait so long, or until the client has hung up: handlers go on after that."""
+        """Wait so long, or until the client has hung up or the server stops: handlers go on after
+        that."""
         connection = self._request.protocol
         if isinstance(connection, HttpConnection):
-            await asyncio.wait([connection.lost], timeout=seconds)
+            await asyncio.wait([connection.ending], timeout=seconds)
 
 
 class HttpConnection(web.RequestHandler):
     """One connection of the API port."""
 
-    __slots__ = ("_reader_seconds", "lost", "peer")
+    __slots__ = ("_reader_seconds", "ending", "peer")
 
     def __init__(self, server: web.Server, timeouts: ClientTimeouts, peer: Peer) -> None:
         super().__init__(
@@ -171,13 +172,18 @@ class HttpConnection(web.RequestHandler):
         )
         self._reader_seconds = timeouts.reader
         self.peer = peer
-        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done once the connection is closed."""
+        self.ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done once the connection is closed, or the server stops."""
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self.peer.release()
-        self.lost.set_result(None)
+        self.end_pauses()
         super().connection_lost(exc)
+
+    def end_pauses(self) -> None:
+        """Hold no answer back any more."""
+        if not self.ending.done():
+            self.ending.set_result(None)
 
     def handle_error(
         self,

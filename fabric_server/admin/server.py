@@ -16,7 +16,12 @@ from fabric_server.admin.enrolment import EnrolmentRoute
 from fabric_server.admin.health import HealthHandlers
 from fabric_server.admin.keys import KeyHandlers
 from fabric_server.admin.metrics import MetricsHandlers
-from fabric_server.admin.middleware import ApiClient, connection_factory, handle_errors
+from fabric_server.admin.middleware import (
+    ApiClient,
+    HttpConnection,
+    connection_factory,
+    handle_errors,
+)
 from fabric_server.admin.nodes import NodeHandlers
 from fabric_server.admin.openapi import document
 from fabric_server.admin.parameters import MAX_BODY, ClientTimeouts
@@ -55,6 +60,10 @@ class AdminServer:
 
     async def close(self) -> None:
         """Finish the requests under way, and close all connections."""
+        if self._runner.server is not None:
+            for connection in self._runner.server.connections:
+                if isinstance(connection, HttpConnection):
+                    connection.end_pauses()
         await self._runner.cleanup()
 
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 import pytest
 
 from fabric_client.registration.join import join
+from fabric_server.admin.server import SHUTDOWN_SECONDS
 from fabric_server.auth.keys import mint
 from fabric_server.net.failure_throttle import FailureThrottle, ThrottleLimits
 from tests.server.admin.server import NOBODY, Server, figures, until
@@ -73,6 +74,18 @@ async def test_nothing_is_left_of_a_held_answer_when_its_client_hangs_up(
     await until(lambda: throttle.held["management_key"] == 10)
     await _give_up(*guesses)
     await until(lambda: len(asyncio.all_tasks()) <= before)
+
+
+async def test_held_answers_do_not_delay_the_servers_stop(
+    server: Server, throttle: FailureThrottle
+) -> None:
+    for _ in range(2):
+        assert (await server.get("/metrics", key=GUESS)).status == 401
+    guess = asyncio.create_task(server.get("/metrics", key=GUESS))
+    await until(lambda: throttle.held["management_key"] == 1)
+    async with asyncio.timeout(SHUTDOWN_SECONDS / 2):
+        await server.app.admin.close()
+        assert (await guess).status == 401
 
 
 async def _give_up(*guesses: asyncio.Task[object]) -> None:
