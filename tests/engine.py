@@ -122,9 +122,11 @@ class ScriptedEngine:
         models: Sequence[str] = ("tiny",),
         *,
         ollama: bool = False,
+        digest: str = "0" * 64,
         more: Mapping[str, Dialect] | None = None,
     ) -> None:
-        """``more`` is spoken besides chat, completions and embeddings, by path."""
+        """``digest`` is what an Ollama tells of each model; ``more`` is spoken besides chat,
+        completions and embeddings, by path."""
         self._dialects = {**DIALECTS, **(more or {})}
         self.plan = Plan()
         self.plans: deque[Plan] = deque()
@@ -135,6 +137,7 @@ class ScriptedEngine:
         self.probed: list[str] = []
         """Paths of the GET requests so far."""
         self.ollama = ollama
+        self.digest = digest
         self.models = models
         self.port = 0
         self._arrived: asyncio.Queue[Request] = asyncio.Queue()
@@ -157,7 +160,7 @@ class ScriptedEngine:
         }
         if self.ollama:
             rows = [
-                {"name": n, "model": n, "size": 1_000_000, "digest": "0" * 64, "details": {}}
+                {"name": n, "model": n, "size": 1_000_000, "digest": self.digest, "details": {}}
                 for n in names
             ]
             self.probes["/"] = b"Ollama is running"

@@ -10,7 +10,9 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from fabric_server.dialects.body import MAX_MODEL
+from fabric_server.dialects.errors import ApiError
 from fabric_server.routing.criteria import Priority
+from fabric_server.routing.variants import WantedVariant
 from fabric_server.storage.batches import BatchRow
 from fabric_server.storage.files import FileStore
 from fabric_server.storage.jobs import JobRow
@@ -49,10 +51,17 @@ class LineProblem(Exception):
 class BatchInput:
     """Reads and checks the input files of batches."""
 
-    def __init__(self, files: FileStore, is_known: Callable[[str], Awaitable[bool]]) -> None:
-        """``is_known`` tells whether there is a model of that name."""
+    def __init__(
+        self,
+        files: FileStore,
+        is_known: Callable[[str], Awaitable[bool]],
+        check_variant: Callable[[str, WantedVariant], None] = lambda model, wanted: None,
+    ) -> None:
+        """``is_known`` tells whether there is a model of that name; ``check_variant`` raises
+        ApiError when it is not served in these weights."""
         self._files = files
         self._is_known = is_known
+        self._check_variant = check_variant
 
     async def check(self, batch: BatchRow) -> tuple[int, list[dict[str, Any]]]:
         """Return the number of requests, and the errors in them."""
@@ -80,6 +89,12 @@ class BatchInput:
         if not await self._is_known(job.model):
             message = f"The model '{job.model}' does not exist here."
             raise LineProblem("model_not_found", message, "body.model")
+        try:
+            self._check_variant(
+                job.model, WantedVariant(job.variant_quantization, job.variant_digest)
+            )
+        except ApiError as error:
+            raise LineProblem(error.code, error.message, "body.model") from None
         first = names.setdefault(job.name, number)
         if first != number:
             message = f"custom_id '{job.name}' is used in line {first} already."
@@ -142,4 +157,6 @@ def read_line(batch: BatchRow, number: int, text: bytes) -> JobRow:
         priority=Priority.LOW,
         created_at=batch.created_at,
         expires_at=batch.expires_at,
+        variant_quantization=batch.variant_quantization,
+        variant_digest=batch.variant_digest,
     )

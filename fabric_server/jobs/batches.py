@@ -15,11 +15,12 @@ from fabric_server.auth.keys import Key
 from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Request
-from fabric_server.gateway.options import refuse_regions
+from fabric_server.gateway.options import read_variant, refuse_regions
 from fabric_server.jobs.files import page, read_limit
 from fabric_server.jobs.routes import JobRoutes
 from fabric_server.jobs.submission import Webhook, parse, read_body
 from fabric_server.jobs.webhooks import Webhooks
+from fabric_server.routing.variants import WantedVariant
 from fabric_server.storage.batches import BatchRow, BatchStore
 from fabric_server.storage.files import FileStore
 
@@ -76,6 +77,7 @@ class Batches:
     async def create(self, request: Request, key: Key) -> None:
         """Create a batch; its input file is checked later."""
         refuse_regions(request.headers)
+        variant = read_variant(request.headers) or WantedVariant()
         new = parse(await read_body(request.body, MAX_BODY), NewBatch)
         if new.endpoint not in self._endpoints:
             text = f"'endpoint' must be one of {', '.join(self._endpoints)}."
@@ -98,6 +100,8 @@ class Batches:
             webhook=webhook,
             created_at=now,
             expires_at=now + DAY,
+            variant_quantization=variant.quantization,
+            variant_digest=variant.digest,
         )
         if not await self._store.add(batch, max_unfinished=MAX_UNFINISHED):
             text = f"This account has {MAX_UNFINISHED} unfinished batches already."

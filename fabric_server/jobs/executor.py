@@ -80,6 +80,8 @@ class JobExecutor:
                 body=job.body,
                 priority=Priority(job.priority),
                 timeout=left,
+                quantization=job.variant_quantization,
+                digest=job.variant_digest,
             )
         )
 

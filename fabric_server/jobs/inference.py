@@ -14,13 +14,14 @@ from fabric_server.auth.keys import Key
 from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Headers, Request
-from fabric_server.gateway.options import allowed_priority, refuse_regions
+from fabric_server.gateway.options import allowed_priority, read_variant, refuse_regions
 from fabric_server.jobs.job_views import JobViews, Submitted
 from fabric_server.jobs.models import ServedModels
 from fabric_server.jobs.routes import JobRoutes
 from fabric_server.jobs.runner import Runner, RunningJob
 from fabric_server.jobs.submission import MAX_BODY, PATH, Submission, read_body, read_submission
 from fabric_server.jobs.webhooks import Webhooks
+from fabric_server.routing.variants import WantedVariant
 from fabric_server.storage.jobs import JobRow, JobStore
 
 MAX_LISTED = 100
@@ -63,14 +64,16 @@ class Inference:
     async def submit(self, request: Request, key: Key) -> None:
         """Store a job; queue it if it is asynchronous, otherwise run it and wait for its end."""
         refuse_regions(request.headers)
+        variant = read_variant(request.headers)
         data = await read_body(request.body, MAX_BODY)
         submission = read_submission(data)
         if not key.allows(submission.model):
             raise errors.model_not_allowed(submission.model)
         if not await self._models.is_known(submission.model):
             raise errors.model_not_found(submission.model)
+        self._models.check_variant(submission.model, variant)
         secret = ""
-        job = _new_job(key, submission, data)
+        job = _new_job(key, submission, data, variant or WantedVariant())
         if submission.webhook is not None:
             job, secret = await self._webhooks.attach(job, submission.webhook)
         if not submission.asynchronous:
@@ -190,10 +193,13 @@ class Inference:
         request.respond(200, _json(view))
 
 
-def _new_job(key: Key, submission: Submission, data: bytes) -> JobRow:
+def _new_job(key: Key, submission: Submission, data: bytes, variant: WantedVariant) -> JobRow:
     now = time.time()
     id = f"job_{int(now * 1000):011x}{secrets.token_hex(6)}"
     submitted = Submitted(submission.metadata, submission.seconds * 1000)
+    digest = sha256(_json(msgspec.json.decode(data)))
+    if variant != WantedVariant():
+        digest.update(_json(variant))  # another job, if it has the same id
     return JobRow(
         id=id,
         account=key.account,
@@ -202,11 +208,13 @@ def _new_job(key: Key, submission: Submission, data: bytes) -> JobRow:
         path=PATH,
         model=submission.model,
         body=submission.chat_request(),
-        digest=sha256(_json(msgspec.json.decode(data))).digest(),
+        digest=digest.digest(),
         asked=_json(submitted).decode(),
         priority=allowed_priority(submission.rank, key.priority),
         created_at=now,
         expires_at=now + submission.seconds,
+        variant_quantization=variant.quantization,
+        variant_digest=variant.digest,
     )
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from fabric_server.auth.keys import Key
 from fabric_server.dialects import errors
-from fabric_server.dialects.errors import ApiError
+from fabric_server.dialects.errors import VARIANT_NOT_FOUND, ApiError
 from fabric_server.edge.request import Body, Request
-from fabric_server.gateway.options import PRIORITY, TIMEOUT
+from fabric_server.gateway.options import DIGEST, PRIORITY, QUANT, TIMEOUT
 from fabric_server.net.memory_budget import UNCOUNTED, MemoryBudget
 from fabric_server.routing.criteria import Priority
 
@@ -32,6 +32,9 @@ class InternalRequest:
     priority: Priority
     timeout: float
     """Seconds."""
+    quantization: str = ""
+    digest: str = ""
+    """The weights that are asked for, as in ``WantedVariant``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +51,9 @@ class InternalResponse:
 
     @property
     def busy(self) -> bool:
-        """True if the request may succeed later: there was no capacity, or a rate limit."""
-        return self.status in (429, 503) and bool(self.code)
+        """True if the request may succeed later: there was no capacity, or a rate limit, or the
+        nodes that have the weights asked for were away."""
+        return (self.status in (429, 503) and bool(self.code)) or self.code == VARIANT_NOT_FOUND
 
 
 def error_response(error: ApiError, request_id: str = "") -> InternalResponse:
@@ -178,6 +182,10 @@ def _to_request(internal: InternalRequest, buffer: BufferedResponse) -> Request:
         PRIORITY: internal.priority.name.lower().encode(),
         TIMEOUT: b"%.3f" % max(internal.timeout, 0.001),
     }
+    if internal.quantization:
+        request.headers[QUANT] = internal.quantization.encode()
+    if internal.digest:
+        request.headers[DIGEST] = internal.digest.encode()
     request.body.length = len(internal.body)
     request.body.add(internal.body)
     request.body.end()

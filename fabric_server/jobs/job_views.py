@@ -62,6 +62,10 @@ class JobViews:
             "metadata": submitted.metadata,
             "timestamp": self.now(),
         }
+        if job.variant_quantization:
+            view["quantization"] = job.variant_quantization
+        if job.variant_digest:
+            view["digest"] = job.variant_digest
         if job.state == "running" and job.started_at is not None:
             view["assignedAt"] = _time(job.started_at)
         if job.finished_at is not None:

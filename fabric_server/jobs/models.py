@@ -6,8 +6,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from fabric_server.gateway.requirements import check_variant
 from fabric_server.nodes.registry import Registry
 from fabric_server.routing.aliases import Aliases
+from fabric_server.routing.load_balancer import reports_of
+from fabric_server.routing.variants import WantedVariant
 
 HISTORY_SECONDS = 30 * 86_400.0
 """Models that any server's node served within this time are known."""
@@ -62,6 +65,18 @@ class ServedModels:
             self._history_until = now + REFRESH_SECONDS
             self._history = set(await self._store.known_models(self._clock() - HISTORY_SECONDS))
         return model in self._history or f"{model}:latest" in self._history
+
+    def check_variant(self, model: str, wanted: WantedVariant | None) -> None:
+        """Raise ApiError 404 when the model is served here now, and not in these weights."""
+        if wanted is None:
+            return
+        reports = [
+            report
+            for name in self._real_names(model)
+            for report in reports_of(self._registry.candidates(name), name)
+        ]
+        if reports:
+            check_variant(model, wanted, reports)
 
     def _served(self) -> set[str]:
         return {*self._registry.models(), *filter(self._is_served, self.aliases)}

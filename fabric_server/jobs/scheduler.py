@@ -11,6 +11,8 @@ from fabric_server.storage.jobs import Lane
 
 MIN_WAIT, MAX_WAIT = 1.0, 30.0
 """Seconds until a job that found no capacity is tried again."""
+VARIANT_WAIT = 5.0
+"""Seconds until a job is tried again whose weights no connected node has."""
 MAX_BACKED_OFF = 1024
 """Keys that are remembered as backed off."""
 
@@ -64,7 +66,8 @@ class Scheduler:
         Without the back-off, all jobs of the key are claimed, refused and put back as fast as the
         store can.
         """
-        wait = min(max(response.retry_after or MIN_WAIT, MIN_WAIT), MAX_WAIT)
+        least = VARIANT_WAIT if response.code == errors.VARIANT_NOT_FOUND else MIN_WAIT
+        wait = min(max(response.retry_after or least, least), MAX_WAIT)
         limited = response.code == errors.RATE_LIMITED
         self._back_off(key_id, now + (wait if limited else MIN_WAIT))
         if not limited:

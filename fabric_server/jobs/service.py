@@ -71,7 +71,7 @@ class Jobs:
         self._batch_runner = BatchRunner(
             BatchLeases(batches, self._webhooks, self._runner.owner, self._runner.lease_clock.now),
             BatchLines(jobs, max_response_bytes=config.files_per_account),
-            BatchInput(files, self._models.is_known),
+            BatchInput(files, self._models.is_known, self._models.check_variant),
             BatchOutput(jobs, files, file_routes),
             Retention(
                 jobs,

@@ -40,6 +40,8 @@ class BatchRow(Struct, frozen=True, kw_only=True):
     finished_at: float | None = None
     owner: str = ""
     lease_until: float = 0.0
+    variant_quantization: str = ""
+    variant_digest: str = ""
 
     def __repr__(self) -> str:  # without the webhook's secret
         return f"<BatchRow {self.id} {self.state} {self.completed}+{self.failed}/{self.total}>"

@@ -55,6 +55,8 @@ class JobRow(Struct, frozen=True, kw_only=True):
     request_id: str = ""
     status: int = 0
     answer: bytes = b""
+    variant_quantization: str = ""
+    variant_digest: str = ""
 
     def __repr__(self) -> str:  # without the request's body, or the webhook's secret
         return f"<JobRow {self.id} {self.state} starts={self.starts}>"

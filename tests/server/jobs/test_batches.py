@@ -430,3 +430,28 @@ async def test_a_server_that_leaves_gives_lines_back_that_wait_for_a_slot(
         while fabric.app.data_plane.jobs.under_way["line"]:  # noqa: ASYNC110 - no event for it
             await asyncio.sleep(0.01)
     assert fabric.app.data_plane.jobs.ended == {("line", "done"): 2}
+
+
+async def test_lines_of_a_batch_run_on_the_weights_it_asked_for(
+    tmp_path: Path, engine: ScriptedEngine
+) -> None:
+    digest = "42182419e950" * 5 + "abcd"
+    async with ScriptedEngine(ollama=True, digest=digest) as wanted, Fabric(tmp_path) as fabric:
+        await fabric.join(engine.url, name="other")
+        await fabric.join(wanted.url, name="wanted")
+        async with fabric.openai() as client:
+            lines = [line(str(number)) for number in range(4)]
+            headers = {"x-fabric-digest": f"sha256:{wanted.digest}"}
+            done = await ended(client, await submit(client, lines, extra_headers=headers))
+            assert (done.status, done.request_counts and done.request_counts.failed) == (
+                *("completed", 0),
+            )
+            assert (len(wanted.requests), len(engine.requests)) == (4, 0)
+            headers = {"x-fabric-quant": "Q8_0"}
+            done = await ended(client, await submit(client, lines[:1], extra_headers=headers))
+            assert done.status == "failed"
+            assert done.errors is not None and done.errors.data is not None
+            [problem] = done.errors.data
+            assert (problem.code, problem.param) == ("variant_not_found", "body.model")
+            with pytest.raises(openai.BadRequestError, match="x-fabric-quant"):
+                await submit(client, lines, extra_headers={"x-fabric-quant": "a b"})

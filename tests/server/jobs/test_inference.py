@@ -404,3 +404,40 @@ async def shown(fabric: Fabric) -> dict[str, float]:
 def test_what_engines_answer_is_not_trusted_to_be_an_answer(body: bytes) -> None:
     assert not is_answer(body)
     assert is_answer(b'{"choices": [{"message": {"content": null}}], "usage": null}')
+
+
+async def test_a_job_runs_on_the_weights_it_asked_for_though_their_node_is_away_at_first(
+    tmp_path: Path, engine: ScriptedEngine
+) -> None:
+    digest = "42182419e950" * 5 + "abcd"
+    async with ScriptedEngine(ollama=True, digest=digest) as wanted, Fabric(tmp_path) as fabric:
+        other = await fabric.join(engine.url, name="other")
+        node = await fabric.join(wanted.url, name="wanted")
+        async with fabric.user() as user:
+
+            async def submit(id: str, headers: Json, **more: Any) -> tuple[int, Any]:
+                body = {**JOB, "id": id, **more}
+                async with user.post("/inference", json=body, headers=headers) as answer:
+                    return answer.status, await answer.json()
+
+            headers = {"x-fabric-digest": digest[:12]}
+            assert (await submit("now", headers))[0] == 200
+            assert (len(wanted.requests), len(engine.requests)) == (1, 0)
+            for wrong, status in ({"x-fabric-quant": "Q8_0"}, 404), ({"x-fabric-quant": ""}, 400):
+                assert (await submit("wrong", wrong))[0] == status
+            assert (await submit("now", {}))[1]["error"]["code"] == "job_exists"
+
+            registry = fabric.app.control_plane.registry
+            for one in (other, node):
+                await one.stop()
+            await eventually(lambda: not registry.nodes())
+            status, view = await submit("later", headers, **{"async": True})
+            assert (status, view["digest"]) == (202, digest[:12])
+            fabric.nodes.clear()
+            await fabric.run_node(other.config.data, engine.url)
+            errors = fabric.app.data_plane.metrics.errors
+            await eventually(lambda: errors["variant_not_found"] > 0)
+            await until(user, "later", "queued")
+            await fabric.run_node(node.config.data, wanted.url)
+            await until(user, "later", "done")
+            assert not engine.requests

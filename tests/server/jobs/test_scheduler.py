@@ -5,8 +5,8 @@ from __future__ import annotations
 from random import Random
 
 from fabric_server.dialects import errors
-from fabric_server.jobs.internal_request import InternalResponse
-from fabric_server.jobs.scheduler import MAX_WAIT, Scheduler
+from fabric_server.jobs.internal_request import InternalResponse, error_response
+from fabric_server.jobs.scheduler import MAX_WAIT, VARIANT_WAIT, Scheduler
 from fabric_server.storage.jobs import Lane
 
 NOON = 1_750_000_000.0
@@ -58,3 +58,11 @@ def test_jobs_without_capacity_come_back_spread_and_not_too_late() -> None:
     times = {some.retry_at("key_1", full, NOON) - NOON for _ in range(50)}
     assert len(times) == 50
     assert min(times) >= 0.75 * MAX_WAIT and max(times) <= 1.25 * MAX_WAIT
+
+
+def test_a_job_that_lacks_its_weights_is_tried_again_later() -> None:
+    error = errors.variant_not_found("tiny", "quantization q8_0", "Q4_K_M", "x-fabric-quant")
+    response = error_response(error)
+    assert response.busy
+    at = scheduler().retry_at("key_1", response, NOON) - NOON
+    assert 0.75 * VARIANT_WAIT <= at <= 1.25 * VARIANT_WAIT
