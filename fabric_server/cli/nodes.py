@@ -1,4 +1,4 @@
-"""``fabric-server nodes``: invite, list, drain, undrain, settle and revoke nodes."""
+"""``fabric-server nodes``: invite, list, show, drain, undrain, settle and revoke nodes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fabric_server.config import PREFIX, Config
 from fabric_server.pki.ca import DAY, names_of
 from fabric_server.pki.certificates import Certificates, read_certificate
 from fabric_server.pki.enrolment import Enrolment
-from fabric_server.storage.rows import NodeRow
+from fabric_server.storage.rows import NodeRow, ServedRow
 from fabric_server.storage.store import SqlStore
 from protocol import join
 from runtime.flags import takes_settings
@@ -29,7 +29,7 @@ from runtime.output import (
 )
 from runtime.settings import describe
 
-app = commands("Invite, list, drain, undrain, settle and revoke nodes.")
+app = commands("Invite, list, show, drain, undrain, settle and revoke nodes.")
 
 HOUR = 3600.0
 
@@ -101,6 +101,34 @@ def list_(settings: Config, json: Json = False) -> None:
                 _problem(node),
             )
             for node in nodes
+        ],
+    )
+
+
+@app.command()
+@store_command
+def show(
+    settings: Config,
+    id: Annotated[str, typer.Argument(metavar="ID", help="Id of the node.")],
+    json: Json = False,
+) -> None:
+    """Show a node, and the models that it serves or has served, with their weights."""
+
+    async def read(store: SqlStore) -> tuple[NodeRow | None, list[ServedRow]]:
+        return await store.node(id), await store.served_models(id)
+
+    node, models = with_store(settings, read)
+    if node is None:
+        raise Failure(f"there is no node {id}: 'fabric-server nodes list' shows all.")
+    if json:
+        say_json({**_described(node), "models": [_described_model(one) for one in models]})
+        return
+    say_table(("property", "value"), [(key, str(text)) for key, text in _described(node).items()])
+    say_table(
+        ("model", "quantization", "digest", "since"),
+        [
+            (one.model, one.quantization or "unknown", one.digest or "unknown", moment(one.since))
+            for one in models
         ],
     )
 
@@ -214,6 +242,15 @@ def _problem(node: NodeRow) -> str:
     if node.state != "good":
         return ""  # the state says it
     return node.problem if node.online else "offline"
+
+
+def _described_model(model: ServedRow) -> dict[str, Any]:
+    return {
+        "name": model.model,
+        "quantization": model.quantization or None,
+        "digest": model.digest or None,
+        "since": model.since,
+    }
 
 
 def _described(node: NodeRow) -> dict[str, Any]:

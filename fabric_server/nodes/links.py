@@ -22,6 +22,7 @@ from fabric_server.nodes.registrar import (
     node_id_of,
 )
 from fabric_server.nodes.registry import Node, Registry
+from fabric_server.nodes.served_models import Variants, variants_of
 from fabric_server.storage.rows import NodeRow
 from ledger.records import HEARTBEATS, HeartbeatRecord
 from protocol.aio.link import LinkDriver
@@ -72,7 +73,9 @@ class Store(registrar.Store, Protocol):
     async def mark_node_online(
         self, id: str, at: float, *, platform: str, version: str, region: str
     ) -> None: ...
-    async def add_served_models(self, node_id: str, models: Sequence[str], at: float) -> None: ...
+    async def add_served_models(
+        self, node_id: str, models: Sequence[str], at: float, variants: Variants
+    ) -> None: ...
     async def set_node_problem(self, id: str, epoch: int, problem: str) -> None: ...
 
 
@@ -353,7 +356,7 @@ class NodeLink:
             node.link.send(Tunnels(needed))
         new = self._links.registry.report(node, engines)
         if new:
-            self._links.spawn(self._store_models(node, new))
+            self._links.spawn(self._store_models(node, new, variants_of(engines)))
         if not self._storing and node.problem != self._stored_problem:
             self._storing = True
             self._links.spawn(self._store_problem(node))
@@ -373,9 +376,9 @@ class NodeLink:
         finally:
             self._storing = False
 
-    async def _store_models(self, node: Node, models: Sequence[str]) -> None:
+    async def _store_models(self, node: Node, models: Sequence[str], variants: Variants) -> None:
         try:
-            await self._links.store.add_served_models(node.id, models, time())
+            await self._links.store.add_served_models(node.id, models, time(), variants)
         except BackendError as error:  # forgotten after a restart; nothing else is lost
             log.warning(
                 "the models of a node were not stored",

@@ -8,7 +8,7 @@ from time import monotonic
 
 from fabric_server.dialects.endpoints import DEFAULT_PATHS
 from fabric_server.nodes.circuit_breaker import CircuitBreaker
-from fabric_server.nodes.served_models import ServedModels
+from fabric_server.nodes.served_models import ServedModels, variants_of
 from fabric_server.nodes.slot_limit import SlotLimit
 from protocol.aio.link import LinkDriver
 from protocol.aio.server import ServerTunnel
@@ -317,7 +317,7 @@ class Registry:
 
     def report(self, node: Node, reports: Sequence[EngineReport]) -> list[str]:
         """Replace a node's engines by those reported.  Returns the models to be stored: new ones,
-        as many as a node may have."""
+        or those with new weights, as many as a node may have."""
         before = [(engine, engine.kind, engine.models.keys()) for engine in node.engines.values()]
         kept: dict[str, Engine] = {}
         for report in reports:
@@ -329,11 +329,10 @@ class Registry:
             kept[report.name] = engine
         node.engines = kept
         after = [(engine, engine.kind, engine.models.keys()) for engine in kept.values()]
-        new: list[str] = []
         if before != after:  # mostly only health or slots have changed
             self._candidates.clear()
-            served = {name for engine in kept.values() for name in engine.models}
-            new = self._known.add(node.id, served, self._clock())
+        variants = variants_of(reports)
+        new = self._known.add(node.id, variants, self._clock(), variants)
         self.room(node)
         return new
 

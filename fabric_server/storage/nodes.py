@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import msgspec
 
 from fabric_server.storage.revision import next_revision
-from fabric_server.storage.rows import InvitationRow, NodeRow, Redeemed
+from fabric_server.storage.rows import InvitationRow, NodeRow, Redeemed, ServedRow
 from sql.database import Database, Many, Row
 
 # In the order of NodeRow.
@@ -20,11 +21,12 @@ _NODE = (
 MAX_SERVED = 2_000
 """Models that are stored of one node: those that it began to serve last."""
 _SERVED = Many(
-    "WITH given (node_id, model, seen_at) AS (given)"
-    " INSERT INTO served_models (node_id, model, seen_at)"
-    " SELECT node_id, model, seen_at FROM given WHERE true"
-    " ON CONFLICT (node_id, model) DO UPDATE SET seen_at = excluded.seen_at",
-    ("TEXT", "TEXT", "DOUBLE PRECISION"),
+    "WITH given (node_id, model, seen_at, quantization, digest) AS (given)"
+    " INSERT INTO served_models (node_id, model, seen_at, quantization, digest)"
+    " SELECT node_id, model, seen_at, quantization, digest FROM given WHERE true"
+    " ON CONFLICT (node_id, model) DO UPDATE SET seen_at = excluded.seen_at,"
+    " quantization = excluded.quantization, digest = excluded.digest",
+    ("TEXT", "TEXT", "DOUBLE PRECISION", "TEXT", "TEXT"),
 )
 
 
@@ -176,9 +178,18 @@ class NodeStore:
             )
             return int(rows[0][0]) if rows else None
 
-    async def add_served_models(self, node_id: str, models: Sequence[str], at: float) -> None:
-        """Add models that a node has begun to serve; of too many, the oldest are deleted."""
-        rows = [(node_id, model, at) for model in models]
+    async def add_served_models(
+        self,
+        node_id: str,
+        models: Sequence[str],
+        at: float,
+        variants: Mapping[str, tuple[str, str]] = MappingProxyType({}),
+    ) -> None:
+        """Add models that a node has begun to serve; of too many, the oldest are deleted.
+
+        ``variants`` has the quantisation and the digest of those whose weights are known.
+        """
+        rows = [(node_id, model, at, *variants.get(model, ("", ""))) for model in models]
         async with self._database.transaction() as session:
             await session.many(_SERVED, rows)
             await session.execute(
@@ -188,6 +199,15 @@ class NodeStore:
                 node_id,
                 MAX_SERVED,
             )
+
+    async def served_models(self, node_id: str) -> list[ServedRow]:
+        """Return the models that a node has served, the last ones first."""
+        rows = await self._database.fetch(
+            "SELECT model, quantization, digest, seen_at FROM served_models WHERE node_id = $1"
+            " ORDER BY seen_at DESC, model",
+            node_id,
+        )
+        return [ServedRow(*row) for row in rows]
 
     async def known_models(self, since: float, *, limit: int = 10_000) -> list[str]:
         """Return models of nodes that were seen after ``since`` and are not revoked."""

@@ -146,3 +146,14 @@ class Changes(Struct, frozen=True):
     """
     keys: Sequence[KeyRow] = ()
     nodes: Sequence[NodeRow] = ()
+
+
+class ServedRow(Struct, frozen=True):
+    """A model that a node serves, or has served."""
+
+    model: str
+    quantization: str
+    """Several, joined by commas, where the node's engines differ; empty when none is known."""
+    digest: str
+    since: float
+    """Unix seconds at which the node began to serve these weights."""

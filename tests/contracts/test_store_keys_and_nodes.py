@@ -13,7 +13,7 @@ from fabric_server.storage.connect import open_store
 from fabric_server.storage.jobs import JobStore
 from fabric_server.storage.keys import AmbiguousKey
 from fabric_server.storage.nodes import MAX_SERVED
-from fabric_server.storage.rows import Redeemed
+from fabric_server.storage.rows import Redeemed, ServedRow
 from fabric_server.storage.store import SqlStore
 from ledger.records import LedgerEntry
 from runtime.errors import RecordError, StoreError
@@ -437,6 +437,19 @@ async def test_models_once_served_stay_known_while_their_node_may_come_back(
     assert await store.known_models(since=1500.0) == ["b", "c"]
     await store.revoke_node("node_second", 3.0)
     assert await store.known_models(since=500.0) == ["a", "b"]
+
+
+async def test_the_weights_of_a_served_model_are_those_told_last(store: SqlStore) -> None:
+    await store.create_invitation(invitation())
+    await store.redeem_invitation(digest("secret"), node(), NOON)
+    small, large = ("Q4_K_M", "a" * 64), ("Q8_0", "b" * 64)
+    await store.add_served_models("node_attic", ["a", "b"], NOON, {"a": small})
+    await store.add_served_models("node_attic", ["a"], NOON + 1, {"a": large, "c": small})
+    assert await store.served_models("node_attic") == [
+        ServedRow("a", *large, NOON + 1),
+        ServedRow("b", "", "", NOON),
+    ]
+    assert await store.served_models("node_other") == []
 
 
 async def test_of_too_many_models_of_one_node_the_oldest_are_forgotten(store: SqlStore) -> None:

@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
+from protocol.weights import parse_digest
 from tests.fabric import Fabric
 from tests.lab.ollama import OllamaServer
 
@@ -26,7 +28,24 @@ async def test_it_is_found_out_by_itself(fabric: Fabric, ollama: OllamaServer) -
     [engine] = node.engines.values()
     assert engine.kind == "ollama"
     assert list(engine.models) == [ollama.model]
-    assert engine.models[ollama.model].size
+    model = engine.models[ollama.model]
+    assert model.size
+    assert parse_digest(model.digest) == model.digest != ""
+    assert model.format == "gguf"
+    async with fabric.openai() as client:
+        [card] = (await client.models.list()).data
+        assert (card.model_extra or {})["digest"] == model.digest
+        headers = {"x-fabric-digest": f"sha256:{model.digest}"}
+        answer = await client.chat.completions.create(
+            model=ollama.model, messages=MESSAGES, max_tokens=2, extra_headers=headers
+        )
+        assert answer.choices
+        with pytest.raises(openai.NotFoundError, match=model.digest[:12]):
+            await client.chat.completions.create(
+                model=ollama.model,
+                messages=MESSAGES,
+                extra_headers={"x-fabric-digest": "0" * 12},
+            )
 
 
 async def test_what_it_counts_is_in_the_ledger(fabric: Fabric, ollama: OllamaServer) -> None:

@@ -45,6 +45,7 @@ COMMANDS: dict[str, list[tuple[str, ...]]] = {
     "fabric-server keys revoke": [(KEY,)],
     "fabric-server nodes invite": [("--name", HOSTILE)],
     "fabric-server nodes list": [()],
+    "fabric-server nodes show": [(NODE,), (HOSTILE,)],
     "fabric-server nodes drain": [(NODE,), (HOSTILE,)],
     "fabric-server nodes undrain": [(NODE,)],
     "fabric-server nodes revoke": [(NODE,)],
@@ -108,6 +109,11 @@ def fill(path: Path) -> None:
                     values.append(0 if default is None else json.loads(_own(default).lower()))
             marks = ", ".join("?" * len(values))
             connection.execute(f"INSERT INTO {table} VALUES ({marks})", values)
+        connection.execute(
+            "INSERT INTO served_models (node_id, model, seen_at, quantization, digest)"
+            " VALUES (?, ?, ?, ?, ?)",
+            (NODE, HOSTILE, time.time(), HOSTILE, HOSTILE),
+        )
 
 
 TEXTS = {"name", "note", "platform", "version", "region", "problem"}

@@ -31,6 +31,7 @@ def test_nodes_are_drained_and_undrained_and_the_list_says_so(shell: Shell) -> N
         token = shell.ok("fabric-server", "nodes", "invite").strip()
         shell.ok("fabric-client", "join", token)
         node = listed(shell, lambda node: True)
+        assert shell.json("fabric-server", "nodes", "show", node["id"]) == {**node, "models": []}
         assert (node["state"], node["online"], node["problem"]) == ("good", False, "offline")
         with shell.start("fabric-client", "run", ALONE):
             listed(shell, lambda node: node["problem"] == "no engine")
@@ -42,7 +43,8 @@ def test_nodes_are_drained_and_undrained_and_the_list_says_so(shell: Shell) -> N
             assert said.endswith("gets requests again.\n")
             server.logged("node undrained")
         assert "gets no new requests" in shell.ok("fabric-server", "nodes", "drain", node["id"])
-    for command in ("drain", "undrain"):
+    assert node["id"] in shell.ok("fabric-server", "nodes", "show", node["id"])
+    for command in ("show", "drain", "undrain"):
         wrong = shell.call("fabric-server", "nodes", command, "node_0")
         assert wrong.returncode == 2
         assert "there is no node node_0" in wrong.stderr

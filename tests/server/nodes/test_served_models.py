@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fabric_server.nodes.served_models import MAX_SERVED, NAMES_PER_HOUR, ServedModels
+from fabric_server.nodes.served_models import (
+    MAX_SERVED,
+    NAMES_PER_HOUR,
+    ServedModels,
+    variants_of,
+)
+from protocol.messages import EngineReport, ModelReport
 
 
 def invented(prefix: str, count: int) -> Iterator[str]:
@@ -39,3 +45,27 @@ def test_a_node_can_t_push_out_the_names_of_others():
     assert "mine" in served
     assert "h1-0" not in served
     assert f"h3-{NAMES_PER_HOUR - 1}" in served
+
+
+def test_names_with_new_weights_are_stored_again_within_the_same_budget():
+    served = ServedModels()
+    small, large = {"a": ("Q4_K_M", "a" * 64)}, {"a": ("Q8_0", "b" * 64)}
+    assert served.add("node_a", ["a", "b"], 0.0, small) == ["a", "b"]
+    assert served.add("node_a", ["a", "b"], 1.0, small) == []
+    assert served.add("node_a", ["a", "b"], 2.0, large) == ["a"]
+    stored = sum(
+        len(served.add("node_a", ["a"], 2.0, {"a": ("", f"{number:064x}")}))
+        for number in range(2 * NAMES_PER_HOUR)
+    )
+    assert stored < NAMES_PER_HOUR
+    assert "a" in served
+
+
+def test_engines_of_one_node_may_have_different_weights_of_a_model():
+    def engine(name: str, *models: ModelReport) -> EngineReport:
+        return EngineReport(name, "ollama", True, 1, list(models))
+
+    small = ModelReport("a", digest="a" * 64, quantization="Q4_K_M")
+    large = ModelReport("a", digest="b" * 64, quantization="Q8_0")
+    told = variants_of([engine("1", small, ModelReport("b")), engine("2", large, large)])
+    assert told == {"a": ("Q4_K_M, Q8_0", f"{'a' * 64}, {'b' * 64}"), "b": ("", "")}
