@@ -16,11 +16,13 @@ from ledger.batch_writer import BatchOptions, BatchWriter
 from ledger.housekeeping import Housekeeper
 from ledger.tables import LedgerTables
 from runtime.background import BackgroundTasks
+from runtime.errors import NoStore
 from runtime.output import Failure
 from runtime.run import Signals, unless_stopped
 from runtime.version import VERSION
 from runtime.waiting import retry_until_reachable
 from sql.connect import migrate, open_database
+from sql.database import Database
 
 log = logging.getLogger("fabric.consumer")
 
@@ -36,7 +38,7 @@ async def serve(settings: Config, signals: Signals) -> None:
 
 async def _consume(settings: Config) -> None:
     wait = settings.wait_for_backends
-    database = await retry_until_reachable(lambda: open_database(settings.store), wait=wait)
+    database = await retry_until_reachable(lambda: _open_store(settings), wait=wait)
     try:
         applied = await migrate(database, time.time())
         if applied:
@@ -50,6 +52,14 @@ async def _consume(settings: Config) -> None:
             await source.close()
     finally:
         await database.close()
+
+
+async def _open_store(settings: Config) -> Database:
+    """Open the server's store; one that no server has made would take records that nobody reads."""
+    try:
+        return await open_database(settings.store, create=False)
+    except NoStore as error:
+        raise NoStore(f"{error}: start the server first, or set store as it has it") from None
 
 
 async def _work(settings: Config, tables: LedgerTables, source: KafkaSource) -> None:

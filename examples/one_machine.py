@@ -38,8 +38,8 @@ from fabric_client.engines.echo import MODEL as ECHO
 from fabric_client.engines.echo import EchoEngine, serve
 from fabric_client.engines.watcher import Watcher
 from fabric_client.identity import Identity, NotJoined
-from fabric_client.key_files import write
 from protocol.messages import EngineReport
+from runtime.files import write
 from runtime.flags import read
 from runtime.run import INTERRUPTED, Signals, run
 from runtime.settings import SettingsError

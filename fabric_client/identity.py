@@ -72,10 +72,16 @@ class Identity:
             if certificate.public_key() != read_key(key).public_key():
                 raise ValueError("the certificate is for another key")
             _check(certificate, facts.node_id, directory)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise NotJoined(
                 f"This machine has not joined a server yet (nothing in {directory}): "
-                "run 'fabric-client join TOKEN' with a token from its operator."
+                "run 'fabric-client join TOKEN' with a token from its operator, or set --data as "
+                "the node has it."
+            ) from None
+        except PermissionError as error:
+            raise NotJoined(
+                f"The node in {directory} belongs to another user ({error.strerror}): run this as "
+                "that user, or as root."
             ) from None
         except (OSError, ValueError) as error:  # msgspec's errors are among the latter
             raise NotJoined(

@@ -13,13 +13,14 @@ as a whole: after a crash between any two of them, ``open`` finds a pair that fi
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+
+from runtime.files import write
 
 
 class KeyFiles:
@@ -121,17 +122,3 @@ def request_for(key: ec.EllipticCurvePrivateKey) -> str:
     return (
         request.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode("ascii")
     )
-
-
-def write(path: Path, text: str, *, secret: bool = False) -> None:
-    """Replace a file in one step; a ``secret`` one is at no time readable by other users."""
-    temporary = path.with_name(path.name + ".new")
-    with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()
-    mode = 0o600 if secret else 0o644
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

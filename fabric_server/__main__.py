@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from fabric_server.cli import Json, accounts, certs, db, guard, keys, nodes
+from fabric_server.cli.init import init
 from fabric_server.cli.reload import reload
 from fabric_server.cli.up import up
 from fabric_server.config import PREFIX, Config
@@ -29,6 +30,7 @@ from runtime.version import VERSION
 
 app = output.commands("Run and manage the server, which sends clients' requests to nodes.")
 app.command(epilog=about_settings(PREFIX, Config))(up)
+app.command()(init)
 app.command()(reload)
 app.add_typer(accounts.app, name="accounts")
 app.add_typer(keys.app, name="keys")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from fabric_server.config_checks import check
+from fabric_server.data_directory import remembered_addresses
 from fabric_server.net.addresses import own_address
 from fabric_server.net.machine_memory import memory_limit
 from fabric_server.net.memory_budget import BudgetLimits
@@ -55,7 +56,8 @@ class Config:
         default=(),
         metadata=about(
             "Public names or addresses of this server: the first goes into invitations, all go "
-            "into its certificate. Default: this machine's own address."
+            "into its certificate. Default: those of the last start that was given some, or this "
+            "machine's own address."
         ),
     )
     public_certificate: Path | None = field(
@@ -387,5 +389,9 @@ class Config:
         return BudgetLimits(in_all, min(per_key, in_all))
 
     def names(self) -> tuple[str, ...]:
-        """Return ``address``, or the likely address of this machine; never empty."""
-        return self.address or (own_address() or socket.gethostname(),)
+        """Return ``address``, that of an earlier start, or this machine's own; never empty.
+
+        Raises ``SettingsError`` when the file that remembers it can't be read.
+        """
+        given = self.address or remembered_addresses(self.data)
+        return given or (own_address() or socket.gethostname(),)

@@ -20,3 +20,7 @@ class RecordError(BackendError):
 
 class Unreachable(StoreError):
     """No back end answers there: the address is wrong, or it is not up yet.  Waiting may help."""
+
+
+class NoStore(Unreachable):
+    """No server has made its tables there: the place is wrong, or the server is not up yet."""

@@ -63,6 +63,9 @@ class Database(Protocol):
     async def writable(self) -> bool:
         """Return whether it accepts changes, as far as is known without making one."""
 
+    async def has_table(self, name: str) -> bool:
+        """Return whether there is a table of that name."""
+
     def transaction(self, *, durable: bool = False) -> AbstractAsyncContextManager[Session]:
         """Begin a transaction: commit at the end of the block, roll back after an exception.
 

@@ -87,6 +87,13 @@ async def status(database: Database, known: Sequence[Migration]) -> list[Status]
     return [Status(m.name, applied.get(m.number)) for m in known]
 
 
+async def is_new(database: Database) -> bool:
+    """Return whether no migration was ever applied; nothing is changed."""
+    if not await database.has_table("schema_migrations"):
+        return True
+    return not await database.fetch("SELECT 1 FROM schema_migrations LIMIT 1")
+
+
 async def migrate(database: Database, known: Sequence[Migration], now: float) -> list[str]:
     """Apply pending migrations, each in a transaction of its own; return their names.
 

@@ -93,6 +93,10 @@ class PostgresDatabase:
         ((read_only,),) = await self.fetch("SHOW transaction_read_only")
         return bool(read_only == "off")
 
+    async def has_table(self, name: str) -> bool:
+        ((found,),) = await self.fetch("SELECT to_regclass($1) IS NOT NULL", name)
+        return bool(found)
+
     @asynccontextmanager
     async def transaction(self, *, durable: bool = False) -> AsyncIterator[Session]:
         async with self._connection() as connection, connection.transaction():

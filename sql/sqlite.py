@@ -19,7 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
-from runtime.errors import BackendError, RecordError, StoreError
+from runtime.errors import BackendError, NoStore, RecordError, StoreError
 from sql.database import Many, Row, Session, Value
 
 OLDEST = (3, 35, 0)  # RETURNING
@@ -38,15 +38,22 @@ class SqliteDatabase:
 
     partitioned = False
 
-    def __init__(self, path: Path | None, *, busy_seconds: float = 5.0) -> None:
-        """Open the file; make it (0600) and its folder if missing.  Raises ``StoreError``."""
+    def __init__(
+        self, path: Path | None, *, busy_seconds: float = 5.0, create: bool = True
+    ) -> None:
+        """Open the file; make it (0600) and its folder if missing.  Raises ``StoreError``.
+
+        Without ``create``, a file that is missing is ``NoStore``.
+        """
         if sqlite3.sqlite_version_info < OLDEST:
             raise StoreError(
                 f"SQLite {sqlite3.sqlite_version} is too old; "
                 f"{'.'.join(map(str, OLDEST))} or newer is needed: use a newer Python"
             )
         self._where = f"the store {path}" if path else "the store in memory"
-        if path is not None:
+        if path is not None and not create:
+            _require(path)
+        elif path is not None:
             _create(path)
         connect = functools.partial(_connect, path, busy_seconds, self._where)
         self._writer = _Worker(connect(), self._where)
@@ -78,6 +85,10 @@ class SqliteDatabase:
 
     async def writable(self) -> bool:
         return True
+
+    async def has_table(self, name: str) -> bool:
+        found = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = $1"
+        return bool(await self.fetch(found, name))
 
     @asynccontextmanager
     async def transaction(self, *, durable: bool = False) -> AsyncIterator[Session]:
@@ -194,6 +205,19 @@ def path_of(url: str) -> Path | None:
 
 
 # ── opening ───────────────────────────────────────────────────────────────────────────────────
+
+
+def _require(path: Path) -> None:
+    try:
+        if not path.stat().st_size:  # as SQLite leaves it when nothing was ever written
+            raise NoStore(f"{path} is empty: it has no tables of a server")
+    except (FileNotFoundError, NotADirectoryError):
+        raise NoStore(f"there is no file {path}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StoreError(
+            f"the store {path} can't be opened ({reason}): run as the user of the server, or root"
+        ) from error
 
 
 def _create(path: Path) -> None:

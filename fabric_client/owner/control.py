@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from fabric_client.key_files import write as write_file
+from runtime.files import write as write_file
 
 
 class Control(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):

@@ -19,10 +19,11 @@ from fabric_client.identity import (
     NotJoined,
     explain,
 )
-from fabric_client.key_files import KeyFiles, key_pem, request_for, write
+from fabric_client.key_files import KeyFiles, key_pem, request_for
 from protocol import join as joining
 from protocol.join import Enrol, Enrolled, Token
 from protocol.names import SERVER_NAME
+from runtime.files import write
 from runtime.version import VERSION
 
 _TIMEOUT = aiohttp.ClientTimeout(total=20.0, connect=10.0)

@@ -14,10 +14,12 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from fabric_server.config import PREFIX, Config
+from fabric_server.data_directory import has_authority
 from fabric_server.storage.connect import open_cache, open_store
 from fabric_server.storage.store import SqlStore
-from runtime.errors import BackendError
+from runtime.errors import BackendError, NoStore
 from runtime.flags import takes_settings
+from runtime.output import Failure
 
 T = TypeVar("T")
 
@@ -36,11 +38,12 @@ data_command = takes_settings(Config, PREFIX, only=("data",))
 def with_store(settings: Config, work: Callable[[SqlStore], Coroutine[Any, Any, T]]) -> T:
     """Return what ``work`` does with the store; running servers are notified of changes.
 
-    Raises ``BackendError``.
+    A store that no server has made is not made here either: what is written there would never
+    work.  Raises ``BackendError``, or ``Failure`` for such a store.
     """
 
     async def opened() -> T:
-        store = await open_store(settings.store_url)
+        store = await open_store(settings.store_url, create=False)
         try:
             done = await work(store)
             if settings.cache != "memory://" and await store.revision() != store.revision_at_open:
@@ -49,7 +52,28 @@ def with_store(settings: Config, work: Callable[[SqlStore], Coroutine[Any, Any, 
         finally:
             await store.close()
 
-    return asyncio.run(opened())
+    return run_on_store(settings, opened())
+
+
+def run_on_store(settings: Config, work: Coroutine[Any, Any, T]) -> T:
+    """Run work that opens an existing store.  Raises ``Failure`` when there is none."""
+    try:
+        return asyncio.run(work)
+    except NoStore as error:
+        raise Failure(
+            f"there is no server's store here: {error}. Set --data (now {settings.data}) or "
+            "--store as the server has them; 'fabric-server init' or 'up' makes new ones."
+        ) from None
+
+
+def require_data(settings: Config, advice: str = "") -> None:
+    """Raise ``Failure`` if no server was ever started with ``data``; ``advice`` is another way."""
+    if not has_authority(settings.data):
+        raise Failure(
+            f"there are no certificates in {settings.data / 'certs'}, so no server was started "
+            f"with this directory: set --data as the server has it{advice}; 'fabric-server init' "
+            "or 'up' makes a new one."
+        )
 
 
 async def _notify_servers(url: str) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from fabric_server.cli import Json
+from fabric_server.cli import Json, require_data
 from fabric_server.config import PREFIX, Config
 from fabric_server.pki.certificates import Fact, fact
 from runtime.flags import takes_settings
-from runtime.output import Failure, commands, moment, say, say_json
+from runtime.output import commands, moment, say, say_json
 
 app = commands("Show the certificates.")
 
@@ -33,12 +33,9 @@ def show(settings: Config, json: Json = False) -> None:
 
 
 def _facts(settings: Config) -> list[Fact]:
-    """Read the certificates.  Raises ``CertificateProblem``."""
+    """Read the certificates.  Raises ``CertificateProblem``, or ``Failure`` without any."""
+    require_data(settings)
     directory = settings.data / "certs"
-    if not (directory / "ca.pem").exists():
-        raise Failure(
-            f"there are no certificates in {directory} yet: 'fabric-server up' creates them."
-        )
     facts = [
         fact("CA of the fabric", directory / "ca.pem"),
         fact("server, for nodes", directory / "server.pem"),

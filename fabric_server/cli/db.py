@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 
-from fabric_server.cli import Json, store_command
+from fabric_server.cli import Json, run_on_store, store_command
 from fabric_server.config import Config
 from runtime.output import commands, moment, say, say_json, say_table
 from sql import migrations
@@ -24,13 +23,13 @@ def migrate(settings: Config, json: Json = False) -> None:
     """
 
     async def work() -> list[str]:
-        database = await open_database(settings.store_url)
+        database = await open_database(settings.store_url, create=False)
         try:
             return await apply(database, time.time())
         finally:
             await database.close()
 
-    applied = asyncio.run(work())
+    applied = run_on_store(settings, work())
     if json:
         say_json({"applied": applied})
         return
@@ -46,14 +45,14 @@ def status(settings: Config, json: Json = False) -> None:
     """Show which migrations are applied, and apply none."""
 
     async def work() -> list[migrations.Status]:
-        database = await open_database(settings.store_url)
+        database = await open_database(settings.store_url, create=False)
         try:
             known = migrations.find(migrations.directory())
             return await migrations.status(database, known)
         finally:
             await database.close()
 
-    rows = asyncio.run(work())
+    rows = run_on_store(settings, work())
     if json:
         say_json([{"name": row.name, "applied_at": row.applied_at} for row in rows])
         return

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fabric_server.cli import Json
+from fabric_server.cli import Json, require_data
 from fabric_server.config import PREFIX, Config
 from fabric_server.net.guard_rules import (
     GuardRules,
@@ -25,17 +25,19 @@ from fabric_server.net.guard_rules import (
 from fabric_server.net.kernel_guard import GuardProblem, read_status, run_program
 from runtime.flags import takes_settings
 from runtime.output import Failure, commands, say, say_json, say_table
+from runtime.settings import describe
 
 app = commands("Drop floods of connections in the kernel (Linux, as root).")
 
 RATE, BURST = 50, 250
+_PORTS = ("public_port", "api_port")
 _INTERFACE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done; do nothing.")]
 
 
 @app.command()
-@takes_settings(Config, PREFIX, only=("public_port", "api_port", "trusted_proxies"))
+@takes_settings(Config, PREFIX, only=("data", "public_port", "api_port", "trusted_proxies"))
 def install(
     settings: Config,
     rate: Annotated[
@@ -63,6 +65,9 @@ def install(
 
     XDP (xdp-filter of xdp-tools) drops earlier and costs less, but all traffic of an address.
     """
+    if "default" in {source for name, _, source in describe(settings) if name in _PORTS}:
+        # The ports may be in this directory's settings file, or no server's.
+        require_data(settings, ", or give both --public-port and --api-port")
     trusted = [*settings.trusted_proxies, *(trust or [])]
     text = install_text(_rules(settings, rate, burst, trusted))
     if xdp is not None and not _INTERFACE.fullmatch(xdp):

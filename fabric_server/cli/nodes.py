@@ -7,11 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from fabric_server.cli import Json, store_command, with_store
+from fabric_server.cli import Json, require_data, store_command, with_store
 from fabric_server.cli.endpoints import last_start
 from fabric_server.config import PREFIX, Config
-from fabric_server.pki.ca import DAY, names_of
-from fabric_server.pki.certificates import Certificates, read_certificate
+from fabric_server.data_directory import remembered_addresses
+from fabric_server.pki.ca import DAY
+from fabric_server.pki.certificates import Certificates
 from fabric_server.pki.enrolment import Enrolment
 from fabric_server.storage.rows import NodeRow, ServedRow
 from fabric_server.storage.store import SqlStore
@@ -53,6 +54,7 @@ def invite(
         raise Failure("--valid must be more than 0 hours.")
     if name is not None and not join.is_name(name):
         raise Failure("--name must be 1 to 256 printable characters.")
+    require_data(settings)
     invited = with_store(
         settings, lambda store: _enrolment(settings, store).invite(name, valid * HOUR)
     )
@@ -216,19 +218,16 @@ def _enrolment(settings: Config, store: SqlStore) -> Enrolment:
     sources = {name: source for name, _, source in describe(settings)}
     last = last_start(settings.data)
     host, port = settings.names()[0], settings.api_port
-    if last is not None and sources["address"] == "default":
+    chosen = sources["address"] != "default" or remembered_addresses(settings.data)
+    if last is not None and not chosen:
         host = last.addresses[0]
     if last is not None and (sources["api_port"] == "default" or port == 0):
         port = last.ports.api
     if port == 0:
         raise Failure("api_port is 0 (any free port): start the server first, or give --api-port.")
-    directory = settings.data / "certs"
-    # A running server may have other names by its flags: its certificate keeps those.
-    present = directory / "server.pem"
-    names = names_of(read_certificate(present)) if present.exists() else settings.names()
     return Enrolment(
         store,
-        Certificates.open(directory, names, now=time.time()),
+        Certificates.of_server(settings.data / "certs"),
         host=host,
         port=lambda name: port,
         lifetime=settings.node_certificate_days * DAY,

@@ -70,6 +70,13 @@ class Command(Struct, frozen=True):
     want: str
 
 
+class About(Struct, frozen=True):
+    """The server that runs, for another one that would be the second."""
+
+    pid: int = 0
+    """0: of an older release, which does not know the command."""
+
+
 class Refused(Struct, frozen=True):
     error: str
 
@@ -167,6 +174,8 @@ class TakeoverServer:
             command = await _read(reader, Command, ANSWER_SECONDS)
             if command.want == "reload":
                 await _write(writer, self._reload())
+            elif command.want == "about":
+                await _write(writer, About(os.getpid()))
             elif command.want != "takeover":
                 await _write(writer, Refused(f"unknown command '{command.want}'"))
             elif self._taken:
@@ -314,9 +323,11 @@ def _dial(data: Path) -> socket.socket:
     try:
         with _short_path(data / NAME) as name:
             sock.connect(name)
-    except (FileNotFoundError, ConnectionRefusedError) as error:
+    except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError) as error:
         sock.close()
-        raise NotRunning(f"no server runs with {data}.") from error
+        raise NotRunning(
+            f"no server runs with {data}: start it, or set --data as it has it."
+        ) from error
     except OSError as error:
         sock.close()
         raise TakeoverProblem(f"{data / NAME} can't be used: {error.strerror or error}.") from error
@@ -355,6 +366,20 @@ async def _connection(
         yield reader, writer
     finally:
         writer.close()
+
+
+def running_server(data: Path) -> About | None:
+    """Return what runs with this directory, None if nothing does.  Raises ``TakeoverProblem``."""
+    if not hasattr(socket, "AF_UNIX"):
+        return None
+    try:
+        with _dial(data) as sock:
+            sock.sendall(msgspec.json.encode(Command("about")) + b"\n")
+            return msgspec.json.decode(sock.recv(LINE_BYTES), type=About)
+    except NotRunning:
+        return None
+    except (OSError, msgspec.MsgspecError):  # it is there, and hung or ending
+        return About()
 
 
 async def ask_to_reload(data: Path) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from fabric_server.pki.ca import (
 )
 from protocol.join import BACKDATED_SECONDS
 from protocol.names import SERVER_NAME
+from runtime.files import write
 
 log = logging.getLogger("fabric.certificates")
 
@@ -103,6 +104,18 @@ class Certificates:
         """Load the files, make those missing or due.  Raises ``CertificateProblem``."""
         certificates = cls(directory, names)
         certificates.refresh(now, starting=True)
+        return certificates
+
+    @classmethod
+    def of_server(cls, directory: Path) -> Certificates:
+        """Load the CA of a server that was started before; make nothing.
+
+        Raises ``CertificateProblem``.
+        """
+        certificates = cls(directory)
+        certificates.authority = Authority(
+            read_certificate(certificates.ca), read_key(certificates.ca_key)
+        )
         return certificates
 
     @property
@@ -262,21 +275,6 @@ def read_certificate(path: Path) -> x509.Certificate:
         return x509.load_pem_x509_certificate(_read(path))
     except ValueError as error:
         raise CertificateProblem(f"{path} contains no PEM certificate: {error}.") from None
-
-
-def write(path: Path, text: str, *, secret: bool = False) -> None:
-    """Replace a file atomically: a reader sees the old text or the new."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    try:
-        with os.fdopen(os.open(temporary, flags, 0o600 if secret else 0o644), "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> bytes:

@@ -24,10 +24,17 @@ MAX_SPOOLS = 8
 
 
 async def open_store(
-    url: str, *, setting: str = "store", clock: Callable[[], float] = time.time
+    url: str,
+    *,
+    setting: str = "store",
+    clock: Callable[[], float] = time.time,
+    create: bool = True,
 ) -> SqlStore:
-    """Open the store at ``url`` and bring its schema up to date: see ``sql.connect``."""
-    return await SqlStore.open(await open_database(url, setting=setting), clock)
+    """Open the store at ``url`` and bring its schema up to date: see ``sql.connect``.
+
+    Without ``create``, a store that no server has made is ``NoStore``.
+    """
+    return await SqlStore.open(await open_database(url, setting=setting, create=create), clock)
 
 
 async def open_cache(url: str, *, setting: str = "cache") -> Cache:

@@ -11,8 +11,9 @@ import msgspec
 import pytest
 
 from fabric_client.identity import Facts, Identity
-from fabric_client.key_files import KeyFiles, key_pem, write
+from fabric_client.key_files import KeyFiles, key_pem
 from fabric_server.pki.ca import DAY, Authority, public_key_sha256, read_request
+from runtime.files import write
 from tests.trust import new_key, request_for
 
 NODE = "node_a"

@@ -61,7 +61,8 @@ def test_reinstalling_replaces_the_rules_and_removing_leaves_nothing_but_others(
     lab.on_server(["nft", "-f", "-"], others)
     listing = ["nft", "-s", "list", "ruleset"]
     before = lab.on_server(listing)
-    planned = lab.guard("install", "--rate", "5", "--dry-run")["rules"]
+    usual = ("--public-port", "18080", "--api-port", "18081")
+    planned = lab.guard("install", *usual, "--rate", "5", "--dry-run")["rules"]
     assert lab.on_server(listing) == before
     lab.on_server(["nft", "-f", "-"], planned)
     first = lab.status()
@@ -69,7 +70,8 @@ def test_reinstalling_replaces_the_rules_and_removing_leaves_nothing_but_others(
     lab.on_server(
         ["nft", "-f", "-"], "add element inet fabric_guard blocked4 { 9.9.9.9 timeout 1h }\n"
     )
-    second = lab.guard("install", "--rate", "7", "--public-port", "8443", "--trust", "10.0.0.0/8")
+    ports = ("--public-port", "8443", "--api-port", "18081")
+    second = lab.guard("install", *ports, "--rate", "7", "--trust", "10.0.0.0/8")
     assert (second["ports"], second["rate"]) == ([8443, 18081], 7)
     assert list(second["blocked"]) == ["9.9.9.9"]
     assert second["trusted"] == ["10.0.0.0/8"]

@@ -265,3 +265,15 @@ def test_a_server_that_can_not_be_reached_is_tried_again(shell: Shell, joined: N
         assert told["reason"]
         assert told["again_in"] > 0
         assert status(shell)[1]["linked"] is False
+
+
+@pytest.mark.parametrize("words", [("pause",), ("resume",), ("drain",), ("run",)], ids=" ".join)
+def test_a_command_makes_nothing_where_no_node_has_joined(
+    shell: Shell, words: tuple[str, ...]
+) -> None:
+    said = refused(shell, *words, "--data=typo")
+    assert "nothing in typo" in said
+    assert "set --data" in said
+    assert not (shell.home / "typo").exists()
+    assert "nothing in typo" in shell.call("fabric-client", "status", "--data=typo").stdout
+    assert not (shell.home / "typo").exists()

@@ -9,8 +9,16 @@ import urllib.error
 import urllib.request
 from typing import Any
 
+import pytest
+
 from tests.commands import Shell
 from tests.server.cli.outcomes import refused
+
+
+@pytest.fixture(autouse=True)
+def data(shell: Shell) -> None:
+    """The data of a server."""
+    shell.ok("fabric-server", "init")
 
 
 def made(shell: Shell, name: str, *flags: str) -> Any:

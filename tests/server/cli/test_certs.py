@@ -10,7 +10,7 @@ from tests.server.cli.outcomes import refused
 
 def test_certificates_are_shown_once_there_are_some(shell: Shell) -> None:
     assert "no certificates" in refused(shell, "certs", "show")
-    shell.ok("fabric-server", "nodes", "invite", "--address=fabric.example.org")
+    shell.ok("fabric-server", "init", "--address=fabric.example.org")
     authority, own = shell.json("fabric-server", "certs", "show")
     assert authority["path"] == str(shell.server_data / "certs" / "ca.pem")
     assert "fabric.example.org" in own["names"]

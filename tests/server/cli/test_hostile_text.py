@@ -31,6 +31,7 @@ KEY, ACCOUNT, NODE = "key_0000000000000001", "acc_0000000000000001", "node_00000
 
 COMMANDS: dict[str, list[tuple[str, ...]]] = {
     "fabric-server up": [],  # its lines are the log's
+    "fabric-server init": [(), ("--address", HOSTILE)],
     "fabric-server reload": [()],
     "fabric-server check-config": [()],
     "fabric-server accounts create": [(HOSTILE,), ("fine", "--note", HOSTILE)],
@@ -163,7 +164,7 @@ def call(
 def test_no_command_prints_what_others_wrote_raw(
     shell: Shell, call: Callable[..., tuple[str, str]]
 ) -> None:
-    call("fabric-server", "db", "migrate")
+    call("fabric-server", "init")
     fill(shell.server_data / "fabric.sqlite")
     hostile_state(shell.node_data)
     seen = ""

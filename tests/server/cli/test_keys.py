@@ -5,8 +5,16 @@ from __future__ import annotations
 import re
 import time
 
+import pytest
+
 from tests.commands import Program, Shell
 from tests.server.cli.outcomes import refused, status_of
+
+
+@pytest.fixture(autouse=True)
+def data(shell: Shell) -> None:
+    """The data of a server."""
+    shell.ok("fabric-server", "init")
 
 
 def test_a_new_key_is_all_that_standard_output_gets(shell: Shell) -> None:

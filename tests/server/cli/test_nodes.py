@@ -51,7 +51,8 @@ def test_nodes_are_drained_and_undrained_and_the_list_says_so(shell: Shell) -> N
 
 
 def test_an_invitation_can_be_made_before_the_server_has_ever_run(shell: Shell) -> None:
-    done = shell.call("fabric-server", "nodes", "invite", "--address=fabric.example.org")
+    shell.ok("fabric-server", "init", "--address=fabric.example.org")
+    done = shell.call("fabric-server", "nodes", "invite")
     assert done.returncode == 0
     token = join.parse(done.stdout)
     assert (token.host, token.api_port) == ("fabric.example.org", 18081)
@@ -80,6 +81,7 @@ def test_an_invitation_names_the_server_as_it_was_last_started(
 
 
 def test_invitations_that_make_no_sense_are_refused(shell: Shell) -> None:
+    shell.ok("fabric-server", "init")
     assert "--valid" in refused(shell, "nodes", "invite", "--valid=0")
     assert "start the server first" in refused(shell, "nodes", "invite", "--api-port=0")
 
