@@ -15,6 +15,7 @@ from fabric_client.cli.drain import drain
 from fabric_client.cli.join import join
 from fabric_client.cli.pause import pause, resume
 from fabric_client.cli.run import run_
+from fabric_client.cli.service import install_service, uninstall_service
 from fabric_client.cli.status import status
 from fabric_client.config import PREFIX, Config
 from fabric_client.identity import NotJoined
@@ -34,6 +35,8 @@ app.command()(status)
 app.command()(pause)
 app.command()(resume)
 app.command()(drain)
+app.command()(install_service)
+app.command()(uninstall_service)
 
 
 @app.callback(invoke_without_command=True)

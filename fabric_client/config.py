@@ -11,6 +11,7 @@ from fabric_client.engines.addresses import AddressError, parse_address
 from fabric_client.owner.schedule import ScheduleError, parse_schedule
 from protocol.join import is_name
 from protocol.regions import MAX_LENGTH, is_region
+from runtime.places import data_of_service
 from runtime.settings import Conflict, about
 
 PREFIX = "FABRIC_NODE_"
@@ -34,8 +35,13 @@ class Config:
     """
 
     data: Path = field(
-        default_factory=lambda: Path.home() / ".fabric" / "node",
-        metadata=about("Directory of this node's key, certificates and settings."),
+        default_factory=lambda: (
+            data_of_service("fabric-client") or Path.home() / ".fabric" / "node"
+        ),
+        metadata=about(
+            "Directory of this node's key, certificates and settings (default: that of the "
+            "installed service, or ~/.fabric/node)."
+        ),
     )
     name: str | None = field(
         default=None,

@@ -13,6 +13,7 @@ import typer
 from fabric_server.cli import Json, accounts, certs, db, guard, keys, nodes
 from fabric_server.cli.init import init
 from fabric_server.cli.reload import reload
+from fabric_server.cli.service import install_service, uninstall_service
 from fabric_server.cli.up import up
 from fabric_server.config import PREFIX, Config
 from fabric_server.net.descriptor_plan import make_plan
@@ -32,6 +33,8 @@ app = output.commands("Run and manage the server, which sends clients' requests 
 app.command(epilog=about_settings(PREFIX, Config))(up)
 app.command()(init)
 app.command()(reload)
+app.command()(install_service)
+app.command()(uninstall_service)
 app.add_typer(accounts.app, name="accounts")
 app.add_typer(keys.app, name="keys")
 app.add_typer(nodes.app, name="nodes")

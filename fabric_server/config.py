@@ -13,6 +13,7 @@ from fabric_server.net.addresses import own_address
 from fabric_server.net.machine_memory import memory_limit
 from fabric_server.net.memory_budget import BudgetLimits
 from protocol.messages import MAX_HEARTBEAT_SECONDS, MAX_SECONDS, MIN_HEARTBEAT_SECONDS
+from runtime.places import data_of_service
 from runtime.settings import about
 
 PREFIX = "FABRIC_SERVER_"
@@ -34,8 +35,13 @@ class Config:
     """
 
     data: Path = field(
-        default_factory=lambda: Path.home() / ".fabric" / "server",
-        metadata=about("Directory of the certificates, the spool and the SQLite store."),
+        default_factory=lambda: (
+            data_of_service("fabric-server") or Path.home() / ".fabric" / "server"
+        ),
+        metadata=about(
+            "Directory of the certificates, the spool and the SQLite store. Default: that of the "
+            "installed service, or ~/.fabric/server."
+        ),
     )
 
     host: tuple[str, ...] = field(

@@ -100,7 +100,14 @@ def read(
     # An attribute beside the fields, as `load` stores their sources; `read_again` uses it.
     again = functools.partial(read, cls, prefix, environ=environ, flags=flags, file=requested)
     object.__setattr__(settings, "_again", again)
+    object.__setattr__(settings, "_chosen_file", locate(requested, environ=environ, prefix=prefix))
     return settings
+
+
+def chosen_file(settings: DataclassInstance) -> Path | None:
+    """Return the settings file that was named by --config or the environment, None if none was."""
+    file: Path | None = getattr(settings, "_chosen_file", None)
+    return file
 
 
 def read_again(settings: T) -> T:
@@ -112,7 +119,7 @@ def read_again(settings: T) -> T:
 def merge(settings: T, loaded: T, names: Collection[str]) -> T:
     """Return ``settings`` with the fields ``names`` of ``loaded``, and its sources and flags."""
     merged = dataclasses.replace(settings, **{name: getattr(loaded, name) for name in names})
-    for hidden in ("_sources", "_again"):
+    for hidden in ("_sources", "_again", "_chosen_file"):
         if hasattr(loaded, hidden):
             object.__setattr__(merged, hidden, getattr(loaded, hidden))
     return merged

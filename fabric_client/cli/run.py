@@ -6,15 +6,18 @@ import asyncio
 import logging
 from collections.abc import Callable
 from random import Random
-from typing import Protocol
+from typing import Annotated, Protocol
+
+import typer
 
 from fabric_client.cli import of_the_node
 from fabric_client.config import Config
-from fabric_client.identity import Identity
+from fabric_client.identity import Identity, NotJoined
 from fabric_client.owner import state
-from fabric_client.owner.process_lock import hold_lock
+from fabric_client.owner.process_lock import AlreadyRunning, hold_lock
+from protocol.errors import RemoteError
 from runtime import logs, run
-from runtime.output import make_directory
+from runtime.output import make_directory, note
 from runtime.run import Signals
 
 log = logging.getLogger("fabric.node")
@@ -33,14 +36,29 @@ class Node(Protocol):
 
 
 @of_the_node
-def run_(settings: Config) -> int:
+def run_(
+    settings: Config,
+    as_service: Annotated[
+        bool,
+        typer.Option(
+            "--as-service",
+            help="End with exit code 0 where a restart would change nothing, for launchd.",
+        ),
+    ] = False,
+) -> int:
     """Run the node: serve requests with this machine's engines.
 
     Logs to standard error. The first Ctrl-C or SIGTERM gives running requests a minute to finish, a
     second one stops at once; 'fabric-client drain' gives them all the time they need. Exit code 3:
     the server has refused this node for good.
     """
-    return run_node(settings)
+    try:
+        return run_node(settings)
+    except (RemoteError, NotJoined, AlreadyRunning) as error:
+        if not as_service:
+            raise
+        note(f"fabric-client: {error}")
+        return 0
 
 
 def run_node(settings: Config, make: Callable[..., Node] | None = None) -> int:

@@ -277,3 +277,30 @@ def test_a_command_makes_nothing_where_no_node_has_joined(
     assert not (shell.home / "typo").exists()
     assert "nothing in typo" in shell.call("fabric-client", "status", "--data=typo").stdout
     assert not (shell.home / "typo").exists()
+
+
+def test_a_service_that_is_refused_for_good_ends_with_success_where_that_is_asked(
+    shell: Shell, joined: None
+) -> None:
+    with shell.start("fabric-client", "run", ALONE, "--as-service") as node:
+        told = becomes(shell, lambda told: told["linked"])
+        shell.ok("fabric-server", "nodes", "revoke", told["node_id"])
+        assert node.exit_code() == 0
+        assert "this node was revoked" in node.rest_of_log()[-1]
+    assert shell.call("fabric-client", "run", "--as-service", "--data=typo").returncode == 0
+
+
+def test_the_unit_of_a_node_has_its_data_and_a_bound_to_its_restarts(shell: Shell) -> None:
+    del shell.environ["FABRIC_NODE_PAUSE_ON_BATTERY"]  # which the service would not get
+    plan = shell.json("fabric-client", "install-service", "--dry-run", "--user")
+    files = {Path(path).name: text for path, text in plan["files"].items()}
+    unit = files["fabric-client.service"]
+    assert f'Environment="FABRIC_NODE_DATA={shell.node_data}"' in unit
+    assert "RestartPreventExitStatus=2 3" in unit
+    assert files["fabric-client.data"] == f"{shell.node_data}\n"
+    assert list(shell.home.iterdir()) == []
+    said = refused(shell, "install-service", "--dry-run", FABRIC_NODE_SLOTS="3")
+    assert "FABRIC_NODE_SLOTS" in said
+    (shell.home / ".config" / "fabric").mkdir(parents=True)
+    (shell.home / ".config" / "fabric" / "fabric-client.data").write_text(f"{shell.home}/n\n")
+    assert f"nothing in {shell.home}/n" in refused(shell, "pause")

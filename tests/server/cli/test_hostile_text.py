@@ -33,6 +33,8 @@ COMMANDS: dict[str, list[tuple[str, ...]]] = {
     "fabric-server up": [],  # its lines are the log's
     "fabric-server init": [(), ("--address", HOSTILE)],
     "fabric-server reload": [()],
+    "fabric-server install-service": [("--dry-run", "--system", "--run-as", HOSTILE)],
+    "fabric-server uninstall-service": [("--dry-run", "--system")],
     "fabric-server check-config": [()],
     "fabric-server accounts create": [(HOSTILE,), ("fine", "--note", HOSTILE)],
     "fabric-server accounts list": [()],
@@ -63,6 +65,8 @@ COMMANDS: dict[str, list[tuple[str, ...]]] = {
     "fabric-client pause": [("--for", HOSTILE)],
     "fabric-client resume": [()],
     "fabric-client drain": [()],
+    "fabric-client install-service": [("--dry-run", "--user", "--data", HOSTILE)],
+    "fabric-client uninstall-service": [("--dry-run", "--user")],
 }
 """For every command, the arguments with which it is run."""
 
