@@ -1,4 +1,4 @@
-"""Where the data of an installed service are: a small file that the commands of a shell read.
+"""A small file says where an installed service has its data; the commands of a shell read it.
 
     ~/.config/fabric/<program>.data   of the user's own service
     /etc/fabric/<program>.data        of the machine's service; %ProgramData%\\fabric on Windows

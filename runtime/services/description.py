@@ -1,4 +1,4 @@
-"""What a service is, and what installing it would do."""
+"""A service, and the plan of installing it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What is done, in this order."""
+    """The steps of installing or removing a service, in their order."""
 
     before: Sequence[Step] = ()
     files: Mapping[Path, str] = field(default_factory=dict)

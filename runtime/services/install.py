@@ -26,7 +26,7 @@ Run = Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]
 
 @dataclass(frozen=True)
 class Machine:
-    """What installing needs to know of this machine."""
+    """The facts of this machine that installing needs."""
 
     platform: str = sys.platform
     home: Path = field(default_factory=Path.home)
