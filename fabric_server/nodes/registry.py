@@ -8,6 +8,7 @@ from time import monotonic
 
 from fabric_server.dialects.endpoints import DEFAULT_PATHS
 from fabric_server.nodes.circuit_breaker import CircuitBreaker
+from fabric_server.nodes.held_slots import HeldSlots
 from fabric_server.nodes.served_models import ServedModels, variants_of
 from fabric_server.nodes.slot_limit import SlotLimit
 from protocol.aio.link import LinkDriver
@@ -16,6 +17,10 @@ from protocol.messages import EngineReport, Heartbeat, ModelReport, Register
 
 MAX_BREAKERS = 256
 """Circuit breakers of one engine; the oldest is forgotten."""
+
+KEPT_FREE = 16
+"""Of so many slots of an engine that several keys use, one is kept from the key that has all the
+others."""
 
 Scope = tuple[str, str]
 """A model and a path of it; the path is empty for what concerns all of them."""
@@ -29,6 +34,7 @@ class Engine:
         "breakers",
         "elsewhere",
         "healthy",
+        "held",
         "implausible_usage",
         "kind",
         "models",
@@ -46,6 +52,8 @@ class Engine:
         self.name = report.name
         self.active = 0
         """Requests that hold a slot, until the node confirms that their work has stopped."""
+        self.held = HeldSlots()
+        """The same requests, by their keys."""
         self.breakers: dict[Scope, CircuitBreaker] = {}
         """Breakers of what failed lately."""
         self.implausible_usage = 0
@@ -69,6 +77,18 @@ class Engine:
     @property
     def has_room(self) -> bool:
         return self.healthy and self.active + self.elsewhere < self.slots and self.node.reachable
+
+    def has_room_for(self, key_id: str, now: float) -> bool:
+        """Return whether a request of this key may have a slot now."""
+        return self.has_room and self.held.of(key_id) < self.most_per_key(now)
+
+    def most_per_key(self, now: float) -> int:
+        """Return how many slots one key may hold: of many that are shared, some are kept free.
+
+        So whoever asks for little beside one that asks for all rarely has to wait.
+        """
+        kept = self.slots // KEPT_FREE
+        return self.slots - kept if kept and self.held.is_shared(now) else self.slots
 
     @property
     def may_serve(self) -> bool:
@@ -201,6 +221,8 @@ class Registry:
         self._nodes: dict[str, Node] = {}
         self._sessions: dict[bytes, Node] = {}
         self._candidates: dict[str, tuple[Engine, ...]] = {}
+        self.held = HeldSlots()
+        """The slots of all engines that requests hold, by their keys."""
         self._known = ServedModels(known_models)
         self._clock = clock
         self.on_room: Callable[[Node], None] = lambda node: None
@@ -340,7 +362,15 @@ class Registry:
         """Announce room: a tunnel came up, or slots were added."""
         self.on_room(node)
 
-    def release(self, engine: Engine) -> None:
-        """Give back the slot of a request."""
+    def take(self, engine: Engine, key_id: str, now: float) -> None:
+        """Give a slot to a request of this key."""
+        engine.active += 1
+        engine.held.take(key_id, now)
+        self.held.take(key_id, now)
+
+    def release(self, engine: Engine, key_id: str) -> None:
+        """Take back the slot of a request of this key."""
         engine.active -= 1
+        engine.held.give_back(key_id)
+        self.held.give_back(key_id)
         self.on_room(engine.node)  # not only the engine: its tunnels may have been full of streams

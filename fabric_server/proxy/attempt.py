@@ -429,4 +429,4 @@ class Attempt:
     def _release_slot(self) -> None:
         """Give the slot back: nothing runs at the node any more."""
         self._deadlines.discard(self)
-        self._registry.release(self.choice.engine)
+        self._registry.release(self.choice.engine, self.choice.key_id)

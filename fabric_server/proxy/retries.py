@@ -133,7 +133,7 @@ class RetryLoop:
                 if tunnel is not None:
                     break
                 # The tunnel closed between the slot being given and being used.
-                self._upstream.registry.release(choice.engine)
+                self._upstream.registry.release(choice.engine, choice.key_id)
         except ApiError:
             if self._broken is not None:
                 raise self._broken from None
@@ -207,7 +207,7 @@ class RetryLoop:
             return
         tunnel = choice.engine.node.tunnel()
         if tunnel is None:
-            upstream.registry.release(choice.engine)
+            upstream.registry.release(choice.engine, choice.key_id)
             return
         upstream.budget.spend()
         upstream.metrics.hedged += 1

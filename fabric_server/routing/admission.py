@@ -7,14 +7,13 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import count
 from random import Random
 
 from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
 from fabric_server.nodes.registry import Engine, Node, Registry
 from fabric_server.routing.criteria import Requirements
-from fabric_server.routing.fair_queue import FairQueue, Rank
+from fabric_server.routing.fair_queue import FairQueue, Rank, is_high
 from fabric_server.routing.load_balancer import (
     Choice,
     LoadBalancer,
@@ -23,6 +22,7 @@ from fabric_server.routing.load_balancer import (
     in_region,
     meets_terms,
 )
+from fabric_server.routing.shares import Shares, Turns
 
 RETRY_AFTER_NODE = 5.0
 """Seconds after which a lost node may be back: about as long as reconnecting takes."""
@@ -120,7 +120,7 @@ class Admission:
         """Slots given to requests that wake up in a moment and open their streams, by node."""
         self._waiters: dict[str, Waiter] = {}
         """Queued requests by id."""
-        self._rounds = count(1)
+        self._turns = Turns()
         self._service: dict[str, float] = {}
         """Seconds that an answer takes, by model: a moving average."""
         registry.on_room = self._on_room
@@ -132,7 +132,7 @@ class Admission:
         candidates = self._registry.available(requirements.model, now, requirements.path)
         choice = self.balancer.pick(candidates, requirements, now)
         if choice is not None:
-            choice.engine.active += 1
+            self._registry.take(choice.engine, choice.key_id, now)
         return choice
 
     async def admit(
@@ -238,7 +238,7 @@ class Admission:
     def _enqueue(self, waiter: Waiter) -> None:
         queue = self._queues.get(waiter.requirements.model)
         if queue is None:
-            queue = self._queues[waiter.requirements.model] = FairQueue(self._rounds)
+            queue = self._queues[waiter.requirements.model] = FairQueue(self._turns)
         queue.add(waiter)
         if waiter.request_id:
             self._waiters[waiter.request_id] = waiter
@@ -248,7 +248,7 @@ class Admission:
             # It got a slot in the same turn of the loop in which the wait ended: pass it on.
             engine = waiter.future.result()
             self._wake(engine.node)
-            self._registry.release(engine)
+            self._registry.release(engine, waiter.requirements.key_id)
             return
         queue = self._queues.get(waiter.requirements.model)
         if queue is not None and waiter in queue:
@@ -265,12 +265,14 @@ class Admission:
         now = self._clock()
         streams = sum(one.connection.free_streams for one in node.tunnels) - self._granted[node]
         for engine in node.engines.values():
-            while streams > 0 and engine.has_room and (waiter := self._next_for(engine, now)):
+            while streams > 0 and engine.has_room and (found := self._next_for(engine, now)):
+                rank, waiter = found
                 model = waiter.requirements.model
                 self._queues[model].serve(waiter)
                 self._drop_if_empty(model)
                 if not waiter.future.done():
-                    engine.active += 1
+                    self._registry.take(engine, waiter.requirements.key_id, now)
+                    engine.held.serve(is_high(rank))
                     streams -= 1
                     self._granted[node] += 1
                     waiter.future.set_result(engine)
@@ -281,15 +283,20 @@ class Admission:
         if not self._granted[node]:
             del self._granted[node]
 
-    def _next_for(self, engine: Engine, now: float) -> Waiter | None:
-        """Return the next request that this engine can serve; its models take turns like keys."""
+    def _next_for(self, engine: Engine, now: float) -> tuple[Rank, Waiter] | None:
+        """Return the next request that this engine can serve, of whatever model, with its rank."""
         best: tuple[Rank, Waiter] | None = None
+        shares = Shares(engine.held, self._registry.held, engine.most_per_key(now))
+
+        def fits(waiter: Waiter) -> bool:
+            return self._may_take(engine, waiter.requirements, now)
+
         for model, queue in self._queues.items():
             if engine.serves(model):
-                found = queue.first(now, lambda one: self._may_take(engine, one.requirements, now))
+                found = queue.first(now, fits, shares)
                 if found is not None and (best is None or found[0] < best[0]):
                     best = found
-        return best and best[1]
+        return best
 
     def _may_take(self, engine: Engine, requirements: Requirements, now: float) -> bool:
         if not filter_engine(engine, requirements):

@@ -1,30 +1,38 @@
-"""Fair priority queue of the requests for one model.  Pure: ``now`` is passed in.
+"""Fair queue of the requests for one model.  Pure: ``now`` is passed in.
 
-Requests are ordered first by level: the priority, raised by one for every ``AGEING_SECONDS`` of
-waiting, so that low priorities are served too.  Within a level the keys take turns (round robin):
-the key whose last round is longest ago is next, however many requests each has waiting.  Within a
-key, requests are served in order of arrival.
+The next request is that of the key with the fewest slots (``shares``): at the engine that has one
+free, then at all.  Among keys that hold as many, high priority goes first, a few times in a row;
+then the key whose last turn is longest ago.  Low priority comes behind all others until it has
+waited ``AGEING_SECONDS``.  Within a key, requests are served by priority, raised by one for every
+``AGEING_SECONDS``, and in order of arrival.
 
-    flows, the longest unserved first     queues of a flow by priority, the oldest first
-    alice   round 7                       high    ·
-                                          medium  a1 a4 a5
-                                          low     a2
-    bob     round 9                       …
+    rings by priority, the longest unserved key first       a key's requests, the oldest first
+    high
+    medium      alice  turn 7                               a1 a4 a5
+                bob    turn 9                               b1
+    low         alice  turn 8                               a2
 
-Both are ordered dicts: adding and removing cost the same however long the queue is.  The next
-request is mostly found in the first flow; finding it takes at most one look at each flow.
+The rings are heaps, and a key's requests are ordered dicts: adding and removing cost the same
+however long the queue is.  Finding the next request mostly takes one look at each ring, and at most
+``MAX_LOOKS`` at keys that hold slots already.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import Generic, Protocol, TypeVar
 
+from fabric_server.nodes.held_slots import HeldSlots
 from fabric_server.routing.criteria import Priority, Requirements
+from fabric_server.routing.shares import ORDINARY, Shares, Standing, Turns
 
 AGEING_SECONDS = 15.0
-"""A quarter of the default ``queue_timeout``: the lowest level is the highest after half of it."""
+"""A quarter of the default ``queue_timeout``: so long requests of low priority let others pass."""
+MAX_LOOKS = 64
+"""Keys of a ring that are compared: of more, those whose last turn is long ago, which each key's
+comes to be."""
 _POSITIONS_SECONDS = 1.0
 """Positions are computed for all requests at once, and reused so long while the queue is
 unchanged."""
@@ -40,65 +48,87 @@ class Waiter(Protocol):
 
 
 W = TypeVar("W", bound=Waiter)
-_ByPriority = tuple[OrderedDict[W, None], ...]
-"""Waiters by priority; in each the oldest first."""
 
-Rank = tuple[int, int]
-"""Level and round; of the heads of two queues, the smaller rank is served first."""
-
-
-def present_level(waiter: Waiter, now: float) -> int:
-    """Return the waiter's level with ageing.
-
-    Ageing never lifts it above the highest level: among the oldest, the key with the most requests
-    would be served most.
-    """
-    return max(0, waiter.requirements.priority - int((now - waiter.since) / AGEING_SECONDS))
+Rank = tuple[bool, Standing, int, float]
+"""Whether it lets others pass, the key's standing and turn, and its arrival; of two requests, the
+one with the smaller rank is served first."""
 
 
-def _by_priority() -> _ByPriority[W]:
-    return tuple(OrderedDict() for _ in Priority)
+def is_high(rank: Rank) -> bool:
+    """Return whether this is the rank of a request of high priority, or of one in its place."""
+    return rank[1][2] != ORDINARY
+
+
+def lets_others_pass(waiter: Waiter, now: float) -> bool:
+    """Return whether the request is of low priority, and has not waited long."""
+    return waiter.requirements.priority == Priority.LOW and now - waiter.since < AGEING_SECONDS
 
 
 class _Flow(Generic[W]):
-    """The waiting requests of one key."""
+    """The waiting requests of one key and priority."""
 
-    __slots__ = ("queues", "round")
+    __slots__ = ("turn", "waiters")
 
-    def __init__(self, round: int) -> None:
-        self.round = round
-        self.queues: _ByPriority[W] = _by_priority()
+    def __init__(self, turn: int) -> None:
+        self.turn = turn
+        self.waiters: OrderedDict[W, None] = OrderedDict()
 
-    def __len__(self) -> int:
-        return sum(map(len, self.queues))
+    def first(self, fits: Callable[[W], bool]) -> W | None:
+        return next(filter(fits, self.waiters), None)
 
-    def first(self, now: float, fits: Callable[[W], bool]) -> tuple[int, W] | None:
-        best: tuple[int, W] | None = None
-        for queue in self.queues:
-            for waiter in queue:
-                if fits(waiter):
-                    level = present_level(waiter, now)
-                    if best is None or (level, waiter.since) < (best[0], best[1].since):
-                        best = level, waiter
-                    break
-        return best
 
-    def by_level(self, now: float) -> dict[int, deque[W]]:
-        waiters = sorted((w for queue in self.queues for w in queue), key=lambda one: one.since)
-        levels: dict[int, deque[W]] = defaultdict(deque)
-        for waiter in waiters:
-            levels[present_level(waiter, now)].append(waiter)
-        return levels
+class _Ring(Generic[W]):
+    """The keys that wait with one priority, the one whose last turn is longest ago first."""
+
+    __slots__ = ("_heap", "flows")
+
+    def __init__(self) -> None:
+        self.flows: dict[str, _Flow[W]] = {}
+        self._heap: list[tuple[int, str]] = []
+        """Turns and keys; some are those of flows that are gone, or that had a turn since."""
+
+    def add(self, key_id: str, turn: int) -> _Flow[W]:
+        flow = self.flows[key_id] = _Flow[W](turn)
+        heap = self._heap
+        if len(heap) > 2 * len(self.flows) + MAX_LOOKS:
+            heap[:] = [(one.turn, name) for name, one in self.flows.items()]
+            heapify(heap)
+        else:
+            heappush(heap, (turn, key_id))
+        return flow
+
+    def in_turn(self, last: Callable[[str], int]) -> Iterator[tuple[str, _Flow[W]]]:
+        """Yield the first key, and then all others, of which the first ones come early.
+
+        ``last`` gives the number of a key's last turn, in whatever queue.
+        """
+        heap, flows = self._heap, self.flows
+        while heap:
+            turn, key_id = heap[0]
+            flow = flows.get(key_id)
+            if flow is None or flow.turn != turn:
+                heappop(heap)
+            elif (newest := last(key_id)) > turn:
+                flow.turn = newest
+                heapreplace(heap, (newest, key_id))
+            else:
+                break
+        for turn, key_id in heap:
+            flow = flows.get(key_id)
+            if flow is not None and flow.turn == turn:
+                yield key_id, flow
 
 
 class FairQueue(Generic[W]):
     """All requests that wait for one model."""
 
-    def __init__(self, rounds: Iterator[int]) -> None:
-        """``rounds`` counts upwards; queues whose ranks are compared share it."""
-        self._rounds = rounds
-        self._flows: OrderedDict[str, _Flow[W]] = OrderedDict()
-        self._all: _ByPriority[W] = _by_priority()
+    def __init__(self, turns: Turns) -> None:
+        """Queues whose ranks are compared share ``turns``."""
+        self._turns = turns
+        self._rings = tuple(_Ring[W]() for _ in Priority)
+        self._all: tuple[OrderedDict[W, None], ...] = tuple(OrderedDict() for _ in Priority)
+        self._queued: dict[str, int] = {}
+        """Numbers of waiting requests by key."""
         self._positions: dict[W, int] | None = None
         self._positions_at = 0.0
 
@@ -114,92 +144,125 @@ class FairQueue(Generic[W]):
 
     @property
     def oldest(self) -> W | None:
-        return min(self._heads(), key=lambda waiter: waiter.since, default=None)
-
-    def _heads(self) -> list[W]:
-        return [next(iter(queue)) for queue in self._all if queue]
+        heads = [next(iter(queue)) for queue in self._all if queue]
+        return min(heads, key=lambda waiter: waiter.since, default=None)
 
     @property
     def keys(self) -> int:
-        return len(self._flows)
+        return len(self._queued)
 
     def queued(self, key_id: str) -> int:
         """Return how many requests of this key wait."""
-        flow = self._flows.get(key_id)
-        return 0 if flow is None else len(flow)
+        return self._queued.get(key_id, 0)
 
     def ahead(self, key_id: str) -> int:
         """Return how many requests would be served before one more of this key.
 
-        The figure holds if all are of one level.
+        The figure holds if all are of one priority, and no key holds more slots than another.
         """
         queued = self.queued(key_id)
-        others = (len(flow) for name, flow in self._flows.items() if name != key_id)
-        return queued + sum(min(queued + 1, length) for length in others)
+        others = (number for name, number in self._queued.items() if name != key_id)
+        return queued + sum(min(queued + 1, number) for number in others)
 
     # ── adding and removing ───────────────────────────────────────────────────────────────────
 
-    def add(self, waiter: W) -> None:
-        """Append; call in order of ``since``."""
-        key_id = waiter.requirements.key_id
-        flow = self._flows.get(key_id)
+    def add(self, waiter: W, turn: int | None = None) -> None:
+        """Append; call in order of ``since``.  A key that waited for none has this ``turn``, or a
+        new one."""
+        key_id, priority = waiter.requirements.key_id, waiter.requirements.priority
+        ring = self._rings[priority]
+        flow = ring.flows.get(key_id)
         if flow is None:
-            flow = self._flows[key_id] = _Flow(next(self._rounds))
-        flow.queues[waiter.requirements.priority][waiter] = None
-        self._all[waiter.requirements.priority][waiter] = None
+            flow = ring.add(key_id, self._turns.next() if turn is None else turn)
+        flow.waiters[waiter] = None
+        self._all[priority][waiter] = None
+        self._queued[key_id] = self._queued.get(key_id, 0) + 1
         self._positions = None
 
     def remove(self, waiter: W) -> None:
         """Remove a request that is not served.  Raises ``KeyError`` when it is not queued."""
-        key_id = waiter.requirements.key_id
-        del self._all[waiter.requirements.priority][waiter]
-        flow = self._flows[key_id]
-        del flow.queues[waiter.requirements.priority][waiter]
-        if not len(flow):
-            del self._flows[key_id]
+        key_id, priority = waiter.requirements.key_id, waiter.requirements.priority
+        del self._all[priority][waiter]
+        flows = self._rings[priority].flows
+        del flows[key_id].waiters[waiter]
+        if not flows[key_id].waiters:
+            del flows[key_id]
+        left = self._queued[key_id] - 1
+        if left:
+            self._queued[key_id] = left
+        else:
+            del self._queued[key_id]
         self._positions = None
 
     def serve(self, waiter: W) -> None:
-        """Remove a request that is served, and end its key's round."""
+        """Remove a request that is served, and end its key's turn."""
         self.remove(waiter)
-        key_id = waiter.requirements.key_id
-        flow = self._flows.get(key_id)
-        if flow is not None:
-            flow.round = next(self._rounds)
-            self._flows.move_to_end(key_id)
+        self._turns.serve(waiter.requirements.key_id)
 
     # ── order of service ──────────────────────────────────────────────────────────────────────
 
-    def first(self, now: float, fits: Callable[[W], bool]) -> tuple[Rank, W] | None:
+    def first(self, now: float, fits: Callable[[W], bool], shares: Shares) -> tuple[Rank, W] | None:
         """Return the next request that ``fits``, with its rank; ``serve`` it afterwards."""
         best: tuple[Rank, W] | None = None
-        highest = min((present_level(one, now) for one in self._heads()), default=0)
-        for flow in self._flows.values():
-            found = flow.first(now, fits)
-            if found is not None and (best is None or found[0] < best[0][0]):
-                best = (found[0], flow.round), found[1]
-                if found[0] == highest:
-                    break  # no level is above it, and it is this key's turn
+        for priority in Priority:
+            found = self._first_of(priority, now, fits, shares)
+            if found is not None and (best is None or found[0] < best[0]):
+                best = found
         return best
 
+    def _first_of(
+        self, priority: Priority, now: float, fits: Callable[[W], bool], shares: Shares
+    ) -> tuple[Rank, W] | None:
+        last = self._turns.last
+        best: tuple[Rank, W] | None = None
+        looks = MAX_LOOKS
+        for key_id, flow in self._rings[priority].in_turn(last):
+            if shares.is_full(key_id) or (waiter := flow.first(fits)) is None:
+                continue
+            waiter = self._own_first(key_id, priority, waiter, now, fits)
+            standing = shares.standing(key_id, priority)
+            passes = lets_others_pass(waiter, now)
+            rank = passes, standing, max(flow.turn, last(key_id)), waiter.since
+            if best is None or rank < best[0]:
+                best = rank, waiter
+            looks -= 1
+            if not looks or not (passes or standing[0] or standing[1]):
+                break  # nobody of this ring holds fewer slots, and has waited longer for a turn
+        return best
+
+    def _own_first(
+        self, key_id: str, priority: Priority, waiter: W, now: float, fits: Callable[[W], bool]
+    ) -> W:
+        """Return the request that a key has served instead of ``waiter``: an older one of lower
+        priority, raised by one for every ``AGEING_SECONDS`` of waiting."""
+        for lower in range(priority + 1, len(Priority)):
+            flow = self._rings[lower].flows.get(key_id)
+            other = None if flow is None else flow.first(fits)
+            if other is None or other.since >= waiter.since:
+                continue
+            if now - other.since >= AGEING_SECONDS * (lower - priority):
+                waiter = other
+        return waiter
+
     def order(self, now: float) -> list[W]:
-        """Return all requests in the order of service, if every free slot suited every request."""
-        flows = [flow.by_level(now) for flow in self._flows.values()]
-        order: list[W] = []
-        for level in range(len(Priority)):
-            ring = deque(place for place, levels in enumerate(flows) if levels.get(level))
-            served: dict[int, None] = {}
-            while ring:
-                place = ring.popleft()
-                own = flows[place][level]
-                order.append(own.popleft())
-                if own:
-                    ring.append(place)
-                else:
-                    served[place] = None
-            flows = [flow for place, flow in enumerate(flows) if place not in served] + [
-                flows[place] for place in served
-            ]
+        """Return all requests in the order of service.
+
+        It is the real one if no key holds a slot, and every free slot suits every request.
+        """
+        copy, order = FairQueue[W](Turns(self._turns.next())), list[W]()
+        last = self._turns.last
+        for ring in self._rings:
+            turns = {key_id: max(flow.turn, last(key_id)) for key_id, flow in ring.flows.items()}
+            for key_id, turn in turns.items():
+                for waiter in ring.flows[key_id].waiters:
+                    copy.add(waiter, turn)
+        nothing = HeldSlots()
+        shares = Shares(nothing, nothing)
+        while (found := copy.first(now, lambda _: True, shares)) is not None:
+            waiter = found[1]
+            copy.serve(waiter)
+            nothing.serve(is_high(found[0]))
+            order.append(waiter)
         return order
 
     def position(self, waiter: W, now: float) -> int:

@@ -68,6 +68,8 @@ class Choice(Struct, frozen=True, gc=False):
     """The model has to be loaded first."""
     report: ModelReport | None = None
     """The engine's report of the model when it was chosen."""
+    key_id: str = ""
+    """The key of the request that holds the slot."""
 
 
 @dataclass(slots=True)
@@ -97,19 +99,20 @@ def pick(
     if found is not None and found[1] < MIN_SHARED:
         found = None
     place, shared = found or (None, 0.0)
+    key_id = requirements.key_id
     if len(candidates) <= COMPARE_ALL:
         able = [
             engine
             for engine in candidates
-            if engine.has_room and filter_engine(engine, requirements)
+            if engine.has_room_for(key_id, now) and filter_engine(engine, requirements)
         ]
         cached = _find_place(place, able) if place is not None else None
     else:
-        able = _draw(candidates, requirements, rng, sample)
+        able = _draw(candidates, requirements, rng, sample, now)
         cached = state.find(*place) if place is not None else None
         if cached is not None and not (
             model_report(cached, requirements.model)
-            and cached.has_room
+            and cached.has_room_for(key_id, now)
             and cached.allows(requirements.model, now, requirements.path)
             and filter_engine(cached, requirements)
         ):
@@ -248,17 +251,21 @@ def relax_hints(candidates: Sequence[Engine], requirements: Requirements) -> Non
 
 
 def _draw(
-    candidates: Sequence[Engine], requirements: Requirements, rng: Random, sample: int
+    candidates: Sequence[Engine],
+    requirements: Requirements,
+    rng: Random,
+    sample: int,
+    now: float,
 ) -> list[Engine]:
     """Return up to ``sample`` engines that could take the request; none when none can."""
-    count, random = len(candidates), rng.random
+    count, random, key_id = len(candidates), rng.random, requirements.key_id
     able: list[Engine] = []
     for _ in range(MAX_DRAWS):
         engine = candidates[int(random() * count)]
         if (
             engine.active < engine.slots
             and engine not in able
-            and engine.has_room
+            and engine.has_room_for(key_id, now)
             and filter_engine(engine, requirements)
         ):
             able.append(engine)
@@ -271,7 +278,11 @@ def _draw(
     ]
     first = int(random() * len(free))
     for engine in (*free[first:], *free[:first]):
-        if engine.has_room and engine not in able and filter_engine(engine, requirements):
+        if (
+            engine.has_room_for(key_id, now)
+            and engine not in able
+            and filter_engine(engine, requirements)
+        ):
             able.append(engine)
             if len(able) >= sample:
                 break
@@ -365,13 +376,14 @@ def _choice(engine: Engine, requirements: Requirements, reason: str) -> Choice:
     cold = _is_cold(report)
     loading = ", cold start" if cold else ""
     reason = f"{reason}, {engine.active}/{engine.slots} slots{loading}"
-    return Choice(engine, reason, cold, report)
+    return Choice(engine, reason, cold, report, requirements.key_id)
 
 
 def choose_waited_for(engine: Engine, requirements: Requirements) -> Choice:
     """Return the choice of an engine that a request has waited for."""
     report = model_report(engine, requirements.model)
-    return Choice(engine, "the first free one after a wait", _is_cold(report), report)
+    why = "the first free one after a wait"
+    return Choice(engine, why, _is_cold(report), report, requirements.key_id)
 
 
 class LoadBalancer:

@@ -108,7 +108,7 @@ async def test_who_waits_for_a_region_is_served_by_no_other_and_holds_nobody_up(
 async def test_how_long_it_takes_to_be_served_goes_by_the_slots_of_the_region() -> None:
     site = Site()
     near = site.node(region="eu-west", slots=1)
-    near.engine.active = 1
+    site.registry.take(near.engine, "", 0.0)
     site.node(region="us-east", slots=4)
     requirements = Requirements("tiny", regions=frozenset({"eu-west"}))
     waits = asyncio.create_task(site.admission.admit(requirements, request_id="req_1"))
@@ -116,7 +116,7 @@ async def test_how_long_it_takes_to_be_served_goes_by_the_slots_of_the_region() 
     place = site.admission.place("req_1")
     assert place is not None
     assert (place.position, place.estimate) == (1, DEFAULT_SERVICE_SECONDS)
-    site.registry.release(near.engine)
+    site.registry.release(near.engine, "")
     assert (await waits).engine is near.engine
 
 

@@ -103,13 +103,14 @@ async def test_a_user_who_hangs_up_when_just_served_gives_the_slot_back() -> Non
     call = await node.call()
     while not site.admission.waiting:  # noqa: ASYNC110
         await asyncio.sleep(0)
-    site.registry.release(node.engine)  # serves the second one …
+    [key_id] = {row.id for row in site.keys.rows.values()}
+    site.registry.release(node.engine, key_id)  # serves the second one …
     assert site.admission.waiting == 0
     second.hang_up()  # … which goes in the same turn
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert site.taken() == 0
-    node.engine.active += 1  # what was given back for the first one above
+    site.registry.take(node.engine, key_id, 0.0)  # what was given back for the first one above
     call.answer(200, ANSWER)
     assert (await first.answer()).status == 200
     assert site.taken() == 0

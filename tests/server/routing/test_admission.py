@@ -25,6 +25,7 @@ class FairQueue:
     def __init__(self, site: Site) -> None:
         self.site = site
         self.tasks: dict[str, asyncio.Task[Engine]] = {}
+        self.keys: dict[str, str] = {}
         self.order: list[str] = []
         """Those that were let in, in that order."""
 
@@ -43,15 +44,19 @@ class FairQueue:
             self.order.append(name)
             return choice.engine
 
+        self.keys[name] = key
         self.tasks[name] = asyncio.get_running_loop().create_task(go())
         await turn()
 
     def engine(self, name: str) -> Engine:
         return self.tasks[name].result()
 
+    def give_back(self, name: str) -> None:
+        self.site.registry.release(self.engine(name), self.keys[name])
+
     async def leave(self, name: str) -> None:
         """Gives back what it got."""
-        self.site.registry.release(self.engine(name))
+        self.give_back(name)
         await turn()
 
     async def cancel(self, name: str) -> None:
@@ -87,15 +92,16 @@ async def test_who_came_first_is_served_first() -> None:
     assert site.taken() == 1
 
 
-async def test_models_that_share_an_engine_take_turns_at_its_slots() -> None:
+@pytest.mark.parametrize(("other", "order"), [("b", "014253"), ("a", "012345")])
+async def test_keys_take_turns_at_an_engine_whatever_their_models(other: str, order: str) -> None:
     site = Site()
     site.node(["one", "two:latest"], slots=1, kind="ollama")
     line = FairQueue(site)
     for number, model in enumerate(["one", "one", "one", "one", "two", "two"]):
-        await line.join(str(number), model)
-    for number in "01425":
+        await line.join(str(number), model, key="a" if model == "one" else other)
+    for number in order[:-1]:
         await line.leave(number)
-    assert line.order == ["0", "1", "4", "2", "5", "3"]
+    assert "".join(line.order) == order
 
 
 async def test_a_slot_that_is_given_back_is_nobody_else_s() -> None:
@@ -105,7 +111,7 @@ async def test_a_slot_that_is_given_back_is_nobody_else_s() -> None:
     line = FairQueue(site)
     await line.join("a")
     await line.join("b")
-    site.registry.release(line.engine("a"))
+    line.give_back("a")
     assert node.engine.active == 1
     await line.join("c")
     assert line.order == ["a", "b"]
@@ -119,12 +125,12 @@ async def test_a_retry_does_not_wait_for_the_node_that_failed_nor_keep_others_fr
     await line.join("a")
     await line.join("b")
     await line.join("retry", "tiny", first.node.id)
-    site.registry.release(first.engine)
+    site.registry.release(first.engine, "")
     await turn()
     assert line.order == ["a", "b"], "the retry may not have it"
     await line.join("c")
     assert line.order == ["a", "b", "c"], "but somebody else may"
-    site.registry.release(second.engine)
+    site.registry.release(second.engine, "")
     await turn()
     assert line.order == ["a", "b", "c", "retry"]
 
@@ -149,7 +155,7 @@ async def test_one_that_is_cancelled_when_just_served_passes_the_slot_on() -> No
     line = FairQueue(site)
     for name in "abc":
         await line.join(name)
-    site.registry.release(line.engine("a"))
+    line.give_back("a")
     line.tasks["b"].cancel()
     await turn()
     assert line.order == ["a", "c"]
@@ -164,7 +170,7 @@ async def test_one_whose_time_is_up_when_just_served_passes_the_slot_on() -> Non
     line = FairQueue(site)
     await line.join("a")
     await line.join("b")
-    site.loop.call_later(0.01, site.registry.release, line.engine("a"))
+    site.loop.call_later(0.01, line.give_back, "a")
     await asyncio.wait([line.tasks["b"]], timeout=5)
     await asyncio.sleep(0.02)  # its time may have been up before the slot was released
     if line.tasks["b"].exception() is None:  # it may have been served in time, too
@@ -236,8 +242,8 @@ async def test_a_slot_that_the_next_in_line_may_not_have_goes_to_the_one_behind(
     await line.join("b")
     await line.join("retry", "tiny", first.node.id, key="k", priority=Priority.HIGH)
     await line.join("c", key="k", priority=Priority.LOW)
-    site.registry.release(first.engine)
-    site.registry.release(second.engine)
+    site.registry.release(first.engine, "")
+    site.registry.release(second.engine, "")
     await turn()
     assert sorted(line.order) == ["a", "b", "c", "retry"]
     assert line.engine("c") is first.engine
@@ -412,8 +418,8 @@ async def test_a_full_tunnel_holds_up_no_other_engine_of_its_node_for_ever() -> 
     tunnels, node.node.tunnels = node.node.tunnels, []  # as when it is full of streams
     await line.join("other", "other")
     node.node.tunnels = tunnels
-    node.engine.active += 1
-    site.registry.release(node.engine)
+    site.registry.take(node.engine, "", 0.0)
+    site.registry.release(node.engine, "")
     await turn()
     assert line.order == ["other"]
 
@@ -473,27 +479,26 @@ class Anything(RuleBasedStateMachine):
     def leave(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted(self.inside)))
         self.inside.discard(name)
-        engine = self.line.tasks.pop(name).result()
-        self.run(self._release(engine))
+        self.run(self._leave(name))
 
-    async def _release(self, engine: Engine) -> None:
-        self.site.registry.release(engine)
-        await turn()
+    async def _leave(self, name: str) -> None:
+        await self.line.leave(name)
+        del self.line.tasks[name]
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data(), just_served=st.booleans())
     def cancel(self, data: st.DataObject, just_served: bool) -> None:
         name = data.draw(st.sampled_from(self.waiting))
-        engine = None
+        other = ""
         if just_served and self.inside:
             other = data.draw(st.sampled_from(sorted(self.inside)))
             self.inside.discard(other)
-            engine = self.line.tasks.pop(other).result()
-        self.run(self._cancel(name, engine))
+        self.run(self._cancel(name, other))
 
-    async def _cancel(self, name: str, engine: Engine | None) -> None:
-        if engine is not None:
-            self.site.registry.release(engine)
+    async def _cancel(self, name: str, other: str) -> None:
+        if other:
+            self.line.give_back(other)
+            del self.line.tasks[other]
         self.line.tasks[name].cancel()
         await turn()
 
@@ -520,9 +525,14 @@ class Anything(RuleBasedStateMachine):
 
     @invariant()
     def slots_are_taken_by_those_who_have_them(self) -> None:
-        held = [id(self.line.tasks[name].result()) for name in self.inside]
+        held = [(self.line.engine(name), self.line.keys[name]) for name in self.inside]
         for node in self.nodes:
-            assert node.engine.active == held.count(id(node.engine))
+            by_key = [key for engine, key in held if engine is node.engine]
+            assert node.engine.active == len(by_key)
+            for key in "abc":
+                assert node.engine.held.of(key) == by_key.count(key)
+        for key in "abc":
+            assert self.site.registry.held.of(key) == [one for _, one in held].count(key)
 
     @invariant()
     def nobody_waits_for_what_is_free(self) -> None:
