@@ -24,7 +24,7 @@ served first."""
 
 
 class Shares:
-    """What keys hold when a slot of one engine is given away."""
+    """The slots that keys hold when one of an engine is given away."""
 
     __slots__ = ("_at_engine", "_in_all", "_most")
 
