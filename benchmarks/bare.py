@@ -83,8 +83,8 @@ class BareGateway(Gateway):
         tunnel = None if engine is None else engine.node.tunnel()
         if engine is None or tunnel is None:
             raise errors.no_capacity(parsed.model, 1.0)
-        engine.active += 1
-        choice = record.choice = Choice(engine, "")
+        choice = record.choice = Choice(engine, "", key_id=record.key.id)
+        upstream.registry.take(engine, choice.key_id, self._loop.time())
         record.attempts = 1
         attempt = Attempt(
             Once(record, upstream),

@@ -233,7 +233,7 @@ class Run:
         rate = tokens_per_second(turn.answer, now - first)
         state.latency.update(engine, MODEL, first - given, rate, now=now)
         machine.busy += now - given
-        self._registry.release(engine)
+        self._registry.release(engine, choice.key_id)
         if number >= len(self._asked) // 5:  # the first fifth only warms up
             self.first_bytes.append((number, first - began))
             self.waited += given > began
