@@ -113,3 +113,20 @@ async def test_no_priority_is_as_good_as_none() -> None:
     user = ask(site, site.key, {**ASK, "priority": None, "nested": {"priority": 5}})
     (await node.call()).answer(200, b"{}")
     assert (await user.answer()).status == 200
+
+
+@pytest.mark.parametrize("padding", [0, 300_000])
+async def test_no_form_takes_a_priority(padding: int) -> None:
+    site = Site()
+    site.node()
+    fields = {"model": "tiny", "file": "x" * padding, "priority": "-5"}
+    parts = "".join(
+        f'--b\r\ncontent-disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
+        for name, value in fields.items()
+    )
+    user = site.user()
+    headers = {**site.key, "content_type": "multipart/form-data; boundary=b"}
+    path = "/v1/audio/transcriptions"
+    user.send(request("POST", path, f"{parts}--b--\r\n".encode(), **headers))
+    answer = await user.answer()
+    assert (answer.status, answer.error["param"]) == (400, "priority")
