@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from fabric_client.engines.addresses import AddressError, parse_address
+from fabric_client.offer.patterns import Offer, PatternError
 from fabric_client.owner.schedule import ScheduleError, parse_schedule
 from protocol.join import is_name
 from protocol.regions import MAX_LENGTH, is_region
@@ -77,6 +79,14 @@ class Config:
             most=4096,
         ),
     )
+    models: tuple[str, ...] | None = field(
+        default=None,
+        metadata=about(
+            "Models that are offered to others: patterns such as 'llama3*' and '!*-private', "
+            "separated by commas; the last that matches decides (default: all, or as joined).",
+            empty=True,
+        ),
+    )
     schedule: tuple[str, ...] = field(
         default=(),
         metadata=about(
@@ -133,6 +143,10 @@ class Config:
         if len(self.engine) > _MAX_ENGINES:
             raise Conflict(f"engine lists more than {_MAX_ENGINES} engines.", "engine")
         try:
+            Offer(self.models)
+        except PatternError as error:
+            raise Conflict(f"models: {error}", "models") from None
+        try:
             parse_schedule(self.schedule)
         except ScheduleError as error:
             raise Conflict(str(error), "schedule") from None
@@ -145,6 +159,10 @@ class Config:
     def called(self, joined_as: str = "") -> str:
         """Return the node's name; ``joined_as`` is the one that the server gave it."""
         return self.name or joined_as or host_name()
+
+    def offers(self, joined_with: Sequence[str] | None = None) -> Offer:
+        """Return what is offered; ``joined_with`` are the patterns that ``join`` was given."""
+        return Offer(joined_with if self.models is None else self.models)
 
     @property
     def discovers(self) -> bool:

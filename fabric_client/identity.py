@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -20,7 +21,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.x509.oid import NameOID
 from msgspec import Struct
 
-from fabric_client.key_files import KeyFiles, read_key
+from fabric_client.key_files import KeyFiles, read_key, write
 from protocol.aio.tls import DialContext
 from protocol.join import BACKDATED_SECONDS
 
@@ -42,6 +43,16 @@ class Facts(Struct, frozen=True):
     proxy_port: int
     name: str = ""
     """The name that the server gave it when it joined."""
+    models: list[str] | None = None
+    """Patterns of the models to offer, as given to ``join``."""
+
+
+def remembered_models(directory: Path) -> list[str] | None:
+    """Return the patterns that were given to ``join`` here; None if there are none."""
+    try:
+        return msgspec.json.decode((directory / "node.json").read_bytes(), type=Facts).models
+    except (OSError, ValueError):
+        return None  # nobody has joined here, or not with this program
 
 
 class Identity:
@@ -56,6 +67,7 @@ class Identity:
         self.host = facts.host
         self.control_port = facts.control_port
         self.name = facts.name
+        self.models = facts.models
         self._issued, self._ends = _dates(certificate)
 
     def __repr__(self) -> str:
@@ -89,6 +101,14 @@ class Identity:
                 "join again with 'fabric-client join --replace TOKEN'."
             ) from None
         return cls(directory, facts, keys, certificate)
+
+    def remember_models(self, patterns: Sequence[str]) -> None:
+        """Store the patterns of the models to offer.  Raises OSError."""
+        path = self.directory / "node.json"
+        facts = msgspec.json.decode(path.read_bytes(), type=Facts)
+        self.models = list(patterns)
+        facts = msgspec.structs.replace(facts, models=self.models)
+        write(path, msgspec.json.encode(facts).decode())
 
     @property
     def lifetime(self) -> float:

@@ -14,7 +14,7 @@ import aiohttp
 
 from fabric_client.config import Config
 from fabric_client.engines.addresses import parse_address
-from fabric_client.engines.discovery import DEFAULT_PORTS
+from fabric_client.engines.discovery import DEFAULT_PORTS, EngineSettings
 from fabric_client.engines.watcher import Watcher
 from fabric_client.hardware.machine import Machine
 from fabric_client.identity import Identity
@@ -27,6 +27,7 @@ from fabric_client.proxy.upload_limit import UploadLimit
 from fabric_client.reasoning import ReasoningFilter
 from fabric_client.registration.context import NodeContext
 from fabric_client.registration.registration_loop import RegistrationLoop
+from fabric_client.reload import SettingsWatch
 from protocol.messages import EngineReport
 from protocol.tunnel.resume import ResumeTable
 from runtime.background import BackgroundTasks
@@ -39,6 +40,8 @@ SLEPT_SECONDS = 20.0
 """A wall clock this far ahead of the machine's running time means that it was asleep."""
 PAUSE_CHECK_SECONDS = 0.5
 """Time between two looks at the owner's commands and hours."""
+SETTINGS_CHECK_SECONDS = 1.0
+"""Time between two looks at the settings file."""
 WORK_SECONDS = 5.0
 """Least time between two writes of the state because of work done."""
 
@@ -98,7 +101,9 @@ class Supervisor:
                 session,
                 [parse_address(text) for text in self._config.engine],
                 ports=tuple(DEFAULT_PORTS.values()) if self._config.discovers else (),
-                slots=self._config.slots,
+                settings=EngineSettings(
+                    slots=self._config.slots, offer=self._config.offers(self._identity.models)
+                ),
             )
             forwarder = self._forwarder = self.make_forwarder(watcher)
             registrations = self._registrations = self._make_registrations(watcher, forwarder)
@@ -106,9 +111,11 @@ class Supervisor:
             self._check_pause(watcher, forwarder, registrations)
             await watcher.refresh()
             _log_engines(watcher.reports)
+            _log_offer(watcher)
             try:
                 for name, work in (
                     ("engines", lambda: self._watch_engines(watcher, registrations)),
+                    ("settings", lambda: self._watch_settings(watcher, registrations)),
                     ("sleep", lambda: self._notice_sleep(registrations)),
                     ("pause", lambda: self._watch_pause(watcher, forwarder, registrations)),
                     ("gpu", lambda: self._pause.watch_gpu(forwarder.worked_at)),
@@ -164,9 +171,24 @@ class Supervisor:
     # ── run for as long as the node ───────────────────────────────────────────────────────────
 
     async def _watch_engines(self, watcher: Watcher, registrations: RegistrationLoop) -> None:
+        held_back = watcher.held_back
         async for reports in watcher.watch():
+            if watcher.held_back != held_back:
+                held_back = watcher.held_back
+                _log_offer(watcher)
             registrations.report(report_paused(reports, self._pause.problem))
             self._write_state()
+
+    async def _watch_settings(self, watcher: Watcher, registrations: RegistrationLoop) -> None:
+        settings = SettingsWatch(self._config, self._identity.models)
+        while True:
+            await asyncio.sleep(SETTINGS_CHECK_SECONDS)
+            offer = settings.poll()
+            if offer is not None:
+                log.info("the offer has changed", extra={"offers": str(offer)})
+                watcher.change_offer(offer)
+                registrations.report(report_paused(watcher.reports, self._pause.problem))
+                self._write_state()
 
     async def _watch_pause(
         self, watcher: Watcher, forwarder: Forwarder, registrations: RegistrationLoop
@@ -234,6 +256,8 @@ class Supervisor:
                 paused=self._pause.reason or "",
                 draining=self.drain_requested.is_set(),
                 heard=self._pause.acknowledged,
+                offers=watcher.offer.patterns,
+                held_back=watcher.held_back,
             ),
         )
 
@@ -254,4 +278,18 @@ def _log_engines(reports: list[EngineReport]) -> None:
         log.warning(
             "no engine found: start Ollama, vLLM, llama-server or LM Studio, or name one with "
             "--engine URL"
+        )
+
+
+def _log_offer(watcher: Watcher) -> None:
+    """Log what the owner's choice holds back, and if that leaves nothing."""
+    for engine, models in watcher.held_back.items():
+        log.info(
+            "models held back",
+            extra={"engine": engine, "models": {one.name: one.reason for one in models}},
+        )
+    if watcher.offer.patterns is not None and not any(one.models for one in watcher.reports):
+        log.warning(
+            "nothing is offered, so no requests will come: the setting models matches no model",
+            extra={"offers": str(watcher.offer)},
         )

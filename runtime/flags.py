@@ -91,13 +91,14 @@ def read(
 ) -> T:
     """Load settings from the file given, or from ``FILE`` in ``data``; see ``settings.load``."""
     requested = file
-    file = locate(file, environ=environ, prefix=prefix)
+    place = file = locate(file, environ=environ, prefix=prefix)
     if file is None and _has_data(cls):
         data = flags.get("data") or environ.get(f"{prefix}DATA") or _default(cls, "data")
-        beside = Path(str(data)).expanduser() / FILE
-        file = beside if beside.is_file() else None
+        place = Path(str(data)).expanduser() / FILE
+        file = place if place.is_file() else None
     settings = load(cls, file=file, environ=environ, flags=flags, prefix=prefix)
-    # An attribute beside the fields, as `load` stores their sources; `read_again` uses it.
+    # Attributes beside the fields, as `load` stores their sources, for `read_again` and `file_of`.
+    object.__setattr__(settings, "_file", place)
     again = functools.partial(read, cls, prefix, environ=environ, flags=flags, file=requested)
     object.__setattr__(settings, "_again", again)
     object.__setattr__(settings, "_chosen_file", locate(requested, environ=environ, prefix=prefix))
@@ -116,10 +117,16 @@ def read_again(settings: T) -> T:
     return settings if again is None else again()
 
 
+def file_of(settings: DataclassInstance) -> Path | None:
+    """Return where the settings' file is, or would be; None if they have no file."""
+    place: Path | None = getattr(settings, "_file", None)
+    return place
+
+
 def merge(settings: T, loaded: T, names: Collection[str]) -> T:
     """Return ``settings`` with the fields ``names`` of ``loaded``, and its sources and flags."""
     merged = dataclasses.replace(settings, **{name: getattr(loaded, name) for name in names})
-    for hidden in ("_sources", "_again", "_chosen_file"):
+    for hidden in ("_sources", "_again", "_file", "_chosen_file"):
         if hasattr(loaded, hidden):
             object.__setattr__(merged, hidden, getattr(loaded, hidden))
     return merged

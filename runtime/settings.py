@@ -59,12 +59,14 @@ def about(
     unit: Literal["seconds", "bytes"] | None = None,
     least: float | None = None,
     most: float | None = None,
+    empty: bool = False,
 ) -> Mapping[str, Any]:
     """Return a field's metadata: ``field(default=10.0, metadata=about("…", unit="seconds"))``.
 
     ``help`` is shown by ``--help`` and ``check-config``; ``load`` checks the bounds, both allowed.
+    ``empty``: an empty variable is an empty list, instead of not given.
     """
-    return {"help": help, "unit": unit, "least": least, "most": most}
+    return {"help": help, "unit": unit, "least": least, "most": most, "empty": empty}
 
 
 class _Given(NamedTuple):
@@ -92,8 +94,9 @@ def load(
 ) -> T:
     """Build ``cls``; raise ``SettingsError`` for the first error.
 
-    ``prefix`` is that of the environment variables, underscore included.  An empty variable and a
-    flag that is None or an empty list count as not given.  Paths in the file are relative to it.
+    ``prefix`` is that of the environment variables, underscore included.  An empty variable (unless
+    ``about`` says otherwise) and a flag that is None or an empty list count as not given.  Paths in
+    the file are relative to it.
     """
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -167,17 +170,19 @@ def _from_file(file: Path | None, names: Iterable[str]) -> dict[str, _Given]:
 
 
 def _from_environment(
-    environ: Mapping[str, str], prefix: str, names: Iterable[str]
+    environ: Mapping[str, str], prefix: str, names: Mapping[str, dataclasses.Field[Any]]
 ) -> dict[str, _Given]:
     def written(name: str) -> str:
         return f"{prefix}{name.upper()}"
 
     given = {}
     for variable, value in environ.items():
-        if not variable.startswith(prefix) or not value or variable == written("config"):
+        if not variable.startswith(prefix) or variable == written("config"):
             continue
         rest = variable.removeprefix(prefix)
         name = rest.lower()
+        if not value and not (name in names and names[name].metadata.get("empty")):
+            continue
         if name in names and variable == written(name):
             given[name] = _Given(value, variable)
         elif not _OF_KUBERNETES.fullmatch(rest):

@@ -14,7 +14,7 @@ import aiohttp
 from aiohttp import web
 
 from fabric_client.engines.addresses import parse_address
-from fabric_client.engines.discovery import Engine
+from fabric_client.engines.discovery import Engine, EngineSettings
 from protocol import messages
 from protocol.messages import EngineReport, ModelReport
 
@@ -216,7 +216,8 @@ async def report_of(
     session: aiohttp.ClientSession, fakes: list[FakeEngine], fake: FakeEngine, **options: Any
 ) -> EngineReport:
     fakes.append(await fake.start())
-    return await Engine(session, parse_address(fake.url), **options).probe()
+    settings = EngineSettings(**options)
+    return await Engine(session, parse_address(fake.url), settings).probe()
 
 
 def by_name(report: EngineReport) -> dict[str, ModelReport]:

@@ -19,7 +19,8 @@ from typing import Any, Self
 import aiohttp
 
 from fabric_client.engines.addresses import parse_address
-from fabric_client.engines.discovery import Engine
+from fabric_client.engines.discovery import Engine, EngineSettings
+from fabric_client.offer.patterns import EVERYTHING, Offer
 from fabric_client.proxy.forwarder import Forwarder
 from protocol.aio.memory import connect
 from protocol.aio.node import NodeTunnel
@@ -105,9 +106,10 @@ class RecordedAnswer:
 
 
 class NodeAlone:
-    def __init__(self, url: str, **settings: Any) -> None:
+    def __init__(self, url: str, offer: Offer = EVERYTHING, **settings: Any) -> None:
         """Make a node with one engine; ``settings`` are ``Forwarder``'s."""
         self._url = url
+        self._offer = offer
         self._settings = settings
         self.engine: Engine
         self.forwarder: Forwarder
@@ -118,7 +120,8 @@ class NodeAlone:
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
         self._session = aiohttp.ClientSession()
-        self.engine = Engine(self._session, parse_address(self._url))
+        settings = EngineSettings(offer=self._offer)
+        self.engine = Engine(self._session, parse_address(self._url), settings)
         report = await self.engine.probe()
         assert report.healthy, report.problem
 

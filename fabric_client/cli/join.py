@@ -13,7 +13,7 @@ import typer
 
 from fabric_client.cli import TOKEN, Json, of_the_node
 from fabric_client.cli.run import run_node
-from fabric_client.config import Config
+from fabric_client.config import PREFIX, Config
 from fabric_client.identity import Identity, NotJoined
 from fabric_client.owner.process_lock import is_running
 from protocol.join import Token, parse
@@ -56,7 +56,10 @@ def join(
     identity = None
     if run and not replace:
         identity = _joined_before(settings.data, parse(text))
+    models = _given_models(settings)
     if identity is not None:
+        if models is not None:
+            identity.remember_models(models)
         note(f"Already joined {identity.host} as {identity.node_id}.")
     else:
         if replace and is_running(settings.data):
@@ -64,12 +67,14 @@ def join(
         make_directory(settings.data)  # before the token is used up
         try:
             identity = asyncio.run(
-                enrol.join(text, settings.data, name=settings.name, replace=replace)
+                enrol.join(text, settings.data, name=settings.name, models=models, replace=replace)
             )
         except enrol.JoinError as error:
             raise Failure(str(error)) from None
         name = settings.called(identity.name)
         note(f"Joined {identity.host} as {identity.node_id}, “{name}”.")
+    if (offer := settings.offers(identity.models)).patterns is not None:
+        note(f"Models that will be offered: {offer}.")
     if json:
         say_json(
             {
@@ -84,6 +89,14 @@ def join(
         return run_node(settings)
     note(f"Next:  {_run_command(settings)}")
     return 0
+
+
+def _given_models(settings: Config) -> tuple[str, ...] | None:
+    """Return the patterns to remember: those of a file are there at the next start anyway."""
+    if settings.models is None:
+        return None
+    source = next(source for name, _, source in describe(settings) if name == "models")
+    return settings.models if source.startswith(("--", PREFIX)) else None
 
 
 def _joined_before(directory: Path, token: Token) -> Identity | None:

@@ -60,11 +60,12 @@ def _described(
         "served": 0 if now is None else now.served,
         "tokens": 0 if now is None else now.tokens,
         "tokens_per_second": 0.0 if now is None else now.tokens_per_second,
-        "engines": [] if now is None else [_engine(report) for report in now.engines],
+        "offers": None if now is None else now.offers,
+        "engines": [] if now is None else [_engine(report, now) for report in now.engines],
     }
 
 
-def _engine(report: EngineReport) -> dict[str, Any]:
+def _engine(report: EngineReport, now: State) -> dict[str, Any]:
     return {
         "name": report.name,
         "kind": report.kind,
@@ -74,6 +75,9 @@ def _engine(report: EngineReport) -> dict[str, Any]:
         "models": [
             {field: getattr(model, field) for field in model.__struct_fields__}
             for model in report.models
+        ],
+        "held_back": [
+            {"name": one.name, "reason": one.reason} for one in now.held_back.get(report.name, ())
         ],
     }
 
@@ -100,6 +104,7 @@ def _show(identity: Identity | None, now: State | None, problem: str) -> None:
     if not now.engines:
         say("No engine found: start Ollama, vLLM, llama-server or LM Studio, or set --engine.")
         return
+    _show_offer(now)
     say_table(
         ("engine", "state", "slots", "models"),
         [
@@ -107,8 +112,24 @@ def _show(identity: Identity | None, now: State | None, problem: str) -> None:
                 report.name,
                 "healthy" if report.healthy else report.problem or "down",
                 str(report.slots),
-                ", ".join(model.name for model in report.models),
+                ", ".join(model.name for model in report.models) or "none offered",
             )
             for report in now.engines
         ],
     )
+    held_back = [(name, one) for name, models in now.held_back.items() for one in models]
+    if held_back:
+        say("")
+        say_table(
+            ("engine", "held back", "why"),
+            [(name, one.name, one.reason) for name, one in held_back],
+        )
+
+
+def _show_offer(now: State) -> None:
+    if now.offers is None:
+        return
+    say(f"Offers  {', '.join(now.offers) or 'nothing: the setting models is an empty list'}")
+    if now.offers and not any(report.models for report in now.engines):
+        say("        nothing: no model of the engines matches; change the setting models")
+    say("")

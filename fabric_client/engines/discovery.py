@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import aiohttp
 import msgspec
 
 from fabric_client.engines.addresses import Address, local
-from fabric_client.engines.probes import DIALECTS, Facts, complaint, detect_kind, is_empty, is_list
+from fabric_client.engines.probes import (
+    DIALECTS,
+    Facts,
+    complaint,
+    detect_kind,
+    is_empty,
+    is_list,
+    without_models,
+)
+from fabric_client.offer.offered import NOTHING, choose
+from fabric_client.offer.patterns import EVERYTHING, Offer
 from fabric_client.translation.paths import PathHandlers, native_paths, path_handlers, trim_openapi
 from protocol.messages import EngineReport
 
@@ -47,6 +58,21 @@ class _Response(NamedTuple):
     document: object
 
 
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """The owner's settings for all engines."""
+
+    slots: int | None = None
+    """Concurrent requests; None: as each engine reports."""
+    offer: Offer = EVERYTHING
+    """The models that are offered."""
+    timeout: float = PROBE_TIMEOUT
+    """Time in seconds for an engine to answer a question."""
+
+
+DEFAULTS = EngineSettings()
+
+
 class Engine:
     """One engine: its name, its address, and its last report.
 
@@ -58,14 +84,11 @@ class Engine:
         self,
         session: aiohttp.ClientSession,
         address: Address,
-        *,
-        slots: int | None = None,
-        timeout: float = PROBE_TIMEOUT,
+        settings: EngineSettings = DEFAULTS,
     ) -> None:
         self.address = address
-        self._timeout = aiohttp.ClientTimeout(total=timeout)
         self._session = session
-        self._slots = slots
+        self._settings = settings
         self._found = address.kind
         self._facts = Facts([], 0)
         self._problem: str | None = "It was not probed yet."
@@ -78,6 +101,8 @@ class Engine:
         """Documents by path that need be fetched only once."""
         self.path_handlers: PathHandlers = {}
         """Translators for the public paths that the engine can be asked on; None: as it is."""
+        self.offered = NOTHING
+        """The models that it offers to others, and the rest, which is held back."""
         self.name = self.kind
         self.active = 0
         """Requests that hold its slots, counted by ``SlotTable``: while there are any, a late
@@ -102,7 +127,11 @@ class Engine:
     @property
     def slots(self) -> int:
         """Concurrent requests: as configured, or as the engine reports.  A dead engine has none."""
-        return min(self._slots or self._facts.slots, _MAX_SLOTS) if self._problem is None else 0
+        return (
+            min(self._settings.slots or self._facts.slots, _MAX_SLOTS)
+            if self._problem is None
+            else 0
+        )
 
     @property
     def report(self) -> EngineReport:
@@ -112,10 +141,24 @@ class Engine:
             kind=self.kind,
             healthy=self.healthy,
             slots=self.slots,
-            models=self._facts.models,
+            models=self.offered.models,
             problem=self._problem,
             paths=sorted(self.path_handlers),
         )
+
+    @property
+    def must_check_names(self) -> bool:
+        """Return whether the model of each request must be looked up.
+
+        Ollama runs any model that it is asked for, also those that it does not list.
+        """
+        offered = self.offered
+        return offered.restricted or bool(offered.renamed) or self.kind == "ollama"
+
+    def change_offer(self, offer: Offer) -> None:
+        """Offer other models from now on; slots and paths are right after the next ``probe``."""
+        self._settings = replace(self._settings, offer=offer)
+        self.offered = choose(self._facts.models, self.kind, offer, self.offered)
 
     async def probe(self) -> EngineReport:
         """Ask for everything, and return the new ``report``."""
@@ -203,9 +246,14 @@ class Engine:
                 documents[path] = extra.document
             elif extra.status < 500:
                 self._absent.add(path)
+        once = await self._fetch_once(dialect.once)
         facts = dialect.read(documents)
-        documents |= await self._fetch_once(dialect.once)
-        self.path_handlers = path_handlers(kind, native_paths(kind, documents, facts.models))
+        offered = choose(facts.models, kind, self._settings.offer, self.offered)
+        # Slots are those of the models that are offered, too: nothing is told of the others.
+        shown = without_models(documents, offered.hidden_names)
+        facts = Facts(facts.models, dialect.read(shown).slots)
+        native = native_paths(kind, documents | once, offered.models)
+        self.offered, self.path_handlers = offered, path_handlers(kind, native)
         return facts
 
     async def _fetch_once(self, paths: Sequence[str]) -> dict[str, object]:
@@ -226,7 +274,7 @@ class Engine:
 
     def _expect(self, answer: _Response, key: str) -> None:
         text = complaint(answer.document)
-        detail = f": {text[:200]}" if text else ""
+        detail = f": {self._without_private(text[:200])}" if text else ""
         if answer.status in (401, 403):
             raise _ProbeError(
                 f"{self.url} requires an API key ({answer.status}{detail}), which a node does not "
@@ -240,12 +288,18 @@ class Engine:
                 unfit=True,
             )
 
+    def _without_private(self, text: str) -> str:
+        """Return what may be told of an engine's error; nothing while its models are unknown."""
+        if self.offered is NOTHING and self._settings.offer.patterns is not None:
+            return "see the engine's log"
+        return self.offered.private.hide(text)
+
     async def _get(self, path: str) -> _Response:
         try:
             async with self._session.get(
                 self.url + path,
                 headers={"Host": self.address.host},
-                timeout=self._timeout,
+                timeout=aiohttp.ClientTimeout(total=self._settings.timeout),
                 # A node dials only the addresses that its owner set.
                 allow_redirects=False,
             ) as response:
@@ -270,14 +324,12 @@ class Engine:
 async def discover(
     session: aiohttp.ClientSession,
     ports: Sequence[int] = tuple(DEFAULT_PORTS.values()),
-    *,
-    slots: int | None = None,
-    timeout: float = PROBE_TIMEOUT,
+    settings: EngineSettings = DEFAULTS,
 ) -> list[Engine]:
     """Return engines on ``ports`` of this machine, with their kind detected, not yet probed."""
 
     async def at(port: int) -> Engine | None:
-        engine = Engine(session, local(port), slots=slots, timeout=timeout)
+        engine = Engine(session, local(port), settings)
         try:
             engine.name = await engine._identify()
         except _ProbeError:

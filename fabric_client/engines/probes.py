@@ -8,7 +8,7 @@ one odd model must not hide the others, and nothing may leave here that a server
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from fabric_client.engines.weights import (
@@ -19,11 +19,10 @@ from fabric_client.engines.weights import (
     size_of,
     weights,
 )
+from fabric_client.offer.names import is_name, is_place
 from protocol.messages import ModelReport
 
-_MAX_MODELS = 512
 _MAX_CAPABILITIES = 32
-_MAX_NAME = 256
 _MAX_INTEGER = 2**63 - 1
 
 Documents = Mapping[str, object]
@@ -32,6 +31,7 @@ Documents = Mapping[str, object]
 
 class Facts(NamedTuple):
     models: list[ModelReport]
+    """With the names by which the engine is asked, which may be paths."""
     slots: int
 
 
@@ -78,6 +78,24 @@ def complaint(document: object) -> str | None:
     """Return the engine's error message: ``{"error": "…"}`` or ``{"error": {"message": "…"}}``."""
     error = _get(document, "error")
     return error if isinstance(error, str) else _text(error, "message")
+
+
+def without_models(documents: Documents, names: Collection[str]) -> dict[str, object]:
+    """Return the documents without their rows of the models with these names."""
+    if not names:
+        return dict(documents)
+    kept: dict[str, object] = {}
+    for path, document in documents.items():
+        kept[path] = document
+        for key in ("data", "models"):
+            if isinstance(document, dict) and isinstance(document.get(key), list):
+                rows = [row for row in _entries(document, key) if not _is_of(row, names)]
+                document = kept[path] = {**document, key: rows}
+    return kept
+
+
+def _is_of(row: object, names: Collection[str]) -> bool:
+    return any(_text(row, key) in names for key in ("id", "name", "key", "model"))
 
 
 # ── one reader for each kind ──────────────────────────────────────────────────────────────────
@@ -165,7 +183,7 @@ def _read_llama_server(documents: Documents) -> Facts:
             context = per_slot or _count(row, "meta", "n_ctx")
             told = _llama_server_weights(row, listed.get(name), props if status is None else None)
             yield _model(
-                _without_folders(name) if status is None else name,
+                name,
                 _count(row, "meta", "size"),
                 context,
                 status == "loaded" if status is not None else True,
@@ -188,14 +206,6 @@ def _llama_server_weights(row: object, listed: object, props: object) -> Weights
         parameter_size=told.parameter_size or size_of(_count(row, "meta", "n_params")),
         format=told.format or "gguf",
     )
-
-
-def _without_folders(name: str) -> str:
-    """Shorten a file's path, the name of a model without an alias, which would expose folders.
-
-    llama-server accepts any name in a request if it has one model loaded.
-    """
-    return name.replace("\\", "/").rpartition("/")[2] if name.lower().endswith(".gguf") else name
 
 
 def _read_lm_studio(documents: Documents) -> Facts:
@@ -327,16 +337,12 @@ def _model(
     capabilities: Iterable[str],
     told: Weights = NONE,
 ) -> ModelReport | None:
-    if name is None or not _is_name(name):
+    if name is None or not is_place(name):
         return None
-    fit = list(dict.fromkeys(filter(_is_name, capabilities)))
+    fit = list(dict.fromkeys(filter(is_name, capabilities)))
     return ModelReport(name, size, context or None, loaded, fit[:_MAX_CAPABILITIES], *told)
-
-
-def _is_name(text: str) -> bool:
-    return 0 < len(text) <= _MAX_NAME and text.isprintable()
 
 
 def _tidy(models: Iterable[ModelReport | None]) -> list[ModelReport]:
     by_name = {model.name: model for model in reversed(list(models)) if model is not None}
-    return list(reversed(by_name.values()))[:_MAX_MODELS]
+    return list(reversed(by_name.values()))

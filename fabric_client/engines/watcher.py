@@ -5,12 +5,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import aiohttp
 
 from fabric_client.engines.addresses import Address, local
-from fabric_client.engines.discovery import MAX_ENGINES, PROBE_TIMEOUT, Engine, discover
+from fabric_client.engines.discovery import (
+    DEFAULTS,
+    MAX_ENGINES,
+    Engine,
+    EngineSettings,
+    discover,
+)
+from fabric_client.offer.offered import HeldBack
+from fabric_client.offer.patterns import Offer
 from protocol.messages import EngineReport
 
 
@@ -24,8 +32,6 @@ class WatchTimes:
     """Interval of model lists, and of searches for new engines."""
     repeat: float = 30.0
     """Interval of reports to the server when nothing changed."""
-    timeout: float = PROBE_TIMEOUT
-    """Time limit of one question to an engine."""
 
 
 class Watcher:
@@ -41,14 +47,13 @@ class Watcher:
         addresses: Iterable[Address] = (),
         *,
         ports: Sequence[int] = (),
-        slots: int | None = None,
+        settings: EngineSettings = DEFAULTS,
         times: WatchTimes = WatchTimes(),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``ports`` of this machine are looked at for engines besides those at ``addresses``;
-        ``slots`` overrides what engines report."""
+        """``ports`` of this machine are looked at for engines besides those at ``addresses``."""
         self._session = session
-        self._slots = slots
+        self._settings = settings
         self._ports = tuple(ports)
         self._times = times
         self._clock = clock
@@ -59,12 +64,17 @@ class Watcher:
         """Configured ones in their order, then those found; one that dies stays listed."""
         for address in addresses:
             if not self._knows(address):
-                self.engines.append(self._engine(address))
+                self.engines.append(Engine(session, address, settings))
         self._give_names()
 
     @property
     def reports(self) -> list[EngineReport]:
         return [engine.report for engine in self.engines]
+
+    @property
+    def held_back(self) -> dict[str, list[HeldBack]]:
+        """Models that are not offered, by the name of their engine."""
+        return {one.name: held for one in self.engines if (held := one.offered.held_back)}
 
     def engine(self, name: str) -> Engine | None:
         """Return the engine of that name, healthy or not."""
@@ -72,6 +82,18 @@ class Watcher:
             if engine.name == name:
                 return engine
         return None
+
+    @property
+    def offer(self) -> Offer:
+        """The models that are offered."""
+        return self._settings.offer
+
+    def change_offer(self, offer: Offer) -> None:
+        """Offer other models from now on."""
+        self._settings = replace(self._settings, offer=offer)
+        for engine in self.engines:
+            engine.change_offer(offer)
+        self.poke()
 
     def poke(self) -> None:
         """Ask everything now: something may have changed."""
@@ -111,16 +133,15 @@ class Watcher:
         async with asyncio.TaskGroup() as group:
             for engine in new:
                 group.create_task(engine.probe())
+        for engine in new:
+            engine.change_offer(self.offer)  # it may have changed since the search began
         self.engines = [*self.engines, *new][:MAX_ENGINES]
         self._give_names()
         return self.reports
 
     async def _find(self) -> list[Engine]:
         free = [port for port in self._ports if not self._knows(local(port))]
-        return await discover(self._session, free, slots=self._slots, timeout=self._times.timeout)
-
-    def _engine(self, address: Address) -> Engine:
-        return Engine(self._session, address, slots=self._slots, timeout=self._times.timeout)
+        return await discover(self._session, free, self._settings)
 
     def _knows(self, address: Address) -> bool:
         """Return whether an engine is listed; all names of this machine are one."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from fabric_client.offer.offered import HeldBack
 from protocol.messages import EngineReport
 
 log = logging.getLogger("fabric.state")
@@ -35,7 +36,7 @@ class State(Struct, frozen=True):
     active: int
     served: int
     engines: list[EngineReport]
-    """The engines as they are, whether the node is paused or not."""
+    """The engines as they are, whether the node is paused or not, with the models offered."""
     run: str = ""
     """Id of this run of the node; each start makes a new one."""
     paused: str = ""
@@ -48,6 +49,10 @@ class State(Struct, frozen=True):
     """Tokens of the last minute's answers, by the time in which any was generated."""
     heard: float = 0.0
     """``Control.at`` of the last command that the node has acted on."""
+    offers: tuple[str, ...] | None = None
+    """The owner's patterns of the models that are offered; None: all are."""
+    held_back: dict[str, list[HeldBack]] = {}
+    """Models that are not offered, by the name of their engine."""
 
 
 def path_in(directory: Path) -> Path:

@@ -6,7 +6,9 @@ import asyncio
 import logging
 from typing import Protocol
 
+from fabric_client.offer.admission import NotOffered
 from fabric_client.proxy.decoder import Decoder
+from fabric_client.proxy.preparation import filter_error
 from fabric_client.proxy.request_body import MAX_BODY, MAX_REPLAY, RequestBody
 from fabric_client.proxy.response_body import ResponseBody
 from fabric_client.proxy.slots import Slot
@@ -154,6 +156,9 @@ class EngineRequest:
                 left_out = ("content-encoding", "content-length")
                 headers = [one for one in headers if one[0] not in left_out]
                 break
+        if status >= 400 and self._connection is not None:  # of the engine, not ours
+            offered = self.slot.engine.offered
+            self._response.filter = filter_error(offered, self._response.filter)
         translate = self._response.filter
         if translate is not None:
             if self._body.translated:  # the length in the other dialect is known at the end only
@@ -297,7 +302,11 @@ class EngineRequest:
         """Make the engine's request of the whole body, or reply to it here."""
         body = self._body
         assert body.prepare is not None
-        prepared = body.prepare(body.take())
+        try:
+            prepared = body.prepare(body.take())
+        except NotOffered as error:  # its server knows what is offered: the offer has just changed
+            self.fail(Code.REFUSED, str(error))
+            return
         if isinstance(prepared, LocalReply):
             self._reply(prepared)
             return

@@ -13,13 +13,14 @@ from functools import partial
 from fabric_client.engines.addresses import Address
 from fabric_client.engines.discovery import Engine
 from fabric_client.proxy.engine_request import EngineRequest
-from fabric_client.proxy.preparation import MakeReasoning, prepare
+from fabric_client.proxy.preparation import MakeReasoning, Prepare, prepare, prepare_offered
 from fabric_client.proxy.request_body import RequestBody
 from fabric_client.proxy.response_body import ResponseBody
 from fabric_client.proxy.slots import RegistrationSlots, SlotTable
 from fabric_client.proxy.throughput import Throughput
 from fabric_client.proxy.upload_limit import UploadLimit
 from fabric_client.proxy.upstream import Pool
+from fabric_client.translation.native_filters import unchanged
 from fabric_client.translation.paths import PUBLIC_PATHS
 from protocol.aio.node import NodeStream
 from protocol.errors import Code
@@ -100,15 +101,12 @@ class Forwarder:
         if slot is None:
             stream.reset(Code.REFUSED, f"all slots of engine '{head.engine}' are taken")
             return None
-        translate = engine.path_handlers[head.path]
         request = EngineRequest(
             self,
             stream,
             slot,
             self._pool(engine.address),
-            RequestBody(
-                head, ended, translate and partial(prepare, translate, self._reasoning, head)
-            ),
+            RequestBody(head, ended, self._preparation(engine, head)),
             ResponseBody(stream, self.throughput, self._uploads, self._loop.time),
         )
         self._running.add(request)
@@ -137,6 +135,14 @@ class Forwarder:
 
     def on_engine_trouble(self) -> None:
         self._on_trouble()
+
+    def _preparation(self, engine: Engine, head: RequestHead) -> Prepare | None:
+        """Return what prepares the request; None if it goes to the engine as it comes."""
+        translate = engine.path_handlers[head.path]
+        if engine.must_check_names:
+            handler = translate or unchanged(head.path)
+            return partial(prepare_offered, engine.offered, handler, self._reasoning, head)
+        return translate and partial(prepare, translate, self._reasoning, head)
 
     def _pool(self, address: Address) -> Pool:
         pool = self._pools.get(address)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from fabric_client.offer.admission import admit, with_model
+from fabric_client.offer.name_filter import ErrorFilter, NameFilter, ShowFilter
+from fabric_client.offer.offered import Offered
 from fabric_client.reasoning import HEADER, RAW
 from fabric_client.translation import (
     FilterChain,
@@ -19,7 +22,8 @@ from fabric_client.translation.media_guard import refuse_links
 from protocol.messages import RequestHead
 
 Prepare = Callable[[bytes], TranslatedRequest | LocalReply]
-"""Takes the whole body; returns the engine's request, or a response of the node's own."""
+"""Takes the whole body; returns the engine's request, or a response of the node's own.  Raises
+``offer.admission.NotOffered``."""
 
 MakeReasoning = Callable[[bool | None], ResponseFilter]
 """Takes whether a stream was asked for; None: a translation sees to the answer's form."""
@@ -28,6 +32,44 @@ _CHAT = "/v1/chat/completions"
 _STREAM = re.compile(rb'"stream"\s*:\s*true')
 """Within a string its quotes would be escaped; a key of that name deeper inside is hardly ever
 there, and costs a look at the answer's first bytes only."""
+
+
+def prepare_offered(
+    offered: Offered,
+    translate: RequestTranslator,
+    make_reasoning: MakeReasoning | None,
+    head: RequestHead,
+    body: bytes,
+) -> TranslatedRequest | LocalReply:
+    """Prepare a request if its model is offered, with the engine's own name for it.
+
+    Raises ``NotOffered``.
+    """
+    try:
+        admitted = admit(offered, head.path, head.headers, body)
+    except TranslationError as error:
+        return error_reply(head.path, 400, error.message, error.param)
+    prepared = prepare(translate, make_reasoning, head, admitted.body)
+    if isinstance(prepared, LocalReply):
+        return prepared
+    path, body, filters = prepared
+    own, asked = admitted.own, admitted.asked
+    if own != asked and not admitted.is_form:
+        body = with_model(body, own)
+    if own != asked or offered.restricted:
+        filters = _chain(NameFilter(offered.private, own, asked), filters)
+        if path == "/api/show":
+            filters = FilterChain(filters, ShowFilter(offered.private))
+    return TranslatedRequest(path, body, filters)
+
+
+def filter_error(offered: Offered, then: ResponseFilter | None) -> ResponseFilter:
+    """Return the filter of an engine's error, before the one that the answer has."""
+    return _chain(ErrorFilter(offered.private), then)
+
+
+def _chain(first: ResponseFilter, then: ResponseFilter | None) -> ResponseFilter:
+    return first if then is None else FilterChain(first, then)
 
 
 def prepare(

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import platform as machine
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
 
 import aiohttp
@@ -18,6 +19,7 @@ from fabric_client.identity import (
     Identity,
     NotJoined,
     explain,
+    remembered_models,
 )
 from fabric_client.key_files import KeyFiles, key_pem, request_for
 from protocol import join as joining
@@ -33,11 +35,19 @@ class JoinError(Exception):
     """Joining failed; the message says why and what to do."""
 
 
-async def join(text: str, directory: Path, *, name: str | None, replace: bool = False) -> Identity:
+async def join(
+    text: str,
+    directory: Path,
+    *,
+    name: str | None,
+    models: Sequence[str] | None = None,
+    replace: bool = False,
+) -> Identity:
     """Make a key pair here, have the server that the token names certify it, and store both.
 
-    ``name`` is the owner's name for the node; None takes the invitation's.  ``replace`` gives up an
-    identity that is there.  Raises ``BadToken`` or ``JoinError``.
+    ``name`` is the owner's name for the node; None takes the invitation's.  ``models`` are the
+    patterns of the models to offer, to be remembered.  ``replace`` gives up an identity that is
+    there, but not its patterns.  Raises ``BadToken`` or ``JoinError``.
     """
     token = joining.parse(text)
     if (directory / "node.json").exists() and not replace:
@@ -49,7 +59,16 @@ async def join(text: str, directory: Path, *, name: str | None, replace: bool = 
     key = ec.generate_private_key(ec.SECP256R1())
     enrolled = await _enrol(token, ca, key, name)
     try:
-        _store(directory, token, ca, key, enrolled, enrolled.name or name or "")
+        facts = Facts(
+            enrolled.node_id,
+            token.host,
+            token.api_port,
+            enrolled.control_port,
+            enrolled.proxy_port,
+            enrolled.name or name or "",
+            None if models is None else list(models),
+        )
+        _store(directory, facts, ca, key, enrolled.certificate)
         return Identity.load(directory)
     except OSError as error:
         raise JoinError(
@@ -61,25 +80,14 @@ async def join(text: str, directory: Path, *, name: str | None, replace: bool = 
 
 
 def _store(
-    directory: Path,
-    token: Token,
-    ca: str,
-    key: ec.EllipticCurvePrivateKey,
-    enrolled: Enrolled,
-    name: str,
+    directory: Path, facts: Facts, ca: str, key: ec.EllipticCurvePrivateKey, certificate: str
 ) -> None:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    facts = Facts(
-        enrolled.node_id,
-        token.host,
-        token.api_port,
-        enrolled.control_port,
-        enrolled.proxy_port,
-        name,
-    )
+    if facts.models is None:  # what its owner held back before is still held back
+        facts = msgspec.structs.replace(facts, models=remembered_models(directory))
     KeyFiles(directory).drop_next()  # of the identity before
     write(directory / "node.key", key_pem(key), secret=True)
-    write(directory / "node.pem", enrolled.certificate)
+    write(directory / "node.pem", certificate)
     write(directory / "ca.pem", ca)
     write(directory / "node.json", msgspec.json.encode(facts).decode())
 

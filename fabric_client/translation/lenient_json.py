@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import msgspec
+from msgspec import Raw
 
 Json = dict[str, Any]
+T = TypeVar("T")
 
+_decode_fields = msgspec.json.Decoder(dict[str, Raw]).decode
 
 _SURROGATES = re.compile(
     rb"(\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})"
@@ -23,13 +27,25 @@ def decode_json(body: bytes) -> Any:
     Lone surrogates, left by programs that cut texts by length, become U+FFFD, as in engines.
     Raises ``ValueError`` or ``RecursionError``.
     """
+    return _decode(body, msgspec.json.decode)
+
+
+def decode_fields(body: bytes) -> dict[str, Raw]:
+    """Decode an object of a user's, as ``decode_json`` does, with its values as they are written.
+
+    The last of two fields with the same name counts.
+    """
+    return _decode(body, _decode_fields)
+
+
+def _decode(body: bytes, decode: Callable[[bytes], T]) -> T:
     try:
-        return msgspec.json.decode(body)
+        return decode(body)
     except msgspec.DecodeError:
         repaired = _SURROGATES.sub(lambda found: found[1] or rb"\ufffd", body)
         if repaired == body:
             raise
-        return msgspec.json.decode(repaired)
+        return decode(repaired)
 
 
 def decode_object(data: bytes) -> Json | None:

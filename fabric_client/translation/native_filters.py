@@ -202,7 +202,7 @@ def _encode_floats(numbers: list[Any]) -> object:
     return base64.b64encode(floats.tobytes()).decode()
 
 
-_FILE = re.compile(r"^(\s*(?:FROM|ADAPTER)\s+).*[/\\]([^/\\\s]+)\s*$", re.IGNORECASE)
+_FILE = re.compile(r"^(\s*(?:#\s*)?(?:FROM|ADAPTER)\s+).*[/\\]([^/\\]+?)\s*$", re.IGNORECASE)
 
 
 class _ShowFilter(CollectingFilter):

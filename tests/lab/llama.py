@@ -38,8 +38,10 @@ class LlamaServer:
 
     model = "tiny"
 
-    def __init__(self, slots: int = 4, options: Sequence[str] = ()) -> None:
+    def __init__(self, slots: int = 4, options: Sequence[str] = (), *, alias: bool = True) -> None:
+        """Without ``alias`` the engine's name for the model is its file's path."""
         self.slots = slots
+        self.alias = alias
         self.options = options
         """More of the program's own."""
         self.port = 0
@@ -65,7 +67,8 @@ class LlamaServer:
             time.sleep(0.01)
 
     def start(self) -> None:
-        command = [program(), "--model", str(tiny_gguf()), "--alias", self.model, "--no-webui"]
+        command = [program(), "--model", str(tiny_gguf()), "--no-webui"]
+        command += ["--alias", self.model] if self.alias else []
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--metrics", "--slots"]
         command += ["--parallel", str(self.slots), "--ctx-size", str(self.slots * 4096)]
         command += ["--threads", "1", "--context-shift", "--embeddings", "--pooling", "mean"]

@@ -330,3 +330,27 @@ def test_a_node_must_have_a_name_and_at_least_one_slot() -> None:
         node(name="a\nb")
     with pytest.raises(SettingsError, match="slots is 0"):
         node(slots=0)
+
+
+@pytest.mark.parametrize("value", ["", " ", ","])
+def test_an_empty_variable_is_an_empty_list_where_it_says_so(value: str) -> None:
+    config = load(
+        fabric_client.config.Config,
+        file=None,
+        environ={"FABRIC_NODE_MODELS": value},
+        flags={},
+        prefix="FABRIC_NODE_",
+    )
+    assert config.models == ()
+    assert config.offers(["llama3*"]).reason_against("llama3")
+
+
+def test_a_wrong_pattern_is_named_with_its_source() -> None:
+    with pytest.raises(SettingsError, match=r"'\[ab' has a '\[' that is not closed.*--models"):
+        load(
+            fabric_client.config.Config,
+            file=None,
+            environ={},
+            flags={"models": "llama3*,[ab"},
+            prefix="FABRIC_NODE_",
+        )

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from fabric_client.engines.addresses import parse_address
-from fabric_client.engines.discovery import Engine, discover
+from fabric_client.engines.discovery import Engine, EngineSettings, discover
 from fabric_client.engines.watcher import loaded_models
 from tests.fake_engines import (
     LOADING,
@@ -90,7 +90,7 @@ async def test_one_late_answer_is_forgiven_and_a_second_is_not(
 ) -> None:
     fake = fake_openai("a")
     fakes.append(await fake.start())
-    engine = Engine(session, parse_address(fake.url), timeout=0.1)
+    engine = Engine(session, parse_address(fake.url), EngineSettings(timeout=0.1))
     await engine.probe()
     fake.hang = True
     assert (await engine.probe()).healthy
@@ -106,7 +106,7 @@ async def test_an_engine_with_a_request_of_ours_running_is_busy_rather_than_dead
 ) -> None:
     fake = fake_openai("a")
     fakes.append(await fake.start())
-    engine = Engine(session, parse_address(fake.url), timeout=0.05)
+    engine = Engine(session, parse_address(fake.url), EngineSettings(timeout=0.05))
     await engine.probe()
     fake.hang = True
     engine.active = 1

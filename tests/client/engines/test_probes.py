@@ -72,7 +72,7 @@ async def test_llama_server_tells_its_slots_and_the_context_of_each(
     assert (report.kind, report.healthy, report.slots) == ("llama-server", True, 4)
     (model,) = report.models
     assert model == ModelReport(
-        "tiny.Q4_K_M.gguf",
+        "tiny.Q4_K_M",
         5 * GIB,
         4096,
         True,
@@ -95,7 +95,7 @@ async def test_a_llama_server_with_several_models_says_which_is_loaded(
     report = await report_of(session, fakes, fake)
     assert report.slots == 1
     assert {name: model.loaded for name, model in by_name(report).items()} == {
-        "a/b.gguf": True,
+        "b": True,
         "c": False,
     }
 

@@ -12,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from fabric_client.engines.addresses import parse_address
-from fabric_client.engines.discovery import Engine
+from fabric_client.engines.discovery import Engine, EngineSettings
 from fabric_client.proxy.forwarder import Forwarder
 from fabric_client.proxy.slots import RegistrationSlots
 from fabric_client.registration.slot_reports import REPORT_SECONDS, SlotReports
@@ -73,7 +73,7 @@ class Site:
 @asynccontextmanager
 async def site(server: ScriptedEngine, slots: int) -> AsyncIterator[Site]:
     async with aiohttp.ClientSession() as session:
-        engine = Engine(session, parse_address(server.url), slots=slots)
+        engine = Engine(session, parse_address(server.url), EngineSettings(slots=slots))
         await engine.probe()
         forwarder = Forwarder(lambda name: engine)
         yield Site(forwarder, engine)
