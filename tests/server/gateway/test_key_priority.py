@@ -56,6 +56,28 @@ async def test_a_request_has_the_priority_that_its_key_allows(
     await first.answer()
 
 
+@pytest.mark.parametrize(("allowed", "most"), [("medium", 7), ("high", 16)])
+async def test_a_user_beside_a_crowd_of_high_priority_gets_a_share(allowed: str, most: int) -> None:
+    """The crowd was there first, and the user has a few requests."""
+    site = Site()
+    node = site.node(slots=1)
+    crowd, key = site.make_key(priority=allowed), site.make_key()
+    users = [ask(site, crowd, {**ASK, "is": "crowd"}, x_fabric_priority="high") for _ in range(30)]
+    await turns()
+    users += [ask(site, key, {**ASK, "is": "user"}) for _ in range(3)]
+    await turns()
+    served = []
+    for _ in users:
+        call = await node.call()
+        served.append(json.loads(await call.whole_body())["is"])
+        call.answer(200, b"{}")
+    places = [place for place, who in enumerate(served, start=1) if who == "user"]
+    assert len(places) == 3
+    assert places[-1] <= most
+    for user in users:
+        assert (await user.answer()).status == 200
+
+
 async def test_more_requests_at_once_than_the_key_may_have_are_refused() -> None:
     site = Site()
     node = site.node(slots=1)
