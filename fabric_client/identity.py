@@ -21,9 +21,10 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.x509.oid import NameOID
 from msgspec import Struct
 
-from fabric_client.key_files import KeyFiles, read_key, write
+from fabric_client.key_files import KeyFiles, read_key
 from protocol.aio.tls import DialContext
 from protocol.join import BACKDATED_SECONDS
+from runtime.files import write
 
 RENEW_AFTER = 1 / 3
 """A certificate is renewed when this part of its lifetime has passed."""
