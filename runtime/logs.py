@@ -20,6 +20,7 @@ from typing import TextIO
 
 import msgspec
 
+from runtime.log_limit import RepeatLimit
 from runtime.shown import Secret, one_line, printable, printable_json
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -34,6 +35,7 @@ _QUIETER = {"asyncio": logging.INFO, "aiohttp.access": logging.WARNING}
 def configure(level: str, *, stream: TextIO | None = None, json: bool | None = None) -> None:
     """Send every log line of ``level`` and above to ``stream`` (standard error by default).
 
+    Of an event that repeats without end, lines are left out (``RepeatLimit``).
     ``json=None`` means JSON lines unless the stream is a terminal.  May be called again: the last
     call counts.
     """
@@ -50,6 +52,7 @@ def configure(level: str, *, stream: TextIO | None = None, json: bool | None = N
         if old.name == __name__:
             root.removeHandler(old)
     handler.name = __name__
+    handler.addFilter(RepeatLimit())
     root.addHandler(handler)
     root.setLevel(level.upper())
     for name, least in _QUIETER.items():
