@@ -5,7 +5,7 @@
     <directory>/node.key    0600, made on this machine, never sent
     <directory>/node.pem    the certificate; both are replaced when it is renewed (``key_files``)
     <directory>/ca.pem      the only authority that this node trusts
-    <directory>/node.json   the rest: id, host, ports
+    <directory>/node.json   the rest: id, hosts, ports
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from msgspec import Struct
 from fabric_client.key_files import KeyFiles, read_key
 from protocol.aio.tls import DialContext
 from protocol.join import BACKDATED_SECONDS
+from protocol.messages import MAX_HOSTS
 from runtime.files import write
 
 RENEW_AFTER = 1 / 3
@@ -46,6 +47,8 @@ class Facts(Struct, frozen=True):
     """The name that the server gave it when it joined."""
     models: list[str] | None = None
     """Patterns of the models to offer, as given to ``join``."""
+    hosts: list[str] = []
+    """Names and addresses of the server that are tried before ``host``, the last good one first."""
 
 
 def remembered_models(directory: Path) -> list[str] | None:
@@ -65,7 +68,8 @@ class Identity:
         self.directory = directory
         self.keys = keys
         self.node_id = facts.node_id
-        self.host = facts.host
+        self._facts = facts
+        self._hosts = list(dict.fromkeys([*facts.hosts, facts.host]))
         self.control_port = facts.control_port
         self.name = facts.name
         self.models = facts.models
@@ -110,6 +114,36 @@ class Identity:
         self.models = list(patterns)
         facts = msgspec.structs.replace(facts, models=self.models)
         write(path, msgspec.json.encode(facts).decode())
+
+    @property
+    def host(self) -> str:
+        """The name or address of the server that is tried first."""
+        return self._hosts[0]
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """All names and addresses of the server, in the order in which they are tried."""
+        return tuple(self._hosts)
+
+    def put_last(self, host: str) -> None:
+        """Try ``host`` last from now on: nothing useful answers there."""
+        self._hosts.sort(key=host.__eq__)
+
+    def learn_hosts(self, reached: str, told: Sequence[str]) -> bool:
+        """Keep the host that the server was reached at, and those that it told; write changes.
+
+        The one that the node joined at is always kept; those told before are, if the server told
+        none.  Return whether anything changed.  Raises OSError when it can't be written.
+        """
+        joined = self._facts.host
+        hosts = list(dict.fromkeys([reached, *(told or self._facts.hosts)]))[: MAX_HOSTS + 1]
+        self._hosts = list(dict.fromkeys([*hosts, joined]))
+        if hosts == (self._facts.hosts or [joined]):
+            return False
+        facts = msgspec.structs.replace(self._facts, hosts=hosts)
+        write(self.directory / "node.json", msgspec.json.encode(facts).decode())
+        self._facts = facts
+        return True
 
     @property
     def lifetime(self) -> float:

@@ -20,6 +20,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from protocol.errors import FabricError
+from protocol.messages import Host
 
 KIND = "fjt1_"
 SECRET_BYTES = 32
@@ -30,8 +31,7 @@ Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
 
 
 class Token(Struct, frozen=True, array_like=True):
-    host: Annotated[str, Meta(min_length=1, max_length=253, pattern=r"^[^\s/\\@?#\[\]]+$")]
-    """Host name or IP address, IPv6 without brackets."""
+    host: Host
     api_port: Annotated[int, Meta(ge=1, le=65535)]
     ca_sha256: Digest
     """SHA-256 of the CA's certificate (DER)."""

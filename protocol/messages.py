@@ -19,6 +19,9 @@ VERSION = 1
 MAX_LOST = 16
 """Maximum number of lost tunnels in one HELLO."""
 
+MAX_HOSTS = 8
+"""Maximum number of names that a server tells a node."""
+
 MAX_COUNT = 2**63 - 1
 MAX_SECONDS = 366 * 86_400.0
 MIN_HEARTBEAT_SECONDS, MAX_HEARTBEAT_SECONDS = 0.1, 86_400.0
@@ -27,6 +30,10 @@ MIN_HEARTBEAT_SECONDS, MAX_HEARTBEAT_SECONDS = 0.1, 86_400.0
 # to be.  A bound that NaN and infinity do not meet excludes them, too.
 Name = Annotated[str, Meta(max_length=256)]
 Text = Annotated[str, Meta(max_length=1024)]
+Host = Annotated[
+    str, Meta(min_length=1, max_length=253, pattern=r"^[^\s\x00-\x1f\x7f/\\@?#\[\]]+\Z")
+]
+"""Host name or IP address, IPv6 without brackets."""
 Region = Annotated[str, Meta(max_length=regions.MAX_LENGTH, pattern=regions.PATTERN)]
 Digest = Annotated[str, Meta(max_length=128, pattern=weights.DIGEST)]
 Label = Annotated[str, Meta(max_length=weights.MAX_LABEL, pattern=weights.LABEL)]
@@ -235,6 +242,8 @@ class Registered(Struct, frozen=True, tag="registered"):
     """The server resumes streams of a lost tunnel on another one if ``Hello.tunnel`` is set."""
     new_keys: bool = False
     """The server renews a certificate also for a new key of the node."""
+    hosts: Annotated[list[Host], Meta(max_length=MAX_HOSTS)] = []
+    """Names and addresses of the server now: the node dials them, too, from now on."""
 
 
 class Tunnels(Struct, frozen=True, tag="tunnels"):

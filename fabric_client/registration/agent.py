@@ -12,12 +12,12 @@ from typing import Any
 import msgspec
 
 from fabric_client.registration.context import NodeContext
+from fabric_client.registration.dialling import dial_server
 from fabric_client.registration.heartbeat import make_heartbeat
 from fabric_client.registration.slot_reports import SlotReports
 from fabric_client.registration.tunnels import Tunnels
 from protocol import messages
 from protocol.aio.link import LinkDriver
-from protocol.aio.tls import dial
 from protocol.control.link import LinkClosed
 from protocol.errors import Code
 from protocol.messages import (
@@ -71,17 +71,18 @@ class Agent:
         """
         identity = self._context.identity
         try:
-            link = self._link = await dial(
+            link, host = await dial_server(
                 lambda: LinkDriver(self, self._loop, rng=self._context.rng),
-                identity.host,
+                identity,
                 identity.control_port,
-                identity.context(CONTROL_ALPN),
+                CONTROL_ALPN,
             )
-            return await self._register(link)
+            self._link = link
+            return await self._register(link, host)
         finally:
             self._slots.close()
 
-    async def _register(self, link: LinkDriver) -> LinkClosed:
+    async def _register(self, link: LinkDriver, host: str) -> LinkClosed:
         context = self._context
         link.send(
             Register(
@@ -101,9 +102,20 @@ class Agent:
                 if isinstance(link.error, OSError):
                     raise link.error  # the server's TLS alert arrives after our handshake
                 return self._without_next_key(answer)
+            self._learn_hosts(host, answer)
             return await self._stay(link, answer)
         finally:
             link.close(Code.NONE, "this node hangs up")
+            if self.tunnels is None:  # it did not register: perhaps it can at another name
+                context.identity.put_last(host)
+
+    def _learn_hosts(self, host: str, registered: Registered) -> None:
+        identity = self._context.identity
+        try:
+            if identity.learn_hosts(host, registered.hosts):
+                log.info("the server's names have changed", extra={"hosts": identity.hosts})
+        except OSError as error:  # a full disk: they are told again at the next registration
+            log.warning("the server's names were not written", extra={"reason": str(error)})
 
     def report(self, reports: list[EngineReport]) -> None:
         """Send the server new reports of the engines."""

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from fabric_client.identity import explain
 from fabric_client.registration.backoff import Backoff
 from fabric_client.registration.context import NodeContext
+from fabric_client.registration.dialling import dial_server
 from protocol.aio.node import Accept, NodeTunnel
-from protocol.aio.tls import dial
 from protocol.errors import Code
 from protocol.messages import Registered
 from protocol.names import TUNNEL_ALPN
@@ -97,11 +97,8 @@ class Tunnels:
     async def _one(self, loop: asyncio.AbstractEventLoop) -> str:
         """Open a tunnel and stay until it is closed; returns why it was."""
         identity = self._context.identity
-        tunnel = await dial(
-            lambda: self._tunnel(loop),
-            identity.host,
-            self._registered.proxy_port,
-            identity.context(TUNNEL_ALPN),
+        tunnel, _ = await dial_server(
+            lambda: self._tunnel(loop), identity, self._registered.proxy_port, TUNNEL_ALPN
         )
         closed = self._open[tunnel] = loop.create_future()
         if tunnel.connection.closed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
 
@@ -13,13 +13,24 @@ from fabric_server.nodes.links import BUSY_TUNNEL, Links, LinkSettings
 from fabric_server.nodes.registrar import CONTESTED
 from fabric_server.nodes.registry import Registry
 from fabric_server.nodes.tunnels import Tunnels
+from fabric_server.pki.ca import general_name
 from fabric_server.pki.certificates import Certificates
 from fabric_server.pki.enrolment import Enrolment
 from fabric_server.storage.rows import Changes
+from protocol.messages import MAX_HOSTS
 
 LOAD_SECONDS = 0.25
 """Interval at which busy nodes that need one tunnel more are looked for."""
 DAY = 86_400.0
+
+
+def dialable_hosts(names: Sequence[str]) -> tuple[str, ...]:
+    """Return those of a server's names that nodes are told, as its certificate has them.
+
+    A pattern of names can't be dialled.
+    """
+    hosts = dict.fromkeys(str(general_name(name).value) for name in names if "*" not in name)
+    return tuple(hosts)[:MAX_HOSTS]
 
 
 class ControlPlane:
@@ -56,6 +67,7 @@ class ControlPlane:
                 config.tunnels,
                 config.tunnels_most,
                 config.heartbeat_seconds,
+                hosts=dialable_hosts(config.names()),
             ),
         )
 

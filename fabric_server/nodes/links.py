@@ -99,6 +99,8 @@ class LinkSettings:
     heartbeat_seconds: float
     resume: bool = True
     """Nodes that register from now on keep the streams of a lost tunnel, to be resumed."""
+    hosts: tuple[str, ...] = ()
+    """Names and addresses of this server, all of them in its certificate."""
 
 
 class Links:
@@ -329,6 +331,7 @@ class NodeLink:
                 settings.heartbeat_seconds,
                 resume=settings.resume,
                 new_keys=True,
+                hosts=list(settings.hosts),
             )
         )
         now = monotonic()
