@@ -14,7 +14,7 @@ INSTALL_SELF := $(BIN)/python -m pip uninstall --quiet --quiet --yes fabric && \
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
 
 .DELETE_ON_ERROR:
-.PHONY: help run test check format fuzz audit soak attack attack-soak bench dist docker-test certs lock clean
+.PHONY: help run test test-pythons check format fuzz audit soak attack attack-soak bench dist docker-test certs lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ run: $(VENV)/.installed ## Start a server and a node on this machine and send a 
 JOBS ?= auto
 test: check ## Run check, then all tests, as .ci/run does (ARGS="-k …" for some, JOBS=0 for one process)
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 4 --dist loadfile $(ARGS)
+
+test-pythons: $(VENV)/.installed-dev $(BIN)/uv ## Run some tests with the oldest and newest Python found (ARGS="--python PATH")
+	$(BIN)/python -m tests.pythons $(ARGS)
 
 check: $(VENV)/.installed-dev ## Check lint, format, types and import layers
 	$(BIN)/ruff check .
@@ -61,7 +64,7 @@ dist: $(VENV)/.installed ## Build the wheel for other machines into dist/, with 
 	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-index --no-deps \
 		--no-build-isolation --wheel-dir dist .
 	@cp requirements.lock requirements-server.lock requirements-full.lock dist
-	@sed -nE 's/^([a-z0-9][^ ]*==[^\]*[^ \]) *\$$/\1/p' requirements-full.lock > dist/constraints.txt
+	@sed -n 's/^\([a-z0-9][^ ]*==.*[^ \\]\) *\\$$/\1/p' requirements-full.lock > dist/constraints.txt
 	@cd dist && { sha256sum * 2> /dev/null || shasum -a 256 *; } > ../.cache/SHA256SUMS
 	@mv .cache/SHA256SUMS dist && cat dist/SHA256SUMS
 

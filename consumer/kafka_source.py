@@ -18,6 +18,7 @@ from consumer.group_member import GroupMember
 from consumer.offsets import Offsets, OffsetTracker
 from ledger.kafka_cluster import Cluster, cluster_at
 from ledger.records import HEARTBEATS, LEDGER, Batch, HeartbeatRecord, LedgerEntry
+from runtime.background import is_cancelled
 from runtime.errors import StoreError
 
 log = logging.getLogger("fabric.kafka")
@@ -273,6 +274,8 @@ class KafkaSource:
                     self._set_problem(self._member.broken)
                 self._set_problem(await self._member.check() or self._letters_problem)
             except Exception as error:  # whatever it is, this task must go on repairing
+                if is_cancelled():
+                    raise
                 log.exception("a defect")
                 self._set_problem(repr(error))
 

@@ -15,7 +15,7 @@ from consumer.metrics import Metrics
 from ledger.batch_writer import BatchOptions, BatchWriter
 from ledger.housekeeping import Housekeeper
 from ledger.tables import LedgerTables
-from runtime.background import BackgroundTasks
+from runtime.background import BackgroundTasks, in_own_task
 from runtime.errors import NoStore
 from runtime.output import Failure
 from runtime.run import Signals, unless_stopped
@@ -49,9 +49,9 @@ async def _consume(settings: Config) -> None:
         try:
             await _work(settings, LedgerTables(database), source)
         finally:
-            await source.close()
+            await in_own_task(source.close())
     finally:
-        await database.close()
+        await in_own_task(database.close())
 
 
 async def _open_store(settings: Config) -> Database:

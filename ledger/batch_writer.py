@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from ledger.housekeeping import Housekeeper
 from ledger.records import Batch, HeartbeatRecord, LedgerEntry
+from runtime.background import in_own_task, is_cancelled
 from runtime.errors import RecordError, StoreError
 
 log = logging.getLogger("fabric.worker")
@@ -114,7 +115,7 @@ class BatchWriter:
                     if moved < self._options.batch_size:  # else heartbeats in time may still wait
                         await housekeeper.mark_silent_nodes_offline()
         finally:
-            await self._drain()
+            await in_own_task(self._drain())
 
     async def flush(self) -> None:
         """Return when all that was published before this call is in the store."""
@@ -148,6 +149,8 @@ class BatchWriter:
                 self._on_success()
                 self.on_written(batch.size, time.perf_counter() - began)
                 return
+            if is_cancelled():  # the sink failed as it was cancelled: ``run`` drains
+                raise asyncio.CancelledError
             await asyncio.sleep(delay)
             delay = min(delay * 2, longest)
 

@@ -12,7 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 log = logging.getLogger("fabric.background")
 
@@ -31,6 +31,7 @@ _REMEDIES = {
 }
 
 Work = Callable[[], Coroutine[Any, Any, None]]
+T = TypeVar("T")
 
 
 class BackgroundTasks:
@@ -79,6 +80,8 @@ class BackgroundTasks:
                     raise
                 failure = error  # what it waited for was cancelled, not the task itself
             except Exception as error:
+                if is_cancelled():  # it failed as it was ended: see ``stop``
+                    raise
                 failure = error
             if loop.time() - began > SOUND_SECONDS:
                 pause = self._first_pause
@@ -105,6 +108,16 @@ def is_cancelled() -> bool:
     """Return whether somebody wants the task that runs to end."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+async def in_own_task(work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of ``work``, which has a task of its own; cancelling the caller cancels it.
+
+    For work that is done because the caller was cancelled, and that has a timeout: before Python
+    3.11.3, ``asyncio.timeout`` raises CancelledError in a cancelled task, not TimeoutError
+    (CPython's issue 102780).
+    """
+    return await asyncio.get_running_loop().create_task(work)
 
 
 def log_failure(task: asyncio.Task[None]) -> None:

@@ -34,6 +34,7 @@ from redis.exceptions import (
 )
 
 from fabric_server.storage.redis_url import RedisUrl, parse
+from runtime.background import is_cancelled
 from runtime.errors import BackendError, Unreachable
 from runtime.shown import without_password
 
@@ -235,6 +236,8 @@ class RedisCache:
                     while True:
                         await self._receive(subscription)
             except Exception as error:
+                if is_cancelled():  # a connection may also break while it is closed
+                    raise
                 self.subscribed.clear()
                 # Any error, of the library or of the network: ``ChangeFeed`` polls every half
                 # second anyway, and nothing waits for this task to end.

@@ -286,6 +286,26 @@ async def test_cancelled_while_the_store_is_away_it_gives_up_in_time_and_says_wh
     assert (lost.message, vars(lost)["held"]) == ("records were left behind", 3)
 
 
+async def test_cancelled_it_ends_also_if_the_write_fails_at_that_moment() -> None:
+    class Breaking:
+        entered = asyncio.Event()
+
+        async def write(self, heartbeats: object, ledger: object) -> None:
+            self.entered.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                raise StoreError("the connection broke") from None
+
+    bus, sink = MemoryBus(), Breaking()
+    options = BatchOptions(retry_seconds=(60, 60), drain_seconds=0.05)
+    task = asyncio.create_task(BatchWriter(bus, sink, options=options).run())
+    publish(bus, range(3))
+    async with asyncio.timeout(10):
+        await sink.entered.wait()
+        await stop(task)
+
+
 async def test_a_second_cancellation_is_now() -> None:
     bus, gate = MemoryBus(), Gate()
     task = asyncio.create_task(BatchWriter(bus, gate, options=BatchOptions(drain_seconds=60)).run())

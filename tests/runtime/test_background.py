@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from runtime.background import BackgroundTasks, log_failure
+from runtime.background import BackgroundTasks, in_own_task, log_failure
 
 
 class Work:
@@ -112,6 +112,61 @@ async def test_one_task_of_several_is_stopped_and_work_that_ends_is_done() -> No
     await tasks.stop()
     assert second.cancelled
     assert not tasks.problems
+
+
+async def test_work_that_fails_as_it_is_stopped_is_not_started_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A group of tasks whose child fails at that moment raises that, before Python 3.13."""
+    starts = 0
+
+    async def work() -> None:
+        nonlocal starts
+        starts += 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise ExceptionGroup("several", [FULL])
+
+    tasks = BackgroundTasks(Random(1), first_pause=0.001)
+    tasks.start("work", work)
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await tasks.stop()
+    assert starts == 1
+    assert "at its end" in caplog.records[0].getMessage()
+
+
+async def test_a_timeout_in_the_cleanup_of_a_cancelled_task_is_one() -> None:
+    ended = []
+
+    async def clean_up() -> None:
+        try:
+            async with asyncio.timeout(0.001):
+                await asyncio.Event().wait()
+        except TimeoutError:
+            ended.append("timeout")
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await in_own_task(clean_up())
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert (ended, task.cancelled()) == (["timeout"], True)
+
+
+async def test_work_in_its_own_task_is_cancelled_with_its_caller() -> None:
+    work = Work()
+    task = asyncio.create_task(in_own_task(work()))
+    await work.sound.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled() and work.cancelled
 
 
 async def test_the_failure_of_a_task_that_nobody_waits_for_is_logged(
