@@ -1,0 +1,94 @@
+"""Server and node as services of a machine with systemd, installed as the documents say."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.lab.systemd_machine import SystemdMachine
+
+PATIENCE = 60.0
+pytestmark = pytest.mark.skipif(
+    SystemdMachine.why_not() is not None, reason=str(SystemdMachine.why_not())
+)
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[SystemdMachine]:
+    with SystemdMachine() as machine:
+        yield machine
+
+
+def until(wanted: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + PATIENCE
+    while not wanted():
+        assert time.monotonic() < give_up
+        time.sleep(0.2)  # seen from outside: there is no event for it
+
+
+def is_ready(machine: SystemdMachine) -> bool:
+    url = "https://localhost/v1/models"
+    done = machine.call(
+        *("curl", "--silent", "--cacert", "/var/lib/fabric-server/certs/ca.pem", url)
+    )
+    return "invalid_api_key" in done.stdout
+
+
+def test_a_server_on_a_low_port_runs_with_one_capability_and_comes_back_when_it_is_killed(
+    machine: SystemdMachine,
+) -> None:
+    data = "/var/lib/fabric-server"
+    machine.run("fabric-server", "init", "--data", data, "--address", "localhost")
+    machine.run("tee", f"{data}/fabric.toml", stdin="public_port = 443\n")
+    assert "Installed the service" in machine.run("fabric-server", "install-service")
+    until(lambda: is_ready(machine))
+    assert "Already installed" in machine.run("fabric-server", "install-service")
+    first = machine.show("fabric-server", "MainPID", "NRestarts")
+    process = machine.run("cat", f"/proc/{first['MainPID']}/status")
+    status = dict(line.split(":\t", 1) for line in process.splitlines() if ":\t" in line)
+    assert status["Uid"].split()[0] != "0"
+    assert {status[f"Cap{name}"] for name in ("Prm", "Eff", "Bnd", "Amb")} == {"0000000000000400"}
+    assert status["NoNewPrivs"] == "1"
+    # A shell finds the data, and what root writes there the service can read.
+    key = machine.run("fabric-server", "keys", "create", "alice")
+    assert key.startswith("sk-fab-")
+    machine.run("systemctl", "kill", "--signal=KILL", "fabric-server")
+    until(lambda: machine.show("fabric-server", "NRestarts")["NRestarts"] != first["NRestarts"])
+    until(lambda: is_ready(machine))
+    assert machine.show("fabric-server", "MainPID")["MainPID"] != first["MainPID"]
+
+
+def test_a_node_obeys_root_and_is_not_started_again_once_it_is_revoked(
+    machine: SystemdMachine,
+) -> None:
+    token = machine.run("fabric-server", "nodes", "invite")
+    machine.run("fabric-client", "join", "-", "--data=/var/lib/fabric-client", stdin=token)
+    machine.run("fabric-client", "install-service")
+    until(lambda: machine.call("fabric-client", "status").returncode == 0)
+    assert machine.run("fabric-client", "pause") == "Paused until 'fabric-client resume'."
+    assert machine.run("fabric-client", "resume") == "Resumed."
+    (node,) = json.loads(machine.run("fabric-server", "nodes", "list", "--json"))
+    machine.run("fabric-server", "nodes", "revoke", node["id"])
+    names = ("ActiveState", "NRestarts", "ExecMainStatus")
+    until(lambda: machine.show("fabric-client", *names)["ActiveState"] == "failed")
+    assert machine.show("fabric-client", *names) == {
+        "ActiveState": "failed",
+        "NRestarts": "0",
+        "ExecMainStatus": "3",
+    }
+
+
+def test_what_is_uninstalled_leaves_its_data_and_nothing_else(machine: SystemdMachine) -> None:
+    for program in ("fabric-client", "fabric-server"):
+        said = machine.run(program, "uninstall-service")
+        assert f"still in /var/lib/{program}" in said
+        assert "was not installed" in machine.run(program, "uninstall-service")
+        assert machine.call("ls", f"/etc/systemd/system/{program}.service").returncode != 0
+    assert machine.run("ls", "/etc/fabric") == ""
+    assert machine.run("ls", "/var/lib/fabric-client/node.key")
+    refused = machine.call("fabric-server", "keys", "list")
+    assert refused.returncode == 2
+    assert machine.run("fabric-server", "keys", "list", "--data=/var/lib/fabric-server")
