@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from fabric_client.cli import TOKEN, Json, of_the_node
+from fabric_client.cli import TOKEN, Json, of_the_node, start_command
 from fabric_client.cli.run import run_node
 from fabric_client.config import PREFIX, Config
 from fabric_client.identity import Identity, NotJoined
@@ -110,6 +110,9 @@ def _joined_before(directory: Path, token: Token) -> Identity | None:
 
 
 def _run_command(settings: Config) -> str:
+    command = start_command(settings.data)
+    if command.endswith("service"):
+        return command  # which starts it, and has its data
     given = [
         f"--{name} {getattr(settings, name)}"
         for name, _, source in describe(settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from fabric_client.cli import TOKEN, Json
+from fabric_client.cli import TOKEN, Json, start_command
 from fabric_client.config import PREFIX, Config
 from fabric_client.identity import Identity, NotJoined
 from fabric_client.owner import state
@@ -28,7 +28,7 @@ def status(settings: Config, json: Json = False) -> int:
     except NotJoined as error:
         identity, problem = None, str(error)
     else:
-        problem = "" if running else "not running: start it with 'fabric-client run'"
+        problem = "" if running else f"not running: start it with '{start_command(settings.data)}'"
     now = state.read(settings.data) if running else None
     problem = problem or ("starting" if now is None else "")
     if json:

@@ -303,3 +303,17 @@ def test_the_unit_of_a_node_has_its_data_and_a_bound_to_its_restarts(shell: Shel
     (shell.home / ".config" / "fabric").mkdir(parents=True)
     (shell.home / ".config" / "fabric" / "fabric-client.data").write_text(f"{shell.home}/n\n")
     assert f"nothing in {shell.home}/n" in refused(shell, "pause")
+
+
+def test_a_node_that_is_a_service_is_started_as_one(shell: Shell, token: str) -> None:
+    pointer = shell.home / ".config" / "fabric" / "fabric-client.data"
+    pointer.parent.mkdir(parents=True)
+    pointer.write_text(f"{shell.home}/service\n")
+    joined = shell.call("fabric-client", "join", token)
+    assert joined.stderr.endswith("Next:  fabric-client install-service\n")
+    assert (shell.home / "service" / "node.key").exists()
+    assert "'fabric-client install-service'" in shell.call("fabric-client", "status").stdout
+    assert (
+        "not running"
+        not in shell.call("fabric-client", "status", f"--data={shell.node_data}").stdout
+    )

@@ -104,6 +104,20 @@ def test_an_empty_database_of_postgresql_stays_empty(
     shell.ok("fabric-server", "keys", "create", "alice", f"--store={url}")
 
 
+def test_the_consumer_waits_for_the_server_s_tables_and_makes_none(shell: Shell) -> None:
+    (shell.home / "empty.sqlite").touch()
+    words = ("fabric-consumer", "--store=sqlite:///empty.sqlite", "--bus=kafka://127.0.0.1:1")
+    done = shell.call(*words)
+    assert done.returncode == 2
+    assert "no tables of a server: start the server first" in done.stderr.splitlines()[-1]
+    assert (shell.home / "empty.sqlite").stat().st_size == 0
+    with shell.start(*words, "--wait-for-backends") as consumer:
+        assert "no tables of a server" in consumer.logged("waiting")["reason"]
+        shell.ok("fabric-server", "init", "--store=sqlite:///empty.sqlite")
+        reasons = (consumer.logged("waiting")["reason"] for _ in range(20))
+        assert any("Kafka" in reason for reason in reasons)
+
+
 def test_the_guard_needs_no_data_when_it_is_told_the_ports(shell: Shell) -> None:
     ports = ("--public-port=1", "--api-port=2")
     assert "fabric_guard" in shell.ok("fabric-server", "guard", "install", "--dry-run", *ports)
