@@ -13,8 +13,11 @@ INSTALL_SELF := $(BIN)/python -m pip uninstall --quiet --quiet --yes fabric && \
 	$(INSTALL) --no-index --no-deps --no-build-isolation --editable .
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
 
+SUMS = cd dist && rm -f SHA256SUMS && { sha256sum * 2> /dev/null || shasum -a 256 *; } > ../.cache/SHA256SUMS && \
+	mv ../.cache/SHA256SUMS . && cat SHA256SUMS
+
 .DELETE_ON_ERROR:
-.PHONY: help run test test-pythons check format fuzz audit soak attack attack-soak bench dist docker-test certs lock clean
+.PHONY: help run test test-pythons check format fuzz audit soak attack attack-soak bench dist node-pex install-test docker-test certs lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,8 +68,14 @@ dist: $(VENV)/.installed ## Build the wheel for other machines into dist/, with 
 		--no-build-isolation --wheel-dir dist .
 	@cp requirements.lock requirements-server.lock requirements-full.lock dist
 	@sed -n 's/^\([a-z0-9][^ ]*==.*[^ \\]\) *\\$$/\1/p' requirements-full.lock > dist/constraints.txt
-	@cd dist && { sha256sum * 2> /dev/null || shasum -a 256 *; } > ../.cache/SHA256SUMS
-	@mv .cache/SHA256SUMS dist && cat dist/SHA256SUMS
+	@$(SUMS)
+
+node-pex: dist $(BIN)/uv ## Build the node as one file, dist/fabric-client.pyz (PLATFORMS="…" as uv calls them)
+	$(BIN)/python release/node_pex.py $(PLATFORMS)
+	@$(SUMS)
+
+install-test: node-pex ## Install dist/ in new Debian 12 and 13, as docs/install.md says (needs root, debootstrap)
+	$(BIN)/python -m tests.install $(ARGS)
 
 docker-test: ## Build the images and test them, with PostgreSQL, Redis and Kafka (ARGS=server for less)
 	@docker/test.sh $(ARGS)

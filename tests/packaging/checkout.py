@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,16 @@ def files(*suffixes: str) -> Iterator[Path]:
                 yield Path(directory, name)
 
 
-def build_wheel(work: Path, *, name: str | None = None, version: str | None = None) -> Path:
+def build_wheel(
+    work: Path,
+    *,
+    name: str | None = None,
+    version: str | None = None,
+    more: Mapping[str, str] | None = None,
+) -> Path:
     """Build a wheel of a copy of this checkout in ``work``, under another name if one is given.
 
+    ``more`` has the texts of files that the checkout does not have.
     ``sys.executable`` builds it with the hatchling that is installed; nothing is fetched.
     """
     source, wheels = work / "source", work / "wheels"
@@ -47,6 +54,8 @@ def build_wheel(work: Path, *, name: str | None = None, version: str | None = No
         )
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, source)
+    for file, text in (more or {}).items():
+        (source / file).write_text(text, "utf-8")
     if name is not None:
         _replace(source / "pyproject.toml", f'name = "{PROJECT["project"]["name"]}"', name)
     if version is not None:

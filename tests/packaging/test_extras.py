@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 
 from runtime import extras
 from runtime.version import VERSION
 from tests.commands import FREE_PORTS
-from tests.packaging.checkout import PROJECT, ROOT, build_wheel, run
-from tests.packaging.environment import PINNED, environ, environment
+from tests.packaging.checkout import PROJECT, ROOT
+from tests.packaging.environment import PINNED, Installed
 from tests.programs import ready, running
 
 IMPORTS = """
@@ -42,44 +39,6 @@ def own_packages(extra: str) -> set[str]:
     requirements: list[str] = PROJECT["project"]["optional-dependencies"][extra]
     names = {name_of(requirement).replace("-", "_") for requirement in requirements}
     return names - {"inference_fabric"}
-
-
-class Installed:
-    """An environment into which the wheel was installed beside what a lock file pins."""
-
-    def __init__(self, home: Path, lock: str) -> None:
-        self.home = home
-        self.programs = environment(home / "venv", lock)
-        self.environ = environ(home)
-        self.pip("install", "--quiet", "--no-deps", str(build_wheel(home / "built")))
-
-    def pip(self, *words: str) -> None:
-        """Run the tests' pip on this environment."""
-        pip = [sys.executable, "-m", "pip", "--python", str(self.programs / "python")]
-        run([*pip, *words], env=self.environ)
-
-    def command(self, *words: str) -> list[str]:
-        return [str(self.programs / words[0]), *words[1:]]
-
-    def call(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*words),
-            capture_output=True,
-            text=True,
-            env=self.environ,
-            cwd=self.home,
-            timeout=60,
-        )
-
-    def start(self, command: Sequence[str], **pipes: int) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(command, env=self.environ, cwd=self.home, **pipes)
-
-    def refusal(self, *words: str) -> str:
-        """Return the one line with which a command refuses."""
-        done = self.call(*words)
-        assert done.returncode == 2, done.stdout + done.stderr
-        (line,) = done.stderr.splitlines()
-        return line
 
 
 @pytest.fixture(scope="module")
