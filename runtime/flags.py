@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 
 from runtime.convert import without_none
-from runtime.settings import DataclassInstance, load, locate
+from runtime.settings import DataclassInstance, SettingsError, load, locate
 from runtime.shown import shown
 
 T = TypeVar("T", bound=DataclassInstance)
@@ -95,7 +95,7 @@ def read(
     if file is None and _has_data(cls):
         data = flags.get("data") or environ.get(f"{prefix}DATA") or _default(cls, "data")
         place = Path(str(data)).expanduser() / FILE
-        file = place if place.is_file() else None
+        file = place if _is_file(place) else None
     settings = load(cls, file=file, environ=environ, flags=flags, prefix=prefix)
     # Attributes beside the fields, as `load` stores their sources, for `read_again` and `file_of`.
     object.__setattr__(settings, "_file", place)
@@ -103,6 +103,17 @@ def read(
     object.__setattr__(settings, "_again", again)
     object.__setattr__(settings, "_chosen_file", locate(requested, environ=environ, prefix=prefix))
     return settings
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether the file is there.  Raises ``SettingsError`` if this user can't tell."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise SettingsError(
+            f"{path.parent} can't be read by this user ({error.strerror or error}): run this with "
+            "sudo or as the owner of the directory, or set --data to another."
+        ) from None
 
 
 def chosen_file(settings: DataclassInstance) -> Path | None:

@@ -11,6 +11,8 @@ import pytest
 from tests.lab.systemd_machine import SystemdMachine
 
 PATIENCE = 60.0
+ALICE = 4242
+"""Id of a user who is made on that machine."""
 pytestmark = pytest.mark.skipif(
     SystemdMachine.why_not() is not None, reason=str(SystemdMachine.why_not())
 )
@@ -79,6 +81,34 @@ def test_a_node_obeys_root_and_is_not_started_again_once_it_is_revoked(
         "NRestarts": "0",
         "ExecMainStatus": "3",
     }
+
+
+def test_a_user_s_node_is_a_service_of_the_user(machine: SystemdMachine) -> None:
+    machine.run("useradd", "--create-home", f"--uid={ALICE}", "alice")
+    machine.run("systemctl", "start", f"user@{ALICE}.service")
+    # This interpreter may look for its library in a home directory.
+    drop_in = "fabric-client.service.d"
+    machine.run("cp", "-r", f"/etc/systemd/system/{drop_in}", f"/etc/systemd/user/{drop_in}")
+    alice = (
+        *("setpriv", f"--reuid={ALICE}", f"--regid={ALICE}", "--clear-groups", "env"),
+        *("HOME=/home/alice", f"XDG_RUNTIME_DIR=/run/user/{ALICE}", "USER=alice"),
+        "LD_LIBRARY_PATH=/opt/python/lib",
+    )
+    token = machine.run("fabric-server", "nodes", "invite")
+    # The default is the machine's node, which is not hers.
+    refused = machine.call(*alice, "fabric-client", "status")
+    assert refused.returncode == 2
+    assert "sudo" in refused.stderr
+    own = "--data=/home/alice/.fabric/node"
+    machine.run(*alice, "fabric-client", "join", "-", own, stdin=token)
+    said = machine.run(*alice, "fabric-client", "install-service", own)
+    assert "with its data in /home/alice/.fabric/node" in said
+    until(lambda: machine.call(*alice, "fabric-client", "status").returncode == 0)
+    assert machine.run(*alice, "systemctl", "--user", "is-active", "fabric-client") == "active"
+    machine.run(*alice, "fabric-client", "uninstall-service")
+    told = json.loads(machine.call(*alice, "fabric-client", "status", own, "--json").stdout)
+    assert (told["joined"], told["running"]) == (True, False)
+    assert machine.run("ls", "/home/alice/.config/fabric") == ""
 
 
 def test_what_is_uninstalled_leaves_its_data_and_nothing_else(machine: SystemdMachine) -> None:

@@ -118,6 +118,11 @@ def test_the_consumer_waits_for_the_server_s_tables_and_makes_none(shell: Shell)
         assert any("Kafka" in reason for reason in reasons)
 
 
+def test_a_directory_that_can_not_be_looked_into_is_one_sentence(shell: Shell) -> None:
+    said = refused(shell, "keys", "list", f"--data={'x' * 300}")
+    assert "can't be read by this user (File name too long)" in said
+
+
 def test_the_guard_needs_no_data_when_it_is_told_the_ports(shell: Shell) -> None:
     ports = ("--public-port=1", "--api-port=2")
     assert "fabric_guard" in shell.ok("fabric-server", "guard", "install", "--dry-run", *ports)
