@@ -19,6 +19,7 @@ from runtime.services.install import (
     Machine,
     choose_data,
     install,
+    is_one_file,
     not_passed_on,
     program_command,
     uninstall,
@@ -109,6 +110,7 @@ def _service(data: Path, system: bool, user: str | None, file: Path | None) -> S
         user=user,
         final_codes=(WRONG, REFUSED),
         final_flag="--as-service",
+        one_file=is_one_file(),
         devices=True,
         stop_seconds=int(LEAVE_SECONDS) + 30,
     )

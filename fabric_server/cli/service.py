@@ -17,6 +17,7 @@ from runtime.services.install import (
     Machine,
     choose_data,
     install,
+    is_one_file,
     not_passed_on,
     program_command,
     uninstall,
@@ -111,6 +112,7 @@ def _described(
         config=None if file is None else (f"{PREFIX}CONFIG", str(file.absolute())),
         system=system,
         user=user,
+        one_file=is_one_file(),
         low_ports=any(0 < port < 1024 for port in ports),
         stop_seconds=int(settings.drain_seconds) + 30,
     )

@@ -38,6 +38,8 @@ class Service:
     """Flag with which it ends with 0 instead, for managers that know no codes."""
     low_ports: bool = False
     """It listens on a port below 1024."""
+    one_file: bool = False
+    """The program is one file, which unpacks itself into a cache."""
     devices: bool = False
     """It reads devices, such as GPUs."""
     stop_seconds: int = 90

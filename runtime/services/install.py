@@ -38,10 +38,15 @@ class Machine:
         return self.platform != "win32" and self.uid == 0
 
 
+def is_one_file() -> bool:
+    """Return whether this program was started from one file, which sets ``PEX``."""
+    return bool(os.environ.get("PEX"))
+
+
 def program_command(program: str) -> tuple[str, ...]:
     """Return the absolute command that starts this installation of ``program``."""
-    if pex := os.environ.get("PEX"):
-        return (str(Path(pex).absolute()),)
+    if is_one_file():
+        return (str(Path(os.environ["PEX"]).absolute()),)
     name = f"{program}.exe" if sys.platform == "win32" else program
     script = Path(sys.executable).with_name(name)
     if script.is_file():

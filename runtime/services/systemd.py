@@ -11,6 +11,7 @@ from pathlib import Path
 from runtime.services.description import Plan, Service, ServiceProblem, Step
 
 STATE = Path("/var/lib")
+CACHE = Path("/var/cache")
 SYSTEM_UNITS = Path("/etc/systemd/system")
 HOMES = (Path("/home"), Path("/root"), Path("/run/user"))
 """What ``ProtectHome`` hides."""
@@ -110,7 +111,12 @@ def unit(service: Service) -> str:
 
 def _system_lines(service: Service) -> list[str]:
     capabilities = "CAP_NET_BIND_SERVICE" if service.low_ports else ""
-    lines = [*_place(service), *_SYSTEM.splitlines(), f"CapabilityBoundingSet={capabilities}"]
+    lines = [
+        *_place(service),
+        *_cache(service),
+        *_SYSTEM.splitlines(),
+        f"CapabilityBoundingSet={capabilities}",
+    ]
     if capabilities:
         lines.append(f"AmbientCapabilities={capabilities}")
     if not service.devices:
@@ -133,6 +139,18 @@ def _place(service: Service) -> list[str]:
     if owned:
         return [who, f"StateDirectory={service.data.name}", "StateDirectoryMode=0700"]
     return [who, f"ReadWritePaths={_quoted(str(service.data))}"]
+
+
+def _cache(service: Service) -> list[str]:
+    """Return where a program of one file unpacks itself: its user has no home."""
+    if not service.one_file:
+        return []
+    name = service.name
+    return [
+        f"CacheDirectory={name}",
+        "CacheDirectoryMode=0700",
+        f"Environment=XDG_CACHE_HOME={CACHE / name}",
+    ]
 
 
 def _is_in(path: Path, folders: tuple[Path, ...]) -> bool:

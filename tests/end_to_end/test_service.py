@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from release import node_main, node_pex
 from tests.lab.systemd_machine import SystemdMachine
 
 PATIENCE = 60.0
+CHECKOUT = b"""
+import sys
+def main():
+    sys.path[:0] = ["/opt/checkout", "/opt/packages"]
+    for name in [name for name in sys.modules if name.startswith("fabric_client")]:
+        del sys.modules[name]
+    from fabric_client.__main__ import main
+    main()
+"""
+"""Stands for what the file has packed: the program of this checkout."""
 ALICE = 4242
 """Id of a user who is made on that machine."""
 pytestmark = pytest.mark.skipif(
@@ -111,10 +125,31 @@ def test_a_user_s_node_is_a_service_of_the_user(machine: SystemdMachine) -> None
     assert machine.run("ls", "/home/alice/.config/fabric") == ""
 
 
+def test_a_node_of_one_file_unpacks_itself_where_the_service_may_write(
+    machine: SystemdMachine, tmp_path: Path
+) -> None:
+    version = f"Python {sys.version_info[0]}.{sys.version_info[1]}."
+    if not machine.call("python3", "--version").stdout.startswith(version):
+        pytest.skip("the system's Python is another one than that of the tests")
+    file = tmp_path / "fabric-client.pyz"
+    target = f"{sys.version_info[0]}.{sys.version_info[1]} {node_main.machine()}"
+    names = {"fabric_client/__init__.py": "empty", "fabric_client/__main__.py": "checkout"}
+    node_pex.write(file, {target: names}, {"empty": b"", "checkout": CHECKOUT})
+    there = "/opt/fabric/fabric-client.pyz"
+    text = base64.b64encode(file.read_bytes()).decode()
+    machine.run("sh", "-c", f"base64 -d > {there} && chmod 755 {there}", stdin=text)
+    token, data = machine.run("fabric-server", "nodes", "invite"), "--data=/var/lib/fabric-file"
+    machine.run(there, "join", "-", data, stdin=token)
+    machine.run(there, "install-service", data)
+    until(lambda: machine.call(there, "status").returncode == 0)
+    assert machine.show("fabric-client", "NRestarts") == {"NRestarts": "0"}
+    (own,) = machine.run("ls", "/var/cache/fabric-client/").split()
+    assert own == "fabric-client"
+
+
 def test_what_is_uninstalled_leaves_its_data_and_nothing_else(machine: SystemdMachine) -> None:
     for program in ("fabric-client", "fabric-server"):
-        said = machine.run(program, "uninstall-service")
-        assert f"still in /var/lib/{program}" in said
+        assert "still in /var/lib/fabric-" in machine.run(program, "uninstall-service")
         assert "was not installed" in machine.run(program, "uninstall-service")
         assert machine.call("ls", f"/etc/systemd/system/{program}.service").returncode != 0
     assert machine.run("ls", "/etc/fabric") == ""

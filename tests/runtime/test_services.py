@@ -58,6 +58,7 @@ SERVICES = [
     SERVER,
     NODE,
     ODD,
+    dataclasses.replace(NODE, one_file=True, name="one-file"),
     dataclasses.replace(NODE, system=False, data=Path("/home/alice/.fabric/node")),
     dataclasses.replace(NODE, user="alice", data=Path("/home/alice/node"), config=("F", "/x y")),
 ]
@@ -167,7 +168,7 @@ def test_special_characters_of_units_stay_what_they_are() -> None:
 # ── launchd and Windows ───────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("service", [ODD, SERVICES[3]], ids=["system", "user"])
+@pytest.mark.parametrize("service", [ODD, SERVICES[4]], ids=["system", "user"])
 def test_a_property_list_is_read_back_as_it_was_meant(service: Service) -> None:
     home = Path("/Users/alice")
     plist = plistlib.loads(launchd.plist(service, home).encode())
@@ -221,7 +222,7 @@ def test_a_command_that_fails_is_told_with_its_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine = Machine("linux", Path("/home/alice"), 1000, tmp_path)
-    service = SERVICES[3]
+    service = SERVICES[4]
     plan = install.plan_install(service, machine)
     with pytest.raises(Failure, match="daemon-reload' failed: Unit is masked"):
         carry_out(plan, machine, Recorder("daemon-reload"))
