@@ -15,7 +15,6 @@ from typing import Any
 import msgspec
 
 from tests.attack.wire import Target
-from tests.engine import Plan, ScriptedEngine
 from tests.stack import Alone, Process
 
 DESCRIPTORS = 1024
@@ -53,27 +52,30 @@ class Stage:
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
-def _reply(asked: dict[str, Any]) -> Plan:
-    if asked.get("model") == "slow":
-        return Plan(chunks=("a", "b"), first_byte_delay=0.5)
-    return Plan(chunks=("Hello", " there"))
-
-
 @asynccontextmanager
 async def stage(directory: Path, **settings: str) -> AsyncIterator[Stage]:
     async with AsyncExitStack() as exits:
         stack = await exits.enter_async_context(Stack(directory, host="0.0.0.0", **settings))
-        engine = await exits.enter_async_context(
-            ScriptedEngine(models=("tiny", "slow", "other"), ollama=True)
-        )
-        engine.reply = _reply
-        node = await stack.join(engine.url, "attic", "--slots", str(SLOTS))
+        engine = await exits.enter_async_context(_engine())
+        node = await stack.join(engine, "attic", "--slots", str(SLOTS))
         keys = {}
         for name in ("victim", "attacker"):
             keys[name] = (await stack.command("keys", "create", name))["text"]
         keys["boss"] = (await stack.command("keys", "create", "boss", "--management"))["text"]
         _pin(0, os.getpid(), stack.server.pid, node.pid)
         yield Stage(stack, Target(stack.ports, keys), node)
+
+
+@asynccontextmanager
+async def _engine() -> AsyncIterator[str]:
+    """Run the engine; give its URL."""
+    process = await program("tests.attack.engine")
+    assert process.stdout is not None
+    try:
+        yield (await process.stdout.readline()).decode().strip()
+    finally:
+        process.terminate()
+        await process.wait()
 
 
 def _pin(core: int, *processes: int) -> None:
