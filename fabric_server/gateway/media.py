@@ -22,6 +22,7 @@ from fabric_server.dialects.media_scanner import MediaScanner, Reference
 from fabric_server.dialects.media_types import media_type
 from fabric_server.dialects.media_values import Policy, refused
 from fabric_server.edge.request import Body
+from fabric_server.edge.slices import feed_slices
 from fabric_server.net.egress import Forbidden
 from fabric_server.net.fetcher import Fetched, Fetcher, FetchError
 
@@ -33,8 +34,6 @@ SECONDS = 10.0
 """Time for all fetches of a request."""
 _COPIES = 8 / 3
 """What a fetched byte takes of memory: base64 of it twice, in parts and in the body."""
-SLICE = 16 * 1024
-"""Bytes that are scanned at once: at worst some 10 ms of work."""
 _ENCODED_AT_ONCE = 3 * 2**20
 
 Setting = Literal["fetch", "data", "off"]
@@ -84,10 +83,8 @@ class Media:
 
     async def _replaced(self, request: Body, body: bytes, endpoint: Endpoint) -> bytes:
         scanner = self.scanner(endpoint)
-        for start in range(0, len(body), SLICE):
-            if start:
-                await asyncio.sleep(0)
-            scanner.feed(body[start : start + SLICE], last=start + SLICE >= len(body))
+        await feed_slices(scanner, body)
+        scanner.feed(b"", last=True)
         if not scanner.references:
             return body
         budget = _Budget(request.hold)
