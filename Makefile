@@ -17,7 +17,7 @@ SUMS = cd dist && rm -f SHA256SUMS && { sha256sum * 2> /dev/null || shasum -a 25
 	mv ../.cache/SHA256SUMS . && cat SHA256SUMS
 
 .DELETE_ON_ERROR:
-.PHONY: help run test test-pythons check format fuzz audit soak attack attack-soak bench dist node-pex install-test docker-test certs lock clean
+.PHONY: help run test test-pythons check format fuzz audit soak attack attack-soak bench dist node-pex node-exe install-test docker-test certs lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,17 @@ node-pex: dist $(BIN)/uv ## Build the node as one file, dist/fabric-client.pyz (
 	$(BIN)/python release/node_pex.py $(PLATFORMS)
 	@$(SUMS)
 
+EXE := .cache/exe
+node-exe: dist $(BIN)/uv ## Build the node as one program for systems like this one, dist/fabric-client
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(EXE)
+	@$(BIN)/uv pip install --quiet --python $(EXE) --require-hashes -r requirements.lock -r requirements-exe.lock
+	@$(BIN)/uv pip install --quiet --python $(EXE) --no-index --no-deps dist/*.whl
+	$(EXE)/bin/pyinstaller --log-level ERROR --noconfirm --onefile --name fabric-client \
+		--collect-submodules fabric_client --collect-submodules protocol --collect-submodules runtime \
+		--distpath dist --workpath $(EXE)/work --specpath $(EXE) release/node_exe.py
+	dist/fabric-client --version
+	@$(SUMS)
+
 install-test: node-pex ## Install dist/ in new Debian 12 and 13, as docs/install.md says (needs root, debootstrap)
 	$(BIN)/python -m tests.install $(ARGS)
 
@@ -88,6 +99,7 @@ lock: $(BIN)/uv ## Update the lock files (ARGS=--upgrade for newer versions)
 	$(COMPILE) -c requirements-dev.lock pyproject.toml -o requirements.lock
 	$(COMPILE) -c requirements-dev.lock --extra server pyproject.toml -o requirements-server.lock
 	$(COMPILE) -c requirements-dev.lock --extra full pyproject.toml -o requirements-full.lock
+	printf 'pyinstaller\n' | $(COMPILE) $(ARGS) -c requirements-dev.lock - -o requirements-exe.lock
 	$(COMPILE) $(ARGS) tests/lab/llama_index/requirements.in -o tests/lab/llama_index/requirements.lock
 	printf 'editables\nhatchling\n' | $(COMPILE) $(ARGS) -c requirements-dev.lock - -o requirements-build.lock
 

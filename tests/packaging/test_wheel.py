@@ -7,8 +7,11 @@ import zipfile
 from email.parser import HeaderParser
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 from runtime.version import VERSION
-from tests.packaging.checkout import PACKAGES, ROOT, build_wheel
+from tests.packaging.checkout import PACKAGES, ROOT, build_wheel, run
+from tests.packaging.environment import PINNED
 
 
 def test_the_wheel_has_all_packages_and_nothing_else(tmp_path: Path) -> None:
@@ -47,3 +50,17 @@ def test_each_package_says_what_belongs_there() -> None:
             assert start.exists(), f"{start.relative_to(ROOT)} is missing"
             text = ast.get_docstring(ast.parse(start.read_text("utf-8"))) or ""
             assert len(text.split()) > 3, f"{start.relative_to(ROOT)} has no docstring"
+
+
+def test_the_constraints_of_a_release_pin_all_that_its_lock_file_pins(tmp_path: Path) -> None:
+    commands = run(["make", "--dry-run", "--always-make", "dist"], cwd=ROOT).splitlines()
+    (command,) = [line for line in commands if line.endswith("> dist/constraints.txt")]
+    lock = (ROOT / "requirements-full.lock").read_text("utf-8")
+    (tmp_path / "requirements-full.lock").write_text(lock)
+    (tmp_path / "dist").mkdir()
+    run(command, cwd=tmp_path)
+    lines = (tmp_path / "dist" / "constraints.txt").read_text().splitlines()
+    assert [line.partition("==")[0] for line in lines] == PINNED.findall(lock)
+    assert not [line for line in lines if "\\" in line or "--hash" in line]
+    for line in lines:
+        Requirement(line)
