@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from fabric_client.cli.doctor import doctor
 from fabric_client.cli.drain import drain
 from fabric_client.cli.join import join
 from fabric_client.cli.pause import pause, resume
@@ -32,6 +33,7 @@ app = output.commands("A Fabric node: serves requests with the inference engines
 app.command(epilog=about_settings(PREFIX, Config))(join)
 app.command("run", epilog=about_settings(PREFIX, Config))(run_)
 app.command()(status)
+app.command()(doctor)
 app.command()(pause)
 app.command()(resume)
 app.command()(drain)

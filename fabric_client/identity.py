@@ -70,7 +70,9 @@ class Identity:
         self.node_id = facts.node_id
         self._facts = facts
         self._hosts = list(dict.fromkeys([*facts.hosts, facts.host]))
+        self.api_port = facts.api_port
         self.control_port = facts.control_port
+        self.proxy_port = facts.proxy_port
         self.name = facts.name
         self.models = facts.models
         self._issued, self._ends = _dates(certificate)
@@ -149,6 +151,11 @@ class Identity:
     def lifetime(self) -> float:
         """Seconds for which the certificate was valid when it was issued."""
         return self._ends - self._issued
+
+    @property
+    def begins(self) -> float:
+        """Unix seconds at which the certificate was issued."""
+        return self._issued
 
     @property
     def ends(self) -> float:

@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from fabric_server.cli import Json, accounts, certs, db, guard, keys, nodes
+from fabric_server.cli.doctor import doctor
 from fabric_server.cli.init import init
 from fabric_server.cli.reload import reload
 from fabric_server.cli.service import install_service, uninstall_service
@@ -33,6 +34,7 @@ app = output.commands("Run and manage the server, which sends clients' requests 
 app.command(epilog=about_settings(PREFIX, Config))(up)
 app.command()(init)
 app.command()(reload)
+app.command()(doctor)
 app.command()(install_service)
 app.command()(uninstall_service)
 app.add_typer(accounts.app, name="accounts")

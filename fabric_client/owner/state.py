@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from fabric_client.offer.offered import HeldBack
 from protocol.messages import EngineReport
+from runtime.findings import Finding
 
 log = logging.getLogger("fabric.state")
 
@@ -53,6 +54,10 @@ class State(Struct, frozen=True):
     """The owner's patterns of the models that are offered; None: all are."""
     held_back: dict[str, list[HeldBack]] = {}
     """Models that are not offered, by the name of their engine."""
+    server_release: str = ""
+    """Release of the server; empty while it is unknown."""
+    findings: list[Finding] = []
+    """The problems that the node has found."""
 
 
 def path_in(directory: Path) -> Path:

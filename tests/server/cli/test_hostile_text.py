@@ -36,6 +36,7 @@ COMMANDS: dict[str, list[tuple[str, ...]]] = {
     "fabric-server install-service": [("--dry-run", "--system", "--run-as", HOSTILE)],
     "fabric-server uninstall-service": [("--dry-run", "--system")],
     "fabric-server check-config": [()],
+    "fabric-server doctor": [(), ("--json",), ("--address", HOSTILE)],
     "fabric-server accounts create": [(HOSTILE,), ("fine", "--note", HOSTILE)],
     "fabric-server accounts list": [()],
     "fabric-server accounts disable": [(ACCOUNT,), (HOSTILE,)],
@@ -62,6 +63,7 @@ COMMANDS: dict[str, list[tuple[str, ...]]] = {
     "fabric-client join": [(HOSTILE,)],
     "fabric-client run": [],  # its lines are the log's
     "fabric-client status": [()],
+    "fabric-client doctor": [("--no-discover",), ("--no-discover", "--json")],
     "fabric-client pause": [("--for", HOSTILE)],
     "fabric-client resume": [()],
     "fabric-client drain": [()],
