@@ -122,6 +122,15 @@ def test_a_name_without_an_address_is_told_once(joined: Shell) -> None:
     assert found["not_checked"]["level"] == "warn"
 
 
+def test_one_good_name_is_enough(joined: Shell) -> None:
+    change_facts(joined, hosts=["nowhere.invalid", "localhost"])
+    code, found = doctor(joined, "--engine=http://127.0.0.1:1")
+    assert code == 1, "the engine"
+    assert found["dns_failed"]["level"] == "warn"
+    for check in ("control port", "proxy port", "api port"):
+        assert found[check]["level"] == "ok", found
+
+
 def test_another_authority_is_told(joined: Shell, tmp_path: Path) -> None:
     other = tmp_path / "other"
     joined.ok("fabric-server", "init", f"--data={other}")
