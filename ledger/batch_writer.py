@@ -46,6 +46,9 @@ class Source(Protocol):
 class Sink(Protocol):
     """The part of the store, or of the next bus, that is written here."""
 
+    place: str = "the store"
+    """What takes the records, in words for the log."""
+
     async def write(
         self, heartbeats: Sequence[HeartbeatRecord], ledger: Sequence[LedgerEntry]
     ) -> None:
@@ -53,6 +56,9 @@ class Sink(Protocol):
 
         Raises ``StoreError`` if it may succeed later, ``RecordError`` if a record can't be held.
         """
+
+    async def check(self) -> None:
+        """Raise ``StoreError`` if records could not be written now."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +75,8 @@ class BatchOptions:
     batch_seconds: float = 1.0
     retry_seconds: tuple[float, float] = (0.5, 10.0)
     """First and longest pause between attempts to write; each is twice the one before."""
+    check_seconds: float = 2.0
+    """Time without records after which the sink is checked."""
     drain_seconds: float = 5.0
     """Longest time to go on writing after ``run`` was cancelled."""
     leave_rest: bool = False
@@ -95,7 +103,7 @@ class BatchWriter:
         self.rejected = 0
         """Records that the store can't hold; each is in the log in full."""
         self.problem: str | None = None
-        """Why nothing is being written at the moment."""
+        """Why nothing can be written at the moment."""
         self.on_written: Callable[[int, float], None] = lambda records, seconds: None
         """Called after each batch: number of records, duration of the last attempt in seconds."""
 
@@ -105,11 +113,17 @@ class BatchWriter:
 
     async def run(self) -> None:
         housekeeper = self._housekeeper
+        checked_at = time.monotonic()
         try:
             if self._batch is not None:  # in hand when ``run`` failed
                 await self._finish(self._batch)
             while True:
                 moved = await self._move(self._options.batch_seconds)
+                if moved:
+                    checked_at = time.monotonic()
+                elif time.monotonic() - checked_at >= self._options.check_seconds:
+                    await self._check()
+                    checked_at = time.monotonic()
                 if housekeeper is not None:
                     await housekeeper.delete_old_heartbeats()
                     if moved < self._options.batch_size:  # else heartbeats in time may still wait
@@ -154,6 +168,15 @@ class BatchWriter:
             await asyncio.sleep(delay)
             delay = min(delay * 2, longest)
 
+    async def _check(self) -> None:
+        """Find out whether records would be taken, although there are none."""
+        try:
+            await self._sink.check()
+        except StoreError as error:
+            self._on_failure(str(error), None)
+        else:
+            self._on_success()
+
     async def _write(self, batch: Batch) -> None:
         try:
             await self._sink.write(batch.heartbeats, batch.ledger)
@@ -174,12 +197,13 @@ class BatchWriter:
 
     def _on_failure(self, problem: str, defect: Exception | None) -> None:
         if self.problem is None:
-            log.error("the store takes no records", extra={"reason": problem}, exc_info=defect)
+            message = f"{self._sink.place} takes no records"
+            log.error(message, extra={"reason": problem}, exc_info=defect)
         self.problem = problem
 
     def _on_success(self) -> None:
         if self.problem is not None:
-            log.info("the store takes records again")
+            log.info(f"{self._sink.place} takes records again")
         self.problem = None
 
     async def _drain(self) -> None:

@@ -87,6 +87,18 @@ class Publisher:
             await self.close()
             raise
 
+    async def check(self) -> None:
+        """Raise ``StoreError`` if no broker answers."""
+        await self.connect()
+        assert self._producer is not None
+        try:
+            async with asyncio.timeout(PUBLISH_SECONDS):
+                await self._producer.client.fetch_all_metadata()
+        except (TimeoutError, KafkaError) as error:
+            await self.close()
+            await self._cluster.reach()  # its error says more than the library's
+            raise self._cluster.explain(error) from error
+
     async def close(self) -> None:
         """Disconnect; what a cancelled ``publish`` left is tried for ``REQUEST_SECONDS``."""
         producer, self._producer = self._producer, None

@@ -10,6 +10,7 @@ import msgspec
 
 from ledger import partitions, rollup
 from ledger.records import HeartbeatRecord, LedgerEntry
+from runtime.errors import StoreError
 from sql.database import Database, Many, Value, insertion
 
 _TEXT, _BIGINT, _DOUBLE, _BOOLEAN = "TEXT", "BIGINT", "DOUBLE PRECISION", "BOOLEAN"
@@ -74,6 +75,8 @@ class LedgerTables:
     Every method raises ``StoreError`` when the database can't.
     """
 
+    place = "the store"
+
     def __init__(self, database: Database) -> None:
         self._database = database
 
@@ -95,6 +98,11 @@ class LedgerTables:
                 beats = sorted(heartbeats, key=attrgetter("node_id", "epoch", "seq"))
                 await session.many(_ADD_HEARTBEATS, list(map(_heartbeat_values, beats)))
                 await session.many(_UPDATE_LAST_SEEN, _last_seen(beats))
+
+    async def check(self) -> None:
+        """Raise ``StoreError`` if records could not be written now."""
+        if not await self._database.writable():
+            raise StoreError("the store is read-only: make it writable, or name the primary")
 
     async def delete_heartbeats(self, before: float, now: float, limit: int) -> bool:
         """Delete heartbeats that arrived before that time; True if there may be more.

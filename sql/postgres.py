@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -23,6 +24,12 @@ CLOSE_SECONDS = 5.0
 
 _POSTGRES_ONLY = re.compile(r"^--postgresql ", re.MULTILINE)
 _AWAY = (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, TimeoutError)
+
+# When PostgreSQL is away, the errors raised here are reported once by their callers; asyncpg's pool
+# logs a traceback for each attempt to fill itself again.
+_library_log = logging.getLogger("asyncpg")
+if _library_log.level == logging.NOTSET:
+    _library_log.setLevel(logging.CRITICAL)
 
 Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 

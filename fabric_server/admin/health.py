@@ -13,6 +13,9 @@ class Live(Struct, frozen=True):
     status: Literal["alive"]
 
 
+State = Literal["ok", "read_only", "away", "failing", "full"]
+
+
 class Checks(Struct, frozen=True):
     store: Annotated[
         Literal["ok", "read_only", "away"],
@@ -98,6 +101,16 @@ class Sources:
     draining: Callable[[], bool]
 
 
+def backends_available(sources: Sources) -> Mapping[str, bool]:
+    """Return, for each back end, whether it is wholly of use now."""
+    states: dict[str, State] = {
+        "store": _store_state(sources),
+        "cache": _cache_state(sources),
+        "bus": _bus_state(sources),
+    }
+    return {name: state == "ok" for name, state in states.items()}
+
+
 class HealthHandlers:
     """Handlers of ``/health/…``.
 
@@ -120,7 +133,7 @@ class HealthHandlers:
         sources = self._sources
         checks = Checks(
             store=_store_state(sources),
-            cache="ok" if sources.authenticator.cache_problem is None else "away",
+            cache=_cache_state(sources),
             bus=_bus_state(sources),
             public_port="open" if sources.ports["public"].accepting else "closed",
             nodes=len(sources.registry.nodes()),
@@ -139,6 +152,10 @@ def _store_state(sources: Sources) -> Literal["ok", "read_only", "away"]:
     if sources.change_feed.problem is not None:
         return "away"
     return "read_only" if sources.change_feed.read_only else "ok"
+
+
+def _cache_state(sources: Sources) -> Literal["ok", "away"]:
+    return "ok" if sources.authenticator.cache_problem is None else "away"
 
 
 def _bus_state(sources: Sources) -> Literal["ok", "away", "failing", "full"]:

@@ -135,6 +135,8 @@ class Sources:
     requests_active: Callable[[], int]
     requests_waiting: Callable[[], int]
     draining: Callable[[], bool]
+    backends: Callable[[], Mapping[str, bool]]
+    """Whether store, cache and bus are of use."""
     blocked: Mapping[str, int] = field(default_factory=dict)
     """Addresses blocked in the kernel, by result."""
 
@@ -292,6 +294,12 @@ class StateCollector:
         )
         yield _counter(
             "records_rejected", "Records that the store or Kafka rejected.", value=writer.rejected
+        )
+        yield _gauge(
+            "backend_available",
+            "1 while the back end is of use, as /health/ready says.",
+            "backend",
+            self._sources.backends(),
         )
         tasks = self._sources.tasks
         yield _counter(

@@ -12,6 +12,7 @@ from random import Random
 
 from fabric_server.admin.context import AdminContext
 from fabric_server.admin.health import Sources as HealthSources
+from fabric_server.admin.health import backends_available
 from fabric_server.admin.metrics import Sources as MetricsSources
 from fabric_server.admin.server import AdminServer
 from fabric_server.app.backends import Backends
@@ -164,6 +165,8 @@ class App:
         tasks.start("kernel_blocklist", self.blocklist.run)
         tasks.start("wrong_keys", requests.throttle.run)
         tasks.start("change_feed", self.change_feed.run)
+        check_cache = self.backends.cache.check
+        tasks.start("cache", lambda: requests.authenticator.watch_cache(check_cache))
         tasks.start("certificates", lambda: self.tls.watch(time.time))
         tasks.start("memory", MemoryGuard(requests.memory, self.config.memory()).run)
         tasks.start("clock", ClockWatch([requests.authenticator.clear]).run)
@@ -171,6 +174,16 @@ class App:
 
     def _admin_context(self) -> AdminContext:
         backends, nodes, requests = self.backends, self.control_plane, self.data_plane
+        health = HealthSources(
+            change_feed=self.change_feed,
+            authenticator=requests.authenticator,
+            writer=backends.writer,
+            bus=backends.bus,
+            registry=nodes.registry,
+            ports=self.listeners,
+            tasks=self.tasks,
+            draining=lambda: self.draining,
+        )
         return AdminContext(
             server_name=self.config.names()[0],
             started_at=self.started_at,
@@ -183,16 +196,7 @@ class App:
             active_requests=requests.gateway.active,
             admission=requests.admission,
             request_metrics=requests.metrics,
-            health=HealthSources(
-                change_feed=self.change_feed,
-                authenticator=requests.authenticator,
-                writer=backends.writer,
-                bus=backends.bus,
-                registry=nodes.registry,
-                ports=self.listeners,
-                tasks=self.tasks,
-                draining=lambda: self.draining,
-            ),
+            health=health,
             metrics=MetricsSources(
                 registry=nodes.registry,
                 ports=self.listeners,
@@ -209,6 +213,7 @@ class App:
                 requests_waiting=lambda: requests.admission.waiting,
                 blocked=self.blocklist.results,
                 draining=lambda: self.draining,
+                backends=lambda: backends_available(health),
             ),
         )
 

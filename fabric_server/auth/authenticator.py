@@ -21,7 +21,7 @@ from hashlib import sha256
 from fabric_server.auth.keys import KEY_LENGTH, KEY_PATTERN, Key, key_of
 from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
-from fabric_server.storage.cached_keys import Cache, CachedKeys, CacheTimes, KeyStore
+from fabric_server.storage.cached_keys import Cache, CachedKeys, CacheTimes, Check, KeyStore
 from fabric_server.storage.rows import Changes, KeyRow
 from runtime.errors import BackendError
 
@@ -93,6 +93,10 @@ class KeyAuthenticator:
     def cache_problem(self) -> str | None:
         """Return why the cache is out of use now; keys are then looked up in the store."""
         return self._keys.problem
+
+    async def watch_cache(self, check: Check) -> None:
+        """Check the cache until cancelled, so that ``cache_problem`` is right without look-ups."""
+        await self._keys.watch(check)
 
     def cached(self, token: str) -> Key | None:
         """Return the key if it is in memory; on None call ``authenticate``."""

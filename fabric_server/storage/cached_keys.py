@@ -32,7 +32,7 @@ import hmac
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Protocol
@@ -44,6 +44,12 @@ from fabric_server.storage.rows import KeyRow
 from runtime.errors import BackendError
 
 log = logging.getLogger("fabric.keys")
+
+Check = Callable[[], Awaitable[None]]
+
+CHECK_SECONDS = 1.0
+"""Time between two checks of the cache: keys that are in memory cause no look-ups that would tell
+whether it answers."""
 
 
 class KeyStore(Protocol):
@@ -125,12 +131,25 @@ class CachedKeys:
         self._trusted = clock() + times.skew_seconds  # what was read later is of our store
         self._warm = True  # nothing was forgotten yet: values as of _began are of our store, too
         self._generation = 0
-        self._problems: dict[str, str] = {}  # of reading, of writing: a full one can still read
+        self._problems: dict[str, str] = {}
+        # Of reading, of writing (a full cache can still read), and of the check.
 
     @property
     def problem(self) -> str | None:
-        """The reason if the cache is not used at the moment, as far as is known."""
+        """The reason if the cache is of no use at the moment."""
         return next(iter(self._problems.values()), None)
+
+    async def watch(self, check: Check, every: float = CHECK_SECONDS) -> None:
+        """Check the cache again and again, until cancelled; ``check`` raises ``BackendError``."""
+        while True:
+            try:
+                await check()
+            except (BackendError, TimeoutError) as error:
+                self._on_failure("check", error)
+            else:
+                for part in tuple(self._problems):
+                    self._on_success(part)
+            await asyncio.sleep(every)
 
     def forget_all(self) -> None:
         """Reject what was put into the cache until now, and what is being read from the store."""

@@ -20,6 +20,9 @@ class Cache(Protocol):
 
     async def set(self, name: str, value: bytes, seconds: float) -> None: ...
 
+    async def check(self) -> None:
+        """Raise ``BackendError`` if values can't be read or written now."""
+
     async def notify(self) -> None:
         """Have all processes that share this cache poll the store now.  A notice may be lost."""
 

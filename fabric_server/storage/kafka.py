@@ -25,6 +25,8 @@ class KafkaSink:
     Written again after an error, records may be there twice; readers recognise them by their keys.
     """
 
+    place = "Kafka"
+
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
         self._lock = asyncio.Lock()
@@ -58,6 +60,10 @@ class KafkaSink:
                 # The topic is at fault: a ledger entry must not be dropped because of a setting.
                 raise StoreError(f"{error}; raise the topic's max.message.bytes") from error
             raise
+
+    async def check(self) -> None:
+        async with self._lock:
+            await self._publisher.check()
 
     async def close(self) -> None:
         await self._publisher.close()

@@ -50,6 +50,9 @@ class MemoryCache:
         if len(self._values) > self._max_values:
             self._values.popitem(last=False)
 
+    async def check(self) -> None:
+        """Do nothing: memory does not go away."""
+
     async def notify(self) -> None:
         self._noticed.set()
 

@@ -51,6 +51,8 @@ OPEN_SECONDS = 5.0
 """Longest time until a connection is of use."""
 CHECK_SECONDS = 15.0
 """Idle time after which a connection is pinged before it is used."""
+CHECK_SIZE = 1024
+"""Bytes that a check writes: at least those of a key, since a full Redis may accept fewer."""
 QUIET_SECONDS = 10.0
 """Time without a notice after which the subscription is pinged."""
 FIRST_PAUSE, LAST_PAUSE = 0.1, 2.0
@@ -60,6 +62,7 @@ PREFIX = "fabric:"
 CHANNEL = PREFIX + "changes"
 
 _FAILURES = (RedisError, RedisClusterException, OSError)
+_AWAY = (BusyLoadingError, ConnectionError, MasterNotFoundError, TimeoutError, OSError)
 _UNTRUSTED = "has a certificate that is not trusted here"
 
 Client: TypeAlias = "Redis | RedisCluster"
@@ -191,6 +194,13 @@ class RedisCache:
         async with self._command():
             await self._client.set(PREFIX + name, value, px=max(1, int(seconds * 1000)))
 
+    async def check(self) -> None:
+        async with self._command():
+            if isinstance(self._client, RedisCluster):
+                await self._client.ping(target_nodes=RedisCluster.PRIMARIES)
+            await self._client.set(PREFIX + "check", b" " * CHECK_SIZE, px=1000)
+            await self._client.get(PREFIX + "check")
+
     async def notify(self) -> None:
         async with self._command():
             await self._client.publish(CHANNEL, b"")
@@ -240,8 +250,9 @@ class RedisCache:
                     raise
                 self.subscribed.clear()
                 # Any error, of the library or of the network: ``ChangeFeed`` polls every half
-                # second anyway, and nothing waits for this task to end.
-                if not away:
+                # second anyway, and nothing waits for this task to end.  That Redis is away is
+                # logged by ``CachedKeys``, whose check fails as well.
+                if not away and not isinstance(_cause(error), _AWAY):
                     reason = str(explain(error, self._where))
                     log.warning("can't subscribe to change notices", extra={"reason": reason})
                     away = True

@@ -236,8 +236,67 @@ async def test_after_a_kill_it_is_used_again_and_heard_again(
             assert await cache.get("name") == b"value"
             await cache.notify()
             await until_heard(cache)
-    said = [record.message for record in caplog.records if record.name == "fabric.cache"]
-    assert said == ["can't subscribe to change notices", "subscribed to change notices again"]
+    # That it is away is said by those who look keys up.
+    assert [record.message for record in caplog.records if record.name == "fabric.cache"] == []
+
+
+async def test_who_may_not_subscribe_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with RedisServer(tmp_path) as server:
+        server.ask("ACL", "SETUSER", "joe", "on", ">secret", "~fabric:*", "resetchannels", "+@all")
+        async with opened(f"redis://joe:secret@127.0.0.1:{server.port}") as cache:
+            await cache.check()
+            waiting = asyncio.create_task(cache.wait_for_notice())
+            async with asyncio.timeout(PATIENCE):
+                while not caplog.records:  # noqa: ASYNC110 - the log is no event
+                    await asyncio.sleep(0.01)
+            waiting.cancel()
+    (record,) = caplog.records
+    assert record.message == "can't subscribe to change notices"
+    assert "denies this user permission" in record.__dict__["reason"]
+
+
+async def test_the_check_fails_as_reading_and_writing_would(
+    tmp_path: Path, redis_sentinel: RedisSentinel
+) -> None:
+    async with opened(redis_sentinel.replica.url) as cache:
+        with pytest.raises(BackendError, match="read-only replica"):
+            await cache.check()
+    with RedisServer(tmp_path, maxmemory="2mb") as server:
+        async with opened(server.url) as cache:
+            await cache.check()
+            with pytest.raises(BackendError, match="is full"):
+                for n in range(100_000):
+                    await cache.set(f"small-{n}", b"x" * 100, 60)
+            with pytest.raises(BackendError, match="is full"):
+                await cache.check()
+            server.ask("FLUSHALL")
+            await cache.check()
+            server.pause()
+            with pytest.raises(BackendError, match="does not answer"):
+                await cache.check()
+            server.resume()
+
+
+async def test_the_check_misses_any_node_of_a_cluster(tmp_path: Path) -> None:
+    with RedisCluster(tmp_path) as group:
+        for node in group.servers:
+            async with opened(cluster_url(group)) as cache:
+                await cache.check()
+                node.kill()
+                with pytest.raises(BackendError):
+                    await cache.check()
+                node.start()
+                async with asyncio.timeout(PATIENCE):
+                    while True:
+                        try:
+                            await cache.check()
+                        except BackendError:
+                            await asyncio.sleep(0.05)  # nothing tells
+                        else:
+                            break
 
 
 async def test_a_redis_that_hangs_costs_little_and_the_store_answers(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from tests.contracts.samples import NOON, beat, entry
 class Shelf:
     """A sink that keeps what it is given, batch by batch."""
 
+    place = "the store"
+
     def __init__(self) -> None:
         self.batches: list[Batch] = []
         self.forgotten: list[tuple[float, int]] = []
@@ -34,6 +36,9 @@ class Shelf:
         self, heartbeats: Sequence[HeartbeatRecord], ledger: Sequence[LedgerEntry]
     ) -> None:
         self.batches.append(Batch(heartbeats, ledger))
+
+    async def check(self) -> None:
+        pass
 
     async def delete_heartbeats(self, before: float, now: float, limit: int) -> bool:
         self.forgotten.append((before, limit))
@@ -183,6 +188,41 @@ async def test_a_failing_store_gets_the_same_batch_again_until_it_takes_it(
     assert [(r.levelno, r.message) for r in caplog.records] == [
         (logging.ERROR, "the store takes no records"),
         (logging.INFO, "the store takes records again"),
+    ]
+
+
+class Elsewhere(Shelf):
+    """Another place than the store, which can be away."""
+
+    place = "Kafka"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.away = False
+        self.checked = asyncio.Event()
+
+    async def check(self) -> None:
+        self.checked.set()
+        if self.away:
+            raise StoreError("nobody there")
+
+
+async def test_a_sink_that_is_away_is_noticed_without_records_and_named_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    sink = Elsewhere()
+    options = BatchOptions(batch_seconds=0.001, check_seconds=0.01)
+    async with running(BatchWriter(MemoryBus(), sink, options=options)) as worker:
+        for away in (True, False, True, False):
+            sink.away = away
+            for _ in range(3):
+                sink.checked.clear()
+                await sink.checked.wait()
+            assert worker.problem == ("nobody there" if away else None)
+    assert [r.message for r in caplog.records] == 2 * [
+        "Kafka takes no records",
+        "Kafka takes records again",
     ]
 
 

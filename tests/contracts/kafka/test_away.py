@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from contextlib import suppress
 from typing import Any
@@ -60,6 +61,28 @@ async def test_a_killed_broker_that_comes_back_costs_no_record(broker: KafkaServ
             await worker.flush()
     stored = {message.key.decode() for message in await everything_in(broker.url, LEDGER)}
     assert stored == set(ids(entry(number) for number in range(numbers)))
+
+
+async def test_a_killed_broker_is_noticed_while_there_are_no_records(
+    broker: KafkaServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "fabric")
+    async with sink_at(broker.url) as sink:
+        worker = BatchWriter(
+            MemoryBus(), sink, options=BatchOptions(batch_seconds=0.01, check_seconds=0.1)
+        )
+        async with working(worker), asyncio.timeout(60):
+            for _ in range(2):
+                await asyncio.to_thread(broker.kill)
+                while worker.problem is None:  # noqa: ASYNC110 - nothing tells
+                    await asyncio.sleep(0.01)
+                assert "can't be reached" in worker.problem
+                await asyncio.to_thread(broker.start)
+                while worker.problem is not None:  # noqa: ASYNC110 - nothing tells
+                    await asyncio.sleep(0.01)
+    said = [record.message for record in caplog.records if record.name == "fabric.worker"]
+    assert said == 2 * ["Kafka takes no records", "Kafka takes records again"]
+    assert not any(record.exc_info for record in caplog.records)
 
 
 async def test_a_broker_that_hangs_is_an_error_in_time_and_nobody_else_waits(
