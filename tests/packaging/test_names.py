@@ -83,3 +83,14 @@ def test_a_bare_name_is_found(command: str) -> None:
 )
 def test_a_path_is_no_bare_name(command: str) -> None:
     assert not bare_names(command)
+
+
+def test_no_document_installs_into_the_systems_python() -> None:
+    """Debian, Fedora and Homebrew refuse that: pip is that of an environment, with its path."""
+    bare = re.compile(r"^\s+(?:sudo )?(?:pip3?|python3? -m pip) install\b", re.MULTILINE)
+    found = [
+        f"{file.relative_to(ROOT)}: {command.strip()}"
+        for file in files(".md")
+        for command in bare.findall(file.read_text("utf-8"))
+    ]
+    assert not found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import zipfile
 from email.parser import HeaderParser
 from pathlib import Path
@@ -64,3 +65,14 @@ def test_the_constraints_of_a_release_pin_all_that_its_lock_file_pins(tmp_path: 
     assert not [line for line in lines if "\\" in line or "--hash" in line]
     for line in lines:
         Requirement(line)
+
+
+def test_the_images_take_the_lock_files_of_their_extras() -> None:
+    dockerfile = (ROOT / "docker" / "Dockerfile").read_text("utf-8")
+    visible = (ROOT / "docker" / "Dockerfile.dockerignore").read_text("utf-8").splitlines()
+    locks = set(re.findall(r"requirements[\w-]*\.lock", dockerfile))
+    assert {"requirements.lock", "requirements-full.lock"} <= locks
+    assert {f"!{lock}" for lock in locks} <= set(visible)
+    stages = {stage: base for base, stage in re.findall(r"^FROM (\S+) AS (\S+)$", dockerfile, re.M)}
+    assert stages["client"] == "program"
+    assert stages["server"] == stages["consumer"] == "with-clients"
