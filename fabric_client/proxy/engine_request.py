@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import Protocol
 
 from fabric_client.offer.admission import NotOffered
 from fabric_client.proxy.decoder import Decoder
-from fabric_client.proxy.preparation import filter_error
+from fabric_client.proxy.off_loop import Failed, end_in_worker, prepare_in_worker
+from fabric_client.proxy.preparation import (
+    OFF_LOOP,
+    Prepared,
+    filter_error,
+    prepare_whole,
+)
 from fabric_client.proxy.request_body import MAX_BODY, MAX_REPLAY, RequestBody
 from fabric_client.proxy.response_body import ResponseBody
 from fabric_client.proxy.slots import Slot
@@ -18,18 +25,21 @@ from fabric_client.translation.local_reply import error_reply
 from protocol.aio.node import NodeStream
 from protocol.errors import Code
 from protocol.messages import Figures, ResponseHead
+from runtime.worker_process import Work
+from runtime.workers import Workers
 
 log = logging.getLogger("fabric.forward")
 
 _RESPONSE_HEADERS = frozenset({"content-type", "content-length", "content-language", "retry-after"})
-
-
 _REFUSED_FIELDS = frozenset({400, 422})
 """Statuses of engines that refuse a field of the body."""
 
 
 class RequestOwner(Protocol):
     """The part of the forwarder that a request needs."""
+
+    workers: Workers
+    """Reads bodies and answers that are large."""
 
     def on_ended(self, request: EngineRequest, *, answered: bool) -> None:
         """The request is over, and its slot to be released."""
@@ -47,7 +57,6 @@ class EngineRequest:
 
     __slots__ = (
         "_body",
-        "_connecting",
         "_connection",
         "_decoder",
         "_over",
@@ -57,6 +66,7 @@ class EngineRequest:
         "_response",
         "_started",
         "_stream",
+        "_task",
         "_unacked",
         "_undecided",
         "on_response_body",
@@ -81,7 +91,8 @@ class EngineRequest:
         self._body = body
         self._response = response
         self._connection: EngineConnection | None = None
-        self._connecting: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        """Connects, or waits for a worker."""
         self._started = False
         """The request's head was written to ``_connection``."""
         self._unacked = 0
@@ -195,7 +206,7 @@ class EngineRequest:
         self._response.connection = None
         if connection is not None:
             connection.abort()
-        self._connecting = asyncio.create_task(self._connect_anew())
+        self._task = asyncio.create_task(self._connect_anew())
 
     def _send_head(self, status: int, headers: list[tuple[str, str]]) -> None:
         passed = [one for one in headers if one[0] in _RESPONSE_HEADERS]
@@ -205,7 +216,10 @@ class EngineRequest:
         """Take a piece of a body that decides what the head is."""
         translate = self._response.filter
         assert translate is not None
-        data = translate.feed(data)
+        passed = translate.feed(data)
+        if not passed:
+            self._response.held += len(data)
+        data = passed
         if translate.decided is not None:
             self._undecided = False
             if self._decoder is None:
@@ -238,14 +252,30 @@ class EngineRequest:
 
     def _decide(self) -> None:
         """End a filter whose head is still held."""
-        self._undecided = False
         translate, self._response.filter = self._response.filter, None
         assert translate is not None
         rest = translate.end()
-        assert translate.decided is not None
-        self._send_head(*translate.decided)
-        if rest:
-            self._response.add(rest)
+        self._send_decided(translate.decided, [rest] if rest else [])
+
+    async def _end_in_worker(self) -> None:
+        """End a filter that holds much of the answer, in a worker, and then the answer."""
+        try:
+            self._send_decided(*await end_in_worker(self._owner.workers, self._response))
+        except Failed as failed:
+            self.fail(failed.code, failed.reason)
+        else:
+            self._end_response()
+
+    def _send_decided(
+        self, decided: tuple[int, list[tuple[str, str]]] | None, rest: list[bytes]
+    ) -> None:
+        """Send what the end of a filter has decided and returned."""
+        if self._undecided:
+            self._undecided = False
+            assert decided is not None
+            self._send_head(*decided)
+        for piece in rest:
+            self._response.add(piece)
 
     def on_response_end(self) -> None:
         if self._decoder is not None:
@@ -254,8 +284,14 @@ class EngineRequest:
             except ValueError as error:
                 self.fail(Code.ENGINE_FAILED, str(error))
                 return
+        if self._response.held > OFF_LOOP and self._response.filter is not None:
+            self._task = asyncio.create_task(self._end_in_worker())
+            return
         if self._undecided:
             self._decide()
+        self._end_response()
+
+    def _end_response(self) -> None:
         figures = self._response.end()
         connection, self._connection = self._connection, None
         self._response.connection = None
@@ -278,7 +314,7 @@ class EngineRequest:
         elif self._may_replay(connection):
             # The engine may have closed the warm connection before: try a new one.
             self._connection = self._response.connection = None
-            self._connecting = asyncio.create_task(self._connect_anew())
+            self._task = asyncio.create_task(self._connect_anew())
         else:
             self.fail(Code.ENGINE_DOWN, reason)
 
@@ -302,15 +338,30 @@ class EngineRequest:
         """Make the engine's request of the whole body, or reply to it here."""
         body = self._body
         assert body.prepare is not None
+        work = partial(prepare_whole, body.prepare, not self._pool.accepts_usage)
+        if body.received > OFF_LOOP:
+            self._task = asyncio.create_task(self._prepare_in_worker(work))
+            return
         try:
-            prepared = body.prepare(body.take())
+            prepared, whole = work(b"".join(body.take()))
         except NotOffered as error:  # its server knows what is offered: the offer has just changed
             self.fail(Code.REFUSED, str(error))
             return
-        if isinstance(prepared, LocalReply):
-            self._reply(prepared)
+        self._send_prepared(prepared, [whole])
+
+    async def _prepare_in_worker(self, work: Work) -> None:
+        try:
+            self._send_prepared(*await prepare_in_worker(self._owner.workers, self._body, work))
+        except Failed as failed:
+            self.fail(failed.code, failed.reason)
+
+    def _send_prepared(self, prepared: Prepared, pieces: list[bytes]) -> None:
+        if prepared.reply is not None:
+            self._reply(prepared.reply)
             return
-        body.replace(prepared.path, prepared.body)
+        self._body.replace(prepared.path, pieces, prepared.usage)
+        if self._pool.refuses_usage:
+            self._body.drop_usage()
         self._response.filter = prepared.response_filter
         self._connect()
 
@@ -319,7 +370,7 @@ class EngineRequest:
         if connection is not None:
             self._use(connection)
         else:
-            self._connecting = asyncio.create_task(self._connect_anew())
+            self._task = asyncio.create_task(self._connect_anew())
 
     async def _connect_anew(self) -> None:
         try:
@@ -345,9 +396,8 @@ class EngineRequest:
         """Write the head and what there is of the body at once: mostly that is all of it."""
         self._started = True
         pool = self._pool
-        if pool.refuses_usage:
-            self._body.drop_usage()
-        connection.write(self._body.encode_start(pool.prefix, pool.address.host))
+        for piece in self._body.encode_start(pool.prefix, pool.address.host):
+            connection.write(piece)
 
     def _reply(self, reply: LocalReply) -> None:
         """Respond without asking the engine."""
@@ -395,5 +445,5 @@ class EngineRequest:
         self._owner.on_ended(self, answered=answered)
         if self._response.limited is not None:
             self._response.limited.close()
-        if self._connecting is not None and self._connecting is not asyncio.current_task():
-            self._connecting.cancel()
+        if self._task is not None and self._task is not asyncio.current_task():
+            self._task.cancel()

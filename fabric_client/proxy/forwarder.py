@@ -25,6 +25,7 @@ from fabric_client.translation.paths import PUBLIC_PATHS
 from protocol.aio.node import NodeStream
 from protocol.errors import Code
 from protocol.messages import RequestHead
+from runtime.workers import Workers
 
 GRACE_SECONDS = 2.0
 """Time after the start of a pause in which requests are still taken: the server sent them before it
@@ -46,6 +47,7 @@ class Forwarder:
         before any translation."""
         self.slots = SlotTable()
         self.throughput = Throughput()
+        self.workers = Workers()
         self.served = 0
         """Requests answered to the end."""
         self._find = find
@@ -122,6 +124,7 @@ class Forwarder:
             pool.close()
         if self._uploads is not None:
             self._uploads.close()
+        self.workers.close()
 
     # ── called by the requests ────────────────────────────────────────────────────────────────
 

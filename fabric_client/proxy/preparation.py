@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import NamedTuple
 
 from fabric_client.offer.admission import admit, with_model
 from fabric_client.offer.name_filter import ErrorFilter, NameFilter, ShowFilter
@@ -11,6 +12,7 @@ from fabric_client.offer.offered import Offered
 from fabric_client.reasoning import HEADER, RAW
 from fabric_client.translation import (
     FilterChain,
+    Headers,
     LocalReply,
     RequestTranslator,
     ResponseFilter,
@@ -32,6 +34,66 @@ _CHAT = "/v1/chat/completions"
 _STREAM = re.compile(rb'"stream"\s*:\s*true')
 """Within a string its quotes would be escaped; a key of that name deeper inside is hardly ever
 there, and costs a look at the answer's first bytes only."""
+
+OFF_LOOP = 128 * 1024
+"""Bytes of a body or an answer up to which it is read on the event loop, in some 10 ms at most;
+``Workers`` read what is larger."""
+_OPTIONS = b'"stream_options"'
+_USAGE = re.compile(rb'"stream_options"\s*:\s*\{\s*"include_usage"\s*:\s*true\s*\}\s*')
+ASKED_OTHERWISE = (0, 0)
+"""A body has ``stream_options`` of the user's own."""
+
+
+class Prepared(NamedTuple):
+    """A request that ``prepare_whole`` has prepared, without the engine's body."""
+
+    reply: LocalReply | None
+    """The response of the node's own; the rest means nothing then."""
+    path: str = ""
+    response_filter: ResponseFilter | None = None
+    usage: tuple[int, int] | None = None
+    """As ``find_usage`` returns it."""
+
+
+def prepare_whole(prepare: Prepare, with_usage: bool, body: bytes) -> tuple[Prepared, bytes]:
+    """Prepare a request, and return it and the engine's body; ``runtime.workers`` may call it.
+
+    ``with_usage``: look for what asks for usage.  Raises ``NotOffered``.
+    """
+    prepared = prepare(body)
+    if isinstance(prepared, LocalReply):
+        return Prepared(prepared), b""
+    path, body, response_filter = prepared
+    usage = find_usage(body) if with_usage else None
+    return Prepared(None, path, response_filter, usage), body
+
+
+def find_usage(body: bytes) -> tuple[int, int] | None:
+    """Return the range of a body to take out, so that it asks for no usage in a stream.
+
+    None if it has no ``stream_options``, ``ASKED_OTHERWISE`` if they are not what the server or a
+    translation puts in.
+    """
+    at = body.find(_OPTIONS)  # within a string its quotes would be escaped
+    if at < 0:
+        return None
+    found = _USAGE.search(body, at)
+    if found is None:
+        return ASKED_OTHERWISE
+    start, stop = found.span()
+    if body[stop : stop + 1] == b",":
+        return start, stop + 1
+    before = body[:start].rstrip()
+    return len(before) - before.endswith(b","), stop
+
+
+def end_filter(response: ResponseFilter, _: bytes) -> tuple[tuple[int, Headers] | None, bytes]:
+    """End a filter that holds a large answer; return what it decides and the rest.
+
+    For ``runtime.workers``.
+    """
+    rest = response.end()
+    return response.decided, rest
 
 
 def prepare_offered(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-
-from fabric_client.proxy.preparation import Prepare
+from fabric_client.proxy.preparation import ASKED_OTHERWISE, Prepare
 from protocol.messages import RequestHead
 
 MAX_BODY = 64 * 2**20
@@ -12,9 +10,6 @@ MAX_BODY = 64 * 2**20
 MAX_REPLAY = 256 * 1024
 """Bytes of a streamed body that are kept until the engine responds, to be replayed if a warm
 connection proves dead."""
-
-_OPTIONS = b'"stream_options"'
-_USAGE = re.compile(rb'"stream_options"\s*:\s*\{\s*"include_usage"\s*:\s*true\s*\}\s*')
 
 _FORWARDED_HEADERS = frozenset(
     {"content-type", "accept", "openai-beta", "anthropic-version", "anthropic-beta"}
@@ -32,6 +27,7 @@ class RequestBody:
         "_path",
         "_replay",
         "_size",
+        "_usage",
         "ended",
         "head",
         "prepare",
@@ -55,6 +51,8 @@ class RequestBody:
         self._size = 0 if ended and head.body_size is None else head.body_size
         """Bytes of the body; None when that is unknown, so that it is sent in chunks."""
         self._replay: list[bytes] | None = []
+        self._usage: tuple[int, int] | None = None
+        """Where it asks for usage in a stream, see ``preparation.find_usage``."""
 
     @property
     def replayable(self) -> bool:
@@ -77,42 +75,37 @@ class RequestBody:
         announced = self.head.body_size
         return announced is None or self.received <= announced
 
-    def take(self) -> bytes:
-        """Return the whole body, which is to be replaced."""
-        whole = b"".join(self._replay or ())
-        self._replay = []
-        return whole
+    def take(self) -> list[bytes]:
+        """Return the whole body, in pieces; it is to be replaced."""
+        pieces, self._replay = self._replay or [], []
+        return pieces
 
-    def replace(self, path: str, body: bytes) -> None:
+    def replace(self, path: str, pieces: list[bytes], usage: tuple[int, int] | None) -> None:
         self._path = path
         self.translated = path != self.head.path
-        self._size = len(body)
-        self._replay = [body]
+        self._size = sum(map(len, pieces))
+        self._replay = pieces
+        self._usage = usage
 
     @property
     def asks_usage(self) -> bool:
-        """Return whether it asks for usage in a stream; False if the body is not here any more."""
-        return self._replay is not None and any(_OPTIONS in piece for piece in self._replay)
+        """Return whether it asks for usage in a stream, if that was looked for."""
+        return self._usage is not None
 
     def drop_usage(self) -> bool:
         """Take out what asks for usage in a stream, which the server or a translation has put in.
 
-        False if it is not there, or the body is not here as a whole.
+        False if it is not there, or the body is not here any more.
         """
-        if self._replay is None or not self.ended:
+        if self._replay is None or self._usage is None or self._usage == ASKED_OTHERWISE:
             return False
-        whole = b"".join(self._replay)
-        found = _USAGE.search(whole)  # within a string its quotes would be escaped
-        if found is None:
-            return False
-        at, end = found.span()
-        if whole[end : end + 1] == b",":
-            end += 1
-        else:
-            before = whole[:at].rstrip()
-            at = len(before) - before.endswith(b",")
-        self._replay = [whole[:at] + whole[end:]]
-        self._size = len(self._replay[0])
+        start, stop = self._usage
+        at, kept = 0, []
+        for piece in self._replay:
+            kept.append(piece[: max(start - at, 0)] + piece[max(stop - at, 0) :])
+            at += len(piece)
+        self._replay, self._usage = kept, None
+        self._size = sum(map(len, kept))
         self.usage_dropped = True
         return True
 
@@ -120,15 +113,17 @@ class RequestBody:
         """Drop what would be sent again: the engine has responded, or it has become too much."""
         self._replay = None
 
-    def encode_start(self, prefix: str, host: str) -> bytes:
-        """Return the head and what there is of the body, for one write.
+    def encode_start(self, prefix: str, host: str) -> list[bytes]:
+        """Return the head and what there is of the body, to be written at once.
 
         ``prefix`` is put before the path; ``host`` is the Host header.
         """
-        body = b"".join(self._replay or ())
-        return self._encode_head(prefix, host) + (
-            body if self._size is not None else self.encode(body)
-        )
+        head, pieces = self._encode_head(prefix, host), self._replay or ()
+        if self._size is None:
+            return [head + self.encode(b"".join(pieces))]
+        if self._size <= MAX_REPLAY:
+            return [b"".join((head, *pieces))]
+        return [head, *pieces]  # to join them would take long
 
     def encode(self, data: bytes) -> bytes:
         """Return the next piece of the body as it goes on the wire."""

@@ -25,6 +25,7 @@ class ResponseBody:
         "_throughput",
         "connection",
         "filter",
+        "held",
         "limited",
     )
 
@@ -40,6 +41,8 @@ class ResponseBody:
         """Paused while the stream takes no more; None when nothing is read from an engine."""
         self.filter: ResponseFilter | None = None
         """Translates the body; None: it passes as it is."""
+        self.held = 0
+        """Bytes for which the filter has returned nothing: at its end it reads so many at most."""
         self._throughput = throughput
         self._clock = clock
         self._started_at = clock()
@@ -59,9 +62,11 @@ class ResponseBody:
         if not self._first_byte_at:
             self._first_byte_at = self._clock()
         if self.filter is not None:
-            data = self.filter.feed(data)
-            if not data:
+            passed = self.filter.feed(data)
+            if not passed:
+                self.held += len(data)
                 return
+            data = passed
         self._sent += len(data)
         self._tail = (self._tail[1], data)
         if not self._send(data) and self.connection is not None:

@@ -1,6 +1,7 @@
 """Small changes for engines that speak the user's dialect themselves.
 
-A body is parsed only if a few bytes in it show that there is something to change.
+A body is parsed only if a few bytes in it show that there is something to change.  Translators are
+functions that can be pickled: large bodies are translated in another process.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import base64
 import re
 from array import array
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -64,17 +66,18 @@ def embeddings(kind: str) -> RequestTranslator:
     OpenAI's clients ask for base64, which not every engine knows; LangChain's send token ids.
     """
 
-    def translate(body: bytes) -> TranslatedRequest:
-        if kind in _WITHOUT_TOKEN_IDS and _TOKEN_IDS.search(body):
-            raise TranslationError(
-                "input",
-                "'input' must be text: the engine that serves this model takes no token ids. "
-                "In LangChain's OpenAIEmbeddings set check_embedding_ctx_length=False.",
-            )
-        encoder = _Base64Encoder() if b'"base64"' in body and _asks_base64(body) else None
-        return TranslatedRequest("/v1/embeddings", body, encoder)
+    return partial(_embeddings, kind)
 
-    return translate
+
+def _embeddings(kind: str, body: bytes) -> TranslatedRequest:
+    if kind in _WITHOUT_TOKEN_IDS and _TOKEN_IDS.search(body):
+        raise TranslationError(
+            "input",
+            "'input' must be text: the engine that serves this model takes no token ids. "
+            "In LangChain's OpenAIEmbeddings set check_embedding_ctx_length=False.",
+        )
+    encoder = _Base64Encoder() if b'"base64"' in body and _asks_base64(body) else None
+    return TranslatedRequest("/v1/embeddings", body, encoder)
 
 
 def _asks_base64(body: bytes) -> bool:
@@ -92,14 +95,15 @@ def ollama(path: str) -> RequestTranslator:
     use.
     """
 
-    def translate(body: bytes) -> TranslatedRequest:
-        if b'"keep_alive"' in body:
-            body = _without("keep_alive", body)
-        if path == "/api/chat":
-            body = as_ollama_history(body)
-        return TranslatedRequest(path, body, None)
+    return partial(_ollama, path)
 
-    return translate
+
+def _ollama(path: str, body: bytes) -> TranslatedRequest:
+    if b'"keep_alive"' in body:
+        body = _without("keep_alive", body)
+    if path == "/api/chat":
+        body = as_ollama_history(body)
+    return TranslatedRequest(path, body, None)
 
 
 def _without(name: str, body: bytes) -> bytes:
@@ -112,7 +116,11 @@ def _without(name: str, body: bytes) -> bytes:
 
 def unchanged(path: str) -> RequestTranslator:
     """Return the translator that changes nothing, for requests that are to be read whole."""
-    return lambda body: TranslatedRequest(path, body, None)
+    return partial(_unchanged, path)
+
+
+def _unchanged(path: str, body: bytes) -> TranslatedRequest:
+    return TranslatedRequest(path, body, None)
 
 
 def show(body: bytes) -> TranslatedRequest:
@@ -123,7 +131,11 @@ def show(body: bytes) -> TranslatedRequest:
 def messages(path: str) -> RequestTranslator:
     """Return the translator of an Anthropic path for engines that report errors in OpenAI's
     format."""
-    return lambda body: TranslatedRequest(path, body, _ErrorFilter())
+    return partial(_messages, path)
+
+
+def _messages(path: str, body: bytes) -> TranslatedRequest:
+    return TranslatedRequest(path, body, _ErrorFilter())
 
 
 class _ErrorFilter:

@@ -33,6 +33,9 @@ PUBLIC_PATHS = _INFERENCE | _OLLAMA | _TOKENS | _MESSAGES | {"/v1/responses"}
 
 _READ_WHOLE = _RERANK | _SCORES | _IMAGES | {"/v1/responses", "/v1/audio/speech"}
 """Paths whose requests are read whole only because they may have media, see ``media_guard``."""
+_REPEATED = frozenset({"/v1/completions"})
+"""Paths whose requests are read whole only because an engine that refuses what the server has added
+to them is asked again without."""
 
 PathHandlers = Mapping[str, RequestTranslator | None]
 """The translator for each path that an engine can serve; None: requests pass as they are."""
@@ -66,7 +69,7 @@ def _native_filters(kind: str) -> dict[str, RequestTranslator]:
         **{path: native_filters.messages(path) for path in _MESSAGES},
         **{path: native_filters.ollama(path) for path in _OLLAMA},
         "/api/show": native_filters.show,
-        **{path: native_filters.unchanged(path) for path in _READ_WHOLE},
+        **{path: native_filters.unchanged(path) for path in _READ_WHOLE | _REPEATED},
     }
 
 

@@ -80,6 +80,8 @@ _TRANSLATED = frozenset(
 )
 _EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
 """Every engine knows the first three only."""
+_MAX_STOPS = 8192
+"""Anthropic takes 8,191."""
 _MAX_LOW_BUDGET = 4096
 _MAX_MEDIUM_BUDGET = 16384
 
@@ -94,6 +96,8 @@ def translate(body: bytes) -> TranslatedRequest:
     _add_tool_choice(request, chat)
     _add_format_and_effort(request, chat)
     given = _optional_list(request, "stop_sequences")
+    if len(given) > _MAX_STOPS:
+        raise invalid("stop_sequences", f"has more than {_MAX_STOPS} texts")
     stops = [require_text(stop, "stop_sequences") for stop in given]
     if stops:
         chat["stop"] = stops

@@ -10,7 +10,7 @@ from fabric_client.translation.chat import is_context_overflow
 from fabric_client.translation.chunks import Chunk, Message, Usage
 from fabric_client.translation.lenient_json import Json
 from fabric_client.translation.responses.items import CALL_PREFIXES, OutputItem
-from fabric_client.translation.responses.tools import ToolSet
+from fabric_client.translation.responses.tools import OfferedTools
 from fabric_client.translation.tool_calls import Call, CallPart, ToolCallSequencer
 
 _json = msgspec.json.encode
@@ -35,9 +35,9 @@ _ARGUMENTS_DELTA = (
 class ResponsesEncoder:
     """``fabric_client.translation.chat.AnswerEncoder``."""
 
-    def __init__(self, echo: Json, tools: ToolSet) -> None:
-        """``echo``: the fields of the request that answers repeat."""
-        self._echo = echo
+    def __init__(self, echo: Json, tools: OfferedTools) -> None:
+        """``echo``: the fields of the request that answers repeat, kept as text: some are large."""
+        self._echo: Json = {name: msgspec.Raw(_json(value)) for name, value in echo.items()}
         self._tools = tools
         self._id = ""
         self._sequence_number = 0

@@ -105,7 +105,7 @@ def translate(body: bytes) -> TranslatedRequest:
         chat["stream"] = True
         chat["stream_options"] = {"include_usage": True}
     pass_unknown_fields(chat, request, _TRANSLATED | IGNORED)
-    encoder = ResponsesEncoder(_echo(request), tools)
+    encoder = ResponsesEncoder(_echo(request), tools.offered)
     return TranslatedRequest(
         PATH, encode_body(chat), ChatTranslator(encoder, stream="stream" in chat)
     )

@@ -33,6 +33,8 @@ _CALL_TYPES = {
     "custom": "custom_tool_call",
     "tool_search": "tool_search_call",
 }
+MAX_TOOLS = 4096
+"""Tools of a request; the APIs of these dialects take fewer."""
 _MODES = ("auto", "none", "required")
 _CUSTOM_PARAMETERS = {
     "type": "object",
@@ -50,6 +52,14 @@ class OfferedTool(NamedTuple):
     """Type of the items that call it."""
 
 
+class OfferedTools(dict[str, OfferedTool]):
+    """The tools of a request by their names at the engine: what its answer needs of them."""
+
+    def find(self, engine_name: str) -> OfferedTool:
+        """Return the tool that an engine calls; models also call some that were not offered."""
+        return self.get(engine_name) or OfferedTool(engine_name)
+
+
 class ToolSet:
     """The tools of a request, and the user's choice among them."""
 
@@ -57,17 +67,13 @@ class ToolSet:
         """Take the request's fields ``tools``, ``tool_choice`` and ``input``."""
         self.functions: list[Json] = []
         """The tools as the engine gets them."""
-        self._by_engine_name: dict[str, OfferedTool] = {}
+        self.offered = OfferedTools()
         for at, tool in require_objects([] if tools is None else tools, "tools"):
             self._add(tool, at)
         for at, tool in _tools_in_input(input):
             self._add(tool, at, repeatable=True)
         self.choice = self._translate_choice(choice)
         """``tool_choice`` as the engine gets it; None if there is none."""
-
-    def find(self, engine_name: str) -> OfferedTool:
-        """Return the tool that an engine calls; models also call some that were not offered."""
-        return self._by_engine_name.get(engine_name) or OfferedTool(engine_name)
 
     def _add(
         self,
@@ -91,11 +97,13 @@ class ToolSet:
             )
         name = "tool_search" if is_search else require_text(tool.get("name"), f"{at}.name")
         full_name = engine_name(name, namespace)
-        if full_name in self._by_engine_name:
+        if full_name in self.offered:
             if repeatable:
                 return
             raise invalid(f"{at}.name", f"is '{full_name}', which another tool is named")
-        self._by_engine_name[full_name] = OfferedTool(name, namespace, _CALL_TYPES[str(kind)])
+        if len(self.offered) >= MAX_TOOLS:
+            raise invalid("tools", f"has more than {MAX_TOOLS} tools")
+        self.offered[full_name] = OfferedTool(name, namespace, _CALL_TYPES[str(kind)])
         description = require_text(tool.get("description") or "", f"{at}.description")
         function: Json = {"name": full_name}
         if kind == "custom":
@@ -146,7 +154,7 @@ class ToolSet:
         if namespace is not None:
             namespace = require_text(namespace, "tool_choice.namespace")
         full_name = engine_name(name, namespace)
-        if full_name not in self._by_engine_name:
+        if full_name not in self.offered:
             raise invalid("tool_choice", f"names '{name}', which is not in 'tools'")
         return full_name
 

@@ -89,5 +89,5 @@ def test_ollamas_images_are_base64() -> None:
 def test_bodies_with_media_are_read_whole() -> None:
     handlers = path_handlers("vllm", native_paths("vllm", {}, []))
     assert {path for path, handler in handlers.items() if handler is None} == {
-        *("/v1/completions", "/tokenize", "/detokenize"),
+        *("/tokenize", "/detokenize"),
     }
