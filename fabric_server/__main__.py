@@ -14,6 +14,7 @@ from fabric_server.cli import Json, accounts, certs, db, guard, keys, nodes
 from fabric_server.cli.doctor import doctor
 from fabric_server.cli.init import init
 from fabric_server.cli.reload import reload
+from fabric_server.cli.requests import requests, usage
 from fabric_server.cli.service import install_service, uninstall_service
 from fabric_server.cli.up import up
 from fabric_server.config import PREFIX, Config
@@ -34,6 +35,8 @@ app = output.commands("Run and manage the server, which sends clients' requests 
 app.command(epilog=about_settings(PREFIX, Config))(up)
 app.command()(init)
 app.command()(reload)
+app.command()(requests)
+app.command()(usage)
 app.command()(doctor)
 app.command()(install_service)
 app.command()(uninstall_service)

@@ -42,13 +42,29 @@ _decode_heartbeat = msgspec.json.Decoder(Heartbeat).decode
 
 
 class RequestFilter(Struct, frozen=True):
-    """The columns of the ledger that a list of requests can be restricted to; None: any value."""
+    """The requests that a list or a sum is restricted to; None: any value."""
 
     key_id: str | None = None
     node_id: str | None = None
     model: str | None = None
     outcome: str | None = None
     account: str | None = None
+    since: float | None = None
+    """Arrived then or later; for lists only."""
+    failed: bool = False
+    """Only those with another outcome than ``ok``."""
+
+    def conditions(self, args: list[Value]) -> list[str]:
+        """Return conditions in SQL, but for ``since``; their arguments are added to ``args``."""
+        where: list[str] = []
+        for column in ("key_id", "node_id", "model", "outcome", "account"):
+            value = getattr(self, column)
+            if value is not None:
+                args.append(value)
+                where.append(f"{column} = ${len(args)}")
+        if self.failed:
+            where.append("outcome <> 'ok'")
+        return where
 
 
 ALL = RequestFilter()
@@ -85,11 +101,10 @@ class LedgerReports:
         if before is not None:
             where.append("(at, request_id) < ($1, $2)")
             args += before
-        for column in RequestFilter.__struct_fields__:
-            value = getattr(filter, column)
-            if value is not None:
-                args.append(value)
-                where.append(f"{column} = ${len(args)}")
+        if filter.since is not None:
+            args.append(filter.since)
+            where.append(f"at >= ${len(args)}")
+        where += filter.conditions(args)
         args.append(limit)
         rows = await self._report(
             f"SELECT {_ENTRY} FROM ledger"
@@ -100,7 +115,13 @@ class LedgerReports:
         return [_entry(row) for row in rows]
 
     async def usage(
-        self, since: float, until: float, by: Sequence[str] = (), *, limit: int = 10_000
+        self,
+        since: float,
+        until: float,
+        by: Sequence[str] = (),
+        *,
+        limit: int = 10_000,
+        filter: RequestFilter = ALL,
     ) -> list[UsageRow]:
         """Sum the entries with ``since <= at < until``, one row for each combination of ``by``.
 
@@ -119,10 +140,13 @@ class LedgerReports:
                 *rollup.SUMMED,
             )
         )
+        args: list[Value] = [*rollup.parts_of(since, until), limit]
+        where = " AND ".join(filter.conditions(args))
         rows = await self._report(
             f"SELECT {groups}{', ' if by else ''}{sums} FROM ({rollup.PARTS}) AS parts"
+            f"{f' WHERE {where}' if where else ''}"
             f"{f' GROUP BY {groups} ORDER BY {groups}' if by else ''} LIMIT $7",
-            [*rollup.parts_of(since, until), limit],
+            args,
         )
         n = len(by)
         return [UsageRow(dict(zip(by, row[:n], strict=True)), *row[n:]) for row in rows]

@@ -22,17 +22,33 @@ from fabric_client.__main__ import main as run_client
 from fabric_client.owner import state
 from fabric_server.__main__ import app as server
 from fabric_server.__main__ import main as run_server
+from ledger.records import LedgerEntry
 from protocol.messages import EngineReport, ModelReport
 from runtime.logs import JsonLines, TerminalLines
 from tests.commands import Shell
 
 HOSTILE = 'a\x1b[2J\x1b]0;b\x07\x9b31m\u202ec\u2066d\u200b\ufeffe\r\n{"event":"ready"}\ue000 “f”'
 KEY, ACCOUNT, NODE = "key_0000000000000001", "acc_0000000000000001", "node_0000000000000001"
+REQUEST = "req_0000000000000001"
 
 COMMANDS: dict[str, list[tuple[str, ...]]] = {
     "fabric-server up": [],  # its lines are the log's
     "fabric-server init": [(), ("--address", HOSTILE)],
     "fabric-server reload": [()],
+    "fabric-server requests": [
+        (),
+        (REQUEST,),
+        (HOSTILE,),
+        ("--json",),
+        ("--failed", "--since", "1d", "--model", HOSTILE, "--limit", "1"),
+        ("--since", HOSTILE),
+        ("--before", HOSTILE),
+    ],
+    "fabric-server usage": [
+        tuple(f"--by={name}" for name in ("account", "key", "model", "node", "engine", "path")),
+        ("--by=day", "--by=outcome", "--json"),
+        ("--since", HOSTILE),
+    ],
     "fabric-server install-service": [("--dry-run", "--system", "--run-as", HOSTILE)],
     "fabric-server uninstall-service": [("--dry-run", "--system")],
     "fabric-server check-config": [()],
@@ -121,6 +137,14 @@ def fill(path: Path) -> None:
             " VALUES (?, ?, ?, ?, ?)",
             (NODE, HOSTILE, time.time(), HOSTILE, HOSTILE),
         )
+        entry = LedgerEntry(
+            REQUEST, time.time(), HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE, True, 503,
+            HOSTILE, HOSTILE, 1, 1, 1, 1.0, 1.0, 1.0, 1, 1, HOSTILE,
+        )  # fmt: skip
+        values = list(msgspec.structs.astuple(entry))
+        marks = ", ".join("?" * len(values))
+        columns_of_entry = ", ".join(LedgerEntry.__struct_fields__)
+        connection.execute(f"INSERT INTO ledger ({columns_of_entry}) VALUES ({marks})", values)
 
 
 TEXTS = {"name", "note", "platform", "version", "region", "problem"}
