@@ -27,7 +27,11 @@ class Shell:
         self.server_data = home / ".fabric" / "server"
         self.node_data = home / ".fabric" / "node"
         self.environ = {k: v for k, v in os.environ.items() if not k.startswith("FABRIC_")}
+        self.environ.pop("XDG_CONFIG_HOME", None)
         self.environ |= {"HOME": str(home), "COLUMNS": "80"}
+        # By default they would be those of a service that is installed on this machine.
+        self.environ["FABRIC_SERVER_DATA"] = str(self.server_data)
+        self.environ["FABRIC_NODE_DATA"] = str(self.node_data)
         # The machine that runs the tests may be on battery.
         self.environ["FABRIC_NODE_PAUSE_ON_BATTERY"] = "false"
 

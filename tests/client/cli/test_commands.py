@@ -300,6 +300,7 @@ def test_the_unit_of_a_node_has_its_data_and_a_bound_to_its_restarts(shell: Shel
     assert list(shell.home.iterdir()) == []
     said = refused(shell, "install-service", "--dry-run", FABRIC_NODE_SLOTS="3")
     assert "FABRIC_NODE_SLOTS" in said
+    del shell.environ["FABRIC_NODE_DATA"]
     (shell.home / ".config" / "fabric").mkdir(parents=True)
     (shell.home / ".config" / "fabric" / "fabric-client.data").write_text(f"{shell.home}/n\n")
     assert f"nothing in {shell.home}/n" in refused(shell, "pause")
@@ -309,6 +310,7 @@ def test_a_node_that_is_a_service_is_started_as_one(shell: Shell, token: str) ->
     pointer = shell.home / ".config" / "fabric" / "fabric-client.data"
     pointer.parent.mkdir(parents=True)
     pointer.write_text(f"{shell.home}/service\n")
+    del shell.environ["FABRIC_NODE_DATA"]
     joined = shell.call("fabric-client", "join", token)
     assert joined.stderr.endswith("Next:  fabric-client install-service\n")
     assert (shell.home / "service" / "node.key").exists()

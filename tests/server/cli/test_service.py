@@ -89,6 +89,7 @@ def test_a_user_has_no_say_in_a_user_s_service(environ: dict[str, str | None]) -
 
 
 def test_commands_find_the_data_of_the_installed_service(shell: Shell) -> None:
+    del shell.environ["FABRIC_SERVER_DATA"]
     service = shell.home / "service"
     pointer = shell.home / ".config" / "fabric" / "fabric-server.data"
     pointer.parent.mkdir(parents=True)
