@@ -138,7 +138,7 @@ def usage(
         say_json(rows)
     else:
         say_table(
-            (*groups, "requests", "ok", "tokens in", "tokens out"),
+            (*groups, "requests", "ok", "tokens in", "out"),
             [
                 (
                     *(_group(name, row.group[name]) for name in groups),
