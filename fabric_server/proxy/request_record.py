@@ -17,6 +17,7 @@ from fabric_server.metering.openai import Usage
 from fabric_server.metering.plausible import BoundedUsage
 from fabric_server.proxy.attempt import Attempt
 from fabric_server.proxy.ending import Ending
+from fabric_server.proxy.failure_log import FailureLog
 from fabric_server.proxy.metrics import Metrics
 from fabric_server.routing.load_balancer import Choice
 from ledger.records import LEDGER, LedgerEntry
@@ -175,6 +176,7 @@ class LedgerWriter:
         self.limits = limits
         self._metrics = metrics
         self._clock = clock
+        self._failures = FailureLog()
 
     def write(self, record: RequestRecord) -> None:
         """Write a record once.
@@ -185,9 +187,12 @@ class LedgerWriter:
         if record.written:
             return
         record.written = True
-        entry = record.entry(self._clock())
+        now = self._clock()
+        entry = record.entry(now)
         self.bus.publish(LEDGER, entry)
         if record.key.limited:
             tokens = (entry.prompt_tokens or 0) + (entry.completion_tokens or 0)
             self.limits.charge(record.key, tokens)
         self._metrics.count(entry)
+        if entry.outcome != "ok":
+            self._failures.add(entry, now)
