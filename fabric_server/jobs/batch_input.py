@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from hashlib import sha256
 from typing import Annotated, Any, Literal
@@ -21,6 +22,8 @@ MAX_LINES = 50_000
 MAX_LINE = 4 * 2**20
 MAX_ERRORS = 100
 """Errors in an input file after which the rest of it is not checked."""
+LINES_PER_TURN = 100
+"""Lines that are read before others have their turn."""
 
 
 class _Model(Struct):
@@ -116,6 +119,8 @@ class BatchInput:
             rest = bytearray(last)
             for line in lines:
                 number += 1
+                if number % LINES_PER_TURN == 0:
+                    await asyncio.sleep(0)
                 if line.strip():
                     yield number, line
             if len(rest) > MAX_LINE:  # read_line reports it; later lines have no known number

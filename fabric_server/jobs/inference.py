@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from hashlib import sha256
 from urllib.parse import unquote
 
 import msgspec
@@ -19,7 +18,14 @@ from fabric_server.jobs.job_views import JobViews, Submitted
 from fabric_server.jobs.models import ServedModels
 from fabric_server.jobs.routes import JobRoutes
 from fabric_server.jobs.runner import Runner, RunningJob
-from fabric_server.jobs.submission import MAX_BODY, PATH, Submission, read_body, read_submission
+from fabric_server.jobs.submission import (
+    MAX_BODY,
+    PATH,
+    Submission,
+    digest,
+    read_body,
+    read_submission,
+)
 from fabric_server.jobs.webhooks import Webhooks
 from fabric_server.routing.variants import WantedVariant
 from fabric_server.storage.jobs import JobRow, JobStore
@@ -197,9 +203,6 @@ def _new_job(key: Key, submission: Submission, data: bytes, variant: WantedVaria
     now = time.time()
     id = f"job_{int(now * 1000):011x}{secrets.token_hex(6)}"
     submitted = Submitted(submission.metadata, submission.seconds * 1000)
-    digest = sha256(_json(msgspec.json.decode(data)))
-    if variant != WantedVariant():
-        digest.update(_json(variant))  # another job, if it has the same id
     return JobRow(
         id=id,
         account=key.account,
@@ -208,7 +211,7 @@ def _new_job(key: Key, submission: Submission, data: bytes, variant: WantedVaria
         path=PATH,
         model=submission.model,
         body=submission.chat_request(),
-        digest=digest.digest(),
+        digest=digest(data, b"" if variant == WantedVariant() else _json(variant)),
         asked=_json(submitted).decode(),
         priority=allowed_priority(submission.rank, key.priority),
         created_at=now,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from hashlib import sha256
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -19,11 +20,14 @@ MAX_BODY = 4 * 2**20
 RESERVED = ("models", "queue")
 """Paths below ``/inference/`` that are no jobs."""
 MAX_METADATA = 16 * 1024
+"""Bytes, without white space."""
+_MAX_RAW_METADATA = 64 * 1024
 SYNC_SECONDS, ASYNC_SECONDS = 300.0, 86_400.0
 """Default timeouts, from a job's submission to its end."""
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 _encode = msgspec.json.Encoder().encode
+_decode_metadata = msgspec.json.Decoder(dict[str, Any]).decode
 _AT = re.compile(r" - at `\$\.?([^`]*)`$")
 
 T = TypeVar("T")
@@ -50,22 +54,31 @@ class Webhook(Struct, frozen=True, forbid_unknown_fields=True):
         return "<Webhook>"  # its URL may hold a secret, too
 
 
-class Submission(Struct, frozen=True, kw_only=True, rename={"asynchronous": "async"},
-                 forbid_unknown_fields=True):  # fmt: skip
-    """The body of ``POST /inference``."""
+class Submission(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
+                 rename={"asynchronous": "async", "raw_metadata": "metadata"}):  # fmt: skip
+    """The body of ``POST /inference``.
+
+    What engines or clients will read stays as it is: millions of small objects take seconds.
+    """
 
     model: Annotated[str, Meta(min_length=1, max_length=MAX_MODEL)]
     prompt: str | None = None
-    messages: list[Raw] | None = None
+    messages: Raw = Raw(b"null")
+    """A list that is not empty, or null."""
     stream: bool = False
     options: Options = Options()
     priority: Literal["high", "medium", "low"] = "medium"
     timeout: Annotated[float, Meta(ge=1000, le=86_400_000)] | None = None
     """Milliseconds."""
-    metadata: dict[str, Any] = {}
+    raw_metadata: Raw = Raw(b"{}")
+    """An object of bounded size."""
     id: Name | None = None
     asynchronous: bool = False
     webhook: Webhook | None = None
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return _decode_metadata(self.raw_metadata)
 
     @property
     def rank(self) -> Priority:
@@ -82,7 +95,7 @@ class Submission(Struct, frozen=True, kw_only=True, rename={"asynchronous": "asy
     def chat_request(self) -> bytes:
         """Return the body of the chat completion request for an engine."""
         messages: Any = self.messages
-        if messages is None:
+        if self.prompt is not None:
             messages = [{"role": "user", "content": self.prompt}]
         options = self.options
         limit = options.num_predict
@@ -129,10 +142,14 @@ def parse(data: bytes, kind: type[T]) -> T:
 def read_submission(data: bytes) -> Submission:
     """Parse and check a submission.  Raises ``ApiError``: 400, which names the field."""
     submission = parse(data, Submission)
-    if (submission.prompt is None) == (submission.messages is None):
+    messages = bytes(submission.messages).strip()
+    if (submission.prompt is None) == (messages == b"null"):
         raise errors.bad_field("prompt", "Give either 'prompt' or 'messages'.")
-    if submission.messages is not None and not submission.messages:
-        raise errors.bad_field("messages", "'messages' must have at least one message.")
+    if messages != b"null":
+        if not messages.startswith(b"["):
+            raise errors.bad_field("messages", "'messages' must be a list of messages.")
+        if not messages[1:-1].strip():
+            raise errors.bad_field("messages", "'messages' must have at least one message.")
     if submission.stream:
         text = "Jobs don't stream; use /v1/chat/completions for streams."
         raise errors.bad_field("stream", text)
@@ -142,6 +159,21 @@ def read_submission(data: bytes) -> Submission:
     if submission.id in RESERVED:
         text = f"'{submission.id}' can't be an id: /inference/{submission.id} is reserved."
         raise errors.bad_field("id", text)
-    if len(_encode(submission.metadata)) > MAX_METADATA:
-        raise errors.bad_field("metadata", f"'metadata' has more than {MAX_METADATA} bytes.")
+    _check_metadata(submission)
     return submission
+
+
+def _check_metadata(submission: Submission) -> None:
+    too_large = len(submission.raw_metadata) > _MAX_RAW_METADATA  # not to be decoded at all
+    try:
+        too_large = too_large or len(_encode(submission.metadata)) > MAX_METADATA
+    except msgspec.ValidationError:
+        raise errors.bad_field("metadata", "'metadata' must be an object.") from None
+    if too_large:
+        raise errors.bad_field("metadata", f"'metadata' has more than {MAX_METADATA} bytes.")
+
+
+def digest(data: bytes, more: bytes) -> bytes:
+    """Return the SHA-256 of a submission without its white space, and of what was asked beside it:
+    with one id, it tells whether this is the same job."""
+    return sha256(msgspec.json.format(data, indent=-1) + more).digest()

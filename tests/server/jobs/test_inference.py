@@ -325,6 +325,11 @@ async def test_jobs_outlast_a_restart_and_results_are_not_made_twice(
     [
         ({"model": "tiny"}, "prompt"),
         ({**JOB, "messages": [{"role": "user", "content": "x"}]}, "prompt"),
+        ({"model": "tiny", "messages": []}, "messages"),
+        ({"model": "tiny", "messages": "Hi"}, "messages"),
+        ({**JOB, "metadata": [1]}, "metadata"),
+        ({**JOB, "metadata": {"a": "x" * 16_384}}, "metadata"),
+        ({**JOB, "metadata": {"a": "x" * 100_000}}, "metadata"),
         ({**JOB, "stream": True}, "stream"),
         ({**JOB, "id": "a b"}, "id"),
         ({**JOB, "id": "queue"}, "id"),
