@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Callable
 from random import Random
@@ -31,6 +32,7 @@ from fabric_client.reload import SettingsWatch
 from protocol.messages import EngineReport
 from protocol.tunnel.resume import ResumeTable
 from runtime.background import BackgroundTasks
+from runtime.findings import Finding, FindingLog, disk, problems
 
 log = logging.getLogger("fabric.supervisor")
 
@@ -40,10 +42,26 @@ SLEPT_SECONDS = 20.0
 """A wall clock this far ahead of the machine's running time means that it was asleep."""
 PAUSE_CHECK_SECONDS = 0.5
 """Time between two looks at the owner's commands and hours."""
+FINDINGS_SECONDS = 2.0
+"""Time between two looks for problems of the connection and the machine."""
 SETTINGS_CHECK_SECONDS = 1.0
 """Time between two looks at the settings file."""
 WORK_SECONDS = 5.0
 """Least time between two writes of the state because of work done."""
+
+
+class Problems:
+    """The problems that a running node has found, as ``status`` shows them."""
+
+    def __init__(self) -> None:
+        self.found: list[Finding] = []
+        self._log = FindingLog(log)
+
+    def update(self, findings: list[Finding]) -> bool:
+        """Take all findings as they are now; log and return whether the problems are others."""
+        self._log.update(findings)
+        before, self.found = self.found, problems(findings)
+        return [one.code for one in before] != [one.code for one in self.found]
 
 
 class Supervisor:
@@ -91,8 +109,9 @@ class Supervisor:
         self._watcher: Watcher | None = None
         self._forwarder: Forwarder | None = None
         self._registrations: RegistrationLoop | None = None
-        self._written_served, self._written_at = 0, 0.0
+        self._written = 0, 0.0
         """Requests served according to the last state written, and when that was."""
+        self._problems = Problems()
 
     async def run(self) -> None:
         timeout = aiohttp.ClientTimeout(total=10)
@@ -120,6 +139,7 @@ class Supervisor:
                     ("pause", lambda: self._watch_pause(watcher, forwarder, registrations)),
                     ("gpu", lambda: self._pause.watch_gpu(forwarder.worked_at)),
                     ("battery", self._pause.watch_battery),
+                    ("findings", lambda: self._watch_findings(registrations)),
                 ):
                     self.tasks.start(name, work)
                 await registrations.run()
@@ -196,8 +216,8 @@ class Supervisor:
         while True:
             await asyncio.sleep(PAUSE_CHECK_SECONDS)
             self._check_pause(watcher, forwarder, registrations)
-            worked = forwarder.served != self._written_served
-            if worked and not 0 <= self._clock() - self._written_at < WORK_SECONDS:
+            served, at = self._written
+            if forwarder.served != served and not 0 <= self._clock() - at < WORK_SECONDS:
                 self._write_state()
 
     def _check_pause(
@@ -213,6 +233,14 @@ class Supervisor:
             registrations.report(report_paused(watcher.reports, pause.problem))
         if pause.problem != before or pause.acknowledged != acknowledged:
             self._write_state()
+
+    async def _watch_findings(self, registrations: RegistrationLoop) -> None:
+        while True:
+            await asyncio.sleep(FINDINGS_SECONDS)
+            free = await asyncio.to_thread(shutil.disk_usage, self._config.data)
+            found = [*registrations.findings(), disk(str(self._config.data), free.free)]
+            if self._problems.update(found):
+                self._write_state()
 
     async def _notice_sleep(self, registrations: RegistrationLoop) -> None:
         """Hang up after the machine was asleep: its router has forgotten the connections."""
@@ -233,7 +261,7 @@ class Supervisor:
         assert watcher is not None
         assert forwarder is not None
         assert registrations is not None
-        self._written_served, self._written_at = forwarder.served, self._clock()
+        self._written = forwarder.served, self._clock()
         identity, throughput = self._identity, forwarder.throughput
         state.write(
             self._config.data,
@@ -258,6 +286,8 @@ class Supervisor:
                 heard=self._pause.acknowledged,
                 offers=watcher.offer.patterns,
                 held_back=watcher.held_back,
+                server_release=registrations.server_release,
+                findings=self._problems.found,
             ),
         )
 

@@ -38,6 +38,6 @@ def clock(ahead: float, whose: str, other: str) -> Finding:
 
 def _span(seconds: float) -> str:
     for size, unit in ((86_400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
+        if seconds >= 1.5 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"

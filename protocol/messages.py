@@ -244,6 +244,10 @@ class Registered(Struct, frozen=True, tag="registered"):
     """The server renews a certificate also for a new key of the node."""
     hosts: Annotated[list[Host], Meta(max_length=MAX_HOSTS)] = []
     """Names and addresses of the server now: the node dials them, too, from now on."""
+    at: Reading = 0.0
+    """Time of the server's clock, Unix seconds; 0 when it does not tell."""
+    release: Name = ""
+    """Version of the server's program; empty when it does not tell."""
 
 
 class Tunnels(Struct, frozen=True, tag="tunnels"):

@@ -5,13 +5,17 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from msgspec import structs
+
 from fabric_client.cli import TOKEN, Json, start_command
 from fabric_client.config import PREFIX, Config
+from fabric_client.findings import engines, not_linked
 from fabric_client.identity import Identity, NotJoined
 from fabric_client.owner import state
 from fabric_client.owner.process_lock import is_running
 from fabric_client.owner.state import State
 from protocol.messages import EngineReport
+from runtime.findings import Finding, problems
 from runtime.flags import takes_settings
 from runtime.output import REFUSED, duration, say, say_json, say_table
 
@@ -61,8 +65,15 @@ def _described(
         "tokens": 0 if now is None else now.tokens,
         "tokens_per_second": 0.0 if now is None else now.tokens_per_second,
         "offers": None if now is None else now.offers,
+        "findings": [] if now is None else [structs.asdict(one) for one in _findings(now)],
         "engines": [] if now is None else [_engine(report, now) for report in now.engines],
     }
+
+
+def _findings(now: State) -> list[Finding]:
+    """Return the problems of the node and of its engines, in the words of ``doctor``."""
+    link = [] if now.linked else [not_linked(now.reason)]
+    return problems([*link, *now.findings, *engines(now.engines, now.offers)])
 
 
 def _engine(report: EngineReport, now: State) -> dict[str, Any]:
@@ -100,7 +111,10 @@ def _show(identity: Identity | None, now: State | None, problem: str) -> None:
     elif now.paused:
         say(f"Paused  {now.paused}")
     speed = f", {now.tokens_per_second:.1f} tokens/s" if now.tokens_per_second else ""
-    say(f"Work    {now.active} running, {now.served} served since the start{speed}\n")
+    say(f"Work    {now.active} running, {now.served} served since the start{speed}")
+    for finding in now.findings:
+        say(f"Problem {finding}")
+    say()
     if not now.engines:
         say("No engine found: start Ollama, vLLM, llama-server or LM Studio, or set --engine.")
         return

@@ -50,6 +50,8 @@ class Agent:
     def __init__(self, context: NodeContext, on_change: Callable[[], None]) -> None:
         """``on_change`` is called when what ``status`` shows may have changed."""
         self.registered: Registered | None = None
+        self.registered_at = 0.0
+        """Time of the loop at which it was registered."""
         self.tunnels: Tunnels | None = None
         self.leaving = asyncio.Event()
         """Set when the node is to register anew, beside this agent: the server has announced that
@@ -144,6 +146,7 @@ class Agent:
     def on_message(self, link: LinkDriver, message: Message) -> None:
         if isinstance(message, Registered):
             if not self._answer.done():
+                self.registered_at = self._loop.time()
                 self._answer.set_result(message)
         elif isinstance(message, messages.Tunnels):
             if self.tunnels is not None:

@@ -11,9 +11,11 @@ from fabric_client.identity import explain
 from fabric_client.registration.agent import Agent
 from fabric_client.registration.backoff import Backoff
 from fabric_client.registration.context import NodeContext
+from fabric_client.registration.self_check import find
 from protocol.control.link import LinkClosed
 from protocol.errors import RemoteError
 from protocol.messages import EngineReport
+from runtime.findings import Finding
 
 log = logging.getLogger("fabric.supervisor")
 
@@ -41,6 +43,17 @@ class RegistrationLoop:
     def tunnels(self) -> int:
         """The number of open tunnels."""
         return sum(agent.tunnels.up for agent in self.agents if agent.tunnels is not None)
+
+    def findings(self) -> list[Finding]:
+        """Return what is found of the newest registration."""
+        identity = self._context.identity
+        return next((found for one in reversed(self.agents) if (found := find(one, identity))), [])
+
+    @property
+    def server_release(self) -> str:
+        """The version of the server, empty while it is unknown."""
+        told = (one.registered.release for one in self.agents if one.registered is not None)
+        return next(told, "")
 
     def report(self, reports: list[EngineReport]) -> None:
         """Send all servers new reports of the engines."""

@@ -46,10 +46,15 @@ class Tunnels:
         self._count = 0
         self._redials = True
         self._open: dict[NodeTunnel, asyncio.Future[str]] = {}
+        self._none_since = asyncio.get_running_loop().time()
 
     @property
     def up(self) -> int:
         return len(self._open)
+
+    def seconds_without(self, now: float) -> float:
+        """Return for how long none has been open; ``now`` is of the loop's clock."""
+        return 0.0 if self._open else now - self._none_since
 
     def keep(self, count: int) -> None:
         """Keep at least so many open from now on."""
@@ -134,6 +139,8 @@ class Tunnels:
             loop = asyncio.get_running_loop()
             loop.call_later(KEEP_SECONDS, tunnel.abandon, "not resumed in time")
         closed = self._open.pop(tunnel, None)
+        if closed is not None and not self._open:
+            self._none_since = asyncio.get_running_loop().time()
         if closed is not None:
             closed.set_result(f"{Code.name_of(code)}: {reason}" if code else reason)
             self._on_change()

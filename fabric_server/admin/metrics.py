@@ -25,12 +25,16 @@ from fabric_server.admin.routes import Text
 from fabric_server.net.connection_budget import Budget
 from fabric_server.nodes.registrar import Registrar
 from fabric_server.nodes.registry import Node
+from fabric_server.nodes.watch import CODES
+from runtime.findings import Finding
 
 LAG_SECONDS = 0.02
 """The sleep by which the lag of the event loop is measured."""
 
 
 class Registry(Protocol):
+    findings: dict[str, tuple[Finding, ...]]
+
     def nodes(self) -> Sequence[Node]: ...
     def models(self) -> Mapping[str, object]: ...
 
@@ -189,6 +193,9 @@ class StateCollector:
             "Of these, leaving or drained by the operator.",
             value=sum(node.draining or node.drained for node in nodes),
         )
+        found = [one.code for of in self._sources.registry.findings.values() for one in of]
+        counts = {code: found.count(code) for code in CODES}
+        yield _gauge("node_problems", "Nodes that have a problem, by its code.", "code", counts)
         healthy = sum(engine.healthy for engine in engines)
         by_state = {"healthy": healthy, "failing": len(engines) - healthy}
         yield _gauge("engines", "Engines of connected nodes.", "state", by_state)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -96,6 +96,16 @@ class HeartbeatView(Struct, frozen=True, kw_only=True):
     gpus: list[Gpu]
 
 
+class FindingView(Struct, frozen=True, kw_only=True):
+    """A problem, in the words of fabric-server doctor."""
+
+    check: str
+    level: Literal["ok", "warn", "FAIL"]
+    code: Annotated[str, Meta(description="Its name: no_tunnels or clock_differs.")]
+    what: str
+    remedy: str
+
+
 class NodeView(Struct, frozen=True, kw_only=True):
     id: str
     state: Annotated[
@@ -119,6 +129,10 @@ class NodeView(Struct, frozen=True, kw_only=True):
     ]
     problem: Annotated[
         str | None, Meta(description="Why it gets no requests now; null: it can get some.")
+    ]
+    findings: Annotated[
+        list[FindingView],
+        Meta(description="Problems found of it while connected, also those that stop no request."),
     ]
     contested_at: Annotated[
         float | None,

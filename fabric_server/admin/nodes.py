@@ -13,6 +13,7 @@ import msgspec
 from fabric_server.admin.node_views import (
     EjectionView,
     EngineView,
+    FindingView,
     HeartbeatQuery,
     HeartbeatView,
     Invitation,
@@ -33,6 +34,7 @@ from ledger.records import HeartbeatRecord
 from protocol import join
 from protocol.messages import Heartbeat
 from runtime.errors import BackendError
+from runtime.findings import Finding
 
 log = logging.getLogger("fabric.api")
 
@@ -47,7 +49,10 @@ class Store(Protocol):
 
 
 class Registry(Protocol):
+    findings: dict[str, tuple[Finding, ...]]
+
     def node(self, id: str) -> Node | None: ...
+    def problem(self, node: Node) -> str: ...
     def ejections(
         self, engine: Engine, now: float
     ) -> Iterable[tuple[tuple[str, str], CircuitBreaker]]: ...
@@ -207,7 +212,11 @@ def view(row: NodeRow, registry: Registry) -> NodeView:
         connected=node is not None,
         connected_at=node.connected_at if node else None,
         draining=row.draining or (node is not None and node.draining),
-        problem=_problem(row, node),
+        problem=_problem(row, node, registry),
+        findings=[
+            msgspec.convert(one, FindingView, from_attributes=True)
+            for one in (registry.findings.get(row.id, ()) if node else ())
+        ],
         contested_at=row.contested_at,
         contested_by=row.contested_by or None,
         tunnels=len(node.tunnels) if node else 0,
@@ -225,7 +234,7 @@ def view_from_memory(node: Node, registry: Registry) -> NodeView:
     return msgspec.structs.replace(view(row, registry), created_at=None)
 
 
-def _problem(row: NodeRow, node: Node | None) -> str | None:
+def _problem(row: NodeRow, node: Node | None, registry: Registry) -> str | None:
     """Return why the node gets no requests: the cause to fix first."""
     if row.revoked_at is not None:
         return "revoked by the operator"
@@ -237,10 +246,10 @@ def _problem(row: NodeRow, node: Node | None) -> str | None:
         return "drained by the operator"
     if node.draining:
         return "leaving"
-    if node.problem:
-        return node.problem
-    if node.reachable:
+    if node.reachable and not node.problem:
         return None
+    if problem := registry.problem(node):
+        return problem
     return "its tunnels are silent or full" if node.tunnels else "no tunnel"
 
 

@@ -170,6 +170,7 @@ class App:
         tasks.start("certificates", lambda: self.tls.watch(time.time))
         tasks.start("memory", MemoryGuard(requests.memory, self.config.memory()).run)
         tasks.start("clock", ClockWatch([requests.authenticator.clear]).run)
+        tasks.start("nodes", nodes.watch_nodes)
         tasks.start("tunnels", lambda: nodes.add_tunnels(lambda: requests.gateway.active.count))
 
     def _admin_context(self) -> AdminContext:

@@ -21,6 +21,8 @@ from protocol.messages import MAX_HOSTS
 
 LOAD_SECONDS = 0.25
 """Interval at which busy nodes that need one tunnel more are looked for."""
+WATCH_SECONDS = 2.0
+"""Interval at which connected nodes are looked at for problems that they don't report."""
 DAY = 86_400.0
 
 
@@ -100,6 +102,12 @@ class ControlPlane:
             await asyncio.sleep(LOAD_SECONDS)
             if active() > BUSY_TUNNEL:  # fewer can't fill any node's tunnels
                 self.links.request_more_tunnels()
+
+    async def watch_nodes(self) -> None:
+        """Look for problems of nodes that they don't report, until cancelled."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            self.links.check_nodes()
 
     def count_reachable(self) -> int:
         """Count the nodes that requests can be sent to."""

@@ -23,6 +23,7 @@ from fabric_server.nodes.registrar import (
 )
 from fabric_server.nodes.registry import Node, Registry
 from fabric_server.nodes.served_models import Variants, variants_of
+from fabric_server.nodes.watch import NodeWatch
 from fabric_server.storage.rows import NodeRow
 from ledger.records import HEARTBEATS, HeartbeatRecord
 from protocol.aio.link import LinkDriver
@@ -43,6 +44,7 @@ from protocol.messages import (
 from protocol.token_bucket import TokenBucket
 from runtime.background import log_failure
 from runtime.errors import BackendError
+from runtime.version import VERSION
 
 log = logging.getLogger("fabric.links")
 
@@ -122,6 +124,7 @@ class Links:
         self.bus = bus
         self.settings = settings
         self.registrar = Registrar(store)
+        self.watch = NodeWatch(registry)
         self.refused = 0
         self.reconnects = 0
         self._rng = rng
@@ -194,6 +197,12 @@ class Links:
             busy = 0 < count < self.settings.max_tunnels and streams > BUSY_TUNNEL * count
             if busy and node.link is not None:
                 node.link.send(Tunnels(count + 1))
+
+    def check_nodes(self) -> None:
+        """Look for problems that nodes don't report; called periodically."""
+        self.watch.check(monotonic(), self.settings.proxy_port)
+        for link in self._open:
+            link.check_problem()
 
     def drain(self, seconds: float) -> None:
         """Announce to every node that this server is leaving, and refuse new registrations.
@@ -332,6 +341,8 @@ class NodeLink:
                 resume=settings.resume,
                 new_keys=True,
                 hosts=list(settings.hosts),
+                at=time(),
+                release=VERSION,
             )
         )
         now = monotonic()
@@ -360,14 +371,22 @@ class NodeLink:
         new = self._links.registry.report(node, engines)
         if new:
             self._links.spawn(self._store_models(node, new, variants_of(engines)))
-        if not self._storing and node.problem != self._stored_problem:
+        self._note_problem(node)
+
+    def check_problem(self) -> None:
+        """Store the problem of the node anew if it has changed without a report."""
+        if self._node is not None:
+            self._note_problem(self._node)
+
+    def _note_problem(self, node: Node) -> None:
+        if not self._storing and self._links.registry.problem(node) != self._stored_problem:
             self._storing = True
             self._links.spawn(self._store_problem(node))
 
     async def _store_problem(self, node: Node) -> None:
         """Store the node's problem, one write at a time, so that the last report is stored last."""
         try:
-            while (problem := node.problem) != self._stored_problem:
+            while (problem := self._links.registry.problem(node)) != self._stored_problem:
                 await self._links.store.set_node_problem(node.id, node.epoch, problem)
                 self._stored_problem = problem
                 await asyncio.sleep(PROBLEM_SECONDS)
@@ -415,6 +434,7 @@ class NodeLink:
 
     def _on_heartbeat(self, node: Node, heartbeat: Heartbeat) -> None:
         node.heartbeat = heartbeat
+        self._links.watch.heartbeat(node, heartbeat.at - time())
         if self._heartbeats.level(monotonic()) < 1:
             return  # too many: the latest is shown, and the store gets as many as were asked for
         self._heartbeats.take(1, monotonic())

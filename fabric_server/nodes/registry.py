@@ -14,6 +14,7 @@ from fabric_server.nodes.slot_limit import SlotLimit
 from protocol.aio.link import LinkDriver
 from protocol.aio.server import ServerTunnel
 from protocol.messages import EngineReport, Heartbeat, ModelReport, Register
+from runtime.findings import Finding
 
 MAX_BREAKERS = 256
 """Circuit breakers of one engine; the oldest is forgotten."""
@@ -225,6 +226,8 @@ class Registry:
         """The slots of all engines that requests hold, by their keys."""
         self._known = ServedModels(known_models)
         self._clock = clock
+        self.findings: dict[str, tuple[Finding, ...]] = {}
+        """Problems of connected nodes, which ``NodeWatch`` finds, by the nodes' ids."""
         self.on_room: Callable[[Node], None] = lambda node: None
         """Called when an engine of this node may have room for one more request."""
 
@@ -235,6 +238,11 @@ class Registry:
 
     def node(self, id: str) -> Node | None:
         return self._nodes.get(id)
+
+    def problem(self, node: Node) -> str:
+        """Return what is wrong with a node, by its own reports and by what was found here."""
+        found = (str(one) for one in self.findings.get(node.id, ()))
+        return "; ".join(filter(None, (*found, node.problem)))[:1024]
 
     def engine(self, node_id: str, name: str) -> Engine | None:
         node = self._nodes.get(node_id)
