@@ -28,6 +28,8 @@ class PortChecks:
         """``running`` has the ports of the server that runs; None if none does."""
         self._settings = settings
         self._running = running
+        # A pattern of names, as a certificate may have, is no name that could be resolved.
+        self._public = [name for name in settings.names() if "*" not in name]
 
     def checks(self) -> list[Check]:
         """Return a check for each port, and one for the names."""
@@ -38,7 +40,7 @@ class PortChecks:
 
     async def _names(self) -> list[Finding]:
         found = []
-        for name in self._settings.names():
+        for name in self._public:
             try:
                 addresses = await resolve(name)
             except OSError as error:
@@ -57,7 +59,9 @@ class PortChecks:
         here = await probe(own, target)
         if not here.reached:
             return [judge("this machine", target, here, _explain)]
-        public = self._settings.names()[0]
+        if not self._public:
+            return [ok(target.check, f"open on this machine, port {target.port}")]
+        public = self._public[0]
         try:
             there = await probe(await resolve(public), target)
         except OSError:

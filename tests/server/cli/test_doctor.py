@@ -123,6 +123,14 @@ def test_a_name_without_an_address_or_certificate_is_told(shell: Shell) -> None:
     assert "nowhere.invalid" in found["name_missing"]["what"]
 
 
+def test_a_pattern_of_names_is_not_resolved(shell: Shell) -> None:
+    names = "--address=localhost,*.nodes.invalid"
+    shell.ok("fabric-server", "init", names)
+    code, found = doctor(shell, *FREE_PORTS, names)
+    assert code == 0, found
+    assert "dns_failed" not in found
+
+
 def test_an_expired_certificate_is_told(shell: Shell) -> None:
     shell.ok("fabric-server", "init", "--address=localhost")
     code, found = doctor(shell, *FREE_PORTS, environ=wrong_clock("+120d"))
