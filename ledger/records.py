@@ -64,6 +64,8 @@ class LedgerEntry(Struct, frozen=True, gc=False):
     """How many times the answer went on at another node."""
     usage_implausible: bool = False
     """The node reported more tokens than there can have been; the most plausible is charged."""
+    estimated: bool = False
+    """The engine did not tell all the tokens; the others are estimates."""
 
 
 class HeartbeatRecord(Struct, frozen=True):
@@ -109,3 +111,5 @@ class UsageRow(Struct, frozen=True):
     completion_tokens: int
     bytes_in: int
     bytes_out: int
+    estimated: int = 0
+    """Requests of which some tokens are estimates."""

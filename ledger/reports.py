@@ -21,7 +21,9 @@ from sql.database import Database, Row, Value
 REPORT_SECONDS = 20.0
 """Longest time that a report may take."""
 
-_BOOLEANS = [LedgerEntry.__struct_fields__.index(one) for one in ("stream", "usage_implausible")]
+_BOOLEANS = [
+    LedgerEntry.__struct_fields__.index(one) for one in ("stream", "usage_implausible", "estimated")
+]
 _ENTRY = ", ".join(LEDGER_COLUMNS)
 
 _GROUPS = {

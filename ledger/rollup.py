@@ -11,7 +11,7 @@ from sql.database import Many, Session
 
 HOUR = 3600
 
-SUMMED = ("prompt_tokens", "completion_tokens", "bytes_in", "bytes_out")
+SUMMED = ("prompt_tokens", "completion_tokens", "bytes_in", "bytes_out", "estimated")
 _NAMED = ("account", "key_id", "node_id", "engine", "model", "path", "outcome")
 _KEY = f"hour, {', '.join(_NAMED)}"
 _ALL = f"{_KEY}, requests, {', '.join(SUMMED)}"
@@ -27,7 +27,8 @@ _FROM_LEDGER = (
     "SELECT CAST(FLOOR(at) AS BIGINT) / 3600 * 3600 AS hour, account, key_id,"
     " COALESCE(node_id, '') AS node_id, COALESCE(engine, '') AS engine, model, path, outcome,"
     " 1 AS requests, COALESCE(prompt_tokens, 0) AS prompt_tokens,"
-    " COALESCE(completion_tokens, 0) AS completion_tokens, bytes_in, bytes_out FROM ledger"
+    " COALESCE(completion_tokens, 0) AS completion_tokens, bytes_in, bytes_out,"
+    " CASE WHEN estimated THEN 1 ELSE 0 END AS estimated FROM ledger"
 )
 PARTS = (
     f"SELECT {_ALL} FROM usage_by_hour WHERE hour >= $1 AND hour < $2"
@@ -69,11 +70,12 @@ async def add(session: Session, entries: Sequence[LedgerEntry], new: Collection[
         )
         sum_ = sums.get(key)
         if sum_ is None:
-            sum_ = sums[key] = [0, 0, 0, 0, 0]
+            sum_ = sums[key] = [0] * (1 + len(SUMMED))
         sum_[0] += 1
         sum_[1] += entry.prompt_tokens or 0
         sum_[2] += entry.completion_tokens or 0
         sum_[3] += entry.bytes_in
         sum_[4] += entry.bytes_out
+        sum_[5] += entry.estimated
     # Sorted, so that two writers never deadlock.
     await session.many(_ADD, [(*key, *sum_) for key, sum_ in sorted(sums.items())])

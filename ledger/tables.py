@@ -39,6 +39,7 @@ LEDGER_COLUMNS = {
     "route": _TEXT,
     "continued": _BIGINT,
     "usage_implausible": _BOOLEAN,
+    "estimated": _BOOLEAN,
 }
 """Names and SQL types, in the order of ``LedgerEntry``'s fields."""
 assert tuple(LEDGER_COLUMNS) == LedgerEntry.__struct_fields__

@@ -52,6 +52,8 @@ class Endpoint:
     stream_meter: Callable[[bool], Meter] = StreamMeter
     """Makes the meter of a stream; its argument is whether the client wants the usage chunk."""
     body_meter: Callable[[], Meter] = BodyMeter
+    metered: bool = True
+    """Engines read a prompt, so that tokens are charged also where an engine tells none."""
     prompt_keys: tuple[bytes, ...] = ()
     """Keys of the body, of which the first found begins the prompt; empty: there is no prompt."""
     image_markers: tuple[bytes, ...] = ()
@@ -83,7 +85,7 @@ _MESSAGES = Endpoint(
 )
 _AUDIO = Endpoint(path="", form=True, buffers_body=True, streams=EVENTS, stream_meter=AudioMeter)
 _RERANK = Endpoint(path="", generates=False)
-_TOKENS = Endpoint(path="", body_meter=NoMeter, generates=False)
+_TOKENS = Endpoint(path="", body_meter=NoMeter, generates=False, metered=False)
 _OLLAMA = Endpoint(
     path="",
     dialect=Dialect.OLLAMA,
@@ -108,7 +110,7 @@ _ROWS = (
         image_markers=_CHAT.image_markers,
     ),
     replace(_MESSAGES, path="/v1/messages", streams=EVENTS),
-    replace(_MESSAGES, path="/v1/messages/count_tokens", body_meter=NoMeter),
+    replace(_MESSAGES, path="/v1/messages/count_tokens", body_meter=NoMeter, metered=False),
     replace(_AUDIO, path="/v1/audio/transcriptions"),
     replace(_AUDIO, path="/v1/audio/translations"),
     replace(_RERANK, path="/v1/rerank"),
@@ -117,14 +119,14 @@ _ROWS = (
     *(Endpoint(path=path) for path in ("/v1/score", "/score", "/classify", "/pooling")),
     Endpoint(path="/v1/moderations"),
     Endpoint(path="/v1/images/generations"),
-    Endpoint(path="/v1/audio/speech", body_meter=NoMeter),
+    Endpoint(path="/v1/audio/speech", body_meter=NoMeter, metered=False),
     replace(_TOKENS, path="/tokenize"),
     replace(_TOKENS, path="/detokenize"),
     replace(_OLLAMA, path="/api/chat", streams=LINES, prompt_keys=(b'"messages"',)),
     replace(_OLLAMA, path="/api/generate", streams=LINES, prompt_keys=(b'"system"', b'"prompt"')),
     replace(_OLLAMA, path="/api/embed", capabilities=_EMBEDDINGS, generates=False),
     replace(_OLLAMA, path="/api/embeddings", capabilities=_EMBEDDINGS, generates=False),
-    replace(_OLLAMA, path="/api/show", changes_length=True, body_meter=ShowMeter),
+    replace(_OLLAMA, path="/api/show", changes_length=True, body_meter=ShowMeter, metered=False),
 )
 
 ENDPOINTS = {row.path: row for row in _ROWS} | {

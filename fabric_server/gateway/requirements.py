@@ -11,6 +11,7 @@ from fabric_server.dialects.endpoints import ENDPOINTS, Endpoint
 from fabric_server.dialects.error_formats import Dialect
 from fabric_server.dialects.errors import ApiError
 from fabric_server.gateway.options import DIGEST, QUANT
+from fabric_server.metering.estimate import KEPT, TOKENS_OF_MEDIA, media_tokens
 from fabric_server.metering.plausible import output_limit
 from fabric_server.nodes.registry import Engine, Registry
 from fabric_server.proxy.request_options import RequestOptions
@@ -64,6 +65,12 @@ def build_requirements(
     requirements.output_limit = output_limit(body.replay_buffer)
     if "vision" in requirements.capabilities:
         requirements.media = body.replay_buffer.count(b'"image')
+    if endpoint.form:
+        requirements.media_tokens = TOKENS_OF_MEDIA
+    elif flowing is None and len(body.replay_buffer) <= KEPT:
+        requirements.prompt = body.replay_buffer
+    else:
+        requirements.media_tokens = media_tokens(body.replay_buffer)
     requirements.tokens = estimate_tokens(endpoint, size, requirements.capabilities)
     if endpoint.prompt_keys:
         salt = f"{key.account}\n{model}".encode()

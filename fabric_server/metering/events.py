@@ -78,6 +78,8 @@ class ResponsesMeter(_Whole):
         if b"error" in events and ERROR.search(events):
             self.failed = True
         if not _ENDED.search(events):
+            if b'.delta"' in events or not self.sample:
+                self.sample = events
             return
         for data in _data_in(events):
             try:
@@ -121,6 +123,8 @@ class MessagesMeter(_Whole):
         if b"error" in events and ERROR.search(events):
             self.failed = True
         if not _MESSAGE.search(events):
+            if b"_delta" in events or not self.sample:
+                self.sample = events
             return
         for data in _data_in(events):
             try:
@@ -129,6 +133,7 @@ class MessagesMeter(_Whole):
                 continue
             if event.type == "message_start" and event.message is not None:
                 self._count(event.message.usage)
+                self._set_aside(len(data) + len(b"event: message_start\ndata: \n\n"))
             elif event.type == "message_delta":
                 self._count(event.usage)
             elif event.type == "message_stop":

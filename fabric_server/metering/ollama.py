@@ -7,7 +7,7 @@ import re
 import msgspec
 from msgspec import Raw, Struct
 
-from fabric_server.metering.openai import SHORT, UNREADABLE, Count, Usage
+from fabric_server.metering.openai import UNREADABLE, Count, Usage
 
 MAX_LINE = 4 * 1024 * 1024
 """A longer line passes in pieces, unread.  The last line of ``/api/generate`` has the whole context
@@ -32,13 +32,20 @@ _decode_line = msgspec.json.Decoder(_Line).decode
 class LinesMeter:
     """Meters lines of JSON (``application/x-ndjson``); whole lines are passed on at once."""
 
+    before = 0
+
     def __init__(self, usage_requested: bool = True) -> None:
         self.usage = Usage()
         self.events = 0
+        self.sample = b""
         self.complete = self.done = False
         self.failed = False
         self.torn = False
         self._held = bytearray()
+
+    @property
+    def aside(self) -> int:
+        return len(self._held)
 
     def feed(self, data: bytes) -> bytes:
         held = self._held
@@ -50,7 +57,7 @@ class LinesMeter:
                 data = bytes(held[:end])
                 del held[:end]
             self.torn = False
-            self.events += 1 if len(data) < SHORT else data.count(b"\n")
+            self.events += data.count(b"\n")
             self._look(data)
             return data
         held += data
@@ -74,6 +81,7 @@ class LinesMeter:
 
     def _look(self, lines: bytes) -> None:
         if not ((b"true" in lines and _DONE.search(lines)) or b'"error"' in lines):
+            self.sample = lines
             return
         for text in lines.split(b"\n"):
             try:
@@ -84,6 +92,7 @@ class LinesMeter:
                 self.failed = True
             if line.done:
                 self.complete = self.done = True
+                self.sample += lines
                 self.usage = Usage(line.prompt_eval_count, line.eval_count)
 
 

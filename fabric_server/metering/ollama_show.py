@@ -16,7 +16,8 @@ _OMITTED = b'{"error":"the engine\'s description of this model can\'t be shown"}
 class ShowMeter:
     """Holds the answer back, and passes it on at its end without paths."""
 
-    events = 0
+    events = before = aside = 0
+    sample = b""
     complete = True
     done = torn = False
     usage = Usage()

@@ -46,8 +46,8 @@ _TEXTS = ("error", "message", "delta", "content", "text", "response", "output")
 
 Count = Annotated[int, Meta(ge=0)]
 """A number of tokens as a node reports it, however large: ``plausible`` bounds it."""
-SHORT = 512
-"""Bytes of a piece that is counted as one event, unread."""
+_EVENTS_MEASURED = 4
+"""Events of a stream that show how long a piece is that certainly has one only."""
 
 
 class Usage(Struct, gc=False):
@@ -65,6 +65,8 @@ class Meter(Protocol):
     usage: Usage
     events: int
     """About how many events or lines have passed; 0 for an answer in one piece."""
+    before: int
+    """How many of them are tokens that the client got from other engines."""
     complete: bool
     """A terminal marker was seen."""
     done: bool
@@ -73,6 +75,14 @@ class Meter(Protocol):
     """The engine reported an error inside its answer."""
     torn: bool
     """The client has the beginning of an event without its end."""
+
+    @property
+    def sample(self) -> bytes:
+        """Return events with text that have passed, or the beginning of an answer in one piece."""
+
+    @property
+    def aside(self) -> int:
+        """Return the bytes that came beside the events that were counted."""
 
     def feed(self, data: bytes) -> bytes:
         """Take the next bytes; return those that may be sent to the client now."""
@@ -84,19 +94,33 @@ class Meter(Protocol):
 class StreamMeter:
     """Meters a stream of events (``text/event-stream``)."""
 
+    before = 0
+
     def __init__(self, usage_requested: bool) -> None:
         self.usage = Usage()
         self.events = 0
+        self.sample = b""
+        self._short = 0
+        """A piece that is shorter has one event."""
+        self._smallest = MAX_EVENT
+        self._aside = 0
         self.complete = self.done = False
         self.failed = False
         self.torn = False
         self._strip = not usage_requested
         self._held = bytearray()
 
+    @property
+    def aside(self) -> int:
+        return self._aside + len(self._held)
+
     def feed(self, data: bytes) -> bytes:
         held = self._held
         if not held and data.endswith(b"\n\n"):
-            self.events += 1 if len(data) < SHORT else data.count(b"\n\n")
+            if len(data) < self._short:
+                self.events += 1
+            else:
+                self._count_events(data)
             return self._read(data)
         looked_at = max(0, len(held) - 2)  # except for the last bytes: a blank line has up to three
         held += data
@@ -116,6 +140,18 @@ class StreamMeter:
         self.torn = self.torn or bool(self._held)
         return self._read(self._release(len(self._held)))
 
+    def _count_events(self, data: bytes) -> None:
+        count = data.count(b"\n\n")
+        self.events += count
+        self._smallest = min(self._smallest, len(data) // count)
+        if self.events >= _EVENTS_MEASURED:
+            self._short = self._smallest * 3 // 2
+
+    def _set_aside(self, size: int) -> None:
+        """Do not count an event that never has text."""
+        self.events = max(0, self.events - 1)
+        self._aside += size
+
     def _release(self, count: int) -> bytes:
         data = bytes(self._held[:count])
         del self._held[:count]
@@ -130,10 +166,18 @@ class StreamMeter:
 
     def _look(self, events: bytes) -> None:
         if events.endswith(_DONE_ENDS) and _DONE.search(events):
+            if not self.complete:
+                self.sample += events
+            if not self.done:
+                self._set_aside(len(b"data: [DONE]\n\n"))
             self.complete = self.done = True
-        elif not self.complete and (finished := _FINISHED.search(events)):
-            self.complete = True
-            self.failed = self.failed or finished[1] in _FAILURES
+        elif not self.complete:
+            if finished := _FINISHED.search(events):
+                self.complete = True
+                self.failed = self.failed or finished[1] in _FAILURES
+                self.sample += events
+            else:
+                self.sample = events
         if b'error"' in events and has_error(events):
             self.failed = True
 
@@ -230,7 +274,7 @@ def has_error(events: bytes) -> bool:
 class BodyMeter:
     """Meters an answer in one piece, which passes untouched; figures are read at its end."""
 
-    events = 0
+    events = before = aside = 0
     complete = True
     done = failed = torn = False
 
@@ -247,6 +291,10 @@ class BodyMeter:
         self._last = data if len(data) >= _EDGE else (self._last + data)[-_EDGE:]
         return data
 
+    @property
+    def sample(self) -> bytes:
+        return self._first
+
     def end(self) -> bytes:
         self.usage = self._usage_in(self._last) or self._usage_in(self._first) or self.usage
         return b""
@@ -255,7 +303,8 @@ class BodyMeter:
 class NoMeter:
     """Passes answers that are not metered, such as an engine's error."""
 
-    events = 0
+    events = before = aside = 0
+    sample = b""
     complete = True
     done = failed = torn = False
     usage = Usage()

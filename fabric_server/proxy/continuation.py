@@ -164,7 +164,16 @@ class _ContinuedMeter:
         self._splice = splice
         self.usage = meter.usage
         self.events = 0
+        self.before = 0 if splice is None else splice.spent
         self.complete = self.done = self.failed = self.torn = False
+
+    @property
+    def sample(self) -> bytes:
+        return self._meter.sample
+
+    @property
+    def aside(self) -> int:
+        return self._meter.aside
 
     def feed(self, data: bytes) -> bytes:
         """Raises ``NotContinued``, and then has passed nothing on."""
@@ -182,7 +191,7 @@ class _ContinuedMeter:
         self.complete, self.done = meter.complete, meter.done
         self.failed, self.torn = meter.failed, meter.torn
         self.usage = meter.usage if splice is None else splice.total(meter.usage)
-        self.events = meter.events + (0 if splice is None else splice.spent)
+        self.events = meter.events + self.before
 
     def _join(self, events: bytes) -> bytes:
         if events:

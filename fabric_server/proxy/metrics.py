@@ -58,6 +58,7 @@ class Metrics:
         self.hedges_won = 0
         self.tokens: Counter[str] = Counter()
         self.implausible = 0
+        self.estimated = 0
         self.first_byte = Histogram()
         self.total = Histogram()
         self.queued = Histogram()
@@ -72,6 +73,7 @@ class Metrics:
         if entry.first_byte_ms is not None:
             self.first_byte.observe(entry.first_byte_ms / 1000)
         self.implausible += entry.usage_implausible
+        self.estimated += entry.estimated
         if entry.prompt_tokens:
             self.tokens["prompt"] += entry.prompt_tokens
         if entry.completion_tokens:
@@ -109,6 +111,11 @@ class Metrics:
             "fabric_usage_implausible",
             "Answers whose node reported more tokens than plausible.",
             value=self.implausible,
+        )
+        yield CounterMetricFamily(
+            "fabric_usage_estimated",
+            "Requests of which the engine did not tell all tokens.",
+            value=self.estimated,
         )
         yield CounterMetricFamily("fabric_retries", "Retries.", value=self.retries)
         yield CounterMetricFamily(

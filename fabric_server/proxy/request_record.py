@@ -13,6 +13,7 @@ from fabric_server.auth.rate_limits import RateLimits
 from fabric_server.dialects.body import ParsedBody
 from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Request
+from fabric_server.metering.estimate import EstimatedUsage
 from fabric_server.metering.openai import Usage
 from fabric_server.metering.plausible import BoundedUsage
 from fabric_server.proxy.attempt import Attempt
@@ -60,6 +61,7 @@ class RequestRecord:
     error: str | None = None
     """The code of the error that ended the request, or its last attempt."""
     usage: Usage | None = None
+    """What is charged."""
     attempt: Attempt | None = None
     """The attempt under way."""
     cancelled_with: ApiError | None = None
@@ -88,7 +90,6 @@ class RequestRecord:
         """Note how the attempt under way ended."""
         answer = attempt.answer
         self.attempt = None
-        self.usage = answer.meter.usage
         if not answer.is_rest:
             self.first_byte_at = attempt.first_byte_at
         elif answer.started:
@@ -161,7 +162,9 @@ class RequestRecord:
             bytes_out=request.response.bytes_out,
             route="" if choice is None else choice.route_reason[:MAX_ROUTE],
             continued=self.continued,
-            usage_implausible=isinstance(usage, BoundedUsage),
+            usage_implausible=isinstance(usage, BoundedUsage)
+            or (isinstance(usage, EstimatedUsage) and usage.bounded),
+            estimated=isinstance(usage, EstimatedUsage),
         )
 
 

@@ -12,6 +12,7 @@ from fabric_server.edge.request import Request
 from fabric_server.nodes.registry import Engine
 from fabric_server.proxy.answer_writer import AnswerWriter
 from fabric_server.proxy.attempt import Attempt
+from fabric_server.proxy.charge import charge
 from fabric_server.proxy.clock import AttemptClock, Timeouts
 from fabric_server.proxy.continuation import CONTINUING_KINDS, Continuation
 from fabric_server.proxy.ending import Ending
@@ -303,6 +304,7 @@ class RetryLoop:
             upstream.admission.record_service_time(
                 record.parsed.model, self._loop.time() - attempt.clock.began_at
             )  # attempts without an answer do not show how long answers take
+        charge(record, attempt, ending, requirements)
         record.end_attempt(attempt, ending)
         if answer.started and not ending.to_continue:
             upstream.ledger.write(record)

@@ -60,6 +60,10 @@ class Requirements:
     """Bytes of the body that engines get, as far as they are kept."""
     media: int = 0
     """Images in the body."""
+    prompt: bytes = b""
+    """The body, if it is small: its prompt is read where no engine tells its tokens."""
+    media_tokens: int = 0
+    """Estimated tokens of the prompt, if it is large and has media."""
     output_limit: int | None = None
     """The most tokens of an answer that the client allows; None: any."""
     excluded_nodes: list[str] = field(default_factory=list)

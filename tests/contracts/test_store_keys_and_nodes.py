@@ -284,7 +284,7 @@ async def test_what_was_there_before_policies_jobs_and_limits_keeps_its_meaning(
         await store.close()
 
 
-LATER = ("route", "continued", "usage_implausible")
+LATER = ("route", "continued", "usage_implausible", "estimated")
 """Columns of the ledger that came with policies."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import pytest
@@ -24,7 +25,7 @@ DAY = 86_400.0
 
 
 async def test_an_entry_comes_back_as_it_was_written(store: SqlStore) -> None:
-    plain = entry(1, route="best of 3, 0.2 s expected, 1/4 slots", continued=2)
+    plain = entry(1, route="best of 3, 0.2 s expected, 1/4 slots", continued=2, estimated=True)
     bare = entry(
         2,
         node_id=None,
@@ -46,8 +47,15 @@ async def test_an_entry_comes_back_as_it_was_written(store: SqlStore) -> None:
 
 def test_an_entry_of_the_release_before_is_still_understood() -> None:
     told = msgspec.to_builtins(entry(1, route="affinity", continued=1))
-    del told["route"], told["continued"]
+    del told["route"], told["continued"], told["estimated"]
     assert msgspec.json.decode(msgspec.json.encode(told), type=LedgerEntry) == entry(1)
+
+
+def test_an_entry_is_understood_by_the_release_before() -> None:
+    told = msgspec.json.decode(msgspec.json.encode(entry(1, estimated=True)))
+    names = [name for name in LedgerEntry.__struct_fields__ if name != "estimated"]
+    older = msgspec.defstruct("LedgerEntry", [(name, Any) for name in names])
+    assert set(msgspec.to_builtins(msgspec.convert(told, older))) == set(names)
 
 
 async def test_the_same_entry_told_twice_is_stored_once(store: SqlStore) -> None:
@@ -162,6 +170,7 @@ _entries = st.lists(
         completion_tokens=st.none() | st.integers(0, 2**40),
         bytes_in=st.integers(0, 2**40),
         bytes_out=st.integers(0, 2**40),
+        estimated=st.booleans(),
     ),
     max_size=40,
 )
@@ -175,6 +184,7 @@ def _sums(entries: Sequence[LedgerEntry]) -> list[int]:
         sum(e.completion_tokens or 0 for e in entries),
         sum(e.bytes_in for e in entries),
         sum(e.bytes_out for e in entries),
+        sum(e.estimated for e in entries),
     ]
 
 
@@ -199,14 +209,11 @@ def test_usage_always_equals_the_sum_of_the_ledger(
         until = since + length
         within = [e for e in first.values() if since <= e.at < until]
         rows = await store.usage(since, until, by)
-        totals = [
-            [r.requests, r.succeeded, r.prompt_tokens, r.completion_tokens, r.bytes_in, r.bytes_out]
-            for r in rows
-        ]
+        totals = [list(msgspec.structs.astuple(row)[1:]) for row in rows]
         if by:
             assert all(tuple(row.group) == tuple(by) for row in rows)
             assert len({tuple(row.group.values()) for row in rows}) == len(rows)
-        assert [sum(column) for column in zip([0] * 6, *totals, strict=True)] == _sums(within)
+        assert [sum(column) for column in zip([0] * 7, *totals, strict=True)] == _sums(within)
         if by == ["model"]:
             counted = Counter(e.model for e in within)
             assert {row.group["model"]: row.requests for row in rows} == counted

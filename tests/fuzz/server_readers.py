@@ -32,6 +32,7 @@ from fabric_server.dialects.media_scanner import MediaScanner
 from fabric_server.dialects.media_values import Policy
 from fabric_server.jobs.batch_input import LineProblem, read_line
 from fabric_server.jobs.multipart import FileBegun, Multipart, MultipartError
+from fabric_server.metering.estimate import prompt_tokens, streamed_tokens, whole_tokens
 from fabric_server.metering.events import AudioMeter, MessagesMeter, ResponsesMeter
 from fabric_server.metering.ollama import LinesMeter
 from fabric_server.metering.ollama_show import ShowMeter
@@ -81,6 +82,7 @@ async def _statuses(pieces: list[bytes]) -> tuple[bytes, ...]:
 
 def bodies(data: bytes) -> object:
     """A body is read or refused; the model that is billed is the one that the engine reads."""
+    assert prompt_tokens(data) >= 0
     results = []
     for endpoint in PATHS:
         try:
@@ -176,6 +178,9 @@ def meters(data: bytes) -> object:
         out.append(b"".join(map(pieces.feed, cut(data))) + pieces.end())
         assert out[0] == out[1], make
         assert (whole.usage, whole.failed) == (pieces.usage, pieces.failed), make
+        for one in (whole, pieces):
+            assert streamed_tokens(len(data), one.events, one.sample) >= one.events >= 0, make
+        assert whole_tokens(len(data), whole.sample) >= 0
         results.append((whole.complete, whole.failed, whole.usage.completion_tokens is None))
     show = ShowMeter()
     json.loads(show.feed(data) + show.end() or b"{}")

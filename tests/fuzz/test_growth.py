@@ -35,6 +35,12 @@ from fabric_server.dialects.large_body import LargeBody
 from fabric_server.dialects.media_scanner import MediaScanner
 from fabric_server.dialects.media_values import Policy
 from fabric_server.jobs.multipart import Multipart, MultipartError
+from fabric_server.metering.estimate import (
+    media_tokens,
+    prompt_tokens,
+    streamed_tokens,
+    whole_tokens,
+)
 from fabric_server.net.egress import Forbidden, parse_target
 from fabric_server.net.trusted_proxies import TrustedProxies
 from fabric_server.pki.ca import BadRequest, read_request
@@ -199,6 +205,10 @@ READERS: dict[str, Read] = {
     **{f"meter {number}": fed(make) for number, make in enumerate(server_readers.METERS)},
     "continuation": continued,
     "batch line": whole(server_readers.batch_lines),
+    "estimated prompt": whole(prompt_tokens),
+    "estimated prompt with media": whole(lambda data: media_tokens(data + b";base64,")),
+    "estimated stream": whole(lambda data: streamed_tokens(len(data), 1, data)),
+    "estimated answer": whole(lambda data: whole_tokens(len(data), data)),
     "query": whole(query),
     "error": text(lambda said: bad_request(said).body()),
     "url": text(partial(parse_target, allow_http=True)),
