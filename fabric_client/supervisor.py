@@ -29,6 +29,7 @@ from fabric_client.reasoning import ReasoningFilter
 from fabric_client.registration.context import NodeContext
 from fabric_client.registration.registration_loop import RegistrationLoop
 from fabric_client.reload import SettingsWatch
+from protocol.engine_changes import EngineChanges
 from protocol.messages import EngineReport
 from protocol.tunnel.resume import ResumeTable
 from runtime.background import BackgroundTasks
@@ -192,7 +193,10 @@ class Supervisor:
 
     async def _watch_engines(self, watcher: Watcher, registrations: RegistrationLoop) -> None:
         held_back = watcher.held_back
+        changes = EngineChanges(watcher.reports)
         async for reports in watcher.watch():
+            for message, about in changes.compare(reports):
+                log.info(message, extra=about)
             if watcher.held_back != held_back:
                 held_back = watcher.held_back
                 _log_offer(watcher)

@@ -28,6 +28,7 @@ from fabric_server.storage.rows import NodeRow
 from ledger.records import HEARTBEATS, HeartbeatRecord
 from protocol.aio.link import LinkDriver
 from protocol.control.link import LinkClosed
+from protocol.engine_changes import EngineChanges
 from protocol.errors import Code
 from protocol.messages import (
     EngineReport,
@@ -245,6 +246,7 @@ class NodeLink:
         self._heartbeats = self._renewals = TokenBucket(0.0, 1.0, 0.0)
         self._stored_problem: str | None = None
         self._storing = False
+        self._changes: EngineChanges | None = None
 
     # ── callbacks of the link ─────────────────────────────────────────────────────────────────
 
@@ -364,6 +366,10 @@ class NodeLink:
         return None
 
     def _report(self, node: Node, engines: Sequence[EngineReport]) -> None:
+        if self._changes is None:  # the line "node registered" tells of it
+            self._changes = EngineChanges(engines)
+        for message, about in self._changes.compare(engines):
+            log.info(message, extra={"node": node.id, **about})
         needed = tunnels_for(engines)
         if needed > self._tunnels and node.link is not None:
             self._tunnels = needed
