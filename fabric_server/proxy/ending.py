@@ -33,7 +33,7 @@ class Ending:
     @property
     def told(self) -> ApiError:
         """The error for a client that has part of the answer, and gets no more."""
-        return answer_timeout(self.timed_out) if self.timed_out else upstream_lost()
+        return answer_timeout(self.timed_out) if self.timed_out else upstream_lost(self.code)
 
 
 def incomplete() -> Ending:
@@ -41,8 +41,11 @@ def incomplete() -> Ending:
     return Ending("incomplete", Code.ENGINE_FAILED, "no terminal marker", rule=rule)
 
 
-def upstream_lost() -> ApiError:
-    return broken("upstream_lost", "The node was lost in the middle of the answer.")
+def upstream_lost(code: int) -> ApiError:
+    """Return the error for an answer that ended with this code of the tunnel."""
+    engine = code in (Code.ENGINE_DOWN, Code.ENGINE_FAILED)
+    what = "engine failed" if engine else "node was lost"
+    return broken("upstream_lost", f"The {what} in the middle of the answer.")
 
 
 def broken(code: str, message: str) -> ApiError:

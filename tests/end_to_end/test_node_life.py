@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -73,8 +74,9 @@ async def test_models_that_come_and_go_are_reported(fabric: Fabric, engine: Scri
 
 
 async def test_an_engine_that_dies_is_known_to_be_down_and_one_that_comes_back_to_be_up(
-    fabric: Fabric, engine: ScriptedEngine
+    fabric: Fabric, engine: ScriptedEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     node = await fabric.join(engine.url)
     await engine.stop()
     # The request that fails is what makes the node look at once.
@@ -87,6 +89,12 @@ async def test_an_engine_that_dies_is_known_to_be_down_and_one_that_comes_back_t
     await until(lambda: registration(fabric, node).engines["openai"].healthy)
     async with fabric.user() as user, user.post(CHAT, json=ASK) as answer:
         assert answer.status == 200
+    for program in ("fabric.supervisor", "fabric.links"):  # the node's log, and the server's
+        said = [one.message for one in caplog.records if one.name == program]
+        assert [one for one in said if one.startswith("engine ")] == [
+            "engine out of use",
+            "engine in use again",
+        ]
 
 
 async def test_heartbeats_reach_the_store(fabric: Fabric, engine: ScriptedEngine) -> None:
