@@ -1,4 +1,4 @@
-"""What has changed between two reports of a node's engines, in words for the logs of both sides."""
+"""Changes between two reports of a node's engines, in words for the logs of both sides."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ class _State(NamedTuple):
 class EngineChanges:
     """Compares each report with the one before."""
 
-    def __init__(self, reports: Iterable[EngineReport]) -> None:
-        self._before = _states(reports)
+    def __init__(self, reports: Iterable[EngineReport] | None = None) -> None:
+        """Start from ``reports``; without them, from the first that is compared."""
+        self._before = None if reports is None else _states(reports)
 
     def compare(self, reports: Iterable[EngineReport]) -> list[tuple[str, dict[str, Any]]]:
         """Return a message for each change since the last report, with its fields."""
         before, after = self._before, _states(reports)
-        if before == after:
-            return []
         self._before = after
-        return list(_changes(before, after))
+        return [] if before is None or before == after else list(_changes(before, after))
 
 
 def _states(reports: Iterable[EngineReport]) -> dict[str, _State]:

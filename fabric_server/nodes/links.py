@@ -246,7 +246,7 @@ class NodeLink:
         self._heartbeats = self._renewals = TokenBucket(0.0, 1.0, 0.0)
         self._stored_problem: str | None = None
         self._storing = False
-        self._changes: EngineChanges | None = None
+        self._changes = EngineChanges()
 
     # ── callbacks of the link ─────────────────────────────────────────────────────────────────
 
@@ -366,8 +366,6 @@ class NodeLink:
         return None
 
     def _report(self, node: Node, engines: Sequence[EngineReport]) -> None:
-        if self._changes is None:  # the line "node registered" tells of it
-            self._changes = EngineChanges(engines)
         for message, about in self._changes.compare(engines):
             log.info(message, extra={"node": node.id, **about})
         needed = tunnels_for(engines)
