@@ -16,6 +16,7 @@ from fabric_server.admin.health import backends_available
 from fabric_server.admin.metrics import Sources as MetricsSources
 from fabric_server.admin.server import AdminServer
 from fabric_server.app.backends import Backends
+from fabric_server.app.change_log import ChangeLog
 from fabric_server.app.clock_watch import ClockWatch
 from fabric_server.app.control_plane import ControlPlane
 from fabric_server.app.data_plane import DataPlane
@@ -128,7 +129,11 @@ class App:
             port=lambda name: self.listeners[name].port,
             rng=rng,
         )
-        notified = [self.data_plane.authenticator.on_changes, self.control_plane.on_changes]
+        notified = [
+            self.data_plane.authenticator.on_changes,
+            self.control_plane.on_changes,
+            ChangeLog().on_changes,
+        ]
         self.change_feed = ChangeFeed(backends.store, notified, backends.cache)
         self.admin = AdminServer(self._admin_context())
 
