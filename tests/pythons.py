@@ -31,6 +31,7 @@ ROOMS = (
     "tests/protocol/aio",
     "tests/client/registration",
     "tests/client/cli/test_commands.py::test_a_revoked_node_ends_with_the_reason_and_its_own_exit_code",
+    "tests/server/dialects/test_json_scanner.py",
     "tests/server/jobs/test_webhooks.py",
     "tests/end_to_end/test_trust.py",
     "tests/end_to_end/test_node_life.py",

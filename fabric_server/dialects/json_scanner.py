@@ -13,6 +13,7 @@ occurrence is reported to ``on_value``, in order; what that raises ends the scan
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -27,10 +28,24 @@ _MAX_SCALAR = 4096
 _LONG = 512
 """Bytes of a text from which it is searched for its end first."""
 
+
+def possessive(item: bytes, times: bytes = b"*") -> bytes:
+    """Match ``item`` so many times, and give nothing back.
+
+    Python before 3.11.5 matches a group with ``*+`` or ``?+`` wrongly (CPython's issue 106052), but
+    not the same as an atomic group, which is slower.
+    """
+    form = rb"(?>(?:%b)%b)" if sys.version_info < (3, 11, 5) else rb"(?:%b)%b+"
+    return form % (item, times)
+
+
 _S = rb"[ \t\r\n]*+"
-_CHARS = rb'(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+'
+_CHARS = possessive(rb'[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})')
 _STRING = rb'"%b"' % _CHARS
-_NUMBER = rb"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][+-]?[0-9]++)?+"
+_NUMBER = rb"-?(?:0|[1-9][0-9]*+)%b%b" % (
+    possessive(rb"\.[0-9]++", b"?"),
+    possessive(rb"[eE][+-]?[0-9]++", b"?"),
+)
 _SCALAR = rb"(?>%b|true|false|null)" % _NUMBER
 
 
@@ -41,7 +56,7 @@ def _matcher(pattern: bytes) -> Callable[[bytes, int], re.Match[bytes]]:
 
 def _many(item: bytes) -> bytes:
     """Match items with commas between them, naming the pattern of an item once: they are large."""
-    return rb"%b(?:%b%b(?:,%b(?![\]}])|(?=[\]}])))*+" % (_S, item, _S, _S)
+    return _S + possessive(rb"%b%b(?:,%b(?![\]}])|(?=[\]}]))" % (item, _S, _S))
 
 
 def _member(key: bytes, value: bytes) -> bytes:
@@ -58,8 +73,8 @@ _ANY = _value(_member(_STRING, _FLAT), _FLAT, _PLAIN)
 """A value nested two levels at most; deeper ones are read level by level."""
 
 _space = _matcher(_S)
-_skip_elements = _matcher(rb"(?:%b%b%b,)*+" % (_S, _ANY, _S))
-_skip_members = _matcher(rb"(?:%b%b%b,)*+" % (_S, _member(_STRING, _ANY), _S))
+_skip_elements = _matcher(possessive(rb"%b%b%b," % (_S, _ANY, _S)))
+_skip_members = _matcher(possessive(rb"%b%b%b," % (_S, _member(_STRING, _ANY), _S)))
 _chars = _matcher(_CHARS)
 _scalar_chars = _matcher(rb"[0-9a-zA-Z+\-.]*+")
 _is_scalar = re.compile(_SCALAR).fullmatch
@@ -106,7 +121,7 @@ class Fields:
         names = b"|".join(re.escape(name.encode()) for name in kept)
         # Keys with escapes or other letters than ASCII's are looked at one by one.
         other = rb'"(?!(?i:%b)")[^"\\\x00-\x1f\x80-\xff]*+"' % names
-        self.skip_others = _matcher(rb"(?:%b%b%b,)*+" % (_S, _member(other, _ANY), _S))
+        self.skip_others = _matcher(possessive(rb"%b%b%b," % (_S, _member(other, _ANY), _S)))
         """Matches members with other names, each with its comma."""
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from fabric_server.dialects.json_scanner import possessive
 from fabric_server.dialects.media import (
     CITING_TYPES,
     INSIDE_INLINE,
@@ -36,7 +37,7 @@ MAX_DEPTH = 1000
 MAX_SHOWN_NAMES = 12
 
 _MARK = re.compile(rb'["{}\[\]]')
-_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
+_STRING = re.compile(possessive(rb'[^"\\]++|\\.'), re.DOTALL)
 _COLON = re.compile(rb"[ \t\r\n]*+(:?)")
 _decode_string = msgspec.json.Decoder(str).decode
 

@@ -173,6 +173,19 @@ def test_errors_of_groups_are_caught_without_except_star() -> None:
     assert not found
 
 
+def test_groups_are_matched_possessively_by_way_of_one_function() -> None:
+    """Python before 3.11.5 matches ``(…)*+`` wrongly; ``json_scanner.possessive`` knows."""
+    direct = re.compile(r"""rb?["'].*[^\\]\)[*?+]\+""")
+    found = [
+        f"{module.relative_to(ROOT)}:{number}"
+        for package in PACKAGES
+        for module in sorted((ROOT / package).rglob("*.py"))
+        for number, line in enumerate(module.read_text("utf-8").splitlines(), 1)
+        if direct.search(line) and "[!$&" not in line  # a set of characters with such signs
+    ]
+    assert not found
+
+
 def test_no_module_uses_the_private_names_of_another() -> None:
     foreign = []
     for name, node in nodes(ast.ImportFrom):
