@@ -107,7 +107,7 @@ def _size(name: str, value: Any, levels: int) -> int:
 
 _TEXT = re.compile(
     rb'"(?:content|text|response|delta|refusal|arguments|partial_json|transcript'
-    rb'|reasoning|reasoning_content|reasoning_text|thinking)"\s*:\s*"((?:[^"\\]|\\.)*+)'
+    rb'|reasoning|reasoning_content|reasoning_text|thinking)"\s*:\s*"([^"\\]*+(?:\\.[^"\\]*+)*)'
 )
 _PROBABILITIES = re.compile(rb'"(?:logprobs"\s*:\s*[{\[]|completion_probabilities")')
 
