@@ -327,7 +327,7 @@ async def test_cancelled_while_the_store_is_away_it_gives_up_in_time_and_says_wh
 
 
 async def test_cancelled_it_ends_also_if_the_write_fails_at_that_moment() -> None:
-    class Breaking:
+    class Breaking(Shelf):
         entered = asyncio.Event()
 
         async def write(self, heartbeats: object, ledger: object) -> None:
