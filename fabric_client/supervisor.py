@@ -21,7 +21,6 @@ from fabric_client.hardware.machine import Machine
 from fabric_client.identity import Identity
 from fabric_client.owner import state
 from fabric_client.owner.pause_monitor import PauseMonitor, PauseSettings
-from fabric_client.owner.pause_policy import report_paused
 from fabric_client.owner.schedule import parse_schedule
 from fabric_client.proxy.forwarder import Forwarder
 from fabric_client.proxy.upload_limit import UploadLimit
@@ -182,7 +181,7 @@ class Supervisor:
             region=self._config.region,
             machine=self._machine,
             forwarder=forwarder,
-            reports=lambda: report_paused(watcher.reports, self._pause.problem),
+            reports=lambda: self._pause.apply(watcher.reports),
             resume_table=ResumeTable(),
             rng=self._rng,
             instance=self._run_id,
@@ -200,7 +199,7 @@ class Supervisor:
             if watcher.held_back != held_back:
                 held_back = watcher.held_back
                 _log_offer(watcher)
-            registrations.report(report_paused(reports, self._pause.problem))
+            registrations.report(self._pause.apply(reports))
             self._write_state()
 
     async def _watch_settings(self, watcher: Watcher, registrations: RegistrationLoop) -> None:
@@ -211,7 +210,7 @@ class Supervisor:
             if offer is not None:
                 log.info("the offer has changed", extra={"offers": str(offer)})
                 watcher.change_offer(offer)
-                registrations.report(report_paused(watcher.reports, self._pause.problem))
+                registrations.report(self._pause.apply(watcher.reports))
                 self._write_state()
 
     async def _watch_pause(
@@ -229,12 +228,13 @@ class Supervisor:
     ) -> None:
         """Pause, resume or drain, as the owner commanded and set."""
         pause = self._pause
-        before, acknowledged = pause.problem, pause.acknowledged
+        before, back_at, acknowledged = pause.problem, pause.back_at, pause.acknowledged
         pause.check()
         if pause.problem != before:
             log.info(pause.problem or "resumed")
             forwarder.pause(pause.problem)
-            registrations.report(report_paused(watcher.reports, pause.problem))
+        if (pause.problem, pause.back_at) != (before, back_at):
+            registrations.report(pause.apply(watcher.reports))
         if pause.problem != before or pause.acknowledged != acknowledged:
             self._write_state()
 

@@ -24,6 +24,8 @@ MAX_HOSTS = 8
 
 MAX_COUNT = 2**63 - 1
 MAX_SECONDS = 366 * 86_400.0
+MAX_MOMENT = 253_402_300_799.0
+"""The end of the year 9999, in Unix seconds: later times have no date."""
 MIN_HEARTBEAT_SECONDS, MAX_HEARTBEAT_SECONDS = 0.1, 86_400.0
 
 # No field has a bare number, text or list: what a peer sends is bounded here, and nowhere else has
@@ -47,6 +49,8 @@ Reading = Annotated[float, Meta(ge=-1e18, le=1e18)]
 """A measurement that may be below zero: a temperature, a clock."""
 Seconds = Annotated[float, Meta(ge=0, le=MAX_SECONDS)]
 """A time that the sender grants."""
+Moment = Annotated[float, Meta(ge=0, le=MAX_MOMENT)]
+"""A point in time, Unix seconds; 0 when it is not known."""
 
 Headers = Annotated[
     list[tuple[Annotated[str, Meta(max_length=1024)], Annotated[str, Meta(max_length=49_152)]],],
@@ -172,6 +176,10 @@ class EngineReport(Struct, frozen=True, omit_defaults=True):
     elsewhere: Count = 0
     """Slots held by requests of the node's other registration, which this server does not see:
     a node has two while it changes from a server to its successor."""
+    paused: bool = False
+    """The owner's command, hours or settings keep requests away; ``healthy`` is False then."""
+    back_at: Moment = 0.0
+    """Earliest time at which a paused engine takes requests again, by the node's clock."""
 
 
 class Register(Struct, frozen=True, tag="register", omit_defaults=True):

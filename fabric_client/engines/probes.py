@@ -268,6 +268,8 @@ def _lm_studio_capabilities(row: object) -> list[str]:
 def _read_openai(documents: Documents) -> Facts:
     def models() -> Iterator[ModelReport | None]:
         for row in _entries(documents.get("/v1/models"), "data"):
+            if _get(row, "available") is False:
+                continue  # the engine is another fabric, none of whose nodes can serve it now
             sizes = (_count(row, key) for key in ("max_model_len", "context_length"))
             size = next(filter(None, sizes), None)
             yield _model(_text(row, "id"), None, size, None, [], _weights_by_name(row))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from fabric_client.hardware.machine import Machine
 from fabric_client.owner.control import ControlFile
-from fabric_client.owner.pause_policy import GpuUse, pause_reason
+from fabric_client.owner.pause_policy import GpuUse, find_back_at, pause_reason, report_paused
 from fabric_client.owner.schedule import Schedule
+from protocol.messages import EngineReport
 
 log = logging.getLogger("fabric.supervisor")
 
@@ -51,6 +52,8 @@ class PauseMonitor:
         """``run`` is ``State.run``; ``clock`` gives Unix seconds."""
         self.reason: str | None = None
         """Set while the node is paused."""
+        self.back_at = 0.0
+        """Earliest end of the pause, in Unix seconds; 0 when it is not known."""
         self.drain_requested = asyncio.Event()
         """Set when the owner wants this run to end."""
         self._settings = settings
@@ -89,6 +92,13 @@ class PauseMonitor:
             on_battery=self._on_battery,
             gpu_busy=self._gpu.busy,
         )
+        self.back_at = 0.0
+        if self.reason is not None and not self.drain_requested.is_set():
+            self.back_at = find_back_at(now, control, self._settings.schedule)
+
+    def apply(self, reports: Sequence[EngineReport]) -> list[EngineReport]:
+        """Return the engines' reports as the server gets them."""
+        return report_paused(reports, self.problem, self.back_at)
 
     async def read_battery(self) -> None:
         if self._settings.on_battery:

@@ -10,7 +10,7 @@ import msgspec
 
 from fabric_client.owner.control import Control
 from fabric_client.owner.schedule import Schedule
-from protocol.messages import EngineReport
+from protocol.messages import MAX_SECONDS, EngineReport
 
 SETTLE_SECONDS = 5.0
 """Time after the end of our last request in which a GPU's reading may still be of our own work."""
@@ -73,15 +73,38 @@ def pause_reason(
     return None
 
 
-def report_paused(reports: Sequence[EngineReport], problem: str | None) -> list[EngineReport]:
+def find_back_at(now: float, control: Control, schedule: Schedule) -> float:
+    """Return the earliest time at which a paused node takes requests again, in Unix seconds.
+
+    0 is returned when nobody knows: after a pause without an end, on battery, while the GPU is in
+    use.  Both the command and the hours must allow the time.
+    """
+    back_at = now
+    if control.pauses(now):
+        assert control.paused_until is not None
+        back_at = control.paused_until
+        if back_at - now > MAX_SECONDS:
+            return 0.0
+    wall = datetime.fromtimestamp(back_at)
+    if not schedule.is_open(wall):
+        back_at = schedule.opens_at(wall).timestamp()
+    return back_at if back_at > now else 0.0
+
+
+def report_paused(
+    reports: Sequence[EngineReport], problem: str | None, back_at: float = 0.0
+) -> list[EngineReport]:
     """Return the reports as the server gets them: with a ``problem`` no engine is healthy.
 
-    An engine that is down anyway keeps its own problem, which is the one to be put right.
+    ``back_at`` is what ``find_back_at`` returns.  An engine that is down anyway keeps its own
+    problem, which is the one to be put right.
     """
     if problem is None:
         return list(reports)
     return [
-        msgspec.structs.replace(report, healthy=False, slots=0, problem=problem[:1024])
+        msgspec.structs.replace(
+            report, healthy=False, slots=0, problem=problem[:1024], paused=True, back_at=back_at
+        )
         if report.healthy
         else report
         for report in reports

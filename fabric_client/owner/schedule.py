@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 DAY = 24 * 60
@@ -54,6 +54,17 @@ class Schedule(NamedTuple):
         minute = wall.hour * 60 + wall.minute
         windows = self.windows
         return not windows or any(one.contains(wall.weekday(), minute) for one in windows)
+
+    def opens_at(self, wall: datetime) -> datetime:
+        """Return the local time at which it opens next; ``wall`` is one at which it is closed."""
+        midnight = wall.replace(hour=0, minute=0, second=0, microsecond=0)
+        starts = (
+            (midnight + timedelta(days=days, minutes=one.start)).replace(fold=wall.fold)
+            for days in range(8)
+            for one in self.windows
+            if (wall.weekday() + days) % 7 in one.days
+        )
+        return min(start for start in starts if start > wall)
 
 
 def parse_schedule(windows: Iterable[str]) -> Schedule:

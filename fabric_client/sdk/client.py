@@ -81,9 +81,9 @@ class Client(Closable):
         self._http.close()
 
     def models(self) -> list[str]:
-        """Return the models that this key may use and that are served now."""
+        """Return the models that this key may use and that can be used now."""
         listed = self._http.request("GET", "/v1/models").json()
-        return [model["id"] for model in listed["data"]]
+        return [one["id"] for one in listed["data"] if one.get("available", True)]
 
     def infer(
         self, model: str, prompt: str | Sequence[Message], *, system: str = "", **options: Any

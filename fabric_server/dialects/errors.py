@@ -240,10 +240,15 @@ def variant_not_found(model: str, wanted: str, served: str, param: str) -> ApiEr
 
 
 def no_capacity(
-    model: str, retry_after: float, regions: frozenset[str] | None = None, variant: str = ""
+    model: str,
+    retry_after: float,
+    regions: frozenset[str] | None = None,
+    variant: str = "",
+    *,
+    why: str = "",
 ) -> ApiError:
-    """Return the error for a model without a free node; ``regions`` are those its user allows, and
-    ``variant`` the weights asked for."""
+    """Return the error for a model without a free node; ``regions`` are those its user allows,
+    ``variant`` the weights asked for, and ``why`` a clause that tells the reason."""
     where = ""
     if regions is not None:
         where = f" in {' or '.join(sorted(regions))} (set by x-fabric-region)"
@@ -251,7 +256,8 @@ def no_capacity(
     return ApiError(
         503,
         "no_capacity",
-        f"No node{where} serving '{model}'{what} can take a request now. Retry shortly.",
+        f"No node{where} serving '{model}'{what} can take a request now"
+        + (f": {why}." if why else ". Retry shortly."),
         type="server_error",
         param=None if regions is None else "x-fabric-region",
         retry_after=retry_after,

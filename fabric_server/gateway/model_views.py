@@ -6,12 +6,14 @@ up.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
 from fabric_server.nodes.registry import Engine
+from fabric_server.routing.absence import Absence
 from fabric_server.routing.variants import count_variants
 from protocol.messages import ModelReport
 
@@ -24,15 +26,31 @@ _LABELS = ("quantization", "digest", "family", "parameter_size")
 
 
 class Model:
-    """One name, and the reports of all engines that serve it."""
+    """One name, and the reports of all engines that serve it: none while all of them are away."""
 
     def __init__(
-        self, name: str, engines: Sequence[Engine], reports: Sequence[ModelReport]
+        self,
+        name: str,
+        engines: Sequence[Engine],
+        reports: Sequence[ModelReport],
+        absence: Absence | None = None,
     ) -> None:
-        """``engines`` and ``reports`` have at least one each."""
+        """``absence`` is the reason for which no request can be answered now."""
         self.name = name
         self.engines = engines
         self.reports = reports
+        self.absence = absence
+
+    @property
+    def availability(self) -> dict[str, Any]:
+        """Fields of a model that can't be used now: why, and until when; others have none."""
+        absence = self.absence
+        if absence is None:
+            return {}
+        fields: dict[str, Any] = {"available": False, "unavailable_reason": f"{absence}."}
+        if absence.back_at is not None:
+            fields["back_at"] = math.ceil(absence.back_at)
+        return fields
 
     @property
     def context(self) -> int | None:
@@ -101,13 +119,15 @@ def _only_one(values: Iterable[str]) -> str:
 
 
 def openai(model: Model, since: int) -> dict[str, Any]:
-    """Return OpenAI's object, with ``context_window``, which LlamaIndex and others read, vLLM's
-    ``max_model_len``, and what engines tell of the weights."""
+    """Return OpenAI's object, with ``available: false`` and the reason if it can't be used now,
+    ``context_window``, which LlamaIndex and others read, vLLM's ``max_model_len``, and what
+    engines tell of the weights."""
     view: dict[str, Any] = {
         "id": model.name,
         "object": "model",
         "created": since,
         "owned_by": "fabric",
+        **model.availability,
     }
     if model.context is not None:
         view |= {"context_window": model.context, "max_model_len": model.context}
@@ -123,6 +143,7 @@ def anthropic(model: Model, since: int) -> dict[str, Any]:
         "id": model.name,
         "display_name": model.name,
         "created_at": _moment(since),
+        **model.availability,
     }
 
 

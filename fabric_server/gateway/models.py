@@ -1,5 +1,8 @@
 """The list of models that a key may use, from the nodes' reports, in each dialect's format.
 
+Models that can't be used now are in OpenAI's and Anthropic's lists, which say why, until their
+nodes have been away for an hour.  Ollama's lists have no place for that, and leave them out.
+
 No engine is asked for it, but for ``/api/show``.  ``model_views.py`` has the formats.
 """
 
@@ -23,6 +26,7 @@ from fabric_server.gateway.model_views import Model
 from fabric_server.gateway.options import read_variant
 from fabric_server.gateway.requirements import check_variant
 from fabric_server.nodes.registry import Registry
+from fabric_server.routing.absence import find_absence
 from fabric_server.routing.aliases import Aliases, other_spelling
 from fabric_server.routing.load_balancer import reports_of
 from fabric_server.routing.variants import WantedVariant
@@ -127,12 +131,12 @@ class ModelCatalog:
         request.respond(200, _json(view(model, self._started)))
 
     async def tags(self, request: Request) -> None:
-        models = self._all(await authenticate(self._authenticator, request))
+        models = self._usable(await authenticate(self._authenticator, request))
         rows = [model_views.ollama(model, self._started) for model in models]
         request.respond(200, _json({"models": rows}))
 
     async def running(self, request: Request) -> None:
-        models = self._all(await authenticate(self._authenticator, request))
+        models = self._usable(await authenticate(self._authenticator, request))
         rows = [model_views.running(model, time()) for model in models if model.loaded]
         request.respond(200, _json({"models": rows}))
 
@@ -143,6 +147,9 @@ class ModelCatalog:
         key = await authenticate(self._authenticator, request)
         name = await _read_show(request)
         wanted, model = read_variant(request.headers), self._one(name, key)
+        if model.absence is not None and not model.engines:
+            absence = model.absence
+            raise errors.no_capacity(name, absence.retry_after, why=str(absence))
         if wanted is not None:
             model = _only(model, wanted)
         if any(SHOW.path in engine.paths for engine in model.engines):
@@ -155,23 +162,35 @@ class ModelCatalog:
     # ── small parts ───────────────────────────────────────────────────────────────────────────
 
     def _all(self, key: Key) -> list[Model]:
-        names = {*self._registry.models(), *self.aliases}
+        registry = self._registry
+        names = {*registry.models(), *registry.departed_models(), *self.aliases}
         found = (self._find(name) for name in sorted(names) if key.allows(name))
         return [model for model in found if model is not None]
 
+    def _usable(self, key: Key) -> list[Model]:
+        return [model for model in self._all(key) if model.absence is None]
+
     def _one(self, name: str, key: Key) -> Model:
-        """Return one model.  Raises the same ApiError when it is not served, or not for the key."""
-        model = self._find(name) or self._find(other_spelling(name))
+        """Return one model.  Raises the same ApiError when it is not known, or not for the key."""
+        found = (self._find(spelling) for spelling in (name, other_spelling(name)))
+        model = min(filter(None, found), key=_rank, default=None)
         if model is None or not key.allows(name):
             raise errors.model_not_found(name)
         return model
 
     def _find(self, name: str) -> Model | None:
+        """Return a model that can be used; else one that is connected; else one that was."""
+        registry, found = self._registry, list[Model]()
         for real in self.aliases.get(name, (name,)):
-            engines = self._registry.candidates(real)
-            if engines:
-                return Model(name, engines, reports_of(engines, real))
-        return None
+            engines = registry.candidates(real)
+            if engines or registry.is_known(real):
+                absence = find_absence(engines, registry.gone_for(real), time())
+                found.append(Model(name, engines, reports_of(engines, real), absence))
+        return min(found, key=_rank, default=None)
+
+
+def _rank(model: Model) -> tuple[bool, bool]:
+    return model.absence is not None, not model.engines
 
 
 def _only(model: Model, wanted: WantedVariant) -> Model:

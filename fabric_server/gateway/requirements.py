@@ -92,7 +92,12 @@ def _real_name(
                 engine.has_room and supports(engine, requirements, name)
                 for engine in candidates(name)
             ),
+            lambda name: any(
+                engine.may_serve and supports(engine, requirements, name)
+                for engine in candidates(name)
+            ),
             lambda name: any(supports(engine, requirements, name) for engine in candidates(name)),
+            registry.is_known,
         )
     if endpoint.dialect is Dialect.OLLAMA and not candidates(model):
         other = other_spelling(model)

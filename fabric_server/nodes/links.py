@@ -168,6 +168,7 @@ class Links:
                 tunnel.close(Code.UNAUTHORISED, "this node was revoked")
             if node.link is not None:
                 node.link.close(Code.UNAUTHORISED, "this node was revoked", again=False)
+        self.registry.departures.forget(node_id)
 
     def set_drained(self, node_id: str, drained: bool) -> None:
         """Apply what the store says: whether the node is to get no new requests.

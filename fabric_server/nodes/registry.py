@@ -8,6 +8,7 @@ from time import monotonic
 
 from fabric_server.dialects.endpoints import DEFAULT_PATHS
 from fabric_server.nodes.circuit_breaker import CircuitBreaker
+from fabric_server.nodes.departures import Departures
 from fabric_server.nodes.held_slots import HeldSlots
 from fabric_server.nodes.served_models import ServedModels, variants_of
 from fabric_server.nodes.slot_limit import SlotLimit
@@ -42,7 +43,7 @@ class Engine:
         "name",
         "node",
         "paths",
-        "problem",
+        "report",
         "reported_slots",
         "slot_limit",
         "slots",
@@ -66,7 +67,8 @@ class Engine:
     def update(self, report: EngineReport) -> None:
         self.kind = report.kind
         self.healthy = report.healthy
-        self.problem = report.problem
+        self.report = report
+        """The last report; what is looked at for each request has attributes of its own."""
         self.reported_slots = report.slots
         self.limit_slots()
         self.paths: frozenset[str] = frozenset(report.paths) or DEFAULT_PATHS
@@ -74,6 +76,20 @@ class Engine:
         self.elsewhere = report.elsewhere
         """Slots held by requests that its node got from another server."""
         self.models: dict[str, ModelReport] = {model.name: model for model in report.models}
+
+    @property
+    def problem(self) -> str | None:
+        return self.report.problem
+
+    @property
+    def paused(self) -> bool:
+        """Return whether its node's owner keeps requests away."""
+        return self.report.paused
+
+    @property
+    def back_at(self) -> float:
+        """Return the earliest end of a pause, in Unix seconds; 0 when it is not known."""
+        return self.report.back_at
 
     @property
     def has_room(self) -> bool:
@@ -226,10 +242,15 @@ class Registry:
         """The slots of all engines that requests hold, by their keys."""
         self._known = ServedModels(known_models)
         self._clock = clock
+        self._began = clock()
         self.findings: dict[str, tuple[Finding, ...]] = {}
         """Problems of connected nodes, which ``NodeWatch`` finds, by the nodes' ids."""
+        self.departures = Departures()
+        """Models of nodes that left lately."""
         self.on_room: Callable[[Node], None] = lambda node: None
         """Called when an engine of this node may have room for one more request."""
+        self.on_paused: Callable[[Node], None] = lambda node: None
+        """Called when engines of this node were paused."""
 
     # ── queries ───────────────────────────────────────────────────────────────────────────────
 
@@ -314,6 +335,22 @@ class Registry:
         """Return whether any node has served the model, even if none does now."""
         return model in self._known or f"{model}:latest" in self._known
 
+    def gone_for(self, model: str) -> float | None:
+        """Return for how many seconds the last node that left with the model has been away.
+
+        When none has left lately, that is the time since the server's start, after which nodes are
+        on their way; or None if a node with the model is here.
+        """
+        now = self._clock()
+        at = self.departures.last(model, now)
+        if at is None and not self.candidates(model):
+            at = self._began
+        return None if at is None else now - at
+
+    def departed_models(self) -> set[str]:
+        """Return the models of nodes that left lately, whether others serve them or not."""
+        return self.departures.models(self._clock())
+
     def models(self) -> dict[str, list[Engine]]:
         """Return the engines of each model that is served now."""
         models: dict[str, list[Engine]] = {}
@@ -333,6 +370,7 @@ class Registry:
         self._nodes[node.id] = node
         self._sessions[node.session] = node
         self._candidates.clear()
+        self.departures.forget(node.id)
         return older
 
     def remove(self, node: Node) -> bool:
@@ -343,6 +381,8 @@ class Registry:
             return False
         del self._nodes[node.id]
         self._candidates.clear()
+        names = (name for engine in node.engines.values() for name in engine.models)
+        self.departures.add(node.id, names, self._clock())
         return True
 
     def report(self, node: Node, reports: Sequence[EngineReport]) -> list[str]:
@@ -350,11 +390,14 @@ class Registry:
         or those with new weights, as many as a node may have."""
         before = [(engine, engine.kind, engine.models.keys()) for engine in node.engines.values()]
         kept: dict[str, Engine] = {}
+        paused = False
         for report in reports:
             engine = node.engines.get(report.name)
             if engine is None:
                 engine = Engine(node, report)
+                paused |= engine.paused
             else:
+                paused |= report.paused and not engine.paused
                 engine.update(report)
             kept[report.name] = engine
         node.engines = kept
@@ -364,6 +407,8 @@ class Registry:
         variants = variants_of(reports)
         new = self._known.add(node.id, variants, self._clock(), variants)
         self.room(node)
+        if paused:
+            self.on_paused(node)
         return new
 
     def room(self, node: Node) -> None:

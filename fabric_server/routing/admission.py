@@ -8,10 +8,12 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
+from time import time
 
 from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
 from fabric_server.nodes.registry import Engine, Node, Registry
+from fabric_server.routing.absence import SOON, Absence, find_absence
 from fabric_server.routing.criteria import Requirements
 from fabric_server.routing.fair_queue import FairQueue, Rank, is_high
 from fabric_server.routing.load_balancer import (
@@ -21,11 +23,10 @@ from fabric_server.routing.load_balancer import (
     filter_engine,
     in_region,
     meets_terms,
+    supports,
 )
 from fabric_server.routing.shares import Shares, Turns
 
-RETRY_AFTER_NODE = 5.0
-"""Seconds after which a lost node may be back: about as long as reconnecting takes."""
 MIN_RETRY_AFTER, MAX_RETRY_AFTER = 1.0, 120.0
 DEFAULT_SERVICE_SECONDS = 5.0
 """How long a request is assumed to hold a slot before any has been measured."""
@@ -108,13 +109,15 @@ class Admission:
         limits: QueueLimits,
         clock: Callable[[], float] | None = None,
         balancer: LoadBalancer | None = None,
+        wall: Callable[[], float] = time,
     ) -> None:
-        """``clock`` returns event-loop seconds."""
+        """``clock`` returns event-loop seconds, ``wall`` Unix seconds."""
         self._registry = registry
         self.balancer = balancer or LoadBalancer(registry.engine, rng)
         self.limits = limits
         """Limits for requests that arrive from now on; queued ones stay."""
         self._clock = clock or asyncio.get_running_loop().time
+        self._wall = wall
         self._queues: dict[str, FairQueue[Waiter]] = {}
         self._granted: Counter[Node] = Counter()
         """Slots given to requests that wake up in a moment and open their streams, by node."""
@@ -124,6 +127,7 @@ class Admission:
         self._service: dict[str, float] = {}
         """Seconds that an answer takes, by model: a moving average."""
         registry.on_room = self._on_room
+        registry.on_paused = self._on_paused
 
     # ── what the gateway calls ────────────────────────────────────────────────────────────────
 
@@ -152,13 +156,8 @@ class Admission:
             return choice
         if not self._registry.candidates(model) and not self._registry.is_known(model):
             raise errors.model_not_found(model)
-        available = self._registry.available(model, now, requirements.path)
-        if not any(one.may_serve and filter_engine(one, requirements) for one in available):
-            terms = requirements.terms
-            wanted = None if terms is None else terms.variant
-            raise errors.no_capacity(
-                model, RETRY_AFTER_NODE, requirements.regions, "" if wanted is None else str(wanted)
-            )
+        if not self._may_be_served(requirements, now):
+            raise self._no_capacity(requirements)
         self._check_length(requirements)
         deadline = min(deadline, now + self.limits.timeout)
         engine = await self._wait(requirements, now, deadline, request_id)
@@ -245,6 +244,8 @@ class Admission:
 
     def _abandon(self, waiter: Waiter) -> None:
         if waiter.future.done() and not waiter.future.cancelled():
+            if waiter.future.exception() is not None:
+                return
             # It got a slot in the same turn of the loop in which the wait ended: pass it on.
             engine = waiter.future.result()
             self._wake(engine.node)
@@ -276,6 +277,21 @@ class Admission:
                     streams -= 1
                     self._granted[node] += 1
                     waiter.future.set_result(engine)
+
+    def _on_paused(self, node: Node) -> None:
+        """Refuse what waits and no engine may serve any more, as what arrives now is refused."""
+        if self._registry.node(node.id) is not node:
+            return
+        now, engines = self._clock(), node.engines.values()
+        for model, queue in list(self._queues.items()):
+            if not any(engine.serves(model) for engine in engines):
+                continue
+            for waiter in list(queue):
+                if not self._may_be_served(waiter.requirements, now):
+                    queue.remove(waiter)
+                    if not waiter.future.done():
+                        waiter.future.set_exception(self._no_capacity(waiter.requirements))
+            self._drop_if_empty(model)
 
     def _wake(self, node: Node) -> None:
         """Count a request as awake that was given a slot of this node."""
@@ -333,6 +349,32 @@ class Admission:
             raise errors.queue_share_full(requirements.model, retry_after)
         raise errors.queue_full(requirements.model, retry_after)
 
+    def _may_be_served(self, requirements: Requirements, now: float) -> bool:
+        """Return whether an engine may serve it, now or when it has a free slot."""
+        available = self._registry.available(requirements.model, now, requirements.path)
+        return any(one.may_serve and filter_engine(one, requirements) for one in available)
+
+    def _no_capacity(self, requirements: Requirements) -> ApiError:
+        regions, terms = requirements.regions, requirements.terms
+        wanted = None if terms is None else terms.variant
+        absence = self._absence(requirements)
+        return errors.no_capacity(
+            requirements.model,
+            SOON if absence is None else absence.retry_after,
+            regions,
+            "" if wanted is None else str(wanted),
+            why="" if absence is None else str(absence),
+        )
+
+    def _absence(self, requirements: Requirements) -> Absence | None:
+        """Return why no engine may serve the request; None if one may, but not now."""
+        model, registry = requirements.model, self._registry
+        engines = [one for one in registry.candidates(model) if supports(one, requirements)]
+        if requirements.regions is None and requirements.terms is None:
+            return find_absence(engines, registry.gone_for(model), self._wall())
+        # Regions and weights of nodes that are away are not known.
+        return find_absence(engines, None, self._wall()) if engines else None
+
     def _timed_out(self, requirements: Requirements) -> ApiError:
         return errors.queue_timeout(requirements.model, self._retry_after(requirements))
 
@@ -342,7 +384,7 @@ class Admission:
         ahead = 0 if queue is None else queue.ahead(requirements.key_id)
         estimate = self._estimate(requirements, ahead + 1)
         if estimate is None:
-            return RETRY_AFTER_NODE
+            return SOON
         return min(max(estimate, MIN_RETRY_AFTER), MAX_RETRY_AFTER)
 
     def _estimate(self, requirements: Requirements, position: int) -> float | None:

@@ -31,17 +31,17 @@ def parse_aliases(texts: Iterable[str]) -> dict[str, tuple[str, ...]]:
 def resolve(
     aliases: Aliases,
     model: str,
-    has_room: Callable[[str], bool],
-    is_served: Callable[[str], bool],
+    *preferences: Callable[[str], bool],
 ) -> str:
-    """Return the first real name with room; else the first that is served; else the first.
+    """Return the first real name that meets the first preference; else the next preference, and so
+    on; else the first name.
 
     A name that is no alias is returned unchanged.
     """
     names = aliases.get(model)
     if names is None:
         return model
-    for fits in (has_room, is_served):
+    for fits in preferences:
         for name in names:
             if fits(name):
                 return name

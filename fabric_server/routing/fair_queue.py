@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from heapq import heapify, heappop, heappush, heapreplace
+from itertools import chain
 from typing import Generic, Protocol, TypeVar
 
 from fabric_server.nodes.held_slots import HeldSlots
@@ -134,6 +135,9 @@ class FairQueue(Generic[W]):
 
     def __len__(self) -> int:
         return sum(map(len, self._all))
+
+    def __iter__(self) -> Iterator[W]:
+        return chain.from_iterable(self._all)
 
     def __contains__(self, waiter: W) -> bool:
         return waiter in self._all[waiter.requirements.priority]

@@ -11,12 +11,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
+import openai
 import pytest
 
 from fabric_client.hardware.machine import Machine
 from fabric_client.identity import Identity
 from fabric_client.owner import control, state
 from fabric_client.registration.join import join
+from fabric_client.sdk import Client
 from fabric_server.nodes.registry import Node
 from tests.engine import Plan, ScriptedEngine
 from tests.fabric import Fabric, RunningNode
@@ -149,10 +151,50 @@ async def test_outside_its_hours_a_node_is_paused_and_within_them_it_answers(
     hours = f"{begin:%H:%M}-{end:%H:%M}"
     node = await fabric.join(engine.url, schedule=(hours,))
     assert problem(fabric, node) == f"paused: outside its hours ({hours})"
-    assert await ask(fabric) == 503
+    opens = begin.replace(second=0, microsecond=0).timestamp()
+    async with fabric.openai(max_retries=0) as client:
+        with pytest.raises(openai.InternalServerError) as refused:
+            await client.chat.completions.create(model="tiny", messages=[])
+        (listed,) = (await client.models.list()).data
+    with Client(fabric.public, fabric.key, ca=str(fabric.app.tls.certificates.ca)) as sdk:
+        assert await asyncio.to_thread(sdk.models) == []
+    answer = refused.value.response
+    assert (answer.status_code, refused.value.code) == (503, "no_capacity")
+    assert abs(int(answer.headers["retry-after"]) - (opens - time.time())) < 10
+    assert "outside its hours" not in answer.text, "what nodes write is for operators"
+    assert (listed.id, listed.model_extra) == (
+        "tiny",
+        {
+            "available": False,
+            "unavailable_reason": listed.to_dict()["unavailable_reason"],
+            "back_at": opens,
+        },
+    )
     begin, end = now - timedelta(hours=2), now + timedelta(hours=2)
     await fabric.join(engine.url, name="other", schedule=(f"{begin:%H:%M}-{end:%H:%M}",))
     assert await ask(fabric) == 200
+
+
+async def test_what_waits_when_its_last_node_is_paused_is_refused_at_once(
+    tmp_path: Path, engine: ScriptedEngine
+) -> None:
+    gate = asyncio.Event()
+    engine.plan = Plan(chunks=["begun", gate, "ended"])
+    async with Fabric(tmp_path) as fabric, fabric.openai(max_retries=0) as client:
+        node = await fabric.join(engine.url, slots=1)
+        stream = await client.chat.completions.create(model="tiny", messages=[], stream=True)
+        running = aiter(stream)
+        await anext(running)
+        waiting = asyncio.create_task(client.chat.completions.create(model="tiny", messages=[]))
+        await until(lambda: fabric.app.data_plane.admission.waiting == 1)
+        control.update(node.config.data, paused=True, until=time.time() + 600)
+        async with asyncio.timeout(10):
+            with pytest.raises(openai.InternalServerError) as refused:
+                await waiting
+        assert refused.value.code == "no_capacity"
+        assert 590 <= int(refused.value.response.headers["retry-after"]) <= 600
+        gate.set()
+        assert len([chunk async for chunk in running]) > 0
 
 
 async def test_while_others_use_the_gpu_or_power_is_out_a_node_is_paused(

@@ -235,6 +235,21 @@ def test_reports_of_older_and_newer_peers_are_read():
     assert b"digest" not in messages.encode(messages.ModelReport("m")), "as it was before"
 
 
+def test_pauses_of_older_and_newer_nodes_are_read_and_bounded():
+    plain = {"name": "e", "kind": "ollama", "healthy": False, "slots": 0, "models": []}
+
+    def read(**more: Any) -> messages.EngineReport:
+        payload = messages.encode({"type": "engines", "engines": [{**plain, **more}]})
+        return messages.decoder(messages.Engines).decode(payload).engines[0]
+
+    assert (read().paused, read().back_at) == (False, 0.0)
+    assert read(paused=True, back_at=1_800_000_000, until_when="dusk").back_at == 1_800_000_000.0
+    assert b"back_at" not in messages.encode(messages.EngineReport("e", "ollama", True, 1, []))
+    for wrong in (-1.0, 1e18, float("nan"), float("inf"), "soon", None):
+        with pytest.raises(messages.UNREADABLE):
+            read(paused=True, back_at=wrong)
+
+
 def test_a_peer_can_t_send_the_largest_messages_all_the_time():
     link, now, passed = Link(now=0.0, rng=Random(1)), 0.0, 0
     model = messages.ModelReport("m" * 250, capabilities=["c" * 250] * 32)

@@ -152,6 +152,14 @@ async def test_any_other_engine_is_known_by_its_model_list_alone(
     assert [model.name for model in report.models] == ["a", "b"]
 
 
+async def test_another_fabric_s_models_that_can_t_be_used_now_are_left_out(
+    session: aiohttp.ClientSession, fakes: list[FakeEngine]
+) -> None:
+    rows = [{"id": "a", "available": False}, {"id": "b"}]
+    report = await report_of(session, fakes, FakeEngine({"/v1/models": {"data": rows}}))
+    assert [model.name for model in report.models] == ["b"]
+
+
 async def test_configured_slots_win(
     session: aiohttp.ClientSession, fakes: list[FakeEngine]
 ) -> None:

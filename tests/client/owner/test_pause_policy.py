@@ -7,11 +7,18 @@ from datetime import datetime
 from typing import Any
 
 from fabric_client.owner.control import Control
-from fabric_client.owner.pause_policy import SETTLE_SECONDS, GpuUse, pause_reason, report_paused
-from fabric_client.owner.schedule import parse_schedule
+from fabric_client.owner.pause_policy import (
+    SETTLE_SECONDS,
+    GpuUse,
+    find_back_at,
+    pause_reason,
+    report_paused,
+)
+from fabric_client.owner.schedule import Schedule, parse_schedule
 from protocol.messages import EngineReport, ModelReport
 
 LONG_AGO = -math.inf
+NO_COMMAND = Control()
 
 
 # ── the GPU: its readings are arguments, for no game can be started here ──────────────────────
@@ -107,12 +114,36 @@ def test_a_pause_ends_by_itself() -> None:
     assert reason(control=said, now=until) is None
 
 
+def test_when_a_pause_ends_follows_from_the_command_and_the_hours() -> None:
+    nights, always = parse_schedule(["22:00-08:00"]), parse_schedule([])
+    noon = datetime(2026, 6, 1, 12).timestamp()
+    night = datetime(2026, 6, 1, 22).timestamp()
+
+    def back(control: Control = NO_COMMAND, schedule: Schedule = nights) -> float:
+        return find_back_at(noon, control, schedule)
+
+    def until(at: float | None) -> Control:
+        return Control(paused=True, until=at)
+
+    assert back() == night
+    assert back(until(noon + 3600), always) == noon + 3600
+    assert back(until(noon + 3600)) == night, "its hours begin later than the command ends"
+    assert back(until(night + 60)) == night + 60
+    morning = datetime(2026, 6, 2, 9).timestamp()
+    assert back(until(morning)) == datetime(2026, 6, 2, 22).timestamp()
+    assert back(until(noon - 1), always) == 0.0, "what pauses it then is a sensor"
+    for endless in (None, math.inf, 1e18, noon + 400 * 86_400):
+        assert back(until(endless)) == 0.0
+
+
 def test_the_server_is_told_that_nothing_answers_but_not_what_is_down_anyway() -> None:
     well = EngineReport("ollama", "ollama", True, 4, [ModelReport("tiny")])
     down = EngineReport("vllm", "vllm", False, 0, [], "it does not answer")
     assert report_paused([well, down], None) == [well, down]
-    told = report_paused([well, down], "paused: on battery")
+    told = report_paused([well, down], "paused: on battery", 1_800_000_000.0)
     assert told[0] == EngineReport(
-        "ollama", "ollama", False, 0, [ModelReport("tiny")], "paused: on battery"
+        *("ollama", "ollama", False, 0, [ModelReport("tiny")], "paused: on battery"),
+        paused=True,
+        back_at=1_800_000_000.0,
     )
     assert told[1] == down

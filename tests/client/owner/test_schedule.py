@@ -144,3 +144,45 @@ def test_an_hour_that_is_skipped_does_not_come_and_one_that_is_repeated_comes_tw
 def test_a_window_whose_end_is_skipped_ends_all_the_same() -> None:
     assert open_minutes("01:00-02:30", SPRING, BERLIN) == 60
     assert open_minutes("02:30-04:00", SPRING, BERLIN) == 60
+
+
+# ── when it opens ─────────────────────────────────────────────────────────────────────────────
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                "08:00-18:00",
+                "fri 22:00-08:00",
+                "sat-sun 00:00-24:00",
+                "mon 00:00-00:01",
+                "23:59-24:00",
+            ]
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+    st.integers(0, WEEK - 1),
+    st.integers(0, 59),
+)
+def test_it_opens_at_the_next_minute_in_which_it_is_open(
+    windows: list[str], minute: int, second: int
+) -> None:
+    schedule = parse_schedule(windows)
+    wall = MONDAY + timedelta(minutes=minute, seconds=second)
+    if schedule.is_open(wall):
+        return
+    opens = schedule.opens_at(wall)
+    assert schedule.is_open(opens)
+    later = wall.replace(second=0) + timedelta(minutes=1)
+    while later < opens:
+        assert not schedule.is_open(later)
+        later += timedelta(minutes=1)
+    assert later == opens
+
+
+def test_in_an_hour_that_is_repeated_it_opens_at_the_repeated_time() -> None:
+    schedule = parse_schedule(["02:30-03:00"])
+    first, again = (datetime(2026, 10, 25, 2, 10, fold=fold) for fold in (0, 1))
+    assert [schedule.opens_at(wall).fold for wall in (first, again)] == [0, 1]

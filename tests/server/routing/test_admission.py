@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -15,7 +17,7 @@ from fabric_server.dialects.errors import ApiError
 from fabric_server.nodes.registry import Engine
 from fabric_server.routing.admission import Admission, QueueLimits, QueueStats
 from fabric_server.routing.criteria import Priority, Requirements
-from protocol.messages import Figures, RequestHead, ResponseHead
+from protocol.messages import EngineReport, Figures, RequestHead, ResponseHead
 from tests.site import ScriptedNode, Site
 
 
@@ -405,6 +407,74 @@ async def test_whoever_waits_is_served_by_what_comes(what: str) -> None:
             site.node()
     await turn()
     assert "a" in line.order
+
+
+def paused(node: ScriptedNode, back_at: float = 0.0) -> EngineReport:
+    report = node.report(["tiny"], slots=0, healthy=False)
+    return msgspec.structs.replace(report, paused=True, back_at=back_at)
+
+
+@pytest.mark.parametrize("what", ["at once", "when it comes back"])
+async def test_what_waits_is_refused_at_once_when_the_last_node_is_paused(what: str) -> None:
+    site = Site()
+    node, other = site.node(slots=1), site.node(["other"], slots=1)
+    line = FairQueue(site)
+    for name, model in (("runs", "tiny"), ("a", "tiny"), ("b", "tiny"), ("runs too", "other")):
+        await line.join(name, model)
+    await line.join("c", "other")
+    if what == "at once":
+        site.registry.report(node.node, [paused(node, time.time() + 600)])
+    else:
+        link = node.node.link
+        node.leave()
+        await turn()
+        assert not line.tasks["a"].done(), "a lost node can be back at once"
+        node.node.link, node.node.engines = link, {}  # as in a new registration
+        site.registry.add(node.node)
+        site.registry.report(node.node, [paused(node, time.time() + 600)])
+    await turn()
+    for name in ("a", "b"):
+        error = line.tasks[name].exception()
+        assert isinstance(error, ApiError)
+        assert error.code == "no_capacity"
+        assert 590 <= (error.retry_after or 0) <= 600
+    assert site.admission.waiting == 1
+    assert not line.tasks["c"].done()
+    site.registry.report(other.node, [other.report(["other"], slots=2)])
+    await turn()
+    assert line.order == ["runs", "runs too", "c"]
+
+
+async def test_what_another_node_may_serve_goes_on_waiting() -> None:
+    site = Site()
+    node, other = site.node(slots=1), site.node(slots=1)
+    line = FairQueue(site)
+    for name in ("one", "two", "a"):
+        await line.join(name)
+    await line.join("b", "tiny", other.node.id)
+    site.registry.report(node.node, [paused(node)])
+    await turn()
+    assert not line.tasks["a"].done()
+    assert line.tasks["b"].exception() is not None, "the other node was tried already"
+    site.registry.report(node.node, [node.report(["tiny"], slots=2)])
+    await turn()
+    assert line.order == ["one", "two", "a"]
+
+
+async def test_what_ends_its_wait_in_the_same_turn_as_it_is_refused_leaves_nothing() -> None:
+    site = Site()
+    node = site.node(slots=1)
+    line = FairQueue(site)
+    await line.join("runs")
+    await line.join("a")
+    site.registry.report(node.node, [paused(node)])
+    line.tasks["a"].cancel()
+    await turn()
+    assert line.tasks["a"].cancelled()
+    assert site.admission.waiting == 0
+    site.registry.report(node.node, [node.report(["tiny"], slots=1)])
+    line.give_back("runs")
+    assert node.engine.active == 0
 
 
 async def test_a_full_tunnel_holds_up_no_other_engine_of_its_node_for_ever() -> None:
