@@ -35,7 +35,9 @@ AccountOption = Annotated[
 NodeOption = Annotated[str | None, typer.Option(metavar="ID", help="Only those of this node.")]
 ModelOption = Annotated[str | None, typer.Option(metavar="MODEL", help="Only for this model.")]
 Failed = Annotated[bool, typer.Option("--failed", help="Only those that did not end well.")]
-Limit = Annotated[int, typer.Option(min=1, max=MAX_ROWS, help="Show at most so many.")]
+Limit = Annotated[
+    int, typer.Option(metavar="NUMBER", min=1, max=MAX_ROWS, help="Show at most so many.")
+]
 
 
 @store_command
@@ -43,7 +45,7 @@ def requests(
     settings: Config,
     id: Annotated[
         str | None,
-        typer.Argument(metavar="[ID]", help="Show all about one: its answer's x-request-id."),
+        typer.Argument(metavar="ID", help="Show all about one: its answer's x-request-id."),
     ] = None,
     key: KeyOption = None,
     account: AccountOption = None,

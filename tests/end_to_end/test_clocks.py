@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import socket
 import ssl
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.commands import Program, Shell
+from tests.lab.backends import free_port
 from tests.lab.wrong_clock import wrong_clock
 
 RIGHT: dict[str, str] = {}
@@ -26,12 +26,7 @@ def shell(tmp_path: Path) -> Shell:
 @pytest.fixture
 def ports() -> list[str]:
     """Return flags with ports that stay the same over restarts: nodes know them."""
-    with ExitStack() as sockets:
-        flags = []
-        for name in ("control", "proxy", "public", "api"):
-            taken = sockets.enter_context(socket.create_server(("127.0.0.1", 0)))
-            flags.append(f"--{name}-port={taken.getsockname()[1]}")
-        return flags
+    return [f"--{name}-port={free_port()}" for name in ("control", "proxy", "public", "api")]
 
 
 @contextmanager

@@ -116,7 +116,7 @@ async def test_the_official_client_raises_when_a_stream_breaks(
     engine.plan = Plan(chunks=("Hel", "lo"), cut_after=1)
     async with fabric.openai() as client:
         stream = await client.chat.completions.create(**STREAM)  # type: ignore[call-overload]
-        with pytest.raises(openai.APIError, match="lost in the middle"):
+        with pytest.raises(openai.APIError, match="engine failed in the middle"):
             async for _ in stream:
                 pass
 
