@@ -101,11 +101,10 @@ def report_paused(
     """
     if problem is None:
         return list(reports)
-    return [
-        msgspec.structs.replace(
-            report, healthy=False, slots=0, problem=problem[:1024], paused=True, back_at=back_at
-        )
-        if report.healthy
-        else report
-        for report in reports
-    ]
+    told = []
+    for report in reports:
+        down = msgspec.structs.replace(report, healthy=False, paused=True, back_at=back_at)
+        if report.healthy:
+            down = msgspec.structs.replace(down, slots=0, problem=problem[:1024])
+        told.append(down)
+    return told

@@ -117,6 +117,10 @@ class LargeBody:
         if self.parsed is None and "model" in self._values and "stream" in self._values:
             self._decide()
 
+    def drop(self) -> None:
+        """Let go of the text; nothing is fed or taken any more."""
+        self._text = EditedText()
+
     def begin_flow(self, *, announced: bool) -> ParsedBody:
         """Let parts of the body be taken, and return what it asks for.
 
@@ -247,6 +251,10 @@ class LargeForm:
     def feed(self, data: bytes) -> None:
         self._text.add(data)
         self._scanner.feed(data)
+
+    def drop(self) -> None:
+        """Let go of the text; nothing is fed or taken any more."""
+        self._text = EditedText()
 
     def end(self) -> ParsedBody:
         return describe_form(self._scanner.end())

@@ -6,7 +6,7 @@ import asyncio
 from typing import Protocol
 
 from fabric_server.dialects.errors import ApiError
-from fabric_server.dialects.large_body import LargeBody
+from fabric_server.dialects.large_body import LargeBody, LargeForm
 from fabric_server.net.memory_budget import NOBODY, UNCOUNTED, Holding, MemoryBudget
 
 READ_AHEAD = 256 * 1024
@@ -33,8 +33,8 @@ class Body:
     """
 
     __slots__ = ("_beside", "_connection", "_data", "_free", "_holding", "_waiter", "complete",
-                 "discarded", "error", "flowing", "key", "length", "passed_on", "received",
-                 "replay_buffer")  # fmt: skip
+                 "discarded", "error", "key", "length", "passed_on", "reader",
+                 "received", "replay_buffer")  # fmt: skip
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -53,8 +53,8 @@ class Body:
         self.replay_buffer = b""
         """Bytes that were taken and may be needed for another attempt, until an engine has begun
         to answer."""
-        self.flowing: LargeBody | None = None
-        """Reads what is still to be taken, if ``replay_buffer`` has only the beginning."""
+        self.reader: LargeBody | LargeForm | None = None
+        """Reads a large body, and holds what has not been taken of it."""
         self.key = NOBODY
         """Id of the key whose request it is, once that is known: ``owned_by``."""
         self._holding: Holding | None = None
@@ -67,6 +67,12 @@ class Body:
     def read_ahead(self) -> int:
         """Bytes that may be taken from the socket before a handler has asked for them."""
         return READ_AHEAD if self.key else UNCOUNTED
+
+    @property
+    def flowing(self) -> LargeBody | None:
+        """The reader of what is still to be taken, if ``replay_buffer`` has only the beginning."""
+        reader = self.reader
+        return reader if isinstance(reader, LargeBody) and reader.flows else None
 
     @property
     def buffered(self) -> int:
@@ -149,6 +155,18 @@ class Body:
         if self._holding is not None:
             self._holding.release()
             self._free, self._beside = UNCOUNTED, 0
+
+    def drop(self) -> None:
+        """Let go of all that is held, at the request's end.
+
+        Tracebacks and callbacks make circles with the body, so it may be long until the garbage
+        collector comes round to it.
+        """
+        self._data.clear()
+        self.replay_buffer = b""
+        if self.reader is not None:
+            self.reader.drop()
+        self.release()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -122,7 +122,7 @@ class Connection(asyncio.Protocol):
         self._transport = None
         self._output.close()
         for request in self._queue:
-            request.body.release()
+            request.body.drop()
         self._queue.clear()
         self._parser.close()
         if self._current is not None:
@@ -266,7 +266,7 @@ class Connection(asyncio.Protocol):
             elif not response.finished:
                 response.abort()
         finally:
-            request.body.release()
+            request.body.drop()
 
     def can_discard_rest(self, body: Body) -> bool:
         """Return whether reading the rest of an unwanted body is cheaper than a new connection."""

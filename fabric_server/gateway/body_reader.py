@@ -30,18 +30,17 @@ async def read_body(
     body, endpoint = request.body, request.endpoint or CHAT
     data = body.take()
     if not body.complete and len(data) <= WHOLE_BODY:
-        more = bytearray(data)  # not a list: a piece may be one byte
-        while not body.complete and len(more) <= WHOLE_BODY:
-            await body.more()
-            more += body.take()
-        data = bytes(more)
+        data = await _read_beginning(body, data)
     if len(data) > WHOLE_BODY:
+        body.put_back(data)
         if endpoint.form:
-            return await _read_large_form(request, data), None
-        large = LargeBody(endpoint, media.scanner(endpoint))
+            del data  # as long as this waits, it would be held twice
+            return await _read_large_form(request), None
+        large = body.reader = LargeBody(endpoint, media.scanner(endpoint))
         # What replaces URLs has room in a whole body only.
         to_end = to_end or media.concerns(data[:WHOLE_BODY], endpoint)
-        return await _read_large(body, large, data, to_end=to_end), large
+        del data
+        return await _read_large(body, large, to_end=to_end), large
     parsed = parse_body(data, endpoint, request.headers.get(b"content-type", b""))
     if parsed.options is not None:
         start, stop = (await _find_places(data))["stream_options"]
@@ -53,15 +52,22 @@ async def read_body(
     return parsed, None
 
 
-async def _read_large(body: Body, large: LargeBody, data: bytes, *, to_end: bool) -> ParsedBody:
+async def _read_beginning(body: Body, data: bytes) -> bytes:
+    """Read on to the end, or until the body is a large one."""
+    more = bytearray(data)  # not a list: a piece may be one byte
+    while not body.complete and len(more) <= WHOLE_BODY:
+        await body.more()
+        more += body.take()
+    return bytes(more)
+
+
+async def _read_large(body: Body, large: LargeBody, *, to_end: bool) -> ParsedBody:
     """Read JSON until it can flow, or to its end if it must not."""
-    complete = body.complete
-    await feed_slices(large, data)
-    del data
+    complete = await _read_more(body, large)
     while not complete:
         if large.can_flow and not to_end and not large.has_references:
             parsed = large.begin_flow(announced=body.length is not None)
-            body.replay_buffer, body.flowing = large.take(), large
+            body.replay_buffer = large.take()
             return parsed
         complete = await _read_more(body, large)
     parsed = large.end()
@@ -69,11 +75,10 @@ async def _read_large(body: Body, large: LargeBody, data: bytes, *, to_end: bool
     return parsed
 
 
-async def _read_large_form(request: Request, data: bytes) -> ParsedBody:
-    body, complete = request.body, request.body.complete
-    form = LargeForm(request.headers.get(b"content-type", b""))
-    await feed_slices(form, data)
-    del data
+async def _read_large_form(request: Request) -> ParsedBody:
+    body = request.body
+    form = body.reader = LargeForm(request.headers.get(b"content-type", b""))
+    complete = await _read_more(body, form)
     while not complete:
         complete = await _read_more(body, form)
     parsed = form.end()

@@ -95,10 +95,7 @@ class Gateway:
             with self._keepalive(record, endpoint):
                 await self._forward(record, endpoint, options)
         except (Exception, asyncio.CancelledError) as error:
-            reported = record.fail(error)
-            if reported is error:
-                raise
-            raise reported from None
+            raise record.fail(error) from None
         finally:
             self.active.remove(record)
             self._ledger.write(record)

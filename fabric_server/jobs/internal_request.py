@@ -162,7 +162,7 @@ class InternalClient:
             if buffer.error is None or task is None or task.uncancel():
                 raise
         finally:
-            request.body.release()
+            request.body.drop()
             buffer.holding.release()
         if buffer.error is not None:
             return error_response(buffer.error, internal.id)

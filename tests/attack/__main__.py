@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.attack.attacks import ATTACKS
 from tests.attack.namespace import enter_namespace, set_up_namespace
-from tests.attack.stage import Stage, as_word, program, stage, watched
+from tests.attack.stage import KEY_MEMORY, Stage, as_word, program, stage, watched
 
 RATE = 40.0
 """Requests per second of the user beside the attack."""
@@ -22,8 +22,9 @@ FACTOR = 2.0
 """Limit of the user's p99 beside an attack, in multiples of the same user's alone."""
 FLOOR = 0.010
 """Seconds; a p99 below is good whatever it is alone."""
-HEADROOM = 600 * 2**20
-"""Limit of the memory that an attack may cost the server, in bytes."""
+HEADROOM = KEY_MEMORY * 3 // 2
+"""Limit of the memory that an attack may cost the server, in bytes: what one key may hold, and what
+the allocator makes of it."""
 
 
 async def measure(on: Stage, name: str, seconds: float) -> dict[str, Any]:

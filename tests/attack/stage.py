@@ -19,6 +19,11 @@ from tests.stack import Alone, Process
 
 DESCRIPTORS = 1024
 SLOTS = 64
+KEY_MEMORY = 256 * 2**20
+"""Bytes that the requests of one key may hold: ``bodies_limit_per_key``."""
+
+
+_SETTINGS = {"bodies_limit_per_key": str(KEY_MEMORY)}
 
 
 class Stack(Alone):
@@ -55,7 +60,9 @@ class Stage:
 @asynccontextmanager
 async def stage(directory: Path, **settings: str) -> AsyncIterator[Stage]:
     async with AsyncExitStack() as exits:
-        stack = await exits.enter_async_context(Stack(directory, host="0.0.0.0", **settings))
+        stack = await exits.enter_async_context(
+            Stack(directory, host="0.0.0.0", **_SETTINGS, **settings)
+        )
         engine = await exits.enter_async_context(_engine())
         node = await stack.join(engine, "attic", "--slots", str(SLOTS))
         keys = {}

@@ -161,6 +161,7 @@ async def test_a_revoked_node_is_cut_off_at_once_and_told_for_good(
             await gone.task
     fabric.nodes.remove(gone)
     assert fabric.app.control_plane.registry.node(gone.id) is None
+    assert fabric.app.control_plane.registry.departed_models() == set(), "it does not come back"
     assert await answers(fabric)
     assert await complaint(gone.config.data) == "for good: this node was revoked"
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import tracemalloc
 from random import Random
 from typing import Any
 
@@ -217,3 +219,36 @@ async def test_after_any_mix_of_outcomes_nothing_is_counted(seed: int) -> None:
     await turns(50)
     assert site.memory.held == 0
     assert site.edge.connections == 0
+
+
+@pytest.mark.parametrize("end", ["hang-up", "bad JSON", "no such model", "answered"])
+async def test_a_large_body_is_gone_with_its_request_before_garbage_is_collected(end: str) -> None:
+    site = Site()
+    node, user = site.node(), site.user()
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        user.send(request("POST", CHAT, b"", **{**site.key, "content_length": str(6 * MIB)}))
+        user.send(b'{"messages":["' + b"x" * (4 * MIB))
+        await settle(user)
+        assert tracemalloc.get_traced_memory()[0] > 4 * MIB
+        if end == "hang-up":
+            user.hang_up()
+        elif end == "bad JSON":
+            user.send(b'"}}}' + b" " * 1000)
+            assert (await user.answer()).status == 400
+        else:
+            model = "tiny" if end == "answered" else "none"
+            rest = b'"],"model":"%s"' % model.encode()
+            user.send(rest + b" " * (2 * MIB - len(rest) - 15) + b"}")
+            if end == "answered":
+                (await node.call()).answer(200, b"{}")
+            assert (await user.answer()).status == (200 if end == "answered" else 404)
+        await turns(400)
+        assert site.memory.held == 0
+        del user
+        assert tracemalloc.get_traced_memory()[0] < MIB
+    finally:
+        tracemalloc.stop()
+        gc.enable()
