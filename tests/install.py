@@ -22,7 +22,6 @@ from runtime.version import VERSION
 ROOT = Path(__file__).parents[1]
 ROOTS = ROOT / ".cache" / "roots"
 SUITES = {"12": "bookworm", "13": "trixie"}
-MIRROR = "http://deb.debian.org/debian"
 CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
 ENVIRON = {
     "HOME": "/root",
@@ -88,7 +87,7 @@ def base(number: str) -> Path:
         shutil.rmtree(root, ignore_errors=True)
         root.mkdir(parents=True)
         command = ["debootstrap", "--variant=minbase", "--include=ca-certificates"]
-        _run([*command, SUITES[number], str(root), MIRROR])
+        _run([*command, SUITES[number], str(root)])
         (root / ".complete").touch()
     return root
 

@@ -48,7 +48,7 @@ class NotOffered(Exception):
 
 class Admitted(NamedTuple):
     body: bytes
-    """It names the model once; a form has the engine's name already."""
+    """The request's body, which names the model once; in a form it is the engine's name already."""
     asked: str
     own: str
     """The name by which the engine is asked."""

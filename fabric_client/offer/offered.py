@@ -75,7 +75,7 @@ class Offered:
 
 
 NOTHING = Offered([], {}, {}, chosen=False)
-"""Of an engine that has not said what it has."""
+"""The offer of an engine that has not said what it has."""
 
 
 def choose(

@@ -60,7 +60,7 @@ class Agent:
         self._on_change = on_change
         self._slots = SlotReports(context.forwarder, self._send_reports)
         self._has_next_key = context.identity.keys.uses_next
-        """This agent's connections use a key that the server may not know yet."""
+        """True if this agent's connections use a key that the server may not know yet."""
         self._loop = asyncio.get_running_loop()
         self._link: LinkDriver | None = None
         self._answer: asyncio.Future[Registered | LinkClosed] = self._loop.create_future()

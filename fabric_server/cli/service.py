@@ -86,7 +86,7 @@ def _service(settings: Config, machine: Machine, system: bool | None, user: str 
     data = settings.data.absolute()
     if dict((name, source) for name, _, source in describe(settings))["data"] == "default":
         data = choose_data(NAME, data, machine, system=system, has_data=has_authority)
-    # As the service will read them: its directory may hold a settings file.
+    # Settings are read as the service will read them: its directory may hold a settings file.
     file = chosen_file(settings)
     own = read(Config, PREFIX, environ={}, flags={"data": str(data)}, file=file)
     return _described(own, system, user, file)

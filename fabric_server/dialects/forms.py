@@ -56,7 +56,7 @@ class FormScanner:
         self._mark = b"\r\n--" + (found[1] or found[2])
         self._text = bytearray(b"\r\n")  # the first boundary has no line before it
         self._offset = -2
-        """Of the text that is kept."""
+        """Where the text that is kept begins in the body."""
         self._searched = 0
         """Bytes of the text that were searched, and where what is searched for does not begin."""
         self._parts = 0

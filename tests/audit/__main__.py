@@ -1,4 +1,4 @@
-"""``python -m tests.audit [LOCK …]``: look the locked versions up in OSV's data, or PyPI's copy.
+"""``python -m tests.audit [LOCK …]``: look the locked versions up in OSV's data or an index's.
 
 Exit codes: 0 nothing is known, or nobody could be asked, which is said; 1 a version has a known
 vulnerability.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 import urllib.error
@@ -18,7 +19,6 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
 OSV = "https://api.osv.dev/v1/querybatch"
-PYPI = "https://pypi.org/pypi"
 SECONDS = 20.0
 
 ACCEPTED: dict[str, str] = {}
@@ -57,7 +57,7 @@ def ask_osv(url: str, wanted: Sequence[Pin]) -> dict[Pin, list[str]]:
     }
 
 
-def ask_pypi(url: str, wanted: Sequence[Pin]) -> dict[Pin, list[str]]:
+def ask_index(url: str, wanted: Sequence[Pin]) -> dict[Pin, list[str]]:
     """Return the same from the index's JSON, in a request for each package."""
     found = {}
     for pin in wanted:
@@ -81,16 +81,30 @@ def _json(url: str, body: bytes | None = None) -> dict[str, Any]:
     return value
 
 
+def _index() -> str:
+    """Return the JSON API beside the index that pip is set to use; empty if it is set to none."""
+    url = os.environ.get("PIP_INDEX_URL", "").rstrip("/")
+    return f"{url.removesuffix('/simple')}/pypi" if url else ""
+
+
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.audit", description=__doc__)
     parser.add_argument("locks", nargs="*", type=Path, help="lock files (default: all of them)")
     parser.add_argument("--osv", default=OSV, help="address of OSV's batch query")
-    parser.add_argument("--pypi", default=PYPI, help="address of the index's JSON API")
+    parser.add_argument(
+        "--index", default=_index(), help="JSON API of a package index (default: that of pip's)"
+    )
     options = parser.parse_args(words)
     locks = options.locks or sorted((*ROOT.glob("*.lock"), *ROOT.glob("tests/lab/**/*.lock")))
     wanted = pins(lock.read_text("utf-8") for lock in locks)
     reasons = []
-    for source, ask, url in (("OSV", ask_osv, options.osv), ("PyPI", ask_pypi, options.pypi)):
+    for source, ask, url in (
+        ("OSV", ask_osv, options.osv),
+        ("the index", ask_index, options.index),
+    ):
+        if not url:
+            reasons.append(f"{source}: no address; set --index, or PIP_INDEX_URL as for pip")
+            continue
         try:
             found = ask(url, wanted)
         except Unreachable as reason:

@@ -1,10 +1,11 @@
-"""``make audit``, asked of a server that answers as OSV and as PyPI do."""
+"""``make audit``, asked of a server that answers as OSV and as a package index do."""
 
 from __future__ import annotations
 
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -48,9 +49,10 @@ class Index(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None: ...
 
 
-@pytest.fixture
-def index() -> Iterator[str]:
-    server = HTTPServer(("127.0.0.1", 0), Index)
+@contextmanager
+def serving(known: dict[str, list[str]], *, osv: bool) -> Iterator[str]:
+    handler = type("Handler", (Index,), {"known": known, "serves_osv": osv})
+    server = HTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     try:
@@ -68,27 +70,24 @@ def test_pins_are_read_from_lock_files() -> None:
 @pytest.mark.parametrize("osv", [True, False])
 @pytest.mark.parametrize("known", [{}, {"aiohttp": ["PYSEC-1"]}])
 def test_a_known_vulnerability_fails_the_audit(
-    index: str,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     osv: bool,
     known: dict[str, list[str]],
 ) -> None:
-    monkeypatch.setattr(Index, "known", known)
-    monkeypatch.setattr(Index, "serves_osv", osv)
     lock = tmp_path / "requirements.lock"
     lock.write_text(LOCK)
-    code = main([str(lock), "--osv", f"{index}/v1/querybatch", "--pypi", index])
+    with serving(known, osv=osv) as index:
+        code = main([str(lock), "--osv", f"{index}/v1/querybatch", "--index", index])
     said = capsys.readouterr().out
     assert code == bool(known)
     assert ("aiohttp 3.0.0: PYSEC-1" in said) is bool(known)
-    assert f"(from {'OSV' if osv else 'PyPI'})" in said
+    assert f"(from {'OSV' if osv else 'the index'})" in said
 
 
 def test_an_audit_without_data_says_so_and_fails_nothing(
-    index: str, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     nowhere = "http://127.0.0.1:1"
-    assert main(["--osv", nowhere, "--pypi", nowhere]) == 0
+    assert main(["--osv", nowhere, "--index", nowhere]) == 0
     assert "NOT AUDITED" in capsys.readouterr().out
