@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 from fabric_client.translation import RequestTranslator, messages, native_filters, responses
 from fabric_client.translation.lenient_json import get_object, get_text
@@ -79,7 +80,7 @@ def _translators(kind: str, clock: Callable[[], int]) -> dict[str, tuple[str, Re
     chat = "/v1/chat/completions"
     translators: dict[str, tuple[str, RequestTranslator]] = {
         "/v1/messages": (chat, messages.translate),
-        "/v1/responses": (chat, responses.translate),
+        "/v1/responses": (chat, partial(responses.translate, clock=clock)),
         "/api/chat": (chat, ollama.chat),
         "/api/generate": (chat, ollama.generate),
         "/api/embed": ("/v1/embeddings", ollama.embed),

@@ -98,6 +98,12 @@ def require_count(value: Any, param: str) -> int:
     return value
 
 
+def require_number(value: Any, param: str) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise invalid(param, "must be a number")
+    return value
+
+
 def require_choice(value: Any, param: str, choices: Iterable[str]) -> str:
     if not isinstance(value, str) or value not in choices:
         raise invalid(param, f"must be one of {', '.join(choices)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -21,6 +22,10 @@ _TEXT_DELTA = (
     b'"sequence_number":%d,"output_index":%d,"item_id":%b,"content_index":0,"delta":%b,'
     b'"logprobs":[]}\n\n'
 )
+_REFUSAL_DELTA = (
+    b'event: response.refusal.delta\ndata: {"type":"response.refusal.delta",'
+    b'"sequence_number":%d,"output_index":%d,"item_id":%b,"content_index":0,"delta":%b}\n\n'
+)
 _REASONING_DELTA = (
     b'event: response.reasoning_text.delta\ndata: {"type":"response.reasoning_text.delta",'
     b'"sequence_number":%d,"output_index":%d,"item_id":%b,"content_index":0,"delta":%b}\n\n'
@@ -35,10 +40,14 @@ _ARGUMENTS_DELTA = (
 class ResponsesEncoder:
     """``fabric_client.translation.chat.AnswerEncoder``."""
 
-    def __init__(self, echo: Json, tools: OfferedTools) -> None:
-        """``echo``: the fields of the request that answers repeat, kept as text: some are large."""
+    def __init__(self, echo: Json, tools: OfferedTools, clock: Callable[[], int]) -> None:
+        """``echo``: the fields of the request that answers repeat, kept as text: some are large.
+
+        ``clock`` returns nanoseconds since 1970.
+        """
         self._echo: Json = {name: msgspec.Raw(_json(value)) for name, value in echo.items()}
         self._tools = tools
+        self._clock = clock
         self._id = ""
         self._sequence_number = 0
         """The number of the next event."""
@@ -91,8 +100,10 @@ class ResponsesEncoder:
             encoded = self._end_calls()
         if thinking := delta.thinking:
             encoded += self._piece("reasoning", "rs", thinking, _REASONING_DELTA)
-        if text := delta.content or delta.refusal:
+        if text := delta.content:
             encoded += self._piece("message", "msg", text, _TEXT_DELTA)
+        if refusal := delta.refusal:
+            encoded += self._piece("refusal", "msg", refusal, _REFUSAL_DELTA)
         if delta.tool_calls or delta.function_call:
             for part in self._sequencer.feed(delta.calls):
                 encoded += self._call_part(part)
@@ -169,6 +180,8 @@ class ResponsesEncoder:
         at = {"item_id": item.id, "output_index": len(self._output), "content_index": 0}
         if item.kind == "reasoning":
             return self._event("response.reasoning_text.done", **at, text=text)
+        if item.kind == "refusal":
+            return self._event("response.refusal.done", **at, refusal=text)
         return self._event("response.output_text.done", **at, text=text, logprobs=[])
 
     def _part_event(self, name: str, item: OutputItem, text: str) -> bytes:
@@ -209,14 +222,18 @@ class ResponsesEncoder:
 
     def _read_head(self, chunk: Chunk) -> None:
         self._id = f"resp_{chunk.id.removeprefix('chatcmpl-') or chunk.created}"
-        self._created = chunk.created
+        self._created = chunk.created or self._now()
         if chunk.model:
             self._echo["model"] = chunk.model
+
+    def _now(self) -> int:
+        return self._clock() // 1_000_000_000
 
     def _finished(self) -> Json:
         reason = _INCOMPLETE.get(self._finish or "")
         if reason is None:
-            return self._response("completed")
+            now = max(self._now(), self._created)  # the engine's clock may be another
+            return self._response("completed") | {"completed_at": now}
         return self._response("incomplete") | {"incomplete_details": {"reason": reason}}
 
     def _response(self, status: str) -> Json:
@@ -224,6 +241,7 @@ class ResponsesEncoder:
             "id": self._id or "resp_0",
             "object": "response",
             "created_at": self._created,
+            "completed_at": None,
             "status": status,
             "error": None,
             "incomplete_details": None,

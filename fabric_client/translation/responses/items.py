@@ -12,7 +12,7 @@ CALL_PREFIXES = {"function_call": "fc", "custom_tool_call": "ctc", "tool_search_
 
 
 class OutputItem:
-    """An item that is still growing: reasoning, a message or a call."""
+    """An item that is still growing: reasoning, a message, a refusal or a call."""
 
     __slots__ = ("call_id", "encoded_id", "id", "kind", "pieces", "tool")
 
@@ -29,9 +29,11 @@ class OutputItem:
         return "".join(self.pieces)
 
     def part(self, text: str) -> Json:
-        """Return the content part of reasoning or a message."""
+        """Return the content part of reasoning, a message or a refusal."""
         if self.kind == "reasoning":
             return {"type": "reasoning_text", "text": text}
+        if self.kind == "refusal":
+            return {"type": "refusal", "refusal": text}
         return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
     def describe_begun(self) -> Json:
@@ -45,8 +47,8 @@ class OutputItem:
         item: Json = {"id": self.id, "type": self.kind, "status": status}
         if self.kind == "reasoning":
             return item | {"summary": [], "content": content}
-        if self.kind == "message":
-            return item | {"role": "assistant", "content": content}
+        if self.kind in ("message", "refusal"):
+            return item | {"type": "message", "role": "assistant", "content": content}
         item |= {"call_id": self.call_id or self.id, "name": self.tool.name}
         if self.kind == "tool_search_call":
             del item["name"]

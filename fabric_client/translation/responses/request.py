@@ -6,14 +6,15 @@ whole conversation, as with ``store: false`` at OpenAI.
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from collections.abc import Callable
 
 from fabric_client.translation import TranslatedRequest
 from fabric_client.translation.chat import PATH, ChatTranslator
 from fabric_client.translation.lenient_json import Json
 from fabric_client.translation.responses.conversation import chat_messages
 from fabric_client.translation.responses.encoder import ResponsesEncoder
-from fabric_client.translation.responses.tools import ToolSet
+from fabric_client.translation.responses.tools import ToolSet, describe_tools
 from fabric_client.translation.validation import (
     add_template_switches,
     encode_body,
@@ -26,6 +27,7 @@ from fabric_client.translation.validation import (
     require_choice,
     require_count,
     require_list,
+    require_number,
     require_object,
     require_text,
 )
@@ -47,13 +49,17 @@ IGNORED = frozenset(
     }
 )
 """Hints, and fields about what OpenAI stores or runs."""
-_ECHOED = ("prompt_cache_key", "safety_identifier", "user")
+_ECHOED = ("max_tool_calls", "prompt_cache_key", "safety_identifier", "user")
+_SAMPLING = {"temperature": 1.0, "top_p": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+"""Fields that are the same in both APIs, and what answers say for those that are not given: what
+OpenAI documents as their default.  The engine's default, which it does not tell, may be another."""
 _TRANSLATED = frozenset(
     {
         "background",
         "chat_template_kwargs",
         "context_management",
         "conversation",
+        "frequency_penalty",
         "include",
         "input",
         "instructions",
@@ -61,6 +67,7 @@ _TRANSLATED = frozenset(
         "model",
         "moderation",
         "parallel_tool_calls",
+        "presence_penalty",
         "previous_response_id",
         "prompt",
         "reasoning",
@@ -78,8 +85,8 @@ _EFFORTS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", 
 """Every engine knows low, medium and high only; ``none`` is a switch of the chat template."""
 
 
-def translate(body: bytes) -> TranslatedRequest:
-    """Translate ``POST /v1/responses``."""
+def translate(body: bytes, clock: Callable[[], int] = time.time_ns) -> TranslatedRequest:
+    """Translate ``POST /v1/responses``; ``clock`` returns nanoseconds since 1970."""
     request = parse_body(body)
     _reject_unsupported(request)
     chat: Json = {"model": require_text(request.get("model"), "model")}
@@ -92,9 +99,9 @@ def translate(body: bytes) -> TranslatedRequest:
         if request.get("parallel_tool_calls") is not None:
             parallel = require_bool(request["parallel_tool_calls"], "parallel_tool_calls")
             chat["parallel_tool_calls"] = parallel
-    for name in ("temperature", "top_p"):
+    for name in _SAMPLING:
         if request.get(name) is not None:
-            chat[name] = request[name]
+            chat[name] = require_number(request[name], name)
     if request.get("max_output_tokens") is not None:
         chat["max_tokens"] = require_count(request["max_output_tokens"], "max_output_tokens")
     if request.get("user") is not None:
@@ -105,7 +112,7 @@ def translate(body: bytes) -> TranslatedRequest:
         chat["stream"] = True
         chat["stream_options"] = {"include_usage": True}
     pass_unknown_fields(chat, request, _TRANSLATED | IGNORED)
-    encoder = ResponsesEncoder(_echo(request), tools.offered)
+    encoder = ResponsesEncoder(_echo(request), tools.offered, clock)
     return TranslatedRequest(
         PATH, encode_body(chat), ChatTranslator(encoder, stream="stream" in chat)
     )
@@ -158,8 +165,15 @@ def _add_reasoning(request: Json, chat: Json) -> None:
 def _echo(request: Json) -> Json:
     """Return the fields of the request that answers repeat."""
     reasoning = request.get("reasoning") or {}
-    text: dict[str, Any] = {"format": {"type": "text"}} | (request.get("text") or {})
+    given = request.get("text") or {}
+    format = given.get("format") or {"type": "text"}
+    if format["type"] == "json_schema":
+        format = {"description": None, "strict": False} | format
     parallel = request.get("parallel_tool_calls")
+    sampling = {
+        name: usual if request.get(name) is None else request[name]
+        for name, usual in _SAMPLING.items()
+    }
     return {
         "model": request["model"],
         "instructions": request.get("instructions"),
@@ -168,12 +182,13 @@ def _echo(request: Json) -> Json:
         "previous_response_id": None,
         "reasoning": {"effort": reasoning.get("effort"), "summary": None},
         "store": False,
-        "temperature": request.get("temperature"),
-        "text": text,
+        "text": {**given, "format": format},
         "tool_choice": request.get("tool_choice") or "auto",
-        "tools": request.get("tools") or [],
-        "top_p": request.get("top_p"),
+        "tools": describe_tools(request.get("tools")),
+        "top_logprobs": 0,
         "truncation": "disabled",
         "background": False,
+        "service_tier": "default",
         "metadata": request.get("metadata") or {},
+        **sampling,
     } | {name: request.get(name) for name in _ECHOED}

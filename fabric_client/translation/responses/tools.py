@@ -173,6 +173,15 @@ def engine_name(name: str, namespace: str | None) -> str:
     return f"{namespace}{name}" if namespace.endswith("__") else f"{namespace}__{name}"
 
 
+def describe_tools(tools: Any) -> list[Any]:
+    """Return the request's field ``tools`` as answers repeat it: functions have all their fields.
+
+    A function whose ``strict`` is not given is not one: it is then up to the engine.
+    """
+    absent = {"description": None, "parameters": None, "strict": False}
+    return [absent | tool if tool.get("type") == "function" else tool for tool in tools or []]
+
+
 def custom_arguments(text: str) -> str:
     """Return a custom tool's input as arguments of its function."""
     return msgspec.json.encode({"input": text}).decode()

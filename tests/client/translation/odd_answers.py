@@ -158,7 +158,7 @@ def _responses(status: int, kind: str, data: bytes) -> Told:
     if kind.startswith("application/json"):
         return _response(told, _load(data))
     for event in _events(data):
-        if event["type"] == "response.output_text.delta":
+        if event["type"] in ("response.output_text.delta", "response.refusal.delta"):
             told.text += event["delta"]
         elif event["type"] in ("response.completed", "response.incomplete", "response.failed"):
             streamed, told.text = told.text, ""
@@ -174,7 +174,7 @@ def _response(told: Told, document: Any) -> Told:
         return told
     for item in document["output"]:
         if item["type"] == "message":
-            told.text += "".join(part["text"] for part in item["content"])
+            told.text += "".join(part.get("text") or part["refusal"] for part in item["content"])
         elif item["type"] == "function_call":
             told.calls.append((item["name"], json.loads(item["arguments"])))
     told.complete = document["status"] in ("completed", "incomplete")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import openai
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from fabric_client.translation.responses import translate
+from fabric_client.translation import responses
 from tests.chat_streams import (
     Engine,
     TranslatorCase,
@@ -28,6 +30,8 @@ CALENDAR = {
         {"type": "function", "name": "add", "description": "One.", "parameters": {}},
     ],
 }
+NOW = 1795281800
+translate = partial(responses.translate, clock=lambda: NOW * 1_000_000_000)
 stream_event: TypeAdapter[ResponseStreamEvent] = TypeAdapter(ResponseStreamEvent)
 
 

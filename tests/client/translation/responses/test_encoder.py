@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.responses import Response
 
-from fabric_client.translation.responses import translate
 from tests.chat_streams import (
     REASONING_AND_TEXT,
     TOOL_CALLS,
@@ -35,6 +34,7 @@ from tests.client.translation.responses.common import (
     client,
     stream_event,
     streamed,
+    translate,
 )
 
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from openai.types.responses.response_create_params import ResponseCreateParamsBase
 
 from fabric_client.translation import TranslationError
-from fabric_client.translation.responses import translate
 from fabric_client.translation.responses.request import IGNORED
 from fabric_client.translation.validation import UNTRANSLATABLE_FIELDS
 from tests.chat_streams import (
@@ -24,6 +23,7 @@ from tests.client.translation.responses.common import (
     body,
     chat,
     rejection,
+    translate,
 )
 
 
