@@ -22,15 +22,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from random import Random, SystemRandom
+from typing import Protocol
 
 import aiohttp
 
 from fabric_client.owner import state
 from fabric_server.storage.connect import open_store
 from ledger.records import LedgerEntry
-from tests.engine import Json, Plan, ScriptedEngine
+from tests.engine import BusyEngine, Json, Plan, Request
 from tests.faults import TO_NODE, TO_SERVER, Connection, FaultProxy
-from tests.questions import Seen, Wrong, ask, pieces, question
+from tests.questions import Seen, Wrong, ask, is_question, pieces, question
 from tests.stack import READY, Alone, Process
 
 NODES = 6
@@ -46,14 +47,27 @@ CALM_SECONDS = 60.0
 tries."""
 
 
+class Others(Protocol):
+    """Those who use the fabric beside the users of this module."""
+
+    async def run(self, stack: Alone, manager: str) -> None:
+        """Use it, with a management key, until cancelled."""
+
+    def reply(self, asked: Json) -> Plan:
+        """Return what engines answer them."""
+
+
 class Engines:
     """What all scripted engines answer."""
 
-    def __init__(self, rng: Random, gap: float) -> None:
+    def __init__(self, rng: Random, gap: float, others: Others | None) -> None:
         self._rng = rng
         self._gap = gap
+        self._others = others
 
     def __call__(self, asked: Json) -> Plan:
+        if self._others is not None and not is_question(asked):
+            return self._others.reply(asked)
         gap = self._gap * self._rng.choice((0.0, 0.2, 1.0, 2.0))
         return Plan(
             chunks=pieces(asked),
@@ -131,7 +145,7 @@ class Part:
 
 class NodePart(Part):
     def __init__(
-        self, name: str, engine: ScriptedEngine, proxy: FaultProxy, process: Process, data: Path
+        self, name: str, engine: BusyEngine, proxy: FaultProxy, process: Process, data: Path
     ) -> None:
         super().__init__(name)
         self.engine = engine
@@ -278,7 +292,7 @@ async def fabric(
             name = f"node{number}"
             # Half of them serve both models.
             models = MODELS if number % 2 else MODELS[number // 2 % 2 :][:1]
-            engine = await exits.enter_async_context(ScriptedEngine(models=models, ollama=True))
+            engine = await exits.enter_async_context(BusyEngine(models=models, ollama=True))
             engine.reply = engines
             proxy = await exits.enter_async_context(stack.faults(f"127.0.5.{number + 1}"))
             flags = ("--slots", str(SLOTS))
@@ -296,15 +310,12 @@ async def run(
     streams: int,
     pace: float = 0.7,
     host: str = "127.0.0.1",
-    beside: Callable[[Alone, str], Awaitable[None]] | None = None,
+    beside: Others | None = None,
 ) -> str:
-    """Raises AssertionError; returns a summary.
-
-    ``beside`` runs meanwhile, with the stack and a management key; it is cancelled in the end.
-    """
+    """Raises AssertionError; returns a summary."""
     rng = Random(seed)
     # Some thousand pieces a second, whatever the number of streams, are what two cores can do.
-    engines = Engines(Random(rng.random()), streams / 1500)
+    engines = Engines(Random(rng.random()), streams / 1500, beside)
     async with fabric(directory, engines, host) as (stack, nodes):
         create = ("keys", "create", "crowd")
         made = [await stack.command(*create, *more) for more in ((), ("--failover", "continue"))]
@@ -315,22 +326,20 @@ async def run(
         async with asyncio.TaskGroup() as group:
             for _ in range(streams):
                 group.create_task(users.stay())
-            more = None if beside is None else group.create_task(_alongside(beside(stack, manager)))
+            more = None if beside is None else group.create_task(beside.run(stack, manager))
             await chaos.rage(seconds)
             users.leave()
             if more is not None:
                 more.cancel()
         summary = _summary(users, chaos)
         assert not users.wrong, f"{summary}\nwrong: {users.wrong[:5]}"
+        errors = [error for node in nodes for error in node.engine.errors]
+        assert not errors, f"{summary}\nthe engines of this test have failed: {errors[:5]}"
         await _all_back(stack, nodes, users, manager)
         await _all_idle(stack, nodes, manager)
         await stack.server.stop()  # what its spool held is in the store by now
         summary += "\n" + _account(await _ledger(stack), users.seen)
     return summary
-
-
-async def _alongside(work: Awaitable[None]) -> None:
-    await work
 
 
 def _summary(users: Users, chaos: Chaos) -> str:
@@ -395,10 +404,24 @@ async def _all_idle(stack: Alone, nodes: Sequence[NodePart], manager: str) -> No
                 found[node.name] = told
             running = [one for one in node.engine.requests if one.outcome is None]
             if running:
-                found[f"engine of {node.name}"] = running
-        return found
+                found[f"engine of {node.name}"] = "\n".join(
+                    _told(one, stack, node) for one in running
+                )
+        return "\n".join(f"{name}: {value}" for name, value in found.items())
 
     await _until(busy, 40.0)
+
+
+def _told(request: Request, stack: Alone, node: NodePart) -> str:
+    """Return all that is known of a request at an engine for which nobody should wait any more."""
+    state = "connection ended" if request.hung_up else "connection open"
+    said = [
+        f"{who}: {line}"
+        for who, process in (("server", stack.server), (node.name, node.process))
+        for line in process.lines
+        if request.id and request.id in line
+    ]
+    return "\n".join((f"{request}, {state}, body of {len(request.body)} bytes", *said))
 
 
 async def _ledger(stack: Alone) -> list[LedgerEntry]:

@@ -75,12 +75,14 @@ class Request:
     path: str
     headers: Mapping[str, str]
     """Case-insensitive."""
-    body: bytes = b""
+    body: bytes = field(default=b"", repr=False)
     sent: int = 0
     """Bytes of body written to the connection so far (its buffers may still hold some)."""
     outcome: str | None = None
-    """None while running; "answered", "aborted" by the caller, "cut" or "stopped" by the engine."""
-    _ended: asyncio.Event = field(default_factory=asyncio.Event)
+    """None while running; "answered", "aborted" by the caller, "cut" or "stopped" by the engine,
+    "failed" by a mistake of the test's plan, which is in ``ScriptedEngine.errors``."""
+    _ended: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+    _http: web.Request | None = field(default=None, repr=False)
 
     @property
     def json(self) -> Json:
@@ -90,6 +92,16 @@ class Request:
             form(kind, self.body) if kind.startswith("multipart/") else json.loads(self.body)
         )
         return value
+
+    @property
+    def id(self) -> str:
+        """The request's id at its server."""
+        return self.headers.get("X-Request-ID", "")
+
+    @property
+    def hung_up(self) -> bool:
+        """The connection has ended, whatever the engine makes of it."""
+        return self._http is not None and self._http.transport is None
 
     async def ended(self, timeout: float = 5) -> str:
         """Waits for the outcome, at most `timeout` seconds (then TimeoutError)."""
@@ -131,6 +143,8 @@ class ScriptedEngine:
         self.plan = Plan()
         self.plans: deque[Plan] = deque()
         self.requests: list[Request] = []
+        self.errors: list[Exception] = []
+        """What plans and replies have raised: mistakes of a test."""
         self.reply: Callable[[Json], Plan] | None = None
         """Makes the plan from what is asked, where there is one."""
         self.probes: dict[str, object] = {}
@@ -226,12 +240,12 @@ class ScriptedEngine:
 
     async def _infer(self, http: web.Request) -> web.StreamResponse:
         plan = self.plans.popleft() if self.plans else self.plan
-        request = Request(http.method, http.path, http.headers.copy())
+        request = Request(http.method, http.path, http.headers.copy(), _http=http)
         self.requests.append(request)
         try:
             if plan.hold_body:
                 await plan.hold_body.wait()
-            request.body = await http.read()
+            request.body = await self._read(http)
             if self.reply is not None:
                 plan = self.reply(request.json)
             self._arrived.put_nowait(request)
@@ -240,8 +254,15 @@ class ScriptedEngine:
         except (asyncio.CancelledError, ConnectionError):
             request._end("aborted")
             raise
+        except Exception as error:
+            self.errors.append(error)
+            request._end("failed")
+            raise
         request._end("answered")
         return answer
+
+    async def _read(self, http: web.Request) -> bytes:
+        return await http.read()
 
     async def _answer(self, http: web.Request, request: Request, plan: Plan) -> web.StreamResponse:
         if plan.hold:
@@ -298,6 +319,32 @@ class ScriptedEngine:
             await drop(http, request)
         if done is not None and done == plan.stall_after:
             await asyncio.Event().wait()
+
+
+UNREAD = b'{"model":"","messages":[]}'
+"""What a large body becomes that a ``BusyEngine`` does not keep."""
+
+
+class BusyEngine(ScriptedEngine):
+    """An engine for crowds: ``requests`` has those under way only, and large bodies are dropped, as
+    by an engine that parses in another thread."""
+
+    large = 2**20
+    """Bytes from which a body is dropped as it comes; ``UNREAD`` takes its place."""
+
+    async def _read(self, http: web.Request) -> bytes:
+        self.requests = [one for one in self.requests if one.outcome is None]
+        while not self._arrived.empty():
+            self._arrived.get_nowait()
+        pieces: list[bytes] = []
+        size = 0
+        async for piece in http.content.iter_any():
+            size += len(piece)
+            if size < self.large:
+                pieces.append(piece)
+            else:
+                pieces.clear()
+        return b"".join(pieces) if size < self.large else UNREAD
 
 
 async def drop(http: web.Request, request: Request) -> NoReturn:

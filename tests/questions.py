@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,13 @@ def question(token: str, count: int, *, model: str, stream: bool, padding: int =
     """Return a question; ``padding`` adds so many bytes to it."""
     text = f"{token} {count} {'.' * padding}"
     return {"model": model, "stream": stream, "messages": [{"role": "user", "content": text}]}
+
+
+def is_question(asked: Json) -> bool:
+    """Return whether ``question`` has made it."""
+    messages = asked.get("messages")
+    text = messages[0]["content"] if messages else None
+    return isinstance(text, str) and re.fullmatch(r"\S+ [0-9]+ \.*", text) is not None
 
 
 def pieces(asked: Json) -> list[str]:

@@ -98,13 +98,20 @@ class EngineConnection(asyncio.Protocol):
             self._transport.abort()
 
     def release(self, reusable: bool) -> None:
-        """Put the connection back into its pool, or close it: request and response are over."""
+        """Put the connection back into its pool, or end it: request and response are over.
+
+        An engine that has answered before it took the whole request may never take the rest.
+        """
         self._handler = None
-        if reusable and self.usable:
+        if self._transport is None:
+            return
+        if self._transport.get_write_buffer_size():
+            self._transport.abort()
+        elif reusable and self.usable:
             self.used = True
             self.resume()  # its handler may have paused at the very end
             self._pool.put(self)
-        elif self._transport is not None:
+        else:
             self._transport.close()
 
     @property

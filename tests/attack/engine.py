@@ -8,33 +8,32 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from aiohttp import web
-
-from tests.engine import Plan, ScriptedEngine
-
-LARGE = 64 * 1024
-"""Bytes from which a body is taken in and answered without being parsed, as by an engine that
-parses in another thread."""
+from tests.engine import BusyEngine, Json, Plan
 
 
-def reply(asked: dict[str, Any]) -> Plan:
+def reply(asked: Json) -> Plan:
+    """Return what is answered to users and attackers; a long question gets a long answer."""
     if asked.get("model") == "slow":
         return Plan(chunks=("a", "b"), first_byte_delay=0.5)
+    if _is_long(asked.get("messages")):
+        return Plan(chunks=(LONG,) * 100)
     return Plan(chunks=("Hello", " there"))
 
 
-class AttackedEngine(ScriptedEngine):
+LONG = "word " * 5000
+"""A chunk of a long answer, which is as long as a hundred of them."""
+
+
+def _is_long(messages: Any) -> bool:
+    return bool(messages) and len(messages[0]["content"]) >= len(LONG)
+
+
+class AttackedEngine(BusyEngine):
+    large = 64 * 1024
+
     def __init__(self) -> None:
         super().__init__(models=("tiny", "slow", "other"), ollama=True)
         self.reply = reply
-
-    async def _infer(self, http: web.Request) -> web.StreamResponse:
-        self.requests.clear()  # nobody asks for them, and they hold bodies
-        if (http.content_length or LARGE) < LARGE:
-            return await super()._infer(http)
-        while await http.content.readany():
-            pass
-        return web.json_response({"choices": [], "usage": {"prompt_tokens": 1}})
 
 
 async def main() -> None:

@@ -17,9 +17,11 @@ from random import Random, SystemRandom
 
 from tests import chaos
 from tests.attack.attacks import ATTACKS
+from tests.attack.engine import reply
 from tests.attack.namespace import enter_namespace, set_up_namespace
 from tests.attack.stage import as_word, program
 from tests.attack.wire import HOST, Target
+from tests.engine import Json, Plan
 from tests.stack import Alone
 
 SECONDS = 10.0
@@ -27,11 +29,14 @@ SECONDS = 10.0
 
 
 class Attackers:
-    """One attack after the other, in an order by chance."""
+    """One attack after the other, in an order by chance (``chaos.Others``)."""
 
     def __init__(self, rng: Random) -> None:
         self.done: Counter[str] = Counter()
         self._rng = rng
+
+    def reply(self, asked: Json) -> Plan:
+        return reply(asked)
 
     async def run(self, stack: Alone, manager: str) -> None:
         """Attack until cancelled."""
@@ -69,7 +74,7 @@ def main() -> int:
             seed=options.seed,
             streams=options.streams,
             host=f"127.0.0.1,{HOST}",
-            beside=attackers.run,
+            beside=attackers,
         )
         try:
             print(asyncio.run(work))

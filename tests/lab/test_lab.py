@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -10,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 import aiohttp
 import pytest
 
-from tests.engine import Plan, ScriptedEngine
+from tests.engine import UNREAD, BusyEngine, Json, Plan, ScriptedEngine
 from tests.lab.llama import LlamaServer
 from tests.lab.netlab import NatLab
 
@@ -74,6 +75,43 @@ async def test_scripted_engine_notices_a_hang_up_before_it_answered(
     request = await engine.started()
     asking.cancel()
     await request.aborted()
+
+
+async def test_scripted_engine_ends_a_request_that_its_test_can_not_answer(
+    engine: ScriptedEngine, http: aiohttp.ClientSession
+) -> None:
+    mistake = ValueError("not asked so")
+
+    def reply(asked: Json) -> Plan:
+        raise mistake
+
+    engine.reply = reply
+    async with http.post(f"{engine.url}/v1/completions", json=CHAT) as answer:
+        assert answer.status == 500
+    [request] = engine.requests
+    assert await request.ended() == "failed"
+    assert engine.errors == [mistake]
+
+
+async def test_busy_engine_keeps_no_large_body_and_only_requests_under_way(
+    http: aiohttp.ClientSession,
+) -> None:
+    asked: list[Json] = []
+
+    def reply(question: Json) -> Plan:
+        asked.append(question)
+        return Plan()
+
+    async with BusyEngine() as engine:
+        engine.reply, engine.large = reply, 1000
+        for padding in (0, engine.large):
+            body = {**CHAT, "padding": "x" * padding}
+            async with http.post(f"{engine.url}/v1/completions", json=body) as answer:
+                assert answer.status == 200
+        [last] = engine.requests
+        assert await engine.started() is last
+        assert [last.body, asked] == [UNREAD, [{**CHAT, "padding": ""}, json.loads(UNREAD)]]
+        assert await last.ended() == "answered"
 
 
 @pytest.mark.parametrize("stream", [True, False])
