@@ -8,7 +8,6 @@ from collections.abc import Callable
 import msgspec
 
 from fabric_client.offer.private_text import PrivateText
-from fabric_client.sse import looks_like_events
 from fabric_client.translation import Headers
 from fabric_client.translation.collector import CollectingFilter
 from fabric_client.translation.lenient_json import (
@@ -19,8 +18,6 @@ from fabric_client.translation.lenient_json import (
     get_text,
 )
 
-MAX_ERROR = 256 * 1024
-"""Bytes of an error; of a longer one the rest is left out."""
 MAX_LINE = 4 * 2**20
 """Bytes of a line, or of a document, that is looked at as a whole."""
 
@@ -40,32 +37,6 @@ _OPEN = re.compile(rb'"(?:[a-z_]{0,12}|[a-z_]{4,12}"\s{0,8}(?::\s{0,8}(?:"[^"]{0
 _FROM = re.compile(r"^[ \t]*(?:#[ \t]*)?(?:FROM|ADAPTER)[ \t].*$", re.IGNORECASE | re.MULTILINE)
 """A line of a Modelfile that names a model or an adapter."""
 _ERROR = re.compile(rb'"error"|^error:|"object"\s*:\s*"error"', re.MULTILINE)
-
-
-class ErrorFilter:
-    """Filter of an answer whose status is an error."""
-
-    decided = None
-
-    def __init__(self, private: PrivateText) -> None:
-        self._private = private
-        self._body = bytearray()
-
-    def head(self, status: int, headers: Headers) -> tuple[int, Headers]:
-        return status, [one for one in headers if one[0] != "content-length"]
-
-    def feed(self, data: bytes) -> bytes:
-        if len(self._body) <= MAX_ERROR:
-            self._body += data[: MAX_ERROR + 1]
-        return b""
-
-    def end(self) -> bytes:
-        body = bytes(self._body)
-        if len(body) > MAX_ERROR:
-            message = "The engine's error is too long to be shown."
-            return msgspec.json.encode({"error": {"message": message, "type": "server_error"}})
-        events = looks_like_events(body.lstrip())
-        return _hide_lines(self._private, body) if events else self._private.hide_in(body)
 
 
 class NameFilter:

@@ -2,6 +2,7 @@
 
 places      /home/joe/models/tiny.gguf -> tiny: paths, such as the engine's names for models
 held back   names of models that are not offered, in lists of what an engine has
+addresses   http://127.0.0.1:11434/x, 192.168.1.5:8000, localhost, joes-pc.local
 """
 
 from __future__ import annotations
@@ -24,6 +25,17 @@ _PATH = re.compile(
     re.IGNORECASE,
 )
 """Paths of files, but not those of the public API, which engines name in their errors."""
+_ADDRESS = re.compile(
+    r"\b[a-z][a-z0-9+.-]{1,15}://[^\s\"'`<>]+"
+    r"|(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?::\d+)?(?![\w.]\w)"
+    r"|\[[0-9a-f:.%]*:[0-9a-f:.%]*:[0-9a-f:.%\w]*\](?::\d+)?"
+    r"|(?<![\w:])(?:[0-9a-f]{1,4}:){7}[0-9a-f]{1,4}(?![\w:])"
+    r"|(?<![\w:])(?:[0-9a-f]{1,4}(?::[0-9a-f]{1,4}){0,6})?::(?:[0-9a-f]{1,4}(?::[0-9a-f]{1,4}){0,6})"
+    r"(?:%\w{1,15})?(?![\w:])"
+    r"|(?<![\w.-])(?:localhost|[\w-]{1,63}\.(?:local|lan|home|internal|localdomain))\b(?::\d+)?",
+    re.IGNORECASE,
+)
+"""URLs, and addresses of machines."""
 _LEFT = r"(?<![\w./:-])"
 _RIGHT = r"(?![\w/-]|[.:]\w)"
 
@@ -44,7 +56,7 @@ class PrivateText:
             text = self._hidden.sub(INSTEAD, text)
         for own, public in self._renamed:
             text = text.replace(own, public)
-        return _PATH.sub(_without_folders, text)
+        return _ADDRESS.sub(_without_place, _PATH.sub(_without_folders, text))
 
     def hide_in(self, body: bytes) -> bytes:
         """Return an engine's document, or its text, without them; the same if it has none."""
@@ -70,6 +82,12 @@ class PrivateText:
 
 def _forms(name: str) -> set[str]:
     return {name, name.removesuffix(":latest")}
+
+
+def _without_place(found: re.Match[str]) -> str:
+    url = found[0]
+    ending = url[len(url.rstrip(".,:;!)")) :]
+    return f"(an address){ending}"
 
 
 def _without_folders(found: re.Match[str]) -> str:

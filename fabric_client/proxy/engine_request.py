@@ -8,12 +8,12 @@ from functools import partial
 from typing import Protocol
 
 from fabric_client.offer.admission import NotOffered
+from fabric_client.offer.error_filter import ErrorFilter
 from fabric_client.proxy.decoder import Decoder
 from fabric_client.proxy.off_loop import Failed, end_in_worker, prepare_in_worker
 from fabric_client.proxy.preparation import (
     OFF_LOOP,
     Prepared,
-    filter_error,
     prepare_whole,
 )
 from fabric_client.proxy.request_body import MAX_BODY, MAX_REPLAY, RequestBody
@@ -168,8 +168,8 @@ class EngineRequest:
                 headers = [one for one in headers if one[0] not in left_out]
                 break
         if status >= 400 and self._connection is not None:  # of the engine, not ours
-            offered = self.slot.engine.offered
-            self._response.filter = filter_error(offered, self._response.filter)
+            private = self.slot.engine.offered.private
+            self._response.filter = ErrorFilter(private, self._body.head.path)
         translate = self._response.filter
         if translate is not None:
             if self._body.translated:  # the length in the other dialect is known at the end only

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from fabric_client.offer.admission import admit, with_model
-from fabric_client.offer.name_filter import ErrorFilter, NameFilter, ShowFilter
+from fabric_client.offer.name_filter import NameFilter, ShowFilter
 from fabric_client.offer.offered import Offered
 from fabric_client.reasoning import HEADER, RAW
 from fabric_client.translation import (
@@ -123,11 +123,6 @@ def prepare_offered(
         if path == "/api/show":
             filters = FilterChain(filters, ShowFilter(offered.private))
     return TranslatedRequest(path, body, filters)
-
-
-def filter_error(offered: Offered, then: ResponseFilter | None) -> ResponseFilter:
-    """Return the filter of an engine's error, before the one that the answer has."""
-    return _chain(ErrorFilter(offered.private), then)
 
 
 def _chain(first: ResponseFilter, then: ResponseFilter | None) -> ResponseFilter:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Protocol
 
 import msgspec
@@ -51,13 +50,6 @@ class AnswerEncoder(Protocol):
 
     def encode_error(self, status: int, message: str) -> bytes:
         """Encode the body of an error response."""
-
-
-_CONTEXT_OVERFLOW = re.compile(
-    "maximum context length|context size|context length|context window", re.I
-)
-"""The texts of vLLM, llama-server and Ollama; only llama-server has an error type for it."""
-_MAX_TOKENS_OVERFLOW = re.compile("max_tokens|max_completion_tokens|in the completion")
 
 
 class ChatTranslator:
@@ -243,14 +235,6 @@ def error_text(error: Any) -> str:
     if isinstance(error, dict):
         error = error.get("message") or error.get("detail") or error
     return error if isinstance(error, str) else msgspec.json.encode(error).decode()
-
-
-def is_context_overflow(message: str) -> bool:
-    """Return whether the prompt alone does not fit the model's context.
-
-    False when only prompt and ``max_tokens`` together do not fit.
-    """
-    return bool(_CONTEXT_OVERFLOW.search(message)) and not _MAX_TOKENS_OVERFLOW.search(message)
 
 
 def body_error_text(body: bytes) -> str:

@@ -23,12 +23,10 @@ from fabric_client.translation import (
 from fabric_client.translation.collector import BodyCollector, CollectingFilter
 from fabric_client.translation.lenient_json import (
     Json,
-    decode_object,
     get_object,
     get_objects,
     get_text,
 )
-from fabric_client.translation.messages.errors import encode_error
 from fabric_client.translation.ollama.history import as_ollama_history
 
 _DEVELOPER_ROLE = re.compile(rb'"role"\s*:\s*"developer"')
@@ -126,47 +124,6 @@ def _unchanged(path: str, body: bytes) -> TranslatedRequest:
 def show(body: bytes) -> TranslatedRequest:
     """Hide directories in ``/api/show``: a Modelfile's paths often contain the owner's name."""
     return TranslatedRequest("/api/show", body, _ShowFilter())
-
-
-def messages(path: str) -> RequestTranslator:
-    """Return the translator of an Anthropic path for engines that report errors in OpenAI's
-    format."""
-    return partial(_messages, path)
-
-
-def _messages(path: str, body: bytes) -> TranslatedRequest:
-    return TranslatedRequest(path, body, _ErrorFilter())
-
-
-class _ErrorFilter:
-    """Converts an engine's error to Anthropic's format; everything else passes as it is."""
-
-    decided = None
-
-    def __init__(self) -> None:
-        self._body = BodyCollector()
-        self._status = 200
-
-    def head(self, status: int, headers: Headers) -> tuple[int, Headers]:
-        self._status = status
-        if status < 400:
-            return status, headers
-        kept = [(name, value) for name, value in headers if name == "retry-after"]
-        return status, [("content-type", "application/json"), *kept]
-
-    def feed(self, data: bytes) -> bytes:
-        if self._status < 400:
-            return data
-        self._body.add(data)
-        return b""
-
-    def end(self) -> bytes:
-        if self._status < 400:
-            return b""
-        data = self._body.data
-        if (decode_object(data) or {}).get("type") == "error":
-            return data
-        return encode_error(self._status, get_text(self._body.document(self._status), "error"))
 
 
 class _Base64Encoder:

@@ -32,7 +32,7 @@ _INFERENCE = _BASIC | _RERANK | _AUDIO | _SCORES | _IMAGES
 PUBLIC_PATHS = _INFERENCE | _OLLAMA | _TOKENS | _MESSAGES | {"/v1/responses"}
 """All of them with POST."""
 
-_READ_WHOLE = _RERANK | _SCORES | _IMAGES | {"/v1/responses", "/v1/audio/speech"}
+_READ_WHOLE = _MESSAGES | _RERANK | _SCORES | _IMAGES | {"/v1/responses", "/v1/audio/speech"}
 """Paths whose requests are read whole only because they may have media, see ``media_guard``."""
 _REPEATED = frozenset({"/v1/completions"})
 """Paths whose requests are read whole only because an engine that refuses what the server has added
@@ -67,7 +67,6 @@ def _native_filters(kind: str) -> dict[str, RequestTranslator]:
     return {
         "/v1/chat/completions": native_filters.chat,
         "/v1/embeddings": native_filters.embeddings(kind),
-        **{path: native_filters.messages(path) for path in _MESSAGES},
         **{path: native_filters.ollama(path) for path in _OLLAMA},
         "/api/show": native_filters.show,
         **{path: native_filters.unchanged(path) for path in _READ_WHOLE | _REPEATED},

@@ -1,6 +1,6 @@
 """The errors that the fabric itself answers with; ``error_formats`` puts them into each dialect.
 
-An engine's own errors pass untouched.
+Nodes have put an engine's own errors into the dialect; they pass untouched.
 """
 
 from __future__ import annotations

@@ -154,10 +154,13 @@ async def test_an_unstreamed_answer_cut_short_is_never_a_whole_one(
     assert caught.value.status_code == 502
 
 
-async def test_an_engine_s_4xx_passes_untouched(fabric: Fabric, engine: ScriptedEngine) -> None:
+async def test_an_engine_s_4xx_has_its_words_in_openai_s_form(
+    fabric: Fabric, engine: ScriptedEngine
+) -> None:
     engine.plan = Plan(status=422, error={"error": {"code": 422, "message": "odd", "x": [1]}})
     status, body, _ = await ask(fabric, ASK)
-    assert (status, body) == (422, {"error": {"code": 422, "message": "odd", "x": [1]}})
+    error = {"message": "odd", "type": "invalid_request_error", "param": None}
+    assert (status, body) == (400, {"error": {**error, "code": "invalid_value"}})
     assert len(engine.requests) == 1
     assert (await fabric.ledger())[0].outcome == "engine_error"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from fabric_client.translation.chat import is_context_overflow
+from fabric_client.translation.engine_errors import is_context_overflow
 
 _ERROR_TYPES = {
     400: "invalid_request_error",

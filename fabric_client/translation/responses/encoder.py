@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from fabric_client.translation.chat import is_context_overflow
 from fabric_client.translation.chunks import Chunk, Message, Usage
+from fabric_client.translation.engine_errors import classify
 from fabric_client.translation.lenient_json import Json
 from fabric_client.translation.responses.items import CALL_PREFIXES, OutputItem
 from fabric_client.translation.responses.tools import OfferedTools
@@ -84,7 +84,7 @@ class ResponsesEncoder:
         return encoded + self._event(f"response.{response['status']}", response=response)
 
     def encode_failure(self, message: str) -> bytes:
-        error = {"code": _code(500, message) or "server_error", "message": message}
+        error = {"code": _failure_code(message), "message": message}
         response = self._response("failed") | {"error": error}
         return self._event("response.failed", response=response)
 
@@ -213,10 +213,7 @@ class ResponsesEncoder:
         return _json(self._finished())
 
     def encode_error(self, status: int, message: str) -> bytes:
-        kind = "server_error" if status >= 500 else "invalid_request_error"
-        kind = "rate_limit_error" if status == 429 else kind
-        error = {"message": message, "type": kind, "param": None, "code": _code(status, message)}
-        return _json({"error": error})
+        return _json(classify(status, message).openai())
 
     # ── helpers ───────────────────────────────────────────────────────────────────────────────────
 
@@ -262,7 +259,7 @@ def _usage(usage: Usage) -> Json:
     }
 
 
-def _code(status: int, message: str) -> str | None:
-    if is_context_overflow(message):
-        return "context_length_exceeded"
-    return {404: "model_not_found", 429: "rate_limit_exceeded"}.get(status)
+def _failure_code(message: str) -> str:
+    """Return the code of a response that failed in its middle."""
+    found = classify(500, message)
+    return found.code if found.status < 500 else "server_error"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from fabric_client.offer.name_filter import MAX_ERROR, ErrorFilter, NameFilter, ShowFilter
+from fabric_client.offer.name_filter import NameFilter, ShowFilter
 from fabric_client.offer.private_text import INSTEAD, PrivateText
 
 OWN = "/home/joé/models/tiny.gguf"
@@ -93,50 +93,6 @@ def test_sound_passes_as_it_is() -> None:
     assert names.end() == b""
 
 
-def error(body: bytes) -> bytes:
-    errors = ErrorFilter(PRIVATE)
-    assert errors.head(404, JSON) == (404, JSON[:1])
-    assert errors.feed(body[:9]) == b""
-    assert errors.feed(body[9:]) == b""
-    return errors.end()
-
-
-@pytest.mark.parametrize(
-    ("said", "told"),
-    [
-        (f"can't load {OWN}", "can't load tiny"),
-        ("no '/home/joe/other/mmproj.gguf': missing", "no 'mmproj': missing"),
-        (r"can't open C:\Users\joe\x.gguf.", "can't open x."),
-        ("can't open ~/x/y.bin", "can't open y.bin"),
-        ("file:///home/joe/x.gguf", "x"),
-        ("at /home/joe/.cache/hub/models--Q--W/snapshots/1a2b, sorry", "at Q/W, sorry"),
-        ("try one of: secret:latest, tiny, secret", f"try one of: {INSTEAD}, tiny, {INSTEAD}"),
-        ("secret-2, my-secret and secret:7b are others", None),
-        ("POST /v1/chat/completions is not /metrics", None),
-        ("see https://example.org/docs/errors and 1/2 and/or", None),
-    ],
-)  # fmt: skip
-def test_errors_are_told_without_places_and_names(said: str, told: str | None) -> None:
-    assert PRIVATE.hide(said) == (said if told is None else told)
-    body = json.dumps({"error": {"message": said, "code": 404}}).encode()
-    wanted = {"error": {"message": said if told is None else told, "code": 404}}
-    assert json.loads(error(body)) == wanted
-    assert error(said.encode()).decode() == (said if told is None else told)
-
-
-def test_an_error_without_anything_private_is_as_the_engine_wrote_it() -> None:
-    body = b'{ "error": {"message": "no"} }'
-    assert error(body) == body
-
-
-def test_a_very_long_error_is_cut() -> None:
-    assert b"too long" in error(b"x" * (MAX_ERROR + 2))
-
-
-def test_events_of_an_error_are_read_as_such() -> None:
-    assert error(b'data: {"error":"secret"}\n\n') == b'data: {"error":"(not offered)"}\n\n'
-
-
 def test_what_a_model_was_made_from_is_not_shown_if_it_is_held_back() -> None:
     shown = ShowFilter(PRIVATE)
     assert shown.head(200, JSON) is None
@@ -153,4 +109,3 @@ def test_what_a_model_was_made_from_is_not_shown_if_it_is_held_back() -> None:
 @given(some.binary(max_size=200), some.integers(1, 50))
 def test_no_bytes_break_the_filters(data: bytes, size: int) -> None:
     passed(data, EVENTS, size)
-    error(data)

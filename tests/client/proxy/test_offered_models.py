@@ -193,7 +193,7 @@ async def test_an_error_of_any_engine_tells_no_place_on_the_owner_s_disk() -> No
     async with listed("openai", "open", offer=EVERYTHING) as (engine, node):
         engine.answer = "500 Oops", b'{"error":{"message":"can\'t open /home/joe/x/y.gguf"}}'
         told = await node.ask("/v1/completions", request_to("", "open"))
-        assert told.json == {"error": {"message": "can't open y"}}
+        assert told.json["error"]["message"] == "can't open y"
 
 
 JSON_PATHS = sorted(

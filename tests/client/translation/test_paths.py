@@ -95,37 +95,6 @@ def test_half_an_emoji_is_no_reason_to_refuse_a_question(path: str) -> None:
     assert text == "\ufffd \\ud83d \U0001f600"
 
 
-def native_messages(status: int, body: bytes) -> tuple[int, dict[str, str], bytes]:
-    """What becomes of an engine's own answer to Messages."""
-    asked = native_filters.messages("/v1/messages")(b"{}")
-    assert asked.response_filter is not None
-    told = [("content-type", "application/json"), ("content-length", str(len(body)))]
-    status, headers = asked.response_filter.head(status, told)
-    said = b"".join(asked.response_filter.feed(body[at : at + 7]) for at in range(0, len(body), 7))
-    return status, dict(headers), said + asked.response_filter.end()
-
-
-def test_an_engine_s_error_is_in_the_shape_of_messages_though_the_engine_s_is_openai_s() -> None:
-    words = "request (6426 tokens) exceeds the available context size (4096 tokens)"
-    body = json.dumps({"error": {"code": 400, "message": words}}).encode()
-    status, headers, said = native_messages(400, body)
-    assert status == 400
-    assert "content-length" not in headers
-    error = {"type": "invalid_request_error", "message": f"prompt is too long: {words}"}
-    assert json.loads(said) == {"type": "error", "error": error}
-    assert json.loads(native_messages(503, b"")[2])["error"]["type"] == "overloaded_error"
-
-
-@pytest.mark.parametrize(
-    ("status", "body"),
-    [(200, b'{"error":{}}'), (400, b'{"type":"error", "error":{"type":"x","message":"y"}}')],
-)
-def test_what_has_the_shape_of_messages_passes_as_it_is(status: int, body: bytes) -> None:
-    found, headers, said = native_messages(status, body)
-    assert (found, said) == (status, body)
-    assert ("content-length" in headers) is (status == 200)
-
-
 def test_how_long_a_model_stays_loaded_is_not_for_users_to_say() -> None:
     translate = native_filters.ollama("/api/chat")
     assert (

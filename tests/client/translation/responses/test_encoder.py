@@ -226,13 +226,13 @@ def test_an_error_in_the_middle_fails_the_response():
 @pytest.mark.parametrize(
     ("status", "kind", "code"),
     [
-        (400, openai.BadRequestError, None),
+        (400, openai.BadRequestError, "invalid_value"),
         (404, openai.NotFoundError, "model_not_found"),
         (429, openai.RateLimitError, "rate_limit_exceeded"),
-        (500, openai.InternalServerError, None),
+        (500, openai.InternalServerError, "engine_error"),
     ],
 )
-def test_an_engines_error_has_openais_shape(status: int, kind: type[Any], code: str | None):
+def test_an_engines_error_has_openais_shape(status: int, kind: type[Any], code: str):
     error = b'{"error":{"message":"no","type":"BadRequestError","code":400}}'
     with pytest.raises(kind) as caught:
         client(Engine(translate, error, status)).responses.create(model="m", input="x")
