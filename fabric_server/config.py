@@ -258,8 +258,8 @@ class Config:
     aliases: tuple[str, ...] = field(
         default=(),
         metadata=about(
-            "Public names of models, as public=real|other: the first of the real models with a "
-            "free slot is used."
+            "Public names of models, as public=real|other, or gpt-*=real for all names that fit: "
+            "the first of the real models with a free slot is used."
         ),
     )
     weights: tuple[str, ...] = field(

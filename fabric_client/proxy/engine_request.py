@@ -20,7 +20,7 @@ from fabric_client.proxy.request_body import MAX_BODY, MAX_REPLAY, RequestBody
 from fabric_client.proxy.response_body import ResponseBody
 from fabric_client.proxy.slots import Slot
 from fabric_client.proxy.upstream import EngineConnection, Pool
-from fabric_client.translation import LocalReply
+from fabric_client.translation import LocalReply, token_counts
 from fabric_client.translation.local_reply import error_reply
 from protocol.aio.node import NodeStream
 from protocol.errors import Code
@@ -30,7 +30,9 @@ from runtime.workers import Workers
 
 log = logging.getLogger("fabric.forward")
 
-_RESPONSE_HEADERS = frozenset({"content-type", "content-length", "content-language", "retry-after"})
+_RESPONSE_HEADERS = frozenset(
+    {"content-type", "content-length", "content-language", "retry-after"}
+) | {token_counts.ESTIMATED[0]}
 _REFUSED_FIELDS = frozenset({400, 422})
 """Statuses of engines that refuse a field of the body."""
 

@@ -14,7 +14,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
-from fabric_client.translation import RequestTranslator, messages, native_filters, responses
+from fabric_client.translation import (
+    RequestTranslator,
+    messages,
+    native_filters,
+    responses,
+    token_counts,
+)
 from fabric_client.translation.lenient_json import get_object, get_text
 from fabric_client.translation.ollama import Ollama
 from protocol.messages import ModelReport
@@ -24,15 +30,16 @@ _OLLAMA = frozenset({"/api/chat", "/api/generate", "/api/embed", "/api/embedding
 _RERANK = frozenset({"/rerank", "/v1/rerank", "/v2/rerank"})
 _TOKENS = frozenset({"/tokenize", "/detokenize"})
 _MESSAGES = frozenset({"/v1/messages", "/v1/messages/count_tokens"})
+_RESPONSES = frozenset({"/v1/responses", "/v1/responses/input_tokens"})
 _AUDIO = frozenset({"/v1/audio/transcriptions", "/v1/audio/translations", "/v1/audio/speech"})
 _SCORES = frozenset({"/v1/score", "/score", "/classify", "/pooling", "/v1/moderations"})
 _IMAGES = frozenset({"/v1/images/generations"})
 
 _INFERENCE = _BASIC | _RERANK | _AUDIO | _SCORES | _IMAGES
-PUBLIC_PATHS = _INFERENCE | _OLLAMA | _TOKENS | _MESSAGES | {"/v1/responses"}
+PUBLIC_PATHS = _INFERENCE | _OLLAMA | _TOKENS | _MESSAGES | _RESPONSES
 """All of them with POST."""
 
-_READ_WHOLE = _MESSAGES | _RERANK | _SCORES | _IMAGES | {"/v1/responses", "/v1/audio/speech"}
+_READ_WHOLE = _MESSAGES | _RERANK | _SCORES | _IMAGES | _RESPONSES | {"/v1/audio/speech"}
 """Paths whose requests are read whole only because they may have media, see ``media_guard``."""
 _REPEATED = frozenset({"/v1/completions"})
 """Paths whose requests are read whole only because an engine that refuses what the server has added
@@ -56,7 +63,9 @@ def path_handlers(
     for path, translate in _native_filters(kind).items():
         if path in handlers:
             handlers[path] = translate
-    for path, (required, translate) in _translators(kind, clock).items():
+    for path, (required, translate) in _translators(
+        kind, clock, tokenizes=token_counts.TOKENIZE in handlers
+    ).items():
         if required in handlers:
             handlers.setdefault(path, translate)
     return handlers
@@ -73,7 +82,9 @@ def _native_filters(kind: str) -> dict[str, RequestTranslator]:
     }
 
 
-def _translators(kind: str, clock: Callable[[], int]) -> dict[str, tuple[str, RequestTranslator]]:
+def _translators(
+    kind: str, clock: Callable[[], int], *, tokenizes: bool
+) -> dict[str, tuple[str, RequestTranslator]]:
     """Return for each path the one that the engine must serve for it, and the translator."""
     ollama = Ollama(kind, clock)
     chat = "/v1/chat/completions"
@@ -85,9 +96,11 @@ def _translators(kind: str, clock: Callable[[], int]) -> dict[str, tuple[str, Re
         "/api/embed": ("/v1/embeddings", ollama.embed),
         "/api/embeddings": ("/v1/embeddings", ollama.embeddings),
     }
-    if kind == "vllm":  # the only one that counts the tokens of a conversation
-        translators["/v1/messages/count_tokens"] = ("/tokenize", messages.count_tokens)
-    return translators
+    prompts = {
+        token_counts.MESSAGES: messages.read_prompt,
+        token_counts.RESPONSES: responses.read_prompt,
+    }
+    return translators | token_counts.counters(kind, tokenizes, prompts)
 
 
 # ── paths that engines serve themselves ───────────────────────────────────────────────────────

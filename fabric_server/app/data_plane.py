@@ -148,7 +148,10 @@ def _limits(config: Config) -> Limits:
         header_seconds=config.header_timeout,
         body_rate=config.body_rate,
         keepalive_seconds=config.keepalive_timeout,
-        larger={"/v1/files": config.file_limit + OVERHEAD},
+        larger=dict.fromkeys(
+            ("/v1/files", "/files", "/openai/files", "/openai/v1/files"),
+            config.file_limit + OVERHEAD,
+        ),
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from fabric_server.dialects.error_formats import Dialect
 from fabric_server.metering.events import AudioMeter, MessagesMeter, ResponsesMeter
+from fabric_server.metering.naming import NamingMeter
 from fabric_server.metering.ollama import LinesMeter, ollama_usage
 from fabric_server.metering.ollama_show import ShowMeter
 from fabric_server.metering.openai import BodyMeter, Meter, NoMeter, StreamMeter
@@ -71,6 +72,15 @@ _CHAT = Endpoint(
     prompt_keys=(b'"messages"', b'"prompt"'),
     image_markers=(b'"image_url"', b'"input_image"'),
 )
+_RESPONSES = Endpoint(
+    path="",
+    dialect=Dialect.RESPONSES,
+    buffers_body=True,
+    rejects_state=True,
+    stream_meter=ResponsesMeter,
+    prompt_keys=(b'"instructions"', b'"input"'),
+    image_markers=_CHAT.image_markers,
+)
 _MESSAGES = Endpoint(
     path="",
     dialect=Dialect.ANTHROPIC,
@@ -99,16 +109,8 @@ _ROWS = (
     replace(_CHAT, path="/v1/chat/completions"),
     replace(_CHAT, path="/v1/completions"),
     Endpoint(path="/v1/embeddings", buffers_body=True, capabilities=_EMBEDDINGS, generates=False),
-    Endpoint(
-        path="/v1/responses",
-        dialect=Dialect.RESPONSES,
-        buffers_body=True,
-        rejects_state=True,
-        streams=EVENTS,
-        stream_meter=ResponsesMeter,
-        prompt_keys=(b'"instructions"', b'"input"'),
-        image_markers=_CHAT.image_markers,
-    ),
+    replace(_RESPONSES, path="/v1/responses", streams=EVENTS),
+    replace(_RESPONSES, path="/v1/responses/input_tokens", body_meter=NoMeter, metered=False),
     replace(_MESSAGES, path="/v1/messages", streams=EVENTS),
     replace(_MESSAGES, path="/v1/messages/count_tokens", body_meter=NoMeter, metered=False),
     replace(_AUDIO, path="/v1/audio/transcriptions"),
@@ -137,3 +139,13 @@ CHAT = ENDPOINTS["/v1/chat/completions"]
 SHOW = ENDPOINTS["/api/show"]
 DEFAULT_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
 """Paths that engines are assumed to support when their nodes report none."""
+
+
+def named(endpoint: Endpoint, real: str, asked: str) -> Endpoint:
+    """Return the endpoint with answers in which the model ``real`` has the name ``asked``."""
+    return replace(
+        endpoint,
+        stream_meter=lambda wanted: NamingMeter(endpoint.stream_meter(wanted), real, asked),
+        body_meter=lambda: NamingMeter(endpoint.body_meter(), real, asked),
+        changes_length=True,
+    )

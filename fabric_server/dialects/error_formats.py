@@ -50,7 +50,7 @@ def dialect_of(path: str, headers: Mapping[bytes, bytes]) -> Dialect:
         return Dialect.OLLAMA
     if path == "/v1/messages" or path.startswith("/v1/messages/"):
         return Dialect.ANTHROPIC
-    if path == "/v1/responses":
+    if path == "/v1/responses" or path.startswith("/v1/responses/"):
         return Dialect.RESPONSES
     # Both have /v1/models; only clients of the one name a version.
     return Dialect.ANTHROPIC if b"anthropic-version" in headers else Dialect.OPENAI

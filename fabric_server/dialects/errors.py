@@ -78,7 +78,8 @@ def no_key() -> ApiError:
     return ApiError(
         401,
         "invalid_api_key",
-        "No API key provided. Send it as 'Authorization: Bearer sk-fab-…' or 'x-api-key: …'.",
+        "No API key provided. Send it as 'Authorization: Bearer sk-fab-…', 'x-api-key: …' or"
+        " 'api-key: …'.",
         type="authentication_error",
     )
 

@@ -161,6 +161,21 @@ def read_form(body: bytes, content_type: bytes, wanted: frozenset[str]) -> dict[
     return scanner.end()
 
 
+def put_field(body: bytes, content_type: bytes, name: str, text: str) -> bytes:
+    """Return a form with one more field; unchanged if it has that, or can't be read."""
+    found = _BOUNDARY.match(content_type.strip())
+    if found is None:
+        return body
+    mark = b"--" + (found[1] or found[2])
+    try:
+        if name in read_form(body, content_type, frozenset({name})):
+            return body
+    except ApiError:
+        return body
+    head = f'\r\ncontent-disposition: form-data; name="{name}"\r\n\r\n{text}\r\n'
+    return mark + head.encode() + body
+
+
 def read_field(fields: dict[str, Field], name: str) -> str | None:
     """Return the value of a field; None when it is missing."""
     field = fields.get(name)

@@ -11,8 +11,8 @@ NONE = "none"
 _ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.I)
 _EXPOSED = (
     b"access-control-expose-headers: x-request-id, x-client-request-id, request-id, x-fabric-route,"
-    b" x-fabric-priority, retry-after, retry-after-ms, x-should-retry, openai-processing-ms,"
-    b" openai-version,"
+    b" x-fabric-estimated, x-fabric-priority, retry-after, retry-after-ms, x-should-retry,"
+    b" openai-processing-ms, openai-version,"
     b" x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests,"
     b" x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens\r\n"
 )
@@ -22,7 +22,8 @@ _PREFLIGHT = (
 )
 _USUAL_HEADERS = (
     b"authorization, content-type, accept, openai-beta, openai-organization, openai-project,"
-    b" x-api-key, anthropic-version, anthropic-beta, anthropic-dangerous-direct-browser-access,"
+    b" x-api-key, api-key, anthropic-version, anthropic-beta,"
+    b" anthropic-dangerous-direct-browser-access,"
     b" x-client-request-id, x-request-id, x-fabric-priority, x-fabric-timeout,"
     b" x-fabric-failover, x-fabric-region, x-fabric-reasoning, x-fabric-quant, x-fabric-digest,"
     b" x-stainless-lang, x-stainless-package-version, x-stainless-os, x-stainless-arch,"

@@ -59,11 +59,23 @@ class Router:
             path = request.path = path.rstrip("/") or "/"
         methods = self._paths.get(path) or self._find_below(path)
         if methods is None:
-            raise errors.unknown_path(path, self._suggestion(path))
+            methods = self._find_respelled(request)
         handler = methods.get("GET" if method == "HEAD" else method)
         if handler is None:
             raise errors.wrong_method(method, path, ", ".join(methods))
         return handler
+
+    def _find_respelled(self, request: Request) -> dict[str, Handler]:
+        """Return the handlers of a path without ``/v1``, or with Azure's ``/openai`` for it or
+        in front; the request then has the path that is meant.  Raises ``ApiError``."""
+        path = request.path
+        below = path.removeprefix("/openai")
+        meant = below if below.startswith("/v1/") else f"/v1{below}"
+        methods = self._paths.get(meant) or self._find_below(meant)
+        if methods is None or path.startswith("/v1/"):
+            raise errors.unknown_path(path, self._suggestion(path))
+        request.path = meant
+        return methods
 
     def _suggestion(self, path: str) -> str | None:
         """Return the known path for a base URL with one ``/v1`` or slash too many or too few."""

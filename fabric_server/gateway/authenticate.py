@@ -10,14 +10,17 @@ from fabric_server.net.memory_budget import UNCOUNTED
 
 
 async def authenticate(authenticator: KeyAuthenticator, request: Request) -> Key:
-    """Return the API key of a request, from its bearer token or, as Anthropic's clients send it,
-    from ``x-api-key``.  Raises ApiError when there is none that may be used here."""
+    """Return the API key of a request, from its bearer token or, as Anthropic's and Azure's clients
+    send it, from ``x-api-key`` or ``api-key``.
+
+    Raises ApiError when there is none that may be used here.
+    """
     if request.key is not None:  # made by the server itself, for a key it has authenticated before
         request.body.owned_by(request.key.id)
         return request.key
     scheme, _, token = request.headers.get(b"authorization", b"").partition(b" ")
     if scheme.lower() != b"bearer" or not token:
-        token = request.headers.get(b"x-api-key", b"")
+        token = request.headers.get(b"x-api-key") or request.headers.get(b"api-key", b"")
         if not token:
             raise errors.no_key()
     text = token.strip().decode("latin-1")

@@ -10,12 +10,13 @@ from msgspec.structs import replace
 from fabric_server.auth.authenticator import KeyAuthenticator
 from fabric_server.auth.keys import Key
 from fabric_server.dialects import errors
-from fabric_server.dialects.endpoints import ENDPOINTS, SHOW, Endpoint
+from fabric_server.dialects.endpoints import ENDPOINTS, SHOW, Endpoint, named
 from fabric_server.edge.request import Request
 from fabric_server.edge.router import Router
 from fabric_server.gateway.active_requests import AT_ONCE_RETRY, ActiveRequests
 from fabric_server.gateway.authenticate import authenticate
 from fabric_server.gateway.body_reader import read_body, rename_model
+from fabric_server.gateway.deployments import Deployments
 from fabric_server.gateway.media import Media
 from fabric_server.gateway.options import PRIORITY, read_options
 from fabric_server.gateway.requirements import build_requirements
@@ -51,6 +52,7 @@ class Gateway:
         for path, endpoint in ENDPOINTS.items():
             if endpoint is not SHOW:  # the model catalog may answer that itself
                 router.add("POST", path, self.complete)
+        Deployments(self._authenticator, self.complete).add_to(router)
 
     def must_wait(self, key: Key) -> float:
         """Return the seconds for which the key's limits refuse its requests; 0 when they don't."""
@@ -121,6 +123,8 @@ class Gateway:
             record, endpoint, options, self.upstream.registry, self.aliases
         )
         if requirements.model != record.parsed.model:
+            asked = record.parsed.model
             growth = await rename_model(record.request, record.parsed, requirements.model)
+            record.request.endpoint = named(endpoint, requirements.model, asked)
             size = None if size is None else size + growth
         await RetryLoop(self.upstream, record, requirements, options, size).run()

@@ -27,7 +27,7 @@ from fabric_server.gateway.options import read_variant
 from fabric_server.gateway.requirements import check_variant
 from fabric_server.nodes.registry import Registry
 from fabric_server.routing.absence import find_absence
-from fabric_server.routing.aliases import Aliases, other_spelling
+from fabric_server.routing.aliases import WILDCARD, Aliases, find_names, other_spelling
 from fabric_server.routing.load_balancer import reports_of
 from fabric_server.routing.variants import WantedVariant
 
@@ -163,7 +163,8 @@ class ModelCatalog:
 
     def _all(self, key: Key) -> list[Model]:
         registry = self._registry
-        names = {*registry.models(), *registry.departed_models(), *self.aliases}
+        plain = (name for name in self.aliases if WILDCARD not in name)
+        names = {*registry.models(), *registry.departed_models(), *plain}
         found = (self._find(name) for name in sorted(names) if key.allows(name))
         return [model for model in found if model is not None]
 
@@ -181,7 +182,10 @@ class ModelCatalog:
     def _find(self, name: str) -> Model | None:
         """Return a model that can be used; else one that is connected; else one that was."""
         registry, found = self._registry, list[Model]()
-        for real in self.aliases.get(name, (name,)):
+        reals = self.aliases.get(name)
+        if reals is None:
+            reals = (not registry.is_known(name) and find_names(self.aliases, name)) or (name,)
+        for real in reals:
             engines = registry.candidates(real)
             if engines or registry.is_known(real):
                 absence = find_absence(engines, registry.gone_for(real), time())

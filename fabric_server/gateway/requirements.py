@@ -84,8 +84,8 @@ def _real_name(
 ) -> str:
     """Return the name by which engines know the model."""
     candidates = registry.candidates
-    if model in aliases:
-        return resolve(
+    if model in aliases or (aliases and not registry.is_known(model)):
+        found = resolve(
             aliases,
             model,
             lambda name: any(
@@ -99,6 +99,8 @@ def _real_name(
             lambda name: any(supports(engine, requirements, name) for engine in candidates(name)),
             registry.is_known,
         )
+        if found != model:
+            return found
     if endpoint.dialect is Dialect.OLLAMA and not candidates(model):
         other = other_spelling(model)
         if candidates(other):

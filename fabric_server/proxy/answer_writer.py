@@ -10,7 +10,9 @@ from fabric_server.proxy.continuation import Continuation
 from fabric_server.routing.load_balancer import Choice
 from protocol.messages import ResponseHead
 
-_RESPONSE_HEADERS = frozenset({"content-type", "content-language", "retry-after"})
+_RESPONSE_HEADERS = frozenset(
+    {"content-type", "content-language", "retry-after", "x-fabric-estimated"}
+)
 _STREAM_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 WHOLE_ANSWER = 256 * 1024
 """Bytes up to which an answer that is no stream reaches the client whole or not at all: until then

@@ -78,7 +78,7 @@ class RetryLoop:
         self._raw = key.reasoning == "raw" if options.raw is None else options.raw
         self._continuation: Continuation | None = None
         failover = key.failover == "continue" if options.failover is None else options.failover
-        if failover and self._whole and record.parsed.stream and self._endpoint is CHAT:
+        if failover and self._whole and record.parsed.stream and self._endpoint.path == CHAT.path:
             self._continuation = Continuation(request.body.replay_buffer)
         self._broken: ApiError | None = None
         """Set when an answer has broken off and the next attempt is asked for its rest: the error
@@ -302,7 +302,7 @@ class RetryLoop:
                 )
             metrics.continued += answer.is_rest
             upstream.admission.record_service_time(
-                record.parsed.model, self._loop.time() - attempt.clock.began_at
+                requirements.model, self._loop.time() - attempt.clock.began_at
             )  # attempts without an answer do not show how long answers take
         charge(record, attempt, ending, requirements)
         record.end_attempt(attempt, ending)

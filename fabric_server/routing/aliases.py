@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 
 import msgspec
 
 Aliases = Mapping[str, tuple[str, ...]]
+WILDCARD = "*"
 
 
 def parse_aliases(texts: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -28,6 +31,23 @@ def parse_aliases(texts: Iterable[str]) -> dict[str, tuple[str, ...]]:
     return aliases
 
 
+def find_names(aliases: Aliases, model: str) -> tuple[str, ...] | None:
+    """Return the real names that a name stands for; None if it is no alias.
+
+    A wildcard such as ``gpt-*`` stands for the names that fit it: the longest one counts.
+    """
+    names = aliases.get(model)
+    if names is not None:
+        return names
+    fitting = [one for one in aliases if WILDCARD in one and _pattern(one).fullmatch(model)]
+    return aliases[max(fitting, key=len)] if fitting else None
+
+
+@lru_cache(maxsize=256)
+def _pattern(wildcard: str) -> re.Pattern[str]:
+    return re.compile(".*".join(map(re.escape, wildcard.split(WILDCARD))), re.DOTALL)
+
+
 def resolve(
     aliases: Aliases,
     model: str,
@@ -38,7 +58,7 @@ def resolve(
 
     A name that is no alias is returned unchanged.
     """
-    names = aliases.get(model)
+    names = find_names(aliases, model)
     if names is None:
         return model
     for fits in preferences:

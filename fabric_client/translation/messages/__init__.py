@@ -4,6 +4,6 @@
 ``fabric_client.translation``.
 """
 
-from fabric_client.translation.messages.request import count_tokens, translate
+from fabric_client.translation.messages.request import read_prompt, translate
 
-__all__ = ["count_tokens", "translate"]
+__all__ = ["read_prompt", "translate"]

@@ -13,7 +13,6 @@ from fabric_client.translation.chat import PATH, ChatTranslator
 from fabric_client.translation.lenient_json import Json
 from fabric_client.translation.messages.conversation import chat_messages
 from fabric_client.translation.messages.encoder import MessagesEncoder
-from fabric_client.translation.messages.token_count import TokenCountTranslator
 from fabric_client.translation.validation import (
     add_template_switches,
     encode_body,
@@ -89,7 +88,7 @@ _MAX_MEDIUM_BUDGET = 16384
 def translate(body: bytes) -> TranslatedRequest:
     """Translate ``POST /v1/messages``."""
     request = parse_body(body)
-    chat = _prompt_fields(request)
+    chat = read_prompt(request)
     if "max_tokens" not in request:
         raise invalid("max_tokens", "is required")
     chat["max_tokens"] = require_count(request["max_tokens"], "max_tokens")
@@ -119,14 +118,7 @@ def translate(body: bytes) -> TranslatedRequest:
     )
 
 
-def count_tokens(body: bytes) -> TranslatedRequest:
-    """Translate ``POST /v1/messages/count_tokens``, for vLLM: its /tokenize takes conversations."""
-    chat = _prompt_fields(parse_body(body))
-    fields = {name: chat[name] for name in _TOKENIZE_FIELDS if name in chat}
-    return TranslatedRequest(TOKENIZE_PATH, encode_body(fields), TokenCountTranslator())
-
-
-def _prompt_fields(request: Json) -> Json:
+def read_prompt(request: Json) -> Json:
     """Return the chat fields that make up the prompt."""
     chat: Json = {"model": require_text(request.get("model"), "model")}
     _reject_unsupported(request)

@@ -4,6 +4,6 @@
 ``fabric_client.translation``.
 """
 
-from fabric_client.translation.responses.request import translate
+from fabric_client.translation.responses.request import read_prompt, translate
 
-__all__ = ["translate"]
+__all__ = ["read_prompt", "translate"]

@@ -88,12 +88,8 @@ _EFFORTS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", 
 def translate(body: bytes, clock: Callable[[], int] = time.time_ns) -> TranslatedRequest:
     """Translate ``POST /v1/responses``; ``clock`` returns nanoseconds since 1970."""
     request = parse_body(body)
-    _reject_unsupported(request)
-    chat: Json = {"model": require_text(request.get("model"), "model")}
-    tools = ToolSet(request.get("tools"), request.get("tool_choice"), request.get("input"))
-    chat["messages"] = chat_messages(request.get("input"), request.get("instructions"))
+    chat, tools = _read_prompt(request)
     if tools.functions:
-        chat["tools"] = tools.functions
         if tools.choice is not None:
             chat["tool_choice"] = tools.choice
         if request.get("parallel_tool_calls") is not None:
@@ -116,6 +112,21 @@ def translate(body: bytes, clock: Callable[[], int] = time.time_ns) -> Translate
     return TranslatedRequest(
         PATH, encode_body(chat), ChatTranslator(encoder, stream="stream" in chat)
     )
+
+
+def read_prompt(request: Json) -> Json:
+    """Return the fields of the chat API that make up the prompt."""
+    return _read_prompt(request)[0]
+
+
+def _read_prompt(request: Json) -> tuple[Json, ToolSet]:
+    _reject_unsupported(request)
+    chat: Json = {"model": require_text(request.get("model"), "model")}
+    tools = ToolSet(request.get("tools"), request.get("tool_choice"), request.get("input"))
+    chat["messages"] = chat_messages(request.get("input"), request.get("instructions"))
+    if tools.functions:
+        chat["tools"] = tools.functions
+    return chat, tools
 
 
 def _reject_unsupported(request: Json) -> None:

@@ -30,6 +30,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "/v1/messages": {"max_tokens": 9, "messages": SAID},
     "/v1/messages/count_tokens": {"messages": SAID},
     "/v1/responses": {"input": "hi"},
+    "/v1/responses/input_tokens": {"input": "hi"},
     "/api/chat": {"messages": SAID},
     "/api/generate": {"prompt": "hi"},
     "/api/embed": {"input": "hi"},

@@ -47,7 +47,10 @@ WHOLE: dict[str, Any] = {"answer": 1, "usage": {"input_tokens": 5, "output_token
 OLLAMA_WHOLE = {"done": True, "prompt_eval_count": 5, "eval_count": 7}
 
 
-UNCOUNTED = ("/v1/messages/count_tokens", "/tokenize", "/detokenize", "/v1/audio/speech")
+UNCOUNTED = (
+    *("/v1/messages/count_tokens", "/v1/responses/input_tokens"),
+    *("/tokenize", "/detokenize", "/v1/audio/speech"),
+)
 
 
 RELAYED = [path for path, endpoint in ENDPOINTS.items() if endpoint is not SHOW]

@@ -174,7 +174,6 @@ async def test_a_compressed_body_is_refused_by_the_name_of_its_encoding(path: st
         "/v1/v1/chat/completions",
         "/v1//chat/completions",
         "//v1/chat/completions",
-        "/chat/completions",
     ],
 )
 async def test_a_wrong_base_url_is_told_where_it_should_have_led(path: str) -> None:

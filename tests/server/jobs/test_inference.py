@@ -297,9 +297,9 @@ async def test_what_an_engine_says_of_a_mistake_is_passed_on(
 ) -> None:
     engine.plan = Plan(status=400)
     status, answer = await ask(user, "POST", "/inference", {**JOB, "id": "bad"})
-    assert (status, answer["error"]["type"]) == (400, "scripted")
+    assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
     view = await until(user, "bad", "failed")
-    assert view["error"]["type"] == "scripted"
+    assert view["error"]["type"] == "invalid_request_error"
 
 
 async def test_jobs_outlast_a_restart_and_results_are_not_made_twice(
