@@ -10,19 +10,12 @@ import re
 from typing import NamedTuple
 
 from fabric_client.translation import TranslationError
+from runtime.form_headers import FormError, read_boundary, read_disposition
 
 FORM_TYPE = re.compile(r"\s*multipart/form-data\b", re.IGNORECASE)
 _MAX_PARTS = 256
 _MAX_PART_HEAD = 16 * 1024
-_BOUNDARY = re.compile(
-    r"multipart/form-data;\s*boundary=(?:\"([\w'()+,./:=? -]{1,70})\"|([\w'+./-]{1,70}))\s*",
-    re.IGNORECASE | re.ASCII,
-)
-_DISPOSITION = re.compile(
-    r'form-data;\s*name="([\w\[\].:-]+)"(?:;\s*filename="((?:[^"\\]|\\.)*)")?'
-    r"(?:;\s*(filename\*)=[^;\s\"]*)?\s*",
-    re.IGNORECASE | re.ASCII,
-)
+_PLAIN_NAME = re.compile(r"[\w\[\].:-]+", re.ASCII)
 _NOT_IN_FILE_NAMES = re.compile(r'["\\;]')
 _PLAIN_ENCODINGS = frozenset({"7bit", "8bit", "binary"})
 
@@ -78,10 +71,12 @@ def read_form(types: list[str], body: bytes) -> Form:
 
     Raises ``TranslationError`` for a form that could be read in two ways.
     """
-    found = _BOUNDARY.fullmatch(types[0].strip()) if len(types) == 1 else None
-    if found is None:
-        raise _wrong("its Content-Type must have one plain boundary and nothing else")
-    boundary = (found[1] or found[2]).encode()
+    try:
+        if len(types) != 1:
+            raise FormError("it has more than one Content-Type")
+        boundary = read_boundary(types[0].strip()).encode()
+    except FormError as error:
+        raise _wrong(str(error)) from None
     delimiter = b"--" + boundary
     pieces = body.split(delimiter)
     if len(pieces) > _MAX_PARTS + 2:
@@ -116,11 +111,13 @@ def _read_part(data: bytes) -> _Part:
             continue
         elif name != "content-transfer-encoding" or value.lower() not in _PLAIN_ENCODINGS:
             raise _wrong("a part of it has headers that are not usual")
-    found = _DISPOSITION.fullmatch(disposition)
-    if found is None:
+    try:
+        field, filename = read_disposition(disposition)
+    except FormError as error:
+        raise _wrong(str(error)) from None
+    if _PLAIN_NAME.fullmatch(field) is None:
         raise _wrong("a part of it has no plain name")
-    filename = found[2] if found[3] is None else found[2] or "file"
-    return _Part(found[1], filename, kind, content)
+    return _Part(field, filename if filename is None else filename or "file", kind, content)
 
 
 def _wrong(why: str) -> TranslationError:

@@ -13,11 +13,12 @@ import re
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec.structs import replace
 
 from fabric_server.dialects import errors
 from fabric_server.dialects.endpoints import CHAT, Endpoint
 from fabric_server.dialects.errors import ApiError
-from fabric_server.dialects.forms import Field, read_field, read_form
+from fabric_server.dialects.forms import Field, FormScanner, quote_names, read_field
 
 MAX_MODEL = 256
 DECIDING = ("model", "stream", "stream_options")
@@ -85,7 +86,13 @@ def parse_body(body: bytes, endpoint: Endpoint = CHAT, content_type: bytes = b""
     Where a value stands that has to be replaced is left to ``places_in`` (``ParsedBody.options``).
     """
     if endpoint.form:
-        return describe_form(read_form(body, content_type, FORM_FIELDS))
+        scanner = FormScanner(content_type, FORM_FIELDS)
+        scanner.feed(body)
+        parsed = describe_form(scanner.end())
+        if scanner.bare:
+            quoted = quote_names(body, scanner.bare)
+            parsed = replace(parsed, patch=(0, len(body), quoted))
+        return parsed
     fields = _read_fields(body)
     parsed = _describe(fields, endpoint)
     if fields.priority is not UNSET:

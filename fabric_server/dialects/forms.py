@@ -8,36 +8,42 @@ would open it in its owner's network.  Files are only searched for the next boun
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
 from fabric_server.dialects.media import FORM_FIELDS, fold
 from fabric_server.dialects.media_values import is_foreign, refused
+from runtime.form_headers import (
+    Disposition,
+    FormError,
+    read_boundary,
+    read_charset,
+    read_disposition,
+)
 
 MAX_PARTS = 100
 _MAX_HEAD = 4096
 """Limit of one part's headers, in bytes."""
 MAX_FIELD = 1024
 """Limit of a value that is read, in bytes."""
-_BOUNDARY = re.compile(
-    rb'multipart/form-data\s*;\s*boundary=(?:"([^"\\]{1,70})"|([^\s";,]{1,70}))\s*\Z', re.I
-)
 _DISPOSITION = re.compile(rb"(?:^|\r\n)content-disposition:([^\r\n]*)", re.I)
-_NAME = re.compile(rb'form-data;(?:.*;)?\s*name="([^"\\]*)"(?:\s*;.*)?\Z', re.I)
-_FILENAME = re.compile(rb"(?<![a-z])filename\*?\s*=", re.I)
+_TYPE = re.compile(rb"(?:^|\r\n)content-type:([^\r\n]*)", re.I)
 _MAX_LINK = 1024
 """Bytes of a value in which a URL or path is looked for."""
-_NAMES = re.compile(rb"(?<![a-z])name\*?\s*=", re.I)
+
+
+_BARE = re.compile(rb'(?:^|\r\n)content-disposition:[^\r\n]*?[;\s]name=([^"\s;][^\s;]*)', re.I)
+"""A name without quotes, as .NET writes it."""
 
 
 class Field(NamedTuple):
     start: int
     stop: int
-    """Offsets of the value in the body."""
+    """Offsets of the value in the body, once names have quotes there."""
     text: bytes
-    """The value, or the beginning of one that is too long."""
+    """The value in UTF-8, or the beginning of one that is too long."""
 
 
 class FormScanner:
@@ -48,12 +54,12 @@ class FormScanner:
     """
 
     def __init__(self, content_type: bytes, wanted: frozenset[str]) -> None:
-        found = _BOUNDARY.match(content_type.strip())
-        if found is None:
-            raise _unreadable("its content-type must be 'multipart/form-data; boundary=…'")
+        mark = _mark(content_type)
         self.fields: dict[str, Field] = {}
+        self.bare: list[tuple[int, int]] = []
+        """Start and stop of the names without quotes, in the body as it came."""
         self._wanted = wanted
-        self._mark = b"\r\n--" + (found[1] or found[2])
+        self._mark = b"\r\n" + mark
         self._text = bytearray(b"\r\n")  # the first boundary has no line before it
         self._offset = -2
         """Where the text that is kept begins in the body."""
@@ -61,7 +67,8 @@ class FormScanner:
         """Bytes of the text that were searched, and where what is searched for does not begin."""
         self._parts = 0
         self._name = ""
-        self._head = b""
+        self._is_file = False
+        self._charset = "utf-8"
         self._value = bytearray()
         """The beginning of a part's value."""
         self._start = 0
@@ -121,12 +128,18 @@ class FormScanner:
                 raise _unreadable(self._problem)
             self._searched = max(0, len(text) - 3)
             return False
-        self._head = bytes(text[:ends])
-        name = _name(self._head)
+        head = bytes(text[:ends])
+        name, filename = _read_disposition(head)
+        self._is_file = filename is not None
         plain = self._name = fold(name.strip())
+        if plain in self._wanted:
+            self._charset = _read_charset(head)
         if plain in self._wanted and (name != plain or plain in self.fields):
             raise errors.bad_field(plain, f"'{plain}' must be given once, in lower case.")
         self._value.clear()
+        bare = _BARE.search(head)
+        if bare is not None:
+            self.bare.append((self._offset + bare.start(1), self._offset + bare.end(1)))
         self._cut(ends + 4)
         self._start = self._offset
         self._state, self._problem = self._on_value, "its last boundary is missing"
@@ -142,9 +155,11 @@ class FormScanner:
         if stop < 0:
             self._cut(ready)
             return False
-        _refuse_reference(self._name, self._head, bytes(value[:_MAX_LINK]))
+        _refuse_reference(self._name, self._is_file, bytes(value[:_MAX_LINK]))
         if self._name in self._wanted:
-            self.fields[self._name] = Field(self._start, self._offset + stop, bytes(value))
+            text_of = _to_utf8(bytes(value), self._charset)
+            more = 2 * len(self.bare)
+            self.fields[self._name] = Field(self._start + more, self._offset + stop + more, text_of)
         self._cut(stop)
         self._on_boundary()
         return True
@@ -161,13 +176,19 @@ def read_form(body: bytes, content_type: bytes, wanted: frozenset[str]) -> dict[
     return scanner.end()
 
 
+def quote_names(body: bytes, bare: Sequence[tuple[int, int]]) -> bytes:
+    """Return a form whose names all have quotes: engines read no others for certain."""
+    view, pieces, at = memoryview(body), list[bytes | memoryview](), 0
+    for start, stop in bare:
+        pieces += (view[at:start], b'"', view[start:stop], b'"')
+        at = stop
+    return b"".join((*pieces, view[at:]))
+
+
 def put_field(body: bytes, content_type: bytes, name: str, text: str) -> bytes:
     """Return a form with one more field; unchanged if it has that, or can't be read."""
-    found = _BOUNDARY.match(content_type.strip())
-    if found is None:
-        return body
-    mark = b"--" + (found[1] or found[2])
     try:
+        mark = _mark(content_type)
         if name in read_form(body, content_type, frozenset({name})):
             return body
     except ApiError:
@@ -189,24 +210,50 @@ def read_field(fields: dict[str, Field], name: str) -> str | None:
         raise errors.bad_field(name, f"'{name}' is not UTF-8 text.") from None
 
 
-def _refuse_reference(name: str, head: bytes, value: bytes) -> None:
+def _refuse_reference(name: str, is_file: bool, value: bytes) -> None:
     """Refuse a field that says where a file is, instead of the file itself."""
     if name in FORM_FIELDS and value.strip():
         raise refused(name, value.decode(errors="replace"), "send the file itself in 'file'")
-    if name == "file" and _FILENAME.search(head) is None:
+    if name == "file" and not is_file:
         text = value.decode("latin-1")
         if is_foreign(text):
             raise refused(name, text, "it must be a file, with a filename")
 
 
-def _name(head: bytes) -> str:
-    dispositions = _DISPOSITION.findall(head)
-    if len(dispositions) == 1:
-        given = dispositions[0].strip()
-        name = _NAME.match(given)
-        if name is not None and len(_NAMES.findall(given)) == 1:
-            return name[1].decode("latin-1")
+def _mark(content_type: bytes) -> bytes:
+    """Return what begins each boundary line.  Raises ``ApiError``."""
+    try:
+        return b"--" + read_boundary(content_type.decode("latin-1").strip()).encode()
+    except FormError as error:
+        raise _unreadable(str(error)) from None
+
+
+def _read_disposition(head: bytes) -> Disposition:
+    found = _DISPOSITION.findall(head)
+    try:
+        if len(found) == 1:
+            return read_disposition(found[0].decode("utf-8", "replace").strip())
+    except FormError as error:
+        raise _unreadable(str(error)) from None
     raise _unreadable("each part needs one content-disposition with one plain name")
+
+
+def _read_charset(head: bytes) -> str:
+    types = _TYPE.findall(head)
+    try:
+        return read_charset(types[0].decode("latin-1").strip() if types else "")
+    except FormError as error:
+        raise _unreadable(str(error)) from None
+
+
+def _to_utf8(value: bytes, charset: str) -> bytes:
+    """Return a value in UTF-8; one that is not in its charset as it is, to be refused."""
+    if charset == "utf-8" or value.isascii():
+        return value
+    try:
+        return value.decode(charset).encode()
+    except UnicodeError:
+        return value
 
 
 def _unreadable(detail: str) -> ApiError:

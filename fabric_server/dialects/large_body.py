@@ -37,7 +37,7 @@ from fabric_server.dialects.body import (
 from fabric_server.dialects.edited_text import EditedText
 from fabric_server.dialects.endpoints import Endpoint
 from fabric_server.dialects.errors import ApiError
-from fabric_server.dialects.forms import FormScanner
+from fabric_server.dialects.forms import FormScanner, quote_names
 from fabric_server.dialects.json_scanner import Fields, NotJson, Scanner, Value
 from fabric_server.dialects.media_scanner import MediaScanner
 from fabric_server.dialects.media_values import refused
@@ -260,7 +260,8 @@ class LargeForm:
         return describe_form(self._scanner.end())
 
     def take(self) -> bytes:
-        return self._text.take(self._text.size)
+        whole, bare = self._text.take(self._text.size), self._scanner.bare
+        return quote_names(whole, bare) if bare else whole
 
 
 class PlaceFinder:

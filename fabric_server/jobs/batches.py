@@ -44,6 +44,7 @@ class NewBatch(Struct, frozen=True, kw_only=True):
     completion_window: Literal["24h"]
     metadata: Annotated[Metadata, Meta(max_length=16)] | None = None
     webhook: Webhook | None = None
+    output_expires_after: Any = None
 
 
 class Batches:
@@ -79,6 +80,12 @@ class Batches:
         refuse_regions(request.headers)
         variant = read_variant(request.headers) or WantedVariant()
         new = parse(await read_body(request.body, MAX_BODY), NewBatch)
+        if new.output_expires_after is not None:
+            text = (
+                "'output_expires_after' is not supported: files are kept as long as the server's"
+                " other files. Leave it out, and delete them when you have read them."
+            )
+            raise errors.bad_field("output_expires_after", text)
         if new.endpoint not in self._endpoints:
             text = f"'endpoint' must be one of {', '.join(self._endpoints)}."
             raise errors.bad_field("endpoint", text)

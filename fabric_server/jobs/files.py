@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
@@ -21,6 +21,11 @@ from fabric_server.jobs.routes import JobRoutes
 from fabric_server.storage.files import CHUNK, FileRow, FileStore
 
 PURPOSES = ("batch",)
+DAY = 86_400.0
+MIN_EXPIRY = 3600
+MAX_EXPIRY = 2_592_000
+"""Seconds that a file may be kept, as in OpenAI's API; the server keeps none longer than its own
+setting says."""
 OVERHEAD = 64 * 1024
 """Bytes of a multipart body that are not its file."""
 READER_SECONDS = 30.0
@@ -67,7 +72,7 @@ class Files:
             purpose=purpose,
             size=0,
             created_at=now,
-            expires_at=now + self._days * 86_400.0,
+            expires_at=now + self._days * DAY,
         )
 
     # ── uploading ─────────────────────────────────────────────────────────────────────────────
@@ -128,12 +133,34 @@ class Files:
         await writer.flush()
         purpose = parts.fields.get("purpose", "")
         if purpose not in PURPOSES:
-            text = f"'purpose' must be one of {', '.join(PURPOSES)}."
-            raise errors.bad_field("purpose", text)
+            raise _wrong_purpose(purpose)
         if filename is None:
             raise errors.bad_field("file", "'file' is missing.")
         name = "".join(filter(str.isprintable, filename))[-255:] or "file"
-        return replace(file, name=name, purpose=purpose, size=writer.size, complete=True)
+        return replace(
+            file,
+            name=name,
+            purpose=purpose,
+            size=writer.size,
+            complete=True,
+            expires_at=self._expires_at(file.created_at, parts.fields),
+        )
+
+    def _expires_at(self, created_at: float, fields: Mapping[str, str]) -> float:
+        """Return when a file with these fields is deleted.  Raises ``ApiError``: 400."""
+        anchor, text = fields.get("expires_after[anchor]"), fields.get("expires_after[seconds]")
+        if anchor is None and text is None:
+            return created_at + self._days * DAY
+        if anchor != "created_at":
+            words = "'expires_after[anchor]' must be 'created_at'."
+            raise errors.bad_field("expires_after.anchor", words)
+        most = min(MAX_EXPIRY, int(self._days * DAY))
+        readable = text is not None and text.isascii() and text.isdigit() and len(text) < 10
+        seconds = int(text) if readable and text is not None else 0
+        if not MIN_EXPIRY <= seconds <= most:
+            words = f"'expires_after[seconds]' must be a number from {MIN_EXPIRY} to {most}."
+            raise errors.bad_field("expires_after.seconds", words)
+        return created_at + seconds
 
     # ── reading ───────────────────────────────────────────────────────────────────────────────
 
@@ -271,3 +298,12 @@ def _too_large(most: int) -> ApiError:
 def _full(most: int) -> ApiError:
     text = f"This account's files have {most} bytes already. Delete some."
     return errors.closing(ApiError(413, "files_full", text, param="file"))
+
+
+def _wrong_purpose(purpose: str) -> ApiError:
+    known = ", ".join(f"'{one}'" for one in PURPOSES)
+    if not purpose:
+        return errors.bad_field("purpose", f"'purpose' is missing; it must be {known}.")
+    shown = "".join(filter(str.isprintable, purpose))[:64]
+    text = f"'purpose' is '{shown}', for which files are not used here: it must be {known}."
+    return errors.bad_field("purpose", text)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_DISPOSITION = re.compile(rb"\bcontent-disposition:\s*form-data\s*;([^\r\n]*)", re.IGNORECASE)
-_PARAMETER = re.compile(rb'(?:^|[;\s])(name|filename)="((?:[^"\\]|\\.)*)"')
-_BOUNDARY = re.compile(rb'\bboundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', re.IGNORECASE)
+from runtime.form_headers import FormError, read_boundary, read_charset, read_disposition
+
+_DISPOSITION = re.compile(rb"(?:^|\r\n)content-disposition:([^\r\n]*)", re.IGNORECASE)
+_TYPE = re.compile(rb"(?:^|\r\n)content-type:([^\r\n]*)", re.IGNORECASE)
 MAX_HEAD = 8 * 1024
 MAX_FIELD = 4 * 1024
 MAX_PARTS = 16
@@ -31,10 +32,10 @@ class FileBegun:
 
 def boundary_of(content_type: bytes) -> bytes:
     """Return the boundary.  Raises ``MultipartError``."""
-    found = _BOUNDARY.search(content_type)
-    if not content_type.lower().startswith(b"multipart/form-data") or found is None:
-        raise MultipartError("the request must be multipart/form-data, with a boundary")
-    return found[1] or found[2]
+    try:
+        return read_boundary(content_type.decode("latin-1").strip()).encode()
+    except FormError as error:
+        raise MultipartError(str(error)) from None
 
 
 class Multipart:
@@ -49,6 +50,7 @@ class Multipart:
         self._name = ""
         self._parts = 0
         self._field = bytearray()
+        self._charset = "utf-8"
 
     def feed(self, data: bytes) -> list[FileBegun | bytes]:
         """Parse more bytes; return the files' heads and bytes.  Raises ``MultipartError``."""
@@ -73,7 +75,7 @@ class Multipart:
             return False
         del self._data[: at + len(self._mark)]
         if self._state == "field":
-            self.fields[self._name] = self._field.decode("utf-8", "replace")
+            self.fields[self._name] = self._field.decode(self._charset, "replace")
         self._state = "boundary"
         return True
 
@@ -107,22 +109,22 @@ class Multipart:
             return False
         head = bytes(self._data[:at])
         del self._data[: at + 4]
-        found = _DISPOSITION.search(head)
-        names = dict(_PARAMETER.findall(found[1])) if found else {}
-        if b"name" not in names:
-            raise MultipartError("a part has no name")
-        self._name = _text(names[b"name"])
+        found, types = _DISPOSITION.findall(head), _TYPE.findall(head)
+        if len(found) != 1:
+            raise MultipartError("each part needs one content-disposition")
+        try:
+            self._name, filename = read_disposition(found[0].decode("utf-8", "replace").strip())
+            if filename is None:
+                self._charset = read_charset(types[0].decode("latin-1").strip() if types else "")
+        except FormError as error:
+            raise MultipartError(str(error)) from None
         self._parts += 1
         if self._parts > MAX_PARTS:
             raise MultipartError(f"there are more than {MAX_PARTS} parts")
-        if b"filename" in names:
+        if filename is not None:
             self._state = "file"
-            events.append(FileBegun(self._name, _text(names[b"filename"])))
+            events.append(FileBegun(self._name, filename))
         else:
             self._state = "field"
             self._field.clear()
         return True
-
-
-def _text(quoted: bytes) -> str:
-    return re.sub(rb"\\(.)", rb"\1", quoted).decode("utf-8", "replace")

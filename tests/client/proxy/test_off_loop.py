@@ -115,6 +115,9 @@ async def test_a_large_body_is_read_in_a_worker_on_every_path(
     assert workers.sizes == [len(data)]
     assert (large.reset, large.status) == (None, small.status)
     assert large.headers.keys() == small.headers.keys()
+    if not raw.asked:  # its tokens are estimated on the node
+        assert large.headers["x-fabric-estimated"] == "true"
+        return
     assert len(raw.asked) == 2
     sizes = [len(one.partition(b"\r\n\r\n")[2]) for one in raw.asked]
     assert sizes[1] == sizes[0] or sizes[1] - sizes[0] >= len(LONG)

@@ -146,7 +146,7 @@ async def test_tokens_are_counted_or_estimated(
 ) -> None:
     counting = client.messages.with_raw_response.count_tokens
     raw = await counting(model=MODELS[kind], messages=MESSAGES)
-    counted = raw.parse()
+    counted = await raw.parse()
     assert counted.input_tokens > 0
     assert counted._request_id
     estimated = kind not in ("llama-server", "vllm")

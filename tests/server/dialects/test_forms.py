@@ -10,6 +10,7 @@ from fabric_server.dialects.body import parse_body
 from fabric_server.dialects.endpoints import ENDPOINTS
 from fabric_server.dialects.errors import ApiError
 from fabric_server.dialects.forms import MAX_PARTS
+from fabric_server.dialects.large_body import LargeForm
 from fabric_server.routing.aliases import rename
 
 AUDIO = ENDPOINTS["/v1/audio/transcriptions"]
@@ -39,7 +40,14 @@ def refusal(body: bytes, content_type: bytes = TYPE) -> ApiError:
 
 @pytest.mark.parametrize(
     "content_type",
-    [TYPE, b'multipart/form-data; boundary="b"', b"Multipart/Form-Data;boundary=b", TYPE + b" "],
+    [
+        TYPE,
+        b'multipart/form-data; boundary="b"',
+        b"Multipart/Form-Data;boundary=b",
+        TYPE + b" ",
+        b"multipart/form-data; charset=utf-8; boundary=b",
+        TYPE + b'; charset="utf-8"',
+    ],
 )
 def test_the_model_is_found_before_and_behind_the_file(content_type: bytes) -> None:
     assert model(MODEL + FILE + END, content_type) == "tiny"
@@ -87,7 +95,10 @@ def test_a_model_is_there_once_in_small_letters(body: bytes, param: str) -> None
         part("model", b"tiny", "; name*=utf-8''other") + END,
         part("model", b"tiny", '\r\nContent-Disposition: form-data; name="x"') + END,
         part('mod\\"el', b"tiny") + MODEL + END,
-        b"--b\r\nContent-Disposition: form-data; name=model\r\n\r\ntiny\r\n" + END,
+        b"--b\r\nContent-Disposition: form-data; name=mod el\r\n\r\ntiny\r\n" + END,
+        b'--b\r\nContent-Disposition: form-data; name=mod"el"\r\n\r\ntiny\r\n' + END,
+        b"--b\r\nContent-Disposition: form-data; name=x; name=model\r\n\r\ntiny\r\n" + END,
+        part("model", b"tiny", "\r\nContent-Type: text/plain; charset=utf-7") + END,
         b"--b\r\n" + b"x: y\r\n" * 2000 + b"\r\n" + END,
         part("x") * (MAX_PARTS + 1) + MODEL + END,
     ],
@@ -126,6 +137,48 @@ def test_a_model_can_be_renamed() -> None:
     assert place is not None
     renamed = rename(FILE + MODEL + END, place, "a/b", form=True)
     assert renamed == FILE + part("model", b"a/b") + END
+
+
+def dotnet(name: str, value: bytes, more: str = "") -> bytes:
+    """Return a part as .NET's HttpClient writes it."""
+    text = "Content-Type: text/plain; charset=utf-8\r\n"
+    head = f"--b\r\n{text}Content-Disposition: form-data; name={name}{more}\r\n\r\n"
+    return head.encode() + value + b"\r\n"
+
+
+NET_FILE = dotnet("file", b"RIFF name=x", "; filename=na.wav; filename*=utf-8''na%C3%AF.wav")
+
+
+@pytest.mark.parametrize("parts", [(0, 1, 2), (1, 2, 0), (2, 0, 1)])
+def test_names_without_quotes_get_quotes_for_the_engine(parts: tuple[int, ...]) -> None:
+    given = (dotnet("model", b"tiny"), NET_FILE, dotnet("stream", b"true"))
+    body = b"".join(given[one] for one in parts) + END
+    parsed = parse_body(body, AUDIO, TYPE)
+    assert (parsed.model, parsed.stream) == ("tiny", True)
+    quoted = body
+    for name in (b"model", b"file", b"stream"):
+        quoted = quoted.replace(b" name=" + name, b' name="' + name + b'"', 1)
+    assert parsed.patch == (0, len(body), quoted)
+    assert parsed.place is not None
+    renamed = rename(quoted, parsed.place, "other", form=True)
+    assert renamed == quoted.replace(b"\r\n\r\ntiny\r\n", b"\r\n\r\nother\r\n")
+
+
+def test_a_large_form_gets_quotes_too() -> None:
+    body = dotnet("file", b"x" * 300_000, "; filename=a") + dotnet("model", b"tiny") + END
+    form = LargeForm(TYPE)
+    for at in range(0, len(body), 10_000):
+        form.feed(body[at : at + 10_000])
+    parsed = form.end()
+    quoted = body.replace(b"name=file", b'name="file"').replace(b"name=model", b'name="model"')
+    assert form.take() == quoted
+    assert parsed.place is not None
+    assert quoted[slice(*parsed.place)] == b"tiny"
+
+
+def test_a_field_may_have_another_charset() -> None:
+    latin = part("model", b"ti\xf1y", "\r\nContent-Type: text/plain; charset=iso-8859-1")
+    assert model(latin + END) == "ti\xf1y"
 
 
 HOME = b"http://192.168.1.1/a.wav"

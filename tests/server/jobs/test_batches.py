@@ -279,6 +279,35 @@ async def test_other_purposes_are_refused(client: openai.AsyncOpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         await client.files.create(file=("x", b"x"), purpose="fine-tune")
     assert refused.value.param == "purpose"
+    assert "'fine-tune'" in str(refused.value)
+
+
+async def test_a_file_expires_when_its_owner_says(client: openai.AsyncOpenAI) -> None:
+    async def upload(seconds: int) -> Any:
+        after: Any = {"anchor": "created_at", "seconds": seconds}
+        return await client.files.create(
+            file=("x.jsonl", b"{}"), purpose="batch", expires_after=after
+        )
+
+    file = await upload(7200)
+    assert file.expires_at == file.created_at + 7200
+    for seconds in (0, 60, 10**8):
+        with pytest.raises(openai.BadRequestError) as refused:
+            await upload(seconds)
+        assert refused.value.param == "expires_after.seconds"
+
+
+async def test_a_batch_does_not_promise_when_its_output_expires(
+    client: openai.AsyncOpenAI,
+) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        await client.batches.create(
+            input_file_id="file-x",
+            endpoint="/v1/chat/completions",
+            completion_window="24h",
+            output_expires_after={"anchor": "created_at", "seconds": 7200},
+        )
+    assert refused.value.param == "output_expires_after"
 
 
 async def test_an_account_sees_nothing_of_anothers_files_and_batches(

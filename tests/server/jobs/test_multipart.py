@@ -43,6 +43,22 @@ def test_in_any_pieces_it_is_the_same(cuts: list[int]) -> None:
     assert data == b"one\r\n--x\r\n--x y\r\n--x-\r\n"
 
 
+def test_what_dotnet_writes_is_read() -> None:
+    text = b"Content-Type: text/plain; charset=iso-8859-1\r\n"
+    body = (
+        b"--xx\r\n" + text + b"Content-Disposition: form-data; name=purpose\r\n\r\nb\xe4tch\r\n"
+        b"--xx\r\nContent-Disposition: form-data; name=file; filename=in.jsonl;"
+        b" filename*=utf-8''%C3%A9in.jsonl\r\n\r\n{}\r\n--xx--"
+    )
+    fields, begun, data = read([body])
+    assert (fields, begun, data) == (
+        {"purpose": "b\xe4tch"},
+        [FileBegun("file", "\xe9in.jsonl")],
+        b"{}",
+    )
+    assert boundary_of(b"multipart/form-data; charset=utf-8; boundary=xx") == b"xx"
+
+
 @given(st.binary(max_size=400), st.integers(0, 400))
 def test_any_bytes_are_read_or_refused(data: bytes, cut: int) -> None:
     parts = Multipart(b"xx")
