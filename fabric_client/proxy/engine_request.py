@@ -11,17 +11,14 @@ from fabric_client.offer.admission import NotOffered
 from fabric_client.offer.error_filter import ErrorFilter
 from fabric_client.proxy.decoder import Decoder
 from fabric_client.proxy.off_loop import Failed, end_in_worker, prepare_in_worker
-from fabric_client.proxy.preparation import (
-    OFF_LOOP,
-    Prepared,
-    prepare_whole,
-)
+from fabric_client.proxy.preparation import OFF_LOOP, Prepared, prepare_whole
 from fabric_client.proxy.request_body import MAX_BODY, MAX_REPLAY, RequestBody
 from fabric_client.proxy.response_body import ResponseBody
 from fabric_client.proxy.slots import Slot
 from fabric_client.proxy.upstream import EngineConnection, Pool
-from fabric_client.translation import LocalReply, token_counts
+from fabric_client.translation import LocalReply
 from fabric_client.translation.local_reply import error_reply
+from fabric_client.translation.token_counts import ESTIMATED
 from protocol.aio.node import NodeStream
 from protocol.errors import Code
 from protocol.messages import Figures, ResponseHead
@@ -31,8 +28,8 @@ from runtime.workers import Workers
 log = logging.getLogger("fabric.forward")
 
 _RESPONSE_HEADERS = frozenset(
-    {"content-type", "content-length", "content-language", "retry-after"}
-) | {token_counts.ESTIMATED[0]}
+    {"content-type", "content-length", "content-language", "retry-after", ESTIMATED[0]}
+)
 _REFUSED_FIELDS = frozenset({400, 422})
 """Statuses of engines that refuse a field of the body."""
 
