@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from fabric_server.cli import Json, accounts, certs, db, guard, keys, nodes
+from fabric_server.cli import Json, accounts, certs, db, guard, keys, nodes, retention
 from fabric_server.cli.doctor import doctor
 from fabric_server.cli.init import init
 from fabric_server.cli.reload import reload
@@ -45,6 +45,7 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(nodes.app, name="nodes")
 app.add_typer(certs.app, name="certs")
 app.add_typer(db.app, name="db")
+app.add_typer(retention.app, name="retention")
 app.add_typer(guard.app, name="guard")
 
 

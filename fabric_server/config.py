@@ -23,6 +23,14 @@ def _port(help: str) -> dict[str, object]:
     return dict(about(f"{help}; 0 for any free port.", least=0, most=65535))
 
 
+def _months(help: str) -> dict[str, object]:
+    return dict(about(f"{help}, beside the current month; 0: for ever.", least=0, most=1200))
+
+
+def _days(help: str) -> dict[str, object]:
+    return dict(about(f"{help}, in days; 0: for ever.", least=0))
+
+
 def _seconds(help: str) -> dict[str, object]:
     return dict(about(help, unit="seconds", least=0.001))
 
@@ -319,6 +327,41 @@ class Config:
             "Allow webhook URLs in this server's own networks: only if every client may reach "
             "whatever this server can reach there."
         ),
+    )
+
+    keep_ledger_months: int = field(
+        default=3, metadata=_months("Months for which single requests stay in the ledger")
+    )
+    ledger_archive: Path | None = field(
+        default=None,
+        metadata=about(
+            "Directory for compressed files of the ledger's months, which are written before they "
+            "are deleted. Default: none are written."
+        ),
+    )
+    keep_hourly_months: int = field(
+        default=13,
+        metadata=_months(
+            "Months for which usage is kept by hour, and no fewer than requests; then by day"
+        ),
+    )
+    keep_daily_months: int = field(
+        default=37, metadata=_months("Months for which usage is kept by day, then by month")
+    )
+    keep_monthly_months: int = field(
+        default=120,
+        metadata=_months("Months for which usage is kept by month, then as one sum by account"),
+    )
+    keep_heartbeats_days: float = field(
+        default=7.0,
+        metadata=about("How long heartbeats are kept, in days, but with Kafka.", least=0.01),
+    )
+    keep_nodes_days: float = field(
+        default=30.0,
+        metadata=_days("How long nodes that are away are listed and, once they can't return, kept"),
+    )
+    keep_ended_days: float = field(
+        default=400.0, metadata=_days("How long revoked and expired keys and nodes are kept")
     )
 
     heartbeat_seconds: float = field(

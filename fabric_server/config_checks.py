@@ -38,6 +38,8 @@ class Settings(Protocol):
     @property
     def public_key(self) -> Path | None: ...
     @property
+    def keep_ledger_months(self) -> int: ...
+    @property
     def trusted_proxies(self) -> tuple[str, ...]: ...
 
 
@@ -52,6 +54,12 @@ def check(settings: Settings) -> None:
             "raise tunnels_most or lower tunnels.",
             "tunnels_most",
             "tunnels",
+        )
+    if settings.keep_ledger_months == 1:
+        raise Conflict(
+            "keep_ledger_months is 1: set at least 2, because a spool or Kafka may bring requests "
+            "weeks later, or 0 to keep them for ever.",
+            "keep_ledger_months",
         )
     if (settings.public_certificate is None) != (settings.public_key is None):
         raise Conflict(

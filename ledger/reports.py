@@ -6,25 +6,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from ledger import rollup
+from ledger.borders import read_borders
 from ledger.records import HeartbeatRecord, LedgerEntry, UsageRow
-from ledger.tables import LEDGER_COLUMNS, MAX_BIGINT
+from ledger.tables import ENTRY, MAX_BIGINT, entry_of
 from protocol.messages import Heartbeat
 from runtime.errors import StoreError
 from sql.database import Database, Row, Value
 
 REPORT_SECONDS = 20.0
 """Longest time that a report may take."""
-
-_BOOLEANS = [
-    LedgerEntry.__struct_fields__.index(one) for one in ("stream", "usage_implausible", "estimated")
-]
-_ENTRY = ", ".join(LEDGER_COLUMNS)
 
 _GROUPS = {
     "account": "account",
@@ -83,9 +78,9 @@ class LedgerReports:
 
     async def request(self, request_id: str) -> LedgerEntry | None:
         rows = await self._database.fetch(
-            f"SELECT {_ENTRY} FROM ledger WHERE request_id = $1", request_id
+            f"SELECT {ENTRY} FROM ledger WHERE request_id = $1", request_id
         )
-        return _entry(rows[0]) if rows else None
+        return entry_of(rows[0]) if rows else None
 
     async def requests(
         self,
@@ -109,12 +104,12 @@ class LedgerReports:
         where += filter.conditions(args)
         args.append(limit)
         rows = await self._report(
-            f"SELECT {_ENTRY} FROM ledger"
+            f"SELECT {ENTRY} FROM ledger"
             f"{' WHERE ' if where else ''}{' AND '.join(where)}"
             f" ORDER BY at DESC, request_id DESC LIMIT ${len(args)}",
             args,
         )
-        return [_entry(row) for row in rows]
+        return [entry_of(row) for row in rows]
 
     async def usage(
         self,
@@ -128,7 +123,8 @@ class LedgerReports:
         """Sum the entries with ``since <= at < until``, one row for each combination of ``by``.
 
         ``by`` are names from ``GROUPS``; others raise ``ValueError``.  Without any there is one
-        row, the total.  Rows are in the order of ``by``, at most ``limit``.
+        row, the total.  Rows are in the order of ``by``, at most ``limit``.  Where entries are
+        deleted, the period begins and ends with the hour, day or month that is summed.
         """
         for name in by:
             if name not in _GROUPS:
@@ -142,14 +138,19 @@ class LedgerReports:
                 *rollup.SUMMED,
             )
         )
-        args: list[Value] = [*rollup.parts_of(since, until), limit]
-        where = " AND ".join(filter.conditions(args))
-        rows = await self._report(
-            f"SELECT {groups}{', ' if by else ''}{sums} FROM ({rollup.PARTS}) AS parts"
-            f"{f' WHERE {where}' if where else ''}"
-            f"{f' GROUP BY {groups} ORDER BY {groups}' if by else ''} LIMIT $7",
-            args,
-        )
+        borders = await read_borders(self._database)
+        while True:
+            args: list[Value] = [*rollup.parts_of(since, until, borders), limit]
+            where = " AND ".join(filter.conditions(args))
+            rows = await self._report(
+                f"SELECT {groups}{', ' if by else ''}{sums} FROM ({rollup.PARTS}) AS parts"
+                f"{f' WHERE {where}' if where else ''}"
+                f"{f' GROUP BY {groups} ORDER BY {groups}' if by else ''} LIMIT $7",
+                args,
+            )
+            before, borders = borders, await read_borders(self._database)
+            if before == borders:  # else entries may have been deleted meanwhile
+                break
         n = len(by)
         return [UsageRow(dict(zip(by, row[:n], strict=True)), *row[n:]) for row in rows]
 
@@ -180,10 +181,3 @@ class LedgerReports:
                     f"the report took longer than {self._report_seconds:g} s;"
                     " ask for a shorter time or fewer rows"
                 ) from None
-
-
-def _entry(row: Row) -> LedgerEntry:
-    values: list[Any] = list(row)
-    for at in _BOOLEANS:
-        values[at] = bool(values[at])  # SQLite has no truth values of its own
-    return LedgerEntry(*values)

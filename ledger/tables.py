@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
+from typing import Any
 
 import msgspec
 
 from ledger import partitions, rollup
+from ledger.borders import CLOSING, read_borders
 from ledger.records import HeartbeatRecord, LedgerEntry
-from runtime.errors import StoreError
-from sql.database import Database, Many, Value, insertion
+from runtime.errors import RecordError, StoreError
+from sql.database import Database, Many, Row, Session, Value, insertion
 
 _TEXT, _BIGINT, _DOUBLE, _BOOLEAN = "TEXT", "BIGINT", "DOUBLE PRECISION", "BOOLEAN"
 
@@ -43,6 +46,14 @@ LEDGER_COLUMNS = {
 }
 """Names and SQL types, in the order of ``LedgerEntry``'s fields."""
 assert tuple(LEDGER_COLUMNS) == LedgerEntry.__struct_fields__
+ENTRY = ", ".join(LEDGER_COLUMNS)
+"""The columns to select for ``entry_of``."""
+_BOOLEANS = [
+    LedgerEntry.__struct_fields__.index(one) for one in ("stream", "usage_implausible", "estimated")
+]
+
+OPEN_SECONDS = 50 * 86_400.0
+"""Entries that arrived within this time are in no closed month: two months, at least, are open."""
 
 _HEARTBEAT_COLUMNS = {
     "node_id": _TEXT,
@@ -78,18 +89,23 @@ class LedgerTables:
 
     place = "the store"
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, clock: Callable[[], float] = time.time) -> None:
         self._database = database
+        self._clock = clock
 
     async def write(
         self, heartbeats: Sequence[HeartbeatRecord], ledger: Sequence[LedgerEntry]
     ) -> None:
         """Write all of it in one transaction; leave alone rows that exist.
 
-        Raises ``RecordError`` when a record can't be held.
+        Raises ``RecordError`` when a record can't be held: also an entry of a closed month, for it
+        may have been summed and deleted before.
         """
         async with self._database.transaction() as session:
             if ledger:
+                oldest = min(entry.at for entry in ledger)
+                if oldest < self._clock() - OPEN_SECONDS:
+                    await _refuse_closed(session, oldest)
                 # Sorted, so that two writers never deadlock.
                 entries = sorted(ledger, key=attrgetter("request_id"))
                 rows = list(map(msgspec.structs.astuple, entries))
@@ -131,6 +147,24 @@ class LedgerTables:
                 unseen_since,
             )
             return [str(row[0]) for row in rows]
+
+
+def entry_of(row: Row) -> LedgerEntry:
+    """Return the entry in a row of the columns ``ENTRY``."""
+    values: list[Any] = list(row)
+    for at in _BOOLEANS:
+        values[at] = bool(values[at])  # SQLite has no truth values of its own
+    return LedgerEntry(*values)
+
+
+async def _refuse_closed(session: Session, oldest: float) -> None:
+    await session.alone(CLOSING)  # the border stays where it is until this transaction ends
+    border = (await read_borders(session)).ledger
+    if oldest < border:
+        raise RecordError(
+            f"it arrived at {oldest:.0f}, and the ledger is closed before {border}: such entries"
+            " were summed and deleted"
+        )
 
 
 def _heartbeat_values(record: HeartbeatRecord) -> tuple[Value, ...]:

@@ -22,6 +22,14 @@ class Many(NamedTuple):
     """The types of the columns, in their order, by PostgreSQL's names."""
 
 
+class Size(NamedTuple):
+    """The bytes of a database on its disk."""
+
+    bytes: int
+    free: int | None
+    """Of these, what is reused before it grows; None: not known."""
+
+
 class Session(Protocol):
     """A transaction in which statements run.  Arguments are ``$1``, ``$2``, … in the text.
 
@@ -65,6 +73,9 @@ class Database(Protocol):
 
     async def has_table(self, name: str) -> bool:
         """Return whether there is a table of that name."""
+
+    async def size(self) -> Size:
+        """Return the bytes that it takes on its disk, with indexes."""
 
     def transaction(self, *, durable: bool = False) -> AbstractAsyncContextManager[Session]:
         """Begin a transaction: commit at the end of the block, roll back after an exception.

@@ -14,7 +14,7 @@ import asyncpg
 
 from runtime.errors import BackendError, RecordError, StoreError, Unreachable
 from runtime.shown import without_password
-from sql.database import Many, Row, Session, Value
+from sql.database import Many, Row, Session, Size, Value
 
 OLDEST = 13
 CONNECT_SECONDS = 5.0
@@ -103,6 +103,10 @@ class PostgresDatabase:
     async def has_table(self, name: str) -> bool:
         ((found,),) = await self.fetch("SELECT to_regclass($1) IS NOT NULL", name)
         return bool(found)
+
+    async def size(self) -> Size:
+        ((bytes,),) = await self.fetch("SELECT pg_database_size(current_database())")
+        return Size(int(bytes), None)
 
     @asynccontextmanager
     async def transaction(self, *, durable: bool = False) -> AsyncIterator[Session]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from runtime.errors import BackendError, NoStore, RecordError, StoreError
-from sql.database import Many, Row, Session, Value
+from sql.database import Many, Row, Session, Size, Value
 
 OLDEST = (3, 35, 0)  # RETURNING
 READERS = 2
@@ -89,6 +89,13 @@ class SqliteDatabase:
     async def has_table(self, name: str) -> bool:
         found = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = $1"
         return bool(await self.fetch(found, name))
+
+    async def size(self) -> Size:
+        ((pages, free, bytes),) = await self.fetch(
+            "SELECT page_count, freelist_count, page_size"
+            " FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
+        )
+        return Size(pages * bytes, free * bytes)
 
     @asynccontextmanager
     async def transaction(self, *, durable: bool = False) -> AsyncIterator[Session]:

@@ -29,6 +29,8 @@ class AdminContext:
     throttle: FailureThrottle
     change_feed: ChangeFeed
     registry: Registry
+    node_days: float
+    """Time after which nodes that are away leave the list; 0: never."""
     enrolment: Enrolment
     active_requests: ActiveRequests
     admission: Admission

@@ -26,6 +26,7 @@ from fabric_server.net.connection_budget import Budget
 from fabric_server.nodes.registrar import Registrar
 from fabric_server.nodes.registry import Node
 from fabric_server.nodes.watch import CODES
+from fabric_server.storage.retention import Report
 from runtime.findings import Finding
 
 LAG_SECONDS = 0.02
@@ -88,6 +89,11 @@ class Bus(Protocol):
     def full(self) -> bool: ...
 
 
+class Retention(Protocol):
+    failures: int
+    report: Report | None
+
+
 class Memory(Protocol):
     held: int
 
@@ -131,6 +137,7 @@ class Sources:
     links: Links
     writer: Writer
     bus: Bus
+    retention: Retention
     jobs: Jobs
     tasks: Tasks
     memory: Memory
@@ -161,6 +168,7 @@ class StateCollector:
         yield from self._ports()
         yield from self._tunnels()
         yield from self._records()
+        yield from self._retention()
         yield from self._jobs()
         sources = self._sources
         memory = sources.memory
@@ -321,6 +329,31 @@ class StateCollector:
         yield _gauge(
             "bus_full", "1 while the bus is full and requests are refused.", value=bus.full
         )
+
+    def _retention(self) -> Iterator[Metric]:
+        retention = self._sources.retention
+        yield _counter(
+            "retention_failures",
+            "Runs of this server that did not delete what is old.",
+            value=retention.failures,
+        )
+        report = retention.report
+        if report is None:  # the store was not read yet
+            return
+        yield _gauge("store_bytes", "Bytes of the store on its disk.", value=report.size.bytes)
+        oldest, finished = report.oldest_entry, report.state.finished_at
+        if oldest is not None:
+            yield _gauge(
+                "ledger_oldest_timestamp_seconds",
+                "When the ledger's oldest request arrived.",
+                value=oldest,
+            )
+        if finished is not None:
+            yield _gauge(
+                "retention_last_timestamp_seconds",
+                "When all that was old had last been deleted, by any server.",
+                value=finished,
+            )
 
     def _jobs(self) -> Iterator[Metric]:
         jobs = self._sources.jobs

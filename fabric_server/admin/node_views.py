@@ -19,6 +19,7 @@ class NodeQuery(Struct, frozen=True, forbid_unknown_fields=True):
     connected: Annotated[
         bool | None, Meta(description="true: only connected nodes. false: only the others.")
     ] = None
+    all: Annotated[bool, Meta(description="true: also those that are away for long.")] = False
 
 
 class HeartbeatQuery(Struct, frozen=True, forbid_unknown_fields=True):

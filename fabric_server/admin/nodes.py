@@ -38,10 +38,12 @@ from runtime.findings import Finding
 
 log = logging.getLogger("fabric.api")
 
+DAY = 86_400.0
+
 
 class Store(Protocol):
     async def node(self, id: str) -> NodeRow | None: ...
-    async def nodes(self) -> list[NodeRow]: ...
+    async def nodes(self, seen_since: float | None = None) -> list[NodeRow]: ...
     async def revoke_node(self, id: str, at: float) -> NodeRow | None: ...
     async def settle_node(self, id: str) -> NodeRow | None: ...
     async def set_node_draining(self, id: str, draining: bool) -> NodeRow | None: ...
@@ -77,21 +79,28 @@ class NodeHandlers:
         change_feed: ChangeFeed,
         enrolment: Enrolment,
         clock: Callable[[], float],
+        *,
+        listed_days: float = 0.0,
     ) -> None:
+        """Nodes that are away for longer than ``listed_days`` are not listed; 0: all are."""
         self._store = store
         self._registry = registry
         self._change_feed = change_feed
         self._enrolment = enrolment
         self._clock = clock
+        self._listed_seconds = listed_days * DAY
 
     async def list_nodes(self, query: NodeQuery) -> NodeList:
-        """List all nodes that ever joined, oldest first, with the reports of connected ones.
+        """List the nodes that joined, oldest first, with the reports of connected ones.
 
+        Those that are away for `keep_nodes_days` are listed with `all=true` only.
         While the store is away only connected nodes are known: `complete` is false then.
         """
         problem = None
         try:
-            views = [view(row, self._registry) for row in await self._store.nodes()]
+            hidden = self._listed_seconds and not query.all
+            since = self._clock() - self._listed_seconds if hidden else None
+            views = [view(row, self._registry) for row in await self._store.nodes(since)]
         except BackendError as error:
             problem = f"{error}."
             views = [view_from_memory(node, self._registry) for node in self._registry.nodes()]

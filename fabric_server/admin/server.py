@@ -85,7 +85,9 @@ def make_table(context: AdminContext, clock: Callable[[], float]) -> list[Operat
     """List every operation of the port, in the order of its description."""
     store, registry, feed = context.store, context.registry, context.change_feed
     health = HealthHandlers(context.health)
-    nodes = NodeHandlers(store, registry, feed, context.enrolment, clock)
+    nodes = NodeHandlers(
+        store, registry, feed, context.enrolment, clock, listed_days=context.node_days
+    )
     accounts = AccountHandlers(store, feed, clock)
     keys = KeyHandlers(store, feed, clock)
     reports = ReportHandlers(store, registry, context.active_requests, clock)

@@ -6,8 +6,10 @@ from contextlib import AsyncExitStack
 from typing import Self
 
 from fabric_server.config import Config
+from fabric_server.retention_policy import policy_of
 from fabric_server.storage.connect import OpenBus, open_bus, open_cache, open_store
 from fabric_server.storage.interfaces import Cache
+from fabric_server.storage.retention import RetentionKeeper
 from fabric_server.storage.spool.orphans import move_orphaned_spools
 from fabric_server.storage.store import SqlStore
 from ledger.batch_writer import BatchOptions, BatchWriter, Source
@@ -28,11 +30,13 @@ class Backends:
         self.store = store
         self.cache = cache
         self.bus = bus.bus
+        self.retention = RetentionKeeper(store.database, policy_of(config))
         self._open_bus = bus
         self._spool_limit = config.spool_limit
         if bus.sink is None:
             offline = OFFLINE_HEARTBEATS * config.heartbeat_seconds
-            housekeeper = Housekeeper(store, offline_seconds=offline)
+            days = config.keep_heartbeats_days
+            housekeeper = Housekeeper(store, keep_heartbeats_days=days, offline_seconds=offline)
             self.writer = BatchWriter(bus.bus, store, housekeeper)
         else:  # fabric-consumer writes the store, and does the housekeeping
             self.writer = BatchWriter(bus.bus, bus.sink, options=KAFKA_BATCHES)
@@ -65,6 +69,7 @@ class Backends:
     def start_tasks(self, tasks: BackgroundTasks) -> None:
         """Start the work of the back ends."""
         tasks.start("ledger_writer", self.writer.run)
+        tasks.start("retention", self.retention.run)
         spool = self._open_bus.spool
         if spool is not None:
             # Other servers' spools in this directory may still hold records.

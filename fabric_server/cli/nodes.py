@@ -78,10 +78,18 @@ def invite(
 
 
 @app.command("list")
-@store_command
-def list_(settings: Config, json: Json = False) -> None:
-    """List all nodes, oldest first."""
-    nodes = with_store(settings, lambda store: store.nodes())
+@takes_settings(Config, PREFIX, only=("data", "store", "keep_nodes_days"))
+def list_(
+    settings: Config,
+    all: Annotated[
+        bool, typer.Option("--all", help="List those that are away for keep_nodes_days, too.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """List the nodes, oldest first."""
+    days = settings.keep_nodes_days
+    since = None if all or not days else time.time() - days * DAY
+    nodes = with_store(settings, lambda store: store.nodes(since))
     if json:
         say_json([_described(node) for node in nodes])
         return

@@ -174,7 +174,10 @@ async def _follow(store: SqlStore, filter: RequestFilter, limit: int, json: bool
 def _show(settings: Config, id: str, json: bool) -> None:
     entry = with_store(settings, lambda store: store.request(id))
     if entry is None:
-        raise Failure(f"there is no request {id} in the ledger; one that runs still is not there.")
+        raise Failure(
+            f"there is no request {id} in the ledger; one that runs still is not there, nor one "
+            "that is older than keep_ledger_months."
+        )
     if json:
         say_json(entry)
         return

@@ -88,9 +88,13 @@ class NodeStore:
         rows = await self._database.fetch(f"SELECT {_NODE} FROM nodes WHERE id = $1", id)
         return _node(rows[0]) if rows else None
 
-    async def nodes(self) -> list[NodeRow]:
-        """Return all of them, oldest first."""
-        rows = await self._database.fetch(f"SELECT {_NODE} FROM nodes ORDER BY created_at, id")
+    async def nodes(self, seen_since: float | None = None) -> list[NodeRow]:
+        """Return all of them, or those seen since then, oldest first."""
+        rows = await self._database.fetch(
+            f"SELECT {_NODE} FROM nodes WHERE online OR COALESCE(last_seen_at, created_at) >= $1"
+            " ORDER BY created_at, id",
+            -float(2**53) if seen_since is None else seen_since,
+        )
         return [_node(row) for row in rows]
 
     async def revoke_node(self, id: str, at: float) -> NodeRow | None:

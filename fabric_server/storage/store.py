@@ -23,7 +23,10 @@ class SqlStore(KeyStore, NodeStore, LedgerTables, LedgerReports):
     method raises ``StoreError`` when the database can't.
     """
 
-    def __init__(self, database: Database, revision: int) -> None:
+    def __init__(
+        self, database: Database, revision: int, clock: Callable[[], float] = time.time
+    ) -> None:
+        LedgerTables.__init__(self, database, clock)
         LedgerReports.__init__(self, database)
         self.revision_at_open = revision
         """All that is read through this object is as new as this revision, or newer."""
@@ -33,7 +36,7 @@ class SqlStore(KeyStore, NodeStore, LedgerTables, LedgerReports):
         """Bring the schema up to date, then read the revision; close the database on failure."""
         try:
             await migrate(database, clock())
-            return cls(database, await current_revision(database))
+            return cls(database, await current_revision(database), clock)
         except BaseException:
             await database.close()
             raise
