@@ -340,13 +340,13 @@ class Config:
         ),
     )
     keep_hourly_months: int = field(
-        default=13,
+        default=3,
         metadata=_months(
             "Months for which usage is kept by hour, and no fewer than requests; then by day"
         ),
     )
     keep_daily_months: int = field(
-        default=37, metadata=_months("Months for which usage is kept by day, then by month")
+        default=13, metadata=_months("Months for which usage is kept by day, then by month")
     )
     keep_monthly_months: int = field(
         default=120,

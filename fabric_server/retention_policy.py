@@ -1,4 +1,4 @@
-"""What the settings demand of retention."""
+"""The retention that the settings demand."""
 
 from __future__ import annotations
 

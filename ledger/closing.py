@@ -16,6 +16,7 @@ from runtime.errors import StoreError
 from sql.database import Database
 
 HOUR = 3600
+EARLIEST = -float(2**53)
 PAGE = 1_000
 """Entries read at once for the archive."""
 
@@ -56,15 +57,18 @@ class LedgerClosing:
                 await session.alone(CLOSING)
                 await move_border(session, "ledger", before)
 
-    async def oldest(self) -> float | None:
-        """Return when the oldest entry arrived."""
-        rows = await self._database.fetch("SELECT MIN(at) FROM ledger")
+    async def oldest(self, since: float = EARLIEST) -> float | None:
+        """Return when the oldest entry arrived; there is none before ``since``."""
+        rows = await self._database.fetch("SELECT MIN(at) FROM ledger WHERE at >= $1", since)
         return None if rows[0][0] is None else float(rows[0][0])
 
-    async def next_month(self, limit: int) -> int | None:
-        """Return the oldest closed month before ``limit`` that has entries still."""
+    async def next_month(self, limit: int, since: float = EARLIEST) -> int | None:
+        """Return the oldest closed month before ``limit`` that has entries still.
+
+        There is none before ``since``.  PostgreSQL would walk over all deleted ones without it.
+        """
         border = min((await read_borders(self._database)).ledger, limit)
-        oldest = await self.oldest()
+        oldest = await self.oldest(since)
         return None if oldest is None or oldest >= border else month_of(oldest)
 
     async def months(self) -> list[LedgerMonth]:
@@ -104,7 +108,7 @@ class LedgerClosing:
 
         Raises ``SumsDiffer`` for the first that has more than its sums.
         """
-        until, since = shifted(month, 1), -float(2**53)
+        until, since = shifted(month, 1), EARLIEST
         while True:
             rows = await self._database.fetch(
                 "SELECT MIN(at) FROM ledger WHERE at >= $1 AND at < $2", since, float(until)
@@ -135,7 +139,7 @@ class LedgerClosing:
     async def pages(self, month: int) -> AsyncIterator[Sequence[LedgerEntry]]:
         """Read the entries up to the end of a month, the oldest first."""
         until = float(shifted(month, 1))
-        at, id = -float(2**53), ""
+        at, id = EARLIEST, ""
         while True:
             rows = await self._database.fetch(
                 f"SELECT {ENTRY} FROM ledger WHERE (at, request_id) > ($1, $2) AND at < $3"
@@ -150,15 +154,20 @@ class LedgerClosing:
             at, id = entries[-1].at, entries[-1].request_id
             yield entries
 
-    async def delete(self, month: int, limit: int) -> int:
-        """Delete some entries up to the end of a checked month; return how many."""
+    async def delete(self, month: int, since: float, limit: int) -> list[float]:
+        """Delete the oldest entries up to the end of a checked month; return when they arrived.
+
+        There is none before ``since``.
+        """
         async with self._database.transaction() as session:
-            return await session.execute(
+            rows = await session.fetch(
                 "DELETE FROM ledger WHERE request_id IN (SELECT request_id FROM ledger"
-                " WHERE at < $1 ORDER BY at, request_id LIMIT $2)",
+                " WHERE at >= $1 AND at < $2 ORDER BY at, request_id LIMIT $3) RETURNING at",
+                since,
                 float(shifted(month, 1)),
                 limit,
             )
+            return [float(row[0]) for row in rows]
 
     async def count(self, before: int) -> int:
         """Return how many entries arrived before that time."""

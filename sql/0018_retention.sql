@@ -39,4 +39,5 @@ CREATE INDEX invitations_by_end ON invitations (expires_at);
 CREATE INDEX invitations_by_node ON invitations (node_id);
 CREATE INDEX keys_revoked ON keys (revoked_at) WHERE revoked_at IS NOT NULL;
 CREATE INDEX keys_expiring ON keys (expires_at) WHERE expires_at IS NOT NULL;
+CREATE INDEX files_incomplete ON files (created_at) WHERE NOT complete;
 CREATE INDEX batches_finished ON batches (finished_at) WHERE finished_at IS NOT NULL;

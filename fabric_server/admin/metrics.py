@@ -26,7 +26,6 @@ from fabric_server.net.connection_budget import Budget
 from fabric_server.nodes.registrar import Registrar
 from fabric_server.nodes.registry import Node
 from fabric_server.nodes.watch import CODES
-from fabric_server.storage.retention import Report
 from runtime.findings import Finding
 
 LAG_SECONDS = 0.02
@@ -91,7 +90,9 @@ class Bus(Protocol):
 
 class Retention(Protocol):
     failures: int
-    report: Report | None
+
+    @property
+    def figures(self) -> Mapping[str, float]: ...
 
 
 class Memory(Protocol):
@@ -337,23 +338,18 @@ class StateCollector:
             "Runs of this server that did not delete what is old.",
             value=retention.failures,
         )
-        report = retention.report
-        if report is None:  # the store was not read yet
-            return
-        yield _gauge("store_bytes", "Bytes of the store on its disk.", value=report.size.bytes)
-        oldest, finished = report.oldest_entry, report.state.finished_at
-        if oldest is not None:
-            yield _gauge(
-                "ledger_oldest_timestamp_seconds",
-                "When the ledger's oldest request arrived.",
-                value=oldest,
-            )
-        if finished is not None:
-            yield _gauge(
-                "retention_last_timestamp_seconds",
-                "When all that was old had last been deleted, by any server.",
-                value=finished,
-            )
+        known = retention.figures
+        yield _gauge("store_bytes", "Bytes of the store on its disk.", value=known["bytes"])
+        yield _gauge(
+            "ledger_oldest_timestamp_seconds",
+            "When the ledger's oldest request arrived; NaN: there is none.",
+            value=known["oldest"],
+        )
+        yield _gauge(
+            "retention_last_timestamp_seconds",
+            "When all that was old had last been deleted, by any server; NaN: never.",
+            value=known["finished"],
+        )
 
     def _jobs(self) -> Iterator[Metric]:
         jobs = self._sources.jobs

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fabric_server.cli.endpoints import Ready, last_start
 from fabric_server.cli.port_checks import PortChecks
+from fabric_server.cli.retention_checks import check_retention
 from fabric_server.config import Config
 from fabric_server.data_directory import has_authority
 from fabric_server.net.descriptor_plan import MIN_API, MIN_NODES, MIN_PUBLIC, make_plan
@@ -23,7 +24,7 @@ from runtime.descriptors import MAX_FILES, allow_many_files, open_files_limit
 from runtime.doctor import Check, check_disk, examine, in_thread
 from runtime.errors import BackendError, NoStore
 from runtime.extras import MissingExtra, needed_by
-from runtime.findings import Finding, certificate_dates, descriptors, ok
+from runtime.findings import DAY, Finding, certificate_dates, descriptors, ok
 from runtime.settings import SettingsError
 from runtime.shown import without_password
 from runtime.version import VERSION
@@ -183,7 +184,11 @@ async def _store(settings: Config) -> list[Finding]:
             return [Finding("store", "warn", what, "migrations_pending", remedy)]
         store = await open_store(settings.store_url, create=False)
         try:
-            return [ok("store", url), *await _nodes(store)]
+            return [
+                ok("store", url),
+                *await check_retention(settings, store),
+                *await _nodes(settings, store),
+            ]
         finally:
             await store.close()
     except NoStore as error:
@@ -234,8 +239,10 @@ def _size(data: Path) -> int:
 # ── nodes ─────────────────────────────────────────────────────────────────────────────────────
 
 
-async def _nodes(store: SqlStore) -> list[Finding]:
-    nodes = [node for node in await store.nodes() if node.revoked_at is None]
+async def _nodes(settings: Config, store: SqlStore) -> list[Finding]:
+    days = settings.keep_nodes_days
+    listed = await store.nodes(time.time() - days * DAY if days else None)
+    nodes = [node for node in listed if node.revoked_at is None]
     if not nodes:
         remedy = "'fabric-server nodes invite' makes a token for one"
         return [Finding("nodes", "warn", "no node has joined", "no_nodes", remedy)]

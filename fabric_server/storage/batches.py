@@ -194,9 +194,15 @@ class BatchStore:
                 await add_webhook(session, webhook)
             return True
 
-    async def delete_old(self, before: float) -> None:
+    async def delete_old(self, before: float, *, limit: int = 1000) -> None:
+        """Delete some batches that ended before that time."""
         async with self._database.transaction() as session:
-            await session.execute("DELETE FROM batches WHERE finished_at < $1", before)
+            await session.execute(
+                "DELETE FROM batches WHERE id IN"
+                " (SELECT id FROM batches WHERE finished_at < $1 LIMIT $2)",
+                before,
+                limit,
+            )
 
 
 def _batch(row: Row) -> BatchRow:

@@ -133,8 +133,8 @@ class FileStore:
     async def expired(self, now: float, begun_before: float, *, limit: int = 10) -> list[str]:
         """Return ids of files that have expired, or that were begun and never completed."""
         rows = await self._database.fetch(
-            "SELECT id FROM files WHERE expires_at <= $1 OR (NOT complete AND created_at < $2)"
-            " LIMIT $3",
+            "SELECT id FROM files WHERE expires_at <= $1"
+            " UNION SELECT id FROM files WHERE NOT complete AND created_at < $2 LIMIT $3",
             now,
             begun_before,
             limit,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from fabric_server.storage.ended import EndedRows
 from fabric_server.storage.retention_state import LEASE_SECONDS, RetentionRow, RetentionState
 from ledger.archive import Archived, archive_month
 from ledger.borders import Grain
-from ledger.closing import LedgerClosing, LedgerMonth
+from ledger.closing import EARLIEST, LedgerClosing, LedgerMonth
 from ledger.months import month_of, shifted
 from ledger.records import LedgerEntry
 from ledger.usage_grains import UsageGrains
@@ -39,7 +40,7 @@ MAX_ROWS = 2_000
 
 
 class Policy(Struct, frozen=True, kw_only=True):
-    """How long things are kept.  Months are those before the current one; 0 is for ever."""
+    """The times for which things are kept.  Months are those before the current one; 0 is for ever."""
 
     ledger_months: int
     archive: Path | None
@@ -81,6 +82,7 @@ class Retention:
         self._now = now
         self._renew = renew or _nothing
         self._max_rows = max_rows
+        self._since = EARLIEST  # no entry is older
         self.tasks = self._tasks(database, policy)
 
     def _tasks(self, database: Database, policy: Policy) -> list[Task]:
@@ -152,15 +154,16 @@ class Retention:
 
     async def _step_ledger(self, limit: int) -> int:
         await self._closing.close(limit)
-        month = await self._closing.next_month(limit)
+        month = await self._closing.next_month(limit, self._since)
         if month is None:
             return 0
         if not await self._closing.is_checked(month):
             await self._check(month)
-        deleted = await self._closing.delete(month, self._max_rows)
-        if await self._closing.next_month(limit) != month:
+        deleted = await self._closing.delete(month, self._since, self._max_rows)
+        self._since = max(deleted, default=self._since)
+        if await self._closing.next_month(limit, self._since) != month:
             await self._closing.deleted(month, self._now)
-        return deleted
+        return len(deleted)
 
     async def _pages(self, month: int) -> AsyncIterator[Sequence[LedgerEntry]]:
         async for page in self._closing.pages(month):
@@ -229,7 +232,7 @@ async def run_once(database: Database, policy: Policy) -> dict[str, int] | None:
 
 
 class Report(Struct, frozen=True):
-    """What operators want to know of the store."""
+    """The facts about the store that operators want to know."""
 
     size: Size
     oldest_entry: float | None
@@ -248,6 +251,19 @@ class RetentionKeeper:
         self._database = database
         self._policy = policy
         self._state = RetentionState(database)
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        """The newest sizes and times, as numbers; NaN for what is not known."""
+        report = self.report
+        if report is None:
+            return dict.fromkeys(("bytes", "oldest", "finished"), math.nan)
+        oldest, finished = report.oldest_entry, report.state.finished_at
+        return {
+            "bytes": report.size.bytes,
+            "oldest": math.nan if oldest is None else oldest,
+            "finished": math.nan if finished is None else finished,
+        }
 
     async def run(self) -> None:
         """Look every few minutes, until cancelled."""

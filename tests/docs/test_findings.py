@@ -15,6 +15,7 @@ SOURCES = (
     "fabric_client/cli/checks.py",
     "fabric_server/cli/checks.py",
     "fabric_server/cli/port_checks.py",
+    "fabric_server/cli/retention_checks.py",
 )
 CODE = re.compile(r'"([a-z]+(?:_[a-z]+)+)"')
 NO_CODES = {"proxy_protocol"}

@@ -23,7 +23,9 @@ async def test_a_node_is_shown_with_what_it_serves_and_how_it_is(server: Server)
         await until(lambda: server.app.control_plane.registry.node("node_here").heartbeat)  # type: ignore[union-attr]
         await server.app.backends.writer.flush()
 
-        both = (await server.get("/api/v1/nodes")).body["data"]
+        listed = (await server.get("/api/v1/nodes")).body["data"]
+        assert [one["id"] for one in listed] == ["node_here"], "the other one is away for long"
+        both = (await server.get("/api/v1/nodes?all=true")).body["data"]
         away, here = both
         assert (away["id"], away["connected"], away["engines"]) == ("node_away", False, [])
         assert (here["id"], here["connected"], here["epoch"]) == ("node_here", True, 1)

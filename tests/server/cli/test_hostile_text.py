@@ -73,6 +73,8 @@ COMMANDS: dict[str, list[tuple[str, ...]]] = {
     "fabric-server certs show": [()],
     "fabric-server db migrate": [()],
     "fabric-server db status": [()],
+    "fabric-server retention show": [(), ("--json",)],
+    "fabric-server retention run": [("--dry-run",), ("--ledger-archive", HOSTILE)],
     "fabric-server guard install": [("--dry-run", "--trust", HOSTILE), ("--xdp", HOSTILE)],
     "fabric-server guard status": [()],
     "fabric-server guard remove": [("--dry-run",)],
