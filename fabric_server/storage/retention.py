@@ -40,7 +40,7 @@ MAX_ROWS = 2_000
 
 
 class Policy(Struct, frozen=True, kw_only=True):
-    """The times for which things are kept.  Months are those before the current one; 0 is for ever."""
+    """The times for which things are kept; 0 is for ever.  The current month is always kept."""
 
     ledger_months: int
     archive: Path | None

@@ -57,7 +57,7 @@ async def test_a_node_is_shown_with_what_it_serves_and_how_it_is(server: Server)
         assert (await server.get("/api/v1/nodes/node_here?heartbeats=0")).body["heartbeats"] == []
 
         for wanted, ids in (("true", ["node_here"]), ("false", ["node_away"])):
-            some = await server.get(f"/api/v1/nodes?connected={wanted}")
+            some = await server.get(f"/api/v1/nodes?connected={wanted}&all=true")
             assert [one["id"] for one in some.body["data"]] == ids
 
         models = (await server.get("/api/v1/models")).body["data"]
