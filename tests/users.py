@@ -234,6 +234,7 @@ class MemoryUser(User, asyncio.Transport):
         self.lingers = False
         """The server has said its last word, and still reads."""
         self._unread = bytearray()
+        self._all_read = asyncio.Event()
         self._closing = self._lost = False
         self.connection: Connection = edge()
         self.connection.connection_made(self)
@@ -243,10 +244,17 @@ class MemoryUser(User, asyncio.Transport):
     def send(self, data: bytes) -> None:
         """What the server does not read now stays in the kernel's buffer, as it were."""
         self._unread += data
+        self._all_read.clear()
         while self.reading and self._unread and not self._lost:
             piece = bytes(self._unread[: 64 * 1024])
             del self._unread[: 64 * 1024]
             self.connection.data_received(piece)
+        if not self._unread:
+            self._all_read.set()
+
+    async def read_out(self) -> None:
+        """Wait until the server has read all that was sent."""
+        await self._all_read.wait()
 
     @property
     def pending(self) -> int:

@@ -18,6 +18,7 @@ from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.cors import Cors
 from fabric_server.edge.parser import Limits, RequestParser
 from fabric_server.edge.request import Body, Request
+from fabric_server.edge.slices import UnwantedBytes
 from fabric_server.edge.write_buffer import WriteBuffer
 from fabric_server.net.addresses import NO_ADDRESS, peer_of
 from fabric_server.net.connection_budget import Peer
@@ -50,6 +51,7 @@ class Owner(Protocol):
     limits: Limits
     cors: Cors
     memory: MemoryBudget
+    unwanted: UnwantedBytes
     draining: bool
     linger: float
     refused: Counter[str]
@@ -95,9 +97,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._closing:
-            self.deadline = min(
-                self._loop.time() + LINGER_SECONDS, self._since + MAX_LINGER_SECONDS
-            )
+            self._throw_away(len(data))
             return
         parser = self._parser
         if parser.error is not None:
@@ -219,13 +219,12 @@ class Connection(asyncio.Protocol):
     def _resume_reading(self) -> None:
         if self._reading or self._transport is None:
             return
-        self._reading = True
         request = self._parser.request
         if request is not None and not self._parser.in_head:
             now = self._loop.time()
             self.deadline = now + BODY_GRACE_SECONDS
             self._since = now - request.body.received / self._parser.limits.body_rate
-        self._transport.resume_reading()
+        self._read_on()
 
     # ── and are answered, one after the other ─────────────────────────────────────────────────
 
@@ -400,7 +399,18 @@ class Connection(asyncio.Protocol):
         self.deadline = now + LINGER_SECONDS
         if self._transport.can_write_eof():
             self._transport.write_eof()
-        if not self._reading:
+        self._read_on()
+
+    def _throw_away(self, size: int) -> None:
+        """Read the next bytes in turn: to read what nobody wants takes time from the others."""
+        now = self._loop.time()
+        self.deadline = min(now + LINGER_SECONDS, self._since + MAX_LINGER_SECONDS)
+        if self._transport is not None and not self._transport.is_closing():
+            self._pause_reading()
+            self._loop.call_at(self._edge.unwanted.next_turn(size, now), self._read_on)
+
+    def _read_on(self) -> None:
+        if not self._reading and self._transport is not None:
             self._reading = True
             self._transport.resume_reading()
 

@@ -10,6 +10,7 @@ from time import time
 
 from fabric_server.edge.connection import Connection, Handler, Limits
 from fabric_server.edge.cors import Cors
+from fabric_server.edge.slices import UnwantedBytes
 from fabric_server.net.connection_budget import Peer
 from fabric_server.net.deadlines import Deadlines
 from fabric_server.net.memory_budget import MemoryBudget
@@ -42,6 +43,7 @@ class Edge:
         self.linger = 0.0
         """Seconds that a connection may be idle before it is closed, while draining."""
         self.memory = MemoryBudget() if memory is None else memory
+        self.unwanted = UnwantedBytes()
         self.refused: Counter[str] = Counter() if refused is None else refused
         self._date_second = 0
         self._date_line = b""

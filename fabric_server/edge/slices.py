@@ -1,4 +1,7 @@
-"""Large bodies are read in slices, which together get half of the loop's time: others go on."""
+"""Large bodies are read in slices, which together get half of the loop's time: others go on.
+
+What nobody wants of refused ones is read more slowly.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,9 @@ SECONDS = 0.002
 """How long readers work, all together, before others have their turn."""
 SHARE = 0.5
 """Of the loop's time, for all readers of large bodies together."""
+
+UNWANTED_RATE = 64 * 2**20
+"""Bytes a second that are read only to be thrown away, of all connections together."""
 
 
 class Reader(Protocol):
@@ -78,6 +84,21 @@ class LoopShare:
         self._seconds = min(SECONDS, self._seconds + (now - self._at) * SHARE)
         self._at = now
         return self._seconds
+
+
+class UnwantedBytes:
+    """Gives turns to connections whose rest is thrown away, so that all keep to ``UNWANTED_RATE``.
+
+    Their clients are still sending, and could not read their answers if they were cut off.
+    """
+
+    def __init__(self) -> None:
+        self._free_at = 0.0
+
+    def next_turn(self, size: int, now: float) -> float:
+        """Return when one that has just read ``size`` bytes may read on, in the loop's time."""
+        self._free_at = max(self._free_at, now) + size / UNWANTED_RATE
+        return self._free_at
 
 
 _shares: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopShare] = WeakKeyDictionary()

@@ -8,6 +8,7 @@ import pytest
 
 from fabric_server.edge import connection as module
 from fabric_server.edge.request import Request
+from fabric_server.edge.slices import UNWANTED_RATE
 from fabric_server.net.memory_budget import UNCOUNTED
 from tests.loops import on_both_loops
 from tests.server.edge.port import BIG, GET, LIMITS, Port, a_user, limits_with
@@ -214,6 +215,24 @@ async def test_what_comes_behind_a_last_word_is_thrown_away_for_a_while() -> Non
     port.wait(module.LINGER_SECONDS + 1)
     assert not user.lingers
     assert user.aborted
+
+
+async def test_what_is_thrown_away_is_read_in_turn() -> None:
+    port = Port()
+    users = [port.user() for _ in range(3)]
+    for user in users:
+        user.send(b"garbage\r\n\r\n")
+        await user.answer()
+        await user.end()
+    began = port.loop.time()
+    for user in users:
+        user.send(b"x" * 1_000_000)
+        assert not user.reading, "it waits for its turn after one piece"
+    async with asyncio.timeout(10):
+        for user in users:
+            await user.read_out()
+    assert port.loop.time() - began > 2_500_000 / UNWANTED_RATE
+    assert all(user.lingers for user in users)
 
 
 async def test_head_is_answered_with_a_head() -> None:

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from fabric_server.dialects.json_scanner import SLICE
-from fabric_server.edge.slices import SECONDS, LoopShare
+from fabric_server.edge.slices import SECONDS, UNWANTED_RATE, LoopShare, UnwantedBytes
 
 COST = 0.001
 """Seconds that each slice takes of the clock below."""
@@ -99,3 +99,11 @@ async def test_what_a_reader_raises_ends_its_body_only() -> None:
     good = Slow(clock, log, "good")
     await share.feed(good, b"x")
     assert good.data == b"x"
+
+
+def test_unwanted_bytes_of_many_connections_keep_to_one_rate() -> None:
+    unwanted, size, count = UnwantedBytes(), 256 * 1024, 60
+    turns = [unwanted.next_turn(size, 0.0) for _ in range(count)]
+    assert turns == sorted(turns)
+    assert turns[-1] == pytest.approx(size * count / UNWANTED_RATE)
+    assert unwanted.next_turn(size, 60.0) == pytest.approx(60 + size / UNWANTED_RATE), "none saved"
