@@ -19,7 +19,7 @@ import msgspec
 from fabric_server.jobs.batch_input import BatchInput, LineProblem
 from fabric_server.jobs.batch_leases import BatchLeases
 from fabric_server.jobs.batch_lines import BatchLines
-from fabric_server.jobs.batch_output import BatchOutput
+from fabric_server.jobs.batch_output import BatchOutput, Usage
 from fabric_server.jobs.outage import OutageLog
 from fabric_server.jobs.retention import Retention
 from fabric_server.storage.batches import BatchRow
@@ -139,14 +139,16 @@ class BatchRunner:
         """Write the output files, and end the batch."""
         renew = partial(self._batches.renew, batch)
         await self._batches.finalize(batch)
-        output = await self._output.write(batch, good=True, renew=renew)
+        usage = Usage()
+        output = await self._output.write(batch, good=True, renew=renew, usage=usage)
         errors = await self._output.write(batch, good=False, renew=renew)
         batch = await self._batches.refresh(batch)
         if batch.state == "cancelling":
             state = "cancelled"
         else:
             state = "expired" if expired else "completed"
-        await self._batches.finish(batch, state, output_file=output, error_file=errors)
+        files = {"output_file": output, "error_file": errors}
+        await self._batches.finish(batch, state, **files, usage=usage.encode())
 
     async def _fail(self, batch: BatchRow, problems: list[dict[str, Any]]) -> None:
         await self._batches.finish(batch, "failed", errors=_json(problems).decode())

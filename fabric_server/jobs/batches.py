@@ -16,7 +16,7 @@ from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Request
 from fabric_server.gateway.options import read_variant, refuse_regions
-from fabric_server.jobs.files import page, read_limit
+from fabric_server.jobs.files import MAX_EXPIRY, MIN_EXPIRY, page, read_limit
 from fabric_server.jobs.routes import JobRoutes
 from fabric_server.jobs.submission import Webhook, parse, read_body
 from fabric_server.jobs.webhooks import Webhooks
@@ -36,6 +36,13 @@ _json = msgspec.json.Encoder().encode
 Metadata = dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]]
 
 
+class ExpiresAfter(Struct, frozen=True, kw_only=True):
+    """The field ``output_expires_after``: when the output files are deleted."""
+
+    anchor: Literal["created_at"]
+    seconds: Annotated[int, Meta(ge=MIN_EXPIRY, le=MAX_EXPIRY)]
+
+
 class NewBatch(Struct, frozen=True, kw_only=True):
     """The fields of OpenAI's that are used; others are ignored."""
 
@@ -44,7 +51,7 @@ class NewBatch(Struct, frozen=True, kw_only=True):
     completion_window: Literal["24h"]
     metadata: Annotated[Metadata, Meta(max_length=16)] | None = None
     webhook: Webhook | None = None
-    output_expires_after: Any = None
+    output_expires_after: ExpiresAfter | None = None
 
 
 class Batches:
@@ -80,12 +87,6 @@ class Batches:
         refuse_regions(request.headers)
         variant = read_variant(request.headers) or WantedVariant()
         new = parse(await read_body(request.body, MAX_BODY), NewBatch)
-        if new.output_expires_after is not None:
-            text = (
-                "'output_expires_after' is not supported: files are kept as long as the server's"
-                " other files. Leave it out, and delete them when you have read them."
-            )
-            raise errors.bad_field("output_expires_after", text)
         if new.endpoint not in self._endpoints:
             text = f"'endpoint' must be one of {', '.join(self._endpoints)}."
             raise errors.bad_field("endpoint", text)
@@ -96,7 +97,7 @@ class Batches:
         webhook, secret = "", ""
         if new.webhook is not None:
             webhook, secret = await self._webhooks.register(key.account, new.webhook)
-        now = self._clock()
+        now, expires = self._clock(), new.output_expires_after
         batch = BatchRow(
             id=f"batch_{int(now * 1000):011x}{secrets.token_hex(6)}",
             account=key.account,
@@ -109,6 +110,7 @@ class Batches:
             expires_at=now + DAY,
             variant_quantization=variant.quantization,
             variant_digest=variant.digest,
+            output_seconds=0 if expires is None else expires.seconds,
         )
         if not await self._store.add(batch, max_unfinished=MAX_UNFINISHED):
             text = f"This account has {MAX_UNFINISHED} unfinished batches already."
@@ -183,6 +185,7 @@ def view(batch: BatchRow) -> dict[str, Any]:
             "completed": batch.completed,
             "failed": batch.failed,
         },
+        "usage": msgspec.json.decode(batch.usage),
         "metadata": msgspec.json.decode(batch.metadata),
     }
 

@@ -63,8 +63,9 @@ class Files:
         routes.add("GET", "/v1/files/*", self.show)
         routes.add("DELETE", "/v1/files/*", self.delete)
 
-    def new(self, account: str, name: str, purpose: str, id: str = "") -> FileRow:
-        now = self._clock()
+    def new(self, account: str, name: str, purpose: str, id: str = "", seconds: int = 0) -> FileRow:
+        """Return a file that is kept for ``seconds``, at most as long as the setting says."""
+        now, most = self._clock(), self._days * DAY
         return FileRow(
             id=id or f"file-{int(now * 1000):011x}{secrets.token_hex(6)}",
             account=account,
@@ -72,7 +73,7 @@ class Files:
             purpose=purpose,
             size=0,
             created_at=now,
-            expires_at=now + self._days * DAY,
+            expires_at=now + min(seconds or most, most),
         )
 
     # ── uploading ─────────────────────────────────────────────────────────────────────────────

@@ -42,6 +42,10 @@ class BatchRow(Struct, frozen=True, kw_only=True):
     lease_until: float = 0.0
     variant_quantization: str = ""
     variant_digest: str = ""
+    usage: str = "null"
+    """The tokens of its answers, as JSON; null until it has ended."""
+    output_seconds: int = 0
+    """Seconds for which its output files are kept; 0: as long as other files."""
 
     def __repr__(self) -> str:  # without the webhook's secret
         return f"<BatchRow {self.id} {self.state} {self.completed}+{self.failed}/{self.total}>"
@@ -172,18 +176,19 @@ class BatchStore:
         """Store the end of a batch, add its webhook and delete its lines, all or nothing.
 
         ``ended`` is the claimed row with its new ``state``, ``finished_at``, ``output_file``,
-        ``error_file`` and ``errors``.  False when another server has the batch.
+        ``error_file``, ``errors`` and ``usage``.  False when another server has the batch.
         """
         async with self._database.transaction(durable=True) as session:
             held = await session.execute(
                 "UPDATE batches SET state = $1, finished_at = $2, output_file = $3,"
-                " error_file = $4, errors = $5, owner = '', lease_until = 0"
-                " WHERE id = $6 AND owner = $7 AND finished_at IS NULL",
+                " error_file = $4, errors = $5, usage = $6, owner = '', lease_until = 0"
+                " WHERE id = $7 AND owner = $8 AND finished_at IS NULL",
                 ended.state,
                 ended.finished_at,
                 ended.output_file,
                 ended.error_file,
                 ended.errors,
+                ended.usage,
                 ended.id,
                 ended.owner,
             )

@@ -16,7 +16,7 @@ from openai.types import Batch, FileObject
 from fabric_server.jobs.batch_input import BatchInput
 from fabric_server.jobs.batch_leases import BatchLeases
 from fabric_server.jobs.batch_lines import BatchLines
-from fabric_server.jobs.batch_output import BatchOutput
+from fabric_server.jobs.batch_output import BatchOutput, Usage
 from fabric_server.jobs.batch_runner import BatchRunner
 from fabric_server.jobs.files import Files
 from fabric_server.jobs.retention import Retention
@@ -297,17 +297,42 @@ async def test_a_file_expires_when_its_owner_says(client: openai.AsyncOpenAI) ->
         assert refused.value.param == "expires_after.seconds"
 
 
-async def test_a_batch_does_not_promise_when_its_output_expires(
-    client: openai.AsyncOpenAI,
+async def test_a_batch_tells_its_tokens_and_keeps_its_output_as_long_as_asked(
+    client: openai.AsyncOpenAI, engine: ScriptedEngine
 ) -> None:
+    engine.plan = Plan(usage=(7, 3))
+    file = await upload(client, [line("a"), line("b")])
+    after: Any = {"anchor": "created_at", "seconds": 7200}
+    begun = await client.batches.create(
+        input_file_id=file.id,
+        endpoint=CHAT,
+        completion_window="24h",
+        output_expires_after=after,
+    )
+    assert begun.usage is None
+    batch = await ended(client, begun)
+    assert batch.usage is not None
+    assert (batch.usage.input_tokens, batch.usage.output_tokens) == (14, 6)
+    assert batch.usage.total_tokens == 20
+    output = await client.files.retrieve(str(batch.output_file_id))
+    assert output.expires_at == output.created_at + 7200
     with pytest.raises(openai.BadRequestError) as refused:
         await client.batches.create(
-            input_file_id="file-x",
-            endpoint="/v1/chat/completions",
+            input_file_id=file.id,
+            endpoint=CHAT,
             completion_window="24h",
-            output_expires_after={"anchor": "created_at", "seconds": 7200},
+            output_expires_after={"anchor": "created_at", "seconds": 5},
         )
-    assert refused.value.param == "output_expires_after"
+    assert "output_expires_after" in str(refused.value)
+
+
+@pytest.mark.parametrize("answer", [None, [], {"usage": 5}, {"usage": {"prompt_tokens": "x"}}])
+def test_an_answer_without_tokens_adds_none(answer: Any) -> None:
+    usage = Usage()
+    usage.add(answer)
+    usage.add({"usage": {"input_tokens": 2, "output_tokens_details": {"reasoning_tokens": 1}}})
+    told = json.loads(usage.encode())
+    assert (told["input_tokens"], told["output_tokens_details"]["reasoning_tokens"]) == (2, 1)
 
 
 async def test_an_account_sees_nothing_of_anothers_files_and_batches(
