@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import hashlib
 import os
+import time
 import zlib
 from collections.abc import AsyncIterator, Sequence
 from io import BufferedWriter
@@ -18,6 +19,7 @@ from ledger.months import name_of
 from ledger.records import LedgerEntry
 from runtime.errors import StoreError
 
+ABANDONED_SECONDS = 3600.0
 _READ = 2**20
 _encode = msgspec.json.Encoder().encode
 
@@ -38,7 +40,7 @@ async def archive_month(
     The file has its name only once it is complete, checked, and on the disk.  No archive is ever
     replaced: one with other entries has ``-2`` and so on in its name.  Raises ``StoreError``.
     """
-    temporary = directory / f".ledger-{name_of(month)}.{os.getpid()}"
+    temporary = directory / f".ledger-{name_of(month)}.{os.getpid()}.part"
     try:
         file = await asyncio.to_thread(_Writer, temporary)
         try:
@@ -66,6 +68,7 @@ class _Writer:
         """Of all lines, before compression."""
         self._path = path
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _remove_abandoned(path.parent)
         path.unlink(missing_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         self._file: BufferedWriter = os.fdopen(descriptor, "wb")
@@ -93,6 +96,13 @@ class _Writer:
             self._file.close()
         finally:
             self._path.unlink(missing_ok=True)
+
+
+def _remove_abandoned(directory: Path) -> None:
+    """Remove files that a server had not finished when it was killed."""
+    for path in directory.glob(".ledger-*.part"):
+        if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+            path.unlink(missing_ok=True)
 
 
 def _check(path: Path, entries: int, text: bytes) -> str:

@@ -34,6 +34,7 @@ RUN_SECONDS = 3600.0
 CALM_SECONDS = DAY
 """Servers must have looked for so long: after an outage or a change of the clock, nodes can come
 back and the operator can correct the clock, before anything is deleted."""
+LONGEST_PAUSE = 1.0
 INVITATION_DAYS = 30.0
 MAX_ROWS = 2_000
 """Rows of one transaction, so that no other one waits for long."""
@@ -138,7 +139,7 @@ class Retention:
     async def run(self) -> dict[str, int]:
         """Do all of it; return how many rows were deleted or summed up, by task.
 
-        After each transaction others get as much time as it took.
+        After each step others get as much time as it took.
         """
         done = dict.fromkeys((task.name for task in self.tasks), 0)
         for task in self.tasks:
@@ -149,7 +150,7 @@ class Retention:
                 if not rows:
                     break
                 done[task.name] += rows
-                await asyncio.sleep(time.monotonic() - began)
+                await asyncio.sleep(pause_after(time.monotonic() - began))
         return done
 
     async def _step_ledger(self, limit: int) -> int:
@@ -184,6 +185,14 @@ class Retention:
         await self._closing.checked(
             LedgerMonth(month, entries, archived.name, archived.sha256, self._now)
         )
+
+
+def pause_after(seconds: float) -> float:
+    """Return how long to leave the database to others after a step that took so long.
+
+    A step that reads a whole month holds nobody up, and the lease must not end after it.
+    """
+    return min(seconds, LONGEST_PAUSE)
 
 
 async def _nothing() -> None:
@@ -251,6 +260,7 @@ class RetentionKeeper:
         self._database = database
         self._policy = policy
         self._state = RetentionState(database)
+        self._is_away = False
 
     @property
     def figures(self) -> Mapping[str, float]:
@@ -280,7 +290,11 @@ class RetentionKeeper:
                 await self._delete(state.problem)
             self.report = await read_report(self._database)
         except BackendError as error:
-            log.warning("retention waits for the store", extra={"reason": str(error)})
+            if not self._is_away:
+                log.warning("retention waits for the store", extra={"reason": str(error)})
+            self._is_away = True
+        else:
+            self._is_away = False
 
     async def _delete(self, known: str) -> None:
         try:

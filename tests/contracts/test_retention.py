@@ -22,8 +22,14 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from fabric_server.storage.connect import open_store
-from fabric_server.storage.retention import Policy, Retention, RetentionKeeper, run_once
-from fabric_server.storage.retention_state import RetentionState
+from fabric_server.storage.retention import (
+    Policy,
+    Retention,
+    RetentionKeeper,
+    pause_after,
+    run_once,
+)
+from fabric_server.storage.retention_state import LEASE_SECONDS, RetentionState
 from fabric_server.storage.rows import Redeemed
 from fabric_server.storage.store import SqlStore
 from ledger.archive import archive_month
@@ -262,6 +268,38 @@ async def test_archives_are_never_replaced(store: SqlStore, tmp_path: Path) -> N
         ["ledger-2025-04-2.jsonl.gz", "ledger-2025-04.jsonl.gz", "store.db", "store.db-shm",
          "store.db-wal"],
     )  # fmt: skip
+
+
+async def test_what_a_killed_server_left_of_an_archive_is_removed(
+    store: SqlStore, tmp_path: Path
+) -> None:
+    left, young = (tmp_path / f".ledger-2024-12.{number}.part" for number in (1, 2))
+    left.write_text("half")
+    young.write_text("of another server that works on it")
+    os.utime(left, (1.0, 1.0))
+    closing = LedgerClosing(store.database)
+    await archive_month(tmp_path, month_of(APRIL), closing.pages(month_of(APRIL)))
+    assert not left.exists() and young.exists()
+
+
+def test_a_long_step_is_not_followed_by_a_pause_that_outlasts_the_lease() -> None:
+    assert pause_after(0.02) == 0.02
+    assert pause_after(600.0) < LEASE_SECONDS / 4
+
+
+async def test_a_store_that_is_away_is_logged_once_each_time(
+    store: SqlStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with store.database.transaction() as session:
+        await session.execute("ALTER TABLE retention RENAME TO retention_away")
+    keeper = RetentionKeeper(store.database, POLICY)
+    for _ in range(3):
+        await keeper.look()
+    assert [one.message for one in caplog.records] == ["retention waits for the store"]
+    async with store.database.transaction() as session:
+        await session.execute("ALTER TABLE retention_away RENAME TO retention")
+    await keeper.look()
+    assert keeper.report is not None
 
 
 async def test_a_month_half_deleted_is_not_archived_again(store: SqlStore, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ async def test_metrics_tell_what_goes_on_and_never_name_a_model_a_key_or_a_node(
         await fill(server)
         assert await server.public("/v1/models", server.user) == 200
         assert await server.public("/v1/nothing", server.user) == 404
+        await until(lambda: server.app.backends.retention.report is not None)
         seen = await figures(server)
     for name, value in {
         "fabric_nodes_connected": 1,
@@ -45,6 +46,8 @@ async def test_metrics_tell_what_goes_on_and_never_name_a_model_a_key_or_a_node(
         "fabric_draining": 0,
     }.items():
         assert seen[name,] == value, name
+    assert seen["fabric_store_bytes",] > 0
+    assert seen["fabric_retention_failures_total",] == 0
     assert seen["fabric_engines", "healthy"] == 1
     assert seen["fabric_connections_opened_total", "control"] == 1
     assert seen["fabric_connections_refused_total", "control", "garbage"] == 1
