@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.end_to_end.clients.matrix import REFUSED, SCRIPTED, cell
+from tests.end_to_end.clients.matrix import KINDS, REFUSED, SCRIPTED, cell
 from tests.end_to_end.clients.place import (
     CALL,
     HELLO,
@@ -21,6 +21,7 @@ from tests.end_to_end.clients.place import (
     WEATHER,
     Place,
 )
+from tests.open_responses import problems_of_response, problems_of_stream
 
 CLIENT = "openai-python"
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -455,3 +456,29 @@ async def test_who_can_not_hear_says_so(
     with pytest.raises(openai.NotFoundError, match="transcriptions"):
         await client.audio.transcriptions.create(model=MODELS[kind], file=SPEECH)
     record_property("answer", REFUSED)
+
+
+# ── Open Responses ────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("kind", ["llama-server", "openai"])
+async def test_translated_responses_have_all_that_open_responses_requires(
+    place: Place, client: openai.AsyncOpenAI, kind: str
+) -> None:
+    asked: Any = {"model": MODELS[kind], "input": MESSAGES, "max_output_tokens": TOKENS}
+    raw = await client.responses.with_raw_response.create(**asked)
+    assert problems_of_response(json.loads(raw.content)) == []
+    async with client.responses.with_streaming_response.create(**asked, stream=True) as stream:
+        lines = [line async for line in stream.iter_lines()]
+    events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    assert problems_of_stream(events) == []
+    assert events[-1]["type"] in ("response.completed", "response.incomplete")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_the_tokens_of_an_input_are_counted(
+    place: Place, client: openai.AsyncOpenAI, kind: str
+) -> None:
+    counted = await client.responses.input_tokens.count(model=MODELS[kind], input="Hello you")
+    assert counted.object == "response.input_tokens"
+    assert counted.input_tokens > 0
