@@ -49,7 +49,7 @@ def public_name(name: str, kind: str) -> str | None:
         own = hub[1].replace("--", "/", 1)
     elif is_file and "/" in path and own.lower() in _COMMON_FILES:
         own = path.split("/")[-2]  # the folder is what the model is called
-    usable = is_name(own) and not own.startswith(("~", "$", "%")) and own.strip(" .")
+    usable = is_name(own) and not own.startswith(("~", "$", "%", ".")) and own.strip(" .")
     return own if usable else None
 
 

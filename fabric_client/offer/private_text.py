@@ -15,27 +15,9 @@ import msgspec
 
 from fabric_client.offer.names import public_name
 from fabric_client.translation.lenient_json import decode_object
+from runtime.private_places import hide_places
 
 INSTEAD = "(not offered)"
-_END = r"[^\s\"'`<>|*?;()\[\]{}]"
-_PATH = re.compile(
-    r"(?<![\w/.:@-])"  # not within a URL or a word
-    rf"(?:file:/*|(?:[A-Za-z]:)?[\\/]{{1,2}}|~[\w.-]*[\\/]|\.{{1,2}}[\\/])"
-    rf"(?!v\d+/|api/|ollama/){_END}*[\\/]?{_END}*",
-    re.IGNORECASE,
-)
-"""Paths of files, but not those of the public API, which engines name in their errors."""
-_ADDRESS = re.compile(
-    r"\b[a-z][a-z0-9+.-]{1,15}://[^\s\"'`<>]+"
-    r"|(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?::\d+)?(?![\w.]\w)"
-    r"|\[[0-9a-f:.%]*:[0-9a-f:.%]*:[0-9a-f:.%\w]*\](?::\d+)?"
-    r"|(?<![\w:])(?:[0-9a-f]{1,4}:){7}[0-9a-f]{1,4}(?![\w:])"
-    r"|(?<![\w:])(?:[0-9a-f]{1,4}(?::[0-9a-f]{1,4}){0,6})?::(?:[0-9a-f]{1,4}(?::[0-9a-f]{1,4}){0,6})"
-    r"(?:%\w{1,15})?(?![\w:])"
-    r"|(?<![\w.-])(?:localhost|[\w-]{1,63}\.(?:local|lan|home|internal|localdomain))\b(?::\d+)?",
-    re.IGNORECASE,
-)
-"""URLs, and addresses of machines."""
 _LEFT = r"(?<![\w./:-])"
 _RIGHT = r"(?![\w/-]|[.:]\w)"
 
@@ -56,7 +38,7 @@ class PrivateText:
             text = self._hidden.sub(INSTEAD, text)
         for own, public in self._renamed:
             text = text.replace(own, public)
-        return _ADDRESS.sub(_without_place, _PATH.sub(_without_folders, text))
+        return hide_places(text, _shorten)
 
     def hide_in(self, body: bytes) -> bytes:
         """Return an engine's document, or its text, without them; the same if it has none."""
@@ -84,16 +66,5 @@ def _forms(name: str) -> set[str]:
     return {name, name.removesuffix(":latest")}
 
 
-def _without_place(found: re.Match[str]) -> str:
-    url = found[0]
-    ending = url[len(url.rstrip(".,:;!)")) :]
-    return f"(an address){ending}"
-
-
-def _without_folders(found: re.Match[str]) -> str:
-    path = found[0]
-    ending = path[len(path.rstrip(".,:!")) :]
-    place = path.removesuffix(ending) if ending else path
-    if "/" not in place.strip("/") and "\\" not in place.strip("\\") and ":" not in place:
-        return path  # one name alone, such as /metrics
-    return (public_name(place, "") or "(a path)") + ending
+def _shorten(place: str) -> str:
+    return public_name(place, "") or ""

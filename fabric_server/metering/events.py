@@ -29,7 +29,15 @@ class _Whole(StreamMeter):
         super().__init__(usage_requested=True)
 
     def _read(self, events: bytes) -> bytes:
-        self._look(events)
+        self._note(events)
+        return events
+
+    def _note(self, events: bytes) -> None:
+        """Note what events say."""
+        raise NotImplementedError
+
+    def _look(self, events: bytes) -> bytes:
+        self._note(events)
         return events
 
 
@@ -71,10 +79,10 @@ _NAMED = re.compile(rb"(?:^|[\r\n])event: ?(response\.(?:completed|incomplete|fa
 class ResponsesMeter(_Whole):
     """Complete at ``response.completed`` or ``response.incomplete``."""
 
-    def _look(self, events: bytes) -> None:
+    def _note(self, events: bytes) -> None:
         # An event too long to be read still has its name, in its first piece.
         for name in _NAMED.findall(events):
-            self._note(name.decode())
+            self._note_type(name.decode())
         if b"error" in events and ERROR.search(events):
             self.failed = True
         if not _ENDED.search(events):
@@ -86,12 +94,12 @@ class ResponsesMeter(_Whole):
                 event = _decode_response(data)
             except UNREADABLE:
                 continue
-            self._note(event.type)
+            self._note_type(event.type)
             usage = event.response.usage if event.response is not None else None
             if usage is not None:
                 self.usage = Usage(usage.prompt, usage.output_tokens)
 
-    def _note(self, type: str) -> None:
+    def _note_type(self, type: str) -> None:
         if type in _COMPLETE:
             self.complete = self.done = True
         elif type in _FAILED:
@@ -119,7 +127,7 @@ _decode_message = msgspec.json.Decoder(_MessageEvent).decode
 class MessagesMeter(_Whole):
     """Complete at ``message_stop``; the tokens of the answer are in ``message_delta``."""
 
-    def _look(self, events: bytes) -> None:
+    def _note(self, events: bytes) -> None:
         if b"error" in events and ERROR.search(events):
             self.failed = True
         if not _MESSAGE.search(events):
@@ -171,10 +179,13 @@ class AudioMeter(StreamMeter):
     def __init__(self, usage_requested: bool = True) -> None:
         super().__init__(usage_requested=True)
 
-    def _look(self, events: bytes) -> None:
-        super()._look(events)
-        if not _TRANSCRIBED.search(events):
-            return
+    def _look(self, events: bytes) -> bytes:
+        told = super()._look(events)
+        if _TRANSCRIBED.search(events):
+            self._read_end(events)
+        return told
+
+    def _read_end(self, events: bytes) -> None:
         for data in _data_in(events):
             try:
                 event = _decode_audio(data)

@@ -16,6 +16,8 @@ from typing import Annotated, Any, Protocol
 import msgspec
 from msgspec import Meta, Struct
 
+from fabric_server.metering.error_events import tell_error
+
 MAX_EVENT = 1024 * 1024
 """A longer event passes in pieces, unread."""
 _EDGE = 8192
@@ -159,12 +161,13 @@ class StreamMeter:
 
     def _read(self, events: bytes) -> bytes:
         over = self.complete
-        self._look(events)
+        events = self._look(events)
         if b'"usage"' in events and (self.complete or _SOME_USAGE.search(events)):
             return self._read_usage(events, over)
         return events
 
-    def _look(self, events: bytes) -> None:
+    def _look(self, events: bytes) -> bytes:
+        """Note what events say; return them, an engine's error in OpenAI's form."""
         if events.endswith(_DONE_ENDS) and _DONE.search(events):
             if not self.complete:
                 self.sample += events
@@ -180,6 +183,8 @@ class StreamMeter:
                 self.sample = events
         if b'error"' in events and has_error(events):
             self.failed = True
+            return b"".join(map(_tell_error, events_in(events)))
+        return events
 
     def _read_usage(self, events: bytes, over: bool) -> bytes:
         """Read figures, and take out chunks that are there only because usage was asked for.
@@ -250,6 +255,14 @@ class _Error(Struct, gc=False):
 
 _decode_error = msgspec.json.Decoder(_Error).decode
 _NO_ERROR = (b"null", b'""', b"{}", b"false")
+
+
+def _tell_error(event: bytes) -> bytes:
+    """Return an event, if it is an engine's error in OpenAI's form."""
+    if not has_error(event):
+        return event
+    data = read_data(event) or event.strip().removeprefix(b"error:")
+    return tell_error(event, data)
 
 
 def has_error(events: bytes) -> bool:

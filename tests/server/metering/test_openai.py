@@ -130,7 +130,9 @@ def test_complete_means_that_a_terminal_marker_was_seen(text: bytes, complete: b
 )
 def test_an_error_told_within_a_stream_is_noticed(text: bytes, failed: bool) -> None:
     meter = StreamMeter(usage_requested=False)
-    assert run(meter, [text]) == text
+    told = run(meter, [text])
+    assert failed or told == text
+    assert (b'"error":{"message":' in told) == failed
     assert meter.failed == failed
 
 
@@ -291,3 +293,32 @@ def test_what_is_not_metered_passes() -> None:
     meter = NoMeter()
     assert meter.feed(b"x") + meter.end() == b"x"
     assert (meter.usage, meter.complete, meter.failed) == (Usage(), True, False)
+
+
+@pytest.mark.parametrize(
+    ("said", "message", "code"),
+    [
+        ({"error": {"message": "no", "code": 500}}, "no", "engine_error"),
+        ({"error": "can't load /home/joe/x.gguf"}, "can't load x.gguf", "engine_error"),
+        ({"error": {"message": "Post http://127.0.0.1:9/x"}}, "Post (an address)", "engine_error"),
+        ({"error": {"message": "no", "code": "too_warm"}}, "no", "too_warm"),
+        ({"object": "error", "message": "no", "code": 400}, "no", "engine_error"),
+    ],
+)
+@pytest.mark.parametrize("form", [b"data: %b\n\n", b"error: %b\n\n"])
+def test_an_engine_s_error_in_a_stream_has_openai_s_form(
+    said: dict[str, Any], message: str, code: str, form: bytes
+) -> None:
+    meter = StreamMeter(True)
+    before, after = chunk("a"), b"data: [DONE]\n\n"
+    error = form % json.dumps(said).encode()
+    if form.startswith(b"error") and "error" not in said:
+        return
+    told = meter.feed(before + error + after) + meter.end()
+    assert meter.failed
+    assert told.startswith(before)
+    assert told.endswith(after)
+    event = json.loads(told[len(before) : -len(after)].removeprefix(b"data: "))
+    assert event == {
+        "error": {"message": message, "type": "server_error", "param": None, "code": code}
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
@@ -236,8 +237,12 @@ async def test_an_error_that_the_engine_tells_within_its_stream_passes_and_count
     site = Site()
     node = site.node()
     user, call = await begin_stream(site, node)
-    error = event({"error": {"message": "out of memory", "type": "server_error"}})
-    call.data(error + DONE)
+    error = {"message": "out of memory", "type": "server_error"}
+    call.data(event({"error": error}) + DONE)
     call.end()
-    assert (await user.answer()).body == chunk("Hel") + error + DONE
+    answer = (await user.answer()).body
+    assert answer.startswith(chunk("Hel"))
+    assert answer.endswith(DONE)
+    told = json.loads(answer[len(chunk("Hel")) : -len(DONE)].removeprefix(b"data: "))
+    assert told == {"error": {**error, "param": None, "code": "engine_error"}}
     assert (await site.entry()).outcome == "failed"
