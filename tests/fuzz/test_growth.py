@@ -15,6 +15,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from random import Random
 
@@ -25,6 +26,7 @@ from fabric_client.proxy.decoder import Decoder
 from fabric_client.reasoning.response_filter import ReasoningFilter
 from fabric_client.sse import EventFramer, EventTooLong, decode_events, split_events
 from fabric_client.translation import LocalReply, ResponseFilter, TranslationError
+from fabric_client.translation.engine_errors import read_error
 from fabric_server.admin.parameters import read_query
 from fabric_server.admin.reports import RequestQuery
 from fabric_server.dialects.body import parse_body
@@ -41,6 +43,8 @@ from fabric_server.metering.estimate import (
     streamed_tokens,
     whole_tokens,
 )
+from fabric_server.metering.naming import NamingMeter
+from fabric_server.metering.openai import BodyMeter
 from fabric_server.net.egress import Forbidden, parse_target
 from fabric_server.net.trusted_proxies import TrustedProxies
 from fabric_server.pki.ca import BadRequest, read_request
@@ -50,6 +54,8 @@ from fabric_server.storage.spool.frames import scan
 from protocol import join, messages
 from protocol.control.link import Link
 from protocol.tunnel.base import Role
+from runtime.form_headers import FormError, read_disposition
+from runtime.private_places import hide_places
 from tests.fuzz import node_readers, server_readers
 from tests.pump import SESSION, SIDES
 from tests.server.edge.port import Port
@@ -178,6 +184,11 @@ def query(data: bytes) -> None:
     read_query(make_mocked_request("GET", f"/?{printable}"), RequestQuery)
 
 
+def refused(read: Callable[[str], object], header: str) -> None:
+    with suppress(FormError):
+        read(header)
+
+
 FORM = b"multipart/form-data; boundary=xx"
 NAMES = frozenset({"model", "stream"})
 PROXIES = TrustedProxies(["10.0.0.0/8"])
@@ -203,6 +214,10 @@ READERS: dict[str, Read] = {
     "form": whole(lambda data: read_form(data, FORM, NAMES)),
     "upload": fed(lambda: Multipart(b"xx"), end=False),
     **{f"meter {number}": fed(make) for number, make in enumerate(server_readers.METERS)},
+    "named answer": fed(lambda: NamingMeter(BodyMeter(), "tiny", "fast")),
+    "engine's error": whole(lambda data: read_error(500, data)),
+    "places in an error": text(hide_places),
+    "part of a form": text(lambda said: refused(read_disposition, said)),
     "continuation": continued,
     "batch line": whole(server_readers.batch_lines),
     "estimated prompt": whole(prompt_tokens),
