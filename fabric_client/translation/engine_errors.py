@@ -46,6 +46,10 @@ _OVERFLOW = re.compile(
     re.IGNORECASE,
 )
 _MAX_TOKENS = re.compile("max_tokens|max_completion_tokens|max_new_tokens|in the completion")
+_FIELD = re.compile(
+    r"\b(?:field|key|parameter) [`'\"]([\w.]{1,64})[`'\"]", re.IGNORECASE | re.ASCII
+)
+"""A field of the body that a message names, as llama-server does."""
 _NO_PATH = re.compile(r"(?:file )?not found\.?", re.IGNORECASE)
 """What FastAPI and llama-server say of a path that they don't have."""
 _NO_MODEL = re.compile(
@@ -135,6 +139,8 @@ def classify(
     message = _without_traceback(message)[:_MAX_MESSAGE]
     if status in (400, 404) and _NO_MODEL.search(message):
         return EngineError(404, message, MODEL_NOT_FOUND, "model")
+    named = _FIELD.search(message) if param is None and status < 500 else None
+    param = param if named is None else named[1]
     if status in _MAY_BE_THE_USERS and (status < 500 or not _NOT_THE_USERS.search(message)):
         for pattern, meant in _USER_MISTAKES:
             if pattern.search(message):

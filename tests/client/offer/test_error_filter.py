@@ -66,6 +66,8 @@ def test_what_the_engine_says_of_code_and_field_is_kept_if_it_has_openais_form()
 
 
 def test_a_field_that_does_not_fit_is_named() -> None:
+    for field, text in (("n", "Field 'n': it must be 1"), ("prompt", "key 'prompt' not found")):
+        assert told({"error": {"message": text}})[1] == openai(text, "invalid_value", param=field)
     rows = [
         {"type": "float_type", "loc": ["body", "temperature"], "msg": "must be a number"},
         {"type": "missing", "loc": ["body", "messages", 0, "role"], "msg": "Field required"},
