@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from fabric_server.config_checks import check
-from fabric_server.data_directory import remembered_addresses
-from fabric_server.net.addresses import own_address
+from fabric_server.config_place import PlaceConfig
 from fabric_server.net.machine_memory import memory_limit
 from fabric_server.net.memory_budget import BudgetLimits
 from protocol.messages import MAX_HEARTBEAT_SECONDS, MAX_SECONDS, MIN_HEARTBEAT_SECONDS
-from runtime.places import data_of_service
 from runtime.settings import about
 
 PREFIX = "FABRIC_SERVER_"
-
-
-def _port(help: str) -> dict[str, object]:
-    return dict(about(f"{help}; 0 for any free port.", least=0, most=65535))
 
 
 def _months(help: str) -> dict[str, object]:
@@ -36,53 +29,11 @@ def _seconds(help: str) -> dict[str, object]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(PlaceConfig):
     """The settings, loaded by ``runtime.settings.load`` with ``PREFIX``.
 
     Raises ``Conflict`` for values that don't fit together.
     """
-
-    data: Path = field(
-        default_factory=lambda: (
-            data_of_service("fabric-server") or Path.home() / ".fabric" / "server"
-        ),
-        metadata=about(
-            "Directory of the certificates, the spool and the SQLite store. Default: that of the "
-            "installed service, or ~/.fabric/server."
-        ),
-    )
-
-    host: tuple[str, ...] = field(
-        default=("::", "0.0.0.0"),  # noqa: S104 - a server on a public address is what this is
-        metadata=about("Addresses to listen on, with all four ports."),
-    )
-    control_port: int = field(
-        default=17000, metadata=_port("Port for the nodes' control connections")
-    )
-    proxy_port: int = field(default=17001, metadata=_port("Port for the nodes' tunnels"))
-    public_port: int = field(
-        default=18080, metadata=_port("Port for clients: the OpenAI-compatible API")
-    )
-    api_port: int = field(
-        default=18081, metadata=_port("Port for operators, monitoring and enrolment")
-    )
-    address: tuple[str, ...] = field(
-        default=(),
-        metadata=about(
-            "Public names or addresses of this server: the first goes into invitations, all go "
-            "into its certificate. Default: those of the last start that was given some, or this "
-            "machine's own address."
-        ),
-    )
-    public_certificate: Path | None = field(
-        default=None,
-        metadata=about(
-            "Certificate chain (PEM) for the public and API ports, instead of the fabric's own."
-        ),
-    )
-    public_key: Path | None = field(
-        default=None, metadata=about("Private key (PEM) of public_certificate.")
-    )
 
     connections: int | None = field(
         default=None,
@@ -436,11 +387,3 @@ class Config:
         in_all = self.bodies_limit or self.memory() // 4
         per_key = self.bodies_limit_per_key or max(in_all // 4, 2 * self.body_limit)
         return BudgetLimits(in_all, min(per_key, in_all))
-
-    def names(self) -> tuple[str, ...]:
-        """Return ``address``, that of an earlier start, or this machine's own; never empty.
-
-        Raises ``SettingsError`` when the file that remembers it can't be read.
-        """
-        given = self.address or remembered_addresses(self.data)
-        return given or (own_address() or socket.gethostname(),)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from fabric_server.acme.names import certifiable
 from fabric_server.edge.cors import parse_origins
 from fabric_server.net.trusted_proxies import parse_networks
 from fabric_server.routing.aliases import parse_aliases
 from fabric_server.routing.weights import parse_weights
 from runtime.settings import Conflict
 
+_HTTPS = re.compile(r"https://[^/@\s]+(/\S*)?")
+_EMAIL = re.compile(r"[^@\s,;<>]+@[^@\s,;<>]+")
 _PORTS = ("control_port", "proxy_port", "public_port", "api_port")
 _SCHEMES = {
     "store": ("sqlite", "postgresql"),
@@ -41,6 +45,18 @@ class Settings(Protocol):
     def keep_ledger_months(self) -> int: ...
     @property
     def trusted_proxies(self) -> tuple[str, ...]: ...
+    @property
+    def acme(self) -> bool: ...
+    @property
+    def acme_kind(self) -> str: ...
+    @property
+    def acme_agree_terms(self) -> bool: ...
+    @property
+    def acme_staging(self) -> bool: ...
+    @property
+    def acme_directory(self) -> str: ...
+    @property
+    def acme_email(self) -> str: ...
 
 
 def check(settings: Settings) -> None:
@@ -67,6 +83,8 @@ def check(settings: Settings) -> None:
             "public_certificate",
             "public_key",
         )
+    if settings.acme:
+        _check_acme(settings)
     for name in ("proxy_protocol", "plaintext_from_proxies"):
         if getattr(settings, name) and not settings.trusted_proxies:
             raise Conflict(
@@ -82,9 +100,47 @@ def check(settings: Settings) -> None:
     _check_urls(settings)
 
 
+def _check_acme(settings: Settings) -> None:
+    """Raise ``Conflict`` for an order that no ACME CA would take; ``up`` checks other names."""
+    if settings.public_certificate is not None:
+        raise Conflict(
+            "acme and public_certificate are both set, and users get one certificate: set one.",
+            *("acme", "public_certificate"),
+        )
+    if not settings.acme_agree_terms:
+        raise Conflict(
+            "acme needs acme_agree_terms: read the CA's terms of service (Let's Encrypt's are at "
+            "https://letsencrypt.org/repository/), and set it if you agree.",
+            *("acme", "acme_agree_terms"),
+        )
+    url: str = settings.acme_directory
+    if url and settings.acme_staging:
+        raise Conflict(
+            "acme_staging is Let's Encrypt's, but acme_directory is set: set one of them.",
+            *("acme_staging", "acme_directory"),
+        )
+    if url and not _HTTPS.fullmatch(url):
+        raise Conflict("acme_directory is no URL of https://.", "acme_directory")
+    email: str = settings.acme_email
+    if email and not _EMAIL.fullmatch(email):
+        raise Conflict(
+            f"acme_email: '{email}' is no address such as you@example.org.", "acme_email"
+        )
+    for name in ("acme_names", "address"):
+        if names := getattr(settings, name):
+            try:
+                certifiable(names)
+            except ValueError as error:
+                raise Conflict(
+                    f"acme: {error}. Set acme_names to the DNS names that users dial.", name
+                ) from None
+            return
+
+
 def _check_ports(settings: Settings) -> None:
     users: defaultdict[int, list[str]] = defaultdict(list)
-    for name in _PORTS:
+    http = settings.acme and settings.acme_kind == "http-01"
+    for name in (*_PORTS, "acme_http_port") if http else _PORTS:
         users[getattr(settings, name)].append(name)
     for port, names in users.items():
         if port and len(names) > 1:

@@ -61,6 +61,8 @@ def reload(app: App, read_again: Callable[[Config], Config]) -> dict[str, Any]:
             extra={"applied": result["applied"], "needs_restart": result["needs_restart"]},
         )
     result["certificates"] = app.tls.reload(time.time())
+    if app.acme is not None:
+        app.acme.hurry()
     return result
 
 

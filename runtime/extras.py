@@ -1,8 +1,9 @@
 """Extras of the distribution: packages that are installed only where they are needed.
 
-The wheel alone has what a node needs.  Its extra ``server`` adds what every server needs, ``full``
-the clients of PostgreSQL, Redis and Kafka.  Modules that import a package of an extra are imported
-where their use begins, inside ``needed_by``.
+The wheel alone has what a node needs.  Its extra ``server`` adds what every server needs, ``acme``
+the client of certificate authorities, ``full`` all of it and the clients of PostgreSQL, Redis and
+Kafka.  Modules that import a package of an extra are imported where their use begins, inside
+``needed_by``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from runtime.version import VERSION
 
 EXTRAS = {
     "prometheus_client": "server",
+    "acme": "acme",
+    "josepy": "acme",
+    "requests": "acme",
     "aiokafka": "full",
     "asyncpg": "full",
     "redis": "full",

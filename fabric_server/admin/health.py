@@ -34,6 +34,13 @@ class Checks(Struct, frozen=True):
         ),
     ]
     public_port: Literal["open", "closed"]
+    certificate: Annotated[
+        Literal["ok", "not_issued"],
+        Meta(
+            description="not_issued: the ACME CA has not issued the certificate that is due. Users "
+            "get the old one, or the fabric's own; the log and 'doctor' have the reason."
+        ),
+    ]
     nodes: Annotated[int, Meta(description="Nodes connected now.")]
     background: Annotated[
         list[str],
@@ -82,6 +89,11 @@ class Registry(Protocol):
     def nodes(self) -> Sized: ...
 
 
+class Acme(Protocol):
+    @property
+    def problem(self) -> object | None: ...
+
+
 class Tasks(Protocol):
     @property
     def problems(self) -> Mapping[str, str]: ...
@@ -99,6 +111,8 @@ class Sources:
     ports: Mapping[str, Port]
     tasks: Tasks
     draining: Callable[[], bool]
+    acme: Acme | None = None
+    """What orders the certificate for users; None without ``acme``."""
 
 
 def backends_available(sources: Sources) -> Mapping[str, bool]:
@@ -136,6 +150,7 @@ class HealthHandlers:
             cache=_cache_state(sources),
             bus=_bus_state(sources),
             public_port="open" if sources.ports["public"].accepting else "closed",
+            certificate=_certificate_state(sources),
             nodes=len(sources.registry.nodes()),
             background=sorted(sources.tasks.problems),
         )
@@ -143,7 +158,8 @@ class HealthHandlers:
             return 503, Ready("draining", checks)
         if checks.public_port == "closed":
             return 503, Ready("not_ready", checks)
-        if checks.background or not checks.store == checks.cache == checks.bus == "ok":
+        states = (checks.store, checks.cache, checks.bus, checks.certificate)
+        if checks.background or any(state != "ok" for state in states):
             return 200, Ready("degraded", checks)
         return 200, Ready("ready", checks)
 
@@ -164,3 +180,7 @@ def _bus_state(sources: Sources) -> Literal["ok", "away", "failing", "full"]:
     if sources.bus.problem is not None:
         return "failing"
     return "ok" if sources.writer.problem is None else "away"
+
+
+def _certificate_state(sources: Sources) -> Literal["ok", "not_issued"]:
+    return "ok" if sources.acme is None or sources.acme.problem is None else "not_issued"

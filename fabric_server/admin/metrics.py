@@ -151,6 +151,10 @@ class Sources:
     """Whether store, cache and bus are of use."""
     blocked: Mapping[str, int] = field(default_factory=dict)
     """Addresses blocked in the kernel, by result."""
+    certificates: Callable[[], Mapping[str, float]] = dict
+    """The ends of the certificates in use, in Unix seconds: of the CA, for nodes, for users."""
+    orders: Mapping[str, int] = field(default_factory=dict)
+    """Orders of certificates at the ACME CA, by result."""
 
 
 class StateCollector:
@@ -181,6 +185,15 @@ class StateCollector:
             memory.refused,
         )
         yield from self._failures()
+        yield _gauge(
+            "certificate_ends_timestamp_seconds",
+            "When a certificate in use ends, in Unix seconds.",
+            "of",
+            sources.certificates(),
+        )
+        yield _counter(
+            "acme_orders", "Orders of certificates at the ACME CA.", "result", sources.orders
+        )
         yield _gauge(
             "public_connections", "Connections of clients.", value=sources.public_connections()
         )

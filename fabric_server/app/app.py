@@ -10,12 +10,14 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from random import Random
 
+from fabric_server.acme.renewal import NO_ORDERS, AcmeRenewal
 from fabric_server.admin.context import AdminContext
 from fabric_server.admin.health import Sources as HealthSources
 from fabric_server.admin.health import backends_available
 from fabric_server.admin.metrics import Sources as MetricsSources
 from fabric_server.admin.server import AdminServer
 from fabric_server.app.backends import Backends
+from fabric_server.app.certificates import open_tls
 from fabric_server.app.change_log import ChangeLog
 from fabric_server.app.clock_watch import ClockWatch
 from fabric_server.app.control_plane import ControlPlane
@@ -59,6 +61,7 @@ class App:
 
     backends: Backends
     tls: TlsContexts
+    acme: AcmeRenewal | None
     control_plane: ControlPlane
     data_plane: DataPlane
     change_feed: ChangeFeed
@@ -66,7 +69,6 @@ class App:
 
     def __init__(self, config: Config, *, rng: Random) -> None:
         self.config = config
-        self.started_at = time.time()
         self.draining = False
         self.succeeded = asyncio.Event()
         """Set when another server has taken over."""
@@ -88,14 +90,16 @@ class App:
         config.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         now = time.time()
         certificates = Certificates.open(config.data / "certs", config.names(), now=now)
-        self.tls = TlsContexts(certificates, config.public_certificate, config.public_key)
         self.backends = await Backends.open(config)
         self._opened.push_async_callback(self.backends.close)
+        self.tls, self.acme = open_tls(config, certificates, self.backends, self._rng)
         known = await self.backends.store.known_models(now - KNOWN_SECONDS)
         self._build(Registry(known), certificates)
         # Both planes need the tasks and the API port shows both, so these close after the planes.
         self._opened.push_async_callback(self.admin.close)
         self._opened.push_async_callback(self.tasks.stop)
+        if self.acme is not None:
+            self._opened.push_async_callback(self.acme.close, self.tasks)
         self._opened.callback(self.control_plane.close)
         self._opened.push_async_callback(self.data_plane.close, self.tasks)
         self._opened.push_async_callback(self.listeners.close)
@@ -173,6 +177,8 @@ class App:
         check_cache = self.backends.cache.check
         tasks.start("cache", lambda: requests.authenticator.watch_cache(check_cache))
         tasks.start("certificates", lambda: self.tls.watch(time.time))
+        if self.acme is not None:
+            self.acme.start_tasks(tasks)
         tasks.start("memory", MemoryGuard(requests.memory, self.config.memory()).run)
         tasks.start("clock", ClockWatch([requests.authenticator.clear]).run)
         tasks.start("nodes", nodes.watch_nodes)
@@ -189,10 +195,11 @@ class App:
             ports=self.listeners,
             tasks=self.tasks,
             draining=lambda: self.draining,
+            acme=self.acme,
         )
         return AdminContext(
             server_name=self.config.names()[0],
-            started_at=self.started_at,
+            started_at=time.time(),
             store=backends.store,
             authenticator=requests.authenticator,
             throttle=requests.throttle,
@@ -220,6 +227,8 @@ class App:
                 requests_active=lambda: requests.gateway.active.count,
                 requests_waiting=lambda: requests.admission.waiting,
                 blocked=self.blocklist.results,
+                certificates=lambda: self.tls.ends,
+                orders=NO_ORDERS if self.acme is None else self.acme.orders,
                 draining=lambda: self.draining,
                 backends=lambda: backends_available(health),
             ),

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from fabric_server.acme.findings import CHECK
 from fabric_server.cli.endpoints import Ready, last_start
 from fabric_server.cli.port_checks import PortChecks
 from fabric_server.cli.retention_checks import check_retention
+from fabric_server.cli.user_certificate import acme_finding, chosen, seen
 from fabric_server.config import Config
 from fabric_server.data_directory import has_authority
 from fabric_server.net.descriptor_plan import MIN_API, MIN_NODES, MIN_PUBLIC, make_plan
@@ -117,7 +119,7 @@ async def _certificates(settings: Config) -> list[Finding]:
     return [
         *_certificate("CA", certs / "ca.pem", own),
         *_certificate("certificate for nodes", certs / "server.pem", own),
-        *_public(settings, certs / "server.pem"),
+        *_public(settings),
     ]
 
 
@@ -129,22 +131,28 @@ def _certificate(check: str, path: Path, remedy: str) -> list[Finding]:
     return [certificate_dates(check, found.begins, found.ends, time.time(), remedy)]
 
 
-def _public(settings: Config, own: Path) -> list[Finding]:
-    """Judge what users see: the operator's certificate, or the fabric's own."""
-    check, given = "certificate for users", settings.public_certificate
+def _public(settings: Config) -> list[Finding]:
+    """Judge what users see: the operator's certificate, an ACME CA's, or the fabric's own."""
+    check, which = CHECK, chosen(settings)
     remedy = "get a new one, and run 'fabric-server reload'"
+    if which.of == "acme":
+        remedy = "see the log for the reason; 'fabric-server reload' tries again"
     try:
-        found = fact(check, given or own)
+        found = seen(settings, which)
     except CertificateProblem as problem:
         return [_damaged(check, problem)]
-    dates = [] if given is None else _certificate(check, given, remedy)
-    missing = [name for name in settings.names() if not _names(found, name)]
+    foreign = which.of != "fabric" and found.path == Path(which.path)
+    dates = _certificate(check, found.path, remedy) if foreign else []
+    if which.of == "acme" and (failed := acme_finding(settings.data, time.time())) is not None:
+        dates.append(failed)
+    names = settings.names_to_certify() if settings.acme else settings.names()
+    missing = [name for name in names if not _names(found, name)]
     if missing:
-        how = "start 'up' with --address" if given is None else "get one that names it"
+        how = "get one that names it" if foreign else "start 'up' with --address"
         what = f"it does not name {', '.join(missing)}"
         return [*dates, Finding(check, "warn", what, "name_missing", how)]
-    if given is None:
-        what = "signed by the fabric's own CA: users need certs/ca.pem"
+    if not foreign:
+        what = "signed by the fabric's own CA: users need certs/ca.pem, see 'certs show'"
         return [*dates, ok(check, what)]
     return dates
 

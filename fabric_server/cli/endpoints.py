@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
@@ -18,6 +19,16 @@ class Ports(Struct, frozen=True):
     proxy: int
     public: int
     api: int
+
+
+class UserCertificate(Struct, frozen=True):
+    """The certificate that users see."""
+
+    of: Literal["fabric", "file", "acme"] = "fabric"
+    """Whose it is: the fabric's own, that of ``public_certificate``, or an ACME CA's, which may not
+    have issued it yet."""
+    path: str = ""
+    """Its file."""
 
 
 class Ready(Struct, frozen=True):
@@ -39,6 +50,7 @@ class Ready(Struct, frozen=True):
     """The base URL without TLS, for programs on this machine; None if there is none."""
     api_url: str
     ca_sha256: str
+    certificate: UserCertificate = UserCertificate()
 
 
 def last_start(data: Path) -> Ready | None:

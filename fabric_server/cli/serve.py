@@ -16,6 +16,7 @@ from random import Random
 import msgspec
 
 from fabric_server.app import App
+from fabric_server.cli import user_certificate
 from fabric_server.cli.endpoints import Ports, Ready, remember
 from fabric_server.config import Config
 from fabric_server.net.takeover import Predecessor, TakeoverServer
@@ -99,6 +100,7 @@ def _ready(app: App) -> Ready:
         local_url=f"http://localhost:{ports.public}/v1" if local else None,
         api_url=f"https://{host}:{ports.api}",
         ca_sha256=app.tls.certificates.fingerprint.hex(),
+        certificate=user_certificate.of_settings(config),
     )
 
 
@@ -126,6 +128,11 @@ def _print_banner(config: Config, ready: Ready, missing: list[tuple[str, str]]) 
     say(f"  control  {host} {ready.ports.control}   for nodes: links")
     say(f"  proxy    {host} {ready.ports.proxy}   for nodes: tunnels")
     say(f"  CA       sha256 {ready.ca_sha256}\n")
+    found = user_certificate.seen(config, ready.certificate)
+    ca = config.data / "certs" / "ca.pem"
+    for line in user_certificate.story(ready.certificate, found, ca.absolute(), short=True):
+        say(f"  {line}")
+    say()
     command = " ".join([program("fabric-server"), "{}", *_server_flags(config)])
     for thing, words in missing:
         say(f"  There is no {thing} yet:  {command.format(words)}")

@@ -101,6 +101,7 @@ def _described(
         settings.proxy_port,
         settings.public_port,
         settings.api_port,
+        settings.acme_http_port if settings.acme and settings.acme_kind == "http-01" else 0,
     )
     return Service(
         name=NAME,

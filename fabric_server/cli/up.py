@@ -15,6 +15,7 @@ from fabric_server.data_directory import has_authority
 from fabric_server.net.sockets import bind
 from fabric_server.net.takeover import TakeoverProblem, running_server
 from runtime import logs
+from runtime.extras import require
 from runtime.flags import takes_settings
 from runtime.output import make_directory, moment
 from runtime.run import Signals, run
@@ -33,7 +34,8 @@ def up(
     otherwise one line of JSON:
 
     {"event": "ready", "version", "pid", "at", "data", "addresses": […], "ports": {"control",
-    "proxy", "public", "api"}, "public_url", "local_url", "api_url", "ca_sha256"}
+    "proxy", "public", "api"}, "public_url", "local_url", "api_url", "ca_sha256", "certificate":
+    {"of", "path"}}
 
     The log goes to standard error. The first Ctrl-C or SIGTERM lets running requests finish, a
     second one cancels them. SIGHUP loads settings and certificates again, as 'fabric-server
@@ -45,6 +47,9 @@ def up(
     With --takeover it takes over the ports of the server that runs with the same data; that one
     finishes its requests and exits. If none runs, --takeover changes nothing.
     """
+    if settings.acme:
+        require("acme", "acme")
+        settings.names_to_certify()
     if not settings.takeover:
         _refuse_second(settings.data)
     if not has_authority(settings.data):

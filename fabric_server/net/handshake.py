@@ -25,7 +25,7 @@ from fabric_server.dialects.errors import ApiError
 from fabric_server.net import proxy_protocol
 from fabric_server.net.connection_budget import Peer
 from fabric_server.net.proxy_protocol import ProxyProtocolError
-from fabric_server.net.tls_alerts import handshaking
+from fabric_server.net.tls_alerts import ACME_ALPN, handshaking
 from fabric_server.net.trusted_proxies import NO_PROXIES, TrustedProxies
 
 REASONS = (
@@ -48,6 +48,7 @@ REASONS = (
     "shed_address",  # the same, because all places of one address were taken
     "full",  # all places of the port are taken, and none by a stranger
     "full_address",  # all places of one address are taken, and none by a stranger
+    "acme",  # a certificate authority has checked our name, and has its answer
 )
 """All reasons for which a connection may be refused."""
 
@@ -297,6 +298,9 @@ class Handshake:
         agreed = tls.selected_alpn_protocol()
         if port.alpn is not None and agreed != port.alpn:
             self.refuse("alpn")
+            return None
+        if agreed == ACME_ALPN:
+            self.refuse("acme")
             return None
         return self._make_protocol()
 

@@ -33,6 +33,7 @@ _REMEDIES = {
     "full": "all places are taken by known clients or nodes: raise ulimit -n (see check-config)",
     "full_address": "all places of this address are taken by known clients: if it is a proxy, add "
     "it to trusted_proxies",
+    "acme": "nothing to do: a certificate authority has checked this server's name",
     "proxy_header": "the proxy has to send version 2 of the PROXY protocol",
     "untrusted_proxy": "if it is a proxy of yours, add its address to trusted_proxies",
 }

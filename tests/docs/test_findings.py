@@ -13,6 +13,7 @@ SOURCES = (
     "protocol/findings.py",
     "fabric_client/findings.py",
     "fabric_client/cli/checks.py",
+    "fabric_server/acme/findings.py",
     "fabric_server/cli/checks.py",
     "fabric_server/cli/port_checks.py",
     "fabric_server/cli/retention_checks.py",

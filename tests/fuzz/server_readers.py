@@ -17,6 +17,7 @@ from aiohttp.test_utils import make_mocked_request
 
 import fabric_client.config
 import fabric_server.config
+from fabric_server.acme.http_port import asked_token
 from fabric_server.admin.keys import KeyQuery
 from fabric_server.admin.node_views import HeartbeatQuery, NodeQuery
 from fabric_server.admin.parameters import read_query
@@ -264,6 +265,13 @@ def settings(data: bytes) -> object:
             except SettingsError as error:
                 results.append(str(error).rpartition("but ")[2][:20])
     return tuple(results)
+
+
+def acme_requests(data: bytes) -> object:
+    """Requests to the port that answers a CA: a token of its alphabet, or nothing."""
+    token = asked_token(data)
+    assert token is None or (0 < len(token) <= 256 and token.isascii())
+    return token is None
 
 
 def redis_urls(data: bytes) -> object:

@@ -240,6 +240,10 @@ TARGETS: dict[str, Target] = {
     "pieces": _numbered(same_in_any_pieces),
     "stranger": _numbered(living_with_a_stranger),
     "link": _numbered(link),
+    "acme_requests": Target(
+        server_readers.acme_requests,
+        (b"GET /.well-known/acme-challenge/ab-_9 HTTP/1.1\r\nHost: a.org\r\n\r\n",),
+    ),
     "answers": Target(node_readers.answers, ANSWERS),
     "batch_lines": Target(server_readers.batch_lines, (BATCH_LINE,)),
     "bodies": Target(server_readers.bodies, QUESTIONS),

@@ -27,6 +27,7 @@ from fabric_client.reasoning.response_filter import ReasoningFilter
 from fabric_client.sse import EventFramer, EventTooLong, decode_events, split_events
 from fabric_client.translation import LocalReply, ResponseFilter, TranslationError
 from fabric_client.translation.engine_errors import read_error
+from fabric_server.acme.http_port import asked_token
 from fabric_server.admin.parameters import read_query
 from fabric_server.admin.reports import RequestQuery
 from fabric_server.dialects.body import parse_body
@@ -227,6 +228,7 @@ READERS: dict[str, Read] = {
     "query": whole(query),
     "error": text(lambda said: bad_request(said).body()),
     "url": text(partial(parse_target, allow_http=True)),
+    "request of a CA": whole(asked_token),
     "forwarded for": whole(lambda data: PROXIES.client(PEER, data)),
     "certificate request": text(read_request),
     "spool": whole(scan),

@@ -52,7 +52,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Installed:
 
 
 def test_the_table_of_extras_is_that_of_the_project() -> None:
-    for extra in ("server", "full"):
+    for extra in ("server", "acme", "full"):
         table = {package for package, where in extras.EXTRAS.items() if where == extra}
         assert table == own_packages(extra)
     base = {name_of(one).replace("-", "_") for one in PROJECT["project"]["dependencies"]}
@@ -126,12 +126,14 @@ def test_the_consumer_without_its_extra_is_told_the_command(
         ("--cache=redis://:secret@localhost", "redis", "Redis"),
         ("--cache=redis+cluster://localhost", "redis", "Redis"),
         ("--bus=kafka://localhost:9092", "aiokafka", "Kafka"),
+        ("--acme", "acme", "acme"),
     ],
 )
-def test_a_back_end_without_its_client_is_named_with_the_extra(
+def test_what_lacks_its_client_is_named_with_the_extra(
     server: Installed, flag: str, package: str, what: str
 ) -> None:
-    done = server.call("fabric-server", "up", *FREE_PORTS, flag, "--data=elsewhere")
+    named = ("--acme-agree-terms", "--address=gpu.example.org")
+    done = server.call("fabric-server", "up", *FREE_PORTS, flag, "--data=elsewhere", *named)
     line = done.stderr.splitlines()[-1]
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr

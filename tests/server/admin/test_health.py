@@ -23,6 +23,7 @@ async def test_health_needs_no_key(server: Server) -> None:
             "cache": "ok",
             "bus": "ok",
             "public_port": "open",
+            "certificate": "ok",
             "nodes": 0,
             "background": [],
         },

@@ -116,6 +116,8 @@ def test_up_tells_people_on_a_terminal_what_to_do_next(shell: Shell) -> None:
     assert re.search(r"public +https://fabric\.example\.org:\d+/v1 ", said)
     assert re.search(r"http://localhost:\d+/v1 .*on this machine", said)
     assert re.search(r"CA +sha256 [0-9a-f]{64}\b", said)
+    assert "Users see the fabric's own certificate." in said
+    assert re.search(r"curl +--cacert ca\.pem", said)
     assert re.search(r"no key yet: .*fabric-server keys create NAME --data \S+/s\b", said)
     assert re.search(r"no node yet: .*fabric-server nodes invite --data \S+/s\b", said)
     os.write(terminal, b"\x03")  # Ctrl-C

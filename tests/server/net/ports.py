@@ -136,12 +136,15 @@ class Peer(asyncio.Protocol):
 
 
 async def dial(
-    listener: Listener, context: ssl.SSLContext | None = None, host: str = "127.0.0.1"
+    listener: Listener,
+    context: ssl.SSLContext | None = None,
+    host: str = "127.0.0.1",
+    name: str = SERVER_NAME,
 ) -> Peer:
     loop = asyncio.get_running_loop()
-    name = SERVER_NAME if context else None
+    asked = name if context else None
     _, peer = await loop.create_connection(
-        Peer, host, listener.port, ssl=context, server_hostname=name
+        Peer, host, listener.port, ssl=context, server_hostname=asked
     )
     return peer
 
