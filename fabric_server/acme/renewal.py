@@ -117,6 +117,7 @@ class AcmeRenewal:
     async def close(self, tasks: BackgroundTasks) -> None:
         """End both tasks, and give the leases back."""
         await tasks.stop("acme", "acme_answers")
+        await self._release()  # again: the end of the task may have cut it short
         self.http.stop()
         self._threads.shutdown(wait=False)
 
@@ -205,12 +206,14 @@ class AcmeRenewal:
     async def _claim(self, state: State) -> bool:
         """Return whether this server may order now, and no other."""
         try:
-            return await self._store.claim(
-                sorted(self.options.names), self._owner, seconds=LEASE_SECONDS
-            )
+            names = sorted(self.options.names)
+            claimed = await self._store.claim(names, self._owner, seconds=LEASE_SECONDS)
         except BackendError as error:
             self._failed(AcmeFailure("store", str(error), "see the findings on the store"), state)
             return False
+        if not claimed:
+            log.info("another server orders a certificate for these names", extra={"names": names})
+        return claimed
 
     async def _release(self) -> None:
         try:

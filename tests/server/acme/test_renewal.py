@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import os
+import socket
 import stat
 import threading
 import time
@@ -28,6 +29,7 @@ from fabric_server.acme.state import AcmeFiles, State, renewal_time, why_due
 from fabric_server.pki.ca import DAY, Authority, key_pem, to_pem
 from fabric_server.storage.acme import ChallengeStore
 from fabric_server.storage.connect import open_store
+from runtime.background import BackgroundTasks
 from tests.lab.backends import free_port
 from tests.lab.pebble import Pebble
 from tests.trust import new_key
@@ -179,7 +181,7 @@ async def test_a_failed_check_is_explained_and_not_repeated_too_soon(
             assert renewal.problem is not None
             assert NAME in renewal.problem.what
             assert "no certificate was issued in 1 try" in renewal.problem.what
-            assert "DNS record" in renewal.problem.remedy
+            assert "check DNS" in renewal.problem.remedy
             assert renewal.orders == {"issued": 0, "failed": 1}
             [line] = [one for one in caplog.records if one.levelname == "ERROR"]
             assert "remedy" in vars(line)
@@ -227,13 +229,29 @@ async def test_the_old_certificate_stays_when_its_renewal_fails(
 
 
 async def test_a_port_that_is_taken_is_named(tmp_path: Path, pebble: Pebble) -> None:
-    async with renewing(tmp_path, pebble.directory_url, pebble) as other:
-        await other.http.start()
-        async with renewing(tmp_path / "b", pebble.directory_url, pebble) as renewal:
+    with socket.create_server(("127.0.0.1", pebble.http_port)):
+        async with renewing(tmp_path, pebble.directory_url, pebble) as renewal:
             await renewal.check()
             assert renewal.problem is not None
             assert "acme_http_port" in renewal.problem.what
             assert "tls-alpn-01" in renewal.problem.remedy
+
+
+async def test_a_server_that_stops_in_the_middle_gives_its_lease_back(
+    tmp_path: Path, pebble: Pebble
+) -> None:
+    store = f"sqlite:///{tmp_path / 'shared.db'}"
+    url = pebble.directory_url
+    async with renewing(tmp_path / "b", url, pebble, store) as other:
+        async with renewing(tmp_path / "a", url, pebble, store, spread_seconds=60) as renewal:
+            tasks = BackgroundTasks(Random(1))
+            renewal.start_tasks(tasks)
+            async with asyncio.timeout(10):
+                while not renewal.answers.to_http:  # noqa: ASYNC110 - the CA is asked in a thread
+                    await asyncio.sleep(0.02)
+            await renewal.close(tasks)
+        await other.check()
+        assert other.orders == {"issued": 1, "failed": 0}
 
 
 async def test_one_server_of_a_store_orders_and_the_other_answers(
@@ -241,24 +259,23 @@ async def test_one_server_of_a_store_orders_and_the_other_answers(
 ) -> None:
     store = f"sqlite:///{tmp_path / 'shared.db'}"
     url = pebble.directory_url
-    with contextlib.ExitStack():
-        # The CA finds the other one: the port of the one that orders leads nowhere.
-        async with (
-            renewing(tmp_path / "b", url, pebble, store) as other,
-            renewing(
-                tmp_path / "a", url, pebble, store, http_port=free_port(), spread_seconds=2.5
-            ) as renewal,
-        ):
-            ordering = asyncio.create_task(renewal.check())
-            async with asyncio.timeout(10):
-                while not other.answers.to_http:  # noqa: ASYNC110 - it asks the store by time
-                    await asyncio.sleep(0.05)
-            await other.check()
-            assert other.orders == {"issued": 0, "failed": 0}, "it waits for its turn"
-            await ordering
-            assert (renewal.orders["issued"], other.files.issued()) == (1, None)
-            await other.check()
-            assert other.orders["issued"] == 1
+    # The CA finds the other one: the port of the one that orders leads nowhere.
+    async with (
+        renewing(tmp_path / "b", url, pebble, store) as other,
+        renewing(
+            tmp_path / "a", url, pebble, store, http_port=free_port(), spread_seconds=2.5
+        ) as renewal,
+    ):
+        ordering = asyncio.create_task(renewal.check())
+        async with asyncio.timeout(10):
+            while not other.answers.to_http:  # noqa: ASYNC110 - it asks the store by time
+                await asyncio.sleep(0.05)
+        await other.check()
+        assert other.orders == {"issued": 0, "failed": 0}, "it waits for its turn"
+        await ordering
+        assert (renewal.orders["issued"], other.files.issued()) == (1, None)
+        await other.check()
+        assert other.orders["issued"] == 1
 
 
 # ── with a CA that fails ──────────────────────────────────────────────────────────────────────

@@ -117,7 +117,7 @@ def test_a_ca_that_fails_is_seen_everywhere_and_ends_nothing(shell: Shell, pebbl
         with start(shell, pebble) as server:
             ready = server.ready()
             failed = server.logged("no certificate was issued; the one that is there stays in use")
-            assert "DNS record" in failed["remedy"]
+            assert "check DNS" in failed["remedy"]
             own = shell.server_data / "certs" / "ca.pem"
             assert curl(own, ready["ports"]["public"]) == (0, "401")
             health = asked(own, ready, "/health/ready")
