@@ -16,6 +16,9 @@ from fabric_client.identity import Identity
 from fabric_client.owner import state
 from fabric_client.supervisor import Supervisor
 from fabric_server.nodes.registry import Node
+from fabric_server.retention_policy import policy_of
+from fabric_server.storage.retention import run_once
+from protocol.errors import RemoteError
 from tests.engine import Plan, ScriptedEngine
 from tests.fabric import Fabric, RunningNode
 
@@ -136,3 +139,34 @@ async def test_a_busy_node_is_given_more_tunnels(fabric: Fabric, engine: Scripte
     await fabric.routed(node.id, tunnels=3)
     gate.set()
     assert set(await asyncio.gather(*asked)) == {200}
+
+
+async def test_a_node_that_was_away_for_long_comes_back_and_a_deleted_one_is_told_to_join(
+    fabric: Fabric, engine: ScriptedEngine
+) -> None:
+    node = await fabric.join(engine.url)
+    store = fabric.app.backends.store
+    day = 86_400.0
+
+    async def away_for(days: float) -> None:
+        await node.stop()
+        await until(lambda: fabric.app.control_plane.registry.node(node.id) is None)
+        await store.mark_offline(time.time() + 60)
+        async with store.database.transaction() as session:
+            await session.execute(
+                "UPDATE nodes SET last_seen_at = $1 WHERE id = $2",
+                time.time() - days * day,
+                node.id,
+            )
+
+    await away_for(40)
+    assert await store.nodes(time.time() - 30 * day) == []
+    node = await fabric.run_node(node.config.data, engine.url)
+    assert [one.id for one in await store.nodes(time.time() - 30 * day)] == [node.id]
+
+    await away_for(40)
+    done = await run_once(store.database, policy_of(fabric.config))
+    assert done is not None and done["nodes"] == 1
+    supervisor = Supervisor(node.config, Identity.load(node.config.data), rng=Random())
+    with pytest.raises(RemoteError, match="join it again with a new invitation"):
+        await supervisor.run()
