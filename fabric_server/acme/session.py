@@ -95,7 +95,7 @@ class Session:
             timeout=REQUEST_SECONDS,
         )
         if options.ca is not None:
-            self._network.verify_ssl = str(options.ca)  # type: ignore[assignment]  # as requests
+            self._network.verify_ssl = str(options.ca)  # as requests takes it
         self._names: Sequence[str] = ()
         self._client: client.ClientV2
         self._order: messages.OrderResource
