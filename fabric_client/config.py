@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,8 +14,9 @@ from fabric_client.offer.patterns import Offer, PatternError
 from fabric_client.owner.schedule import ScheduleError, parse_schedule
 from protocol.join import is_name
 from protocol.regions import MAX_LENGTH, is_region
+from runtime.http_proxy import NONE, Proxies
 from runtime.places import data_of_service
-from runtime.settings import Conflict, about
+from runtime.settings import Conflict, SettingsError, about
 
 PREFIX = "FABRIC_NODE_"
 
@@ -123,6 +125,14 @@ class Config:
             least=_MIN_UPLOAD,
         ),
     )
+    proxy: str = field(
+        default="",
+        metadata=about(
+            "HTTP proxy by which the server is reached, such as http://user:password@proxy:3128; "
+            "none for no proxy (default: HTTPS_PROXY, unless NO_PROXY has the server). Engines "
+            "are always reached directly."
+        ),
+    )
     log_level: Literal["debug", "info", "warning", "error"] = field(
         default="info", metadata=about("Log messages of this level and above.")
     )
@@ -151,10 +161,23 @@ class Config:
         except ScheduleError as error:
             raise Conflict(str(error), "schedule") from None
         try:
+            # Without "://" its password would not be recognised where settings are shown.
+            bare = self.proxy not in ("", NONE) and "://" not in self.proxy
+            Proxies.of(f"?://{self.proxy}" if bare else self.proxy, {})
+        except ValueError as error:
+            raise Conflict(f"{error}, or none.", "proxy") from None
+        try:
             for text in self.engine:
                 parse_address(text)
         except AddressError as error:
             raise Conflict(str(error), "engine") from None
+
+    def proxies(self) -> Proxies:
+        """Return the way to the server.  Raises ``SettingsError`` for a wrong HTTPS_PROXY."""
+        try:
+            return Proxies.of(self.proxy, os.environ)
+        except ValueError as error:
+            raise SettingsError(f"{error}, or set proxy to none.") from None
 
     def called(self, joined_as: str = "") -> str:
         """Return the node's name; ``joined_as`` is the one that the server gave it."""

@@ -49,6 +49,8 @@ class Facts(Struct, frozen=True):
     """Patterns of the models to offer, as given to ``join``."""
     hosts: list[str] = []
     """Names and addresses of the server that are tried before ``host``, the last good one first."""
+    next_control_port: int = 0
+    """Port that is tried when ``control_port`` does not answer; 0 for none."""
 
 
 def remembered_models(directory: Path) -> list[str] | None:
@@ -70,8 +72,6 @@ class Identity:
         self.node_id = facts.node_id
         self._facts = facts
         self._hosts = list(dict.fromkeys([*facts.hosts, facts.host]))
-        self.api_port = facts.api_port
-        self.control_port = facts.control_port
         self.proxy_port = facts.proxy_port
         self.name = facts.name
         self.models = facts.models
@@ -118,6 +118,21 @@ class Identity:
         write(path, msgspec.json.encode(facts).decode())
 
     @property
+    def api_port(self) -> int:
+        return self._facts.api_port
+
+    @property
+    def control_port(self) -> int:
+        """The port for links that was good last."""
+        return self._facts.control_port
+
+    @property
+    def control_ports(self) -> tuple[int, ...]:
+        """The ports for links, in the order in which they are tried."""
+        ports = dict.fromkeys((self._facts.control_port, self._facts.next_control_port))
+        return tuple(port for port in ports if port)
+
+    @property
     def host(self) -> str:
         """The name or address of the server that is tried first."""
         return self._hosts[0]
@@ -142,10 +157,31 @@ class Identity:
         self._hosts = list(dict.fromkeys([*hosts, joined]))
         if hosts == (self._facts.hosts or [joined]):
             return False
-        facts = msgspec.structs.replace(self._facts, hosts=hosts)
+        self._remember(msgspec.structs.replace(self._facts, hosts=hosts))
+        return True
+
+    def learn_ports(self, reached: int, told: int, api_port: int) -> bool:
+        """Keep the port that the server was reached at, and those that it told; write changes.
+
+        ``told`` is tried when ``reached`` does not answer any more.  0 stands for not told: what
+        was told before is kept.  Return whether anything changed.  Raises OSError when it can't be
+        written.
+        """
+        told = told or self._facts.next_control_port
+        facts = msgspec.structs.replace(
+            self._facts,
+            control_port=reached,
+            next_control_port=0 if told == reached else told,
+            api_port=api_port or self.api_port,
+        )
+        if facts == self._facts:
+            return False
+        self._remember(facts)
+        return True
+
+    def _remember(self, facts: Facts) -> None:
         write(self.directory / "node.json", msgspec.json.encode(facts).decode())
         self._facts = facts
-        return True
 
     @property
     def lifetime(self) -> float:

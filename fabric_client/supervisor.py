@@ -184,8 +184,13 @@ class Supervisor:
             reports=lambda: self._pause.apply(watcher.reports),
             resume_table=ResumeTable(),
             rng=self._rng,
+            proxies=self._config.proxies(),
             instance=self._run_id,
         )
+        if context.proxies.proxy is not None:
+            proxy = context.proxies.proxy
+            extra = {"proxy": str(proxy), "from": proxy.source}
+            log.info("the server is reached through a proxy", extra=extra)
         return RegistrationLoop(context, self._write_state)
 
     # ── run for as long as the node ───────────────────────────────────────────────────────────

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from fabric_server.config_checks import check
+from fabric_server.config_checks import check, default_ports, opened_ports
 from fabric_server.config_place import PlaceConfig
 from fabric_server.net.machine_memory import memory_limit
 from fabric_server.net.memory_budget import BudgetLimits
@@ -75,8 +75,8 @@ class Config(PlaceConfig):
     proxy_protocol: tuple[str, ...] = field(
         default=(),
         metadata=about(
-            "Ports (control, proxy, public, api) on which every connection has to begin with a "
-            "header of the PROXY protocol, version 2, from a trusted proxy."
+            "Ports (control, proxy, public, api, one) on which every connection has to begin with "
+            "a header of the PROXY protocol, version 2, from a trusted proxy."
         ),
     )
     plaintext_from_proxies: bool = field(
@@ -371,7 +371,13 @@ class Config(PlaceConfig):
     )
 
     def __post_init__(self) -> None:
+        for name, number in default_ports(self).items():
+            object.__setattr__(self, name, number)
         check(self)
+
+    def ports(self) -> dict[str, int]:
+        """Return the numbers of the ports that are opened, by their names; 0 is any free one."""
+        return opened_ports(self)
 
     @property
     def store_url(self) -> str:

@@ -17,7 +17,8 @@ from runtime.settings import Conflict
 
 _HTTPS = re.compile(r"https://[^/@\s]+(/\S*)?")
 _EMAIL = re.compile(r"[^@\s,;<>]+@[^@\s,;<>]+")
-_PORTS = ("control_port", "proxy_port", "public_port", "api_port")
+PORTS = {"control": 17000, "proxy": 17001, "public": 18080, "api": 18081, "one": None}
+"""The ports by name, and their numbers by default; ``one`` instead of the others."""
 _SCHEMES = {
     "store": ("sqlite", "postgresql"),
     "cache": (
@@ -44,6 +45,10 @@ class Settings(Protocol):
     @property
     def keep_ledger_months(self) -> int: ...
     @property
+    def one_port(self) -> int | None: ...
+    @property
+    def proxy_protocol(self) -> tuple[str, ...]: ...
+    @property
     def trusted_proxies(self) -> tuple[str, ...]: ...
     @property
     def acme(self) -> bool: ...
@@ -57,6 +62,23 @@ class Settings(Protocol):
     def acme_directory(self) -> str: ...
     @property
     def acme_email(self) -> str: ...
+
+
+def default_ports(settings: Settings) -> dict[str, int]:
+    """Return the settings of ports that are not set, and their defaults: none with ``one_port``."""
+    if settings.one_port is not None:
+        return {}
+    return {
+        f"{name}_port": number
+        for name, number in PORTS.items()
+        if number is not None and getattr(settings, f"{name}_port") is None
+    }
+
+
+def opened_ports(settings: Settings) -> dict[str, int]:
+    """Return the numbers of the ports that are opened, by their names."""
+    numbers = {name: getattr(settings, f"{name}_port") for name in PORTS}
+    return {name: number for name, number in numbers.items() if number is not None}
 
 
 def check(settings: Settings) -> None:
@@ -97,6 +119,14 @@ def check(settings: Settings) -> None:
             parse(getattr(settings, name))
         except ValueError as error:
             raise Conflict(f"{name}: {error}.", name) from None
+    for name in settings.proxy_protocol:
+        if getattr(settings, f"{name}_port") is None:
+            raise Conflict(
+                f"proxy_protocol has '{name}', but {name}_port is not opened: set it, or name "
+                f"{'another port' if name == 'one' else 'one'} instead.",
+                "proxy_protocol",
+                "one_port",
+            )
     _check_urls(settings)
 
 
@@ -139,8 +169,10 @@ def _check_acme(settings: Settings) -> None:
 
 def _check_ports(settings: Settings) -> None:
     users: defaultdict[int, list[str]] = defaultdict(list)
-    http = settings.acme and settings.acme_kind == "http-01"
-    for name in (*_PORTS, "acme_http_port") if http else _PORTS:
+    names = [f"{name}_port" for name in PORTS]
+    if settings.acme and settings.acme_kind == "http-01":
+        names.append("acme_http_port")
+    for name in names:
         users[getattr(settings, name)].append(name)
     for port, names in users.items():
         if port and len(names) > 1:
@@ -160,8 +192,8 @@ def _check_urls(settings: Settings) -> None:
 
 def _parse_ports(names: tuple[str, ...]) -> None:
     for name in names:
-        if f"{name}_port" not in _PORTS:
-            raise ValueError(f"'{name}' is no port: use control, proxy, public or api")
+        if name not in PORTS:
+            raise ValueError(f"'{name}' is no port: use control, proxy, public, api or one")
 
 
 _PARSED: dict[str, Callable[[tuple[str, ...]], object]] = {

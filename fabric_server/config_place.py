@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fabric_server.acme.names import certifiable
 from fabric_server.data_directory import remembered_addresses
@@ -19,6 +19,10 @@ LETS_ENCRYPT_STAGING = "https://acme-staging-v02.api.letsencrypt.org/directory"
 
 def _port(help: str) -> dict[str, object]:
     return dict(about(f"{help}; 0 for any free port.", least=0, most=65535))
+
+
+def _port_or_none(help: str) -> Any:
+    return field(default=None, metadata=_port(help))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,17 +41,21 @@ class PlaceConfig:
 
     host: tuple[str, ...] = field(
         default=("::", "0.0.0.0"),  # noqa: S104 - a server on a public address is what this is
-        metadata=about("Addresses to listen on, with all four ports."),
+        metadata=about("Addresses to listen on, with all ports."),
     )
-    control_port: int = field(
-        default=17000, metadata=_port("Port for the nodes' control connections")
+    one_port: int | None = _port_or_none(
+        "One port for all: clients, nodes and, for the name server.fabric, the API. Of the four "
+        "others only those are opened then that are set, too"
     )
-    proxy_port: int = field(default=17001, metadata=_port("Port for the nodes' tunnels"))
-    public_port: int = field(
-        default=18080, metadata=_port("Port for clients: the OpenAI-compatible API")
+    control_port: int | None = _port_or_none(
+        "Port for the nodes' control connections. Default: 17000"
     )
-    api_port: int = field(
-        default=18081, metadata=_port("Port for operators, monitoring and enrolment")
+    proxy_port: int | None = _port_or_none("Port for the nodes' tunnels. Default: 17001")
+    public_port: int | None = _port_or_none(
+        "Port for clients: the OpenAI-compatible API. Default: 18080"
+    )
+    api_port: int | None = _port_or_none(
+        "Port for operators, monitoring and enrolment. Default: 18081"
     )
     address: tuple[str, ...] = field(
         default=(),
@@ -90,7 +98,7 @@ class PlaceConfig:
         default="auto",
         metadata=about(
             "How the CA checks the names: at port 80 (http-01) or at port 443 (tls-alpn-01). "
-            "Default: tls-alpn-01 if public_port is 443, else http-01."
+            "Default: tls-alpn-01 if public_port or one_port is 443, else http-01."
         ),
     )
     acme_http_host: tuple[str, ...] = field(
@@ -129,7 +137,7 @@ class PlaceConfig:
     def acme_kind(self) -> Literal["http-01", "tls-alpn-01"]:
         """The kind of challenge, also when ``acme_challenge`` is ``auto``."""
         if self.acme_challenge == "auto":
-            return "tls-alpn-01" if self.public_port == 443 else "http-01"
+            return "tls-alpn-01" if 443 in (self.public_port, self.one_port) else "http-01"
         return self.acme_challenge
 
     def names(self) -> tuple[str, ...]:

@@ -256,6 +256,10 @@ class Registered(Struct, frozen=True, tag="registered"):
     """Time of the server's clock, Unix seconds; 0 when it does not tell."""
     release: Name = ""
     """Version of the server's program; empty when it does not tell."""
+    control_port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    """Port for links now, if it is another one than the node knows; 0 when it does not tell."""
+    api_port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    """Port for joining now; 0 when it does not tell."""
 
 
 class Tunnels(Struct, frozen=True, tag="tunnels"):

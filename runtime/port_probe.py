@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from runtime.doctor import in_thread
 from runtime.findings import Finding, ok
+from runtime.http_proxy import HttpProxy, ProxyError, open_streams
 
 CONNECT_SECONDS = 6.0
 ANSWER_SECONDS = 1.5
@@ -47,10 +48,10 @@ async def resolve(host: str) -> list[str]:
     return list(dict.fromkeys(str(info[4][0]) for info in found))
 
 
-async def probe(addresses: Sequence[str], target: Target) -> Probed:
+async def probe(addresses: Sequence[str], target: Target, proxy: HttpProxy | None = None) -> Probed:
     """Connect to the port at all addresses at once; every failure is part of the result."""
     results = await asyncio.gather(
-        *(_one(address, target) for address in addresses), return_exceptions=True
+        *(_one(address, target, proxy) for address in addresses), return_exceptions=True
     )
     reached, failures, answer = [], [], b""
     for address, result in zip(addresses, results, strict=True):
@@ -64,13 +65,13 @@ async def probe(addresses: Sequence[str], target: Target) -> Probed:
     return Probed(tuple(reached), tuple(failures), answer)
 
 
-async def _one(address: str, target: Target) -> bytes:
+async def _one(address: str, target: Target, proxy: HttpProxy | None) -> bytes:
     async with asyncio.timeout(CONNECT_SECONDS):
-        reader, writer = await asyncio.open_connection(
-            address,
-            target.port,
-            ssl=target.context,
-            server_hostname=target.server_name if target.context else None,
+        reader, writer = await open_streams(
+            (address, target.port),
+            proxy=proxy,
+            tls=target.context,
+            server_hostname=target.server_name,
         )
     try:
         if target.context is None:
@@ -118,6 +119,8 @@ def _explained(
     port: int, error: BaseException, explain: Callable[..., str]
 ) -> tuple[str, str, str]:
     """Return the code, what happened, and what to do."""
+    if isinstance(error, ProxyError):
+        return error.code, error.what, error.remedy
     if isinstance(error, ConnectionRefusedError):
         remedy = (
             "nothing listens there: start the server, or correct the port; a router in front of "

@@ -28,6 +28,8 @@ class Shell:
         self.node_data = home / ".fabric" / "node"
         self.environ = {k: v for k, v in os.environ.items() if not k.startswith("FABRIC_")}
         self.environ.pop("XDG_CONFIG_HOME", None)
+        for name in ("HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy"):
+            self.environ.pop(name, None)
         self.environ |= {"HOME": str(home), "COLUMNS": "80"}
         # By default they would be those of a service that is installed on this machine.
         self.environ["FABRIC_SERVER_DATA"] = str(self.server_data)

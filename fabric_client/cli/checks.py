@@ -29,9 +29,11 @@ from protocol.names import CONTROL_ALPN, SERVER_NAME, TUNNEL_ALPN
 from runtime.descriptors import open_files_limit
 from runtime.doctor import Check, check_disk, examine, in_thread
 from runtime.findings import Finding, Level, certificate_dates, descriptors, ok
+from runtime.http_proxy import Proxies, ProxyError, open_streams
 from runtime.port_probe import Target, judge, probe, resolve
 from runtime.version import VERSION
 
+PROXY_SECONDS = 15.0
 ENGINE_SECONDS = 20.0
 """Time for the engines: each is asked several questions."""
 _AGAIN = "ask the operator for a new invitation, and join again with --replace"
@@ -60,10 +62,13 @@ def _checks(settings: Config) -> list[Check]:
         what, _, remedy = str(error).rstrip(".").partition(": ")
         finding = Finding("identity", "FAIL", what, "not_joined", remedy)
         return [Check("identity", partial(_given, finding)), *checks]
-    server = _Server(identity)
+    proxies = settings.proxies()
+    server = _Server(identity, proxies)
+    through = [] if proxies.proxy is None else [Check("proxy", server.proxy, PROXY_SECONDS)]
     return [
         Check("node", partial(_node, running, last)),
         Check("identity", partial(_certificate, identity)),
+        *through,
         Check("dns", server.names),
         Check("control port", server.control_port),
         Check("proxy port", server.proxy_port),
@@ -132,17 +137,36 @@ async def _node(running: bool, last: State | None) -> list[Finding]:
 class _Server:
     """The server's names and those of its ports that nodes use."""
 
-    def __init__(self, identity: Identity) -> None:
+    def __init__(self, identity: Identity, proxies: Proxies) -> None:
         self._identity = identity
+        self._proxies = proxies
         self._addresses: asyncio.Future[list[list[str] | BaseException]] | None = None
 
+    async def proxy(self) -> list[Finding]:
+        """Check the proxy by itself: that it is there, and opens a way to the server."""
+        host, port = self._identity.host, self._identity.control_port
+        proxy = self._proxies.for_host(host, port)
+        if proxy is None:
+            return [ok("proxy", f"not used for {host}: NO_PROXY, or this machine itself")]
+        try:
+            _, writer = await open_streams(
+                (host, port), proxy=proxy, tls=None, server_hostname=None
+            )
+        except ProxyError as error:
+            return [Finding("proxy", "FAIL", error.what, error.code, error.remedy)]
+        writer.transport.abort()
+        return [ok("proxy", f"{proxy}, from {proxy.source}, opens a way to {host}, port {port}")]
+
     async def names(self) -> list[Finding]:
-        """Check that the server's names have addresses; one that has is enough."""
+        """Check that the server's names have addresses; one that has is enough.
+
+        Names of hosts that are reached through a proxy are looked up by that one.
+        """
         resolved = dict(zip(self._identity.hosts, await self._resolved(), strict=True))
         level: Level = "warn" if any(isinstance(one, list) for one in resolved.values()) else "FAIL"
         remedy = "check the name and this machine's DNS; if the server was renamed, join again"
         return [
-            ok("dns", f"{host} is {', '.join(one)}")
+            ok("dns", f"{host} is {self._where(host) or ', '.join(one)}")
             if isinstance(one, list)
             else Finding("dns", level, f"{host}: {explain(one)}", "dns_failed", remedy)
             for host, one in resolved.items()
@@ -185,7 +209,12 @@ class _Server:
         if not hosts:
             what = "not checked, because the server's name has no address"
             return [Finding(target.check, "warn", what, "not_checked", "see the line of dns")]
-        results = await asyncio.gather(*(probe(one, target) for one in hosts.values()))
+        results = await asyncio.gather(
+            *(
+                probe(one, target, self._proxies.for_host(host, target.port))
+                for host, one in hosts.items()
+            )
+        )
         found = []
         for host, probed in zip(hosts, results, strict=True):
             found.append(judge(host, target, probed, explain))
@@ -197,9 +226,17 @@ class _Server:
 
     async def _resolved(self) -> list[list[str] | BaseException]:
         if self._addresses is None:
-            each = (resolve(host) for host in self._identity.hosts)
+            each = (self._resolve(host) for host in self._identity.hosts)
             self._addresses = asyncio.gather(*each, return_exceptions=True)
         return await asyncio.shield(self._addresses)
+
+    async def _resolve(self, host: str) -> list[str]:
+        return [host] if self._where(host) else await resolve(host)
+
+    def _where(self, host: str) -> str:
+        """Return who looks up a name, if this machine does not."""
+        proxy = self._proxies.for_host(host, self._identity.control_port)
+        return "" if proxy is None else "looked up by the proxy"
 
 
 def _less(level: Level) -> Level:

@@ -56,7 +56,7 @@ def join(
     identity = None
     if run and not replace:
         identity = _joined_before(settings.data, parse(text))
-    models = _given_models(settings)
+    models, proxies = _given_models(settings), settings.proxies()
     if identity is not None:
         if models is not None:
             identity.remember_models(models)
@@ -67,7 +67,14 @@ def join(
         make_directory(settings.data)  # before the token is used up
         try:
             identity = asyncio.run(
-                enrol.join(text, settings.data, name=settings.name, models=models, replace=replace)
+                enrol.join(
+                    text,
+                    settings.data,
+                    name=settings.name,
+                    models=models,
+                    replace=replace,
+                    proxies=proxies,
+                )
             )
         except enrol.JoinError as error:
             raise Failure(str(error)) from None

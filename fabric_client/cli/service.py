@@ -57,6 +57,8 @@ def install_service(
     server has refused for good is not started again. Doing it twice changes nothing.
     """
     names = not_passed_on(settings, PREFIX)
+    if not settings.proxy and (proxy := settings.proxies().proxy) is not None:
+        names.append(proxy.source)
     if names:
         raise Failure(
             f"the service would not get {', '.join(names)} from this shell: write the settings to "

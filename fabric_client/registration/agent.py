@@ -71,20 +71,19 @@ class Agent:
 
         Raises OSError or TimeoutError when the server can't be reached.
         """
-        identity = self._context.identity
         try:
-            link, host = await dial_server(
+            link, host, port = await dial_server(
                 lambda: LinkDriver(self, self._loop, rng=self._context.rng),
-                identity,
-                identity.control_port,
+                self._context,
+                self._context.identity.control_ports,
                 CONTROL_ALPN,
             )
             self._link = link
-            return await self._register(link, host)
+            return await self._register(link, host, port)
         finally:
             self._slots.close()
 
-    async def _register(self, link: LinkDriver, host: str) -> LinkClosed:
+    async def _register(self, link: LinkDriver, host: str, port: int) -> LinkClosed:
         context = self._context
         link.send(
             Register(
@@ -104,20 +103,22 @@ class Agent:
                 if isinstance(link.error, OSError):
                     raise link.error  # the server's TLS alert arrives after our handshake
                 return self._without_next_key(answer)
-            self._learn_hosts(host, answer)
+            self._learn_addresses(host, port, answer)
             return await self._stay(link, answer)
         finally:
             link.close(Code.NONE, "this node hangs up")
             if self.tunnels is None:  # it did not register: perhaps it can at another name
                 context.identity.put_last(host)
 
-    def _learn_hosts(self, host: str, registered: Registered) -> None:
+    def _learn_addresses(self, host: str, port: int, registered: Registered) -> None:
         identity = self._context.identity
         try:
             if identity.learn_hosts(host, registered.hosts):
                 log.info("the server's names have changed", extra={"hosts": identity.hosts})
+            if identity.learn_ports(port, registered.control_port, registered.api_port):
+                log.info("the server's ports have changed", extra={"ports": identity.control_ports})
         except OSError as error:  # a full disk: they are told again at the next registration
-            log.warning("the server's names were not written", extra={"reason": str(error)})
+            log.warning("the server's addresses were not written", extra={"reason": str(error)})
 
     def report(self, reports: list[EngineReport]) -> None:
         """Send the server new reports of the engines."""

@@ -11,6 +11,7 @@ from fabric_client.identity import Identity
 from fabric_client.proxy.forwarder import Forwarder
 from protocol.messages import EngineReport
 from protocol.tunnel.resume import ResumeTable
+from runtime.http_proxy import DIRECT, Proxies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,5 +28,7 @@ class NodeContext:
     resume_table: ResumeTable
     """The streams of lost tunnels, until a server resumes them on another tunnel."""
     rng: Random
+    proxies: Proxies = DIRECT
+    """The way to the server."""
     instance: str = ""
     """Random id of this run, by which servers tell a restart from a second machine."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from fabric_client.identity import Identity, explain
+from fabric_client.identity import explain
+from fabric_client.registration.context import NodeContext
 from protocol.aio.tls import dial
 
 log = logging.getLogger("fabric.agent")
@@ -16,19 +17,23 @@ P = TypeVar("P", bound=asyncio.Protocol)
 
 
 async def dial_server(
-    factory: Callable[[], P], identity: Identity, port: int, alpn: str
-) -> tuple[P, str]:
-    """Connect to the first host of the server that answers; return the protocol and the host.
+    factory: Callable[[], P], context: NodeContext, ports: Sequence[int], alpn: str
+) -> tuple[P, str, int]:
+    """Connect to the first port and host of the server that answer; return the protocol and both.
 
     Whichever it is, its certificate must be the fabric's, which proves that it is the server: a
     name that leads elsewhere is passed over.  Raises OSError or TimeoutError when none answers.
     """
     reasons = []
-    for host in identity.hosts:
+    identity = context.identity
+    addresses = [(host, port) for port in ports for host in identity.hosts]
+    for host, port in addresses:
         try:
-            return await dial(factory, host, port, identity.context(alpn)), host
+            proxy = context.proxies.for_host(host, port)
+            return await dial(factory, host, port, identity.context(alpn), proxy), host, port
         except (OSError, TimeoutError, UnicodeError) as error:  # the last: it can't be a name
-            if len(identity.hosts) == 1:
+            if len(addresses) == 1:
                 raise
-            reasons.append(f"{host}: {explain(error)}")
+            where = host if len(ports) == 1 else f"{host} port {port}"
+            reasons.append(f"{where}: {explain(error)}")
     raise OSError("; ".join(reasons))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import platform as machine
 import ssl
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import NamedTuple
 
-import aiohttp
 import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
+from httptools import HttpParserError, HttpResponseParser
 
 from fabric_client.config import host_name
 from fabric_client.identity import (
@@ -26,9 +29,13 @@ from protocol import join as joining
 from protocol.join import Enrol, Enrolled, Token
 from protocol.names import SERVER_NAME
 from runtime.files import write
+from runtime.http_proxy import DIRECT, SECONDS, HttpProxy, Proxies, ProxyError, open_streams
 from runtime.version import VERSION
 
-_TIMEOUT = aiohttp.ClientTimeout(total=20.0, connect=10.0)
+CONNECT_SECONDS = 10.0
+ANSWER_SECONDS = 20.0
+MAX_ANSWER = 65_536
+"""Maximum size of an answer with its headers, in bytes."""
 
 
 class JoinError(Exception):
@@ -42,12 +49,14 @@ async def join(
     name: str | None,
     models: Sequence[str] | None = None,
     replace: bool = False,
+    proxies: Proxies = DIRECT,
 ) -> Identity:
     """Make a key pair here, have the server that the token names certify it, and store both.
 
     ``name`` is the owner's name for the node; None takes the invitation's.  ``models`` are the
     patterns of the models to offer, to be remembered.  ``replace`` gives up an identity that is
-    there, but not its patterns.  Raises ``BadToken`` or ``JoinError``.
+    there, but not its patterns.  ``proxies`` tell the way to the server.  Raises ``BadToken`` or
+    ``JoinError``.
     """
     token = joining.parse(text)
     if (directory / "node.json").exists() and not replace:
@@ -55,9 +64,10 @@ async def join(
             f"This machine has already joined ({directory}): use --replace to join as a new node, "
             "or set --data to another directory for a second one."
         )
-    ca = await _fetch_ca(token)
+    way = _Way(token, proxies.for_host(token.host, token.api_port))
+    ca = await _fetch_ca(way)
     key = ec.generate_private_key(ec.SECP256R1())
-    enrolled = await _enrol(token, ca, key, name)
+    enrolled = await _enrol(way, ca, key, name)
     try:
         facts = Facts(
             enrolled.node_id,
@@ -92,13 +102,14 @@ def _store(
     write(directory / "node.json", msgspec.json.encode(facts).decode())
 
 
-async def _fetch_ca(token: Token) -> str:
+async def _fetch_ca(way: _Way) -> str:
     """Return the authority's certificate, trusted because the token has its hash."""
+    token = way.token
     anyone = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     anyone.check_hostname = False
     anyone.verify_mode = ssl.CERT_NONE
     anyone.minimum_version = ssl.TLSVersion.TLSv1_3
-    status, body = await _request(token, anyone, "GET", joining.CA_PATH)
+    status, body = await way.request(anyone, "GET", joining.CA_PATH)
     try:
         der = ssl.PEM_cert_to_DER_cert(body.decode("ascii"))
     except ValueError:
@@ -115,9 +126,8 @@ async def _fetch_ca(token: Token) -> str:
     return ssl.DER_cert_to_PEM_cert(der)
 
 
-async def _enrol(
-    token: Token, ca: str, key: ec.EllipticCurvePrivateKey, name: str | None
-) -> Enrolled:
+async def _enrol(way: _Way, ca: str, key: ec.EllipticCurvePrivateKey, name: str | None) -> Enrolled:
+    token = way.token
     verified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     verified.minimum_version = ssl.TLSVersion.TLSv1_3
     verified.verify_flags |= ssl.VERIFY_X509_STRICT  # as Python does itself from 3.13 on
@@ -137,10 +147,10 @@ async def _enrol(
     )
     body = msgspec.json.encode(enrol)
     try:
-        status, answer = await _request(token, verified, "POST", joining.ENROL_PATH, body)
+        status, answer = await way.request(verified, "POST", joining.ENROL_PATH, body)
     except _Lost:
         # The invitation may be used up by now, but it can be used again with the same key.
-        status, answer = await _request(token, verified, "POST", joining.ENROL_PATH, body)
+        status, answer = await way.request(verified, "POST", joining.ENROL_PATH, body)
     if status != 200:
         raise JoinError(_explain_refusal(token, status, answer))
     try:
@@ -153,43 +163,85 @@ class _Lost(JoinError):
     """The connection ended before the answer was complete."""
 
 
-async def _request(
-    token: Token, context: ssl.SSLContext, method: str, path: str, body: bytes | None = None
-) -> tuple[int, bytes]:
-    where = _address(token)
-    try:
-        async with (
-            aiohttp.ClientSession(timeout=_TIMEOUT) as session,
-            session.request(
-                method,
-                f"https://{where}{path}",
-                data=body,
-                ssl=context,
-                server_hostname=SERVER_NAME,
-                allow_redirects=False,
-                headers={"Content-Type": "application/json"} if body else None,
-            ) as answer,
-        ):
-            # One byte over the limit makes what is too long unreadable rather than cut.
-            content = bytearray()
-            while not answer.content.at_eof() and len(content) <= joining.LONGEST_BODY:
-                content += await answer.content.read(joining.LONGEST_BODY + 1 - len(content))
-            return answer.status, bytes(content)
-    except aiohttp.ClientConnectorCertificateError as error:
-        raise JoinError(f"{where}: {explain(error.certificate_error)}.") from None
-    except aiohttp.ClientConnectorError as error:
-        raise JoinError(
-            f"The server can't be reached at {where}: {explain(error.os_error)}. The address is "
-            "the token's; the server must be running, and its api_port open to this machine."
-        ) from None
-    except aiohttp.ConnectionTimeoutError:
-        raise JoinError(
-            f"The server can't be reached at {where}: timed out. A firewall or router may block "
-            "its api_port."
-        ) from None
-    except (aiohttp.ClientError, TimeoutError) as error:
-        reason = str(error) or "timed out"
-        raise _Lost(f"The connection to {where} was lost: {reason}. Try again.") from None
+class _Way(NamedTuple):
+    """The server of a token, and the proxy on the way to it."""
+
+    token: Token
+    proxy: HttpProxy | None
+
+    async def request(
+        self, context: ssl.SSLContext, method: str, path: str, body: bytes = b""
+    ) -> tuple[int, bytes]:
+        """Send one request over a connection of its own; return the status and the body."""
+        where = _address(self.token)
+        head = (
+            f"{method} {path} HTTP/1.1\r\nhost: {SERVER_NAME}\r\nconnection: close\r\n"
+            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        )
+        async with self._connected(context, where) as (reader, writer):
+            try:
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    writer.write(head.encode("ascii") + body)
+                    return await _Answer().read(reader)
+            except (OSError, EOFError, TimeoutError, HttpParserError) as error:
+                reason = str(error) or "timed out"
+                raise _Lost(f"The connection to {where} was lost: {reason}. Try again.") from None
+
+    @asynccontextmanager
+    async def _connected(
+        self, context: ssl.SSLContext, where: str
+    ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        address = self.token.host, self.token.api_port
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS + (0.0 if self.proxy is None else SECONDS)):
+                reader, writer = await open_streams(
+                    address, proxy=self.proxy, tls=context, server_hostname=SERVER_NAME
+                )
+        except ProxyError as error:
+            raise JoinError(f"The server can't be reached at {where}: {error}.") from None
+        except ssl.SSLError as error:
+            raise JoinError(f"{where}: {explain(error)}.") from None
+        except TimeoutError:
+            raise JoinError(
+                f"The server can't be reached at {where}: timed out. A firewall or router may "
+                "block its api_port."
+            ) from None
+        except (OSError, UnicodeError) as error:
+            raise JoinError(
+                f"The server can't be reached at {where}: {explain(error)}. The address is the "
+                "token's; the server must be running, and its api_port open to this machine."
+            ) from None
+        try:
+            yield reader, writer
+        finally:
+            writer.transport.abort()
+
+
+class _Answer:
+    """One answer of HTTP/1.1, as its parser tells it."""
+
+    def __init__(self) -> None:
+        self._parser = HttpResponseParser(self)
+        self._body = bytearray()
+        self._done = False
+
+    async def read(self, reader: asyncio.StreamReader) -> tuple[int, bytes]:
+        """Return the status and the body.  Raises OSError, EOFError or HttpParserError."""
+        total = 0
+        # One byte over the limit makes what is too long unreadable rather than cut.
+        while not self._done and len(self._body) <= joining.LONGEST_BODY:
+            data = await reader.read(65_536)
+            total += len(data)
+            if not data or total > MAX_ANSWER:
+                raise EOFError("it closed the connection" if not data else "too long an answer")
+            self._parser.feed_data(data)
+        return self._parser.get_status_code(), bytes(self._body)
+
+    def on_body(self, data: bytes) -> None:
+        self._body += data[: joining.LONGEST_BODY + 1 - len(self._body)]
+
+    def on_message_complete(self) -> None:
+        self._done = True
 
 
 def _address(token: Token) -> str:

@@ -101,9 +101,8 @@ class Tunnels:
 
     async def _one(self, loop: asyncio.AbstractEventLoop) -> str:
         """Open a tunnel and stay until it is closed; returns why it was."""
-        identity = self._context.identity
-        tunnel, _ = await dial_server(
-            lambda: self._tunnel(loop), identity, self._registered.proxy_port, TUNNEL_ALPN
+        tunnel, _, _ = await dial_server(
+            lambda: self._tunnel(loop), self._context, (self._registered.proxy_port,), TUNNEL_ALPN
         )
         closed = self._open[tunnel] = loop.create_future()
         if tunnel.connection.closed:

@@ -8,6 +8,7 @@ import logging
 import time
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from random import Random
 
 from fabric_server.acme.renewal import NO_ORDERS, AcmeRenewal
@@ -130,7 +131,7 @@ class App:
             backends,
             registry,
             certificates,
-            port=lambda name: self.listeners[name].port,
+            port=self.listeners.number_for_nodes,
             rng=rng,
         )
         notified = [
@@ -142,30 +143,22 @@ class App:
         self.admin = AdminServer(self._admin_context())
 
     async def _open_ports(self, predecessor: Predecessor | None) -> None:
-        """Open the proxy port before the control port: registered nodes are given its number."""
-        config, tls, links = self.config, self.tls, self.control_plane.links
-        proxy = self.listeners.open(
-            "proxy",
-            config.proxy_port,
-            self.control_plane.tunnels,
-            tls.tunnel,
-            alpn=TUNNEL_ALPN,
-            predecessor=predecessor,
+        """Open all ports in one turn of the loop: nobody is served before all are open."""
+        config, tls, nodes = self.config, self.tls, self.control_plane
+        admin, listeners = await self.admin.start(), self.listeners
+        if config.one_port is not None:
+            listeners.open_one(config.one_port, predecessor)
+        opened = partial(listeners.open, predecessor=predecessor)
+        opened("public", config.public_port, self.data_plane.edge, tls.public)
+        opened("api", config.api_port, admin, tls.public)
+        opened("proxy", config.proxy_port, nodes.tunnels, tls.tunnel, alpn=TUNNEL_ALPN)
+        opened("control", config.control_port, nodes.links, tls.control, alpn=CONTROL_ALPN)
+        nodes.links.settings = replace(
+            nodes.links.settings,
+            control_port=listeners.number_for_nodes("control"),
+            proxy_port=listeners.number_for_nodes("proxy"),
+            api_port=listeners.number_for_nodes("api"),
         )
-        links.settings = replace(links.settings, proxy_port=proxy.port)
-        self.listeners.open(
-            "control",
-            config.control_port,
-            links,
-            tls.control,
-            alpn=CONTROL_ALPN,
-            predecessor=predecessor,
-        )
-        self.listeners.open(
-            "public", config.public_port, self.data_plane.edge, tls.public, predecessor=predecessor
-        )
-        protocol = await self.admin.start()
-        self.listeners.open("api", config.api_port, protocol, tls.public, predecessor=predecessor)
 
     def _start_tasks(self) -> None:
         tasks, requests, nodes = self.tasks, self.data_plane, self.control_plane
@@ -326,7 +319,7 @@ class App:
         edge.drain(LINGER_AFTER_TAKEOVER if succeeded else LINGER_SECONDS)
         try:
             async with asyncio.timeout(seconds):
-                await self.listeners["public"].handshakes_done()
+                await self.listeners.handshakes_done()
                 await gateway.active.wait_idle()
                 await edge.empty()
         except TimeoutError:

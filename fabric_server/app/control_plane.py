@@ -9,7 +9,8 @@ from random import Random
 
 from fabric_server.app.backends import Backends
 from fabric_server.config import Config
-from fabric_server.nodes.links import BUSY_TUNNEL, Links, LinkSettings
+from fabric_server.nodes.link_settings import LinkSettings
+from fabric_server.nodes.links import BUSY_TUNNEL, Links
 from fabric_server.nodes.registrar import CONTESTED
 from fabric_server.nodes.registry import Registry
 from fabric_server.nodes.tunnels import Tunnels
@@ -65,7 +66,7 @@ class ControlPlane:
             bus=backends.bus,
             rng=rng,
             settings=LinkSettings(
-                config.proxy_port,  # the real number, once that port is open
+                0,  # the real number, once that port is open
                 config.tunnels,
                 config.tunnels_most,
                 config.heartbeat_seconds,

@@ -12,13 +12,15 @@ from msgspec import Struct
 log = logging.getLogger("fabric.server")
 
 
-class Ports(Struct, frozen=True):
-    """Port numbers, also of ports that were set to 0."""
+class Ports(Struct, frozen=True, omit_defaults=True):
+    """Port numbers, also of ports that were set to 0; the one port's of those it stands for."""
 
     control: int
     proxy: int
     public: int
     api: int
+    one: int = 0
+    """0 without."""
 
 
 class UserCertificate(Struct, frozen=True):

@@ -30,14 +30,14 @@ from runtime.settings import describe
 app = commands("Drop floods of connections in the kernel (Linux, as root).")
 
 RATE, BURST = 50, 250
-_PORTS = ("public_port", "api_port")
+_PORTS = ("one_port", "public_port", "api_port")
 _INTERFACE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done; do nothing.")]
 
 
 @app.command()
-@takes_settings(Config, PREFIX, only=("data", "public_port", "api_port", "trusted_proxies"))
+@takes_settings(Config, PREFIX, only=("data", *_PORTS, "trusted_proxies"))
 def install(
     settings: Config,
     rate: Annotated[
@@ -59,15 +59,17 @@ def install(
 ) -> None:
     """Install the rules, or replace those that are there without a gap.
 
-    Each address, and each IPv6 /64, may open so many connections to the public and the API port;
-    more are dropped. Addresses that the server blocks are dropped for a while. Connections that
-    exist go on. No other rule of this machine is touched.
+    Each address, and each IPv6 /64, may open so many connections to the public and the API port,
+    or to the one port; more are dropped. Addresses that the server blocks are dropped for a while.
+    Connections that exist go on. No other rule of this machine is touched.
 
     XDP (xdp-filter of xdp-tools) drops earlier and costs less, but all traffic of an address.
     """
-    if "default" in {source for name, _, source in describe(settings) if name in _PORTS}:
+    sources = {name: source for name, _, source in describe(settings)}
+    given = [name for name in _PORTS if sources[name] != "default"]
+    if "one_port" not in given and len(given) < len(_PORTS) - 1:
         # The ports may be in this directory's settings file, or no server's.
-        require_data(settings, ", or give both --public-port and --api-port")
+        require_data(settings, ", or give both --public-port and --api-port, or --one-port")
     trusted = [*settings.trusted_proxies, *(trust or [])]
     text = install_text(_rules(settings, rate, burst, trusted))
     if xdp is not None and not _INTERFACE.fullmatch(xdp):
@@ -96,9 +98,10 @@ def remove(dry_run: DryRun = False, json: Json = False) -> None:
 
 
 def _rules(settings: Config, rate: int, burst: int, trust: list[str]) -> GuardRules:
-    ports = tuple(dict.fromkeys((settings.public_port, settings.api_port)))
+    opened = settings.ports()
+    ports = tuple(opened[name] for name in ("one", "public", "api") if name in opened)
     if 0 in ports:
-        raise Failure("public_port and api_port must be set: a free port is not known beforehand.")
+        raise Failure("a port is 0, any free one, which is not known beforehand: set its number.")
     networks: list[Network] = []
     for one in trust:
         try:

@@ -36,7 +36,7 @@ HOUR = 3600.0
 
 
 @app.command()
-@takes_settings(Config, PREFIX, only=("data", "store", "address", "api_port"))
+@takes_settings(Config, PREFIX, only=("data", "store", "address", "one_port", "api_port"))
 def invite(
     settings: Config,
     name: Annotated[
@@ -225,14 +225,17 @@ def _enrolment(settings: Config, store: SqlStore) -> Enrolment:
     """Make the ``Enrolment`` that the server has.  Raises ``CertificateProblem``."""
     sources = {name: source for name, _, source in describe(settings)}
     last = last_start(settings.data)
-    host, port = settings.names()[0], settings.api_port
+    host, name = settings.names()[0], "api" if settings.one_port is None else "one"
+    port = settings.ports()[name]
     chosen = sources["address"] != "default" or remembered_addresses(settings.data)
     if last is not None and not chosen:
         host = last.addresses[0]
-    if last is not None and (sources["api_port"] == "default" or port == 0):
-        port = last.ports.api
+    if last is not None and (sources[f"{name}_port"] == "default" or port == 0):
+        port = last.ports.one or last.ports.api
     if port == 0:
-        raise Failure("api_port is 0 (any free port): start the server first, or give --api-port.")
+        raise Failure(
+            f"{name}_port is 0 (any free port): start the server first, or give --{name}-port."
+        )
     return Enrolment(
         store,
         Certificates.of_server(settings.data / "certs"),

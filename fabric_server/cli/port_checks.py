@@ -5,6 +5,8 @@ from __future__ import annotations
 import ssl
 from functools import partial
 
+import msgspec
+
 from fabric_server.cli.endpoints import Ready
 from fabric_server.config import Config
 from fabric_server.net.listener import PortProblem
@@ -16,18 +18,19 @@ from runtime.findings import Finding, ok
 from runtime.port_probe import Target, judge, probe, resolve
 
 SECONDS = 20.0
-_ALPN = {"control": CONTROL_ALPN, "proxy": TUNNEL_ALPN, "public": "http/1.1", "api": "http/1.1"}
+_ALPN = {"control": CONTROL_ALPN, "proxy": TUNNEL_ALPN}
 _ANYWHERE = {"::": "::1", "0.0.0.0": "127.0.0.1"}  # noqa: S104 - compared with, not bound
 _NO_CERTIFICATE = "TLSV13_ALERT_CERTIFICATE_REQUIRED"
 
 
 class PortChecks:
-    """Checks of all four ports and of the server's names."""
+    """Checks of all ports and of the server's names."""
 
     def __init__(self, settings: Config, running: Ready | None) -> None:
         """``running`` has the ports of the server that runs; None if none does."""
         self._settings = settings
         self._running = running
+        self._one = 0 if running is None else running.ports.one
         # A pattern of names, as a certificate may have, is no name that could be resolved.
         self._public = [name for name in settings.names() if "*" not in name]
 
@@ -35,8 +38,18 @@ class PortChecks:
         """Return a check for each port, and one for the names."""
         return [
             Check("dns", self._names, SECONDS),
-            *(Check(f"{name} port", partial(self._port, name), SECONDS) for name in _ALPN),
+            *(Check(f"{name} port", partial(self._port, name), SECONDS) for name in self._ports()),
         ]
+
+    def _ports(self) -> list[str]:
+        """Return the ports to check: those that are open, and the nodes' behind the one port."""
+        if self._running is None:
+            return list(self._settings.ports())
+        numbers = msgspec.to_builtins(self._running.ports)
+        if not self._one:
+            return list(numbers)
+        own = [name for name, number in numbers.items() if number != self._one]
+        return list(dict.fromkeys(["one", *_ALPN, *own]))
 
     async def _names(self) -> list[Finding]:
         found = []
@@ -91,12 +104,12 @@ class PortChecks:
 
     def _target(self, name: str, port: int) -> Target:
         check = f"{name} port"
-        if name in self._settings.proxy_protocol:
+        if (name if port != self._one else "one") in self._settings.proxy_protocol:
             return Target(check, port, None)  # it answers proxies only
         context = DialContext()
         context.load_verify_locations(self._settings.data / "certs" / "ca.pem")
-        context.set_alpn_protocols([_ALPN[name]])
-        expected = _NO_CERTIFICATE if name in ("control", "proxy") else ""
+        context.set_alpn_protocols([_ALPN.get(name, "http/1.1")])
+        expected = _NO_CERTIFICATE if name in _ALPN else ""
         return Target(check, port, context, SERVER_NAME, expected=expected)
 
 

@@ -21,6 +21,7 @@ from fabric_server.cli.endpoints import Ports, Ready, remember
 from fabric_server.config import Config
 from fabric_server.net.takeover import Predecessor, TakeoverServer
 from fabric_server.reload import reload
+from protocol.names import SERVER_NAME
 from runtime.flags import read_again
 from runtime.output import program, say, say_json
 from runtime.run import Signals, unless_stopped
@@ -98,7 +99,7 @@ def _ready(app: App) -> Ready:
         ports=ports,
         public_url=f"https://{host}:{ports.public}/v1",
         local_url=f"http://localhost:{ports.public}/v1" if local else None,
-        api_url=f"https://{host}:{ports.api}",
+        api_url=f"https://{SERVER_NAME if ports.api == ports.one else host}:{ports.api}",
         ca_sha256=app.tls.certificates.fingerprint.hex(),
         certificate=user_certificate.of_settings(config),
     )
@@ -124,9 +125,15 @@ def _print_banner(config: Config, ready: Ready, missing: list[tuple[str, str]]) 
     say(f"  public   {ready.public_url}   the OpenAI API, for users")
     if ready.local_url is not None:
         say(f"           {ready.local_url}   the same, on this machine")
-    say(f"  api      {ready.api_url}   for operators and enrolment")
-    say(f"  control  {host} {ready.ports.control}   for nodes: links")
-    say(f"  proxy    {host} {ready.ports.proxy}   for nodes: tunnels")
+    opened = config.ports()
+    if "one" in opened:
+        say(f"  one      {host} {ready.ports.one}   for users and nodes, and for joining")
+    if "api" in opened:
+        say(f"  api      {ready.api_url}   for operators and enrolment")
+    if "control" in opened:
+        say(f"  control  {host} {ready.ports.control}   for nodes: links")
+    if "proxy" in opened:
+        say(f"  proxy    {host} {ready.ports.proxy}   for nodes: tunnels")
     say(f"  CA       sha256 {ready.ca_sha256}\n")
     found = user_certificate.seen(config, ready.certificate)
     ca = config.data / "certs" / "ca.pem"

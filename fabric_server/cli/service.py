@@ -96,13 +96,8 @@ def _described(
     settings: Config, system: bool, user: str | None, file: Path | None = None
 ) -> Service:
     command = program_command(NAME)
-    ports = (
-        settings.control_port,
-        settings.proxy_port,
-        settings.public_port,
-        settings.api_port,
-        settings.acme_http_port if settings.acme and settings.acme_kind == "http-01" else 0,
-    )
+    acme = settings.acme_http_port if settings.acme and settings.acme_kind == "http-01" else 0
+    ports = (*settings.ports().values(), acme)
     return Service(
         name=NAME,
         about="Fabric server",

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fabric_server.cli.endpoints import Ports, last_start
+from fabric_server.cli.endpoints import last_start
 from fabric_server.cli.init import remember
 from fabric_server.config import PREFIX, Config
 from fabric_server.data_directory import has_authority
@@ -34,8 +34,8 @@ def up(
     otherwise one line of JSON:
 
     {"event": "ready", "version", "pid", "at", "data", "addresses": […], "ports": {"control",
-    "proxy", "public", "api"}, "public_url", "local_url", "api_url", "ca_sha256", "certificate":
-    {"of", "path"}}
+    "proxy", "public", "api", and with --one-port "one"}, "public_url", "local_url", "api_url",
+    "ca_sha256", "certificate": {"of", "path"}}
 
     The log goes to standard error. The first Ctrl-C or SIGTERM lets running requests finish, a
     second one cancels them. SIGHUP loads settings and certificates again, as 'fabric-server
@@ -81,9 +81,8 @@ def _check_ports(settings: Config) -> None:
     Most likely another server runs here, with another directory: data in this one would mislead
     the commands that find it.
     """
-    for name in Ports.__struct_fields__:
-        setting = f"{name}_port"
-        sockets, _ = bind(settings.host, getattr(settings, setting), setting=setting)
+    for name, number in settings.ports().items():
+        sockets, _ = bind(settings.host, number, setting=f"{name}_port")
         for sock in sockets:
             sock.close()
 

@@ -98,9 +98,13 @@ class Peer:
         budget = self._budget
         if budget is not None:
             budget.on_released(self, self._origin)
+        self.stand_for(ip)
+        return self.enter()
+
+    def stand_for(self, ip: IpAddress) -> None:
+        """Be the client at ``ip`` instead, for whom a trusted proxy connects; without a place."""
         self.ip, self.proxied = ip, True
         self.exempt = ip.is_loopback or self._proxies.trusts(ip)
-        return self.enter()
 
 
 class _Origin:

@@ -2,6 +2,7 @@
 
     limit of open files (ulimit -n)
     ├── reserved   store, cache, bus, spool, certificates, webhooks, logs
+    ├── one        with one_port, an eighth of the rest, up to MAX_ONE: connections to be sorted
     ├── nodes      a quarter of the rest: links on the control port, tunnels on the proxy port
     ├── api        a sixteenth of the rest
     └── public     what is left, up to MAX_PUBLIC
@@ -20,7 +21,9 @@ MIN_RESERVED, MAX_RESERVED = 64, 1024
 MAX_PUBLIC = 16_384
 """More than one process can serve at once; the setting ``connections`` may say more."""
 MAX_API = 1024
-MIN_NODES, MIN_API, MIN_PUBLIC = 16, 8, 16
+MAX_ONE = 1024
+"""A connection is sorted by its first message, so it has such a place for milliseconds."""
+MIN_NODES, MIN_API, MIN_PUBLIC, MIN_ONE = 16, 8, 16, 16
 MIN_PER_ADDRESS = 16
 MAX_STRANGE_NODES = 64
 """Connections of one address to a node port that have not registered."""
@@ -39,6 +42,8 @@ class Settings(Protocol):
     def node_connections(self) -> int | None: ...
     @property
     def tunnels(self) -> int: ...
+    @property
+    def one_port(self) -> int | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +71,10 @@ class Plan:
 def make_plan(limit: int, settings: Settings) -> Plan:
     """Divide ``limit`` descriptors among the ports."""
     reserved = min(max(limit // 8, MIN_RESERVED), MAX_RESERVED)
-    rest = max(limit - reserved, MIN_NODES + MIN_API + MIN_PUBLIC)
+    one = 0
+    if settings.one_port is not None:
+        one = min(max((limit - reserved) // 8, MIN_ONE), MAX_ONE)
+    rest = max(limit - reserved - one, MIN_NODES + MIN_API + MIN_PUBLIC)
     cut = []
 
     def grant(setting: str, asked: int | None, default: int, most: int) -> int:
@@ -97,6 +105,8 @@ def make_plan(limit: int, settings: Settings) -> Plan:
         "public": Places(public, min(per_address, public)),
         "api": Places(api, max(api // 4, min(api, MIN_API))),
     }
+    if one:
+        ports["one"] = Places(one, one)
     return Plan(limit=limit, reserved=reserved, ports=ports, cut=tuple(cut))
 
 

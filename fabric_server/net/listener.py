@@ -1,6 +1,7 @@
 """Accepts connections on a port, each in a task of its own.
 
-So a slow or hostile peer delays only itself.  ``handshake`` has the rules for their first bytes.
+So a slow or hostile peer delays only itself.  ``handshake`` has the rules for their first bytes,
+``sorting`` those of a number that several ports share.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import socket
 from collections import Counter
 from collections.abc import Sequence
 
-from fabric_server.net.addresses import origin_of, parse
+from fabric_server.net.addresses import IpAddress, origin_of, parse
+from fabric_server.net.arrival import REASONS, Arrival, Limits
 from fabric_server.net.connection_budget import Budget, Peer, Places
-from fabric_server.net.handshake import REASONS, Handshake, Limits, Port
+from fabric_server.net.handshake import Handshake, Port
 from fabric_server.net.known_addresses import KnownAddresses
 from fabric_server.net.sockets import PortProblem, bind
+from fabric_server.net.sorting import SharedPort, Sorting
 
-__all__ = ["REASONS", "Limits", "Listener", "Port", "PortProblem"]
+__all__ = ["REASONS", "Limits", "Listener", "Port", "PortProblem", "SharedPort"]
 
 log = logging.getLogger("fabric.listen")
 
@@ -44,7 +47,7 @@ class Listener:
 
     def __init__(
         self,
-        port: Port,
+        port: Port | SharedPort,
         limits: Limits | None = None,
         places: Places | None = None,
         known: KnownAddresses | None = None,
@@ -63,14 +66,13 @@ class Listener:
         """Connections taken from the kernel."""
         self.opened = 0
         """Connections handed to the port's protocol."""
-        self.refused: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
-        """Connections refused, by ``REASONS``."""
+        self._refusals = _Refusals(port.name)
         self._port = port.number
         self._sockets: list[socket.socket] = []
         self._paused = False
-        self._pending: dict[Handshake, None] = {}  # oldest first
+        self._front: Listener | None = None
+        self._pending: dict[Arrival, None] = {}  # oldest first
         self._by_origin: Counter[str] = Counter()
-        self._logged: dict[str, tuple[float, int]] = {}
         self._full = False
         self._resuming: asyncio.TimerHandle | None = None
 
@@ -84,18 +86,30 @@ class Listener:
         return self._port
 
     @property
+    def refused(self) -> Counter[str]:
+        """Connections refused, by ``REASONS``."""
+        return self._refusals.counts
+
+    @property
     def pending(self) -> int:
         """Connections in their handshake."""
         return len(self._pending)
 
     @property
     def accepting(self) -> bool:
+        if self._front is not None:
+            return self._front.accepting
         return bool(self._sockets) and not self._paused
 
     @property
     def sockets(self) -> Sequence[socket.socket]:
         """The listening sockets, for a successor that accepts from the same queues."""
         return tuple(self._sockets)
+
+    def open_behind(self, front: Listener) -> None:
+        """Get connections only from a shared port, which is open."""
+        self._loop = asyncio.get_running_loop()
+        self._front, self._port = front, front.port
 
     def open(self, inherited: Sequence[socket.socket] = ()) -> None:
         """Bind and accept; needs a running loop.  Raises ``PortProblem``.
@@ -197,14 +211,21 @@ class Listener:
         self._resuming = None
         self._listen()
 
-    def admit(self, sock: socket.socket, address: str) -> None:
-        """Start the handshake of an accepted, non-blocking connection from ``address``."""
+    def admit(self, sock: socket.socket, address: str, via: Peer | None = None) -> None:
+        """Start the handshake of an accepted, non-blocking connection from ``address``.
+
+        ``via`` is the client as the shared port that the connection came to knows it.
+        """
         self.accepted += 1
         limits = self.limits
         ip = parse(address)
         peer = Peer(ip, self.spec.proxies, self.budget)
-        handshake = Handshake(self, sock, peer)
-        origin = handshake.origin = origin_of(ip)
+        if via is not None and via.proxied:
+            peer.stand_for(via.ip)
+        handshake = self._arrival(sock, peer, ip)
+        if via is not None:
+            handshake.header_due = False
+        origin = handshake.origin = origin_of(peer.ip)
         many_of_its_own = self._by_origin[origin] >= limits.per_address
         if many_of_its_own and self.pending >= limits.total // 2 and not peer.exempt:
             handshake.refuse("crowded_address")
@@ -228,7 +249,12 @@ class Listener:
         handshake.task = self._loop.create_task(handshake.run())
         handshake.task.add_done_callback(lambda task: self._ended(handshake, task))
 
-    def _ended(self, handshake: Handshake, task: asyncio.Task[None]) -> None:
+    def _arrival(self, sock: socket.socket, peer: Peer, ip: IpAddress) -> Arrival:
+        if isinstance(self.spec, SharedPort):
+            return Sorting(self, self.spec, sock, peer, ip)
+        return Handshake(self, self.spec, sock, peer, ip)
+
+    def _ended(self, handshake: Arrival, task: asyncio.Task[None]) -> None:
         handshake.release()
         self._forget(handshake)
         if not handshake.opened:
@@ -240,7 +266,7 @@ class Listener:
                 extra={"port": self.spec.name},
             )
 
-    def _forget(self, handshake: Handshake) -> None:
+    def _forget(self, handshake: Arrival) -> None:
         if handshake not in self._pending:
             return
         del self._pending[handshake]
@@ -255,14 +281,25 @@ class Listener:
 
     def refuse(self, reason: str, address: str, error: object = None) -> None:
         """Count a refusal, and log the first of its reason in ``LOG_SECONDS``."""
-        self.refused[reason] += 1
-        now = self._loop.time()
+        self._refusals.add(reason, address, error, self._loop.time())
+
+
+class _Refusals:
+    """The refusals of a port, by their reasons."""
+
+    def __init__(self, port: str) -> None:
+        self.counts: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
+        self._port = port
+        self._logged: dict[str, tuple[float, int]] = {}
+
+    def add(self, reason: str, address: str, error: object, now: float) -> None:
+        self.counts[reason] += 1
         until, unlogged = self._logged.get(reason, (float("-inf"), 0))
         if now < until:
             self._logged[reason] = until, unlogged + 1
             return
         self._logged[reason] = now + LOG_SECONDS, 0
-        fields: dict[str, object] = {"port": self.spec.name, "reason": reason, "peer": address}
+        fields: dict[str, object] = {"port": self._port, "reason": reason, "peer": address}
         if error is not None:
             fields["error"] = str(error)
         elif reason in _REMEDIES:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
 from random import Random
 from time import monotonic, time
 from typing import Any, Protocol
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 from fabric_server.dialects.errors import ApiError
 from fabric_server.net.connection_budget import Peer
 from fabric_server.nodes import registrar
+from fabric_server.nodes.link_settings import LinkSettings
 from fabric_server.nodes.registrar import (
     CONTESTED,
     Presented,
@@ -37,7 +37,6 @@ from protocol.messages import (
     Leaving,
     Message,
     Register,
-    Registered,
     Renew,
     Renewed,
     Tunnels,
@@ -45,7 +44,6 @@ from protocol.messages import (
 from protocol.token_bucket import TokenBucket
 from runtime.background import log_failure
 from runtime.errors import BackendError
-from runtime.version import VERSION
 
 log = logging.getLogger("fabric.links")
 
@@ -88,22 +86,6 @@ class Renewals(Protocol):
 
 class Bus(Protocol):
     def publish(self, topic: str, record: HeartbeatRecord) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class LinkSettings:
-    """Settings that nodes get when they register."""
-
-    proxy_port: int
-    tunnels: int
-    """Tunnels that a node opens at first."""
-    max_tunnels: int
-    """Tunnels that a busy node may have."""
-    heartbeat_seconds: float
-    resume: bool = True
-    """Nodes that register from now on keep the streams of a lost tunnel, to be resumed."""
-    hosts: tuple[str, ...] = ()
-    """Names and addresses of this server, all of them in its certificate."""
 
 
 class Links:
@@ -333,21 +315,7 @@ class NodeLink:
         links.reconnects += older is not None
         settings = links.settings
         self._tunnels = max(settings.tunnels, tunnels_for(register.engines))
-        link.send(
-            Registered(
-                node.id,
-                node.epoch,
-                node.session,
-                settings.proxy_port,
-                self._tunnels,
-                settings.heartbeat_seconds,
-                resume=settings.resume,
-                new_keys=True,
-                hosts=list(settings.hosts),
-                at=time(),
-                release=VERSION,
-            )
-        )
+        link.send(settings.registered(node, self._tunnels))
         now = monotonic()
         self._heartbeats = TokenBucket(HEARTBEAT_BURST, 2 / settings.heartbeat_seconds, now)
         self._renewals = TokenBucket(RENEWALS, RENEWALS_PER_SECOND, now)

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from protocol.names import SERVER_NAME
+from runtime import http_proxy
+from runtime.http_proxy import HttpProxy
 
 DIAL_SECONDS = 10.0
 _NO_CHECK_TIME = 0x200000
@@ -66,15 +68,20 @@ class DialContext(ssl.SSLContext):
         return context
 
 
-async def dial(factory: Callable[[], P], host: str, port: int, context: ssl.SSLContext) -> P:
+async def dial(
+    factory: Callable[[], P],
+    host: str,
+    port: int,
+    context: ssl.SSLContext,
+    proxy: HttpProxy | None = None,
+) -> P:
     """Connect and finish the TLS handshake; the certificate must name ``SERVER_NAME``.
 
-    Raises OSError (of which ssl.SSLError is one) or TimeoutError.
+    Raises OSError (of which ssl.SSLError and ProxyError are) or TimeoutError.
     """
-    loop = asyncio.get_running_loop()
-    async with asyncio.timeout(DIAL_SECONDS):
-        _, protocol = await loop.create_connection(
-            factory, host, port, ssl=context, server_hostname=SERVER_NAME
+    async with asyncio.timeout(DIAL_SECONDS + (0.0 if proxy is None else http_proxy.SECONDS)):
+        _, protocol = await http_proxy.connect(
+            factory, (host, port), proxy=proxy, tls=context, server_hostname=SERVER_NAME
         )
     return protocol
 

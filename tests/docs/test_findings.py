@@ -9,6 +9,7 @@ from tests.packaging.checkout import ROOT
 SOURCES = (
     "runtime/findings.py",
     "runtime/doctor.py",
+    "runtime/http_proxy.py",
     "runtime/port_probe.py",
     "protocol/findings.py",
     "fabric_client/findings.py",
@@ -19,7 +20,7 @@ SOURCES = (
     "fabric_server/cli/retention_checks.py",
 )
 CODE = re.compile(r'"([a-z]+(?:_[a-z]+)+)"')
-NO_CODES = {"proxy_protocol"}
+NO_CODES = {"proxy_protocol", "https_proxy", "no_proxy"}
 
 
 def test_every_code_is_documented() -> None:

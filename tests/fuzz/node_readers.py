@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +14,7 @@ from fabric_client.sse import EventFramer, EventTooLong, decode_events, split_ev
 from fabric_client.translation import LocalReply, ResponseFilter, TranslationError
 from fabric_client.translation.paths import PUBLIC_PATHS, native_paths, path_handlers
 from protocol import join, messages
+from runtime.http_proxy import ConnectAnswer, ProxyError, check_answer, parse
 from tests.fuzz.corpus import cut
 
 KINDS = ("ollama", "vllm", "llama-server", "lm-studio", "openai")
@@ -24,6 +26,7 @@ HANDLERS = [
     for path, translate in sorted(path_handlers("vllm", native, lambda: 0).items())
     if translate is not None
 ]
+PROXY = parse("http://proxy:3128", "proxy")
 MESSAGES = [{"role": "user", "content": "Hi"}]
 QUESTIONS = [
     {"model": MODEL, "max_tokens": 9, "stream": stream, **asked}
@@ -114,6 +117,30 @@ def control_messages(data: bytes) -> object:
         except messages.UNREADABLE as error:
             results.append(type(error).__name__)
     return tuple(results)
+
+
+def proxy_answers(data: bytes) -> object:
+    """Whole or cut, the same answer of a proxy opens the way, or is refused for the same reason."""
+
+    def outcome(pieces: list[bytes]) -> str:
+        loop = asyncio.new_event_loop()
+        try:
+            answer = ConnectAnswer(loop.create_future())
+            for piece in pieces:
+                answer.data_received(piece)
+            if not answer.done.done():
+                return "more"
+            head, rest = answer.done.result()
+            check_answer(PROXY, head, b"", "example.org:443")
+            return "open" if not rest else "open, and more"
+        except ProxyError as error:
+            return error.code
+        finally:
+            loop.close()
+
+    whole, pieces = outcome([data]), outcome(cut(data))
+    assert whole.partition(",")[0] == pieces.partition(",")[0], (whole, pieces)
+    return whole
 
 
 def join_tokens(data: bytes) -> object:

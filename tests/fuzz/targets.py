@@ -50,6 +50,12 @@ LINK_MESSAGES = [
     )
 ]
 
+CLIENT_HELLO = bytes.fromhex(
+    "16030100550100005103030000000000000000000000000000000000000000000000000000000000000000"
+    "00000213010100002600000012001000000d7365727665722e666162726963"
+    "0010000c000a09666162726963782f31"
+)
+
 
 def same_in_any_pieces(rng: Random) -> None:
     """Both roles: whole or cut, the same bytes give the same events, answer and state."""
@@ -251,6 +257,7 @@ TARGETS: dict[str, Target] = {
         server_readers.cached_keys, (msgspec.msgpack.encode([None, 1, 2.0, 9e9]),)
     ),
     "certificate_requests": Target(server_readers.certificate_requests, (CSR,)),
+    "client_hellos": Target(server_readers.client_hellos, (CLIENT_HELLO,)),
     "control_messages": Target(node_readers.control_messages, tuple(LINK_MESSAGES)),
     "documents": Target(
         node_readers.documents,
@@ -267,6 +274,13 @@ TARGETS: dict[str, Target] = {
     "meters": Target(server_readers.meters, ANSWERS),
     "multipart": Target(server_readers.multipart, (FORM,)),
     "node_files": Target(node_readers.node_files, (b'{"at":1.0,"paused":true,"until":2.0}',)),
+    "proxy_answers": Target(
+        node_readers.proxy_answers,
+        (
+            b"HTTP/1.1 200 Connection established\r\n\r\n",
+            b"HTTP/1.1 407 x\r\nProxy-Authenticate: NTLM\r\n\r\n",
+        ),
+    ),
     "queries": Target(server_readers.queries, (b"limit=5&since=2026-01-01&by=key,model",)),
     "reasoning": Target(node_readers.reasoning, ANSWERS),
     "redis_urls": Target(server_readers.redis_urls, (b":password@host:6379/0",)),

@@ -228,6 +228,7 @@ READERS: dict[str, Read] = {
     "query": whole(query),
     "error": text(lambda said: bad_request(said).body()),
     "url": text(partial(parse_target, allow_http=True)),
+    "client hello": whole(server_readers.client_hellos),
     "request of a CA": whole(asked_token),
     "forwarded for": whole(lambda data: PROXIES.client(PEER, data)),
     "certificate request": text(read_request),

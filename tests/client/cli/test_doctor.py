@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -195,6 +196,93 @@ def test_it_works_beside_the_running_node_and_leaves_it_alone(joined: Shell) -> 
         assert (after["since"], after["tunnels"]) == (before["since"], 2)
         node.signal(15)
         node.exit_code()
+
+
+def refusing(answer: bytes) -> Iterator[int]:
+    """Answer every connection in the same way, as a bad proxy does."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            while True:
+                try:
+                    sock, _ = listening.accept()
+                except OSError:  # closed: the test is over
+                    return
+                with sock:
+                    sock.recv(4096)
+                    sock.sendall(answer)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield listening.getsockname()[1]
+        listening.shutdown(socket.SHUT_RDWR)
+        thread.join(5)
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "remedy"),
+    [
+        (b"HTTP/1.1 407 x\r\n\r\n", "proxy_login", "write them into the setting proxy"),
+        (b"HTTP/1.1 403 x\r\n\r\n", "proxy_refuses", "--one-port 443"),
+        (b"HTTP/1.1 503 x\r\n\r\n", "proxy_no_way", "check that the server runs"),
+        (b"hello\r\n\r\n", "proxy_wrong", "correct the setting proxy"),
+    ],
+)
+def test_a_proxy_is_checked_by_itself(joined: Shell, answer: bytes, code: str, remedy: str) -> None:
+    with contextmanager(refusing)(answer) as port:
+        proxy = f"--proxy=http://owner:geheim@127.0.0.1:{port}"
+        done = joined.call("fabric-client", "doctor", "--json", "--no-discover", proxy)
+    told = json.loads(done.stdout)
+    (found,) = [one for one in told if one["check"] == "proxy"]
+    assert (found["level"], found["code"]) == ("FAIL", code), told
+    assert remedy in found["remedy"]
+    ports = {one["check"]: one["code"] for one in told if one["check"].endswith(" port")}
+    assert ports == dict.fromkeys(("control port", "proxy port", "api port"), code)
+    assert "looked up by the proxy" in str(told)
+    assert "geheim" not in done.stdout + done.stderr
+
+
+def test_a_proxy_that_is_away_or_not_used_is_told(joined: Shell) -> None:
+    with closed_port() as port:
+        environ = {"HTTPS_PROXY": f"http://127.0.0.1:{port}"}
+        code, found = doctor(joined, environ=environ)
+        assert "not used for localhost" in found["proxy"]["what"]
+        assert found["control port"]["level"] == "ok"
+        change_facts(joined, host="gpu.example.org")
+        code, found = doctor(joined, environ=environ)
+        assert code == 1
+        assert "connection refused" in found["proxy_away"]["what"]
+        code, found = doctor(joined, environ={**environ, "NO_PROXY": "example.org"})
+        assert "not used for gpu.example.org" in found["proxy"]["what"]
+
+
+def test_a_variable_that_names_no_proxy_is_refused_without_its_password(joined: Shell) -> None:
+    done = joined.call(
+        "fabric-client", "doctor", environ={"https_proxy": "socks5://u:geheim@proxy:1080"}
+    )
+    assert done.returncode == 2
+    assert "https_proxy names a proxy of another kind than HTTP" in done.stderr
+    assert "geheim" not in done.stderr
+    for text in ("ftp://u:geheim@proxy", "u:geheim@proxy:3128"):
+        done = joined.call("fabric-client", "run", f"--proxy={text}")
+        assert done.returncode == 2 and "geheim" not in done.stderr
+        assert "begins with http:// or https://" in done.stderr
+
+
+def test_a_service_does_not_get_the_proxy_of_the_shell(joined: Shell) -> None:
+    environ = {
+        "HTTPS_PROXY": "http://u:geheim@proxy:3128",
+        "FABRIC_NODE_PAUSE_ON_BATTERY": "",
+        "FABRIC_NODE_DATA": "",
+    }
+    words = ("fabric-client", "install-service", "--user", "--dry-run")
+    done = joined.call(*words, environ=environ)
+    assert done.returncode == 2
+    assert "would not get HTTPS_PROXY" in done.stderr
+    (joined.node_data / "fabric.toml").write_text('proxy = "http://u:geheim@proxy:3128"\n')
+    done = joined.call(*words, environ=environ)
+    assert done.returncode == 0, done.stderr
+    assert "geheim" not in done.stdout
 
 
 def test_a_hanging_engine_ends_with_the_check(joined: Shell) -> None:

@@ -125,6 +125,20 @@ def test_a_node_keeps_where_it_reached_the_server_what_it_was_told_and_where_it_
         assert same.hosts == ("new.example.org", "typo.example.org", "old.example.org")
 
 
+def test_a_node_keeps_the_port_that_was_good_and_the_one_that_it_was_told(directory: Path) -> None:
+    identity = Identity.load(directory)
+    joined, api = identity.control_port, identity.api_port
+    assert identity.control_ports == (joined,)
+    assert identity.learn_ports(joined, joined, api) is False
+    assert identity.learn_ports(joined, 443, 443) is True
+    assert identity.learn_ports(joined, 0, 0) is False, "an older server tells nothing"
+    for same in (identity, Identity.load(directory)):
+        assert (same.control_ports, same.api_port) == ((joined, 443), 443)
+    identity.learn_ports(443, 443, 443)
+    for same in (identity, Identity.load(directory)):
+        assert (same.control_ports, same.control_port) == ((443,), 443)
+
+
 def test_a_server_that_tells_nothing_takes_nothing_away(directory: Path) -> None:
     before = (directory / "node.json").read_bytes()
     identity = Identity.load(directory)

@@ -72,7 +72,7 @@ async def test_what_is_kept_is_four_files_and_no_secret_of_the_token(tmp_path: P
         ]
         assert (node / "ca.pem").read_text() == door.certificates.authority.pem
         facts = json.loads((node / "node.json").read_text())
-        ports = {"api_port", "control_port", "proxy_port"}
+        ports = {"api_port", "control_port", "proxy_port", "next_control_port"}
         assert set(facts) == {"node_id", "host", *ports, "name", "models", "hosts"}
         assert facts["node_id"] == identity.node_id
         if os.name == "posix":

@@ -43,11 +43,12 @@ def test_a_unit_has_the_data_and_a_privilege_only_for_low_ports(
     assert files["fabric-server.data"] == "/var/lib/fabric-test\n"
 
 
+@pytest.mark.parametrize("name", ["public_port", "one_port"])
 def test_the_settings_file_decides_on_the_privilege_and_its_secrets_stay_there(
-    environ: dict[str, str | None], tmp_path: Path
+    environ: dict[str, str | None], tmp_path: Path, name: str
 ) -> None:
     file = tmp_path / "my.toml"
-    file.write_text('public_port = 443\nstore = "postgresql://u:geheim@db/f"\n')
+    file.write_text(f'{name} = 443\nstore = "postgresql://u:geheim@db/f"\n')
     files = planned(environ, "--system", "--data=/var/lib/fabric-test", f"--config={file}")
     unit = files["fabric-server.service"]
     assert "AmbientCapabilities=CAP_NET_BIND_SERVICE" in unit

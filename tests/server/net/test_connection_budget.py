@@ -173,7 +173,7 @@ def origin_key(peer: Peer) -> str:
 
 def settings(**given: int) -> SimpleNamespace:
     names = ("connections", "connections_per_address", "api_connections", "node_connections")
-    return SimpleNamespace(**{**dict.fromkeys(names), "tunnels": 2, **given})
+    return SimpleNamespace(**{**dict.fromkeys(names), "tunnels": 2, "one_port": None, **given})
 
 
 @given(

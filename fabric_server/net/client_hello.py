@@ -1,0 +1,113 @@
+"""The first message of a TLS client: which name and which protocols it asks for.
+
+    record     22 | 3 | minor | length (2)
+    handshake   1 | length (3)
+    hello      version (2) | random (32) | session id <1> | ciphers <2> | compressions <1>
+               extensions <2>:  type (2) | data <2>     0: server name     16: ALPN
+
+``<n>`` is a length of n bytes and so many bytes.  Source: RFC 8446, 4.1.2 and 5.1; RFC 6066, 3;
+RFC 7301, 3.1.  OpenSSL reads the message again, and decides; this reader only sorts connections.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+HEADER_SIZE = 5
+MAX_LENGTH = 16_384
+"""Longest record of TLS; a hello that needs two is not read, and no client of today sends one."""
+
+_HANDSHAKE, _CLIENT_HELLO = 22, 1
+_SERVER_NAME, _ALPN = 0, 16
+_HOST_NAME = 0
+
+
+class ClientHello(NamedTuple):
+    """Wishes of a client; empty where it has none, or where they can't be read."""
+
+    server_name: str = ""
+    protocols: tuple[str, ...] = ()
+
+
+class _Unreadable(Exception):
+    """The bytes are no hello, or are cut off."""
+
+
+class _Reader:
+    """A position in bytes that only moves forward."""
+
+    __slots__ = ("_at", "_data")
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    @property
+    def more(self) -> bool:
+        return self._at < len(self._data)
+
+    def take(self, count: int) -> bytes:
+        end = self._at + count
+        if end > len(self._data):
+            raise _Unreadable
+        taken, self._at = self._data[self._at : end], end
+        return taken
+
+    def number(self, size: int) -> int:
+        return int.from_bytes(self.take(size))
+
+    def vector(self, size: int) -> bytes:
+        """Take a length of ``size`` bytes, and what has that length."""
+        return self.take(self.number(size))
+
+
+def record_size(start: bytes) -> int:
+    """Return how many bytes the first record has, as far as ``start`` tells."""
+    if len(start) < HEADER_SIZE:
+        return HEADER_SIZE
+    return HEADER_SIZE + min(int.from_bytes(start[3:HEADER_SIZE]), MAX_LENGTH)
+
+
+def read(record: bytes) -> ClientHello:
+    """Read the first record of a connection; what is no hello asks for nothing."""
+    try:
+        return _read(_Reader(record))
+    except (_Unreadable, UnicodeDecodeError):
+        return ClientHello()
+
+
+def _read(record: _Reader) -> ClientHello:
+    if record.number(1) != _HANDSHAKE:
+        raise _Unreadable
+    record.take(2)
+    message = _Reader(record.vector(2))
+    if message.number(1) != _CLIENT_HELLO:
+        raise _Unreadable
+    hello = _Reader(message.vector(3))
+    hello.take(2 + 32)
+    for size in (1, 2, 1):
+        hello.vector(size)
+    extensions = _Reader(hello.vector(2))
+    server_name, protocols = "", tuple[str, ...]()
+    while extensions.more:
+        kind, data = extensions.number(2), extensions.vector(2)
+        if kind == _SERVER_NAME:
+            server_name = _host_name(_Reader(_Reader(data).vector(2)))
+        elif kind == _ALPN:
+            protocols = _protocols(_Reader(_Reader(data).vector(2)))
+    return ClientHello(server_name, protocols)
+
+
+def _host_name(names: _Reader) -> str:
+    while names.more:
+        kind, name = names.number(1), names.vector(2)
+        if kind == _HOST_NAME:
+            return name.decode("ascii")
+    return ""
+
+
+def _protocols(names: _Reader) -> tuple[str, ...]:
+    protocols = []
+    while names.more:
+        protocols.append(names.vector(1).decode("latin-1"))
+    return tuple(protocols)
