@@ -10,11 +10,14 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from fabric_server.backup.problem import BackupProblem
 from fabric_server.cli import Json, accounts, certs, db, guard, keys, nodes, retention
+from fabric_server.cli.backup import backup
 from fabric_server.cli.doctor import doctor
 from fabric_server.cli.init import init
 from fabric_server.cli.reload import reload
 from fabric_server.cli.requests import requests, usage
+from fabric_server.cli.restore import restore
 from fabric_server.cli.service import install_service, uninstall_service
 from fabric_server.cli.up import up
 from fabric_server.config import PREFIX, Config
@@ -35,6 +38,8 @@ app = output.commands("Run and manage the server, which sends clients' requests 
 app.command(epilog=about_settings(PREFIX, Config))(up)
 app.command()(init)
 app.command()(reload)
+app.command()(backup)
+app.command()(restore)
 app.command()(requests)
 app.command()(usage)
 app.command()(doctor)
@@ -88,6 +93,7 @@ def main() -> NoReturn:
         {
             SettingsError: output.WRONG,
             BackendError: output.WRONG,
+            BackupProblem: output.WRONG,
             CertificateProblem: output.WRONG,
             TakeoverProblem: output.WRONG,
             PortProblem: output.WRONG,

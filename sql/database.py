@@ -30,6 +30,19 @@ class Size(NamedTuple):
     """Of these, what is reused before it grows; None: not known."""
 
 
+class Table(NamedTuple):
+    """One table of PostgreSQL that is copied, without its rows."""
+
+    name: str
+    columns: Sequence[str]
+    divided: bool
+    """Its rows are in partitions."""
+    parent: str
+    """The table of which it is a partition; empty if it is none."""
+    bound: str
+    """Which rows of the parent it has, as PostgreSQL writes it."""
+
+
 class Session(Protocol):
     """A transaction in which statements run.  Arguments are ``$1``, ``$2``, … in the text.
 

@@ -138,6 +138,7 @@ class App:
             self.data_plane.authenticator.on_changes,
             self.control_plane.on_changes,
             ChangeLog().on_changes,
+            backends.revocations.on_changes,
         ]
         self.change_feed = ChangeFeed(backends.store, notified, backends.cache)
         self.admin = AdminServer(self._admin_context())

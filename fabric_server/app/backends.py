@@ -10,6 +10,7 @@ from fabric_server.retention_policy import policy_of
 from fabric_server.storage.connect import OpenBus, open_bus, open_cache, open_store
 from fabric_server.storage.interfaces import Cache
 from fabric_server.storage.retention import RetentionKeeper
+from fabric_server.storage.revocations import Revocations
 from fabric_server.storage.spool.orphans import move_orphaned_spools
 from fabric_server.storage.store import SqlStore
 from ledger.batch_writer import BatchOptions, BatchWriter, Source
@@ -31,6 +32,7 @@ class Backends:
         self.cache = cache
         self.bus = bus.bus
         self.retention = RetentionKeeper(store.database, policy_of(config))
+        self.revocations = Revocations(store.database, cache)
         self._open_bus = bus
         self._spool_limit = config.spool_limit
         if bus.sink is None:
@@ -64,12 +66,15 @@ class Backends:
                 wait=wait,
             )
             opened.pop_all()
-        return cls(config, store, cache, bus)
+        backends = cls(config, store, cache, bus)
+        await backends.revocations.begin()
+        return backends
 
     def start_tasks(self, tasks: BackgroundTasks) -> None:
         """Start the work of the back ends."""
         tasks.start("ledger_writer", self.writer.run)
         tasks.start("retention", self.retention.run)
+        tasks.start("revocations", self.revocations.run)
         spool = self._open_bus.spool
         if spool is not None:
             # Other servers' spools in this directory may still hold records.

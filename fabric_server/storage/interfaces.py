@@ -9,6 +9,11 @@ from msgspec import Struct
 
 from ledger.batch_writer import Source
 
+MAX_REVOKED = 20_000
+"""Revocations that a cache remembers: the newest ones."""
+KEEP_REVOKED_SECONDS = 400 * 86_400.0
+"""How long it remembers them: no older backup is expected to be put back."""
+
 
 class Cache(Protocol):
     """Keeps bytes for a while, perhaps shorter, and carries notices between processes.
@@ -19,6 +24,12 @@ class Cache(Protocol):
     async def get(self, name: str) -> bytes | None: ...
 
     async def set(self, name: str, value: bytes, seconds: float) -> None: ...
+
+    async def revoked(self) -> dict[str, float]:
+        """Return when keys and nodes were revoked, by their ids, as far as it is remembered."""
+
+    async def add_revoked(self, revoked: Mapping[str, float]) -> None:
+        """Remember revocations, perhaps only the newest ones (``MAX_REVOKED``)."""
 
     async def check(self) -> None:
         """Raise ``BackendError`` if values can't be read or written now."""

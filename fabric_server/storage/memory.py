@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 from msgspec import Struct
 
 from fabric_server.storage.drops import DropCounter
+from fabric_server.storage.interfaces import MAX_REVOKED
 from fabric_server.storage.waiters import Waiters, is_committed
 from ledger.records import HEARTBEATS, LEDGER, Batch, HeartbeatRecord, LedgerEntry
 
@@ -23,12 +25,15 @@ R = TypeVar("R")
 class MemoryCache:
     """A cache of ``max_values`` values; those set longest ago are evicted."""
 
+    max_revoked = MAX_REVOKED
+
     def __init__(
         self, max_values: int = 10_000, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._max_values = max_values
         self._clock = clock
         self._values: OrderedDict[str, tuple[bytes, float]] = OrderedDict()
+        self._revoked: dict[str, float] = {}
         self._noticed = asyncio.Event()
 
     def __len__(self) -> int:
@@ -49,6 +54,14 @@ class MemoryCache:
         self._values.move_to_end(name)
         if len(self._values) > self._max_values:
             self._values.popitem(last=False)
+
+    async def revoked(self) -> dict[str, float]:
+        return dict(self._revoked)
+
+    async def add_revoked(self, revoked: Mapping[str, float]) -> None:
+        together = self._revoked | dict(revoked)
+        newest = heapq.nlargest(self.max_revoked, together.items(), key=lambda one: one[1])
+        self._revoked = dict(newest)
 
     async def check(self) -> None:
         """Do nothing: memory does not go away."""

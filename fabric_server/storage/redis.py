@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, NamedTuple, TypeAlias
 
@@ -33,6 +33,7 @@ from redis.exceptions import (
     TimeoutError,
 )
 
+from fabric_server.storage.interfaces import KEEP_REVOKED_SECONDS, MAX_REVOKED
 from fabric_server.storage.redis_url import RedisUrl, parse
 from runtime.background import is_cancelled
 from runtime.errors import BackendError, Unreachable
@@ -60,6 +61,9 @@ FIRST_PAUSE, LAST_PAUSE = 0.1, 2.0
 
 PREFIX = "fabric:"
 CHANNEL = PREFIX + "changes"
+REVOKED = PREFIX + "revoked"
+"""A sorted set: ids of keys and nodes by the time of their revocation."""
+REVOKED_AT_ONCE = 500
 
 _FAILURES = (RedisError, RedisClusterException, OSError)
 _AWAY = (BusyLoadingError, ConnectionError, MasterNotFoundError, TimeoutError, OSError)
@@ -149,6 +153,8 @@ async def _close_cluster(cluster: RedisCluster) -> None:
 class RedisCache:
     """A ``Cache`` in a Redis; names are prefixed, so that other programs may use the Redis too."""
 
+    max_revoked = MAX_REVOKED
+
     def __init__(self, clients: _Clients, where: str, stack: AsyncExitStack) -> None:
         self._client = clients.client
         self._subscriber = clients.subscriber
@@ -193,6 +199,27 @@ class RedisCache:
     async def set(self, name: str, value: bytes, seconds: float) -> None:
         async with self._command():
             await self._client.set(PREFIX + name, value, px=max(1, int(seconds * 1000)))
+
+    async def revoked(self) -> dict[str, float]:
+        # The newest first: what is added meanwhile moves the others back, and none is missed.
+        all: dict[str, float] = {}
+        for start in range(0, self.max_revoked, REVOKED_AT_ONCE):
+            end = start + REVOKED_AT_ONCE - 1
+            async with self._command():
+                found: Any = await self._client.zrevrange(REVOKED, start, end, withscores=True)
+            all |= {id.decode("ascii", "replace"): at for id, at in found}
+            if len(found) < REVOKED_AT_ONCE:
+                break
+        return all
+
+    async def add_revoked(self, revoked: Mapping[str, float]) -> None:
+        waiting = list(revoked.items())
+        for at in range(0, len(waiting), REVOKED_AT_ONCE):
+            async with self._command():
+                await self._client.zadd(REVOKED, dict(waiting[at : at + REVOKED_AT_ONCE]))
+        async with self._command():
+            await self._client.zremrangebyrank(REVOKED, 0, -self.max_revoked - 1)
+            await self._client.pexpire(REVOKED, int(KEEP_REVOKED_SECONDS * 1000))
 
     async def check(self) -> None:
         async with self._command():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from uuid import uuid4
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from fabric_server.storage.connect import open_cache
 from fabric_server.storage.interfaces import Cache
 from fabric_server.storage.memory import MemoryCache
+from fabric_server.storage.redis import RedisCache
 
 
 @pytest.fixture
@@ -122,3 +124,22 @@ async def test_memory_holds_a_bounded_number_of_values() -> None:
     now[0] += 10
     assert [await cache.get(name) for name in "acd"] == [b"2", None, None]
     assert len(cache) == 1
+
+
+async def test_revocations_are_remembered_and_added_to(cache: Cache, name: str) -> None:
+    now = time.time()
+    await cache.add_revoked({f"{name}:1": now - 2, f"{name}:2": now - 1.5})
+    await cache.add_revoked({f"{name}:3": now, f"{name}:1": now - 2})
+    found = {id: at for id, at in (await cache.revoked()).items() if id.startswith(name)}
+    assert found == pytest.approx({f"{name}:1": now - 2, f"{name}:2": now - 1.5, f"{name}:3": now})
+
+
+async def test_only_the_newest_revocations_are_remembered(
+    cache: MemoryCache | RedisCache, name: str
+) -> None:
+    cache.max_revoked = 1_000  # instead of 20,000, which take seconds
+    later = time.time() + 1000
+    await cache.add_revoked({f"{name}:old": 1.0})
+    await cache.add_revoked({f"{name}:{number}": later + number for number in range(1_300)})
+    found = await cache.revoked()
+    assert set(found) == {f"{name}:{number}" for number in range(300, 1_300)}

@@ -8,6 +8,7 @@ import ipaddress
 import json
 import re
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import quote_from_bytes
@@ -23,6 +24,9 @@ from fabric_server.admin.node_views import HeartbeatQuery, NodeQuery
 from fabric_server.admin.parameters import read_query
 from fabric_server.admin.reports import RequestQuery, UsageQuery
 from fabric_server.auth.authenticator import DEFAULT_TIMES
+from fabric_server.backup.age_keys import SecretKeys
+from fabric_server.backup.archive import is_safe, open_archive
+from fabric_server.backup.problem import BackupProblem
 from fabric_server.dialects.body import parse_body
 from fabric_server.dialects.endpoints import CHAT, ENDPOINTS
 from fabric_server.dialects.error_formats import Dialect
@@ -54,7 +58,24 @@ from runtime.settings import SettingsError, load
 from tests.fuzz.corpus import cut
 from tests.server.edge.port import Port
 
+BACKUP_KEY = "age1tsc6x6r2692wcrl7zvlq52f50h0at3xz926attmsmtrh7mt4kpsqts8ck4"
+BACKUP_SECRET = (
+    "AGE-SECRET-KEY-1S4LUT038U0QS9H5H64YGEKGLR0G68PE8KMUG7JX95R2RJ8XHW4PQG72ZG9"  # of no other file
+)
 PATHS = tuple(ENDPOINTS.values())
+
+
+def backups(data: bytes) -> object:
+    """A file that is no backup, or none any more, is refused; parts have names that are safe."""
+    try:
+        archive, _ = open_archive(
+            BytesIO(data), lambda: SecretKeys(BACKUP_SECRET, ""), lambda _: None
+        )
+        for part in archive.parts():
+            assert is_safe(part.name)
+    except BackupProblem as problem:
+        return str(problem)
+    return archive.about
 
 
 def edge(data: bytes) -> object:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from io import BytesIO
 from random import Random
 from typing import NamedTuple
 
@@ -12,6 +13,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from fabric_server.backup.age import Encryption
+from fabric_server.backup.age_keys import PublicKey
+from fabric_server.backup.archive import About, ArchiveWriter, Counts
 from fabric_server.storage.spool.frames import encode_frame
 from protocol import join, messages
 from protocol.control.link import Link, LinkClosed
@@ -181,6 +185,23 @@ def make_csr() -> bytes:
     return request.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
+def make_backup() -> bytes:
+    file = BytesIO()
+    about = About(1, "1.2.3", 1.0, "sqlite", [], ["a.org"], [], [])
+    writer = ArchiveWriter(file, about, lambda _: None)
+    writer.add_bytes("data/certs/ca.key", b"-----BEGIN")
+    writer.finish(Counts(1, 1))
+    return file.getvalue()
+
+
+def encrypted(data: bytes) -> bytes:
+    file = BytesIO()
+    encryption = Encryption(file, [PublicKey(server_readers.BACKUP_KEY)])
+    encryption.write(data)
+    encryption.finish()
+    return file.getvalue()
+
+
 class Target(NamedTuple):
     """A reader.  It raises what is wrong; its results differ where it took another way."""
 
@@ -242,6 +263,8 @@ TOKEN = join.encode(join.Token("a.org", 18081, bytes(32), bytes(32))).encode()
 CSR = make_csr()
 FRAMES = encode_frame(b'{"a":1}') + encode_frame(b'{"b":2}')
 
+BACKUPS = (make_backup(), encrypted(make_backup()))
+
 TARGETS: dict[str, Target] = {
     "pieces": _numbered(same_in_any_pieces),
     "stranger": _numbered(living_with_a_stranger),
@@ -251,6 +274,7 @@ TARGETS: dict[str, Target] = {
         (b"GET /.well-known/acme-challenge/ab-_9 HTTP/1.1\r\nHost: a.org\r\n\r\n",),
     ),
     "answers": Target(node_readers.answers, ANSWERS),
+    "backups": Target(server_readers.backups, BACKUPS),
     "batch_lines": Target(server_readers.batch_lines, (BATCH_LINE,)),
     "bodies": Target(server_readers.bodies, QUESTIONS),
     "cached_keys": Target(

@@ -35,6 +35,11 @@ COMMANDS: dict[str, list[tuple[str, ...]]] = {
     "fabric-server up": [],  # its lines are the log's
     "fabric-server init": [(), ("--address", HOSTILE)],
     "fabric-server reload": [()],
+    "fabric-server backup": [
+        ("--recipient", HOSTILE, "--output", "/nowhere/x"),
+        ("--plain", "--output", f"/nowhere/{HOSTILE}"),
+    ],
+    "fabric-server restore": [(HOSTILE,), (HOSTILE, "--check")],
     "fabric-server requests": [
         (),
         (REQUEST,),
