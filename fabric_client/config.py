@@ -62,8 +62,15 @@ class Config:
         default=(),
         metadata=about(
             "Address of an engine, such as http://localhost:11434, or with its kind "
-            "(ollama, vllm, llama-server, lm-studio, openai): vllm=http://10.0.0.5:8000. "
-            "Repeat it for several engines."
+            "(ollama, vllm, llama-server, lm-studio, sglang, koboldcpp, localai, tgi, openai): "
+            "vllm=http://10.0.0.5:8000. Repeat it for several engines."
+        ),
+    )
+    engine_key_file: tuple[Path, ...] = field(
+        default=(),
+        metadata=about(
+            "File with the API key that an engine wants, readable by you alone. With several "
+            "engines the first file is for the first one, and so on (default: no key is sent)."
         ),
     )
     discover: bool | None = field(
@@ -79,6 +86,15 @@ class Config:
             "Concurrent requests per engine (default: as the engine reports).",
             least=1,
             most=4096,
+        ),
+    )
+    max_num_ctx: int | None = field(
+        default=None,
+        metadata=about(
+            "Largest context that users of an Ollama may ask for with num_ctx, in tokens (default: "
+            "none; Ollama loads models as you have set it up).",
+            least=1,
+            most=2**31 - 1,
         ),
     )
     models: tuple[str, ...] | None = field(
@@ -152,6 +168,13 @@ class Config:
             )
         if len(self.engine) > _MAX_ENGINES:
             raise Conflict(f"engine lists more than {_MAX_ENGINES} engines.", "engine")
+        if len(self.engine_key_file) > len(self.engine):
+            raise Conflict(
+                "engine_key_file lists more files than engine lists engines: name the engine that "
+                "each key is for.",
+                "engine_key_file",
+                "engine",
+            )
         try:
             Offer(self.models)
         except PatternError as error:

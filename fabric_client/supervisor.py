@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 
 import aiohttp
@@ -16,6 +16,7 @@ import aiohttp
 from fabric_client.config import Config
 from fabric_client.engines.addresses import parse_address
 from fabric_client.engines.discovery import DEFAULT_PORTS, EngineSettings
+from fabric_client.engines.engine_key import EngineKey
 from fabric_client.engines.watcher import Watcher
 from fabric_client.hardware.machine import Machine
 from fabric_client.identity import Identity
@@ -116,14 +117,8 @@ class Supervisor:
     async def run(self) -> None:
         timeout = aiohttp.ClientTimeout(total=10)
         async with aiohttp.ClientSession(timeout=timeout) as session:
-            watcher = self._watcher = Watcher(
-                session,
-                [parse_address(text) for text in self._config.engine],
-                ports=tuple(DEFAULT_PORTS.values()) if self._config.discovers else (),
-                settings=EngineSettings(
-                    slots=self._config.slots, offer=self._config.offers(self._identity.models)
-                ),
-            )
+            watcher = make_watcher(session, self._config, self._identity.models)
+            self._watcher = watcher
             forwarder = self._forwarder = self.make_forwarder(watcher)
             registrations = self._registrations = self._make_registrations(watcher, forwarder)
             await self._pause.read_battery()
@@ -299,6 +294,25 @@ class Supervisor:
                 findings=self._problems.found,
             ),
         )
+
+
+def make_watcher(
+    session: aiohttp.ClientSession, config: Config, joined_with: Sequence[str] | None
+) -> Watcher:
+    """Return what looks after the engines that the settings name.
+
+    ``joined_with`` are the patterns that ``join`` was given.
+    """
+    addresses = [parse_address(text) for text in config.engine]
+    keys = zip(addresses, map(EngineKey, config.engine_key_file), strict=False)
+    settings = EngineSettings(
+        slots=config.slots,
+        offer=config.offers(joined_with),
+        max_num_ctx=config.max_num_ctx,
+        keys=dict(keys),
+    )
+    ports = DEFAULT_PORTS if config.discovers else ()
+    return Watcher(session, addresses, ports=ports, settings=settings)
 
 
 def _log_engines(reports: list[EngineReport]) -> None:

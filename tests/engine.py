@@ -181,6 +181,7 @@ class ScriptedEngine:
             self.probes["/api/version"] = {"version": "0.13.5"}
             self.probes["/api/tags"] = {"models": rows}
             self.probes["/api/ps"] = {"models": rows[:1]}
+            self.probes["/api/show"] = {}
 
     async def started(self, timeout: float = 5) -> Request:
         """The oldest request not yet returned by this method, as soon as its body is in."""
@@ -239,6 +240,8 @@ class ScriptedEngine:
         return 403 if self.ollama and (not local or "Origin" in http.headers) else None
 
     async def _infer(self, http: web.Request) -> web.StreamResponse:
+        if http.path in self.probes and http.path not in self._dialects:
+            return await self._probe(http)
         plan = self.plans.popleft() if self.plans else self.plan
         request = Request(http.method, http.path, http.headers.copy(), _http=http)
         self.requests.append(request)

@@ -1,4 +1,5 @@
-"""Scripted HTTP servers that answer as Ollama, vLLM, llama-server and LM Studio are documented to.
+"""Scripted HTTP servers that answer as Ollama, vLLM, llama-server, LM Studio, SGLang, KoboldCpp,
+LocalAI and TGI are documented to.
 
 A real llama-server is asked where one is built: ``tests/lab``.
 """
@@ -36,6 +37,9 @@ class FakeEngine:
         self.server = server
         self.asked: list[str] = []
         self.hosts: set[str] = set()
+        self.posted: list[str] = []
+        self.keys: set[str | None] = set()
+        """What was sent as ``Authorization``."""
         self.port = 0
         self.hang = False
         self.takes_posts = False
@@ -65,6 +69,9 @@ class FakeEngine:
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         self.asked.append(request.path)
         self.hosts.add(request.headers["Host"])
+        self.keys.add(request.headers.get("Authorization"))
+        if request.method == "POST":
+            self.posted.append(request.path)
         if self.hang:
             await asyncio.Event().wait()
         answer = self.answers.get(request.path, self.otherwise)
@@ -205,6 +212,138 @@ def fake_lm_studio(*, native: bool = True) -> FakeEngine:
         answers["/api/v1/models"] = {"models": [gemma, nomic]}
     # It answers whatever it does not know with 200 and this.
     return FakeEngine(answers, otherwise=(200, {"error": "Unexpected endpoint or method."}))
+
+
+def fake_sglang() -> FakeEngine:
+    """A fake, made from SGLang's docs/basic_usage/native_api.md and its http_server.py."""
+    row = {
+        "id": "Qwen/Qwen3-8B",
+        "object": "model",
+        "created": 1795957161,
+        "owned_by": "sglang",
+        "root": "Qwen/Qwen3-8B",
+        "parent": None,
+        "max_model_len": 40960,
+    }
+    info = {
+        "model_path": "/home/joe/models/qwen",
+        "tokenizer_path": "/home/joe/models/qwen",
+        "is_generation": True,
+        "preferred_sampling_params": None,
+        "weight_version": "default",
+        "has_image_understanding": True,
+        "has_audio_understanding": False,
+    }
+    server = {
+        "model_path": "/home/joe/models/qwen",
+        "api_key": "sk-of-the-owner",
+        "quantization": "fp8",
+        "context_length": None,
+        "max_running_requests": 24,
+        "max_total_num_tokens": 20480,
+        "internal_states": [{"effective_max_running_requests_per_dp": 24}],
+        "version": "0.5.3",
+    }
+    paths = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank", "/api/chat")
+    return FakeEngine(
+        {
+            "/v1/models": {"object": "list", "data": [row]},
+            "/model_info": info,
+            "/server_info": server,
+            "/openapi.json": {"paths": {path: {"post": {}} for path in paths}},
+            "/api/version": {"version": "0.5.3"},
+        },
+        server="uvicorn",
+        otherwise=(404, {"detail": "Not Found"}),
+    )
+
+
+def fake_koboldcpp() -> FakeEngine:
+    """A fake, made from koboldcpp.py 1.119; it imitates Ollama and llama-server as well."""
+    row = {
+        "id": "koboldcpp/gemma-3-12b-it-Q4_K_M",
+        "object": "model",
+        "created": 1795957161,
+        "owned_by": "koboldcpp",
+        "permission": [],
+        "root": "koboldcpp",
+    }
+    version = {
+        "result": "KoboldCpp",
+        "version": "1.119",
+        "protected": False,
+        "llm": True,
+        "txt2img": False,
+        "vision": True,
+        "audio": False,
+        "transcribe": True,
+        "embeddings": False,
+        "admin": 0,
+    }
+    return FakeEngine(
+        {
+            "/v1/models": {"object": "list", "data": [row]},
+            "/api/extra/version": version,
+            "/api/extra/true_max_context_length": {"value": 12288},
+            "/api/version": {"version": "0.7.0"},
+            "/api/tags": {"models": [{"name": "koboldcpp"}]},
+            "/props": {"default_generation_settings": {"n_ctx": 12288}, "total_slots": 1},
+        },
+        server="KoboldCppServer 1",
+        otherwise=(
+            404,
+            "Error: KoboldCpp HTTP Server is running, but this endpoint does not exist.",
+        ),
+    )
+
+
+def fake_localai(*, newer: bool = True) -> FakeEngine:
+    """A fake, made from LocalAI's core/http/endpoints and its page on /system."""
+    names = ("gpt-4", "text-embedding-ada-002")
+    answers: dict[str, object] = {
+        "/v1/models": {"object": "list", "data": [{"id": n, "object": "model"} for n in names]},
+        "/readyz": "OK",
+        "/system": {"backends": ["llama-cpp", "whisper"], "loaded_models": [{"id": "gpt-4"}]},
+    }
+    if newer:
+        chat = {
+            "id": "gpt-4",
+            "object": "model",
+            "capabilities": ["chat", "completion", "vision"],
+            "input_modalities": ["text", "image"],
+            "output_modalities": ["text"],
+            "context_size": 8192,
+        }
+        embeds = {"id": names[1], "object": "model", "capabilities": ["embeddings"]}
+        answers["/v1/models/capabilities"] = {"object": "list", "data": [chat, embeds]}
+        answers["/api/version"] = {"version": "0.9.0"}
+    return FakeEngine(answers, otherwise=(404, {"error": {"code": 404, "message": "Not Found"}}))
+
+
+def fake_tgi() -> FakeEngine:
+    """A fake, made from text-generation-inference's router/src/lib.rs and server.rs."""
+    name = "meta-llama/Llama-3.1-8B-Instruct-AWQ"
+    info = {
+        "model_id": name,
+        "model_sha": "0e9e39f249a16976918f6564b8830bc894c89659",
+        "model_pipeline_tag": "text-generation",
+        "max_concurrent_requests": 128,
+        "max_best_of": 2,
+        "max_stop_sequences": 4,
+        "max_input_tokens": 4095,
+        "max_total_tokens": 4096,
+        "validation_workers": 2,
+        "max_client_batch_size": 4,
+        "router": "text-generation-router",
+        "version": "3.3.4",
+        "sha": None,
+        "docker_label": None,
+    }
+    row = {"id": name, "object": "model", "created": 0, "owned_by": name}
+    return FakeEngine(
+        {"/v1/models": {"object": "list", "data": [row]}, "/info": info, "/health": ""},
+        otherwise=(404, ""),
+    )
 
 
 def fake_openai(*names: str) -> FakeEngine:

@@ -20,6 +20,7 @@ import aiohttp
 
 from fabric_client.engines.addresses import parse_address
 from fabric_client.engines.discovery import Engine, EngineSettings
+from fabric_client.engines.engine_key import EngineKey
 from fabric_client.offer.patterns import EVERYTHING, Offer
 from fabric_client.proxy.forwarder import Forwarder
 from protocol.aio.memory import connect
@@ -106,9 +107,19 @@ class RecordedAnswer:
 
 
 class NodeAlone:
-    def __init__(self, url: str, offer: Offer = EVERYTHING, **settings: Any) -> None:
+    def __init__(
+        self,
+        url: str,
+        offer: Offer = EVERYTHING,
+        *,
+        key: EngineKey | None = None,
+        max_num_ctx: int | None = None,
+        **settings: Any,
+    ) -> None:
         """Make a node with one engine; ``settings`` are ``Forwarder``'s."""
         self._url = url
+        self._key = key
+        self._max_num_ctx = max_num_ctx
         self._offer = offer
         self._settings = settings
         self.engine: Engine
@@ -120,8 +131,10 @@ class NodeAlone:
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
         self._session = aiohttp.ClientSession()
-        settings = EngineSettings(offer=self._offer)
-        self.engine = Engine(self._session, parse_address(self._url), settings)
+        address = parse_address(self._url)
+        keys = {} if self._key is None else {address: self._key}
+        settings = EngineSettings(offer=self._offer, max_num_ctx=self._max_num_ctx, keys=keys)
+        self.engine = Engine(self._session, address, settings)
         report = await self.engine.probe()
         assert report.healthy, report.problem
 

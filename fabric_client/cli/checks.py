@@ -14,14 +14,12 @@ import msgspec
 
 from fabric_client import findings
 from fabric_client.config import Config
-from fabric_client.engines.addresses import parse_address
-from fabric_client.engines.discovery import DEFAULT_PORTS, EngineSettings
-from fabric_client.engines.watcher import Watcher
 from fabric_client.hardware.machine import Machine
 from fabric_client.identity import Identity, NotJoined, explain, remembered_models
 from fabric_client.owner import state
 from fabric_client.owner.process_lock import is_running
 from fabric_client.owner.state import State
+from fabric_client.supervisor import make_watcher
 from protocol.control.link import LENGTH
 from protocol.findings import clock
 from protocol.messages import Ping, encode
@@ -85,16 +83,10 @@ async def _given(finding: Finding) -> list[Finding]:
 
 
 async def _engines(settings: Config) -> list[Finding]:
-    offer = settings.offers(remembered_models(settings.data))
     async with aiohttp.ClientSession() as session:
-        watcher = Watcher(
-            session,
-            [parse_address(text) for text in settings.engine],
-            ports=tuple(DEFAULT_PORTS.values()) if settings.discovers else (),
-            settings=EngineSettings(slots=settings.slots, offer=offer),
-        )
+        watcher = make_watcher(session, settings, remembered_models(settings.data))
         reports = await watcher.refresh()
-    return findings.engines(reports, offer.patterns)
+    return findings.engines(reports, watcher.offer.patterns)
 
 
 async def _gpu(data: Path) -> list[Finding]:

@@ -4,58 +4,44 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
 
 import aiohttp
-import msgspec
 
 from fabric_client.engines.addresses import Address, local
+from fabric_client.engines.asking import Asking, ProbeError, Response
+from fabric_client.engines.documents import Documents, Facts
+from fabric_client.engines.engine_key import EngineKey
+from fabric_client.engines.kinds import identify
 from fabric_client.engines.probes import (
     DIALECTS,
-    Facts,
+    PURPOSES,
     complaint,
-    detect_kind,
-    is_empty,
     is_list,
+    listing,
+    needs_key,
+    run_of_llama_server,
+    show_question,
+    trim,
     without_models,
 )
-from fabric_client.offer.offered import NOTHING, choose
+from fabric_client.offer.offered import NOTHING, Offered, choose
 from fabric_client.offer.patterns import EVERYTHING, Offer
-from fabric_client.translation.paths import PathHandlers, native_paths, path_handlers, trim_openapi
+from fabric_client.translation.paths import PathHandlers, native_paths, path_handlers
 from protocol.messages import EngineReport
 
 MAX_ENGINES = 16
 """The most that a report may list."""
 
-DEFAULT_PORTS: Mapping[str, int] = {
-    kind: dialect.port for kind, dialect in DIALECTS.items() if dialect.port is not None
-}
-"""The port that each kind listens on unless configured otherwise."""
+DEFAULT_PORTS: Sequence[int] = tuple(port for one in DIALECTS.values() for port in one.ports)
+"""The ports that engines listen on unless configured otherwise."""
 
 PROBE_TIMEOUT = 4.0
 """Time in seconds for an engine to answer a question about itself."""
 
-_MAX_BYTES = 4 * 2**20
+MAX_SHOWN = 16
+"""Models of an Ollama that are asked about in one probe; of more the rest follows in the next."""
 _MAX_SLOTS = 4096
-
-
-class _ProbeError(Exception):
-    """The engine gave no facts.
-
-    ``slow``: it may just be busy; ``unfit``: another kind of engine, or none, answers there.
-    """
-
-    def __init__(self, sentence: str, *, slow: bool = False, unfit: bool = False) -> None:
-        super().__init__(sentence)
-        self.slow = slow
-        self.unfit = unfit
-
-
-class _Response(NamedTuple):
-    status: int
-    server: str
-    document: object
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +52,10 @@ class EngineSettings:
     """Concurrent requests; None: as each engine reports."""
     offer: Offer = EVERYTHING
     """The models that are offered."""
+    max_num_ctx: int | None = None
+    """The largest context that a user of an Ollama may ask for, in tokens; None: none."""
+    keys: Mapping[Address, EngineKey] = field(default_factory=dict)
+    """The keys of the engines that want one."""
     timeout: float = PROBE_TIMEOUT
     """Time in seconds for an engine to answer a question."""
 
@@ -87,7 +77,7 @@ class Engine:
         settings: EngineSettings = DEFAULTS,
     ) -> None:
         self.address = address
-        self._session = session
+        self._asking = Asking(session, address, settings.timeout, settings.keys.get(address))
         self._settings = settings
         self._found = address.kind
         self._facts = Facts([], 0)
@@ -98,7 +88,9 @@ class Engine:
         self._absent: set[str] = set()
         """Paths that the engine does not have."""
         self._cached: dict[str, object] = {}
-        """Documents by path that need be fetched only once."""
+        """Answers that need be asked for only once, by path, or by model."""
+        self._listed: object = None
+        """What its list of models showed at the last probe; None: it must be probed again."""
         self.path_handlers: PathHandlers = {}
         """Translators for the public paths that the engine can be asked on; None: as it is."""
         self.offered = NOTHING
@@ -114,6 +106,15 @@ class Engine:
     @property
     def url(self) -> str:
         return self.address.url
+
+    @property
+    def key(self) -> EngineKey | None:
+        return self._asking.key
+
+    @property
+    def outdated(self) -> bool:
+        """Return whether its list of models has changed since the last probe."""
+        return self.healthy and self._listed is None
 
     @property
     def kind(self) -> str:
@@ -158,13 +159,13 @@ class Engine:
     def change_offer(self, offer: Offer) -> None:
         """Offer other models from now on; slots and paths are right after the next ``probe``."""
         self._settings = replace(self._settings, offer=offer)
-        self.offered = choose(self._facts.models, self.kind, offer, self.offered)
+        self.offered = self._choose(self._facts, self.kind)
 
     async def probe(self) -> EngineReport:
         """Ask for everything, and return the new ``report``."""
         try:
             self._facts = await self._fetch_all()
-        except _ProbeError as error:
+        except ProbeError as error:
             self._note(error)
         else:
             self._problem = None
@@ -172,19 +173,28 @@ class Engine:
         return self.report
 
     async def alive(self) -> bool:
-        """Ask only whether the engine can serve; cheap enough to do every few seconds.
+        """Ask only whether the engine can serve, and lists what it did; cheap enough to do every
+        second.
 
-        If the result differs from ``healthy``, ``probe`` it.
+        If the result differs from ``healthy``, or it is ``outdated``, ``probe`` it.
         """
+        dialect = DIALECTS["openai" if self._unsure else self.kind]
         try:
-            answer = await self._get(DIALECTS["openai" if self._unsure else self.kind].alive)
-        except _ProbeError as error:
+            answer = await self._asking.get(dialect.alive)
+            alive = answer.status == 200
+            if alive and self.healthy:
+                path = dialect.paths[0]
+                if path != dialect.alive:
+                    answer = await self._asking.get(path)
+                if listing(answer.document, dialect.holds) != self._listed:
+                    self._listed = None
+        except ProbeError as error:
             self._note(error)
             return self.healthy
         self._late = False
-        return answer.status == 200
+        return alive
 
-    def _note(self, error: _ProbeError) -> None:
+    def _note(self, error: ProbeError) -> None:
         # Forgive a healthy engine one late response: it may be loading a model, or computing on
         # every core.  Forgive more while requests of ours run there.
         excused = error.slow and self.healthy and (self.active > 0 or not self._late)
@@ -201,22 +211,14 @@ class Engine:
         self._cached.clear()
 
     async def _identify(self) -> str:
-        """Detect the kind.
-
-        Asks first for the path that all of them have: LM Studio logs any other as an error.
-        """
-        models = await self._get("/v1/models")
-        kind = detect_kind(models.document, models.server)
+        """Detect the kind."""
+        models = await self._asking.get("/v1/models")
+        kind = await identify(self._asking, models)
         if kind is None:
             self._expect(models, "data")
-            version = (await self._get("/api/version")).document
-            if isinstance(version, dict) and isinstance(version.get("version"), str):
-                kind = "ollama"
-        if kind is None and is_empty(models.document, "data"):
-            # An empty list has no `owned_by` to detect the kind by.
-            native = await self._get("/api/v0/models")
-            kind = "lm-studio" if is_list(native.document, "data") else None
         self._found = kind or "openai"
+        if models.status in (401, 403):
+            self._expect(models, "data")
         self._unsure = False
         return self._found
 
@@ -225,7 +227,7 @@ class Engine:
             await self._identify()
         try:
             return await self._fetch_as(self.kind)
-        except _ProbeError as error:
+        except ProbeError as error:
             if self.address.kind is not None or not error.unfit:
                 raise
         # Another kind of engine was started on the port since the last probe.
@@ -235,55 +237,128 @@ class Engine:
     async def _fetch_as(self, kind: str) -> Facts:
         dialect = DIALECTS[kind]
         required, *others = dialect.paths
-        answer = await self._get(required)
+        answer = await self._asking.get(required)
         self._expect(answer, dialect.holds)
-        documents = {required: answer.document}
+        listed = listing(answer.document, dialect.holds)
+        if listed != self._listed:  # it may have been started anew since the last probe
+            self._absent.clear()
+            self._cached = {name: one for name, one in self._cached.items() if "\n" in name}
+        documents: dict[str, object] = {required: answer.document}
         for path in others:
             if path in self._absent:
                 continue
-            extra = await self._get(path)
+            extra = await self._asking.get(path)
+            if extra.status in (401, 403):
+                self._expect(extra, dialect.holds)
             if extra.status == 200 and complaint(extra.document) is None:
                 documents[path] = extra.document
             elif extra.status < 500:
                 self._absent.add(path)
-        once = await self._fetch_once(dialect.once)
+        if needs_key(kind, documents) and self.key is None:
+            raise self._asking.locked(401, "")
+        documents |= await self._fetch_once(dialect.once)
+        documents |= await self._ask_more(kind, documents)
         facts = dialect.read(documents)
-        offered = choose(facts.models, kind, self._settings.offer, self.offered)
+        offered = self._choose(facts, kind)
         # Slots are those of the models that are offered, too: nothing is told of the others.
         shown = without_models(documents, offered.hidden_names)
         facts = Facts(facts.models, dialect.read(shown).slots)
-        native = native_paths(kind, documents | once, offered.models)
-        self.offered, self.path_handlers = offered, path_handlers(kind, native)
+        native = native_paths(kind, documents, offered.models)
+        self.offered = offered
+        self.path_handlers = path_handlers(kind, native, max_num_ctx=self._settings.max_num_ctx)
+        self._listed = listed
         return facts
 
-    async def _fetch_once(self, paths: Sequence[str]) -> dict[str, object]:
-        for path in paths:
-            if path in self._cached or path in self._absent:
-                continue
-            try:
-                answer = await self._get(path)
-            except _ProbeError as error:  # no engine needs to have it
-                if not error.slow:
-                    self._absent.add(path)
-                continue
-            if answer.status == 200:
-                self._cached[path] = trim_openapi(answer.document)
-            elif answer.status < 500:
-                self._absent.add(path)
-        return self._cached
+    def _choose(self, facts: Facts, kind: str) -> Offered:
+        secret = self.key.value if self.key is not None else ""
+        return choose(facts.models, kind, self._settings.offer, self.offered, secret)
 
-    def _expect(self, answer: _Response, key: str) -> None:
+    async def _fetch_once(self, paths: Sequence[str]) -> dict[str, object]:
+        """Fetch documents that don't change while the engine runs; of ``a|b`` the second if there
+        is no first."""
+        for path in paths:
+            if path not in self._cached and path not in self._absent:
+                await self._fetch_first(path)
+        return {
+            path.partition("|")[0]: self._cached[path] for path in paths if path in self._cached
+        }
+
+    async def _fetch_first(self, paths: str) -> None:
+        for path in paths.split("|"):
+            try:
+                answer = await self._asking.get(path)
+            except ProbeError as error:  # no engine needs to have it
+                if not error.slow:
+                    self._absent.add(paths)
+                return
+            if answer.status == 200:
+                self._cached[paths] = trim(path, answer.document)
+                return
+            if answer.status >= 500:
+                return
+        self._absent.add(paths)
+
+    async def _ask_more(self, kind: str, documents: Documents) -> dict[str, object]:
+        """Ask what takes a body; nothing of it makes an engine load or compute anything."""
+        if kind == "ollama":
+            return {"/api/show": await self._show_models(documents)}
+        if kind == "llama-server":
+            return await self._ask_purpose(documents)
+        return {}
+
+    async def _show_models(self, documents: Documents) -> dict[str, object]:
+        """Return what an Ollama tells of each model, asked once for its weights."""
+        wanted = show_question(documents)
+        self._cached = {
+            name: one
+            for name, one in self._cached.items()
+            if "\n" not in name or name in wanted.values()
+        }
+        missing = [one for one in wanted.items() if one[1] not in self._cached]
+        for model, name in missing[:MAX_SHOWN]:
+            try:
+                answer = await self._asking.post("/api/show", {"model": model})
+            except ProbeError:  # nothing depends on it: asked again in the next probe
+                break
+            if answer.status < 500:
+                self._cached[name] = trim("/api/show", answer.document)
+        most = self._settings.max_num_ctx
+        allowed = {} if most is None else {"num_ctx": most}
+        shown: dict[str, object] = {}
+        for model, name in wanted.items():
+            told = self._cached.get(name)
+            shown[model] = {**told, **allowed} if isinstance(told, dict) else allowed
+        return shown
+
+    async def _ask_purpose(self, documents: Documents) -> dict[str, object]:
+        """Return whether a llama-server was started for embeddings and for reranking.
+
+        It answers 501 to a path that it was not started for, before it reads the body, which has
+        nothing to do here.  One that sleeps would load its model.
+        """
+        run = run_of_llama_server(documents)
+        if run is None:
+            return {}
+        name = f"purpose {run}"
+        if name not in self._cached:
+            self._cached = {key: one for key, one in self._cached.items() if key[:8] != name[:8]}
+            statuses = {path: (await self._asking.post(path, {})).status for path in PURPOSES}
+            self._cached[name] = {
+                path: status != 501
+                for path, status in statuses.items()
+                if status in (200, 400, 501)
+            }
+        return {"purpose": self._cached[name]}
+
+    def _expect(self, answer: Response, key: str) -> None:
         text = complaint(answer.document)
         detail = f": {self._without_private(text[:200])}" if text else ""
         if answer.status in (401, 403):
-            raise _ProbeError(
-                f"{self.url} requires an API key ({answer.status}{detail}), which a node does not "
-                f"send: start the engine without one."
-            )
+            raise self._asking.locked(answer.status, detail)
         if answer.status >= 500:
-            raise _ProbeError(f"{self.url} responds with {answer.status}{detail}.")
+            raise ProbeError(f"{self.url} responds with {answer.status}{detail}.")
         if answer.status != 200 or not is_list(answer.document, key):
-            raise _ProbeError(
+            raise ProbeError(
                 f"{self.url} is no {self._found or 'inference engine'} ({answer.status}{detail}).",
                 unfit=True,
             )
@@ -292,67 +367,30 @@ class Engine:
         """Return what may be told of an engine's error; nothing while its models are unknown."""
         if self.offered is NOTHING and self._settings.offer.patterns is not None:
             return "see the engine's log"
-        return self.offered.private.hide(text)
-
-    async def _get(self, path: str) -> _Response:
-        try:
-            async with self._session.get(
-                self.url + path,
-                headers={"Host": self.address.host},
-                timeout=aiohttp.ClientTimeout(total=self._settings.timeout),
-                # A node dials only the addresses that its owner set.
-                allow_redirects=False,
-            ) as response:
-                body = await _read(response.content)
-                return _Response(response.status, response.headers.get("Server", ""), _decode(body))
-        except TimeoutError:
-            raise _ProbeError(f"{self.url} did not respond in time.", slow=True) from None
-        except aiohttp.ClientConnectorCertificateError as error:
-            raise _ProbeError(f"{self.url} has no trusted certificate: {error}.") from None
-        except aiohttp.ClientConnectorError as error:
-            if isinstance(error.os_error, ConnectionRefusedError):
-                raise _ProbeError(
-                    f"Nothing listens at {self.url}: is the engine running?"
-                ) from None
-            raise _ProbeError(f"{self.url} can't be reached: {error.strerror or error}.") from None
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise _ProbeError(
-                f"{self.url} gave no valid response: {error or type(error).__name__}."
-            ) from None
+        secret = self.key.value if self.key is not None else ""
+        return self.offered.private.hide(text.replace(secret, "(the key)") if secret else text)
 
 
 async def discover(
     session: aiohttp.ClientSession,
-    ports: Sequence[int] = tuple(DEFAULT_PORTS.values()),
+    ports: Sequence[int] = DEFAULT_PORTS,
     settings: EngineSettings = DEFAULTS,
 ) -> list[Engine]:
-    """Return engines on ``ports`` of this machine, with their kind detected, not yet probed."""
+    """Return engines on ``ports`` of this machine, with their kind detected, not yet probed.
+
+    One that wants a key is among them if its answer shows that it is an engine.
+    """
 
     async def at(port: int) -> Engine | None:
         engine = Engine(session, local(port), settings)
         try:
             engine.name = await engine._identify()
-        except _ProbeError:
-            return None
+        except ProbeError as error:
+            if not error.locked or engine._found is None:
+                return None
+            engine.name = engine.kind
         return engine
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(at(port)) for port in ports]
     return [engine for task in tasks if (engine := task.result()) is not None]
-
-
-async def _read(content: aiohttp.StreamReader) -> bytes:
-    body = bytearray()
-    async for chunk in content.iter_any():
-        body += chunk
-        if len(body) > _MAX_BYTES:
-            raise ValueError(f"more than {_MAX_BYTES} bytes")
-    return bytes(body)
-
-
-def _decode(body: bytes) -> object:
-    """Parse JSON; None if it is none: several health paths return nothing, or a word."""
-    try:
-        return msgspec.json.decode(body)
-    except (ValueError, RecursionError):
-        return None

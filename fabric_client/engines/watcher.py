@@ -26,10 +26,10 @@ from protocol.messages import EngineReport
 class WatchTimes:
     """Times in seconds."""
 
-    alive: float = 2.0
-    """Interval of health checks of an engine."""
+    alive: float = 1.0
+    """Interval of looks at an engine's health and its list of models."""
     refresh: float = 10.0
-    """Interval of model lists, and of searches for new engines."""
+    """Interval of all other questions, and of searches for new engines."""
     repeat: float = 30.0
     """Interval of reports to the server when nothing changed."""
 
@@ -153,7 +153,7 @@ class Watcher:
 
     async def _check(self) -> None:
         async def one(engine: Engine) -> None:
-            if await engine.alive() != engine.healthy:
+            if await engine.alive() != engine.healthy or engine.outdated:
                 await engine.probe()
 
         async with asyncio.TaskGroup() as group:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from fabric_client.offer.private_text import PrivateText
 from fabric_client.translation import Headers
-from fabric_client.translation.engine_errors import CONTEXT_LENGTH_EXCEEDED, read_error
+from fabric_client.translation.engine_errors import (
+    CONTEXT_LENGTH_EXCEEDED,
+    MODEL_NOT_FOUND,
+    read_error,
+)
 from fabric_client.translation.local_reply import error_reply
 
 _PROMPTS = {
@@ -37,6 +41,15 @@ class ErrorFilter:
         """Return None: what the engine says decides about the status."""
         self._status = status
         self._kept = [one for one in headers if one[0].lower() == "retry-after"]
+
+    @property
+    def shows_change(self) -> bool:
+        """Return whether it says, as far as it has come, that the engine is not as it was: it has
+        no such model any more, or wants another key."""
+        if self._status not in (400, 404):
+            return self._status in (401, 403)
+        error = read_error(self._status, bytes(self._body[:MAX_ERROR]))
+        return (error.code, error.param) == (MODEL_NOT_FOUND, "model")
 
     def feed(self, data: bytes) -> bytes:
         if len(self._body) <= MAX_ERROR:

@@ -37,13 +37,16 @@ class Offered:
         held_back: Mapping[str, HeldBack],
         *,
         chosen: bool,
+        secret: str = "",
     ) -> None:
         """``own`` has the engine's name for each public one, ``held_back`` has the others by the
-        engine's names; ``chosen``: the owner has chosen what is offered."""
+        engine's names; ``chosen``: the owner has chosen what is offered; ``secret`` is the key that
+        the engine wants."""
         self.models = models
         """Reports of the models, with their public names."""
         self.own = own
         self._held_back = held_back
+        self._secret = secret
         self.restricted = chosen or bool(held_back)
         """The engine may have models that are not offered."""
         self.renamed = {name: public for public, name in own.items() if public != name}
@@ -55,8 +58,8 @@ class Offered:
 
     @cached_property
     def private(self) -> PrivateText:
-        """Hides the engine's own names and those of the models that are not offered."""
-        return PrivateText(self.renamed, self.hidden_names)
+        """Hides the engine's own names, those of the models that are not offered, and its key."""
+        return PrivateText(self.renamed, self.hidden_names, self._secret)
 
     @property
     def hidden_names(self) -> set[str]:
@@ -79,12 +82,16 @@ NOTHING = Offered([], {}, {}, chosen=False)
 
 
 def choose(
-    models: Sequence[ModelReport], kind: str, offer: Offer, before: Offered = NOTHING
+    models: Sequence[ModelReport],
+    kind: str,
+    offer: Offer,
+    before: Offered = NOTHING,
+    secret: str = "",
 ) -> Offered:
     """Return what is offered of an engine's ``models``, which have the engine's names.
 
     Of two with the same public name the one that had it ``before`` keeps it, and the other is held
-    back; otherwise one whose name needs no change comes first.
+    back; otherwise one whose name needs no change comes first.  ``secret`` is the engine's key.
     """
     listed = {model.name: public_name(model.name, kind) for model in models}
     held: dict[str, HeldBack] = {}
@@ -110,4 +117,5 @@ def choose(
         for model in models
         if model.name in public_of
     }
-    return Offered(list(reports.values()), names, held, chosen=offer.patterns is not None)
+    chosen = offer.patterns is not None
+    return Offered(list(reports.values()), names, held, chosen=chosen, secret=secret)

@@ -3,6 +3,7 @@
 places      /home/joe/models/tiny.gguf -> tiny: paths, such as the engine's names for models
 held back   names of models that are not offered, in lists of what an engine has
 addresses   http://127.0.0.1:11434/x, 192.168.1.5:8000, localhost, joes-pc.local
+key         the one that the node sends to the engine, which may repeat it
 """
 
 from __future__ import annotations
@@ -18,15 +19,20 @@ from fabric_client.translation.lenient_json import decode_object
 from runtime.private_places import hide_places
 
 INSTEAD = "(not offered)"
+_KEY = "(the engine's key)"
 _LEFT = r"(?<![\w./:-])"
 _RIGHT = r"(?![\w/-]|[.:]\w)"
 
 
 class PrivateText:
-    """Hides an engine's places and the names of models that are held back."""
+    """Hides an engine's places, the names of models that are held back, and the engine's key."""
 
-    def __init__(self, renamed: Mapping[str, str], hidden: Collection[str]) -> None:
-        """``renamed`` has the public names by the engine's, ``hidden`` names to leave out."""
+    def __init__(
+        self, renamed: Mapping[str, str], hidden: Collection[str], secret: str = ""
+    ) -> None:
+        """``renamed`` has the public names by the engine's, ``hidden`` names to leave out;
+        ``secret`` is the engine's key, if it wants one."""
+        self._secret = secret
         self._renamed = sorted(renamed.items(), key=lambda one: -len(one[0]))
         names = sorted({form for name in hidden for form in _forms(name)}, key=len, reverse=True)
         spelled = "|".join(map(re.escape, names))
@@ -34,6 +40,8 @@ class PrivateText:
 
     def hide(self, text: str) -> str:
         """Return the text without them."""
+        if self._secret:
+            text = text.replace(self._secret, _KEY)
         if self._hidden is not None:
             text = self._hidden.sub(INSTEAD, text)
         for own, public in self._renamed:

@@ -44,7 +44,7 @@ class RequestOwner(Protocol):
         """The request is over, and its slot to be released."""
 
     def on_engine_trouble(self) -> None:
-        """An engine has failed a request."""
+        """An engine has failed a request, or refused one so that it must have changed."""
 
 
 class EngineRequest:
@@ -283,6 +283,8 @@ class EngineRequest:
             except ValueError as error:
                 self.fail(Code.ENGINE_FAILED, str(error))
                 return
+        if isinstance(said := self._response.filter, ErrorFilter) and said.shows_change:
+            self._owner.on_engine_trouble()
         if self._response.held > OFF_LOOP and self._response.filter is not None:
             self._task = asyncio.create_task(self._end_in_worker())
             return
@@ -395,7 +397,7 @@ class EngineRequest:
         """Write the head and what there is of the body at once: mostly that is all of it."""
         self._started = True
         pool = self._pool
-        for piece in self._body.encode_start(pool.prefix, pool.address.host):
+        for piece in self._body.encode_start(pool.prefix, pool.address.host, pool.authorization):
             connection.write(piece)
 
     def _reply(self, reply: LocalReply) -> None:

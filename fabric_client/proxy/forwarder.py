@@ -107,7 +107,7 @@ class Forwarder:
             self,
             stream,
             slot,
-            self._pool(engine.address),
+            self._pool(engine),
             RequestBody(head, ended, self._preparation(engine, head)),
             ResponseBody(stream, self.throughput, self._uploads, self._loop.time),
         )
@@ -147,8 +147,9 @@ class Forwarder:
             return partial(prepare_offered, engine.offered, handler, self._reasoning, head)
         return translate and partial(prepare, translate, self._reasoning, head)
 
-    def _pool(self, address: Address) -> Pool:
+    def _pool(self, engine: Engine) -> Pool:
+        address = engine.address
         pool = self._pools.get(address)
         if pool is None:
-            pool = self._pools[address] = Pool(address, self._loop)
+            pool = self._pools[address] = Pool(address, self._loop, engine.key)
         return pool

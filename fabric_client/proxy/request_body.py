@@ -113,12 +113,13 @@ class RequestBody:
         """Drop what would be sent again: the engine has responded, or it has become too much."""
         self._replay = None
 
-    def encode_start(self, prefix: str, host: str) -> list[bytes]:
+    def encode_start(self, prefix: str, host: str, authorization: str = "") -> list[bytes]:
         """Return the head and what there is of the body, to be written at once.
 
-        ``prefix`` is put before the path; ``host`` is the Host header.
+        ``prefix`` is put before the path; ``host`` is the Host header, ``authorization`` that of
+        the engine's own key.
         """
-        head, pieces = self._encode_head(prefix, host), self._replay or ()
+        head, pieces = self._encode_head(prefix, host, authorization), self._replay or ()
         if self._size is None:
             return [head + self.encode(b"".join(pieces))]
         if self._size <= MAX_REPLAY:
@@ -132,13 +133,15 @@ class RequestBody:
         chunk = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
         return chunk + b"0\r\n\r\n" if self.ended else chunk
 
-    def _encode_head(self, prefix: str, host: str) -> bytes:
+    def _encode_head(self, prefix: str, host: str, authorization: str) -> bytes:
         head = self.head
         lines = [
             f"{head.method} {prefix}{self._path} HTTP/1.1",
             f"host: {host}",
             "accept-encoding: identity",
         ]
+        if authorization:
+            lines.append(f"authorization: {authorization}")
         if self.translated:
             lines.append("content-type: application/json")
         else:

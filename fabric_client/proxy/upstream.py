@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import httptools
 
 from fabric_client.engines.addresses import Address
+from fabric_client.engines.engine_key import EngineKey
 
 CONNECT_SECONDS = 10.0
 IDLE_SECONDS = 30.0
@@ -198,8 +199,11 @@ class EngineConnection(asyncio.Protocol):
 class Pool:
     """The connections to one engine."""
 
-    def __init__(self, address: Address, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, address: Address, loop: asyncio.AbstractEventLoop, key: EngineKey | None = None
+    ) -> None:
         self.address = address
+        self._key = key
         self._loop = loop
         parts = urlsplit(address.url)
         self.prefix = parts.path
@@ -211,6 +215,11 @@ class Pool:
         self.accepts_usage = False
         """The engine has answered a request with ``stream_options``, so no refusal is due to it."""
         self._usage_refused_until = 0.0
+
+    @property
+    def authorization(self) -> str:
+        """The value of the ``Authorization`` header; empty if the engine wants none."""
+        return self._key.authorization if self._key is not None else ""
 
     @property
     def refuses_usage(self) -> bool:

@@ -137,7 +137,7 @@ def classify(
     of a code that is missing.
     """
     message = _without_traceback(message)[:_MAX_MESSAGE]
-    if status in (400, 404) and _NO_MODEL.search(message):
+    if status in (400, 404) and (code == MODEL_NOT_FOUND or _NO_MODEL.search(message)):
         return EngineError(404, message, MODEL_NOT_FOUND, "model")
     named = _FIELD.search(message) if param is None and status < 500 else None
     param = param if named is None else named[1]

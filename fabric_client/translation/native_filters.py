@@ -85,31 +85,9 @@ def _asks_base64(body: bytes) -> bool:
         return False
 
 
-def ollama(path: str) -> RequestTranslator:
-    """Return the translator that takes ``keep_alive`` out of requests to Ollama itself, and reads
-    conversations that are written as for OpenAI's API.
-
-    With ``keep_alive`` any user could keep a model in the owner's memory, or unload one that others
-    use.
-    """
-
-    return partial(_ollama, path)
-
-
-def _ollama(path: str, body: bytes) -> TranslatedRequest:
-    if b'"keep_alive"' in body:
-        body = _without("keep_alive", body)
-    if path == "/api/chat":
-        body = as_ollama_history(body)
-    return TranslatedRequest(path, body, None)
-
-
-def _without(name: str, body: bytes) -> bytes:
-    try:
-        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    except (ValueError, RecursionError):
-        return body  # the engine reports what is wrong with it
-    return body if fields.pop(name, None) is None else msgspec.json.encode(fields)
+def ollama_chat(body: bytes) -> TranslatedRequest:
+    """Read a conversation for Ollama itself that is written as for OpenAI's API."""
+    return TranslatedRequest("/api/chat", as_ollama_history(body), None)
 
 
 def unchanged(path: str) -> RequestTranslator:

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from fabric_client.engines.echo import MODEL
+from fabric_client.engines.probes import DIALECTS
 from fabric_client.owner import control, state
 from fabric_client.reasoning.response_filter import ReasoningFilter
 from fabric_client.sse import EventFramer, EventTooLong, decode_events, split_events
@@ -17,13 +18,13 @@ from protocol import join, messages
 from runtime.http_proxy import ConnectAnswer, ProxyError, check_answer, parse
 from tests.fuzz.corpus import cut
 
-KINDS = ("ollama", "vllm", "llama-server", "lm-studio", "openai")
+KINDS = tuple(DIALECTS)
 CHAT = "/v1/chat/completions"
 BASIC = {CHAT, "/v1/completions", "/v1/embeddings", "/tokenize"}
 HANDLERS = [
     (path, translate)
-    for native in (BASIC, PUBLIC_PATHS)
-    for path, translate in sorted(path_handlers("vllm", native, lambda: 0).items())
+    for kind, native in (("vllm", BASIC), ("vllm", PUBLIC_PATHS), ("ollama", PUBLIC_PATHS))
+    for path, translate in sorted(path_handlers(kind, native, lambda: 0).items())
     if translate is not None
 ]
 PROXY = parse("http://proxy:3128", "proxy")

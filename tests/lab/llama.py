@@ -38,8 +38,16 @@ class LlamaServer:
 
     model = "tiny"
 
-    def __init__(self, slots: int = 4, options: Sequence[str] = (), *, alias: bool = True) -> None:
+    def __init__(
+        self,
+        slots: int = 4,
+        options: Sequence[str] = (),
+        *,
+        alias: bool = True,
+        embeddings: bool = True,
+    ) -> None:
         """Without ``alias`` the engine's name for the model is its file's path."""
+        self.embeddings = embeddings
         self.slots = slots
         self.alias = alias
         self.options = options
@@ -71,7 +79,8 @@ class LlamaServer:
         command += ["--alias", self.model] if self.alias else []
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--metrics", "--slots"]
         command += ["--parallel", str(self.slots), "--ctx-size", str(self.slots * 4096)]
-        command += ["--threads", "1", "--context-shift", "--embeddings", "--pooling", "mean"]
+        command += ["--threads", "1", "--context-shift"]
+        command += ["--embeddings", "--pooling", "mean"] if self.embeddings else []
         command += self.options
         with tempfile.NamedTemporaryFile(prefix="llama-server-") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)

@@ -98,15 +98,6 @@ def test_half_an_emoji_is_no_reason_to_refuse_a_question(path: str) -> None:
     assert text == "\ufffd \\ud83d \U0001f600"
 
 
-def test_how_long_a_model_stays_loaded_is_not_for_users_to_say() -> None:
-    translate = native_filters.ollama("/api/chat")
-    assert (
-        translate(b'{"keep_alive":0,"model":"tiny","n":1.50}').body == b'{"model":"tiny","n":1.50}'
-    )
-    for body in (b'{"options":{"keep_alive":0}}', b'["keep_alive"]', b'{"keep_alive"'):
-        assert translate(body).body == body
-
-
 def test_an_engine_that_only_embeds_can_t_be_chatted_with() -> None:
     found = path_handlers("vllm", {"/v1/embeddings"})
     assert found.keys() == {"/v1/embeddings", "/api/embed", "/api/embeddings"}

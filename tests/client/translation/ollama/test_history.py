@@ -35,7 +35,7 @@ HISTORY: list[Json] = [
 
 def native(messages: Any) -> Any:
     """What Ollama itself is asked."""
-    translate = native_filters.ollama("/api/chat")
+    translate = native_filters.ollama_chat
     asked = translate(json.dumps({"model": "tiny", "messages": messages}).encode())
     return json.loads(asked.body)["messages"]
 
@@ -106,7 +106,7 @@ def test_what_ollama_s_api_can_t_express_is_refused(part: Any) -> None:
     ],
 )
 def test_what_is_ollama_s_own_passes_byte_by_byte(body: bytes) -> None:
-    assert native_filters.ollama("/api/chat")(body).body == body
+    assert native_filters.ollama_chat(body).body == body
 
 
 JSONS = st.recursive(
