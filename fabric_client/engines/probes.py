@@ -38,7 +38,8 @@ from protocol.messages import ModelReport
 
 class Dialect(NamedTuple):
     alive: str
-    """The cheapest path whose status is 200 exactly when the engine can serve."""
+    """The cheapest path whose status is 200 exactly when the engine can serve.  It is asked for
+    each second, beside the first of ``paths``: some engines log each request."""
     paths: tuple[str, ...]
     """Documents for ``read``: the first must exist and have the list ``holds``."""
     holds: str
@@ -399,7 +400,7 @@ def _read_openai(documents: Documents) -> Facts:
 
 DIALECTS = {
     "ollama": Dialect(
-        "/api/version", ("/api/tags", "/api/ps", "/api/version"), "models", (11434,), _read_ollama
+        "/api/tags", ("/api/tags", "/api/ps", "/api/version"), "models", (11434,), _read_ollama
     ),
     "vllm": Dialect("/health", ("/v1/models",), "data", (8000,), _read_vllm, ("/openapi.json",)),
     # The second port is the announced one, github.com/ggml-org/llama.cpp/pull/26508.
