@@ -248,7 +248,7 @@ class Engine:
             if path in self._absent:
                 continue
             extra = await self._asking.get(path)
-            if extra.status in (401, 403):
+            if extra.status == 401:  # 403 is another matter: a page for administrators
                 self._expect(extra, dialect.holds)
             if extra.status == 200 and complaint(extra.document) is None:
                 documents[path] = extra.document
@@ -309,10 +309,9 @@ class Engine:
     async def _show_models(self, documents: Documents) -> dict[str, object]:
         """Return what an Ollama tells of each model, asked once for its weights."""
         wanted = show_question(documents)
+        names = set(wanted.values())
         self._cached = {
-            name: one
-            for name, one in self._cached.items()
-            if "\n" not in name or name in wanted.values()
+            name: one for name, one in self._cached.items() if "\n" not in name or name in names
         }
         missing = [one for one in wanted.items() if one[1] not in self._cached]
         for model, name in missing[:MAX_SHOWN]:
@@ -337,18 +336,15 @@ class Engine:
         nothing to do here.  One that sleeps would load its model.
         """
         run = run_of_llama_server(documents)
-        if run is None:
-            return {}
-        name = f"purpose {run}"
-        if name not in self._cached:
-            self._cached = {key: one for key, one in self._cached.items() if key[:8] != name[:8]}
+        if run is not None and run != self._cached.get("run"):
             statuses = {path: (await self._asking.post(path, {})).status for path in PURPOSES}
-            self._cached[name] = {
+            told = {
                 path: status != 501
                 for path, status in statuses.items()
                 if status in (200, 400, 501)
             }
-        return {"purpose": self._cached[name]}
+            self._cached |= {"run": run, "purpose": told}
+        return {"purpose": self._cached.get("purpose", {})}
 
     def _expect(self, answer: Response, key: str) -> None:
         text = complaint(answer.document)

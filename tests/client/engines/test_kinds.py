@@ -169,3 +169,80 @@ async def test_nonsense_in_what_they_tell_hides_no_model(
     assert report.healthy
     assert len(report.models) == names
     accepts(report)
+
+
+async def test_a_page_for_administrators_is_no_reason_to_want_another_key(
+    session: aiohttp.ClientSession, fakes: list[FakeEngine]
+) -> None:
+    fake = fake_localai()
+    fake.answers["/system"] = (403, {"error": {"code": 403, "message": "admin only"}})
+    fakes.append(await fake.start())
+    report = await Engine(session, parse_address(f"localai={fake.url}")).probe()
+    assert report.healthy
+    assert [model.loaded for model in report.models] == [None, None]
+
+
+async def test_a_llama_server_is_asked_what_it_is_for_once_and_never_while_it_sleeps(
+    session: aiohttp.ClientSession, fakes: list[FakeEngine]
+) -> None:
+    fake = fake_llama_server()
+    fake.takes_posts = True
+    fake.answers["/v1/embeddings"] = (501, {"error": {"code": 501, "message": "Start it with …"}})
+    fake.answers["/v1/rerank"] = (400, {"error": {"code": 400, "message": "no query"}})
+    props = fake.answers["/props"]
+    assert isinstance(props, dict)
+    props |= {"media_marker": "a", "is_sleeping": True}
+    fakes.append(await fake.start())
+    engine = Engine(session, parse_address(fake.url))
+    assert "/v1/embeddings" in (await engine.probe()).paths
+    assert not fake.posted
+    for marker, sleeps, asked in (
+        ("a", False, 2),
+        ("a", False, 2),
+        ("a", True, 2),
+        ("b", False, 4),
+    ):
+        props |= {"media_marker": marker, "is_sleeping": sleeps}
+        report = await engine.probe()
+        assert len(fake.posted) == asked
+        assert "/v1/embeddings" not in report.paths
+        assert "/rerank" in report.paths
+
+
+async def test_an_encoder_at_a_llama_server_is_not_asked_for_chats(
+    session: aiohttp.ClientSession, fakes: list[FakeEngine]
+) -> None:
+    fake = fake_llama_server()
+    fake.takes_posts = True
+    fake.answers["/v1/embeddings"] = (400, {"error": {"code": 400, "message": "no input"}})
+    for row in rows_at(fake.answers["/v1/models"], "data"):
+        assert isinstance(row, dict)
+        row["meta"]["vocab_type"] = 3
+    report = await report_of(session, fakes, fake)
+    assert "/v1/embeddings" in report.paths
+    assert not {"/v1/chat/completions", "/v1/messages", "/api/chat"} & set(report.paths)
+
+
+async def test_an_ollama_is_asked_about_each_model_once_and_about_few_at_a_time(
+    session: aiohttp.ClientSession, fakes: list[FakeEngine]
+) -> None:
+    fake = fake_ollama()
+    fake.takes_posts = True
+    rows = [{"name": f"m{n}:latest", "digest": f"{n:012x}"} for n in range(20)]
+    fake.answers["/api/tags"] = {"models": rows}
+    fake.answers["/api/show"] = {
+        "capabilities": ["embedding"],
+        "parameters": 'stop   "a b"\nnum_ctx                        777',
+        "model_info": {"general.architecture": "llama", "llama.context_length": 2048},
+    }
+    fakes.append(await fake.start())
+    engine = Engine(session, parse_address(fake.url))
+    for asked in (16, 20, 20):
+        report = await engine.probe()
+        assert len(fake.posted) == asked
+    assert {one.context_length for one in report.models} == {777}
+    assert {tuple(one.capabilities) for one in report.models} == {("embedding",)}
+    assert "/api/chat" not in report.paths
+    rows[0]["digest"] = "f" * 12
+    await engine.probe()
+    assert len(fake.posted) == 21
