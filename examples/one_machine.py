@@ -203,7 +203,7 @@ async def find_engines(data: Path, stack: AsyncExitStack) -> tuple[list[str], st
     settings = read(Config, PREFIX, environ=environ, flags={"data": data / "node"}, file=None)
     async with aiohttp.ClientSession() as session:
         addresses = [parse_address(text) for text in settings.engine]
-        ports = tuple(DEFAULT_PORTS.values()) if settings.discovers else ()
+        ports = tuple(DEFAULT_PORTS) if settings.discovers else ()
         reports = await Watcher(session, addresses, ports=ports).refresh()
     for report in reports:
         found = f"Engine {report.name}: {report.problem or f'{len(report.models)} models'}"
