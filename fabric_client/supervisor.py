@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -27,6 +28,7 @@ from fabric_client.proxy.forwarder import Forwarder
 from fabric_client.proxy.upload_limit import UploadLimit
 from fabric_client.reasoning import ReasoningFilter
 from fabric_client.registration.context import NodeContext
+from fabric_client.registration.network_watch import network_changes
 from fabric_client.registration.registration_loop import RegistrationLoop
 from fabric_client.reload import SettingsWatch
 from protocol.engine_changes import EngineChanges
@@ -131,6 +133,7 @@ class Supervisor:
                     ("engines", lambda: self._watch_engines(watcher, registrations)),
                     ("settings", lambda: self._watch_settings(watcher, registrations)),
                     ("sleep", lambda: self._notice_sleep(registrations)),
+                    ("network", lambda: self._watch_network(registrations)),
                     ("pause", lambda: self._watch_pause(watcher, forwarder, registrations)),
                     ("gpu", lambda: self._pause.watch_gpu(forwarder.worked_at)),
                     ("battery", self._pause.watch_battery),
@@ -257,6 +260,13 @@ class Supervisor:
                 log.info("the machine was asleep", extra={"seconds": round(now_ahead - ahead)})
                 registrations.hang_up("the machine was asleep")
             ahead = now_ahead
+
+    async def _watch_network(self, registrations: RegistrationLoop) -> None:
+        changes = network_changes(lambda: registrations.server_addresses)
+        async with contextlib.aclosing(changes):
+            async for addresses in changes:
+                log.info("the network has changed", extra={"addresses": addresses})
+                registrations.network_changed()
 
     # ── for `fabric-client status` ────────────────────────────────────────────────────────────
 

@@ -63,6 +63,8 @@ class Agent:
         """True if this agent's connections use a key that the server may not know yet."""
         self._loop = asyncio.get_running_loop()
         self._link: LinkDriver | None = None
+        self._closed_early: dict[LinkDriver, LinkClosed] = {}
+        """Links that were closed while the server was dialled, of which there may be several."""
         self._answer: asyncio.Future[Registered | LinkClosed] = self._loop.create_future()
         self._closed: asyncio.Future[LinkClosed] = self._loop.create_future()
 
@@ -72,13 +74,17 @@ class Agent:
         Raises OSError or TimeoutError when the server can't be reached.
         """
         try:
-            link, host, port = await dial_server(
-                lambda: LinkDriver(self, self._loop, rng=self._context.rng),
-                self._context,
-                self._context.identity.control_ports,
-                CONTROL_ALPN,
-            )
+            async with self._context.network.interrupts():
+                link, host, port = await dial_server(
+                    lambda: LinkDriver(self, self._loop, rng=self._context.rng),
+                    self._context,
+                    self._context.identity.control_ports,
+                    CONTROL_ALPN,
+                )
             self._link = link
+            if link in self._closed_early:
+                self.on_closed(link, self._closed_early[link])
+            self._closed_early.clear()
             return await self._register(link, host, port)
         finally:
             self._slots.close()
@@ -142,6 +148,18 @@ class Agent:
         if self._link is not None:
             self._link.close(Code.NONE, reason)
 
+    @property
+    def server_address(self) -> str:
+        """The address of the server's machine, empty while there is no link."""
+        return "" if self._link is None else self._link.peer.rpartition(":")[0]
+
+    def challenge(self) -> None:
+        """Give connections up whose server does not respond at once: the network has changed."""
+        if self._link is not None:
+            self._link.challenge()
+        if self.tunnels is not None:
+            self.tunnels.challenge()
+
     # ── called by the link ────────────────────────────────────────────────────────────────────
 
     def on_message(self, link: LinkDriver, message: Message) -> None:
@@ -163,6 +181,10 @@ class Agent:
             link.close(Code.PROTOCOL, f"{type(message).__name__} from a server")
 
     def on_closed(self, link: LinkDriver, closed: LinkClosed) -> None:
+        if self._link is None:
+            self._closed_early[link] = closed
+        if link is not self._link:
+            return
         if not self._answer.done():
             self._answer.set_result(closed)
         if not self._closed.done():

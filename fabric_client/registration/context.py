@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
 from fabric_client.hardware.machine import Machine
 from fabric_client.identity import Identity
 from fabric_client.proxy.forwarder import Forwarder
+from fabric_client.registration.pace import NetworkSignal
 from protocol.messages import EngineReport
 from protocol.tunnel.resume import ResumeTable
 from runtime.http_proxy import DIRECT, Proxies
@@ -30,5 +31,6 @@ class NodeContext:
     rng: Random
     proxies: Proxies = DIRECT
     """The way to the server."""
+    network: NetworkSignal = field(default_factory=NetworkSignal)
     instance: str = ""
     """Random id of this run, by which servers tell a restart from a second machine."""

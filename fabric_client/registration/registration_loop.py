@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 from fabric_client.identity import explain
 from fabric_client.registration.agent import Agent
-from fabric_client.registration.backoff import Backoff
 from fabric_client.registration.context import NodeContext
+from fabric_client.registration.dialling import NotReached
+from fabric_client.registration.pace import Pace
 from fabric_client.registration.self_check import find
 from protocol.control.link import LinkClosed
 from protocol.errors import RemoteError
@@ -38,6 +39,9 @@ class RegistrationLoop:
         """One while a server is there; more while one leaves and its successor is there."""
         self._context = context
         self._on_change = on_change
+        self._unanswered = False
+        """The last attempt failed because nobody answered."""
+        self._server_address = ""
 
     @property
     def tunnels(self) -> int:
@@ -70,6 +74,19 @@ class RegistrationLoop:
         for agent in list(self.agents):
             agent.hang_up(reason)
 
+    @property
+    def server_addresses(self) -> list[str]:
+        """The address at which the server was reached last; none before the first time."""
+        for agent in self.agents:
+            self._server_address = agent.server_address or self._server_address
+        return [self._server_address] if self._server_address else []
+
+    def network_changed(self) -> None:
+        """Check all connections at once, and end all waits for the next attempt."""
+        self._context.network.changed()
+        for agent in list(self.agents):
+            agent.challenge()
+
     async def run(self) -> None:
         """Register again and again.
 
@@ -85,8 +102,8 @@ class RegistrationLoop:
 
     async def _register_again(self, registrations: set[asyncio.Task[LinkClosed | None]]) -> None:
         loop = asyncio.get_running_loop()
-        rng = self._context.rng
-        backoff = Backoff(rng)
+        rng, network = self._context.rng, self._context.network
+        pace = Pace(rng, network)
         older: set[asyncio.Task[LinkClosed | None]] = set()
         """Registrations with servers that leave."""
         while True:
@@ -105,11 +122,13 @@ class RegistrationLoop:
                 raise RemoteError(closed.code, closed.reason)
             if older:  # there is no hurry: users are still served by way of the old server
                 log.debug("no successor yet", extra={"reason": self.reason})
-                backoff = Backoff(rng)
+                pace = Pace(rng, network)
                 await asyncio.wait(older, timeout=rng.uniform(*SUCCESSOR_SECONDS))
                 continue
-            wait = backoff.wait(loop.time() - began)
-            log.warning(
+            lasted = loop.time() - began
+            wait = pace.next_wait(lasted, unanswered=self._unanswered)
+            log.log(
+                pace.log_level(self.reason, lasted),
                 "not connected",
                 extra={
                     "server": self._context.identity.host,
@@ -117,17 +136,19 @@ class RegistrationLoop:
                     "again_in": round(wait, 1),
                 },
             )
-            await asyncio.sleep(wait)
+            await pace.sleep(wait)
 
     async def _serve(self, agent: Agent) -> LinkClosed | None:
         """Serve until the link is closed; return why, None if the server can't be reached."""
         self.agents.append(agent)
+        self._unanswered = False
         closed = None
         try:
             closed = await agent.serve()
             self.reason = closed.reason
         except (OSError, TimeoutError) as error:
             self.reason = explain(error)
+            self._unanswered = isinstance(error, NotReached) and error.unanswered
         except Exception as error:  # a defect must not end the node: the next registration follows
             self.reason = f"a registration failed: {str(error) or type(error).__name__}"
             log.exception("a registration failed")

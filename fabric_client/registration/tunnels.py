@@ -7,9 +7,9 @@ import logging
 from collections.abc import Callable
 
 from fabric_client.identity import explain
-from fabric_client.registration.backoff import Backoff
 from fabric_client.registration.context import NodeContext
-from fabric_client.registration.dialling import dial_server
+from fabric_client.registration.dialling import NotReached, dial_server
+from fabric_client.registration.pace import Pace
 from protocol.aio.node import Accept, NodeTunnel
 from protocol.errors import Code
 from protocol.messages import Registered
@@ -82,28 +82,41 @@ class Tunnels:
         for tunnel in list(self._open):
             tunnel.drain(reason, LEAVE_SECONDS)
 
+    def challenge(self) -> None:
+        """Give those up whose server does not respond at once: the network has changed."""
+        for tunnel in list(self._open):
+            tunnel.challenge()
+
     def close(self, reason: str) -> None:
         for tunnel in list(self._open):
             tunnel.close(Code.NONE, reason)
 
     async def _keep_one(self) -> None:
         loop = asyncio.get_running_loop()
-        backoff = Backoff(self._context.rng)
+        pace = Pace(self._context.rng, self._context.network)
         while self._redials:
             began = loop.time()
+            unanswered = False
             try:
                 reason = await self._one(loop)
             except (OSError, TimeoutError) as error:
                 reason = explain(error)
-            wait = backoff.wait(loop.time() - began)
-            log.info("tunnel down", extra={"reason": reason, "again_in": round(wait, 1)})
-            await asyncio.sleep(wait)
+                unanswered = isinstance(error, NotReached) and error.unanswered
+            lasted = loop.time() - began
+            wait = pace.next_wait(lasted, unanswered=unanswered)
+            level = min(pace.log_level(reason, lasted), logging.INFO)
+            log.log(level, "tunnel down", extra={"reason": reason, "again_in": round(wait, 1)})
+            await pace.sleep(wait)
 
     async def _one(self, loop: asyncio.AbstractEventLoop) -> str:
         """Open a tunnel and stay until it is closed; returns why it was."""
-        tunnel, _, _ = await dial_server(
-            lambda: self._tunnel(loop), self._context, (self._registered.proxy_port,), TUNNEL_ALPN
-        )
+        async with self._context.network.interrupts():
+            tunnel, _, _ = await dial_server(
+                lambda: self._tunnel(loop),
+                self._context,
+                (self._registered.proxy_port,),
+                TUNNEL_ALPN,
+            )
         closed = self._open[tunnel] = loop.create_future()
         if tunnel.connection.closed:
             del self._open[tunnel]

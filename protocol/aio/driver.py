@@ -25,6 +25,7 @@ class Machine(Protocol):
     @property
     def has_output(self) -> bool: ...
     def receive(self, data: bytes, now: float) -> None: ...
+    def challenge(self, now: float) -> None: ...
     def lost(self, reason: str) -> None: ...
     def handle_timer(self, now: float) -> None: ...
     def data_to_send(self) -> list[bytes | memoryview]: ...
@@ -69,6 +70,11 @@ class Driver(asyncio.Protocol):
         """Return the peer's certificate in DER; empty without TLS."""
         tls = None if self._transport is None else self._transport.get_extra_info("ssl_object")
         return b"" if tls is None else tls.getpeercert(binary_form=True) or b""
+
+    def challenge(self) -> None:
+        """Give the peer up unless it responds at once: the path to it may be gone."""
+        self._machine.challenge(self._loop.time())
+        self.flush_soon()
 
     # ── asyncio calls these ───────────────────────────────────────────────────────────────────
 

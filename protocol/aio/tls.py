@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from protocol.aio.connecting import NoAnswer, connect
 from protocol.names import SERVER_NAME
 from runtime import http_proxy
 from runtime.http_proxy import HttpProxy
@@ -77,11 +78,25 @@ async def dial(
 ) -> P:
     """Connect and finish the TLS handshake; the certificate must name ``SERVER_NAME``.
 
-    Raises OSError (of which ssl.SSLError and ProxyError are) or TimeoutError.
+    Raises OSError (of which ssl.SSLError and ProxyError are) or TimeoutError; ``NoAnswer`` of
+    ``protocol.aio.connecting`` when nobody has answered at all.
     """
-    async with asyncio.timeout(DIAL_SECONDS + (0.0 if proxy is None else http_proxy.SECONDS)):
-        _, protocol = await http_proxy.connect(
-            factory, (host, port), proxy=proxy, tls=context, server_hostname=SERVER_NAME
+    loop = asyncio.get_running_loop()
+    if proxy is not None:
+        async with asyncio.timeout(DIAL_SECONDS + http_proxy.SECONDS):
+            _, protocol = await http_proxy.connect(
+                factory, (host, port), proxy=proxy, tls=context, server_hostname=SERVER_NAME
+            )
+        return protocol
+    ends = loop.time() + DIAL_SECONDS
+    try:
+        async with asyncio.timeout_at(ends):
+            sock = await connect(host, port)
+    except TimeoutError:
+        raise NoAnswer("timed out") from None
+    async with asyncio.timeout_at(ends):
+        _, protocol = await loop.create_connection(
+            factory, sock=sock, ssl=context, server_hostname=SERVER_NAME
         )
     return protocol
 

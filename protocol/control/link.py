@@ -23,7 +23,7 @@ from protocol.errors import Code, LocalError
 from protocol.messages import UNREADABLE, Message, Ping, Pong, Refused
 from protocol.token_bucket import TokenBucket
 from protocol.tunnel import frames
-from protocol.tunnel.keepalive import KeepAlive, Verdict
+from protocol.tunnel.keepalive import CHALLENGE_SECONDS, KeepAlive, Verdict
 
 LENGTH = Layout(">I")
 MAX_MESSAGE = 1024 * 1024
@@ -62,7 +62,6 @@ class Link:
         self._out: list[bytes | memoryview] = []
         self._flood_budget = TokenBucket(FLOOD_BURST, FLOOD_PER_SECOND, now)
         self._byte_budget = TokenBucket(FLOOD_BYTES, FLOOD_BYTES_PER_SECOND, now)
-        self._ping_token = 0
 
     def __repr__(self) -> str:
         return f"<Link {'closed' if self.closed else 'open'}>"
@@ -98,6 +97,17 @@ class Link:
             self.send(Refused(code, frames.cut(reason, 1000), again))
             self._shut(code, reason, again=again, by_peer=False)
 
+    def challenge(self, now: float) -> None:
+        """Give the peer up unless it responds at once: the path to it may be gone."""
+        if self.closed:
+            return
+        if self.message_received:
+            self.send(Ping(self.keepalive.ping(now)))
+            self.deadline = min(self.deadline, self.keepalive.challenge(now))
+        else:
+            self._first_until = min(self._first_until, now + CHALLENGE_SECONDS)
+            self.deadline = min(self.deadline, self._first_until)
+
     def lost(self, reason: str) -> None:
         """Note that the transport is gone."""
         if not self.closed:
@@ -112,8 +122,7 @@ class Link:
             return
         match self.keepalive.check(now):
             case Verdict.PING:
-                self._ping_token += 1
-                self.send(Ping(self._ping_token))
+                self.send(Ping(self.keepalive.ping(now)))
             case Verdict.DEAD:
                 self.lost(f"silent for {now - self.keepalive.last_received:.0f} s")
                 return
@@ -162,7 +171,9 @@ class Link:
             self.send(Pong(message.token))
         elif isinstance(message, Refused):
             self._shut(message.code, message.reason, again=message.again, by_peer=True)
-        elif not isinstance(message, Pong):
+        elif isinstance(message, Pong):
+            self.keepalive.pong(message.token)
+        else:
             self._events.append(message)
 
     def _shut(self, code: int, reason: str, *, again: bool, by_peer: bool) -> None:

@@ -133,6 +133,12 @@ class BaseConnection(ABC):
         if not self.closed:
             self.deadline = min(self.deadline, self.keepalive.probe(now))
 
+    def challenge(self, now: float) -> None:
+        """Give the peer up unless it responds at once: the path to it may be gone."""
+        self.ping(now)
+        if not self.closed:
+            self.deadline = min(self.deadline, self.keepalive.challenge(now))
+
     def drain(self, reason: str, seconds: float) -> None:
         """Take no new streams from now on, and close behind the last one that runs."""
         self._draining = True

@@ -6,6 +6,9 @@ a dead connection for more than 10 s.
 
 A tunnel that has been silent when a stream is opened on it is probed at once, and suspected 2 s
 later.  A suspected tunnel is not given up: its owner checks whether another tunnel does better.
+
+After a change of the network a peer is challenged: pinged at once, and given up 1 s later, or four
+round trips if those take longer.
 """
 
 from __future__ import annotations
@@ -20,6 +23,9 @@ QUIET_SECONDS = 2.0
 """Silence after which a tunnel is probed when it is to be used again."""
 SUSPECT_SECONDS = 2.0
 """Time to answer a probe before the tunnel is suspected."""
+CHALLENGE_SECONDS = 1.0
+CHALLENGE_ROUND_TRIPS = 4.0
+"""Time to answer a challenge before the peer is given up: the longer one of the two."""
 
 
 class Verdict(Enum):
@@ -37,6 +43,8 @@ class KeepAlive:
 
     __slots__ = (
         "_busy_since",
+        "_challenge_ends",
+        "_challenged",
         "_interval",
         "_misses",
         "_ping_answered",
@@ -59,6 +67,8 @@ class KeepAlive:
         self._pinged = float("-inf")
         self._misses = 0
         self._probed = float("-inf")
+        self._challenged = float("-inf")
+        self._challenge_ends = float("inf")
         self._busy_since: float | None = None
         self._ping_token = 0
         self._ping_sent = now
@@ -68,6 +78,10 @@ class KeepAlive:
     def _unanswered(self) -> bool:
         # An answer may carry the time of its ping: uvloop's clock ticks in milliseconds.
         return self._pinged > self.last_received
+
+    @property
+    def _challenge_open(self) -> bool:
+        return self._challenged > self.last_received
 
     def busy(self, now: float) -> float:
         """Note that the first stream was opened; return the new deadline."""
@@ -81,6 +95,15 @@ class KeepAlive:
     def probe(self, now: float) -> float:
         """Note that a ping was sent because the tunnel is needed now; return the new deadline."""
         self._probed = now
+        return self.deadline()
+
+    def challenge(self, now: float) -> float:
+        """Note that a ping was sent because the path may be gone; return the new deadline."""
+        if self._challenged <= self.last_received:  # else the first one still counts
+            self._challenged = now
+            self._challenge_ends = now + max(
+                CHALLENGE_SECONDS, CHALLENGE_ROUND_TRIPS * (self.round_trip or 0.0)
+            )
         return self.deadline()
 
     def ping(self, now: float) -> int:
@@ -108,8 +131,10 @@ class KeepAlive:
     def _life_deadline(self) -> float:
         since = self._pinged if self._unanswered else self.last_received
         if self._busy_since is None:
-            return since + self._interval
-        return max(since, self._busy_since) + BUSY_SECONDS
+            deadline = since + self._interval
+        else:
+            deadline = max(since, self._busy_since) + BUSY_SECONDS
+        return min(deadline, self._challenge_ends) if self._challenge_open else deadline
 
     def check(self, now: float) -> Verdict:
         """Return what to do now; call again until it is WAIT."""
@@ -119,6 +144,8 @@ class KeepAlive:
             return Verdict.SUSPECT
         if now < self._life_deadline():
             return Verdict.WAIT
+        if self._challenge_open and now >= self._challenge_ends:
+            return Verdict.DEAD
         if not self._unanswered:
             self._misses = 0
         elif self._busy_since is not None and self._pinged >= self._busy_since:

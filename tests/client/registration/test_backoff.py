@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from random import Random
 
-from fabric_client.registration.backoff import BASE_SECONDS, CAP_SECONDS, SUCCESS_SECONDS, Backoff
+from fabric_client.registration.backoff import (
+    BASE_SECONDS,
+    CAP_SECONDS,
+    SUCCESS_SECONDS,
+    UNANSWERED_CAP_SECONDS,
+    UNANSWERED_SECONDS,
+    Backoff,
+)
 
 
 class Longest(Random):
@@ -31,3 +38,29 @@ def test_nodes_that_lost_one_server_do_not_come_back_in_step():
     waits = sorted(Backoff(Random(seed)).wait(SUCCESS_SECONDS) for seed in range(100))
     assert waits[10] < 0.1
     assert waits[-10] > 0.4
+
+
+def test_while_nobody_answers_waits_stay_short_for_some_minutes():
+    backoff = Backoff(Longest())
+    waits: list[float] = []
+    while sum(waits) + 4.0 * len(waits) < UNANSWERED_SECONDS - 6.0:
+        waits.append(backoff.wait(4.0, unanswered=True))
+    assert waits[:5] == [0.5, 1, 2, 2, 2]
+    assert max(waits) == UNANSWERED_CAP_SECONDS
+    later = [backoff.wait(4.0, unanswered=True) for _ in range(8)]
+    assert later[-1] == CAP_SECONDS, "who is away for long is asked less often"
+
+
+def test_a_server_that_answers_is_let_alone_whatever_was_before():
+    backoff = Backoff(Longest())
+    for _ in range(10):
+        backoff.wait(4.0, unanswered=True)
+    assert [backoff.wait() for _ in range(5)] == [2, 4, 8, 16, CAP_SECONDS]
+
+
+def test_after_a_change_of_the_network_it_begins_anew():
+    backoff = Backoff(Longest())
+    for _ in range(100):
+        backoff.wait(4.0, unanswered=True)
+    backoff.reset()
+    assert [backoff.wait(4.0, unanswered=True) for _ in range(4)] == [0.5, 1, 2, 2]

@@ -21,6 +21,7 @@ from protocol.messages import (
     Registered,
     Tunnels,
 )
+from protocol.tunnel.keepalive import CHALLENGE_SECONDS
 
 MODEL = ModelReport("llama3.2:1b", size=1_300_000_000, loaded=True)
 ENGINE = EngineReport("ollama", "ollama", True, 1, [MODEL])
@@ -339,3 +340,47 @@ def test_a_dead_peer_is_given_up_within_a_minute():
         assert closed.code == Code.LOST
         assert closed.reason.startswith("silent for ")
         assert side.deadline == float("inf")
+
+
+# ── after a change of the network ─────────────────────────────────────────────────────────────
+
+
+def test_a_challenged_link_that_is_silent_is_given_up_after_a_second():
+    pair = Pair.registered()
+    pair.wait(5.0)
+    pair.cut = True
+    pair.node.challenge(pair.now)
+    pair.wait(CHALLENGE_SECONDS - 0.1)
+    assert not pair.node.closed
+    pair.wait(0.2)
+    (closed,) = pair.node.events()
+    assert isinstance(closed, LinkClosed)
+    assert (closed.code, closed.again) == (Code.LOST, True)
+
+
+def test_a_challenged_link_that_answers_stays():
+    pair = Pair.registered()
+    pair.wait(5.0)
+    pair.node.challenge(pair.now)
+    pair.run()
+    pair.wait(60.0)
+    assert not pair.node.closed
+    assert pair.node.events() == pair.server.events() == []
+
+
+def test_a_link_on_which_nothing_was_said_yet_is_challenged_too():
+    pair = Pair()
+    pair.cut = True
+    pair.node.send(REGISTER)
+    pair.node.challenge(pair.now)
+    pair.wait(CHALLENGE_SECONDS)
+    assert pair.node.closed
+
+
+def test_a_closed_link_is_not_challenged():
+    pair = Pair.registered()
+    pair.node.close(Code.NONE, "bye")
+    pair.run()
+    pair.node.challenge(pair.now)
+    assert not pair.node.has_output
+    assert pair.node.deadline == float("inf")

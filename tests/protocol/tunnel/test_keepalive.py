@@ -6,7 +6,7 @@ from time import process_time
 import pytest
 
 from protocol.tunnel.base import Role
-from protocol.tunnel.keepalive import KeepAlive, Verdict
+from protocol.tunnel.keepalive import CHALLENGE_SECONDS, KeepAlive, Verdict
 from tests.pump import ANSWER, FIGURES, HEAD, Pump, lines
 
 
@@ -283,3 +283,53 @@ def test_an_idle_tunnel_can_be_asked_whether_it_is_of_use():
     pump.wait(3.0)
     assert not pump.server.usable
     assert not pump.server.closed, "an idle one may be silent for longer"
+
+
+# ── after a change of the network ─────────────────────────────────────────────────────────────
+
+
+def test_a_challenged_peer_that_is_silent_is_given_up_after_a_second():
+    pump = Pump.greeted()
+    pump.wait(3.0)
+    pump.deaf.add(Role.SERVER)
+    pump.node.challenge(pump.now)
+    pump.wait(CHALLENGE_SECONDS - 0.1)
+    assert not pump.node.closed
+    pump.wait(0.2)
+    assert pump.node.closed
+
+
+def test_a_challenge_that_is_answered_changes_nothing():
+    pump = Pump.greeted()
+    pump.wait(3.0)
+    pump.node.challenge(pump.now)
+    pump.run()
+    pump.wait(60.0)
+    assert not pump.node.closed
+    assert not pump.server.closed
+
+
+def test_challenges_in_a_row_give_no_more_time_and_ask_no_more_than_any_ping():
+    keepalive = KeepAlive(0.0, Random(1))
+    assert keepalive.challenge(5.0) == 5.0 + CHALLENGE_SECONDS
+    assert keepalive.challenge(5.9) == 5.0 + CHALLENGE_SECONDS
+    assert keepalive.check(5.0 + CHALLENGE_SECONDS) is Verdict.DEAD
+    keepalive.last_received = 7.0
+    assert keepalive.challenge(8.0) == 8.0 + CHALLENGE_SECONDS, "after an answer, a new one"
+
+
+def test_a_far_peer_has_time_for_its_answer():
+    keepalive = KeepAlive(0.0, Random(1))
+    token = keepalive.ping(0.0)
+    keepalive.last_received = 2.0
+    assert keepalive.pong(token) == 2.0
+    assert keepalive.challenge(3.0) == 11.0
+
+
+def test_a_challenge_puts_no_other_deadline_off():
+    keepalive = KeepAlive(0.0, Random(1))
+    keepalive.busy(0.0)
+    assert keepalive.check(5.0) is Verdict.PING
+    keepalive.challenge(9.5)
+    assert keepalive.deadline() == 10.0
+    assert keepalive.check(10.0) is Verdict.DEAD
