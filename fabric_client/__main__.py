@@ -11,10 +11,13 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from fabric_client.cli.chat import chat
 from fabric_client.cli.doctor import doctor
 from fabric_client.cli.drain import drain
+from fabric_client.cli.fingerprint import fingerprint
 from fabric_client.cli.join import join
 from fabric_client.cli.pause import pause, resume
+from fabric_client.cli.reload import reload
 from fabric_client.cli.run import run_
 from fabric_client.cli.service import install_service, uninstall_service
 from fabric_client.cli.status import status
@@ -37,6 +40,9 @@ app.command()(doctor)
 app.command()(pause)
 app.command()(resume)
 app.command()(drain)
+app.command()(reload)
+app.command()(fingerprint)
+app.command()(chat)
 app.command()(install_service)
 app.command()(uninstall_service)
 

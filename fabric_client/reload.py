@@ -1,64 +1,78 @@
-"""Reads a running node's settings again when their file has changed.
+"""Reads a running node's settings again: when their file has changed, or when it is asked to.
 
-What is offered changes at once.  Every other setting needs a restart, which is logged.
+A file with an error changes nothing.  Flags and variables stay those of the start.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 from fabric_client.config import Config
-from fabric_client.offer.patterns import Offer
-from runtime.flags import file_of, read_again
+from fabric_client.owner.state import Reloaded
+from runtime.flags import file_of, merge, read_again
 from runtime.settings import SettingsError
 
 log = logging.getLogger("fabric.settings")
 
-AT_ONCE = frozenset({"models"})
+AT_ONCE = frozenset(
+    {
+        *("name", "region", "engine", "discover", "slots", "models", "schedule"),
+        "max_num_ctx",
+        *("pause_on_battery", "pause_gpu_percent", "pause_gpu_seconds", "upload_limit"),
+        *("log_level", "log_json"),
+    }
+)
 """Settings that take effect while the node runs."""
 
 
-class SettingsWatch:
-    """The settings file as a running node sees it.
+class NodeSettings:
+    """The settings of a running node, and the file that they come from."""
 
-    ``poll`` costs one ``stat`` when nothing changed.
-    """
-
-    def __init__(self, config: Config, joined_with: Sequence[str] | None) -> None:
-        """``joined_with`` are the patterns that ``join`` was given."""
-        self._config = config
-        self._joined_with = joined_with
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        """The settings in use."""
+        self.result: Reloaded | None = None
+        """The result of the last time that they were read again."""
         self._file = file_of(config)
-        self._seen = _stamp(self._file)
+        self._read = self._seen = _stamp(self._file)
 
-    def poll(self) -> Offer | None:
-        """Return what is offered if the file has changed that, otherwise None.
+    def file_has_changed(self) -> bool:
+        """Return whether the file is another one than was read; it costs one ``stat``.
 
-        A file with an error is logged once, and changes nothing.
+        A file that has changed since the last call is left alone: it may be half written.
         """
-        seen = _stamp(self._file)
-        if seen == self._seen:
-            return None
-        self._seen = seen
-        before = self._config
+        before, self._seen = self._seen, _stamp(self._file)
+        return self._seen == before and self._seen != self._read
+
+    def read_again(self) -> Reloaded:
+        """Read the settings again, and log and return what has changed in ``config``."""
+        self.result = self._read_again()
+        return self.result
+
+    def _read_again(self) -> Reloaded:
+        self._read = self._seen = _stamp(self._file)
         try:
-            self._config = read_again(before)
+            loaded = read_again(self.config)
         except SettingsError as error:
             log.error("settings not read again: the ones before stay", extra={"reason": str(error)})
-            return None
-        changed = {
+            return Reloaded(error=str(error))
+        changed = [
             field.name
-            for field in dataclasses.fields(before)
-            if getattr(before, field.name) != getattr(self._config, field.name)
-        }
-        if waiting := sorted(changed - AT_ONCE):
-            log.warning(
-                "settings changed: restart the node to apply them", extra={"names": waiting}
-            )
-        return self._config.offers(self._joined_with) if "models" in changed else None
+            for field in dataclasses.fields(loaded)
+            if getattr(loaded, field.name) != getattr(self.config, field.name)
+        ]
+        result = Reloaded(
+            applied=[name for name in changed if name in AT_ONCE],
+            needs_restart=[name for name in changed if name not in AT_ONCE],
+        )
+        self.config = merge(self.config, loaded, result.applied)
+        log.info(
+            "settings loaded",
+            extra={"applied": result.applied, "needs_restart": result.needs_restart},
+        )
+        return result
 
 
 def _stamp(file: Path | None) -> tuple[int, int, int] | None:

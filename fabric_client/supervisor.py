@@ -25,15 +25,15 @@ from fabric_client.owner import state
 from fabric_client.owner.pause_monitor import PauseMonitor, PauseSettings
 from fabric_client.owner.schedule import parse_schedule
 from fabric_client.proxy.forwarder import Forwarder
-from fabric_client.proxy.upload_limit import UploadLimit
 from fabric_client.reasoning import ReasoningFilter
 from fabric_client.registration.context import NodeContext
 from fabric_client.registration.network_watch import network_changes
 from fabric_client.registration.registration_loop import RegistrationLoop
-from fabric_client.reload import SettingsWatch
+from fabric_client.reload import NodeSettings
 from protocol.engine_changes import EngineChanges
 from protocol.messages import EngineReport
 from protocol.tunnel.resume import ResumeTable
+from runtime import logs
 from runtime.background import BackgroundTasks
 from runtime.findings import Finding, FindingLog, disk, problems
 
@@ -87,7 +87,7 @@ class Supervisor:
         """``clock`` gives Unix seconds; it is compared with the loop's own time every
         ``sleep_check`` seconds, to notice that the machine was asleep.  ``machine`` is a stand-in
         for this machine."""
-        self._config = config
+        self._settings = NodeSettings(config)
         self._identity = identity
         self._rng = rng
         self._clock = clock
@@ -97,12 +97,7 @@ class Supervisor:
         self._run_id = secrets.token_hex(8)
         self._pause = PauseMonitor(
             config.data,
-            PauseSettings(
-                schedule=parse_schedule(config.schedule),
-                on_battery=config.pause_on_battery,
-                gpu_percent=config.pause_gpu_percent,
-                gpu_seconds=config.pause_gpu_seconds,
-            ),
+            _pause_settings(config),
             self._machine,
             run=self._run_id,
             clock=clock,
@@ -131,7 +126,7 @@ class Supervisor:
             try:
                 for name, work in (
                     ("engines", lambda: self._watch_engines(watcher, registrations)),
-                    ("settings", lambda: self._watch_settings(watcher, registrations)),
+                    ("settings", self._watch_settings),
                     ("sleep", lambda: self._notice_sleep(registrations)),
                     ("network", lambda: self._watch_network(registrations)),
                     ("pause", lambda: self._watch_pause(watcher, forwarder, registrations)),
@@ -147,13 +142,19 @@ class Supervisor:
                 self._write_state()
 
     def make_forwarder(self, watcher: Watcher) -> Forwarder:
-        uploads = None
-        if self._config.upload_limit is not None:
-            loop = asyncio.get_running_loop()
-            uploads = UploadLimit(
-                self._config.upload_limit, clock=loop.time, call_later=loop.call_later
-            )
-        return Forwarder(watcher.engine, watcher.poke, uploads, ReasoningFilter)
+        forwarder = Forwarder(watcher.engine, watcher.poke, None, ReasoningFilter)
+        forwarder.limit_uploads(self._config.upload_limit)
+        return forwarder
+
+    @property
+    def _config(self) -> Config:
+        return self._settings.config
+
+    def reload(self) -> None:
+        """Read the settings again, and use those that have changed; an error changes none."""
+        result = self._settings.read_again()
+        if result.applied:
+            self._apply(set(result.applied))
 
     def poke(self) -> None:
         """Ask the engines now: something may have changed."""
@@ -205,16 +206,29 @@ class Supervisor:
             registrations.report(self._pause.apply(reports))
             self._write_state()
 
-    async def _watch_settings(self, watcher: Watcher, registrations: RegistrationLoop) -> None:
-        settings = SettingsWatch(self._config, self._identity.models)
+    async def _watch_settings(self) -> None:
         while True:
             await asyncio.sleep(SETTINGS_CHECK_SECONDS)
-            offer = settings.poll()
-            if offer is not None:
-                log.info("the offer has changed", extra={"offers": str(offer)})
-                watcher.change_offer(offer)
-                registrations.report(self._pause.apply(watcher.reports))
+            if self._settings.file_has_changed():
+                self.reload()
                 self._write_state()
+
+    def _apply(self, names: set[str]) -> None:
+        """Use settings that have changed; what has begun is not interrupted."""
+        config = self._config
+        watcher, forwarder, registrations = self._watcher, self._forwarder, self._registrations
+        if names & {"log_level", "log_json"}:
+            logs.configure(config.log_level, json=config.log_json)
+        self._pause.change(_pause_settings(config))
+        if watcher is None or forwarder is None or registrations is None:
+            return  # it is still being made, of the settings as they are now
+        if "upload_limit" in names:
+            forwarder.limit_uploads(config.upload_limit)
+        if names & {"engine", "discover", "slots", "models", "max_num_ctx"}:
+            configure_engines(watcher, config, self._identity.models)
+            registrations.report(self._pause.apply(watcher.reports))
+        if names & {"name", "region"}:
+            registrations.rename(config.called(self._identity.name), config.region)
 
     async def _watch_pause(
         self, watcher: Watcher, forwarder: Forwarder, registrations: RegistrationLoop
@@ -233,6 +247,8 @@ class Supervisor:
         pause = self._pause
         before, back_at, acknowledged = pause.problem, pause.back_at, pause.acknowledged
         pause.check()
+        if pause.take_reload():
+            self.reload()
         if pause.problem != before:
             log.info(pause.problem or "resumed")
             forwarder.pause(pause.problem)
@@ -298,6 +314,7 @@ class Supervisor:
                 paused=self._pause.reason or "",
                 draining=self.drain_requested.is_set(),
                 heard=self._pause.acknowledged,
+                reloaded=self._settings.result,
                 offers=watcher.offer.patterns,
                 held_back=watcher.held_back,
                 server_release=registrations.server_release,
@@ -313,6 +330,13 @@ def make_watcher(
 
     ``joined_with`` are the patterns that ``join`` was given.
     """
+    watcher = Watcher(session)
+    configure_engines(watcher, config, joined_with)
+    return watcher
+
+
+def configure_engines(watcher: Watcher, config: Config, joined_with: Sequence[str] | None) -> None:
+    """Have the engines looked after that the settings name, and no others."""
     addresses = [parse_address(text) for text in config.engine]
     keys = zip(addresses, map(EngineKey, config.engine_key_file), strict=False)
     settings = EngineSettings(
@@ -321,8 +345,16 @@ def make_watcher(
         max_num_ctx=config.max_num_ctx,
         keys=dict(keys),
     )
-    ports = DEFAULT_PORTS if config.discovers else ()
-    return Watcher(session, addresses, ports=ports, settings=settings)
+    watcher.configure(addresses, DEFAULT_PORTS if config.discovers else (), settings)
+
+
+def _pause_settings(config: Config) -> PauseSettings:
+    return PauseSettings(
+        schedule=parse_schedule(config.schedule),
+        on_battery=config.pause_on_battery,
+        gpu_percent=config.pause_gpu_percent,
+        gpu_seconds=config.pause_gpu_seconds,
+    )
 
 
 def _log_engines(reports: list[EngineReport]) -> None:

@@ -32,6 +32,7 @@ class Node(Protocol):
     drain_requested: asyncio.Event
 
     async def run(self) -> None: ...
+    def reload(self) -> None: ...
     async def leave(self, seconds: float | None) -> None: ...
 
 
@@ -49,8 +50,9 @@ def run_(
     """Run the node: serve requests with this machine's engines.
 
     Logs to standard error. The first Ctrl-C or SIGTERM gives running requests a minute to finish, a
-    second one stops at once; 'fabric-client drain' gives them all the time they need. Exit code 3:
-    the server has refused this node for good.
+    second one stops at once; 'fabric-client drain' gives them all the time they need. SIGHUP reads
+    the settings again, as 'fabric-client reload' does. Exit code 3: the server has refused this
+    node for good.
     """
     try:
         return run_node(settings)
@@ -89,6 +91,7 @@ async def _serve(
     from fabric_client.supervisor import Supervisor  # slow to import: not for every command
 
     node: Node = (make or Supervisor)(settings, identity, rng=Random())  # noqa: S311 - spreads load only
+    signals.on_hangup = node.reload
     loop = asyncio.get_running_loop()
     working = loop.create_task(node.run())
     stopping = loop.create_task(signals.stop.wait())

@@ -101,10 +101,12 @@ def _has_joined(data: Path) -> bool:
 
 
 def _service(data: Path, system: bool, user: str | None, file: Path | None) -> Service:
+    command = program_command(NAME)
     return Service(
         name=NAME,
         about="Fabric node",
-        command=(*program_command(NAME), "run"),
+        command=(*command, "run"),
+        reload=(*command, "reload"),
         data_variable=f"{PREFIX}DATA",
         data=data,
         config=None if file is None else (f"{PREFIX}CONFIG", str(file.absolute())),

@@ -27,10 +27,11 @@ def send(
     paused: bool | None = None,
     until: float | None = None,
     drain: str | None = None,
+    reload: bool = False,
 ) -> Control:
     """Write a command for the node (``control.update``).  Raises ``Failure``."""
     try:
-        return control.update(directory, paused=paused, until=until, drain=drain)
+        return control.update(directory, paused=paused, until=until, drain=drain, reload=reload)
     except Unreadable as error:
         raise Failure(str(error)) from None
     except OSError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import aiohttp
 
@@ -156,9 +156,9 @@ class Engine:
         offered = self.offered
         return offered.restricted or bool(offered.renamed) or self.kind == "ollama"
 
-    def change_offer(self, offer: Offer) -> None:
-        """Offer other models from now on; slots and paths are right after the next ``probe``."""
-        self._settings = replace(self._settings, offer=offer)
+    def change_settings(self, settings: EngineSettings) -> None:
+        """Keep to other settings from now on; paths are right after the next ``probe``."""
+        self._settings = settings
         self.offered = self._choose(self._facts, self.kind)
 
     async def probe(self) -> EngineReport:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import aiohttp
 
@@ -54,7 +54,7 @@ class Watcher:
         """``ports`` of this machine are looked at for engines besides those at ``addresses``."""
         self._session = session
         self._settings = settings
-        self._ports = tuple(ports)
+        self._ports: tuple[int, ...] = ()
         self._times = times
         self._clock = clock
         self._poked = asyncio.Event()
@@ -62,10 +62,7 @@ class Watcher:
         """The kind of engine that its name was chosen for."""
         self.engines: list[Engine] = []
         """Configured ones in their order, then those found; one that dies stays listed."""
-        for address in addresses:
-            if not self._knows(address):
-                self.engines.append(Engine(session, address, settings))
-        self._give_names()
+        self.configure(addresses, ports, settings)
 
     @property
     def reports(self) -> list[EngineReport]:
@@ -88,11 +85,25 @@ class Watcher:
         """The models that are offered."""
         return self._settings.offer
 
-    def change_offer(self, offer: Offer) -> None:
-        """Offer other models from now on."""
-        self._settings = replace(self._settings, offer=offer)
-        for engine in self.engines:
-            engine.change_offer(offer)
+    def configure(
+        self, addresses: Iterable[Address], ports: Sequence[int], settings: EngineSettings
+    ) -> None:
+        """Look after these engines from now on, and for others at ``ports`` of this machine.
+
+        Those that stay keep their names.  Requests that run at another one go on there.
+        """
+        self._ports, self._settings = tuple(ports), settings
+        before = {engine.address: engine for engine in self.engines}
+        self.engines = []
+        for address in (*addresses, *(one for one in before if self._may_find(one))):
+            if not self._knows(address):
+                engine = before.get(address) or Engine(self._session, address, settings)
+                engine.change_settings(settings)
+                self.engines.append(engine)
+        self._named_for = {
+            one: kind for one, kind in self._named_for.items() if one in self.engines
+        }
+        self._give_names()
         self.poke()
 
     def poke(self) -> None:
@@ -133,8 +144,10 @@ class Watcher:
         async with asyncio.TaskGroup() as group:
             for engine in new:
                 group.create_task(engine.probe())
+        # The settings may have changed since the search began.
+        new = [one for one in new if self._may_find(one.address) and not self._knows(one.address)]
         for engine in new:
-            engine.change_offer(self.offer)  # it may have changed since the search began
+            engine.change_settings(self._settings)
         self.engines = [*self.engines, *new][:MAX_ENGINES]
         self._give_names()
         return self.reports
@@ -142,6 +155,9 @@ class Watcher:
     async def _find(self) -> list[Engine]:
         free = [port for port in self._ports if not self._knows(local(port))]
         return await discover(self._session, free, self._settings)
+
+    def _may_find(self, address: Address) -> bool:
+        return any(address == local(port) for port in self._ports)
 
     def _knows(self, address: Address) -> bool:
         """Return whether an engine is listed; all names of this machine are one."""

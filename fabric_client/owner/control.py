@@ -26,6 +26,8 @@ class Control(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
     """Unix seconds; None is until ``fabric-client resume``."""
     drain: str = ""
     """``State.run`` of the run that is to end when its work is done."""
+    reload: float = 0.0
+    """Changes whenever the node is to read its settings again: Unix seconds."""
 
     @property
     def paused_until(self) -> float | None:
@@ -101,6 +103,7 @@ def update(
     paused: bool | None = None,
     until: float | None = None,
     drain: str | None = None,
+    reload: bool = False,
 ) -> Control:
     """Give a command, and leave the others as they are.  Raises ``Unreadable`` or OSError."""
     before = read(directory)
@@ -109,4 +112,6 @@ def update(
         control = msgspec.structs.replace(control, paused=paused, until=until)
     if drain is not None:
         control = msgspec.structs.replace(control, drain=drain)
+    if reload:
+        control = msgspec.structs.replace(control, reload=control.at)
     return write(directory, control)

@@ -56,6 +56,7 @@ class PauseMonitor:
         """Earliest end of the pause, in Unix seconds; 0 when it is not known."""
         self.drain_requested = asyncio.Event()
         """Set when the owner wants this run to end."""
+        self._reload: float | None = None
         self._settings = settings
         self._machine = machine
         self._run = run
@@ -96,6 +97,19 @@ class PauseMonitor:
         if self.reason is not None and not self.drain_requested.is_set():
             self.back_at = find_back_at(now, control, self._settings.schedule)
 
+    def take_reload(self) -> bool:
+        """Return whether the owner wants the settings read again, each time once."""
+        before, self._reload = self._reload, self._control.current.reload
+        return before is not None and before != self._reload
+
+    def change(self, settings: PauseSettings) -> None:
+        """Keep to other settings from now on."""
+        before, self._settings = self._settings, settings
+        gpu = settings.gpu_percent, settings.gpu_seconds
+        if gpu != (before.gpu_percent, before.gpu_seconds):
+            self._gpu = GpuUse(settings.gpu_percent or 100.0, settings.gpu_seconds)
+        self._on_battery &= settings.on_battery
+
     def apply(self, reports: Sequence[EngineReport]) -> list[EngineReport]:
         """Return the engines' reports as the server gets them."""
         return report_paused(reports, self.problem, self.back_at)
@@ -105,16 +119,17 @@ class PauseMonitor:
             self._on_battery = await asyncio.to_thread(self._machine.on_battery)
 
     async def watch_battery(self) -> None:
-        while self._settings.on_battery:
+        while True:
             await asyncio.sleep(SENSOR_SECONDS)
             await self.read_battery()
 
     async def watch_gpu(self, worked_at: Callable[[float], float]) -> None:
         """Take readings; ``worked_at`` is ``Forwarder.worked_at``."""
         loop = asyncio.get_running_loop()
-        while self._settings.gpu_percent is not None:
-            # In a thread, because a GPU's driver may hang; until it answers, `busy` stays as it is.
-            percent = await asyncio.to_thread(self._machine.gpu_percent, loop.time())
-            now = loop.time()
-            self._gpu.observe(now, percent, worked_at(now))
+        while True:
+            if self._settings.gpu_percent is not None:
+                # In a thread, because a GPU's driver may hang; until it answers, `busy` stays.
+                percent = await asyncio.to_thread(self._machine.gpu_percent, loop.time())
+                now = loop.time()
+                self._gpu.observe(now, percent, worked_at(now))
             await asyncio.sleep(SENSOR_SECONDS)

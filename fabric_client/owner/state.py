@@ -19,6 +19,17 @@ STALE_SECONDS = 60.0
 """A running node rewrites its state at least this often."""
 
 
+class Reloaded(Struct, frozen=True):
+    """The result of reading the settings again."""
+
+    applied: list[str] = []
+    """Names of the settings that have changed, and are in use."""
+    needs_restart: list[str] = []
+    """Names of those that have changed, and will be in use after a restart."""
+    error: str = ""
+    """Why nothing was changed."""
+
+
 class State(Struct, frozen=True):
     """``state.json``, rewritten whenever it changes."""
 
@@ -58,6 +69,8 @@ class State(Struct, frozen=True):
     """Release of the server; empty while it is unknown."""
     findings: list[Finding] = []
     """The problems that the node has found."""
+    reloaded: Reloaded | None = None
+    """The last time that the settings were read again."""
 
 
 def path_in(directory: Path) -> Path:

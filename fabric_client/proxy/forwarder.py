@@ -27,6 +27,8 @@ from protocol.errors import Code
 from protocol.messages import RequestHead
 from runtime.workers import Workers
 
+UNLIMITED = 2.0**40
+"""Bytes per second for answers that have begun under a limit which is no more."""
 GRACE_SECONDS = 2.0
 """Time after the start of a pause in which requests are still taken: the server sent them before it
 was notified."""
@@ -77,6 +79,19 @@ class Forwarder:
         if reason is not None and self._paused is None:
             self._paused_at = self._loop.time()
         self._paused = reason
+
+    def limit_uploads(self, rate: float | None) -> None:
+        """Send at most so many bytes of answers per second; None has no limit.
+
+        Answers that have begun without a limit have none.
+        """
+        if self._uploads is not None:
+            self._uploads.change(UNLIMITED if rate is None else rate)
+        if rate is None:
+            self._uploads = None
+        elif self._uploads is None:
+            loop = self._loop
+            self._uploads = UploadLimit(rate, clock=loop.time, call_later=loop.call_later)
 
     async def idle(self) -> None:
         """Wait until nothing runs."""

@@ -40,6 +40,14 @@ class UploadLimit:
         self._waiting: dict[Sender, None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
+    def change(self, rate: float) -> None:
+        """Allow another rate from now on, also to those that wait."""
+        self._bucket.level(self._clock())  # what has come back so far did so at the rate before
+        self._bucket.capacity = self._bucket.per_second = rate
+        if self._timer is not None:
+            self._timer.cancel()
+            self._on_time()
+
     def allows(self, sender: Sender) -> bool:
         """Return True if ``sender`` may send a piece now; else its ``may_send`` is called later."""
         wait = self._bucket.seconds_until(0, self._clock())

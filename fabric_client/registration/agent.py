@@ -126,6 +126,13 @@ class Agent:
         except OSError as error:  # a full disk: they are told again at the next registration
             log.warning("the server's addresses were not written", extra={"reason": str(error)})
 
+    def change_context(self, context: NodeContext) -> None:
+        """Register by the name and the region of ``context``: anew, if it has registered."""
+        if self.registered is None:
+            self._context = context
+        else:
+            self.leaving.set()
+
     def report(self, reports: list[EngineReport]) -> None:
         """Send the server new reports of the engines."""
         if self._link is not None and self.registered is not None:

@@ -13,7 +13,7 @@ from protocol.aio.connecting import first_to_succeed, is_unanswered
 from protocol.aio.tls import dial
 
 NAME_DELAY_SECONDS = 2.0
-"""Time before the next address is tried beside the one before, which has not finished its handshake.
+"""Time before the next address is tried beside the one before, whose handshake is not finished.
 
 They usually lead to the same server, so an early second attempt would only be work for it.
 """

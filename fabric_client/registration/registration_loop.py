@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from fabric_client.identity import explain
 from fabric_client.registration.agent import Agent
@@ -58,6 +59,12 @@ class RegistrationLoop:
         """The version of the server, empty while it is unknown."""
         told = (one.registered.release for one in self.agents if one.registered is not None)
         return next(told, "")
+
+    def rename(self, name: str, region: str) -> None:
+        """Register by another name or region, beside the registration that is there."""
+        self._context = replace(self._context, name=name, region=region)
+        for agent in self.agents:
+            agent.change_context(self._context)
 
     def report(self, reports: list[EngineReport]) -> None:
         """Send all servers new reports of the engines."""

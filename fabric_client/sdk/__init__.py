@@ -7,7 +7,7 @@
 
 ``docs/sdk.md`` has the rest.  ``Client`` talks to a server; ``Node`` reads the state of the node on
 this machine.  Programs that use OpenAI's package need none of this.  May import ``config``,
-``owner`` and ``sse`` of this package; nothing imports it.
+``owner`` and ``sse`` of this package; of it, only ``fabric-client chat`` imports it.
 """
 
 from fabric_client.sdk.client import Client

@@ -28,7 +28,7 @@ Address = tuple[socket.AddressFamily, Any]
 
 
 class NoAnswer(TimeoutError):
-    """Nobody answered: the network is gone, or whatever drops our packets never had them."""
+    """No answer came from anywhere: the network is gone, or something on the way drops packets."""
 
 
 def is_unanswered(error: BaseException) -> bool:

@@ -9,8 +9,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from random import Random
 
+import aiohttp
 import pytest
 
+from fabric_client.config import PREFIX
 from fabric_client.config import Config as NodeConfig
 from fabric_client.identity import Identity
 from fabric_client.owner import state
@@ -19,6 +21,7 @@ from fabric_server.nodes.registry import Node
 from fabric_server.retention_policy import policy_of
 from fabric_server.storage.retention import run_once
 from protocol.errors import RemoteError
+from runtime.flags import read
 from tests.engine import Plan, ScriptedEngine
 from tests.fabric import Fabric, RunningNode
 
@@ -170,3 +173,43 @@ async def test_a_node_that_was_away_for_long_comes_back_and_a_deleted_one_is_tol
     supervisor = Supervisor(node.config, Identity.load(node.config.data), rng=Random())
     with pytest.raises(RemoteError, match="join it again with a new invitation"):
         await supervisor.run()
+
+
+async def test_settings_that_are_read_again_interrupt_nothing(
+    fabric: Fabric, engine: ScriptedEngine
+) -> None:
+    directory = await fabric.enrol()
+    file = directory / "fabric.toml"
+    text = f'engine = ["{engine.url}"]\npause_on_battery = false\n'
+    file.write_text(text)
+    config = read(NodeConfig, PREFIX, environ={}, flags={"data": str(directory)}, file=None)
+    supervisor = Supervisor(config, Identity.load(directory), rng=Random())
+    task = asyncio.get_running_loop().create_task(supervisor.run())
+    node = RunningNode(Identity.load(directory).node_id, config, supervisor, task)
+    fabric.nodes.append(node)
+    await fabric.routed(node.id)
+    more = asyncio.Event()
+    engine.plan = Plan(chunks=("Hel", more, "lo"))
+    async with fabric.user() as user:
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
+        asked = asyncio.get_running_loop().create_task(_text(user, body))
+        await engine.started()
+        file.write_text(f'{text}name = "cellar"\nregion = "eu-west"\nupload_limit = "1 MiB"\n')
+        supervisor.reload()
+
+        async with asyncio.timeout(10):
+            while True:
+                one = registration(fabric, node)
+                if one.name == "cellar" and len(one.tunnels) == 2:
+                    break
+                await asyncio.sleep(0.01)  # the node's doing: no event for it here
+        assert registration(fabric, node).region == "eu-west"
+        more.set()
+        assert await asked == "Hello"
+
+
+async def _text(user: aiohttp.ClientSession, body: dict[str, object]) -> str:
+    async with user.post("/v1/chat/completions", json=body) as answer:
+        assert answer.status == 200
+        text: str = (await answer.json())["choices"][0]["message"]["content"]
+        return text

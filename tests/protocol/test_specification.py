@@ -242,6 +242,7 @@ def test_the_numbers_in_the_text_are_the_code_s():
         "busy interval": f"{keepalive.BUSY_SECONDS:g} s",
         "quiet for": f"{keepalive.QUIET_SECONDS:g} s",
         "suspected after": f"{keepalive.SUSPECT_SECONDS:g} s",
+        "challenged for": f"{keepalive.CHALLENGE_SECONDS:g} s",
         "link message": f"{link.MAX_MESSAGE:,} bytes",
         "tunnel flood budget": f"{base.FLOOD_BURST:g}, then {base.FLOOD_PER_SECOND:g}/s",
         "link flood budget": f"{link.FLOOD_BURST:g}, then {link.FLOOD_PER_SECOND:g}/s",

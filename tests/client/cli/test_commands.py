@@ -319,3 +319,17 @@ def test_a_node_that_is_a_service_is_started_as_one(shell: Shell, token: str) ->
         "not running"
         not in shell.call("fabric-client", "status", f"--data={shell.node_data}").stdout
     )
+
+
+def test_the_fingerprint_is_the_one_that_the_operator_sees(shell: Shell, joined: None) -> None:
+    certs = json.loads(shell.ok("fabric-server", "certs", "show", "--json"))
+    (ca,) = [one["sha256"] for one in certs if one["use"] == "CA of the fabric"]
+    mine = json.loads(shell.ok("fabric-client", "fingerprint", "--json"))
+    assert [(one["use"].partition(",")[0], len(one["sha256"])) for one in mine] == [
+        ("CA of the fabric", 64),
+        ("this node", 64),
+    ]
+    assert mine[0]["sha256"] == ca
+    line = f"  sha256   {ca}"
+    for program in (("fabric-server", "certs", "show"), ("fabric-client", "fingerprint")):
+        assert line in shell.ok(*program).splitlines()

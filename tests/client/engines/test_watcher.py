@@ -9,7 +9,9 @@ import aiohttp
 import msgspec
 
 from fabric_client.engines.addresses import parse_address
+from fabric_client.engines.discovery import Engine, EngineSettings
 from fabric_client.engines.watcher import Watcher, WatchTimes
+from fabric_client.offer.patterns import Offer
 from protocol import messages
 from tests.fake_engines import (
     FakeEngine,
@@ -149,3 +151,41 @@ async def test_no_more_engines_are_reported_than_a_server_takes(
     assert len(reports) == 16
     messages.decoder(messages.Engines).decode(messages.encode(messages.Engines(reports)))
     assert msgspec.structs.asdict(reports[0])["healthy"]
+
+
+async def test_engines_that_are_configured_anew_come_and_go_and_others_stay(
+    session: aiohttp.ClientSession, fakes: list[FakeEngine]
+) -> None:
+    for name in ("a", "b", "c"):
+        fakes.append(await fake_openai(name).start())
+    a, b, c = (parse_address(fake.url) for fake in fakes)
+    watcher = Watcher(session, [a, b])
+    await watcher.refresh()
+    kept = watcher.engine("openai-2")
+    watcher.configure([b, c], (), EngineSettings(slots=3, offer=Offer(["c"])))
+    assert watcher.engine("openai-2") is kept
+    assert [one.slots for one in watcher.reports] == [3, 0]
+    reports = await watcher.refresh()
+    assert [(one.name, one.slots) for one in reports] == [("openai-2", 3), ("openai", 3)]
+    assert [[model.name for model in one.models] for one in reports] == [[], ["c"]]
+
+
+async def test_engines_that_were_found_are_kept_while_they_may_be_looked_for(
+    session: aiohttp.ClientSession, fakes: list[FakeEngine]
+) -> None:
+    for name in ("a", "b"):
+        fakes.append(await fake_openai(name).start())
+    ports = [fake.port for fake in fakes]
+    watcher = Watcher(session, ports=ports)
+    found = {engine.address: engine for engine in [*await _found(watcher)]}
+    watcher.configure([], ports[:1], EngineSettings())
+    (left,) = watcher.engines
+    assert found[left.address] is left
+    assert len(await watcher.refresh()) == 1
+    watcher.configure([], (), EngineSettings())
+    assert watcher.engines == await watcher.refresh() == []
+
+
+async def _found(watcher: Watcher) -> list[Engine]:
+    await watcher.refresh()
+    return watcher.engines

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from fabric_client.engines.discovery import EngineSettings
 from fabric_client.offer.patterns import EVERYTHING, Offer
 from fabric_client.translation.paths import PUBLIC_PATHS
 from protocol import messages
@@ -159,7 +160,7 @@ async def test_an_empty_choice_offers_nothing(patterns: list[str]) -> None:
 async def test_a_change_of_the_offer_holds_at_once() -> None:
     async with listed("openai", "open", "other", offer=EVERYTHING) as (_, node):
         assert (await node.ask("/v1/completions", request_to("", "other"))).status == 200
-        node.engine.change_offer(Offer(["open"]))
+        node.engine.change_settings(EngineSettings(offer=Offer(["open"])))
         assert [model.name for model in node.engine.report.models] == ["open"]
         assert (await node.ask("/v1/completions", request_to("", "other"))).reset is not None
 

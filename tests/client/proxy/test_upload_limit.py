@@ -6,6 +6,8 @@ import asyncio
 import time
 from pathlib import Path
 
+from fabric_client.proxy.forwarder import UNLIMITED
+from fabric_client.proxy.upload_limit import PIECE, UploadLimit
 from tests.engine import Plan, ScriptedEngine
 from tests.fabric import Fabric
 
@@ -47,3 +49,24 @@ async def test_an_answer_that_is_held_back_can_be_cancelled(tmp_path: Path) -> N
         async with fabric.user() as session, session.post(CHAT, json=body) as answer:
             await answer.content.readany()
         await (await engine.started()).aborted()
+
+
+async def test_a_limit_that_is_changed_holds_for_answers_that_wait() -> None:
+    loop = asyncio.get_running_loop()
+    limit = UploadLimit(PIECE, clock=loop.time, call_later=loop.call_later)
+    woken = asyncio.Event()
+
+    class Waiting:
+        def may_send(self) -> None:
+            woken.set()
+
+    waiting = Waiting()
+    limit.sent(1000 * PIECE)
+    assert not limit.allows(waiting)
+    limit.change(2 * PIECE)
+    assert not limit.allows(waiting)
+    limit.change(UNLIMITED)
+    async with asyncio.timeout(5):
+        await woken.wait()
+    assert limit.allows(waiting)
+    limit.close()

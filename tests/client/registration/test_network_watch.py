@@ -1,15 +1,12 @@
-"""What is taken for a change of the network, and how often it is told."""
+"""What is taken for a change of the network; end_to_end/test_network_changes.py has a kernel."""
 
 from __future__ import annotations
 
 import asyncio
 import struct
-import subprocess
 import sys
 from collections.abc import AsyncGenerator
 from random import Random
-
-import pytest
 
 from fabric_client.registration import network_watch
 from fabric_client.registration.network_watch import (
@@ -23,7 +20,6 @@ from fabric_client.registration.network_watch import (
     network_changes,
     open_events,
 )
-from tests.lab.netlab import NatLab, in_namespace, run
 from tests.loops import on_both_loops
 
 NEW_LINK, DELETED_LINK, NEW_ROUTE = 16, 17, 24
@@ -153,45 +149,6 @@ async def test_this_machine_has_events_of_some_kind() -> None:
     assert isinstance(events, ClockEvents) == (sys.platform != "linux")
     events.close()
     assert await ClockEvents().wait() is False
-
-
-# ── a real kernel ─────────────────────────────────────────────────────────────────────────────
-
-WATCH = """
-import asyncio
-from fabric_client.registration.network_watch import network_changes
-async def main():
-    print("ready", flush=True)
-    async for addresses in network_changes(lambda: ["10.77.9.2"]):
-        print(*addresses, flush=True)
-asyncio.run(main())
-"""
-
-
-def test_the_kernel_tells_of_links_addresses_and_routes() -> None:
-    if reason := NatLab.why_not():
-        pytest.skip(f"needs a network of its own: {reason}")
-    with NatLab(delay_ms=0) as lab:
-
-        def ip(*words: str) -> None:
-            run(["ip", "-n", lab.node, *words])
-
-        watching = lab.node_exec([sys.executable, "-c", WATCH], stdout=subprocess.PIPE)
-        assert watching.stdout is not None
-        assert watching.stdout.readline() == b"ready\n"
-        ip("link", "add", "container", "type", "dummy")  # of no interest
-        ip("link", "set", "container", "up")
-        ip("link", "set", "lan", "down")
-        ip("link", "set", "lan", "up")
-        ip("route", "add", "default", "via", "10.77.1.1")
-        assert watching.stdout.readline() == b"10.77.1.2\n"
-        ip("address", "add", "10.77.1.9/24", "dev", "lan")
-        ip("route", "replace", "default", "via", "10.77.1.1", "src", "10.77.1.9")
-        assert watching.stdout.readline() == b"10.77.1.9\n"
-        # The cable: the other end goes down, and nothing is taken away here.
-        run(in_namespace(lab.router, ["ip", "link", "set", "lan", "down"]))
-        run(in_namespace(lab.router, ["ip", "link", "set", "lan", "up"]))
-        assert watching.stdout.readline() == b"10.77.1.9\n"
 
 
 def test_the_numbers_are_the_kernels() -> None:

@@ -166,7 +166,6 @@ async def test_a_refusal_is_an_answer() -> None:
 
 
 @only_linux
-@on_both_loops
 async def test_silence_is_no_answer() -> None:
     with silent_port() as port, pytest.raises(NoAnswer) as caught:
         await connect("127.0.0.1", port)

@@ -90,6 +90,13 @@ COMMANDS: dict[str, list[tuple[str, ...]]] = {
     "fabric-client pause": [("--for", HOSTILE)],
     "fabric-client resume": [()],
     "fabric-client drain": [()],
+    "fabric-client reload": [()],
+    "fabric-client fingerprint": [(), ("--json",)],
+    "fabric-client chat": [
+        (),
+        ("--url", HOSTILE),
+        ("--url", "http://127.0.0.1:1", "--key-file", HOSTILE),
+    ],
     "fabric-client install-service": [("--dry-run", "--user", "--data", HOSTILE)],
     "fabric-client uninstall-service": [("--dry-run", "--user")],
 }

@@ -1,0 +1,52 @@
+"""When a node takes its settings file for changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fabric_client.config import PREFIX, Config
+from fabric_client.reload import NodeSettings
+from runtime.flags import read
+
+
+def settings(directory: Path, text: str = "") -> NodeSettings:
+    (directory / "fabric.toml").write_text(text)
+    config = read(Config, PREFIX, environ={}, flags={"data": str(directory)}, file=None)
+    return NodeSettings(config)
+
+
+def test_a_file_that_is_being_written_is_read_when_it_is_whole(tmp_path: Path) -> None:
+    node = settings(tmp_path, 'models = ["open"]\n')
+    assert not node.file_has_changed()
+    file = tmp_path / "fabric.toml"
+    file.write_text("")  # an editor has emptied it: read now, everything would be offered
+    assert not node.file_has_changed()
+    file.write_text('models = ["open", "!open-private"]\n')
+    assert not node.file_has_changed()
+    assert node.file_has_changed()
+    assert node.read_again().applied == ["models"]
+    assert not node.file_has_changed()
+
+
+def test_an_error_is_told_once_and_what_was_good_stays(tmp_path: Path) -> None:
+    node = settings(tmp_path, "slots = 2\n")
+    (tmp_path / "fabric.toml").write_text("slots = 3\nslot = 4\n")
+    assert not node.file_has_changed()
+    assert node.file_has_changed()
+    assert "slot" in node.read_again().error
+    assert node.config.slots == 2
+    assert not node.file_has_changed()
+    (tmp_path / "fabric.toml").write_text("slots = 3\n")
+    assert node.read_again().applied == ["slots"]
+    assert node.config.slots == 3
+
+
+def test_what_needs_a_restart_is_told_each_time(tmp_path: Path) -> None:
+    node = settings(tmp_path)
+    (tmp_path / "fabric.toml").write_text('data = "elsewhere"\nslots = 2\n')
+    config = read(Config, PREFIX, environ={}, flags={}, file=tmp_path / "fabric.toml")
+    node = NodeSettings(config)
+    (tmp_path / "fabric.toml").write_text('data = "third"\nslots = 3\n')
+    first, second = node.read_again(), node.read_again()
+    assert (first.applied, first.needs_restart) == (["slots"], ["data"])
+    assert (second.applied, second.needs_restart) == ([], ["data"])
