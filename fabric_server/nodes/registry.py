@@ -15,11 +15,14 @@ from fabric_server.nodes.slot_limit import SlotLimit
 from protocol.aio.link import LinkDriver
 from protocol.aio.server import ServerTunnel
 from protocol.messages import EngineReport, Heartbeat, ModelReport, Register
+from protocol.tunnel.keepalive import QUIET_SECONDS
 from runtime.findings import Finding
 
 MAX_BREAKERS = 256
 """Circuit breakers of one engine; the oldest is forgotten."""
 
+SHARED_STREAMS = 32
+"""Streams up to which a tunnel is filled before the node's next one gets some."""
 KEPT_FREE = 16
 """Of so many slots of an engine that several keys use, one is kept from the key that has all the
 others."""
@@ -167,6 +170,7 @@ class Node:
         self.session = secrets.token_bytes(16)
         self.link: LinkDriver | None = link
         self.tunnels: list[ServerTunnel] = []
+        """The one that is filled comes first."""
         self.engines: dict[str, Engine] = {}
         self.draining = False
         """The node has announced that it leaves."""
@@ -190,8 +194,29 @@ class Node:
                     return True
         return False
 
-    def tunnel(self) -> ServerTunnel | None:
-        """Return the usable tunnel with the fewest streams; None if there is none.
+    def tunnel(self, now: float) -> ServerTunnel | None:
+        """Return the usable tunnel for a new stream; None if there is none.
+
+        Streams that share a tunnel share its writes, so one that carries a few already is filled
+        first, if it has just received something.  Otherwise the one with the fewest is next, which
+        is then looked at first.
+        """
+        for tunnel in self.tunnels:
+            connection = tunnel.connection
+            if (
+                0 < connection.active < SHARED_STREAMS
+                and connection.usable
+                and connection.keepalive.last_received > now - QUIET_SECONDS
+            ):
+                return tunnel
+        best = self._idlest_tunnel()
+        if best is not None and best is not self.tunnels[0]:
+            self.tunnels.remove(best)
+            self.tunnels.insert(0, best)
+        return best
+
+    def _idlest_tunnel(self) -> ServerTunnel | None:
+        """Return the usable tunnel with the fewest streams.
 
         Of several, return the one that last received something: it is the least likely to be dead
         without notice.

@@ -171,10 +171,10 @@ class Tunnels:
         """Move the streams of ``lost`` to the node's other tunnels, as far as they have room."""
         node_id, timer = self._lost[lost]
         node = self._registry.node(node_id)  # perhaps a newer registration of it
-        streams = lost.suspended
+        streams, now = lost.suspended, asyncio.get_running_loop().time()
         moved = 0
         for stream in streams:
-            other = None if node is None else node.tunnel()
+            other = None if node is None else node.tunnel(now)
             if other is None or not other.connection.resumes:
                 break
             other.resume(stream)

@@ -130,7 +130,7 @@ class RetryLoop:
                 )
                 if choice is None:
                     choice = await admission.admit(requirements, self._deadline, self._request.id)
-                tunnel = choice.engine.node.tunnel()
+                tunnel = choice.engine.node.tunnel(self._loop.time())
                 if tunnel is not None:
                     break
                 # The tunnel closed between the slot being given and being used.
@@ -206,7 +206,7 @@ class RetryLoop:
         choice = upstream.admission.admit_now(self._requirements, self._loop.time())
         if choice is None:
             return
-        tunnel = choice.engine.node.tunnel()
+        tunnel = choice.engine.node.tunnel(self._loop.time())
         if tunnel is None:
             upstream.registry.release(choice.engine, choice.key_id)
             return

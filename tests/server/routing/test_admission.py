@@ -675,7 +675,7 @@ async def test_beyond_the_free_slots_the_limits_hold() -> None:
 async def open_stream(site: Site) -> object:
     """Take a slot and a stream of the only node, as a request does."""
     choice = await site.admission.admit(Requirements("tiny"))
-    tunnel = choice.engine.node.tunnel()
+    tunnel = choice.engine.node.tunnel(site.loop.time())
     assert tunnel is not None
     head = RequestHead("req", "engine", "POST", "/v1/chat/completions", [], 0, 1000, 1)
     return tunnel.open(head, Silent(), ended=True)

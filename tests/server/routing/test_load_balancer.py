@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fabric_server.nodes.registry import Engine, Node, Registry
+from fabric_server.nodes.registry import SHARED_STREAMS, Engine, Node, Registry
 from fabric_server.nodes.served_models import MAX_SERVED
 from fabric_server.routing.criteria import Requirements
 from fabric_server.routing.latency import FORGET_SECONDS
@@ -25,6 +25,7 @@ from fabric_server.routing.load_balancer import (
     relax_hints,
 )
 from protocol.messages import EngineReport, ModelReport, Register, RequestHead
+from protocol.tunnel.keepalive import QUIET_SECONDS
 from tests.site import ScriptedNode, Site
 
 MODEL = "tiny"
@@ -442,18 +443,36 @@ async def test_a_newer_registration_is_not_touched_by_the_end_of_an_older_one() 
     assert registry.nodes() == ()
 
 
-async def test_the_tunnel_with_the_fewest_streams_is_used() -> None:
+async def test_a_tunnel_is_filled_first_and_then_the_one_with_the_fewest_streams() -> None:
     site = Site()
     node = site.node(slots=100)
     node.add_tunnel()
-    for _ in range(10):
-        tunnel = node.node.tunnel()
+    counts = []
+    for _ in range(2 * SHARED_STREAMS + 10):
+        tunnel = node.node.tunnel(site.loop.time())
         assert tunnel is not None
         head = RequestHead("req_1", "engine", "POST", "/", [], None, 1000)
         tunnel.connection.open_stream(head, now=site.loop.time())
-    assert [tunnel.connection.active for tunnel in node.node.tunnels] == [5, 5]
-    node.node.tunnels[0].drain("test", 1.0)
-    assert node.node.tunnel() is node.node.tunnels[1]
+        counts.append(sorted(tunnel.connection.active for tunnel in node.node.tunnels))
+    assert counts[SHARED_STREAMS - 1] == [0, SHARED_STREAMS]
+    assert counts[2 * SHARED_STREAMS - 1] == [SHARED_STREAMS, SHARED_STREAMS]
+    assert counts[-1] == [SHARED_STREAMS + 5, SHARED_STREAMS + 5]
+    first, second = node.node.tunnels
+    first.drain("test", 1.0)
+    assert node.node.tunnel(site.loop.time()) is second
+
+
+async def test_a_tunnel_that_is_silent_is_not_filled() -> None:
+    site = Site()
+    node = site.node(slots=100)
+    node.add_tunnel()
+    now = site.loop.time()
+    silent = node.node.tunnel(now)
+    assert silent is not None
+    head = RequestHead("req_1", "engine", "POST", "/", [], None, 1000)
+    silent.connection.open_stream(head, now=now)
+    assert node.node.tunnel(now) is silent
+    assert node.node.tunnel(now + QUIET_SECONDS) not in (silent, None)
 
 
 async def test_names_that_nobody_serves_are_not_remembered() -> None:
