@@ -21,16 +21,31 @@ MAX_IDLE = 64
 USAGE_REFUSED_SECONDS = 600.0
 """How long an engine is asked for no usage after it has refused ``stream_options``."""
 MAX_HEAD = 64 * 1024
+_FRAMING = (b"content-length", b"transfer-encoding")
+"""A response without one of these headers ends with its connection."""
+_HEADERS = {
+    name.encode(): name
+    for name in (
+        "content-encoding",
+        "content-language",
+        "content-length",
+        "content-type",
+        "retry-after",
+    )
+}
+"""The headers of a response that mean something to nodes or users; the others are not kept."""
 
 
 class ResponseHandler(Protocol):
     """Gets the response, and writes the request.  Called from the event loop."""
 
-    def on_response_head(self, status: int, headers: list[tuple[str, str]]) -> None: ...
+    def on_response_head(self, status: int, headers: list[tuple[str, str]]) -> None:
+        """The response begins; names of headers are in lower case, and only those in ``_HEADERS``
+        are there."""
 
     @property
     def on_response_body(self) -> Callable[[bytes], None]:
-        """Called with each piece of the body."""
+        """Called with each piece of the body: all that was read at once."""
 
     def on_response_end(self) -> None:
         """The response is complete; the connection is no longer the handler's."""
@@ -57,9 +72,12 @@ class EngineConnection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._handler: ResponseHandler | None = None
         self._headers: list[tuple[str, str]] = []
+        self._body: list[bytes] = []
+        """What was read of the body and is not with the handler yet."""
         self._status = 0
         self._head_bytes = 0
-        self._until_close = False
+        self._framed = False
+        """The response's end can be told without the connection's."""
         self._reusable = False
 
     def __repr__(self) -> str:
@@ -77,7 +95,8 @@ class EngineConnection(asyncio.Protocol):
         self._handler = handler
         self.answering = False
         self._status = self._head_bytes = 0
-        self._headers = []
+        self._headers, self._framed = [], False
+        self._body.clear()
 
     def write(self, data: bytes) -> None:
         if self._transport is not None:
@@ -132,7 +151,10 @@ class EngineConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
+            self._deliver_body()
             self._lose(f"the engine does not speak HTTP/1.1: {error}")
+        else:
+            self._deliver_body()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -140,7 +162,7 @@ class EngineConnection(asyncio.Protocol):
         handler, self._handler = self._handler, None
         if handler is None:
             return
-        if exc is None and self._until_close:
+        if exc is None and self._status and not self._framed:
             self._reusable = False
             handler.on_response_end()
         else:
@@ -163,30 +185,42 @@ class EngineConnection(asyncio.Protocol):
         self._head_bytes += len(name) + len(value)
         if self._head_bytes > MAX_HEAD:
             raise ValueError("the response's headers are too large")
-        self._headers.append((name.decode("latin-1").lower(), value.decode("latin-1")))
+        name = name.lower()
+        if name in _FRAMING:
+            self._framed = True
+        if name in _HEADERS:
+            self._headers.append((_HEADERS[name], value.decode("latin-1")))
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
         if status < 200:  # 100 Continue or the like; the response is still to come
-            self._headers = []
+            self._headers, self._framed = [], False
             return
         self._status = status
-        names = {name for name, _ in self._headers}
-        self._until_close = not names & {"content-length", "transfer-encoding"}
         if self._handler is not None:
             self._handler.on_response_head(status, self._headers)
 
     def on_body(self, data: bytes) -> None:
-        if self._handler is not None:
-            self._handler.on_response_body(data)
+        self._body.append(data)
 
     def on_message_complete(self) -> None:
         if not self._status:
             return
+        self._deliver_body()
         self._reusable = self._parser.should_keep_alive()
         handler, self._handler = self._handler, None
         if handler is not None:
             handler.on_response_end()
+
+    def _deliver_body(self) -> None:
+        """Hand over what was read at once as one piece: engines send each event as a chunk."""
+        pieces = self._body
+        if not pieces:
+            return
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        if self._handler is not None:
+            self._handler.on_response_body(data)
 
     def _lose(self, reason: str) -> None:
         self.answering = True

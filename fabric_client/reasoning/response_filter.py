@@ -45,7 +45,7 @@ class ReasoningFilter:
     def head(self, status: int, headers: Headers) -> tuple[int, Headers] | None:
         kind, others = "", []
         for name, value in headers:
-            match name.lower():
+            match name:
                 case "content-encoding":
                     return status, headers
                 case "content-type":
@@ -65,7 +65,7 @@ class ReasoningFilter:
             return None
         if self._stream is None:
             return status, headers
-        untyped = [one for one in others if one[0].lower() != "content-type"]
+        untyped = [one for one in others if one[0] != "content-type"]
         form = self._body = FormFilter(stream=self._stream, inline=self._inline, headers=untyped)
         self.feed, self.end = form.feed, form.end
         return None

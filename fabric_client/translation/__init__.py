@@ -35,7 +35,7 @@ class ResponseFilter(Protocol):
     def head(self, status: int, headers: Headers) -> tuple[int, Headers] | None:
         """Return the user's status and headers for the engine's; None if the body decides.
 
-        Called once, before ``feed``.
+        Called once, before ``feed``; names of headers are in lower case.
         """
 
     def feed(self, data: bytes) -> bytes:

@@ -87,10 +87,10 @@ class ChatTranslator:
         self._status = status
         self._undecided = status < 300
         for name, value in headers:
-            if name.lower() == "content-type":
+            if name == "content-type":
                 self._event_stream = value.lower().startswith("text/event-stream")
         left_out = ("content-type", "content-length", "content-encoding")
-        self._headers = [one for one in headers if one[0].lower() not in left_out]
+        self._headers = [one for one in headers if one[0] not in left_out]
         if 300 <= status < 400:
             return self._decide(502)
         return None if status < 300 else self._decide(status)

@@ -72,6 +72,8 @@ class Body:
     def flowing(self) -> LargeBody | None:
         """The reader of what is still to be taken, if ``replay_buffer`` has only the beginning."""
         reader = self.reader
+        if reader is None:  # as for nearly all
+            return None
         return reader if isinstance(reader, LargeBody) and reader.flows else None
 
     @property

@@ -12,6 +12,7 @@ from fabric_server.nodes.departures import Departures
 from fabric_server.nodes.held_slots import HeldSlots
 from fabric_server.nodes.served_models import ServedModels, variants_of
 from fabric_server.nodes.slot_limit import SlotLimit
+from fabric_server.nodes.tunnel_choice import SHARED_STREAMS, idlest_tunnel
 from protocol.aio.link import LinkDriver
 from protocol.aio.server import ServerTunnel
 from protocol.messages import EngineReport, Heartbeat, ModelReport, Register
@@ -21,8 +22,6 @@ from runtime.findings import Finding
 MAX_BREAKERS = 256
 """Circuit breakers of one engine; the oldest is forgotten."""
 
-SHARED_STREAMS = 32
-"""Streams up to which a tunnel is filled before the node's next one gets some."""
 KEPT_FREE = 16
 """Of so many slots of an engine that several keys use, one is kept from the key that has all the
 others."""
@@ -209,26 +208,10 @@ class Node:
                 and connection.keepalive.last_received > now - QUIET_SECONDS
             ):
                 return tunnel
-        best = self._idlest_tunnel()
+        best = idlest_tunnel(self.tunnels)
         if best is not None and best is not self.tunnels[0]:
             self.tunnels.remove(best)
             self.tunnels.insert(0, best)
-        return best
-
-    def _idlest_tunnel(self) -> ServerTunnel | None:
-        """Return the usable tunnel with the fewest streams.
-
-        Of several, return the one that last received something: it is the least likely to be dead
-        without notice.
-        """
-        best, fewest, heard = None, 1 << 30, 0.0
-        for tunnel in self.tunnels:
-            connection = tunnel.connection
-            active = connection.active
-            if active > fewest or not connection.usable:
-                continue
-            if active < fewest or connection.keepalive.last_received > heard:
-                best, fewest, heard = tunnel, active, connection.keepalive.last_received
         return best
 
     @property

@@ -13,6 +13,9 @@ from fabric_server.routing.load_balancer import model_report
 
 log = logging.getLogger("fabric.gateway")
 
+ALWAYS_PLAUSIBLE = 256
+"""Tokens of an answer that any engine generates in a second, and any context holds."""
+
 
 def check_usage(request: Request, attempt: Attempt, requirements: Requirements, now: float) -> None:
     """Bound the usage of an answer that is over."""
@@ -20,9 +23,13 @@ def check_usage(request: Request, attempt: Attempt, requirements: Requirements, 
     meter = answer.meter
     prompt, completion = meter.usage.prompt_tokens, meter.usage.completion_tokens
     prompt_bytes = max(request.body.received, requirements.sent_bytes)
-    if (prompt or 0) <= prompt_bytes and (completion or 0) <= meter.events:
-        return
     engine, endpoint = attempt.choice.engine, request.endpoint or CHAT
+    limit = requirements.output_limit
+    few = ALWAYS_PLAUSIBLE if limit is None else min(limit, ALWAYS_PLAUSIBLE)
+    if (prompt or 0) <= prompt_bytes and (
+        (completion or 0) <= meter.events or ((completion or 0) <= few and endpoint.generates)
+    ):
+        return
     report = model_report(engine, requirements.model)
     began = request.arrived if answer.is_rest else attempt.clock.began_at
     answered = Answered(
@@ -30,7 +37,7 @@ def check_usage(request: Request, attempt: Attempt, requirements: Requirements, 
         media=requirements.media,
         events=meter.events,
         seconds=now - began,
-        limit=requirements.output_limit,
+        limit=limit,
         context=None if report is None else report.context_length,
         generates=endpoint.generates,
     )

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fabric_server.nodes.registry import SHARED_STREAMS, Engine, Node, Registry
+from fabric_server.nodes.registry import Engine, Node, Registry
 from fabric_server.nodes.served_models import MAX_SERVED
+from fabric_server.nodes.tunnel_choice import SHARED_STREAMS
 from fabric_server.routing.criteria import Requirements
 from fabric_server.routing.latency import FORGET_SECONDS
 from fabric_server.routing.load_balancer import (
