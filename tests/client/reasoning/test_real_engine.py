@@ -54,7 +54,8 @@ async def asked(
     reasoning = ReasoningFilter()
     sent = told = b""
     async with http.post(f"{llama.url}/v1/chat/completions", json=body) as answer:
-        decided = reasoning.head(answer.status, list(answer.headers.items()))
+        names = [(name.lower(), value) for name, value in answer.headers.items()]
+        decided = reasoning.head(answer.status, names)
         async for data in answer.content.iter_any():
             sent += data
             told += reasoning.feed(data)
