@@ -1,4 +1,4 @@
-"""Which of a node's tunnels a new stream is opened on, where none of them is to be filled first."""
+"""The choice among a node's tunnels for a new stream, where none of them is to be filled first."""
 
 from __future__ import annotations
 
