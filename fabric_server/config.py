@@ -256,6 +256,23 @@ class Config(PlaceConfig):
     files_days: float = field(
         default=30.0, metadata=about("How long a file is kept, in days.", least=0.01)
     )
+    stored_days: float = field(
+        default=0.0,
+        metadata=about(
+            "How long responses are kept whose requests have store: true, in days; 0: no response "
+            "is stored.",
+            least=0,
+        ),
+    )
+    stored_per_account: int = field(
+        default=64 * 2**20,
+        metadata=about(
+            "Maximum size of one account's stored responses, together; the oldest are dropped for "
+            "new ones.",
+            unit="bytes",
+            least=2**20,
+        ),
+    )
     media: Literal["fetch", "data", "off"] = field(
         default="fetch",
         metadata=about(

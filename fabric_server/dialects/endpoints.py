@@ -15,6 +15,7 @@ from fabric_server.metering.naming import NamingMeter
 from fabric_server.metering.ollama import LinesMeter, ollama_usage
 from fabric_server.metering.ollama_show import ShowMeter
 from fabric_server.metering.openai import BodyMeter, Meter, NoMeter, StreamMeter
+from fabric_server.metering.response_ids import IdMeter
 
 EVENTS = "text/event-stream"
 LINES = "application/x-ndjson"
@@ -147,5 +148,15 @@ def named(endpoint: Endpoint, real: str, asked: str) -> Endpoint:
         endpoint,
         stream_meter=lambda wanted: NamingMeter(endpoint.stream_meter(wanted), real, asked),
         body_meter=lambda: NamingMeter(endpoint.body_meter(), real, asked),
+        changes_length=True,
+    )
+
+
+def with_response_id(endpoint: Endpoint, id: str) -> Endpoint:
+    """Return the endpoint with answers in which the response has this id."""
+    return replace(
+        endpoint,
+        stream_meter=lambda wanted: IdMeter(endpoint.stream_meter(wanted), id, whole=False),
+        body_meter=lambda: IdMeter(endpoint.body_meter(), id, whole=True),
         changes_length=True,
     )

@@ -235,7 +235,6 @@ class Connection(asyncio.Protocol):
         self._task = self._loop.create_task(self._serve(request))
 
     async def _serve(self, request: Request) -> None:
-        response = request.response
         try:
             if request.body.error is not None:
                 self._edge.refused[request.body.error.code] += 1
@@ -245,25 +244,25 @@ class Connection(asyncio.Protocol):
                 request.start_response(204, headers, 0).finish()
             else:
                 await self._edge.handler(request)
-                if not response.finished:
+                if not request.response.finished:
                     raise RuntimeError("the handler left a request unanswered")
         except ApiError as error:
-            if not response.started:
+            if not request.response.started:
                 request.respond_error(error)
-            elif not response.finished:
-                response.abort()
+            elif not request.response.finished:
+                request.response.abort()
         except asyncio.CancelledError:
             if self._transport is not None:  # not the client but the server is leaving
                 self.abort()
             raise
         except Exception:
             log.exception("request failed", extra={"request": request.id, "path": request.path})
-            if not response.started:
+            if not request.response.started:
                 request.respond_error(
                     ApiError(500, "internal_error", "Internal server error.", type="server_error")
                 )
-            elif not response.finished:
-                response.abort()
+            elif not request.response.finished:
+                request.response.abort()
         finally:
             request.body.drop()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from fabric_server.dialects.error_formats import Dialect, dialect_of
 from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.body import Body
 from fabric_server.edge.response import BufferedError, Response
+from fabric_server.edge.response import Connection as ResponseConnection
 from fabric_server.net.memory_budget import MemoryBudget
 
 __all__ = ["Body", "Connection", "Headers", "Request", "Response"]
@@ -114,6 +115,10 @@ class Request:
     def suspect(self) -> None:
         """Report its connection as unwelcome, if nobody known comes from there."""
         self._connection.suspect()
+
+    def answer_with(self, make: Callable[[ResponseConnection], Response]) -> None:
+        """Use another kind of response; call it before anything is written."""
+        self.response = make(self._connection)
 
     async def pause(self, seconds: float) -> None:
         """Wait so long before the answer; cancelled when the client hangs up."""

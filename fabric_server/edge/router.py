@@ -36,6 +36,12 @@ class Router:
         assert method not in methods, f"{method} {path} has two handlers"
         methods[method] = handler
 
+    def replace(self, method: str, path: str, handler: Handler) -> Handler:
+        """Register another handler for ``path``, and return the one that it had."""
+        methods = self._paths[path]
+        before, methods[method] = methods[method], handler
+        return before
+
     def has(self, method: str, path: str) -> bool:
         """Return whether ``path`` itself has a handler for ``method``."""
         return method in self._paths.get(path, {})

@@ -62,9 +62,10 @@ class Gateway:
     async def complete(self, request: Request) -> None:
         """Answer a request for an engine, and write it to the ledger.
 
+        Its endpoint is that of its path, unless the caller has set one that changes the answer.
         Raises ApiError when there is no answer, and nothing of one has reached the client.
         """
-        endpoint = request.endpoint = ENDPOINTS[request.path]
+        endpoint = request.endpoint = request.endpoint or ENDPOINTS[request.path]
         key = await authenticate(self._authenticator, request)
         record = RequestRecord(key, request, asyncio.current_task(self._loop))
         self.active.add(record)

@@ -9,7 +9,7 @@ from fabric_server.auth.authenticator import KeyAuthenticator
 from fabric_server.auth.keys import Key
 from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Request
-from fabric_server.edge.router import Router
+from fabric_server.edge.router import Handler, Router
 from fabric_server.gateway.authenticate import authenticate
 from runtime.errors import BackendError, RecordError
 
@@ -29,6 +29,14 @@ class JobRoutes:
 
     def add(self, method: str, path: str, handler: KeyHandler) -> None:
         """Add a route; see ``Router.add``."""
+        self._router.add(method, path, self._authenticated(handler))
+
+    def replace(self, method: str, path: str, handler: KeyHandler) -> Handler:
+        """Replace a route's handler, and return the one before; see ``Router.replace``."""
+        return self._router.replace(method, path, self._authenticated(handler))
+
+    def _authenticated(self, handler: KeyHandler) -> Handler:
+        """Return a handler of the router, which calls this one with the request's key."""
 
         async def handle(request: Request) -> None:
             try:
@@ -40,14 +48,14 @@ class JobRoutes:
                 log.warning("request refused", extra={"request": request.id, "reason": str(error)})
                 raise _store_unavailable() from None
 
-        self._router.add(method, path, handle)
+        return handle
 
 
 def _store_unavailable() -> ApiError:
     return ApiError(
         503,
         "store_unavailable",
-        "Jobs, files and batches are not available at the moment. Retry in a few seconds.",
+        "What is stored here is not available at the moment. Retry in a few seconds.",
         type="server_error",
         retry_after=5.0,
     )

@@ -1,4 +1,4 @@
-"""The parts of jobs, files, batches and webhooks, built and run together."""
+"""The parts of jobs, files, batches, webhooks and stored responses, built and run together."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from fabric_server.jobs.internal_request import InternalClient
 from fabric_server.jobs.job_views import JobViews
 from fabric_server.jobs.metrics import Backlog
 from fabric_server.jobs.models import ServedModels
+from fabric_server.jobs.responses import Responses
 from fabric_server.jobs.retention import Retention
 from fabric_server.jobs.routes import JobRoutes
 from fabric_server.jobs.runner import Runner
@@ -31,12 +32,13 @@ from fabric_server.routing.aliases import Aliases
 from fabric_server.storage.batches import BatchStore
 from fabric_server.storage.files import FileStore
 from fabric_server.storage.jobs import JobStore
+from fabric_server.storage.responses import ResponseStore
 from fabric_server.storage.webhooks import WebhookStore
 from runtime.background import Work
 
 
 class Jobs:
-    """Jobs, files, batches and webhooks of one server.
+    """Jobs, files, batches, webhooks and stored responses of one server.
 
     Build it when the public port has all its other routes: batch lines may use those, and no
     others.
@@ -101,6 +103,14 @@ class Jobs:
         routes = JobRoutes(context.router, context.authenticator)
         for part in (inference, file_routes, batch_routes):
             part.add_to(routes)
+        if config.stored_days:
+            Responses(
+                ResponseStore(database),
+                context.memory,
+                max_body=config.body_limit,
+                max_account_bytes=config.stored_per_account,
+                days=config.stored_days,
+            ).add_to(routes)
 
     def parts(self) -> Mapping[str, Work]:
         """Return the work to be done in the background; jobs that run when it is cancelled go back

@@ -14,7 +14,30 @@ _OPEN = re.compile(rb'"(?:m(?:o(?:d(?:e(?:l(?:"\s{0,8}(?::\s{0,8}(?:"[^"]{0,600}
 _LONGEST = 640
 
 
-class NamingMeter:
+class WrappingMeter:
+    """Tells what another ``Meter`` does, for those that change what that passes on."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self.before = meter.before
+        self._update()
+
+    def _update(self) -> None:
+        meter = self._meter
+        self.usage, self.events = meter.usage, meter.events
+        self.complete, self.done = meter.complete, meter.done
+        self.failed, self.torn = meter.failed, meter.torn
+
+    @property
+    def sample(self) -> bytes:
+        return self._meter.sample
+
+    @property
+    def aside(self) -> int:
+        return self._meter.aside
+
+
+class NamingMeter(WrappingMeter):
     """Meters as another ``Meter`` does, and renames the model in what that passes on.
 
     In JSON text a quote inside a string is written ``\\"``, so that text which a model has written
@@ -22,14 +45,12 @@ class NamingMeter:
     """
 
     def __init__(self, meter: Meter, real: str, asked: str) -> None:
-        self._meter = meter
+        super().__init__(meter)
         spellings = {spelled for name in (real, f"{real}:latest") for spelled in _spell(name)}
         names = b"|".join(map(re.escape, sorted(spellings)))
         self._field = re.compile(rb'("model"\s{0,8}:\s{0,8})(?:%b)' % names)
         self._asked = msgspec.json.encode(asked)
         self._held = b""
-        self.before = meter.before
-        self._update()
 
     def feed(self, data: bytes) -> bytes:
         data = self._rename(self._meter.feed(data))
@@ -47,23 +68,9 @@ class NamingMeter:
         self._update()
         return rest
 
-    def _update(self) -> None:
-        meter = self._meter
-        self.usage, self.events = meter.usage, meter.events
-        self.complete, self.done = meter.complete, meter.done
-        self.failed, self.torn = meter.failed, meter.torn
-
     def _rename(self, data: bytes) -> bytes:
         data, self._held = self._held + data, b""
         return self._field.sub(lambda found: found[1] + self._asked, data)
-
-    @property
-    def sample(self) -> bytes:
-        return self._meter.sample
-
-    @property
-    def aside(self) -> int:
-        return self._meter.aside
 
 
 def _spell(name: str) -> tuple[bytes, ...]:

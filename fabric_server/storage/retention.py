@@ -118,7 +118,8 @@ class Retention:
                 )
         ended = EndedRows(database)
         found = [
-            ("invitations", INVITATION_DAYS, ended.delete_invitations, ended.count_invitations)
+            ("invitations", INVITATION_DAYS, ended.delete_invitations, ended.count_invitations),
+            ("stored responses", 0.0, ended.delete_responses, ended.count_responses),
         ]
         if policy.ended_days:
             days = policy.ended_days

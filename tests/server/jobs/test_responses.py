@@ -1,0 +1,319 @@
+"""Stored responses, as the official client uses them, on a whole fabric."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from msgspec.structs import replace
+
+from fabric_server.metering.response_ids import MAX_ANSWER
+from fabric_server.net.memory_budget import BudgetLimits
+from fabric_server.storage.responses import ResponseStore
+from tests.engine import DIALECTS, Plan, ScriptedEngine
+from tests.engine_vllm import VLLM
+from tests.fabric import Fabric
+from tests.jobs import stranger
+
+PATH = "/v1/responses"
+UNKNOWN = "resp_unknown"
+KINDS = ("translated", "native")
+
+
+Engines = dict[str, ScriptedEngine]
+
+
+@pytest.fixture
+async def engines() -> AsyncIterator[Engines]:
+    """One whose node translates, and one that speaks the dialect itself."""
+    async with (
+        ScriptedEngine(["translated"]) as plain,
+        ScriptedEngine(["native"], more=VLLM) as own,
+    ):
+        paths = {path: {"post": {}} for path in (*DIALECTS, *VLLM)}
+        own.probes |= {"/health": {}, "/openapi.json": {"paths": paths}}
+        yield {"translated": plain, "native": own}
+
+
+@pytest.fixture
+async def fabric(tmp_path: Path, engines: Engines) -> AsyncIterator[Fabric]:
+    async with Fabric(tmp_path, stored_days=1.0, body_limit=64 * 1024) as fabric:
+        await fabric.join(engines["translated"].url, f"vllm={engines['native'].url}")
+        yield fabric
+
+
+@pytest.fixture
+async def client(fabric: Fabric) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with fabric.openai() as client:
+        yield client
+
+
+async def ask(
+    client: openai.AsyncOpenAI, model: str, input: Any, *, stream: bool = False, **more: Any
+) -> Any:
+    """Return the response object, of a stream that of its last event."""
+    answer: Any = await client.responses.create(model=model, input=input, stream=stream, **more)
+    if not stream:
+        return answer
+    events = [event async for event in answer]
+    assert events[-1].type == "response.completed"
+    return events[-1].response
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_conversation_of_three_turns(
+    fabric: Fabric, engines: Engines, client: openai.AsyncOpenAI, kind: str, stream: bool
+) -> None:
+    engine = engines[kind]
+    engine.plans += [Plan(chunks=("Hello", " Ann")), Plan(chunks=("Your name is Ann",)), Plan()]
+    one = await ask(client, kind, "I am Ann", stream=stream, store=True, instructions="Be a pirate")
+    two = await ask(
+        client,
+        kind,
+        [{"role": "user", "content": "Who am I?"}],
+        stream=stream,
+        store=True,
+        previous_response_id=one.id,
+    )
+    await ask(client, kind, "And now?", stream=stream, previous_response_id=two.id)
+    sent = engine.requests[-1].body.decode()
+    said = ["I am Ann", "Hello Ann", "Who am I?", "Your name is Ann", "And now?"]
+    places = [sent.index(text) for text in said]
+    assert places == sorted(places), sent
+    assert "pirate" in engine.requests[-3].body.decode()
+    assert "pirate" not in sent, "instructions are not carried over"
+    assert "previous_response_id" not in sent
+
+    found = await client.responses.retrieve(two.id)
+    assert (found.id, found.output_text) == (two.id, "Your name is Ann")
+    assert found.previous_response_id == one.id
+    items = [item async for item in client.responses.input_items.list(two.id, order="asc")]
+    texts = [json.dumps(item.model_dump()) for item in items]
+    assert [said[at] in text for at, text in enumerate(texts)] == [True] * 3
+    assert len({item.id for item in items}) == 3
+    page = await client.responses.input_items.list(two.id, limit=2)
+    assert [item.id for item in page.data] == [items[2].id, items[1].id]
+    assert page.has_more
+    rest = await client.responses.input_items.list(two.id, limit=2, after=items[1].id or "")
+    assert [item.id for item in rest.data] == [items[0].id]
+
+    await client.responses.delete(one.id)
+    with pytest.raises(openai.NotFoundError):
+        await client.responses.retrieve(one.id)
+    assert (await client.responses.retrieve(two.id)).id == two.id, "it has its own conversation"
+    await ask(client, kind, "Still?", stream=stream, previous_response_id=two.id)
+    assert "I am Ann" in engine.requests[-1].body.decode()
+
+
+@pytest.mark.parametrize("store", [None, False])
+async def test_only_what_was_asked_to_be_stored_is_stored(
+    client: openai.AsyncOpenAI, store: bool | None
+) -> None:
+    one = await ask(client, "translated", "Hi", store=store)
+    with pytest.raises(openai.NotFoundError):
+        await client.responses.retrieve(one.id)
+    with pytest.raises(openai.NotFoundError) as caught:
+        await ask(client, "translated", "Hi", previous_response_id=one.id)
+    assert caught.value.param == "previous_response_id"
+    assert "'store': true" in caught.value.message
+
+
+ROUTES = (
+    ("GET", "/{id}", None),
+    ("GET", "/{id}/input_items", None),
+    ("DELETE", "/{id}", None),
+    ("DELETE", "/{id}/input_items", None),
+    ("POST", "", {"model": "translated", "input": "Hi", "previous_response_id": "{id}"}),
+)
+
+
+async def test_another_accounts_response_is_like_one_that_is_not_there(
+    fabric: Fabric, client: openai.AsyncOpenAI
+) -> None:
+    id = (await ask(client, "translated", "Our secret", store=True)).id
+    async with await stranger(fabric) as other:
+        for method, path, body in ROUTES:
+            answers = []
+            for asked in (id, UNKNOWN):
+                text = json.dumps(body).replace("{id}", asked) if body else None
+                url = f"{PATH}{path.format(id=asked)}"
+                async with other.request(method, url, data=text) as answer:
+                    answers.append((answer.status, (await answer.text()).replace(asked, "ID")))
+                nobody = {"authorization": ""}
+                async with other.request(method, url, data=text, headers=nobody) as answer:
+                    assert answer.status == 401
+            assert answers[0] == answers[1], (method, path)
+            assert answers[0][0] == 404, (method, path)
+    assert (await client.responses.retrieve(id)).id == id, "it is still there"
+
+
+async def test_another_key_of_the_account_finds_it(
+    fabric: Fabric, client: openai.AsyncOpenAI
+) -> None:
+    id = (await ask(client, "translated", "Hi", store=True)).id
+    async with fabric.user(await fabric.make_key()) as user, user.get(f"{PATH}/{id}") as answer:
+        assert answer.status == 200
+        assert (await answer.json())["store"] is True
+
+
+async def test_what_can_not_be_is_refused_by_name(fabric: Fabric) -> None:
+    refused: list[tuple[Any, str]] = [
+        ({"previous_response_id": 7}, "previous_response_id"),
+        ({"previous_response_id": ["x"]}, "previous_response_id"),
+        ({"store": True, "input": 7}, "input"),
+        ({"store": True, "background": True}, "background"),
+        ({"store": True, "conversation": "conv_1"}, "conversation"),
+    ]
+    bodies = (b"", b"{", b"[]", b'{"store":true}', b'{"store": true,"a":"\\ud8')
+    async with fabric.user() as user:
+        for body, param in refused:
+            asked = {"model": "translated", "input": "Hi", **body}
+            async with user.post(PATH, json=asked) as answer:
+                assert answer.status == 400
+                assert (await answer.json())["error"]["param"] == param
+        for data in bodies:
+            async with user.post(PATH, data=data) as answer:
+                assert answer.status == 400
+                code = (await answer.json())["error"]["code"]
+                assert code in ("invalid_json", "invalid_value")
+
+
+async def test_errors_and_broken_answers_are_not_stored(
+    fabric: Fabric, engines: Engines, client: openai.AsyncOpenAI
+) -> None:
+    engine = engines["native"]
+    engine.plans += [Plan(status=400), Plan(cut_after=1)]
+    with pytest.raises(openai.BadRequestError):
+        await ask(client, "native", "Hi", store=True)
+    with pytest.raises((openai.APIError, AssertionError)):
+        await ask(client, "native", "Hi", store=True, stream=True)
+    rows = await fabric.app.backends.store.database.fetch("SELECT id FROM stored_responses")
+    assert list(rows) == []
+
+
+async def test_a_conversation_may_be_no_larger_than_a_body(
+    client: openai.AsyncOpenAI,
+) -> None:
+    one = await ask(client, "translated", "x" * 40_000, store=True)
+    with pytest.raises(openai.APIStatusError) as caught:
+        await ask(client, "translated", "y" * 30_000, previous_response_id=one.id)
+    assert (caught.value.status_code, caught.value.code) == (413, "conversation_too_large")
+    await ask(client, "translated", "short", previous_response_id=one.id)
+
+
+async def test_what_is_read_of_the_store_counts_as_held(
+    fabric: Fabric, client: openai.AsyncOpenAI
+) -> None:
+    one = await ask(client, "translated", "x" * 40_000, store=True)
+    memory = fabric.app.data_plane.memory
+    before, memory.limits = memory.limits, BudgetLimits(30_000, 30_000)
+    for asked in (
+        client.responses.retrieve(one.id),
+        client.responses.input_items.list(one.id),
+        client.responses.create(model="translated", input="Hi", previous_response_id=one.id),
+    ):
+        with pytest.raises(openai.APIStatusError) as caught:
+            await asked
+        assert caught.value.status_code in (429, 503)
+    memory.limits = before
+    assert (await client.responses.retrieve(one.id)).id == one.id
+    assert memory.held == 0
+
+
+async def test_words_about_the_last_event_hold_no_stream_back(
+    fabric: Fabric, engines: Engines, client: openai.AsyncOpenAI
+) -> None:
+    engine = engines["native"]
+    words = '"type":"response.completed"\nevent: response.completed\n'
+    seen = asyncio.Event()
+    engine.plans.append(Plan(chunks=(words, seen, " end")))
+    stream: Any = await client.responses.create(model="native", input="Hi", store=True, stream=True)
+    async with asyncio.timeout(10):
+        async for event in stream:
+            if event.type == "response.output_text.delta":
+                seen.set()
+    found = await client.responses.retrieve(event.response.id)
+    assert found.output_text == words + " end"
+
+
+async def test_an_answer_too_large_to_be_held_reaches_its_client(
+    fabric: Fabric, engines: Engines, client: openai.AsyncOpenAI, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = engines["native"]
+    engine.plans.append(Plan(chunks=("x" * MAX_ANSWER,)))
+    with caplog.at_level(logging.WARNING, "fabric.responses"):
+        one = await ask(client, "native", "Hi", store=True)
+    assert len(one.output_text) == MAX_ANSWER
+    assert "a response was not stored" in caplog.text
+    [entry] = await fabric.ledger()
+    assert entry.bytes_out > MAX_ANSWER
+    with pytest.raises(openai.NotFoundError):
+        await client.responses.retrieve(one.id)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_store_that_fails_leaves_the_answer_whole(
+    fabric: Fabric, client: openai.AsyncOpenAI, stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    database = fabric.app.backends.store.database
+    async with database.transaction() as session:
+        await session.execute("ALTER TABLE stored_responses RENAME TO away")
+    with caplog.at_level(logging.WARNING, "fabric.responses"):
+        answer = await ask(client, "translated", "Hi", store=True, stream=stream)
+    assert answer.output_text == "Hello, world"
+    assert "a response was not stored" in caplog.text
+    with pytest.raises(openai.InternalServerError) as caught:
+        await client.responses.retrieve(answer.id)
+    assert caught.value.code == "store_unavailable"
+
+
+async def test_the_ledger_counts_what_was_held_back(
+    fabric: Fabric, client: openai.AsyncOpenAI
+) -> None:
+    body = {"model": "translated", "input": "Hi", "store": True}
+    async with fabric.user() as user:
+        for stream in (False, True):
+            async with user.post(PATH, json={**body, "stream": stream}) as answer:
+                size = len(await answer.read())
+            entry = (await fabric.ledger())[0]
+            assert (entry.outcome, entry.bytes_out) == ("ok", size)
+
+
+async def test_nothing_is_stored_unless_the_operator_wants_it(
+    tmp_path: Path, engine: ScriptedEngine
+) -> None:
+    async with Fabric(tmp_path) as fabric, fabric.openai() as client:
+        await fabric.join(engine.url)
+        one = await ask(client, "tiny", "Hi", store=True)
+        with pytest.raises(openai.BadRequestError) as caught:
+            await ask(client, "tiny", "Hi", previous_response_id=one.id)
+        assert caught.value.param == "previous_response_id"
+        with pytest.raises(openai.NotFoundError) as missing:
+            await client.responses.retrieve(one.id)
+        assert missing.value.code == "unknown_path"
+        rows = await fabric.app.backends.store.database.fetch("SELECT id FROM stored_responses")
+        assert list(rows) == []
+
+
+async def test_a_response_that_has_expired_is_not_found(
+    fabric: Fabric, client: openai.AsyncOpenAI
+) -> None:
+    one = await ask(client, "translated", "Hi", store=True)
+    table = ResponseStore(fabric.app.backends.store.database)
+    [[ends]] = await fabric.app.backends.store.database.fetch(
+        "SELECT expires_at FROM stored_responses"
+    )
+    row = await table.find("tests", one.id, ends - 1)
+    assert row is not None
+    assert row.expires_at - row.created_at == 86_400
+    await table.delete("tests", one.id, ends - 1)
+    await table.add(replace(row, expires_at=row.created_at), max_bytes=2**20)
+    with pytest.raises(openai.NotFoundError):
+        await client.responses.retrieve(one.id)
