@@ -17,7 +17,7 @@ SUMS = cd dist && rm -f SHA256SUMS && { sha256sum * 2> /dev/null || shasum -a 25
 	mv ../.cache/SHA256SUMS . && cat SHA256SUMS
 
 .DELETE_ON_ERROR:
-.PHONY: help run test test-pythons check format fuzz audit soak attack attack-soak bench dist node-pex node-exe install-test docker-test certs lock clean
+.PHONY: help run test test-pythons check format fuzz suites audit soak attack attack-soak bench dist node-pex node-exe install-test docker-test certs lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ format: $(VENV)/.installed-dev ## Format, and fix what ruff can fix
 
 fuzz: $(VENV)/.installed-dev ## Fuzz every reader of foreign bytes for a while (ARGS="--target edge --seconds 600")
 	$(BIN)/python -m tests.fuzz $(ARGS)
+
+suites: $(VENV)/.installed-dev ## Run public suites over a real fabric (ARGS="openai-python --json"): openai, anthropic, …
+	@$(BIN)/python -m tests.suites $(ARGS)
 
 audit: $(VENV)/.installed ## Look the locked dependencies up in OSV's list of vulnerabilities
 	$(BIN)/python -m tests.audit $(ARGS)
@@ -101,6 +104,7 @@ lock: $(BIN)/uv ## Update the lock files (ARGS=--upgrade for newer versions)
 	$(COMPILE) -c requirements-dev.lock --extra full pyproject.toml -o requirements-full.lock
 	printf 'pyinstaller\n' | $(COMPILE) $(ARGS) -c requirements-dev.lock - -o requirements-exe.lock
 	$(COMPILE) $(ARGS) tests/lab/llama_index/requirements.in -o tests/lab/llama_index/requirements.lock
+	$(COMPILE) $(ARGS) tests/suites/requirements.in -o tests/suites/requirements.lock
 	printf 'editables\nhatchling\n' | $(COMPILE) $(ARGS) -c requirements-dev.lock - -o requirements-build.lock
 
 clean: ## Remove generated files and the virtual environment; keeps $(DATA) (keys and nodes)

@@ -69,7 +69,8 @@ _BAD_REQUEST = re.compile(
     r"pars\w+ grammar|grammar (?:pars|error|compil)|invalid grammar|json[_ -]?schema|invalid regex"
     r"|template|jinja|roles must alternate|raise_exception|tool_choice|pars\w+ (?:messages|tools)"
     r"|json\.exception|cannot unmarshal|invalid character|invalid options"
-    r"|(?<!server) does not support (?:tools|thinking|chat|generate|completion|insert|embed)",
+    r"|(?<!server) does not support (?:tools|thinking|chat|generate|completion|insert|embed)"
+    r"|[`'\"][\w.]{1,64}[`'\"](?: \w{1,32})? must (?:not )?be\b",
     re.IGNORECASE,
 )
 _USER_MISTAKES = (

@@ -138,13 +138,18 @@ def openai(model: Model, since: int) -> dict[str, Any]:
 
 
 def anthropic(model: Model, since: int) -> dict[str, Any]:
-    return {
+    """Return Anthropic's object, with ``available: false`` and the reason if it can't be used."""
+    view: dict[str, Any] = {
         "type": "model",
         "id": model.name,
         "display_name": model.name,
         "created_at": _moment(since),
+        "lifecycle": "active",
         **model.availability,
     }
+    if model.context is not None:
+        view["max_input_tokens"] = model.context
+    return view
 
 
 def anthropic_list(models: Sequence[Model], since: int) -> dict[str, Any]:

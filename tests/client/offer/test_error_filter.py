@@ -144,6 +144,8 @@ def test_a_model_that_is_not_there_is_called_so(status: int, message: str) -> No
         ("Conversation roles must alternate user/assistant/user/assistant/...", "invalid_value"),
         ("[json.exception.type_error.302] type must be string, but is number", "invalid_value"),
         ('"tiny" does not support tools', "invalid_value"),
+        ('"prompt" must not be empty', "invalid_value"),
+        ('"prompt" elements must be a string, a list of tokens, a JSON object', "invalid_value"),
         (
             "image input is not supported - hint: provide the mmproj",
             "invalid_image",
@@ -171,6 +173,7 @@ def test_a_users_mistake_is_400_whatever_the_engine_says(message: str, code: str
         "unable to load model: context size",
         "This server does not support embeddings. Start it with `--embeddings`",
         "something else",
+        "the server must be restarted",
         "error loading: model file not found",
     ],
 )

@@ -92,7 +92,11 @@ async def test_who_names_anthropics_version_gets_anthropics_list() -> None:
     answer = await get(site, "/v1/models", **headers)
     assert list(answer.json) == ["data", "has_more", "first_id", "last_id"]
     first = answer.json["data"][0]
-    assert list(first) == ["type", "id", "display_name", "created_at"]
+    fields = ["type", "id", "display_name", "created_at", "lifecycle", "max_input_tokens"]
+    assert list(first) == fields
+    assert (first["lifecycle"], first["max_input_tokens"]) == ("active", 4096)
+    nobody_tells = next(row for row in answer.json["data"] if row["id"] == "org/plain")
+    assert list(nobody_tells) == fields[:-1]
     assert (first["type"], first["id"], answer.json["first_id"]) == ("model", "fast", "fast")
     datetime.fromisoformat(first["created_at"])
     assert answer.headers["request-id"] == answer.headers["x-request-id"]

@@ -1,0 +1,1 @@
+"""Public test suites, run over a real server, node and engine: ``make suites``."""
