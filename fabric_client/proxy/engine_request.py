@@ -361,7 +361,7 @@ class EngineRequest:
             self._reply(prepared.reply)
             return
         self._body.replace(prepared.path, pieces, prepared.usage)
-        if self._pool.refuses_usage:
+        if prepared.usage is not None and self._pool.refuses_usage:
             self._body.drop_usage()
         self._response.filter = prepared.response_filter
         self._connect()

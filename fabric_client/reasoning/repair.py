@@ -18,6 +18,7 @@ from fabric_client.translation.lenient_json import Json, find_error
 
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 BOM = b"\xef\xbb\xbf"
+_N, _I, _BACKSLASH = b"NI\\"
 
 
 def is_sound(data: bytes) -> bool:
@@ -26,9 +27,9 @@ def is_sound(data: bytes) -> bool:
     A cheap look: words in a text may make it False, and the JSON is decoded then.  A single byte is
     found ten times as fast as a word, so that comes first.
     """
-    if (b"N" in data and b"NaN" in data) or (b"I" in data and b"Infinity" in data):
+    if (_N in data and b"NaN" in data) or (_I in data and b"Infinity" in data):
         return False
-    if b"\\" in data and b"\\u" in data and _HALF.search(data):
+    if _BACKSLASH in data and b"\\u" in data and _HALF.search(data):
         return False
     if data.isascii():
         return True

@@ -22,14 +22,17 @@ _TEXTS = frozenset(
     }
 )
 """Fields whose contents the model reads, or that describe what it writes: no engine opens them."""
-_GUARD = re.compile(rb'_url"|"source"\s*:\s*\{|\\u00[2-7]', re.IGNORECASE)
+_GUARD = re.compile(rb'_url"|"source"\s*:\s*\{|\\u00[2-7]')
 _MAX_SHOWN = 60
 _UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
 def refuse_links(body: bytes) -> None:
     """Raise ``TranslationError`` if a medium in an engine's request is anything but data."""
-    if _GUARD.search(body) is None:
+    lower = body.lower()  # a search without regard to case takes three times as long
+    if b'_url"' not in lower and b'"source"' not in lower and b"\\u00" not in lower:
+        return
+    if _GUARD.search(lower) is None:
         return
     try:
         document = decode_json(body)
