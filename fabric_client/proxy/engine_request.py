@@ -443,6 +443,7 @@ class EngineRequest:
 
     def _finish(self, *, answered: bool) -> None:
         self._over = True
+        self.on_response_body = self._response.add  # a method of its own would be a circle
         self._owner.on_ended(self, answered=answered)
         if self._response.limited is not None:
             self._response.limited.close()

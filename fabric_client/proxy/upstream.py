@@ -13,6 +13,7 @@ import httptools
 
 from fabric_client.engines.addresses import Address
 from fabric_client.engines.engine_key import EngineKey
+from protocol.tunnel.frames import MAX_DATA
 
 CONNECT_SECONDS = 10.0
 IDLE_SECONDS = 30.0
@@ -21,6 +22,8 @@ MAX_IDLE = 64
 USAGE_REFUSED_SECONDS = 600.0
 """How long an engine is asked for no usage after it has refused ``stream_options``."""
 MAX_HEAD = 64 * 1024
+MAX_PIECE = MAX_DATA // 2
+"""Bytes of a body up to which what was read at once is one piece."""
 _FRAMING = (b"content-length", b"transfer-encoding")
 """A response without one of these headers ends with its connection."""
 _HEADERS = {
@@ -74,6 +77,7 @@ class EngineConnection(asyncio.Protocol):
         self._headers: list[tuple[str, str]] = []
         self._body: list[bytes] = []
         """What was read of the body and is not with the handler yet."""
+        self._body_bytes = 0
         self._status = 0
         self._head_bytes = 0
         self._framed = False
@@ -97,6 +101,7 @@ class EngineConnection(asyncio.Protocol):
         self._status = self._head_bytes = 0
         self._headers, self._framed = [], False
         self._body.clear()
+        self._body_bytes = 0
 
     def write(self, data: bytes) -> None:
         if self._transport is not None:
@@ -201,6 +206,10 @@ class EngineConnection(asyncio.Protocol):
             self._handler.on_response_head(status, self._headers)
 
     def on_body(self, data: bytes) -> None:
+        self._body_bytes += len(data)
+        if self._body_bytes > MAX_PIECE:
+            self._deliver_body()
+            self._body_bytes = len(data)
         self._body.append(data)
 
     def on_message_complete(self) -> None:
@@ -213,12 +222,17 @@ class EngineConnection(asyncio.Protocol):
             handler.on_response_end()
 
     def _deliver_body(self) -> None:
-        """Hand over what was read at once as one piece: engines send each event as a chunk."""
+        """Hand over what was read at once as one piece: engines send each event as a chunk.
+
+        A piece ends where a chunk does, and fits into a frame, so that the server gets whole
+        events.
+        """
         pieces = self._body
         if not pieces:
             return
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
+        self._body_bytes = 0
         if self._handler is not None:
             self._handler.on_response_body(data)
 

@@ -191,8 +191,12 @@ class StreamMeter:
 
         ``over``: a choice has ended before these events.
         """
-        kept = []
-        for event in events_in(events):
+        start = events.rfind(b"\n\n", 0, events.index(b'"usage"')) + 2
+        if start < 2:
+            start = 0
+        kept = [events[:start]]
+        over = over or _FINISHED.search(kept[0]) is not None
+        for event in events_in(events[start:]):
             if b'"usage"' in event and self._is_usage_chunk(event, over) and self._strip:
                 continue
             kept.append(event)
