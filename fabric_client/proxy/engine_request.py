@@ -27,9 +27,8 @@ from runtime.workers import Workers
 
 log = logging.getLogger("fabric.forward")
 
-_RESPONSE_HEADERS = frozenset(
-    {"content-type", "content-length", "content-language", "retry-after", ESTIMATED[0]}
-)
+_PASSED = ("content-type", "content-length", "content-language", "retry-after", ESTIMATED[0])
+_OF_ENCODED = ("content-encoding", "content-length")
 _REFUSED_FIELDS = frozenset({400, 422})
 """Statuses of engines that refuse a field of the body."""
 
@@ -163,12 +162,11 @@ class EngineRequest:
             if name == "content-encoding" and value.strip().lower() not in ("", "identity"):
                 if not self._decode(value):
                     return
-                left_out = ("content-encoding", "content-length")
-                headers = [one for one in headers if one[0] not in left_out]
+                headers = [one for one in headers if one[0] not in _OF_ENCODED]
                 break
         if status >= 400 and self._connection is not None:  # of the engine, not ours
-            private = self.slot.engine.offered.private
-            self._response.filter = ErrorFilter(private, self._body.head.path)
+            offered, path = self.slot.engine.offered, self._body.head.path
+            self._response.filter = ErrorFilter(offered.private, path)
         translate = self._response.filter
         if translate is not None:
             if self._body.translated:  # the length in the other dialect is known at the end only
@@ -208,7 +206,7 @@ class EngineRequest:
         self._task = asyncio.create_task(self._connect_anew())
 
     def _send_head(self, status: int, headers: list[tuple[str, str]]) -> None:
-        passed = [one for one in headers if one[0] in _RESPONSE_HEADERS]
+        passed = [one for one in headers if one[0] in _PASSED]
         self._stream.send_head(ResponseHead(status, passed))
 
     def _on_undecided_body(self, data: bytes) -> None:
