@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from fabric_server.storage.connect import open_store
+from fabric_server.storage.responses import ResponseRow, ResponseStore
 from fabric_server.storage.retention import (
     Policy,
     Retention,
@@ -381,6 +382,16 @@ async def test_revoked_and_expired_keys_and_invitations_are_deleted_later(store:
     assert await store.invitation(digest("new")) is not None
 
 
+async def test_stored_responses_are_deleted_when_their_time_is_over(store: SqlStore) -> None:
+    table = ResponseStore(store.database)
+    for id, ends in (("old", NOW - 1), ("new", NOW + 1)):
+        row = ResponseRow("acme", id, 4, NOW - DAY, ends, b"[]", b"{}")
+        assert await table.add(row, max_bytes=2**20)
+    assert (await prune(store))["stored responses"] == 1
+    assert await table.find("acme", "old", NOW - 2) is None
+    assert await table.find("acme", "new", NOW) is not None
+
+
 # ── one server at a time, and only with a calm clock ──────────────────────────────────────────
 
 
@@ -478,7 +489,10 @@ class ExplainedSession:
         return await self._session.execute(sql, *args)
 
 
-WHOLE = re.compile(r"(?:SCAN|Seq Scan on) (ledger|usage_by_hour|keys|invitations|served_models)\b")
+WHOLE = re.compile(
+    r"(?:SCAN|Seq Scan on) "
+    r"(ledger|usage_by_hour|keys|invitations|served_models|stored_responses)\b"
+)
 
 
 async def test_no_statement_of_retention_walks_a_whole_table(store: SqlStore) -> None:

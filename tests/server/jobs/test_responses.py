@@ -112,6 +112,42 @@ async def test_a_conversation_of_three_turns(
     assert "I am Ann" in engine.requests[-1].body.decode()
 
 
+async def test_a_tools_result_follows_its_call_and_its_reasoning(
+    engines: Engines, client: openai.AsyncOpenAI
+) -> None:
+    engine = engines["translated"]
+    call = ("weather", {"city": "Oslo"})
+    engine.plans.append(Plan(chunks=(), reasoning="Hm, Oslo.", tools=(call,)))
+    tools = [{"type": "function", "name": "weather", "strict": False, "parameters": {}}]
+    one = await ask(client, "translated", "Rain?", store=True, stream=True, tools=tools)
+    [asked] = [item for item in one.output if item.type == "function_call"]
+    result = {"type": "function_call_output", "call_id": asked.call_id, "output": "It rains"}
+    await ask(client, "translated", [result], store=True, previous_response_id=one.id, tools=tools)
+    messages = engine.requests[-1].json["messages"]
+    assert [message["role"] for message in messages] == ["user", "assistant", "tool"]
+    [told] = messages[1]["tool_calls"]
+    assert (told["id"], told["function"]["name"]) == (asked.call_id, "weather")
+    assert messages[2] == {"role": "tool", "tool_call_id": asked.call_id, "content": "It rains"}
+
+
+async def test_a_client_that_hangs_up_leaves_nothing_behind(
+    fabric: Fabric, engines: Engines, client: openai.AsyncOpenAI
+) -> None:
+    for stream, plan in (
+        (False, Plan(hold=asyncio.Event())),
+        (True, Plan(chunks=("Hel", asyncio.Event()))),
+    ):
+        engines["translated"].plans.append(plan)
+        asking = asyncio.create_task(ask(client, "translated", "Hi", store=True, stream=stream))
+        at_engine = await engines["translated"].started()
+        asking.cancel()
+        await at_engine.aborted()
+        await fabric.app.data_plane.gateway.active.wait_idle()
+    rows = await fabric.app.backends.store.database.fetch("SELECT id FROM stored_responses")
+    assert list(rows) == []
+    assert fabric.app.data_plane.memory.held == 0
+
+
 @pytest.mark.parametrize("store", [None, False])
 async def test_only_what_was_asked_to_be_stored_is_stored(
     client: openai.AsyncOpenAI, store: bool | None
