@@ -157,6 +157,7 @@ def test_a_header_can_not_ask_for_much_memory() -> None:
         "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI",
         str(pyrage.x25519.Identity.generate()),
     ],
+    ids=["empty", "short", "a name", "wrong sum", "ssh", "a secret key"],
 )
 def test_what_is_no_public_key_is_refused(text: str) -> None:
     with pytest.raises(BackupProblem, match="no public key of age"):
