@@ -70,7 +70,9 @@ _BAD_REQUEST = re.compile(
     r"|template|jinja|roles must alternate|raise_exception|tool_choice|pars\w+ (?:messages|tools)"
     r"|json\.exception|cannot unmarshal|invalid character|invalid options"
     r"|(?<!server) does not support (?:tools|thinking|chat|generate|completion|insert|embed)"
-    r"|[`'\"][\w.]{1,64}[`'\"](?: \w{1,32})? must (?:not )?be\b",
+    r"|[`'\"][\w.]{1,64}[`'\"](?: \w{1,32})? must (?:not )?be\b"
+    r"|\b(?:input|prompt|messages?|content|text)\b[^\n]{0,20}(?:cannot|can't|must not) be empty"
+    r"|\bno (?:input|prompt|messages?|content|text) (?:was |were )?(?:provided|given)",
     re.IGNORECASE,
 )
 _USER_MISTAKES = (

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from tests.lab.llama import program
 from tests.suites import node_client, python_clients, responses_cases
 from tests.suites.place import Place, running
 from tests.suites.python_clients import Unavailable
@@ -87,6 +88,11 @@ def main(words: Sequence[str] | None = None) -> int:
     if unknown := sorted(set(options.suites) - set(known)):
         parser.error(f"there is no suite {unknown[0]!r}; there are {', '.join(known)}")
     chosen = [suite for name, suite in known.items() if name in (options.suites or known)]
+    try:
+        program()
+    except RuntimeError as error:
+        print(f"NOT RUN suites: {error}", file=sys.stderr)
+        return 2
     verdicts, unavailable = asyncio.run(_run(chosen, show=options.cases))
     for text in unavailable:
         print(f"NOT RUN {text}", file=sys.stderr)

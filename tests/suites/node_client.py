@@ -12,7 +12,7 @@ import subprocess
 
 from tests.lab.backends import MissingProgram
 from tests.lab.client_programs import LAB, node_js
-from tests.suites.place import MODEL, Place
+from tests.suites.place import MODEL, SCRIPTED, Place
 from tests.suites.python_clients import HERE, Unavailable
 from tests.suites.table import Outcome
 
@@ -34,12 +34,15 @@ def run(place: Place) -> dict[str, Outcome]:
         "SUITE_KEY": place.key,
         "SUITE_LIMITED_KEY": place.limited_key,
         "SUITE_MODEL": MODEL,
+        "SUITE_SCRIPTED": SCRIPTED,
     }
     try:
         command = node_js(place.directory, HERE / "openai_node.mjs")
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=SECONDS)
     except MissingProgram as error:
         raise Unavailable(f"openai-node: {error}") from None
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        raise Unavailable(f"openai-node: it took longer than {SECONDS} seconds") from None
     if done.returncode:
         raise Unavailable(
             f"openai-node: Node.js ended with {done.returncode}:\n{done.stderr[-3000:]}"

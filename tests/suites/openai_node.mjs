@@ -2,7 +2,8 @@
 import assert from "node:assert/strict";
 import OpenAI, { toFile } from "openai";
 
-const { SUITE_URL, SUITE_KEY, SUITE_LIMITED_KEY, SUITE_MODEL: model } = process.env;
+const { SUITE_URL, SUITE_KEY, SUITE_LIMITED_KEY } = process.env;
+const { SUITE_MODEL: model, SUITE_SCRIPTED: scripted } = process.env;
 const clientOf = (more = {}) =>
   new OpenAI({ baseURL: `${SUITE_URL}/v1`, apiKey: SUITE_KEY, maxRetries: 0, ...more });
 const client = clientOf();
@@ -104,7 +105,7 @@ const cases = {
   },
   "chat.create: tools": async () => {
     const more = { tools: [weather], tool_choice: "required", max_completion_tokens: 200 };
-    const answer = await client.chat.completions.create({ ...chat, ...more });
+    const answer = await client.chat.completions.create({ ...chat, ...more, model: scripted });
     const [call] = answer.choices[0].message.tool_calls;
     assert.equal(call.function.name, "weather");
     assert.ok(["Bern", "Oslo"].includes(JSON.parse(call.function.arguments).city));
@@ -118,6 +119,14 @@ const cases = {
     const more = { ...every, stream: true, stream_options: { include_usage: true } };
     const found = await pieces(await client.chat.completions.create({ ...chat, ...more }));
     assert.ok(found.at(-1).usage.total_tokens > 0);
+  },
+  "chat.create: stream, tools": async () => {
+    const more = { model: scripted, tools: [weather], stream: true };
+    const found = await pieces(await client.chat.completions.create({ ...chat, ...more }));
+    const calls = found.flatMap((piece) => piece.choices[0]?.delta.tool_calls ?? []);
+    assert.equal(calls[0].function.name, "weather");
+    const words = calls.map((call) => call.function.arguments ?? "").join("");
+    assert.deepEqual(JSON.parse(words), { city: "Bern" });
   },
   "chat.stream": async () => {
     const final = await client.chat.completions.stream(chat).finalChatCompletion();
@@ -150,7 +159,8 @@ const cases = {
   "chat.create: image": async () => {
     const url = "data:image/png;base64,iVBORw0KGgo=";
     const content = [{ type: "image_url", image_url: { url } }];
-    await client.chat.completions.create({ ...chat, messages: [{ role: "user", content }] });
+    const asked = { model: scripted, messages: [{ role: "user", content }] };
+    assert.equal((await client.chat.completions.create(asked)).object, "chat.completion");
   },
   "chat.create: store": async () => {
     const answer = await client.chat.completions.create({ ...chat, store: true });
@@ -236,12 +246,20 @@ const cases = {
   "responses.create: tools": async () => {
     const { function: own } = weather;
     const answer = await client.responses.create({
-      model,
+      model: scripted,
       input: "Weather?",
       tools: [{ type: "function", strict: false, ...own }],
       tool_choice: "required",
     });
     assert.equal(answer.output.at(-1).type, "function_call");
+  },
+  "responses.create: stream, tools": async () => {
+    const { function: own } = weather;
+    const tools = [{ type: "function", strict: false, ...own }];
+    const more = { model: scripted, input: "Weather?", tools, stream: true };
+    const found = await pieces(await client.responses.create(more));
+    const done = found.find((event) => event.type === "response.function_call_arguments.done");
+    assert.deepEqual(JSON.parse(done.arguments), { city: "Bern" });
   },
   "responses.create: store": async () => {
     const answer = await client.responses.create({ ...asked, store: true });

@@ -56,9 +56,12 @@ def run(suite: Suite, place: Place) -> dict[str, Outcome]:
     }
     words = ("-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "suite_cases")
     command = [python, *words, "--tb=no", "tests/api_resources"]
-    done = subprocess.run(
-        command, cwd=source, env=environ, capture_output=True, text=True, timeout=SECONDS
-    )
+    try:
+        done = subprocess.run(
+            command, cwd=source, env=environ, capture_output=True, text=True, timeout=SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        raise Unavailable(f"{suite.name}: it took longer than {SECONDS} seconds") from None
     if not results.exists() or done.returncode not in (0, 1):
         raise Unavailable(
             f"{suite.name}: pytest ended with {done.returncode}:\n{done.stdout[-3000:]}"

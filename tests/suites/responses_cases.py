@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 
 from tests.open_responses import problems_of_response, problems_of_stream
-from tests.suites.place import MODEL, Place
+from tests.suites.place import MODEL, SCRIPTED, Place
 from tests.suites.table import PASSED, Outcome
 
 VERSION = "2026-04-24"
@@ -68,6 +68,7 @@ class Case:
     check: Callable[[Json], bool] = lambda answer: bool(answer["output"])
     """Of the answer, beyond the required fields."""
     path: str = "/v1/responses"
+    model: str = MODEL
     resource: bool = True
     """Whether the answer is a response, whose fields are known."""
 
@@ -95,9 +96,11 @@ CASES: dict[str, Case] = {
     "system-prompt": Case(
         {"input": [said("You are a pirate.", "system"), said("Say hello.")]}, check=completed
     ),
-    "tool-calling": Case({"input": [WEATHER_ASKED], "tools": [WEATHER]}, check=calls),
+    "tool-calling": Case(
+        {"input": [WEATHER_ASKED], "tools": [WEATHER]}, model=SCRIPTED, check=calls
+    ),
     "tool-calling-streaming": Case(
-        {"input": [WEATHER_ASKED], "tools": [WEATHER]}, stream=True, check=calls
+        {"input": [WEATHER_ASKED], "tools": [WEATHER]}, stream=True, model=SCRIPTED, check=calls
     ),
     "image-input": Case(
         {
@@ -110,6 +113,7 @@ CASES: dict[str, Case] = {
                 )
             ]
         },
+        model=SCRIPTED,
         check=completed,
     ),
     "multi-turn": Case(
@@ -123,11 +127,14 @@ CASES: dict[str, Case] = {
         check=completed,
     ),
     "required-tool": Case(
-        {"input": [WEATHER_ASKED], "tools": [WEATHER], "tool_choice": "required"}, check=calls
+        {"input": [WEATHER_ASKED], "tools": [WEATHER], "tool_choice": "required"},
+        model=SCRIPTED,
+        check=calls,
     ),
     "required-tool-streaming": Case(
         {"input": [WEATHER_ASKED], "tools": [WEATHER], "tool_choice": "required"},
         stream=True,
+        model=SCRIPTED,
         check=calls,
     ),
     "tool-round-trip": Case({"input": [WEATHER_ASKED, CALL, RESULT], "tools": [WEATHER]}),
@@ -180,7 +187,7 @@ async def _run(place: Place) -> dict[str, Outcome]:
 
 
 async def _ask(session: aiohttp.ClientSession, case: Case) -> Outcome:
-    body = {"model": MODEL, **case.fields, **({"stream": True} if case.stream else {})}
+    body = {"model": case.model, **case.fields, **({"stream": True} if case.stream else {})}
     try:
         async with session.post(case.path, json=body) as response:
             text = await response.text()

@@ -145,6 +145,8 @@ def test_a_model_that_is_not_there_is_called_so(status: int, message: str) -> No
         ("[json.exception.type_error.302] type must be string, but is number", "invalid_value"),
         ('"tiny" does not support tools', "invalid_value"),
         ('"prompt" must not be empty', "invalid_value"),
+        ("Failed to create new sequence: no input provided", "invalid_value"),
+        ("Input content cannot be empty", "invalid_value"),
         ('"prompt" elements must be a string, a list of tokens, a JSON object', "invalid_value"),
         (
             "image input is not supported - hint: provide the mmproj",

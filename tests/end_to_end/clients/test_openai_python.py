@@ -380,6 +380,17 @@ async def test_an_engine_s_complaint_is_a_bad_request(client: openai.AsyncOpenAI
     assert caught.value.request_id
 
 
+@pytest.mark.parametrize("wrong", [[], [""], 1, {}], ids=str)
+@pytest.mark.parametrize("kind", ["llama-server", "ollama"])
+async def test_what_can_t_be_embedded_is_a_bad_request(
+    client: openai.AsyncOpenAI, kind: str, wrong: Any
+) -> None:
+    """Both engines call some of it their own failure, for which they would be ejected."""
+    with pytest.raises(openai.BadRequestError) as caught:
+        await client.embeddings.create(model=MODELS[kind], input=wrong)
+    assert caught.value.code == "invalid_value"
+
+
 async def test_an_answer_that_breaks_off_is_an_error(
     place: Place, client: openai.AsyncOpenAI
 ) -> None:
