@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
@@ -194,8 +195,7 @@ def _path(settings: Config, output: str, plain: bool) -> Path | None:
         return None
     path = Path(output).expanduser()
     if path.is_dir():
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        path /= f"fabric-backup-{stamp}.tar{'' if plain else '.age'}"
+        path = _new_file(path, ".tar" if plain else ".tar.age")
     directory, data = os.path.realpath(path.parent), os.path.realpath(settings.data)
     if directory == data or directory.startswith(data + os.sep):
         raise Failure(
@@ -205,6 +205,13 @@ def _path(settings: Config, output: str, plain: bool) -> Path | None:
     if path.exists():
         raise Failure(f"{path} exists already: name another file, or a directory.")
     return path
+
+
+def _new_file(directory: Path, ending: str) -> Path:
+    """Return a file of this directory that is not there, named after the time."""
+    stamp = time.strftime("fabric-backup-%Y%m%dT%H%M%SZ", time.gmtime())
+    names = chain([f"{stamp}{ending}"], (f"{stamp}-{number}{ending}" for number in count(2)))
+    return next(path for name in names if not (path := directory / name).exists())
 
 
 @contextmanager

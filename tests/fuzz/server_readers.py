@@ -75,7 +75,7 @@ def backups(data: bytes) -> object:
             assert is_safe(part.name)
     except BackupProblem as problem:
         return str(problem)
-    return archive.about
+    return repr(archive.about)
 
 
 def edge(data: bytes) -> object:
