@@ -17,7 +17,7 @@ SUMS = cd dist && rm -f SHA256SUMS && { sha256sum * 2> /dev/null || shasum -a 25
 	mv ../.cache/SHA256SUMS . && cat SHA256SUMS
 
 .DELETE_ON_ERROR:
-.PHONY: help run test test-pythons check format fuzz suites audit soak attack attack-soak bench dist node-pex node-exe install-test docker-test certs lock clean
+.PHONY: help run test test-pythons check format fuzz suites audit soak attack attack-soak bench dist node-pex node-exe install-test journeys docker-test certs lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,6 +90,11 @@ node-exe: dist $(BIN)/uv ## Build the node as one program for systems like this 
 
 install-test: node-pex ## Install dist/ in new Debian 12 and 13, as docs/install.md says (needs root, debootstrap)
 	$(BIN)/python -m tests.install $(ARGS)
+
+JOURNEYS := days_after
+journeys: $(VENV)/.installed-dev ## Run the documents' commands as operator, owner and user, behind NAT (needs root)
+	$(BIN)/python -m tests.journeys.first_token
+	$(BIN)/python -m pytest -n 0 tests/journeys $(JOURNEYS:%=tests/journeys/%.py) $(ARGS)
 
 docker-test: ## Build the images and test them, with PostgreSQL, Redis and Kafka (ARGS=server for less)
 	@docker/test.sh $(ARGS)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -18,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runtime.version import VERSION
+from tests.code_blocks import ROOT, blocks
 
-ROOT = Path(__file__).parents[1]
 ROOTS = ROOT / ".cache" / "roots"
 SUITES = {"12": "bookworm", "13": "trixie"}
 CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
@@ -72,14 +71,6 @@ END
 """
 
 
-def blocks(section: str) -> list[str]:
-    """Return the code blocks of a section of docs/install.md, and of those below it, in order."""
-    text = (ROOT / "docs" / "install.md").read_text("utf-8")
-    inside = re.split(r"^## (?!#)", text.partition(f"\n## {section}\n")[2], flags=re.MULTILINE)[0]
-    found = re.findall(r"(?:^    .*\n)+", inside, flags=re.MULTILINE)
-    return [re.sub(r"^    ", "", block, flags=re.MULTILINE) for block in found]
-
-
 def base(number: str) -> Path:
     """Return a new installation of Debian, made once."""
     root = ROOTS / SUITES[number]
@@ -106,8 +97,8 @@ def install(number: str) -> None:
     files = root / "root" / "files"
     shutil.copytree(ROOT / "dist", files)
     inside(root, "apt-get update")
-    for block in blocks("Debian 12 and 13"):
-        text = block.replace("X.Y.Z", VERSION)
+    for block in blocks("docs/install.md", "Debian 12 and 13"):
+        text = block.text.replace("X.Y.Z", VERSION)
         print(f"── Debian {number} ──\n{text}", end="", flush=True)
         inside(root, text)
     inside(root, FIRST_ANSWER, network=False)
