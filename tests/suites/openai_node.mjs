@@ -263,7 +263,24 @@ const cases = {
   },
   "responses.create: store": async () => {
     const answer = await client.responses.create({ ...asked, store: true });
-    await client.responses.retrieve(answer.id);
+    const stored = await client.responses.retrieve(answer.id);
+    assert.equal(stored.id, answer.id);
+    assert.deepEqual(stored.output, answer.output);
+    const next = await client.responses.create({
+      ...asked,
+      input: "And then?",
+      store: true,
+      previous_response_id: answer.id,
+    });
+    const items = await pieces(client.responses.inputItems.list(next.id, { order: "asc" }));
+    assert.equal(items.length, 3);
+    await client.responses.delete(answer.id);
+    await rejects(client.responses.retrieve(answer.id), OpenAI.NotFoundError);
+    await rejects(
+      client.responses.create({ ...asked, previous_response_id: answer.id }),
+      OpenAI.NotFoundError,
+    );
+    assert.equal((await client.responses.retrieve(next.id)).previous_response_id, answer.id);
   },
   "responses.create: background": () => client.responses.create({ ...asked, background: true }),
   "responses.compact": () => client.responses.compact({ model, input: "Hello" }),

@@ -46,7 +46,7 @@ async def running(directory: Path) -> AsyncIterator[Place]:
     scripted.reply = _called
     try:
         await asyncio.to_thread(engine.start)
-        async with scripted, Alone(directory, aliases=aliases) as stack:
+        async with scripted, Alone(directory, aliases=aliases, stored_days="1") as stack:
             await stack.join(f"llama-server={engine.url}", "suites")
             await stack.join(f"openai={scripted.url}", "scripted")
             key = (await stack.command("keys", "create", "suites"))["text"]

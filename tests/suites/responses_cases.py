@@ -69,6 +69,8 @@ class Case:
     """Of the answer, beyond the required fields."""
     path: str = "/v1/responses"
     model: str = MODEL
+    goes_on: bool = False
+    """Whether it goes on from a stored response, which is asked for before."""
     resource: bool = True
     """Whether the answer is a response, whose fields are known."""
 
@@ -168,7 +170,7 @@ CASES: dict[str, Case] = {
         resource=False,
         check=lambda answer: answer["input_tokens"] > 0,
     ),
-    "previous-response": Case({"input": "And then?", "previous_response_id": "resp_1"}),
+    "previous-response": Case({"input": "And then?"}, goes_on=True),
     "background": Case({"input": "Say hello.", "background": True}),
     "compact": Case({"input": [said("I am Alice.")]}, path="/v1/responses/compact", resource=False),
 }
@@ -189,6 +191,10 @@ async def _run(place: Place) -> dict[str, Outcome]:
 async def _ask(session: aiohttp.ClientSession, case: Case) -> Outcome:
     body = {"model": case.model, **case.fields, **({"stream": True} if case.stream else {})}
     try:
+        if case.goes_on:
+            first = {"model": case.model, "input": "Tell me about Python.", "store": True}
+            async with session.post(case.path, json=first) as response:
+                body["previous_response_id"] = (await response.json())["id"]
         async with session.post(case.path, json=body) as response:
             text = await response.text()
     except (aiohttp.ClientError, TimeoutError) as error:
