@@ -77,7 +77,12 @@ _decode_stateful = msgspec.json.Decoder(_Stateful).decode
 _decode_input = msgspec.json.Decoder(_Input).decode
 _NUMBERS = re.compile(rb"\[\s*(?:\[\s*)?-?\d")
 _NONE = (b"null", b"false")
-STATEFUL = ("previous_response_id", "conversation", "background")
+STATEFUL = {
+    "previous_response_id": "Send the whole input.",
+    "conversation": "Send the whole input.",
+    "background": "Use 'stream', or hand in an asynchronous job at /inference or a batch.",
+}
+"""Fields that rely on what a server keeps, and what to do instead."""
 
 
 def parse_body(body: bytes, endpoint: Endpoint = CHAT, content_type: bytes = b"") -> ParsedBody:
@@ -160,10 +165,9 @@ def _refuse_state(body: bytes) -> None:
 
 
 def refuse_state(name: str, value: bytes) -> None:
-    """Refuse references to earlier answers, and background mode: answers are not stored."""
+    """Refuse references to earlier answers, and background mode, where they are not available."""
     if value not in _NONE:
-        words = f"'{name}' is not supported: answers are not stored. Send the whole input."
-        raise errors.bad_field(name, words)
+        raise errors.bad_field(name, f"'{name}' is not supported here. {STATEFUL[name]}")
 
 
 def refuse_priority(value: bytes = b"") -> None:

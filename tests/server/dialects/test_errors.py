@@ -253,11 +253,12 @@ async def test_an_anthropic_key_comes_in_a_header_of_its_own() -> None:
     [("previous_response_id", "resp_1"), ("conversation", {"id": "c"}), ("background", True)],
 )
 async def test_what_needs_an_earlier_answer_is_refused_by_name(field: str, value: Any) -> None:
+    instead = "/inference" if field == "background" else "Send the whole input."
     site, node = site_with("/v1/responses")
     user = site.user()
     answer = await user.ask("POST", "/v1/responses", {"model": "tiny", field: value}, **site.key)
     assert (answer.status, answer.error["param"]) == (400, field)
-    assert field in answer.error["message"]
+    assert field in answer.error["message"] and instead in answer.error["message"]
     filler = {"input": "x" * 600_000}  # however far behind
     answer = await user.ask(
         "POST", "/v1/responses", {"model": "tiny", **filler, field: value}, **site.key
