@@ -91,7 +91,7 @@ node-exe: dist $(BIN)/uv ## Build the node as one program for systems like this 
 install-test: node-pex ## Install dist/ in new Debian 12 and 13, as docs/install.md says (needs root, debootstrap)
 	$(BIN)/python -m tests.install $(ARGS)
 
-JOURNEYS := days_after
+JOURNEYS := days_after broken_evening
 journeys: $(VENV)/.installed-dev ## Run the documents' commands as operator, owner and user, behind NAT (needs root)
 	$(BIN)/python -m tests.journeys.first_token
 	$(BIN)/python -m pytest -n 0 tests/journeys $(JOURNEYS:%=tests/journeys/%.py) $(ARGS)

@@ -57,7 +57,7 @@ class Person:
         text = re.sub(r"^\$ ", "", block.text, flags=re.MULTILINE)
         if block.language == "python":
             return self.run(f"python - <<'END'\nimport os\n{self._filled(text, stand_ins)}END")
-        if block.language == "sh":
+        if block.language == "sh" or text.startswith("export "):
             return self.run(self._filled(text, stand_ins))
         said = ""
         for line in re.sub(r"\\\n\s*", "", text).splitlines():
@@ -146,6 +146,7 @@ class Town:
             "FABRIC_MODEL": "echo",
             "SSL_CERT_FILE": str(ca),
             "CURL_CA_BUNDLE": str(ca),
+            "FABRIC_CA": str(ca),
             "PYTHONPATH": str(ROOT),
         }
 

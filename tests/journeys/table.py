@@ -59,6 +59,16 @@ LATER = (
         "print('hello' in ''.join(one.choices[0].delta.content or '' for one in stream))",
     ),
     Step(
+        "user",
+        (CLIENTS, "In a terminal", "export FABRIC_URL"),
+        ("hello",),
+        stand_ins={
+            "fabric-client chat   ": "echo hello | fabric-client chat   ",
+            "git diff": "echo hello",
+            "tiny": "echo",
+        },
+    ),
+    Step(
         "operator",
         (OPERATIONS, "What happened to a request", "fabric-server requests --key"),
         ("The ledger has none of these", "echo", "default", "prompt_tokens"),
@@ -68,6 +78,7 @@ LATER = (
         (OPERATIONS, "How long things are kept", "fabric-server retention show"),
         ("ledger",),
     ),
+    Step("operator", (OPERATIONS, "Hardening", "fabric-server keys create bob"), ("sk-fab-",)),
     Step("operator", (OPERATIONS, "In the kernel", "fabric-server guard install"), ("18080",)),
     Step(
         "operator",
@@ -118,8 +129,8 @@ _UPGRADE = "needs wheels of two releases; tests/packaging/test_upgrade.py instal
 
 NOT_RUN: dict[Key, str] = {
     (README, "Fabric", "  client"): "a picture",
-    (TROUBLE, "When something does not work", "ok    dns"): "output; tests/end_to_end/"
-    "test_findings.py sees such findings",
+    (TROUBLE, "When something does not work", "ok    dns"): "output;"
+    " tests/journeys/broken_evening.py compares it",
     (README, "Try it", "make run"): "tests/end_to_end/test_make_run.py runs it",
     (README, "Try it", "make test"): "it runs this test",
     (
