@@ -126,7 +126,7 @@ start_engine() {
         step "a Docker engine runs: $(docker version --format '{{.Server.Version}}')"
         return
     fi
-    command -v dockerd > /dev/null || cannot "no Docker engine runs, and there is no dockerd to start."
+    command -v dockerd > /dev/null || cannot "no Docker engine runs, and there is no dockerd to start; install one: apt install docker.io iptables."
     [ "$(id -u)" = 0 ] || cannot "no Docker engine runs, and only root can start one."
     export DOCKER_HOST="unix://$work/docker.sock"
     forward=$(iptables -S FORWARD 2> /dev/null | head -n 1) || forward=
@@ -186,7 +186,7 @@ need_compose() {
     fi
     # shellcheck disable=SC2016 # expanded in there
     if [ ! -x "$cache/config/cli-plugins/docker-compose" ]; then
-        command -v go > /dev/null || cannot "there is no 'docker compose', and no Go to build it with."
+        command -v go > /dev/null || cannot "there is no 'docker compose', and no Go to build it with; install Docker's Compose plugin, or Go."
         step "building docker compose $COMPOSE_VERSION, which is missing here"
         mkdir -p "$cache/config/cli-plugins"
         timeout 1200 sh -euc '
@@ -246,7 +246,7 @@ need_base() {
         return
     fi
     if [ ! -s "$cache/base.tar" ]; then
-        command -v debootstrap > /dev/null || cannot "there is no debootstrap to make a base image with."
+        command -v debootstrap > /dev/null || cannot "there is no debootstrap to make a base image with: apt install debootstrap, or set BASE or OFFICIAL=1."
         step "making a base image with debootstrap"
         timeout 900 debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv \
             bookworm "$work/root" > "$work/debootstrap.log" 2>&1 || {
@@ -290,7 +290,7 @@ build_stand_ins() {
         return
     fi
     if [ ! -e "$cache/kafka/.complete" ]; then
-        command -v mvn > /dev/null || cannot "there is no mvn to fetch Kafka with."
+        command -v mvn > /dev/null || cannot "there is no mvn to fetch Kafka with: apt install maven, or set OFFICIAL=1."
         step "fetching Kafka's jars"
         timeout 600 mvn --quiet --batch-mode --file tests/lab/kafka-pom.xml dependency:copy-dependencies \
             -DincludeScope=runtime "-DoutputDirectory=$cache/kafka" > "$work/mvn.log" 2>&1 || {
