@@ -382,11 +382,16 @@ def queue_share_full(model: str, retry_after: float) -> ApiError:
     )
 
 
-def queue_timeout(model: str, retry_after: float) -> ApiError:
+def queue_timeout(model: str, retry_after: float, *, reachable: bool = True) -> ApiError:
+    """Return the error for a request that has waited to its end.
+
+    ``reachable``: a node with the model has a tunnel, so that it was a free slot that was missing.
+    """
+    what = f"a free slot for '{model}'" if reachable else f"a connection to what serves '{model}'"
     return ApiError(
         503,
         "queue_timeout",
-        f"Timed out waiting for a free slot for '{model}'.",
+        f"Timed out waiting for {what}.",
         type="server_error",
         retry_after=retry_after,
     )

@@ -376,7 +376,14 @@ class Admission:
         return find_absence(engines, None, self._wall()) if engines else None
 
     def _timed_out(self, requirements: Requirements) -> ApiError:
-        return errors.queue_timeout(requirements.model, self._retry_after(requirements))
+        available = self._registry.available(requirements.model, self._clock(), requirements.path)
+        reachable = any(
+            one.node.reachable and one.may_serve and filter_engine(one, requirements)
+            for one in available
+        )
+        return errors.queue_timeout(
+            requirements.model, self._retry_after(requirements), reachable=reachable
+        )
 
     def _retry_after(self, requirements: Requirements) -> float:
         """Estimate the seconds until one more request of this key would be served."""

@@ -196,6 +196,23 @@ async def test_a_wait_ends_in_a_refusal_that_says_when_to_come_back() -> None:
     assert site.admission.waiting == 0
 
 
+@pytest.mark.parametrize(
+    ("tunnels", "words"), [(True, "a free slot"), (False, "a connection to what serves")]
+)
+async def test_a_wait_that_ends_says_what_was_missing(tunnels: bool, words: str) -> None:
+    site = Site(queue_timeout=0.01)
+    node = site.node(slots=1)
+    line = FairQueue(site)
+    if tunnels:
+        await line.join("a")
+    else:
+        node.node.tunnels.clear()
+    await line.join("b")
+    with pytest.raises(ApiError, match=words) as waited:
+        await line.tasks["b"]
+    assert waited.value.code == "queue_timeout"
+
+
 async def test_a_line_of_no_length_refuses_at_once_and_forgets_it() -> None:
     site = Site(queue_length=0)
     site.node(slots=1)
