@@ -35,7 +35,7 @@ REQUEST_SECONDS = 5.0
 
 PARTITIONS = 6
 DAY_MS = 86_400_000
-RETENTION_MS = {LEDGER: 30 * DAY_MS, HEARTBEATS: DAY_MS, DEAD_LETTERS: -1}
+RETENTION_MS = {LEDGER: 30 * DAY_MS, HEARTBEATS: DAY_MS, DEAD_LETTERS: 90 * DAY_MS}
 MIN_LEDGER_MS = 7 * DAY_MS
 """Shortest safe retention of requests: a consumer may be down over the holidays."""
 

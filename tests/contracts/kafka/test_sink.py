@@ -61,7 +61,7 @@ async def test_topics_are_made_with_what_they_need(url: str) -> None:
     async with sink_at(url):
         pass
     day = 86_400_000
-    for name, retention in ((LEDGER, 30 * day), (HEARTBEATS, day), (DEAD_LETTERS, -1)):
+    for name, retention in ((LEDGER, 30 * day), (HEARTBEATS, day), (DEAD_LETTERS, 90 * day)):
         settings = await settings_of(url, name)
         assert settings["retention.ms"] == str(retention)
         assert settings["min.insync.replicas"] == "1"  # of one broker
