@@ -6,6 +6,7 @@ from fabric_client.offer.private_text import PrivateText
 from fabric_client.translation import Headers
 from fabric_client.translation.engine_errors import (
     CONTEXT_LENGTH_EXCEEDED,
+    MAX_MESSAGE,
     MODEL_NOT_FOUND,
     read_error,
 )
@@ -61,7 +62,7 @@ class ErrorFilter:
         if len(body) > MAX_ERROR:
             body = b"The engine's error is too long to be shown."
         error = read_error(self._status, body)
-        message = self._private.hide(error.message)
+        message = self._private.hide(error.message)[:MAX_MESSAGE]
         param = error.param or ""
         if error.code == CONTEXT_LENGTH_EXCEEDED:
             param = param or _PROMPTS.get(self._path, "")

@@ -17,7 +17,7 @@ from fabric_client.translation.lenient_json import Json, decode_object, find_err
 
 CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
 MODEL_NOT_FOUND = "model_not_found"
-_MAX_MESSAGE = 2000
+MAX_MESSAGE = 2000
 """Characters of a message that are shown, and that are looked at."""
 _MAY_BE_THE_USERS = frozenset({400, 413, 422, 500, 501})
 """Statuses with which engines report mistakes of the user's."""
@@ -96,6 +96,7 @@ class EngineError(NamedTuple):
 
     status: int
     message: str
+    """As the engine sent it: what is private in it must be found before it is cut."""
     code: str
     param: str | None = None
 
@@ -108,7 +109,7 @@ class EngineError(NamedTuple):
 
     def openai(self) -> Json:
         """Return the error as a document of OpenAI's API."""
-        fields = {"message": self.message, "type": self.type}
+        fields = {"message": self.message[:MAX_MESSAGE], "type": self.type}
         return {"error": {**fields, "param": self.param, "code": self.code}}
 
 
@@ -116,7 +117,7 @@ def read_error(status: int, body: bytes) -> EngineError:
     """Read an engine's answer whose status is an error, whatever its form."""
     document = _read_document(body)
     if document is None:
-        text = body[: 4 * _MAX_MESSAGE].decode("utf-8", "replace").strip()
+        text = body.decode("utf-8", "replace").strip()
         if text.startswith("<") or not text:
             text = f"The engine answered with status {status}."
         return classify(status, text)
@@ -139,19 +140,20 @@ def classify(
     ``code`` and ``param`` are what the engine said of them; what the message shows is told instead
     of a code that is missing.
     """
-    message = _without_traceback(message)[:_MAX_MESSAGE]
-    if status in (400, 404) and (code == MODEL_NOT_FOUND or _NO_MODEL.search(message)):
+    message = _without_traceback(message)
+    seen = message[:MAX_MESSAGE]
+    if status in (400, 404) and (code == MODEL_NOT_FOUND or _NO_MODEL.search(seen)):
         return EngineError(404, message, MODEL_NOT_FOUND, "model")
-    named = _FIELD.search(message) if param is None and status < 500 else None
+    named = _FIELD.search(seen) if param is None and status < 500 else None
     param = param if named is None else named[1]
-    if status in _MAY_BE_THE_USERS and (status < 500 or not _NOT_THE_USERS.search(message)):
+    if status in _MAY_BE_THE_USERS and (status < 500 or not _NOT_THE_USERS.search(seen)):
         for pattern, meant in _USER_MISTAKES:
-            if pattern.search(message):
+            if pattern.search(seen):
                 return EngineError(400, message, meant, param)
     if status == 422:
         status = 400  # FastAPI's status for a body that does not fit
     usual = _CODES.get(status, "engine_error" if status >= 500 else _CODES[400])
-    if status == 404 and _NO_PATH.fullmatch(message):
+    if status == 404 and _NO_PATH.fullmatch(seen):
         usual = "not_found"
     return EngineError(status, message, code or usual, param)
 
@@ -162,7 +164,7 @@ def is_context_overflow(message: str) -> bool:
     False when only prompt and ``max_tokens`` together do not fit: a shorter conversation is not
     what would help then.
     """
-    message = message[:_MAX_MESSAGE]
+    message = message[:MAX_MESSAGE]
     return bool(_OVERFLOW.search(message)) and not _MAX_TOKENS.search(message)
 
 

@@ -12,7 +12,9 @@ from runtime.private_places import hide_places
 _MAX_MESSAGE = 2000
 """Characters of a message that are shown."""
 _WORD = re.compile(r"[a-z][a-z0-9_.]{1,63}")
-_NAME = re.compile(rb"event:[^\r\n]*\r?\n")
+_KIND = re.compile(r"[A-Za-z]\w{0,63}", re.ASCII)
+_PARAM = re.compile(r"[\w.\[\]-]{1,100}", re.ASCII)
+_NAME = re.compile(rb"event: ?[a-z][a-z_.]{0,63}\r?\n")
 _UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
@@ -34,14 +36,14 @@ def tell_error(event: bytes, data: bytes) -> bytes:
         message = "The engine reported an error."
     code, kind, param = (fields.get(name) for name in ("code", "type", "param"))
     told = {
-        "message": hide_places(message[:_MAX_MESSAGE]),
-        "type": kind if isinstance(kind, str) else "server_error",
-        "param": param if isinstance(param, str) else None,
+        "message": hide_places(message)[:_MAX_MESSAGE],
+        "type": kind if isinstance(kind, str) and _KIND.fullmatch(kind) else "server_error",
+        "param": param if isinstance(param, str) and _PARAM.fullmatch(param) else None,
         "code": code if isinstance(code, str) and _WORD.fullmatch(code) else "engine_error",
     }
-    others = document if "error" in document else {}
+    dialect = {"type": "error"} if document.get("type") == "error" else {}
     name = _NAME.match(event)
     return b"%bdata: %b\n\n" % (
         b"" if name is None else name[0],
-        msgspec.json.encode({**others, "error": told}),
+        msgspec.json.encode({**dialect, "error": told}),
     )

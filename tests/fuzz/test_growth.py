@@ -22,6 +22,7 @@ from random import Random
 import pytest
 from aiohttp.test_utils import make_mocked_request
 
+from fabric_client.offer.private_text import PrivateText
 from fabric_client.proxy.decoder import Decoder
 from fabric_client.reasoning.response_filter import ReasoningFilter
 from fabric_client.sse import EventFramer, EventTooLong, decode_events, split_events
@@ -38,6 +39,7 @@ from fabric_server.dialects.large_body import LargeBody
 from fabric_server.dialects.media_scanner import MediaScanner
 from fabric_server.dialects.media_values import Policy
 from fabric_server.jobs.multipart import Multipart, MultipartError
+from fabric_server.metering.error_events import tell_error
 from fabric_server.metering.estimate import (
     media_tokens,
     prompt_tokens,
@@ -56,7 +58,7 @@ from protocol import join, messages
 from protocol.control.link import Link
 from protocol.tunnel.base import Role
 from runtime.form_headers import FormError, read_disposition
-from runtime.private_places import hide_places
+from runtime.private_places import MAX_TEXT, hide_places
 from tests.fuzz import node_readers, server_readers
 from tests.pump import SESSION, SIDES
 from tests.server.edge.port import Port
@@ -218,6 +220,8 @@ READERS: dict[str, Read] = {
     "named answer": fed(lambda: NamingMeter(BodyMeter(), "tiny", "fast")),
     "engine's error": whole(lambda data: read_error(500, data)),
     "places in an error": text(hide_places),
+    "private text of an error": whole(PrivateText({"/home/x": "x"}, {"y"}, "key").hide_in),
+    "error event": whole(lambda data: tell_error(data, data)),
     "part of a form": text(lambda said: refused(read_disposition, said)),
     "continuation": continued,
     "batch line": whole(server_readers.batch_lines),
@@ -309,13 +313,14 @@ SHAPES: dict[str, tuple[bytes, bytes, bytes]] = {
     "fields of a query": (b"", b"limit=1&", b""),
     "hops": (b"", b"10.0.0.2, ", b"1.2.3.4"),
     "dots": (b"https://", b"a.", b"/"),
+    "places": (b'{"error":{"message":"[', b"1:", b'"}}'),
     "PEM": (b"-----BEGIN CERTIFICATE REQUEST-----\n", b"AAAA\n", b"-----END"),
 }
 
 
 HELD = (
     *("zeros", "spaces", "quotes", "backslashes", "brackets", "members", "almost a boundary"),
-    *("lines of data", "an endless event", "text", "headers"),
+    *("lines of data", "an endless event", "text", "headers", "places"),
 )
 """Shapes that are held until an end comes, and that a bad reader looks at with each piece."""
 
@@ -377,6 +382,32 @@ def test_the_time_of_a_reader_grows_with_its_input(reader: str) -> None:
             if not faster_than_input([found], 8, 0.02):
                 break
             assert attempt < 3, found
+
+
+PLACES = (
+    *("1:", "1", ":", "::", "[", "[1:", "1.", "1.1.1.1:1", "a.", "a-", "a:", "a://", "f:", "%"),
+    *("/a", "/", ":/", "\\\\", "C:\\", "C:\\ a ", "~", "~a/", "./", "file:", "/home/"),
+    *("/home/a b ", "a b ", "a/b ", "home/", "/v1", "localhost:1"),
+)
+"""What is repeated after each of ``BEGINNINGS``, as a hostile engine's message."""
+BEGINNINGS = ("", "[", "[1:", "/home/", "C:\\", "~", "1:2")
+
+
+@pytest.mark.parametrize("part", PLACES)
+def test_places_are_looked_for_in_time_that_grows_with_the_text(part: str) -> None:
+    def look(text: str) -> float:
+        start = time.process_time()
+        for _ in range(4):
+            hide_places(text)
+        return time.process_time() - start
+
+    for begin in BEGINNINGS:
+        text = begin + part * (MAX_TEXT // len(part))
+        for attempt in range(4):
+            small, large = look(text[: MAX_TEXT // 8]), look(text[:MAX_TEXT])
+            if large < 16 * small + 0.004:
+                break
+            assert attempt < 3, (begin, part, small, large)
 
 
 def test_growth_by_the_square_is_noticed() -> None:

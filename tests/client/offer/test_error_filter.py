@@ -230,3 +230,16 @@ def test_a_very_long_error_is_not_shown() -> None:
 @given(some.binary(max_size=80), some.integers(400, 599))
 def test_any_bytes_are_an_error(body: bytes, status: int) -> None:
     assert told(body, status)[1]["error"]["message"]
+
+
+@pytest.mark.parametrize("shape", [json.dumps, lambda said: said["error"]])
+def test_what_is_private_is_found_before_a_message_is_cut(shape: Any) -> None:
+    for private in ("/home/ann/private/x.gguf", "sk-own-key", "secret:latest"):
+        for length in (1985, 1990, 1995):
+            said = shape({"error": "a " * (length // 2) + private}).encode()
+            errors = ErrorFilter(PrivateText({}, {"secret:latest"}, "sk-own-key"), CHAT)
+            errors.head(400, [])
+            errors.feed(said)
+            message = json.loads(errors.end())["error"]["message"]
+            assert len(message) <= 2000
+            assert not any(part in message for part in ("/ho", "sk-", "secr"))

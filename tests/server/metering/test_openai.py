@@ -300,6 +300,9 @@ def test_what_is_not_metered_passes() -> None:
     [
         ({"error": {"message": "no", "code": 500}}, "no", "engine_error"),
         ({"error": "can't load /home/joe/x.gguf"}, "can't load x.gguf", "engine_error"),
+        ({"error": "a " * 995 + "/home/joe/private/x.gguf"}, "a " * 995 + "x.gguf", "engine_error"),
+        ({"error": "no", "path": "/home/joe", "model": "/home/joe/x"}, "no", "engine_error"),
+        ({"error": {"message": "no", "type": "/home/joe", "param": "/x/y"}}, "no", "engine_error"),
         ({"error": {"message": "Post http://127.0.0.1:9/x"}}, "Post (an address)", "engine_error"),
         ({"error": {"message": "no", "code": "too_warm"}}, "no", "too_warm"),
         ({"object": "error", "message": "no", "code": 400}, "no", "engine_error"),
