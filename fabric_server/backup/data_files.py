@@ -33,22 +33,29 @@ def find(data: Path, store: Path | None, settings_file: Path | None) -> Found:
     """Return the files of a data directory; of the store, in ``store``, none.
 
     The settings file that the server has, if it is another than ``fabric.toml``, takes the place of
-    that.  Raises ``BackupProblem``.
+    that.  Links that lead out of the directory are left out: whoever may write there could have any
+    file of the machine backed up otherwise.  Raises ``BackupProblem``.
     """
-    found = Found([], [])
+    found, root = Found([], []), Path(_real(data))
     skipped = set() if store is None else {_real(f"{store}{end}") for end in BESIDE_SQLITE}
     for path in _walk(data, found.left_out):
         relative = path.relative_to(data).as_posix()
         if relative == "fabric.toml" and settings_file is not None:
             continue
-        if _real(path) in skipped or relative in OF_A_START or not path.is_file():
+        real = Path(_real(path))
+        if str(real) in skipped or relative in OF_A_START:
+            continue
+        if not real.is_relative_to(root):
+            found.left_out.append(str(path))
+            continue
+        if not real.is_file():
             continue
         if is_safe(name := f"{DATA}/{relative}"):
-            found.files.append((name, path))
+            found.files.append((name, real))
         else:
             found.left_out.append(str(path))
     if settings_file is not None:
-        found.files.append((f"{DATA}/fabric.toml", settings_file))
+        found.files.append((f"{DATA}/fabric.toml", Path(_real(settings_file))))
     # A cursor of the spool before the records that it counts: an older one only repeats some.
     found.files.sort(key=lambda one: (one[1].name != "cursor", one[0]))
     return found
@@ -77,9 +84,14 @@ def _is_half_written(name: str) -> bool:
 
 
 def open_file(path: Path) -> tuple[BinaryIO, int] | None:
-    """Open a file and return its size; None if it is gone, or is no file any more."""
+    """Open a file and return its size; None if it is gone, or is no file any more.
+
+    A link that has taken its place is refused, with ``BackupProblem``.
+    """
     try:
-        file = path.open("rb")
+        # Not to wait for a writer, if it is a pipe by now.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+        file = open(path, "rb", opener=lambda name, _: os.open(name, flags))  # noqa: SIM115
         about = os.fstat(file.fileno())
     except FileNotFoundError:  # such as a segment of the spool, which is in the store by now
         return None

@@ -1,17 +1,16 @@
 """Restoring a backup into an empty data directory.
 
-All is written beside its place first, and read to the end of the backup; then it is put there.
+All is written beside its place first, and read to the end of the backup; then what was there is
+moved away, and it is put there, by renames alone, which are taken back if one fails.
 Whatever is wrong with a backup, nothing that was there before is touched.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +18,26 @@ from fabric_server.backup import data_files
 from fabric_server.backup.age import DAMAGED
 from fabric_server.backup.archive import DATA, About, ArchiveReader, Counts, Part
 from fabric_server.backup.making import KEYS, NODES, SQLITE, kind_of
+from fabric_server.backup.placing import (
+    Moves,
+    below,
+    moving,
+    own_path,
+    owner_of,
+    sync,
+    why,
+    working,
+)
 from fabric_server.backup.postgres_parts import read_tables
 from fabric_server.backup.problem import BackupProblem
 from fabric_server.storage.connect import open_cache, open_store
-from fabric_server.storage.revocations import merge_revocations
+from fabric_server.storage.revocations import (
+    merge_revocations,
+    newest_revoked,
+    revoke_known,
+)
 from fabric_server.storage.store import SqlStore
-from runtime.errors import BackendError, StoreError
+from runtime.errors import BackendError, NoStore, StoreError
 from runtime.extras import needed_by
 from sql import migrations
 from sql.connect import open_database
@@ -57,6 +70,9 @@ class Restored:
     cache_problem: str
     """Why the cache can't say what was revoked; ``memory`` if there is none that outlives servers,
     empty if it said so."""
+    before_problem: str
+    """Why the store that was there before can't say what was revoked; empty if it said so, or if
+    there was none."""
     moved: list[Path]
     """Where what was there before is now."""
 
@@ -81,44 +97,63 @@ def require_empty(data: Path) -> None:
 
 
 async def restore_archive(archive: ArchiveReader, place: Place) -> Restored:
-    """Restore a backup.  Raises ``BackupProblem``, ``BackendError`` and OSError."""
+    """Restore a backup.
+
+    Raises ``BackupProblem`` and ``BackendError``, and OSError if all is as it was before.
+    """
     _require_known(archive.about)
-    with _working(place.data) as directory:
-        restoring = _Restoring(archive, place, directory)
+    with ExitStack() as directories:
+        directory = directories.enter_context(working(place.data))
+        restoring = _Restoring(archive, place, directory, directories)
         return await restoring.run()
 
 
 class _Restoring:
-    def __init__(self, archive: ArchiveReader, place: Place, directory: Path) -> None:
+    def __init__(
+        self, archive: ArchiveReader, place: Place, directory: Path, directories: ExitStack
+    ) -> None:
         self._archive = archive
         self._about = archive.about
         self._place = place
+        self._directories = directories
         self._files = directory / "data"
         self._files.mkdir(mode=0o700)
-        self._own = _owner(place.data)
-        self._own_path(self._files)
+        self._own = owner_of(place.data)
+        own_path(self._files, self._own)
         self._wanted = place.with_store and self._about.store != "none"
         self._store_url = ""
         self._sqlite = directory / "fabric.sqlite"
+        """The store until it is put in its place, on the same file system."""
+        self._elsewhere: Path | None = None
+        """Where to put the store, if that is not in the data directory."""
+        self._before_problem = ""
 
     async def run(self) -> Restored:
         async with AsyncExitStack() as stack:
             await self._read(stack)
-        moved: list[Path] = []
-        counts, again, problem = self._archive.counts, 0, "memory"
-        if self._store_url:
-            sqlite = self._about.store == "sqlite"
-            url = f"sqlite:///{self._sqlite.as_posix()}" if sqlite else self._store_url
-            counts, again, problem = await self._finish_store(url)
-            if sqlite:
-                moved += self._put_sqlite()
-        moved += self._put_files()
+        try:
+            counts, again, problem = self._archive.counts, 0, "memory"
+            if self._store_url:
+                sqlite = self._about.store == "sqlite"
+                url = f"sqlite:///{self._sqlite.as_posix()}" if sqlite else self._store_url
+                counts, again, problem = await self._finish_store(url)
+            moved = self._put()
+        except (OSError, BackupProblem) as error:
+            if not self._store_url or self._about.store != "postgresql":
+                raise
+            reason = why(error) if isinstance(error, OSError) else str(error)
+            raise BackupProblem(
+                "the database has the store of the backup now, but the files could not be put in "
+                f"{self._place.data} ({reason}): create another empty database and try again, or "
+                "put the files there with --without-store."
+            ) from error
         return Restored(
             about=self._about,
             counts=counts,
             store_url=self._store_url,
             revoked_again=again,
             cache_problem=problem,
+            before_problem=self._before_problem,
             moved=moved,
         )
 
@@ -174,82 +209,117 @@ class _Restoring:
                     "with --without-store."
                 )
         else:
-            path = path_of(url)
-            if (
-                path is not None
-                and self._elsewhere(path)
-                and path.exists()
-                and not self._place.force
-            ):
-                raise BackupProblem(
-                    f"there is a store in {path}: set 'store' to another path, or keep it beside "
-                    "what is restored, with --force."
-                )
+            self._choose_path(url)
         return url
+
+    def _choose_path(self, url: str) -> None:
+        """Choose where SQLite's store is written, and where it is put."""
+        path = path_of(url)
+        if path is None:
+            raise BackupProblem("'store' names a store in memory: set it to sqlite:///PATH.")
+        if below(path, self._place.data) is not None:
+            return
+        target = Path(os.path.realpath(path.parent), path.name)
+        if os.path.lexists(target) and not self._place.force:
+            raise BackupProblem(
+                f"there is a store in {path}: set 'store' to another path, or keep it beside "
+                "what is restored, with --force."
+            )
+        # Beside its place, from where a rename is enough.
+        beside = self._directories.enter_context(working(target.parent, self._own))
+        self._sqlite, self._elsewhere = beside / "fabric.sqlite", target
 
     # ── the store ─────────────────────────────────────────────────────────────────────────────
 
     async def _finish_store(self, url: str) -> tuple[Counts, int, str]:
-        """Bring the store up to date; revoke what the cache knows to have been revoked."""
+        """Bring the store up to date; revoke what is known to have been revoked since.
+
+        The cache knows that, and the store that was there before.
+        """
         if self._about.store == "sqlite":
             check_sqlite(self._sqlite, "the store in the backup")
+        known = await self._revoked_before()
         store = await open_store(url)
         try:
-            again, problem = 0, "memory"
+            again, problem = len(await revoke_known(store.database, known)), "memory"
             file = self._files / "fabric.toml"
             cache_url = self._place.cache_url(file if file.exists() else None)
             if cache_url != "memory://":
-                again, problem = await _merge(store, cache_url)
+                more, problem = await _merge(store, cache_url)
+                again += more
             keys = await store.database.fetch(KEYS, time.time())
             nodes = await store.database.fetch(NODES)
             return Counts(keys[0][0], nodes[0][0]), again, problem
         finally:
             await store.close()
 
-    def _elsewhere(self, path: Path) -> bool:
-        """Return whether the store is not in the data directory."""
-        return path.absolute().parent != self._place.data.absolute()
+    async def _revoked_before(self) -> dict[str, float]:
+        """Return what the store that is moved away knows as revoked."""
+        if not self._place.force:
+            return {}
+        known: dict[str, float] = {}
+        # PostgreSQL's was empty.
+        urls = [self._store_url] if self._about.store == "sqlite" else []
+        try:
+            file = self._place.data / "fabric.toml"
+            url = self._place.store_url(file if file.exists() else None)
+            if url != self._store_url:
+                urls.append(url)
+        except BackupProblem as error:
+            self._before_problem = str(error)
+        for url in urls:
+            try:
+                known |= await _revoked_in(url)
+            except BackendError as error:
+                self._before_problem = str(error)
+        return known
 
-    def _put_sqlite(self) -> list[Path]:
-        path = path_of(self._store_url)
-        assert path is not None, "a store in memory has no backup"
-        self._own_path(self._sqlite)
-        if not self._elsewhere(path):
-            self._sqlite.rename(self._files / path.name)
-            return []
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        moved = []
-        for end in data_files.BESIDE_SQLITE:
-            if (old := Path(f"{path}{end}")).exists():
-                moved.append(old.rename(f"{path}.{_kept_name()}{end}"))
-        shutil.move(self._sqlite, path)
-        return moved
+    # ── putting in place ──────────────────────────────────────────────────────────────────────
 
-    # ── the files ─────────────────────────────────────────────────────────────────────────────
-
-    def _put_files(self) -> list[Path]:
-        """Move the files to their places, the certificates last: they make it a server's data."""
-        data, moved = self._place.data, []
+    def _put(self) -> list[Path]:
+        """Move all to its place, the certificates last: they make it a server's data."""
+        data, name, moved = self._place.data, _kept_name(), list[Path]()
+        if self._store_url and self._about.store == "sqlite":
+            own_path(self._sqlite, self._own)
+            if self._elsewhere is None:
+                self._add_sqlite()
         for path in self._files.rglob("*"):
             if path.is_dir():
-                self._own_path(path)
-        if old := _entries(data):
-            kept = data / _kept_name()
-            kept.mkdir(mode=0o700)
-            self._own_path(kept)
-            for path in old:
-                path.rename(kept / path.name)
-            moved.append(kept)
-        for path in sorted(self._files.iterdir(), key=lambda one: one.name == "certs"):
-            path.rename(data / path.name)
+                own_path(path, self._own)
+        with moving() as moves:
+            if old := _entries(data):
+                kept = moves.make(data / name)
+                own_path(kept, self._own)
+                for path in old:
+                    moves.move(path, kept / path.name)
+                moved.append(kept)
+            if self._elsewhere is not None:
+                moved += self._put_sqlite(self._elsewhere, name, moves)
+            for path in sorted(self._files.iterdir(), key=lambda one: one.name == "certs"):
+                moves.move(path, data / path.name)
+            sync(data)
         return moved
 
-    def _own_path(self, path: Path) -> None:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            self._own(descriptor)
-        finally:
-            os.close(descriptor)
+    def _add_sqlite(self) -> None:
+        """Add the store to the files of the data directory."""
+        path = path_of(self._store_url)
+        inside = None if path is None else below(path, self._place.data)
+        assert inside is not None, "the place of the store was chosen before"
+        target = self._files / inside
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for end in data_files.BESIDE_SQLITE:  # those of a store that the server did not use
+            Path(f"{target}{end}").unlink(missing_ok=True)
+        self._sqlite.rename(target)
+
+    def _put_sqlite(self, target: Path, name: str, moves: Moves) -> list[Path]:
+        """Put the store elsewhere; return where the one is now that was there."""
+        moved = []
+        for end in data_files.BESIDE_SQLITE:
+            if os.path.lexists(old := Path(f"{target}{end}")):
+                moved.append(moves.move(old, Path(f"{target}.{name}{end}")))
+        moves.move(self._sqlite, target)
+        sync(target.parent)
+        return moved
 
 
 async def _make_tables(url: str, about: About) -> None:
@@ -263,6 +333,18 @@ async def _make_tables(url: str, about: About) -> None:
             f"the database has tables of another release ({error}): create an empty one, and set "
             "'store' to it."
         ) from None
+    finally:
+        await database.close()
+
+
+async def _revoked_in(url: str) -> dict[str, float]:
+    """Return the newest revocations of a store; none if there is no store."""
+    try:
+        database = await open_database(url, create=False)
+    except NoStore:
+        return {}
+    try:
+        return await newest_revoked(database, 0.0)
     finally:
         await database.close()
 
@@ -309,27 +391,3 @@ def _entries(data: Path) -> list[Path]:
         return []
     beginnings = (data_files.WORKING, data_files.KEPT)
     return [p for p in found if p.name not in IGNORED and not p.name.startswith(beginnings)]
-
-
-@contextmanager
-def _working(data: Path) -> Iterator[Path]:
-    """Make a directory in the data directory for as long as the block lasts."""
-    made = not data.exists()
-    data.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(prefix=data_files.WORKING, dir=data) as directory:
-            yield Path(directory)
-    finally:
-        if made and not any(data.iterdir()):
-            data.rmdir()
-
-
-def _owner(data: Path) -> Callable[[int], None]:
-    """Return what gives an open file to the owner of the data directory, if root restores."""
-    owner = data.stat()
-
-    def own(descriptor: int) -> None:
-        if hasattr(os, "geteuid") and os.geteuid() == 0:
-            os.fchown(descriptor, owner.st_uid, owner.st_gid)
-
-    return own

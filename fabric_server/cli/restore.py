@@ -15,6 +15,7 @@ import typer
 
 from fabric_server.backup.age_keys import Identity, Passphrase, SecretKeys
 from fabric_server.backup.archive import ArchiveReader, open_archive
+from fabric_server.backup.placing import why
 from fabric_server.backup.problem import BackupProblem
 from fabric_server.backup.restoring import (
     Place,
@@ -90,19 +91,24 @@ def restore(
             archive, encrypted = open_archive(
                 source, lambda: _identity(passphrase_file, identity_file), progress
             )
+            restored = None
             if check:
                 check_archive(archive)
-                _report_check(file, archive, progress, encrypted, json)
             else:
                 place = _place(settings, force, not without_store)
-                _report(settings, asyncio.run(restore_archive(archive, place)), json)
+                restored = asyncio.run(restore_archive(archive, place))
         except BackupProblem as error:
             raise BackupProblem(f"{file}: {error}") from None
         except OSError as error:
             raise BackupProblem(
-                f"{file} can't be restored to {settings.data} ({error.strerror or error}), and "
-                "nothing was changed: make room, or run as the server's user or as root."
+                f"{file} can't be restored to {settings.data} ({why(error)}), and nothing that was "
+                "there was changed: make room, unmount what is mounted there, or run as the "
+                "server's user or as root."
             ) from None
+    if restored is None:
+        _report_check(file, archive, progress, encrypted, json)
+    else:
+        _report(settings, restored, json)
 
 
 def _refuse_running(data: Path) -> None:
@@ -218,6 +224,7 @@ def _report(settings: Config, restored: Restored, json: bool) -> None:
                 "nodes": counts.nodes,
                 "revoked_again": restored.revoked_again,
                 "revocations": restored.cache_problem or "ok",
+                "revocations_before": restored.before_problem or "ok",
                 "moved": restored.moved,
                 "given": about.given,
                 "left_out": about.left_out,
@@ -238,9 +245,13 @@ def _report(settings: Config, restored: Restored, json: bool) -> None:
     say(f"{counts.keys} keys and {counts.nodes} nodes are valid as of the backup.")
     if restored.revoked_again:
         say(f"{restored.revoked_again} were revoked since, and are revoked again.")
-    if restored.cache_problem:
-        why = "there is no Redis that knows"
-        if restored.cache_problem != "memory":
-            why = f"Redis can't say it now ({restored.cache_problem})"
-        say(f"Revoke again what was revoked since: {why}.")
+    if restored.before_problem:
+        say(f"The store before can't say what was revoked ({restored.before_problem}).")
+    if restored.cache_problem or restored.before_problem:
+        reason = "there is no Redis that knows"
+        if restored.cache_problem not in ("memory", ""):
+            reason = f"Redis can't say it now ({restored.cache_problem})"
+        elif not restored.cache_problem:
+            reason = "Redis may not know all of it"
+        say(f"Revoke again what was revoked since: {reason}.")
         say("  fabric-server keys list, keys revoke ID; nodes list, nodes revoke ID")

@@ -108,6 +108,8 @@ async def _make_room(session: Session, new: ResponseRow, max_bytes: int) -> None
             new.id,
             _AT_ONCE,
         )
+        if not oldest:  # the sum is not that of the rows: nothing is left to delete
+            break
         for id, size in oldest:
             if surplus <= 0:
                 break

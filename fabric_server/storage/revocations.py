@@ -11,7 +11,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from fabric_server.storage.interfaces import KEEP_REVOKED_SECONDS, MAX_REVOKED, Cache
 from fabric_server.storage.revision import next_revision
@@ -44,15 +44,17 @@ async def newest_revoked(database: Database, since: float) -> dict[str, float]:
 
 
 async def merge_revocations(database: Database, cache: Cache) -> list[str]:
-    """Revoke in the store what is remembered as revoked; return the ids for which that was news.
+    """Revoke in the store what the cache remembers as revoked: see ``revoke_known``."""
+    return await revoke_known(database, await cache.revoked())
+
+
+async def revoke_known(database: Database, revoked: Mapping[str, float]) -> list[str]:
+    """Revoke what is known as revoked, by id; return the ids for which that was news.
 
     Raises ``BackendError``.
     """
     now = time.time()
-    known = {
-        id: at if math.isfinite(at) and 0 < at <= now else now
-        for id, at in (await cache.revoked()).items()
-    }
+    known = {id: at if math.isfinite(at) and 0 < at <= now else now for id, at in revoked.items()}
     if not known:
         return []
     again: list[str] = []

@@ -332,3 +332,25 @@ async def test_the_store_can_be_left_out(shared_url: str, tmp_path: Path) -> Non
     await restored(data, tmp_path, shared_url)
     found = {path.name for path in (tmp_path / "restored").iterdir()}
     assert found == {"certs"}
+
+
+async def test_files_that_can_not_be_put_are_taken_back_and_what_was_changed_is_told(
+    shared_url: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    store = await open_store(shared_url)
+    await fill(store)
+    await store.close()
+    server = a_server(tmp_path, shared_url)
+    for directory, name in ((server.data, "1"), (tmp_path / "restored", "2")):
+        (directory / "lost+found").mkdir(parents=True)
+        (directory / "lost+found" / name).touch()
+    data, _ = await backup_of(server)
+    url = another(request, shared_url, tmp_path)
+    with pytest.raises((OSError, BackupProblem)) as caught:
+        await restored(data, tmp_path, url)
+    assert [path.name for path in (tmp_path / "restored").iterdir()] == ["lost+found"]
+    if url.startswith("sqlite"):
+        assert isinstance(caught.value, OSError)  # all is as it was before
+    else:
+        assert "the database has the store" in str(caught.value)
+        assert await everything(url) == await everything(shared_url)
