@@ -12,14 +12,14 @@ from pathlib import Path
 from fabric_client.config import Config
 from fabric_client.owner.state import Reloaded
 from runtime.flags import file_of, merge, read_again
-from runtime.settings import SettingsError
+from runtime.settings import Conflict, SettingsError
 
 log = logging.getLogger("fabric.settings")
 
 AT_ONCE = frozenset(
     {
-        *("name", "region", "engine", "discover", "slots", "models", "schedule"),
-        "max_num_ctx",
+        *("name", "region", "discover", "slots", "models", "schedule", "max_num_ctx"),
+        *("engine", "engine_key_file"),  # together: a key belongs to the engine at its place
         *("pause_on_battery", "pause_gpu_percent", "pause_gpu_seconds", "upload_limit"),
         *("log_level", "log_json"),
     }
@@ -67,7 +67,11 @@ class NodeSettings:
             applied=[name for name in changed if name in AT_ONCE],
             needs_restart=[name for name in changed if name not in AT_ONCE],
         )
-        self.config = merge(self.config, loaded, result.applied)
+        try:
+            self.config = merge(self.config, loaded, result.applied)
+        except Conflict as error:
+            log.error("settings not applied: restart the node", extra={"reason": str(error)})
+            return Reloaded(error=f"{error} Restart the node to use the new settings together.")
         log.info(
             "settings loaded",
             extra={"applied": result.applied, "needs_restart": result.needs_restart},

@@ -39,6 +39,8 @@ from runtime.findings import Finding, FindingLog, disk, problems
 
 log = logging.getLogger("fabric.supervisor")
 
+_ENGINES = frozenset({"engine", "engine_key_file", "discover", "slots", "models", "max_num_ctx"})
+"""Settings that the engines are looked after by."""
 SLEEP_CHECK_SECONDS = 5.0
 """Time between two comparisons of the clocks."""
 SLEPT_SECONDS = 20.0
@@ -224,7 +226,7 @@ class Supervisor:
             return  # it is still being made, of the settings as they are now
         if "upload_limit" in names:
             forwarder.limit_uploads(config.upload_limit)
-        if names & {"engine", "discover", "slots", "models", "max_num_ctx"}:
+        if names & _ENGINES:
             configure_engines(watcher, config, self._identity.models)
             registrations.report(self._pause.apply(watcher.reports))
         if names & {"name", "region"}:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import NamedTuple
 
 import aiohttp
@@ -52,6 +53,15 @@ class Asking:
         self._session = session
         self._address = address
         self._timeout = aiohttp.ClientTimeout(total=timeout)
+
+    def use_key(self, key: EngineKey | None) -> None:
+        """Send another key from now on; one of the same file is kept, as it has been read."""
+        before, self.key = self.key, key
+        if before is not None and key is not None and before.file == key.file:
+            self.key = before
+        elif key is not None:
+            with contextlib.suppress(EngineKeyError):  # the next question to the engine tells it
+                key.refresh()
 
     async def get(self, path: str) -> Response:
         """Ask for a document.  Raises ``ProbeError``."""

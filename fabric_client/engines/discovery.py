@@ -159,6 +159,7 @@ class Engine:
     def change_settings(self, settings: EngineSettings) -> None:
         """Keep to other settings from now on; paths are right after the next ``probe``."""
         self._settings = settings
+        self._asking.use_key(settings.keys.get(self.address))
         self.offered = self._choose(self._facts, self.kind)
 
     async def probe(self) -> EngineReport:

@@ -166,5 +166,6 @@ class Forwarder:
         address = engine.address
         pool = self._pools.get(address)
         if pool is None:
-            pool = self._pools[address] = Pool(address, self._loop, engine.key)
+            pool = self._pools[address] = Pool(address, self._loop)
+        pool.key = engine.key  # another one, perhaps, since the settings were read again
         return pool

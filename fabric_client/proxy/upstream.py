@@ -247,11 +247,10 @@ class EngineConnection(asyncio.Protocol):
 class Pool:
     """The connections to one engine."""
 
-    def __init__(
-        self, address: Address, loop: asyncio.AbstractEventLoop, key: EngineKey | None = None
-    ) -> None:
+    def __init__(self, address: Address, loop: asyncio.AbstractEventLoop) -> None:
         self.address = address
-        self._key = key
+        self.key: EngineKey | None = None
+        """The key that the engine wants."""
         self._loop = loop
         parts = urlsplit(address.url)
         self.prefix = parts.path
@@ -267,7 +266,7 @@ class Pool:
     @property
     def authorization(self) -> str:
         """The value of the ``Authorization`` header; empty if the engine wants none."""
-        return self._key.authorization if self._key is not None else ""
+        return self.key.authorization if self.key is not None else ""
 
     @property
     def refuses_usage(self) -> bool:

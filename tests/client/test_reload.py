@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from fabric_client.config import PREFIX, Config
 from fabric_client.reload import NodeSettings
 from runtime.flags import read
+from runtime.settings import Conflict
 
 
 def settings(directory: Path, text: str = "") -> NodeSettings:
@@ -50,3 +52,24 @@ def test_what_needs_a_restart_is_told_each_time(tmp_path: Path) -> None:
     first, second = node.read_again(), node.read_again()
     assert (first.applied, first.needs_restart) == (["slots"], ["data"])
     assert (second.applied, second.needs_restart) == ([], ["data"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Together(Config):
+    """Settings of which one is applied at once, and one that must fit it is not."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.slots == 2) != (self.proxy == "none"):
+            raise Conflict("slots and proxy do not fit.", "slots", "proxy")
+
+
+def test_settings_that_fit_only_after_a_restart_change_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "fabric.toml"
+    file.write_text("")
+    node = NodeSettings(
+        read(Together, PREFIX, environ={}, flags={"data": str(tmp_path)}, file=None)
+    )
+    file.write_text('slots = 2\nproxy = "none"\n')
+    assert "Restart the node" in node.read_again().error
+    assert node.config.slots is None

@@ -10,12 +10,14 @@ from typing import Any
 import aiohttp
 import pytest
 
-from fabric_client.config import Config
+from fabric_client.config import PREFIX, Config
 from fabric_client.engines.addresses import parse_address
 from fabric_client.engines.discovery import Engine, EngineSettings, discover
 from fabric_client.engines.engine_key import EngineKey, EngineKeyError
-from fabric_client.supervisor import make_watcher
+from fabric_client.reload import NodeSettings
+from fabric_client.supervisor import configure_engines, make_watcher
 from protocol import messages
+from runtime.flags import read
 from runtime.settings import Conflict
 from tests.engine import Plan, ScriptedEngine
 from tests.fake_engines import FakeEngine, fake_openai, fake_vllm
@@ -111,6 +113,55 @@ async def test_a_key_goes_to_its_own_engine_only(
     )
     assert all(one.healthy for one in await make_watcher(session, config, None).refresh())
     assert [fake.keys for fake in made] == [{f"Bearer {KEY}"}, {None}]
+
+
+async def test_settings_that_change_leave_each_engine_its_own_key(
+    session: aiohttp.ClientSession, fakes: list[FakeEngine], file: Path
+) -> None:
+    made = [fake_openai("a"), fake_openai("b")]
+    for fake in made:
+        fakes.append(await fake.start())
+    first, second = (fake.url for fake in made)
+    other = file.with_name("other.key")
+    other.write_text("sk-other")
+    other.chmod(0o600)
+    (file.parent / "fabric.toml").write_text(
+        f"engine = ['{first}']\nengine_key_file = ['{file}']\n"
+    )
+    config = read(Config, PREFIX, environ={}, flags={"data": str(file.parent)}, file=None)
+    settings, watcher = NodeSettings(config), make_watcher(session, config, None)
+    await watcher.refresh()
+    for text, wanted in (
+        (f"engine = ['{second}', '{first}']\nengine_key_file = ['{other}', '{file}']\n",
+         [{f"Bearer {KEY}"}, {"Bearer sk-other"}]),
+        (f"engine = ['{first}', '{second}']\nengine_key_file = ['{other}']\n",
+         [{"Bearer sk-other"}, {None}]),
+        (f"engine = ['{second}']\n", [set(), {None}]),
+    ):  # fmt: skip
+        (file.parent / "fabric.toml").write_text(text)
+        assert "engine" in settings.read_again().applied
+        configure_engines(watcher, settings.config, None)
+        for fake in made:
+            fake.keys.clear()
+        await watcher.refresh()
+        assert [fake.keys for fake in made] == wanted
+
+
+async def test_a_request_takes_the_key_that_the_engine_has_now(file: Path) -> None:
+    other = file.with_name("other.key")
+    other.write_text("sk-other")
+    other.chmod(0o600)
+    async with ScriptedEngine() as engine, NodeAlone(engine.url, key=EngineKey(file)) as node:
+        address = node.engine.address
+        for key, sent in (
+            (EngineKey(file), f"Bearer {KEY}"),
+            (EngineKey(other), "Bearer sk-other"),
+            (None, None),
+        ):
+            keys = {} if key is None else {address: key}
+            node.engine.change_settings(EngineSettings(keys=keys))
+            assert (await node.ask("/v1/chat/completions", CHAT)).status == 200
+            assert (await engine.started()).headers.get("Authorization") == sent
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/api/chat"])
