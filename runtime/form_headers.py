@@ -8,6 +8,7 @@ must not be authorised as one thing and served as another.
 from __future__ import annotations
 
 import re
+import unicodedata
 from email.message import Message
 from typing import NamedTuple
 
@@ -55,9 +56,20 @@ def read_disposition(text: str) -> Disposition:
     for value in _read(text, "filename")[1]:
         # filename* is written by who has a name that the other one can't tell.
         if isinstance(value, tuple):
-            return Disposition(name, _decode(value))
+            filename = _decode(value)
+            break
         filename = value
+    if filename is not None and not is_writable(filename):
+        raise FormError("the file name of a part has characters that are not allowed")
     return Disposition(name, filename)
+
+
+def is_writable(text: str) -> bool:
+    """Return whether a text has no ends of lines and no other controls, so that a header can have
+    it."""
+    return text.isprintable() or all(
+        one.isprintable() or unicodedata.category(one) == "Zs" for one in text
+    )
 
 
 def read_charset(content_type: str) -> str:

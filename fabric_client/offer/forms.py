@@ -16,7 +16,7 @@ FORM_TYPE = re.compile(r"\s*multipart/form-data\b", re.IGNORECASE)
 _MAX_PARTS = 256
 _MAX_PART_HEAD = 16 * 1024
 _PLAIN_NAME = re.compile(r"[\w\[\].:-]+", re.ASCII)
-_NOT_IN_FILE_NAMES = re.compile(r'["\\;]')
+_NOT_IN_FILE_NAMES = re.compile(r'["\\;=]')
 _PLAIN_ENCODINGS = frozenset({"7bit", "8bit", "binary"})
 
 
@@ -56,7 +56,7 @@ class Form:
         for part in self._parts:
             file = ""
             if part.filename is not None:
-                file = f'; filename="{_NOT_IN_FILE_NAMES.sub("_", part.filename)}"'
+                file = f'; filename="{_writable(part.filename, self._boundary.decode())}"'
             head = f'Content-Disposition: form-data; name="{part.name}"{file}\r\n'
             if part.kind:
                 head += f"Content-Type: {part.kind}\r\n"
@@ -118,6 +118,14 @@ def _read_part(data: bytes) -> _Part:
     if _PLAIN_NAME.fullmatch(field) is None:
         raise _wrong("a part of it has no plain name")
     return _Part(field, filename if filename is None else filename or "file", kind, content)
+
+
+def _writable(filename: str, boundary: str) -> str:
+    """Return a file's name as a quoted text can have it, whoever reads it."""
+    if f"--{boundary}" in filename:
+        return "file"
+    shown = "".join(one if one.isprintable() else "_" for one in filename)
+    return _NOT_IN_FILE_NAMES.sub("_", shown)
 
 
 def _wrong(why: str) -> TranslationError:

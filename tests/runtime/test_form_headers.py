@@ -24,6 +24,7 @@ from runtime.form_headers import (
         ("form-data; name=file; filename=a; filename*=utf-8''na%C3%AFve.wav", "file", "naïve.wav"),
         ("form-data; name=file; filename*=iso-8859-1''na%EFve.wav", "file", "naïve.wav"),
         ('form-data; name="file"; filename="a \\"b\\".wav"', "file", 'a "b".wav'),
+        ("form-data; name=file; filename*=utf-8''a%E2%80%AFPM.png", "file", "a\u202fPM.png"),
         ('form-data; name="file"; filename=""', "file", ""),
         ('form-data; name="expires_after[seconds]"', "expires_after[seconds]", None),
         ('form-data; name="file"; filename="ünï.wav"', "file", "ünï.wav"),
@@ -46,6 +47,14 @@ def test_a_part_has_a_name_and_perhaps_a_file_s(text: str, name: str, filename: 
         'form-data; name="a\x00"',
         'form-data; filename="; name=a"; name=b',
         "form-data; name=" + "a" * MAX_HEADER,
+        "form-data; name=file; filename*=utf-8''a%0D%0Ab",
+        "form-data; name=file; filename*=utf-8''a%0Ab",
+        "form-data; name=file; filename*=utf-8''a%00",
+        "form-data; name=file; filename*=iso-8859-1''a%85b",
+        "form-data; name=file; filename*=utf-8''a%E2%80%A8b",
+        "form-data; name=file; filename=a; filename*=utf-8''a%0D%0Ab",
+        "form-data; name=file; filename*0*=utf-8''a%0D; filename*1*=%0Ab",
+        "form-data; name*0*=utf-8''a%0D; name*1*=%0Ab",
     ],
 )
 def test_what_could_be_read_in_two_ways_is_refused(text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -139,6 +140,8 @@ def form(*parts: bytes) -> bytes:
     return b"".join(parts) + b"--xyz--\r\n"
 
 
+SMUGGLED = quote('"\r\n\r\nx\r\n--xyz\r\ncontent-disposition: form-data; name="a"\r\n\r\nb')
+"""What a percent-decoded file name would put into a form that is written anew."""
 FILE = part("file", b"RIFF\r\n\x00", '; filename="a.wav"\r\nContent-Type: audio/wav')
 
 
@@ -149,6 +152,17 @@ def test_a_form_reaches_its_engine_with_the_engine_s_name() -> None:
     assert again.names == ["file", "model"]
     assert again.value("model") == "/home/joe/tiny.gguf"
     assert b"RIFF\r\n\x00" in found.body
+
+
+@given(some.text(max_size=30) | some.sampled_from(["--xyz", 'a"; name="model', "a\\", "a\u202fb"]))
+def test_a_form_is_read_anew_as_it_was_authorised(filename: str) -> None:
+    file = part("file", b"RIFF", f"; filename*=utf-8''{quote(filename, safe='', errors='ignore')}")
+    try:
+        found = admit(OFFERED, SPEECH, FORM, form(file, part("model", b"tiny")))
+    except TranslationError:
+        return
+    assert found.body.split(b"\r\n\r\n")[0].count(b"\r\n") == 1
+    assert read_form([FORM[0][1]], found.body).names == ["file", "model"]
 
 
 @pytest.mark.parametrize(
@@ -174,6 +188,7 @@ def test_a_form_for_what_is_not_offered_is_refused(body: bytes) -> None:
         form(part("model", b"open", '; filename="x"')),
         form(part("model", b"open", "\r\nContent-Transfer-Encoding: quoted-printable")),
         form(part("model", b"open"), part("lora", b"secret")),
+        form(part("model", b"open"), part("file", b"x", f"; filename*=utf-8''a{SMUGGLED}")),
         form(part("model", b"open"))[:-9],
         b"x" + form(part("model", b"open")),
         form(part("model", b"open")) + form(part("model", b"secret")),

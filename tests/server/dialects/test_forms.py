@@ -94,6 +94,7 @@ def test_a_model_is_there_once_in_small_letters(body: bytes, param: str) -> None
         part("model", b"tiny", '; name="other"') + END,
         part("model", b"tiny", "; name*=utf-8''other") + END,
         part("model", b"tiny", '\r\nContent-Disposition: form-data; name="x"') + END,
+        part("file", b"x", "; filename*=utf-8''a%0D%0Ab") + MODEL + END,
         part('mod\\"el', b"tiny") + MODEL + END,
         b"--b\r\nContent-Disposition: form-data; name=mod el\r\n\r\ntiny\r\n" + END,
         b'--b\r\nContent-Disposition: form-data; name=mod"el"\r\n\r\ntiny\r\n' + END,
