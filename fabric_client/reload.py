@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
+from typing import NamedTuple
 
 from fabric_client.config import Config
 from fabric_client.owner.state import Reloaded
@@ -41,10 +42,21 @@ class NodeSettings:
     def file_has_changed(self) -> bool:
         """Return whether the file is another one than was read; it costs one ``stat``.
 
-        A file that has changed since the last call is left alone: it may be half written.
+        A file that has changed since the last call is left alone: it may be half written.  One that
+        is gone or empty stands for no wish of the owner, whose limits it would lift.
         """
         before, self._seen = self._seen, _stamp(self._file)
-        return self._seen == before and self._seen != self._read
+        if self._seen != before or self._seen == self._read:
+            return False
+        if self._seen is not None and self._seen.size:
+            return True
+        self._read = self._seen
+        log.error(
+            "settings file is gone or empty: the ones before stay; "
+            "fabric-client reload goes back to the defaults",
+            extra={"file": str(self._file)},
+        )
+        return False
 
     def read_again(self) -> Reloaded:
         """Read the settings again, and log and return what has changed in ``config``."""
@@ -79,11 +91,19 @@ class NodeSettings:
         return result
 
 
-def _stamp(file: Path | None) -> tuple[int, int, int] | None:
+class _Stamp(NamedTuple):
+    """What tells one version of a file from the next."""
+
+    modified: int
+    inode: int
+    size: int
+
+
+def _stamp(file: Path | None) -> _Stamp | None:
     if file is None:
         return None
     try:
         status = file.stat()
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_ino, status.st_size
+    return _Stamp(status.st_mtime_ns, status.st_ino, status.st_size)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from fabric_client.config import PREFIX, Config
 from fabric_client.reload import NodeSettings
 from runtime.flags import read
@@ -28,6 +30,21 @@ def test_a_file_that_is_being_written_is_read_when_it_is_whole(tmp_path: Path) -
     assert node.file_has_changed()
     assert node.read_again().applied == ["models"]
     assert not node.file_has_changed()
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_file_that_is_gone_or_empty_lifts_no_limit(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, gone: bool
+) -> None:
+    node = settings(tmp_path, 'models = ["open"]\n')
+    file = tmp_path / "fabric.toml"
+    file.unlink() if gone else file.write_text("")
+    assert not any(node.file_has_changed() for _ in range(4))
+    assert [record.message[:30] for record in caplog.records] == ["settings file is gone or empty"]
+    file.write_text('models = ["open", "second"]\n')
+    assert [node.file_has_changed() for _ in range(2)] == [False, True]
+    file.unlink()
+    assert node.read_again().applied == ["models"], "its owner asks for it"
 
 
 def test_an_error_is_told_once_and_what_was_good_stays(tmp_path: Path) -> None:
