@@ -92,7 +92,7 @@ class NodeSettings:
 
 
 class _Stamp(NamedTuple):
-    """What tells one version of a file from the next."""
+    """The version of a file, as its directory tells it."""
 
     modified: int
     inode: int
