@@ -20,6 +20,8 @@ MAX_LENGTH = 16_384
 _HANDSHAKE, _CLIENT_HELLO = 22, 1
 _SERVER_NAME, _ALPN = 0, 16
 _HOST_NAME = 0
+_MAX_EXTENSIONS, _MAX_NAMES = 64, 32
+"""Most extensions of a hello, and most names in one of them; clients of today send 20, and 3."""
 
 
 class ClientHello(NamedTuple):
@@ -27,6 +29,11 @@ class ClientHello(NamedTuple):
 
     server_name: str = ""
     protocols: tuple[str, ...] = ()
+
+
+class BadHello(Exception):
+    """The hello is made to cost time: it has more parts than any client sends, or parts that TLS
+    forbids."""
 
 
 class _Unreadable(Exception):
@@ -69,7 +76,10 @@ def record_size(start: bytes) -> int:
 
 
 def read(record: bytes) -> ClientHello:
-    """Read the first record of a connection; what is no hello asks for nothing."""
+    """Read the first record of a connection; what is no hello asks for nothing.
+
+    Raises ``BadHello``.
+    """
     try:
         return _read(_Reader(record))
     except (_Unreadable, UnicodeDecodeError):
@@ -89,8 +99,14 @@ def _read(record: _Reader) -> ClientHello:
         hello.vector(size)
     extensions = _Reader(hello.vector(2))
     server_name, protocols = "", tuple[str, ...]()
+    seen: set[int] = set()
     while extensions.more:
         kind, data = extensions.number(2), extensions.vector(2)
+        if kind in seen:  # RFC 8446, 4.2
+            raise BadHello(f"it has extension {kind} twice")
+        seen.add(kind)
+        if len(seen) > _MAX_EXTENSIONS:
+            raise BadHello(f"it has more than {_MAX_EXTENSIONS} extensions")
         if kind == _SERVER_NAME:
             server_name = _host_name(_Reader(_Reader(data).vector(2)))
         elif kind == _ALPN:
@@ -99,15 +115,22 @@ def _read(record: _Reader) -> ClientHello:
 
 
 def _host_name(names: _Reader) -> str:
-    while names.more:
+    for _ in range(_MAX_NAMES):
+        if not names.more:
+            return ""
         kind, name = names.number(1), names.vector(2)
         if kind == _HOST_NAME:
             return name.decode("ascii")
-    return ""
+    raise BadHello(f"it has {_MAX_NAMES} names that are no host's")
 
 
 def _protocols(names: _Reader) -> tuple[str, ...]:
-    protocols = []
+    protocols: list[str] = []
     while names.more:
-        protocols.append(names.vector(1).decode("latin-1"))
+        name = names.vector(1)
+        if not name:  # RFC 7301, 3.1
+            raise BadHello("it has a protocol without a name")
+        if len(protocols) == _MAX_NAMES:
+            raise BadHello(f"it has more than {_MAX_NAMES} protocols")
+        protocols.append(name.decode("latin-1"))
     return tuple(protocols)

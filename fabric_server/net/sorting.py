@@ -17,7 +17,7 @@ from typing import Protocol
 
 from fabric_server.net import client_hello
 from fabric_server.net.arrival import TLS_HANDSHAKE, Arrival, Door
-from fabric_server.net.client_hello import ClientHello
+from fabric_server.net.client_hello import BadHello, ClientHello
 from fabric_server.net.connection_budget import Peer
 
 
@@ -58,6 +58,9 @@ class Sorting(Arrival):
                 address = str(self._sock.getpeername()[0])
         except TimeoutError:
             return self.refuse("slow" if start else "silent")
+        except BadHello as error:
+            self.peer.suspect()
+            return self.refuse("bad_tls", error)
         except OSError as error:
             return self.refuse("gone", error)
         chosen = await self.door.choose(hello)

@@ -42,7 +42,7 @@ from fabric_server.metering.events import AudioMeter, MessagesMeter, ResponsesMe
 from fabric_server.metering.ollama import LinesMeter
 from fabric_server.metering.ollama_show import ShowMeter
 from fabric_server.metering.openai import BodyMeter, Meter, StreamMeter
-from fabric_server.net.client_hello import HEADER_SIZE, MAX_LENGTH, record_size
+from fabric_server.net.client_hello import HEADER_SIZE, MAX_LENGTH, BadHello, record_size
 from fabric_server.net.client_hello import read as read_hello
 from fabric_server.net.egress import Forbidden, parse_target
 from fabric_server.net.special_addresses import is_public
@@ -261,7 +261,11 @@ def urls(data: bytes) -> object:
 
 def client_hellos(data: bytes) -> object:
     """Names and protocols are short, and no first message is longer than a record."""
-    hello = read_hello(data)
+    try:
+        hello = read_hello(data)
+    except BadHello as error:
+        return str(error)[:12]
+    assert len(hello.protocols) <= 32
     assert len(hello.server_name) + sum(map(len, hello.protocols)) <= len(data)
     assert HEADER_SIZE <= record_size(data) <= HEADER_SIZE + MAX_LENGTH
     return bool(hello.server_name), len(hello.protocols)

@@ -22,7 +22,7 @@ from fabric_server.net.trusted_proxies import TrustedProxies
 from protocol.names import CONTROL_ALPN, SERVER_NAME
 from tests.loops import on_both_loops
 from tests.server.net.ports import Trust, counted, dial, made_by, port, raw, until
-from tests.server.net.test_client_hello import hello
+from tests.server.net.test_client_hello import COSTLY, hello
 from tests.server.net.test_proxies import HEADER, dial_with
 from tests.trust import client_context
 
@@ -42,6 +42,7 @@ class Shared:
             "control": Listener(port(trust, "control", proxies=proxies), limits),
         }
         self.proxies = proxies
+        self.suspected: list[str] = []
         self.places = Places(places, places)
         self.limits = limits or Limits(total=places, per_address=places)
 
@@ -50,7 +51,15 @@ class Shared:
 
     @contextlib.asynccontextmanager
     async def open(self, **options: bool) -> AsyncIterator[Listener]:
-        spec = SharedPort("one", ["127.0.0.1"], 0, self.choose, proxies=self.proxies, **options)
+        spec = SharedPort(
+            "one",
+            ["127.0.0.1"],
+            0,
+            self.choose,
+            proxies=self.proxies,
+            on_suspect=self.suspected.append,
+            **options,
+        )
         one = Listener(spec, self.limits, self.places, KnownAddresses())
         one.open()
         for listener in self.behind.values():
@@ -99,6 +108,23 @@ async def test_nodes_and_users_share_a_number(trust: Trust) -> None:
         for peer in (node, user, plain):
             await peer.close()
         await until(lambda: not any(one.budget.used for one in shared.behind.values()))
+
+
+@on_both_loops
+async def test_a_message_that_is_made_to_cost_time_is_suspect_and_goes_no_further(
+    trust: Trust,
+) -> None:
+    shared = Shared(trust)
+    async with shared.open() as one:
+        assert await raw(one, COSTLY["empty protocols"]) == b""
+        ours, theirs = socket.socketpair()
+        with ours:
+            theirs.setblocking(False)
+            one.admit(theirs, "203.0.113.9")
+            ours.sendall(COSTLY["many extensions"])
+            await until(lambda: counted(one) == {"bad_tls": 2})
+        assert shared.suspected == ["203.0.113.9"], "loopback is not blocked"
+        assert [one.accepted for one in shared.behind.values()] == [0, 0]
 
 
 @on_both_loops
