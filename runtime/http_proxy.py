@@ -18,6 +18,8 @@ from ipaddress import ip_address, ip_network
 from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
+from runtime import connecting
+
 SECONDS = 10.0
 """Time for reaching a proxy and for its answer, together."""
 MAX_ANSWER = 16_384
@@ -140,7 +142,8 @@ async def connect(
     loop = asyncio.get_running_loop()
     name = server_hostname if tls is not None else None
     if proxy is None:
-        return await loop.create_connection(factory, *address, ssl=tls, server_hostname=name)
+        sock = await connecting.connect(*address)
+        return await loop.create_connection(factory, sock=sock, ssl=tls, server_hostname=name)
     transport = await _tunnel(proxy, *address)
     try:
         waiting = _Waiting()
@@ -189,7 +192,10 @@ async def _tunnel(proxy: HttpProxy, host: str, port: int) -> asyncio.Transport:
     try:
         async with asyncio.timeout(proxy.seconds):
             transport, answer = await loop.create_connection(
-                lambda: ConnectAnswer(loop.create_future()), proxy.host, proxy.port, ssl=tls
+                lambda: ConnectAnswer(loop.create_future()),
+                sock=await connecting.connect(proxy.host, proxy.port),
+                ssl=tls,
+                server_hostname=proxy.host if proxy.tls else None,
             )
             transport.write(request)
             head, rest = await answer.done

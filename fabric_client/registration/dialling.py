@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from fabric_client.identity import explain
 from fabric_client.registration.context import NodeContext
-from protocol.aio.connecting import first_to_succeed, is_unanswered
 from protocol.aio.tls import dial
+from runtime.connecting import first_to_succeed, is_unanswered
 
 NAME_DELAY_SECONDS = 2.0
 """Time before the next address is tried beside the one before, whose handshake is not finished.

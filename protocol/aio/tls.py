@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from protocol.aio.connecting import NoAnswer, connect
 from protocol.names import SERVER_NAME
 from runtime import http_proxy
+from runtime.connecting import NoAnswer, connect
 from runtime.http_proxy import HttpProxy
 
 DIAL_SECONDS = 10.0
@@ -79,7 +79,7 @@ async def dial(
     """Connect and finish the TLS handshake; the certificate must name ``SERVER_NAME``.
 
     Raises OSError (of which ssl.SSLError and ProxyError are) or TimeoutError; ``NoAnswer`` of
-    ``protocol.aio.connecting`` when nobody has answered at all.
+    ``runtime.connecting`` when nobody has answered at all.
     """
     loop = asyncio.get_running_loop()
     if proxy is not None:

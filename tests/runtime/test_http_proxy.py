@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from runtime.http_proxy import HttpProxy, Proxies, ProxyError, open_streams, parse
 from tests.connect_proxy import ConnectProxy
 from tests.loops import on_both_loops
+from tests.runtime.test_connecting import silent_port
 from tests.server.net.ports import Trust, listening, port
 from tests.trust import client_context, server_papers
 
@@ -220,3 +224,43 @@ async def test_a_host_with_letters_of_its_own_is_asked_for_by_its_wire_name() ->
         assert through.asked == ["xn--gp-yka.example:443", "[2001:db8::1]:443"]
         with pytest.raises(UnicodeError):
             await open_streams(("a\r\nb", 443), proxy=proxy, tls=None, server_hostname=None)
+
+
+# ── names with several addresses ──────────────────────────────────────────────────────────────
+
+
+class _TwoAddresses(asyncio.SelectorEventLoop):
+    """Gives every name two addresses, which this machine's resolver has no name for."""
+
+    async def getaddrinfo(self, host: Any, port: Any, **options: Any) -> Any:
+        kind = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
+        hosts = [host] if host[0].isdigit() else ["127.0.0.1", "127.0.0.2"]
+        return [(*kind, (one, port)) for one in hosts]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels refuse instead")
+@pytest.mark.parametrize("proxied", [False, True])
+def test_an_address_that_is_silent_keeps_the_next_one_not_waiting(proxied: bool) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if proxied:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        writer.write(await reader.readexactly(5))
+        writer.close()
+
+    async def talk_to_it() -> bytes:
+        with silent_port() as number:
+            async with await asyncio.start_server(serve, "127.0.0.2", number):
+                proxy = parse(f"http://proxy.example:{number}", "proxy") if proxied else None
+                address = ("gpu.example.org", number)
+                async with asyncio.timeout(3):
+                    reader, writer = await open_streams(
+                        address, proxy=proxy, tls=None, server_hostname=None
+                    )
+                    writer.write(b"hello")
+                    answer = await reader.read(5)
+                writer.transport.abort()
+                return answer
+
+    with asyncio.Runner(loop_factory=_TwoAddresses) as runner:
+        assert runner.run(talk_to_it()) == b"hello"

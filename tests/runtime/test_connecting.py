@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from protocol.aio.connecting import (
+from runtime.connecting import (
     NoAnswer,
     connect,
     families_in_turn,
