@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Sequence
 
 _SIZES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -11,6 +12,9 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg]i?b|b)?", re.IGNORECASE)
 # Greedy: a password may hold an @ itself, though in a URL it should be written %40.
 _PASSWORD = re.compile(r"(?<=://)((?:[^/@:\s]*:)?)\S*@")
 _IN_QUERY = re.compile(r"([?&]\w*password=)[^&\s'\"]*")
+
+_OF_PROSE = "\n\u200c\u200d"
+"""The line end, and the zero width non-joiner and joiner."""
 
 
 class Secret(str):
@@ -50,6 +54,14 @@ def printable(text: str) -> str:
     return "\n".join(map(one_line, text.split("\n")))
 
 
+def prose(text: str) -> str:
+    """Escape like ``printable``, but keep what languages are written with: the spaces of French,
+    Chinese and others, and the invisible joiners of Persian, Indian scripts and emoji."""
+    if text.isprintable():
+        return text
+    return "".join(mark if _is_of_prose(mark) else _escaped(mark) for mark in text)
+
+
 def printable_json(text: str) -> str:
     """Escape in JSON what is not printable; it means the same."""
     if text.isprintable():
@@ -57,6 +69,10 @@ def printable_json(text: str) -> str:
     return "".join(
         mark if mark.isprintable() or mark == "\n" else json.dumps(mark)[1:-1] for mark in text
     )
+
+
+def _is_of_prose(mark: str) -> bool:
+    return mark in _OF_PROSE or unicodedata.category(mark) == "Zs"
 
 
 def _escaped(mark: str) -> str:

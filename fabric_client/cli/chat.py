@@ -8,8 +8,10 @@ import os
 import ssl
 import sys
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 
@@ -17,7 +19,7 @@ from fabric_client.cli import Json
 from fabric_client.sdk import Answer, Broken, Client, FabricError, Message, Refused
 from fabric_client.sdk.client import Streaming
 from runtime.output import Failure, note, say_json
-from runtime.shown import one_line, printable
+from runtime.shown import one_line, prose
 
 KEY, URL, CA, MODEL = "FABRIC_API_KEY", "FABRIC_URL", "FABRIC_CA", "FABRIC_MODEL"
 TAB = "    "
@@ -68,6 +70,7 @@ def chat(
         raise Failure(
             f"which server? Give --url, such as https://gpu.example.org:18080, or set {URL}."
         )
+    _refuse_clear_text(url)
     asks = sys.stdin.isatty() and not json
     try:
         client = Client(url, _key(key_file, asks), ca=None if ca is None else str(ca), retries=0)
@@ -82,6 +85,29 @@ def chat(
                 _answer_once(client, model, json)
         except FabricError as error:
             raise Failure(_explain(error)) from None
+
+
+def _refuse_clear_text(url: str) -> None:
+    """Raise ``Failure`` if the key and the prompts would leave this machine unencrypted."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+    except ValueError:
+        raise Failure(f"{url!r} is not a URL like https://gpu.example.org:18080.") from None
+    if parts.scheme == "http" and not _is_loopback(host):
+        raise Failure(
+            f"with http:// the key and the prompts would go to {host} unencrypted: give the "
+            "server's https:// address."
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:  # a name, which may lead anywhere
+        return False
 
 
 def _key(file: Path | None, asks: bool) -> str:
@@ -206,7 +232,7 @@ def _text(pieces: Streaming | None) -> str:
 
 
 def _show(text: str) -> None:
-    sys.stdout.write(printable(text.replace("\t", TAB)))
+    sys.stdout.write(prose(text.replace("\t", TAB)))
     sys.stdout.flush()
 
 

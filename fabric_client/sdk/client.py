@@ -83,7 +83,10 @@ class Client(Closable):
     def models(self) -> list[str]:
         """Return the models that this key may use and that can be used now."""
         listed = self._http.request("GET", "/v1/models").json()
-        return [one["id"] for one in listed["data"] if one.get("available", True)]
+        try:
+            return [str(one["id"]) for one in listed["data"] if one.get("available", True)]
+        except (LookupError, TypeError, AttributeError) as error:
+            raise FabricError("The answer is no list of models of a Fabric server.") from error
 
     def infer(
         self, model: str, prompt: str | Sequence[Message], *, system: str = "", **options: Any

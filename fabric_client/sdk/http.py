@@ -33,9 +33,22 @@ class Response(Closable):
         self._response = response
 
     def json(self) -> Any:
-        """Read the body as JSON.  Raises ``Unreachable`` if it breaks off."""
+        """Read the body as a JSON object.
+
+        Raises ``Unreachable`` if it breaks off, and ``FabricError`` if it is something else.
+        """
         with self:
-            return msgspec.json.decode(self.read())
+            body = self.read()
+        try:
+            document = msgspec.json.decode(body)
+        except (ValueError, RecursionError) as error:  # UnicodeDecodeError included
+            raise self._no_server() from error
+        if not isinstance(document, dict):
+            raise self._no_server()
+        return document
+
+    def _no_server(self) -> FabricError:
+        return FabricError(f"What answers at {self._http.host} is no Fabric server.")
 
     def read(self) -> bytes:
         try:
@@ -75,7 +88,7 @@ class Http:
         parts = urlsplit(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{base_url!r} is not a URL like https://fabric.example:18080")
-        self._host = parts.hostname
+        self.host = parts.hostname
         self._port = parts.port
         self._prefix = parts.path.rstrip("/").removesuffix("/v1")
         self._context = None
@@ -123,7 +136,7 @@ class Http:
                 connection.close()
                 if used:
                     continue  # the server closed an idle connection; try a new one
-                message = f"{self._host} can't be reached: {error or type(error).__name__}."
+                message = f"{self.host} can't be reached: {error or type(error).__name__}."
                 raise _Retry(Unreachable(message), 0.0) from error
         answer = Response(self, connection, response)
         if response.status < 300:
@@ -140,9 +153,9 @@ class Http:
             if self._idle:
                 return self._idle.pop(), True
         if self._context is None:
-            return _Connection(self._host, self._port, timeout=self._timeout), False
+            return _Connection(self.host, self._port, timeout=self._timeout), False
         connection = http.client.HTTPSConnection(
-            self._host, self._port, timeout=self._timeout, context=self._context
+            self.host, self._port, timeout=self._timeout, context=self._context
         )
         return connection, False
 
