@@ -86,6 +86,17 @@ class Body:
         self._data.clear()
         return data
 
+    async def take_all(self) -> bytes:
+        """Return all that has not been taken, when it has arrived.  Raises ``ApiError`` as ``more``
+        does."""
+        if self.complete:
+            return self.take()
+        pieces = bytearray(self.take())
+        while not self.complete:
+            await self.more()
+            pieces += self.take()
+        return bytes(pieces)
+
     async def more(self) -> None:
         """Wait until there is something to take, or the body is complete.
 

@@ -42,6 +42,10 @@ class Router:
         before, methods[method] = methods[method], handler
         return before
 
+    def find(self, method: str, path: str) -> Handler:
+        """Return the handler of ``path`` itself for ``method``, which it must have."""
+        return self._paths[path][method]
+
     def has(self, method: str, path: str) -> bool:
         """Return whether ``path`` itself has a handler for ``method``."""
         return method in self._paths.get(path, {})

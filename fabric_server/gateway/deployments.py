@@ -7,17 +7,17 @@ model ``name``, whether the body names one or not.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from urllib.parse import unquote
 
 import msgspec
 
-from fabric_server.auth.authenticator import KeyAuthenticator
+from fabric_server.auth.keys import Key
 from fabric_server.dialects import errors
 from fabric_server.dialects.endpoints import ENDPOINTS
 from fabric_server.dialects.forms import put_field
 from fabric_server.edge.request import Request
-from fabric_server.edge.router import Handler, Router
-from fabric_server.gateway.authenticate import authenticate
+from fabric_server.edge.router import Router
 
 PATHS = "/openai/deployments/"
 _MAX_INLINE = 1024 * 1024
@@ -27,33 +27,33 @@ _MAX_INLINE = 1024 * 1024
 class Deployments:
     """Handles the paths of deployments."""
 
-    def __init__(self, authenticator: KeyAuthenticator, complete: Handler) -> None:
-        """``complete`` has an engine answer a request."""
-        self._authenticator = authenticator
-        self._complete = complete
+    def __init__(self, router: Router) -> None:
+        """``router`` has the handlers of the paths without a deployment."""
+        self._router = router
 
     def add_to(self, router: Router) -> None:
         router.add("POST", f"{PATHS}*", self.handle)
 
     async def handle(self, request: Request) -> None:
+        """Answer as the endpoint's own path does, for the model that the path names."""
         name, _, rest = request.path.removeprefix(PATHS).partition("/")
         endpoint = ENDPOINTS.get(f"/v1/{rest}")
         if endpoint is None or not name:
             raise errors.unknown_path(request.path)
         request.path = endpoint.path
-        await authenticate(self._authenticator, request)  # before anything is held for it
-        body, model = request.body, unquote(name)
-        data = bytearray(body.take())
-        while not body.complete:
-            await body.more()
-            data += body.take()
-        kind = request.headers.get(b"content-type", b"") if endpoint.form else None
-        if len(data) <= _MAX_INLINE:
-            changed = _put_model(bytes(data), model, kind)
-        else:
-            changed = await asyncio.to_thread(_put_model, bytes(data), model, kind)
-        body.put_back(changed)
-        await self._complete(request)
+        request.preparations += (partial(_name_model, unquote(name), endpoint.form),)
+        await self._router.find("POST", endpoint.path)(request)
+
+
+async def _name_model(model: str, form: bool, request: Request, key: Key) -> None:
+    """Put the model's name into the request's body."""
+    kind = request.headers.get(b"content-type", b"") if form else None
+    data = await request.body.take_all()
+    if len(data) <= _MAX_INLINE:
+        data = _put_model(data, model, kind)
+    else:
+        data = await asyncio.to_thread(_put_model, data, model, kind)
+    request.body.put_back(data)
 
 
 def _put_model(body: bytes, model: str, form_type: bytes | None) -> bytes:

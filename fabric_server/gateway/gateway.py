@@ -52,7 +52,7 @@ class Gateway:
         for path, endpoint in ENDPOINTS.items():
             if endpoint is not SHOW:  # the model catalog may answer that itself
                 router.add("POST", path, self.complete)
-        Deployments(self._authenticator, self.complete).add_to(router)
+        Deployments(router).add_to(router)
 
     def must_wait(self, key: Key) -> float:
         """Return the seconds for which the key's limits refuse its requests; 0 when they don't."""
@@ -77,6 +77,10 @@ class Gateway:
                 self.active.check(key)
             if key.limited:
                 request.response_headers += self.limits.take(key)
+            if request.preparations:
+                for prepare in request.preparations:
+                    await prepare(request, key)
+                endpoint = request.endpoint
             # The end may name another model, which a key for some models must not get.
             to_end = endpoint.buffers_body or key.models is not None
             parsed, large = await read_body(request, self.media, to_end=to_end)

@@ -28,11 +28,23 @@ class HeldResponse(Response):
     of more than ``MAX_ANSWER`` bytes is passed on, and not stored.
     """
 
-    __slots__ = ("_ended", "_held", "_holding", "_size", "_streamed")
+    __slots__ = ("_ended", "_held", "_holding", "_size", "_streamed", "given", "previous")
 
-    def __init__(self, connection: Connection, holding: Holding, *, streamed: bool) -> None:
-        """``holding`` counts what is held back."""
+    def __init__(
+        self,
+        connection: Connection,
+        holding: Holding,
+        *,
+        streamed: bool,
+        given: bytes = b"",
+        previous: str | None = None,
+    ) -> None:
+        """``holding`` counts what is held back, and ``given``."""
         super().__init__(connection)
+        self.given = given
+        """What is to be stored with the answer; empty once that can't be stored any more."""
+        self.previous = previous
+        """Id of the response from which this one goes on."""
         self._streamed = streamed
         self._holding = holding
         self._held: list[bytes] | None = []
@@ -59,7 +71,7 @@ class HeldResponse(Response):
     def _has_memory(self) -> bool:
         """Return whether the answer may be held back; otherwise it is only passed on."""
         try:
-            self._holding.reach(self._size)
+            self._holding.reach(len(self.given) + self._size)
         except ApiError:
             return False
         return True
@@ -86,7 +98,7 @@ class HeldResponse(Response):
 
     def drop(self) -> None:
         """Forget what was held back: nobody reads it."""
-        self._held, self._ended = None, False
+        self._held, self._ended, self.given = None, False, b""
         self._holding.release()
 
     def release(self) -> None:
@@ -100,6 +112,7 @@ class HeldResponse(Response):
         if held:
             self.bytes_out -= self._size
             super().write(b"".join(held))
+        self.given = b""
         self._holding.release()
 
 

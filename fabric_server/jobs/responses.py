@@ -23,10 +23,10 @@ from fabric_server.jobs import conversations
 from fabric_server.jobs.conversations import not_found
 from fabric_server.jobs.files import DAY, page, read_limit
 from fabric_server.jobs.held_response import HeldResponse
-from fabric_server.jobs.routes import JobRoutes
+from fabric_server.jobs.routes import JobRoutes, store_errors
 from fabric_server.metering.response_ids import MAX_ANSWER
 from fabric_server.net.memory_budget import MemoryBudget
-from fabric_server.storage.responses import ResponseRow, ResponseStore
+from fabric_server.storage.responses import OVERHEAD_BYTES, ResponseRow, ResponseStore
 from runtime.errors import BackendError
 
 log = logging.getLogger("fabric.responses")
@@ -35,6 +35,8 @@ PATH = "/v1/responses"
 ITEMS = "/input_items"
 WRITE_SECONDS = 5.0
 """Timeout for storing; the client waits for it, and gets its answer in any case."""
+MAX_STORED = 4 * 2**20
+"""Bytes of one stored response with its input; SQLite has one writer, which all must wait for."""
 MAX_INLINE = 1024 * 1024
 """Bytes that are read on the event loop; more are read in a thread."""
 T = TypeVar("T")
@@ -60,14 +62,20 @@ class Responses:
         self._memory = memory
         self._max_body = max_body
         self._max_account_bytes = max_account_bytes
+        self._max_stored = min(MAX_STORED, max_account_bytes - OVERHEAD_BYTES)
+        self._too_large = f"with its conversation it is larger than {self._max_stored} bytes"
         self._days = days
         self._clock = clock
         self._complete: Handler
         """Has an engine answer."""
+        self._count: Handler
+        """Has an engine count tokens."""
 
     def add_to(self, routes: JobRoutes) -> None:
-        """Add the handlers to the public port, where ``POST /v1/responses`` has one already."""
+        """Add the handlers to the public port, which has those of engines already."""
         self._complete = routes.replace("POST", PATH, self.create)
+        self._count = routes.replace("POST", f"{PATH}/input_tokens", self.count)
+        routes.add("POST", f"{PATH}/*", self.refuse)
         routes.add("GET", f"{PATH}/*", self.show)
         routes.add("DELETE", f"{PATH}/*", self.delete)
 
@@ -75,75 +83,98 @@ class Responses:
 
     async def create(self, request: Request, key: Key) -> None:
         """Have an engine answer, after the conversation before; store the answer if so asked."""
-        request.admit()
+        request.preparations += (self._prepare,)
+        try:
+            await self._complete(request)
+            await self._store_answer(request, key)
+        except asyncio.CancelledError:
+            if isinstance(request.response, HeldResponse):
+                request.response.drop()
+            raise
+        finally:
+            if isinstance(request.response, HeldResponse):
+                request.response.release()
+
+    async def count(self, request: Request, key: Key) -> None:
+        """Have an engine count the tokens of a request, with the conversation before."""
+        request.preparations += (self._prepare,)
+        await self._count(request)
+
+    async def refuse(self, request: Request, key: Key) -> None:
+        """Refuse a POST below ``/v1/responses`` that is none of the routes."""
+        id = request.path.removeprefix(f"{PATH}/").removesuffix(ITEMS)
+        if id.startswith("resp_") and "/" not in id:
+            raise errors.wrong_method("POST", request.path, "GET, DELETE")
+        raise errors.unknown_path(request.path)
+
+    async def _prepare(self, request: Request, key: Key) -> None:
+        """Put the conversation before into the request, and hold its answer where it is stored.
+
+        What was read is let go when this returns: an answer may take long.
+        """
         body = request.body
-        pieces = bytearray(body.take())
-        while not body.complete:
-            await body.more()
-            pieces += body.take()
-        data = bytes(pieces)
-        del pieces
+        data = await body.take_all()
         asked = await _off_loop(len(data), conversations.read_asked, data)
         if asked is None:  # the gateway says what is wrong with it
             body.put_back(data)
-            await self._complete(request)
             return
         previous, before = asked.previous(), None
         if previous is not None:
-            before = await self._load(request, key, previous, "previous_response_id")
+            with store_errors(request):
+                before = await self._load(request, key, previous, "previous_response_id")
+        stores = asked.stores and request.path == PATH
         size = len(data) + (before.size if before is not None else 0)
         data, given = await _off_loop(size, conversations.put_together, data, asked, before)
         if before is not None and len(data) > self._max_body:
             raise conversations.too_long(self._max_body)
         body.put_back(data)
-        del data, before
-        if asked.stores:
-            await self._complete_and_store(request, key, asked.streams, given, previous)
-        else:
-            await self._complete(request)
+        if stores and len(given) > self._max_stored:
+            _log_loss(request, self._too_large)
+        elif stores:
+            self._hold_answer(request, key, asked.streams, given, previous)
 
-    async def _complete_and_store(
+    def _hold_answer(
         self, request: Request, key: Key, streamed: bool, given: bytes, previous: str | None
     ) -> None:
+        """Have the answer held, and ``given`` counted.  Raises ``ApiError``: 429 when the key's
+        requests hold too much, 503 when all do."""
         holding = self._memory.open(key.id)
-        request.answer_with(lambda connection: HeldResponse(connection, holding, streamed=streamed))
-        response = request.response
-        assert isinstance(response, HeldResponse)
-        id = f"resp_{request.id.removeprefix('req_')}"
-        request.endpoint = with_response_id(ENDPOINTS[PATH], id)
-        try:
-            await self._complete(request)
-            answer = response.answer()
-            if answer is not None:
-                await self._add(
-                    request, key, conversations.shown_response(answer, id, previous), id, given
-                )
-            elif response.status == 200:
-                _log_loss(request, f"it is broken, or larger than {MAX_ANSWER} bytes")
-        except asyncio.CancelledError:
-            response.drop()
-            raise
-        finally:
-            response.release()
+        holding.reach(len(given))
+        request.answer_with(
+            lambda connection: HeldResponse(
+                connection, holding, streamed=streamed, given=given, previous=previous
+            )
+        )
+        request.endpoint = with_response_id(ENDPOINTS[PATH], _id_of(request))
 
-    async def _add(
-        self, request: Request, key: Key, shown: bytes | None, id: str, given: bytes
-    ) -> None:
-        """Store an answer.  A failure is logged: the client has what it asked for."""
-        reason = "it is no complete response object"
-        if shown is not None:
-            now, size = self._clock(), len(given) + len(shown)
-            ends = now + self._days * DAY
-            row = ResponseRow(key.account, id, size, now, ends, given, shown)
-            try:
-                async with asyncio.timeout(WRITE_SECONDS):
-                    if await self._store.add(row, max_bytes=self._max_account_bytes):
-                        return
-                reason = "it is larger than stored_per_account"
-            except TimeoutError:
-                reason = "the store took too long"
-            except BackendError as error:
-                reason = str(error)
+    async def _store_answer(self, request: Request, key: Key) -> None:
+        """Store an answer that is held.  A failure is logged: the client has what it asked for."""
+        response = request.response
+        if not isinstance(response, HeldResponse):
+            return
+        answer, id, given = response.answer(), _id_of(request), response.given
+        if answer is None:
+            if response.status == 200:
+                _log_loss(request, f"it is broken, or larger than {MAX_ANSWER} bytes")
+            return
+        shown = conversations.shown_response(answer, id, response.previous)
+        if shown is None:
+            _log_loss(request, "it is no complete response object")
+            return
+        now, size = self._clock(), len(given) + len(shown)
+        if size > self._max_stored:
+            _log_loss(request, self._too_large)
+            return
+        row = ResponseRow(key.account, id, size, now, now + self._days * DAY, given, shown)
+        try:
+            async with asyncio.timeout(WRITE_SECONDS):
+                if await self._store.add(row, max_bytes=self._max_account_bytes):
+                    return
+            reason = "it is larger than stored_per_account"
+        except TimeoutError:
+            reason = "the store took too long"
+        except BackendError as error:
+            reason = str(error)
         _log_loss(request, reason)
 
     # ── by id ─────────────────────────────────────────────────────────────────────────────────
@@ -199,6 +230,11 @@ async def _off_loop(size: int, work: Callable[..., T], *arguments: Any) -> T:
     if size <= MAX_INLINE:
         return work(*arguments)
     return await asyncio.to_thread(work, *arguments)
+
+
+def _id_of(request: Request) -> str:
+    """Return the id of the response that answers a request, where it is stored."""
+    return f"resp_{request.id.removeprefix('req_')}"
 
 
 def _log_loss(request: Request, reason: str) -> None:

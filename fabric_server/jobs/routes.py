@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 from fabric_server.auth.authenticator import KeyAuthenticator
 from fabric_server.auth.keys import Key
@@ -39,16 +40,23 @@ class JobRoutes:
         """Return a handler of the router, which calls this one with the request's key."""
 
         async def handle(request: Request) -> None:
-            try:
+            with store_errors(request):
                 await handler(request, await authenticate(self._authenticator, request))
-            except RecordError:
-                text = "The request has a value that can't be stored."
-                raise ApiError(400, "invalid_value", text) from None
-            except BackendError as error:
-                log.warning("request refused", extra={"request": request.id, "reason": str(error)})
-                raise _store_unavailable() from None
 
         return handle
+
+
+@contextmanager
+def store_errors(request: Request) -> Iterator[None]:
+    """Raise ``ApiError`` for the store's errors, and log that it is away."""
+    try:
+        yield
+    except RecordError:
+        text = "The request has a value that can't be stored."
+        raise ApiError(400, "invalid_value", text) from None
+    except BackendError as error:
+        log.warning("request refused", extra={"request": request.id, "reason": str(error)})
+        raise _store_unavailable() from None
 
 
 def _store_unavailable() -> ApiError:

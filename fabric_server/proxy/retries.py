@@ -185,6 +185,7 @@ class RetryLoop:
         attempt = self._new_attempt(choice)
         record.set_attempt(attempt)
         attempt.begin(tunnel, self._head(attempt, body), body, ended=self._whole)
+        del body  # it may be large, and the answer may take long
         after = None
         if self._whole and record.attempts == 1:
             after = upstream.hedging.after(requirements.model, stream=record.parsed.stream)

@@ -105,6 +105,18 @@ async def test_a_deployment_needs_a_key_before_its_body_is_read() -> None:
     assert (await user.answer()).status == 401
 
 
+async def test_a_deployments_key_over_its_rate_is_refused_before_its_body_is_read() -> None:
+    site = Site()
+    node, user = site.node(["tiny"]), site.user()
+    key, path = site.make_key(requests_per_minute=1), "/openai/deployments/tiny/chat/completions"
+    user.send(request("POST", path, ASK, **key))
+    (await node.call()).answer(200, WHOLE)
+    answer = await user.answer()
+    assert (answer.status, answer.headers["x-ratelimit-remaining-requests"]) == (200, "0")
+    user.send(request("POST", path, None, **key, content_length="9999"))
+    assert (await user.answer()).status == 429
+
+
 # ── the name asked for comes back ─────────────────────────────────────────────────────────────
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import openai
 import pytest
 from msgspec.structs import replace
 
+from fabric_server.jobs.responses import MAX_STORED
 from fabric_server.metering.response_ids import MAX_ANSWER
 from fabric_server.net.memory_budget import BudgetLimits
 from fabric_server.storage.responses import ResponseStore
@@ -22,6 +25,7 @@ from tests.fabric import Fabric
 from tests.jobs import stranger
 
 PATH = "/v1/responses"
+COUNT = "/v1/responses/input_tokens"
 UNKNOWN = "resp_unknown"
 KINDS = ("translated", "native")
 
@@ -34,9 +38,9 @@ async def engines() -> AsyncIterator[Engines]:
     """One whose node translates, and one that speaks the dialect itself."""
     async with (
         ScriptedEngine(["translated"]) as plain,
-        ScriptedEngine(["native"], more=VLLM) as own,
+        ScriptedEngine(["native"], more={**VLLM, COUNT: VLLM[PATH]}) as own,
     ):
-        paths = {path: {"post": {}} for path in (*DIALECTS, *VLLM)}
+        paths = {path: {"post": {}} for path in (*DIALECTS, *VLLM, COUNT)}
         own.probes |= {"/health": {}, "/openapi.json": {"paths": paths}}
         yield {"translated": plain, "native": own}
 
@@ -353,3 +357,196 @@ async def test_a_response_that_has_expired_is_not_found(
     await table.add(replace(row, expires_at=row.created_at), max_bytes=2**20)
     with pytest.raises(openai.NotFoundError):
         await client.responses.retrieve(one.id)
+
+
+# ── what a request holds ──────────────────────────────────────────────────────────────────────
+
+
+async def first_delta(stream: Any) -> None:
+    async for event in stream:
+        if event.type == "response.output_text.delta":
+            return
+
+
+async def test_what_is_to_be_stored_counts_as_held_until_it_is(
+    fabric: Fabric, engines: Engines, client: openai.AsyncOpenAI
+) -> None:
+    memory, go = fabric.app.data_plane.memory, asyncio.Event()
+    engines["native"].plans.append(Plan(chunks=("Hel", go, "lo")))
+    text = "x" * 40_000
+    stream: Any = await client.responses.create(model="native", input=text, store=True, stream=True)
+    await first_delta(stream)
+    assert memory.held >= len(text)
+    memory.limits = BudgetLimits(memory.held, memory.held)
+    with pytest.raises(openai.APIStatusError) as caught:
+        await ask(client, "native", text, store=True)
+    assert caught.value.status_code in (429, 503)
+    go.set()
+    async for event in stream:
+        last = event
+    assert (await client.responses.retrieve(last.response.id)).output_text == "Hello"
+    assert memory.held == 0
+
+
+def large_pieces() -> list[str]:
+    """Return where the server has made the large objects that there are now."""
+    found = tracemalloc.take_snapshot().statistics("lineno")
+    return [str(one) for one in found if one.size > 2**20 and "/fabric_server/" in str(one)]
+
+
+TEXT = "x" * MAX_STORED
+INPUT = {"input": TEXT}
+MESSAGES = {"messages": [{"role": "user", "content": TEXT}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        (PATH, {**INPUT, "store": True}),
+        (PATH, INPUT),
+        ("/openai/deployments/native/responses", {**INPUT, "store": True}),
+        ("/openai/deployments/native/chat/completions", MESSAGES),
+        ("/v1/chat/completions", MESSAGES),
+    ],
+)
+async def test_a_request_too_large_to_be_stored_is_let_go_when_an_engine_answers(
+    tmp_path: Path,
+    engines: Engines,
+    path: str,
+    asked: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    body = json.dumps({"model": "native", "stream": True, **asked}).encode()
+    go = asyncio.Event()
+    engines["native"].plans.append(Plan(chunks=("Hel", go, "lo")))
+    async with Fabric(tmp_path, stored_days=1.0) as fabric, fabric.user() as user:
+        await fabric.join(f"vllm={engines['native'].url}")
+        tracemalloc.start()
+        try:
+            with caplog.at_level(logging.WARNING, "fabric.responses"):
+                async with user.post(path, data=io.BytesIO(body)) as answer:
+                    while b"Hel" not in await answer.content.readline():
+                        pass
+                    held, counted = large_pieces(), fabric.app.data_plane.memory.held
+                    go.set()
+                    await answer.read()
+        finally:
+            tracemalloc.stop()
+        assert (held, counted) == ([], 0)
+        rows = await fabric.app.backends.store.database.fetch("SELECT id FROM stored_responses")
+        assert list(rows) == []
+        assert ("a response was not stored" in caplog.text) == ("store" in asked)
+
+
+async def test_a_response_that_is_too_large_with_its_answer_is_not_stored(
+    tmp_path: Path, engines: Engines, caplog: pytest.LogCaptureFixture
+) -> None:
+    engines["native"].plans.append(Plan(chunks=("y" * 1000,)))
+    async with Fabric(tmp_path, stored_days=1.0) as fabric, fabric.openai() as client:
+        await fabric.join(f"vllm={engines['native'].url}")
+        with caplog.at_level(logging.WARNING, "fabric.responses"):
+            one = await ask(client, "native", "x" * (MAX_STORED - 500), store=True)
+        assert one.output_text == "y" * 1000
+        assert "a response was not stored" in caplog.text
+        with pytest.raises(openai.NotFoundError):
+            await client.responses.retrieve(one.id)
+
+
+# ── the key's limits ──────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("path", [PATH, "/openai/deployments/native/responses"])
+async def test_a_key_over_its_rate_is_refused_before_its_body_is_read(
+    fabric: Fabric, path: str
+) -> None:
+    read = asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'{"model": "native", '
+        await read.wait()
+
+    asked = {"model": "native", "input": "Hi", "store": True}
+    async with fabric.user(await fabric.make_key(requests_per_minute=2)) as user:
+        for left in ("1", "0"):
+            async with user.post(path, json=asked) as answer:
+                assert answer.status == 200
+                assert answer.headers["x-ratelimit-remaining-requests"] == left
+        database = fabric.app.backends.store.database
+        async with database.transaction() as session:
+            await session.execute("ALTER TABLE stored_responses RENAME TO away")
+        async with user.post(path, json={**asked, "previous_response_id": UNKNOWN}) as answer:
+            assert answer.status == 429, "nothing is read of the store"
+        async with asyncio.timeout(5), user.post(path, data=body()) as answer:
+            assert answer.status == 429
+        read.set()
+    assert [entry.outcome for entry in await fabric.ledger()][:2] == ["refused", "refused"]
+
+
+async def test_a_key_with_all_its_requests_under_way_is_refused_before_its_body_is_read(
+    fabric: Fabric, engines: Engines
+) -> None:
+    read, hold = asyncio.Event(), asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'{"model": "native", '
+        await read.wait()
+
+    engines["native"].plans.append(Plan(hold=hold))
+    async with fabric.user(await fabric.make_key(requests_at_once=1)) as user:
+        asked = {"model": "native", "input": "Hi", "store": True}
+        first = asyncio.ensure_future(user.post(PATH, json=asked))
+        await engines["native"].started()
+        async with asyncio.timeout(5), user.post(PATH, data=body()) as answer:
+            assert answer.status == 429
+        read.set()
+        hold.set()
+        assert (await first).status == 200
+
+
+# ── other paths ───────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_deployments_responses_are_stored_too(fabric: Fabric, engines: Engines) -> None:
+    path = "/openai/deployments/native/responses"
+    async with fabric.user() as user:
+        async with user.post(path, json={"input": "I am Ann", "store": True}) as answer:
+            id = (await answer.json())["id"]
+        async with user.get(f"{PATH}/{id}") as answer:
+            assert answer.status == 200
+        asked = {"input": "Who am I?", "previous_response_id": id}
+        async with user.post(path, json=asked) as answer:
+            assert answer.status == 200
+    sent = engines["native"].requests[-1].body.decode()
+    assert "I am Ann" in sent
+    assert "Who am I?" in sent
+
+
+async def test_tokens_are_counted_with_the_conversation_before(
+    fabric: Fabric, engines: Engines, client: openai.AsyncOpenAI
+) -> None:
+    one = await ask(client, "native", "I am Ann", store=True)
+    async with fabric.user() as user:
+        asked = {"model": "native", "input": "Who am I?", "previous_response_id": one.id}
+        async with user.post(COUNT, json={**asked, "store": True}) as answer:
+            assert answer.status == 200
+        sent = engines["native"].requests[-1].body.decode()
+        assert sent.index("I am Ann") < sent.index("Who am I?")
+        async with user.post(COUNT, json={**asked, "previous_response_id": UNKNOWN}) as answer:
+            code = (await answer.json())["error"]["code"]
+            assert (answer.status, code) == (404, "response_not_found")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("POST", "/compact", 404, "unknown_path"),
+        ("POST", "/resp_1/cancel", 404, "unknown_path"),
+        ("POST", "/resp_1", 405, "method_not_allowed"),
+        ("POST", "/resp_1/input_items", 405, "method_not_allowed"),
+    ],
+)
+async def test_what_is_no_route_of_responses_is_refused_as_elsewhere(
+    fabric: Fabric, method: str, path: str, status: int, code: str
+) -> None:
+    async with fabric.user() as user, user.request(method, f"{PATH}{path}", json={}) as answer:
+        assert (answer.status, (await answer.json())["error"]["code"]) == (status, code)
