@@ -500,7 +500,8 @@ async def test_a_key_with_all_its_requests_under_way_is_refused_before_its_body_
             assert answer.status == 429
         read.set()
         hold.set()
-        assert (await first).status == 200
+        async with await first as answer:
+            assert answer.status == 200
 
 
 # ── other paths ───────────────────────────────────────────────────────────────────────────────
