@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
+from fabric_server.auth.keys import Key
 from fabric_server.dialects.errors import ApiError
 from fabric_server.dialects.large_body import LargeBody, LargeForm
 from fabric_server.net.memory_budget import NOBODY, UNCOUNTED, Holding, MemoryBudget
@@ -12,6 +14,10 @@ from fabric_server.net.memory_budget import NOBODY, UNCOUNTED, Holding, MemoryBu
 READ_AHEAD = 256 * 1024
 """Bytes taken from the socket before a handler has asked for them, once the request's key is
 known; before, ``UNCOUNTED``."""
+
+
+Preparation = Callable[[Key], Awaitable[None]]
+"""Reads a body, and puts another one back; raises ``ApiError`` to refuse the request."""
 
 
 class Connection(Protocol):
@@ -32,8 +38,8 @@ class Body:
     connection's memory budget until ``release``.
     """
 
-    __slots__ = ("_beside", "_connection", "_data", "_free", "_holding", "_waiter", "complete",
-                 "discarded", "error", "key", "length", "passed_on", "reader",
+    __slots__ = ("_beside", "_connection", "_data", "_holding", "_waiter", "complete",
+                 "discarded", "error", "key", "length", "passed_on", "preparations", "reader",
                  "received", "replay_buffer")  # fmt: skip
 
     def __init__(self, connection: Connection) -> None:
@@ -58,10 +64,10 @@ class Body:
         self.key = NOBODY
         """Id of the key whose request it is, once that is known: ``owned_by``."""
         self._holding: Holding | None = None
-        self._free = UNCOUNTED
-        """Bytes of the body that may be held without counting more."""
         self._beside = 0
         """Bytes that its handler holds beside it."""
+        self.preparations: tuple[Preparation, ...] = ()
+        """What is done to it, in order, once its key's limits have let the request begin."""
 
     @property
     def read_ahead(self) -> int:
@@ -75,6 +81,14 @@ class Body:
         if reader is None:  # as for nearly all
             return None
         return reader if isinstance(reader, LargeBody) and reader.flows else None
+
+    @property
+    def _free(self) -> int:
+        """Bytes of the body that may be held without counting more."""
+        holding = self._holding
+        if holding is None or not holding.counted:
+            return UNCOUNTED
+        return holding.counted - self._beside
 
     @property
     def buffered(self) -> int:
@@ -155,7 +169,6 @@ class Body:
             self._holding = self._connection.memory.open(self.key)
         self._beside += more
         self._holding.reach(self.received - self.passed_on + self._beside)
-        self._free = self._holding.counted - self._beside
 
     def forget(self) -> None:
         """Drop what was kept for another attempt: an engine answers."""
@@ -167,7 +180,7 @@ class Body:
         """Count nothing any more; call it once nothing of the body is held, however often."""
         if self._holding is not None:
             self._holding.release()
-            self._free, self._beside = UNCOUNTED, 0
+            self._beside = 0
 
     def drop(self) -> None:
         """Let go of all that is held, at the request's end.
@@ -176,7 +189,7 @@ class Body:
         collector comes round to it.
         """
         self._data.clear()
-        self.replay_buffer = b""
+        self.replay_buffer, self.preparations = b"", ()
         if self.reader is not None:
             self.reader.drop()
         self.release()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Protocol
 
@@ -53,10 +53,6 @@ class Connection(Protocol):
     def response_aborted(self) -> None: ...
 
 
-Preparation = Callable[["Request", Key], Awaitable[None]]
-"""Reads a request's body, and puts another one back; raises ``ApiError`` to refuse it."""
-
-
 class Request:
     """One request; answer it with ``respond`` or ``respond_error``, or in steps.
 
@@ -66,8 +62,8 @@ class Request:
     """
 
     __slots__ = ("_connection", "arrived", "body", "endpoint", "expects", "headers", "id",
-                 "keep_alive", "key", "method", "path", "preparations", "query", "response",
-                 "response_headers", "version")  # fmt: skip
+                 "keep_alive", "key", "method", "path", "query", "response", "response_headers",
+                 "version")  # fmt: skip
 
     def __init__(self, connection: Connection, request_id: str, arrived: float) -> None:
         self._connection = connection
@@ -89,8 +85,6 @@ class Request:
         """The endpoint, when an engine is to answer."""
         self.response_headers: Headers = []
         """Headers of its answer, whichever that will be."""
-        self.preparations: tuple[Preparation, ...] = ()
-        """What is done to its body, in order, once its key's limits have let it begin."""
         self.keep_alive = True
         self.expects = False
         """``Expect: 100-continue`` was sent and is not answered yet."""

@@ -41,11 +41,11 @@ class Deployments:
         if endpoint is None or not name:
             raise errors.unknown_path(request.path)
         request.path = endpoint.path
-        request.preparations += (partial(_name_model, unquote(name), endpoint.form),)
+        request.body.preparations += (partial(_name_model, request, unquote(name), endpoint.form),)
         await self._router.find("POST", endpoint.path)(request)
 
 
-async def _name_model(model: str, form: bool, request: Request, key: Key) -> None:
+async def _name_model(request: Request, model: str, form: bool, key: Key) -> None:
     """Put the model's name into the request's body."""
     kind = request.headers.get(b"content-type", b"") if form else None
     data = await request.body.take_all()

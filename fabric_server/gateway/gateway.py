@@ -77,9 +77,9 @@ class Gateway:
                 self.active.check(key)
             if key.limited:
                 request.response_headers += self.limits.take(key)
-            if request.preparations:
-                for prepare in request.preparations:
-                    await prepare(request, key)
+            if request.body.preparations:
+                for prepare in request.body.preparations:
+                    await prepare(key)
                 endpoint = request.endpoint
             # The end may name another model, which a key for some models must not get.
             to_end = endpoint.buffers_body or key.models is not None

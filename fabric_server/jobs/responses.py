@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, unquote
 
@@ -83,7 +84,7 @@ class Responses:
 
     async def create(self, request: Request, key: Key) -> None:
         """Have an engine answer, after the conversation before; store the answer if so asked."""
-        request.preparations += (self._prepare,)
+        request.body.preparations += (partial(self._prepare, request),)
         try:
             await self._complete(request)
             await self._store_answer(request, key)
@@ -97,7 +98,7 @@ class Responses:
 
     async def count(self, request: Request, key: Key) -> None:
         """Have an engine count the tokens of a request, with the conversation before."""
-        request.preparations += (self._prepare,)
+        request.body.preparations += (partial(self._prepare, request),)
         await self._count(request)
 
     async def refuse(self, request: Request, key: Key) -> None:
