@@ -65,6 +65,8 @@ class AcmeOptions:
     spread_seconds: float = 0.0
     """How long to wait until other servers know the answers; 0 where there can be none."""
     check_seconds: float = CHECK_SECONDS
+    order_seconds: float = LEASE_SECONDS
+    """Time for a whole order; after it another server may order."""
     clock: Callable[[], float] = field(default=time.time, compare=False)
 
 
@@ -107,7 +109,7 @@ class AcmeRenewal:
         self._hurried = False
         self._wake = asyncio.Event()
         self._syncing = asyncio.Lock()
-        self._threads = ThreadPoolExecutor(1, thread_name_prefix="acme")
+        self._threads = _new_thread()
 
     def start_tasks(self, tasks: BackgroundTasks) -> None:
         """Start both tasks, which ``close`` ends."""
@@ -230,10 +232,16 @@ class AcmeRenewal:
         # Before the CA is asked: whatever ends this program now has been a try.
         self._note(AcmeFailure("interrupted", "the last try was cut short", ""), state)
         try:
-            pem = await self._order()
+            async with asyncio.timeout(self.options.order_seconds):
+                pem = await self._order()
             self.files.save_certificate(pem)
         except AcmeFailure as failure:
             self._failed(failure, state)
+        except TimeoutError:
+            self._leave_thread()
+            reason = f"the CA was not done after {self.options.order_seconds:g} s"
+            remedy = "check the network and acme_directory; see the CA's status page"
+            self._failed(AcmeFailure("unreachable", reason, remedy), state)
         except (BackendError, PortProblem, CertificateProblem) as error:
             code = "port" if isinstance(error, PortProblem) else "store"
             remedy = "use tls-alpn-01, or another acme_http_port that port 80 is forwarded to"
@@ -296,6 +304,11 @@ class AcmeRenewal:
                 raise AcmeFailure("refused", reason, "nothing, if it works later")
             await asyncio.sleep(1)
 
+    def _leave_thread(self) -> None:
+        """Take a new thread: the old one may wait for the CA for long, and ends after that."""
+        self._threads.shutdown(wait=False)
+        self._threads = _new_thread()
+
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
@@ -330,6 +343,10 @@ class AcmeRenewal:
         )
         self.files.save(state)
         return state
+
+
+def _new_thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="acme")
 
 
 def _seconds_to_next_try(state: State, now: float, hurried: bool) -> float:

@@ -7,6 +7,8 @@ a while.
 from __future__ import annotations
 
 import datetime
+import io
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +25,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from josepy.jwa import ES256
 from josepy.jwk import JWK, JWKEC
 from josepy.util import ComparableECKey
+from requests.adapters import HTTPAdapter
+from urllib3.exceptions import HTTPError
 
 from fabric_server.acme.answers import Answer, Kind
 from fabric_server.acme.failure import AcmeFailure
@@ -33,6 +37,9 @@ REQUEST_SECONDS = 15
 """Timeout of one request to the CA; a server that stops waits so long at most."""
 POLL_SECONDS = 1.5
 MAX_CHAIN = 100_000
+MAX_BODY = 1024 * 1024
+BODY_SECONDS = 60.0
+"""Time for a whole body: ``REQUEST_SECONDS`` is that of one read, and may begin again for ever."""
 
 _LATER = "nothing, if it works later; else see the CA's status page"
 _REACH = "{port} of the name must reach this server from the internet: check DNS (AAAA, too), "
@@ -71,6 +78,30 @@ class _TlsAlpn(challenges.KeyAuthorizationChallenge):
         return self.key_authorization(account_key)
 
 
+class _BoundedBodies(HTTPAdapter):
+    """Reads bodies of responses itself, and no longer than ``MAX_BODY`` and ``BODY_SECONDS``."""
+
+    def send(self, *args: Any, **kwargs: Any) -> requests.Response:
+        response = super().send(*args, **kwargs)
+        ends = time.monotonic() + BODY_SECONDS
+        body = bytearray()
+        try:
+            while part := response.raw.read1(65_536, decode_content=True):
+                body += part
+                if len(body) > MAX_BODY:
+                    raise requests.RequestException(f"its answer is longer than {MAX_BODY} bytes")
+                if time.monotonic() > ends:
+                    raise requests.Timeout(f"its answer has not ended after {BODY_SECONDS:.0f} s")
+        except (HTTPError, OSError) as error:
+            response.close()
+            if isinstance(error, requests.RequestException):
+                raise
+            raise requests.ConnectionError(error) from error
+        response.raw.release_conn()
+        response.raw = io.BytesIO(body)
+        return response
+
+
 @dataclass(frozen=True)
 class Options:
     """The CA that is asked, and how."""
@@ -94,6 +125,8 @@ class Session:
             user_agent=f"inference-fabric/{VERSION}",
             timeout=REQUEST_SECONDS,
         )
+        for scheme in ("http://", "https://"):
+            self._network.session.mount(scheme, _BoundedBodies())
         if options.ca is not None:
             self._network.verify_ssl = str(options.ca)  # as requests takes it
         self._names: Sequence[str] = ()

@@ -380,6 +380,41 @@ async def test_what_no_ca_should_answer_is_a_failure_as_any_other(
             assert len(state.reason) <= 600
 
 
+async def test_an_answer_without_an_end_is_not_read_to_it(tmp_path: Path) -> None:
+    with scripted(201, b"[" + b" " * 2**20 + b"]") as url:
+        async with renewing(tmp_path, url) as renewal:
+            await renewal.check()
+            assert "its answer is longer than 1048576 bytes" in renewal.files.state().reason
+            assert renewal.files.state().code == "unreachable"
+            assert renewal.problem is not None
+
+
+async def test_a_ca_that_never_gets_done_is_a_failure_and_the_next_try_waits_for_no_thread(
+    tmp_path: Path,
+) -> None:
+    asked = 0
+    over = asyncio.Event()
+
+    async def dribble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        writer.write(b"HTTP/1.1 200 OK\r\nx-slow: ")
+        await over.wait()
+        writer.close()
+
+    async with await asyncio.start_server(dribble, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/dir"
+        async with renewing(tmp_path, url, order_seconds=2.0) as renewal, asyncio.timeout(12):
+            for tries in (1, 2):
+                later(renewal, tries * HOUR)
+                await renewal.check()
+                state = renewal.files.state()
+                assert (state.code, state.failures, asked) == ("unreachable", tries, tries)
+                assert "the CA was not done after 2 s" in state.reason
+                assert renewal.problem is not None
+        over.set()
+
+
 async def test_a_try_that_was_cut_short_counts(tmp_path: Path, pebble: Pebble) -> None:
     async with renewing(tmp_path, pebble.directory_url, pebble, spread_seconds=60.0) as renewal:
         ordering = asyncio.create_task(renewal.check())
