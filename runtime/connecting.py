@@ -39,13 +39,14 @@ def is_unanswered(error: BaseException) -> bool:
 
 
 async def first_to_succeed(
-    attempts: Iterable[Callable[[], Awaitable[T]]], delay: float
+    attempts: Iterable[Callable[[], Awaitable[T]]], delay: float, discard: Callable[[T], object]
 ) -> tuple[int, T]:
     """Return the number and the result of the first attempt that succeeds.
 
     Each begins when the one before has failed, or ``delay`` seconds after it; those that are still
-    going on at the end are cancelled.  When all have failed, raises ExceptionGroup with the errors
-    in the order of the attempts.
+    going on at the end are cancelled.  ``discard`` gets a result that is not returned, because the
+    caller was cancelled meanwhile.  When all have failed, raises ExceptionGroup with the errors in
+    the order of the attempts.
     """
     errors: dict[int, Exception] = {}
     won: list[tuple[int, T]] = []
@@ -64,6 +65,7 @@ async def first_to_succeed(
                     task.cancel()
         changed.set()
 
+    returned = 0
     try:
         for number, attempt in enumerate(attempts):
             running.append(asyncio.get_running_loop().create_task(run(number, attempt)))
@@ -74,10 +76,13 @@ async def first_to_succeed(
             if won:
                 break
         await asyncio.gather(*running, return_exceptions=True)
+        returned = 1
     finally:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+        for _, result in won[returned:]:
+            discard(result)
     if won:
         return won[0]
     raise ExceptionGroup("no attempt has succeeded", [errors[n] for n in sorted(errors)])
@@ -92,7 +97,7 @@ async def connect(host: str, port: int) -> socket.socket:
     addresses = [(family, address) for family, _, _, _, address in found]
     attempts = [partial(_connect, address) for address in families_in_turn(addresses)]
     try:
-        _, sock = await first_to_succeed(attempts, ADDRESS_DELAY_SECONDS)
+        _, sock = await first_to_succeed(attempts, ADDRESS_DELAY_SECONDS, socket.socket.close)
     except ExceptionGroup as group:
         # An answer tells more than silence, whichever address gave it.
         raise min(group.exceptions, key=is_unanswered) from None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
 from fabric_client.identity import explain
 from fabric_client.registration.context import NodeContext
+from protocol.aio.driver import Driver
 from protocol.aio.tls import dial
 from runtime.connecting import first_to_succeed, is_unanswered
 
@@ -18,7 +18,7 @@ NAME_DELAY_SECONDS = 2.0
 They usually lead to the same server, so an early second attempt would only be work for it.
 """
 
-P = TypeVar("P", bound=asyncio.Protocol)
+P = TypeVar("P", bound=Driver)
 
 
 class NotReached(OSError):
@@ -48,7 +48,7 @@ async def dial_server(
         for host, port in addresses
     ]
     try:
-        number, protocol = await first_to_succeed(attempts, NAME_DELAY_SECONDS)
+        number, protocol = await first_to_succeed(attempts, NAME_DELAY_SECONDS, Driver.hang_up)
     except ExceptionGroup as group:
         for error in group.exceptions:
             if not isinstance(error, OSError | UnicodeError):  # the latter: it can't be a name

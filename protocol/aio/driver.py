@@ -76,6 +76,11 @@ class Driver(asyncio.Protocol):
         self._machine.challenge(self._loop.time())
         self.flush_soon()
 
+    def hang_up(self) -> None:
+        """Drop the connection at once, without a last frame."""
+        if self._transport is not None:
+            self._transport.abort()
+
     # ── asyncio calls these ───────────────────────────────────────────────────────────────────
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

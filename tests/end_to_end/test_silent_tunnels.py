@@ -41,7 +41,7 @@ async def the_next_one(node: Node) -> ServerTunnel:
         if silent > QUIET_SECONDS:
             break
         await asyncio.sleep(QUIET_SECONDS - silent + 0.01)
-    tunnel = node.tunnel()
+    tunnel = node.tunnel(asyncio.get_running_loop().time())
     assert tunnel is not None
     return tunnel
 

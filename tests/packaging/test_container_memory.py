@@ -26,7 +26,9 @@ KERNEL = 16 * MIB
 
 
 def files() -> list[Path]:
-    found = [path for path in DOCKER.rglob("*.y*ml") if "services:" in path.read_text()]
+    texts = {path: path.read_text() for path in DOCKER.rglob("*.y*ml")}
+    # Files that are read over another one leave the limit as it is.
+    found = [path for path, text in texts.items() if "services:" in text and "image:" in text]
     assert found
     return found
 

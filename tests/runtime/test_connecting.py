@@ -22,6 +22,10 @@ from tests.loops import on_both_loops
 LONG = 60.0
 
 
+def ignore(result: object) -> None:
+    """Take a result that nobody waits for."""
+
+
 @contextlib.contextmanager
 def silent_port(host: str = "127.0.0.1") -> Iterator[int]:
     """A port whose queue of new connections is full, so that the kernel drops further ones."""
@@ -60,7 +64,7 @@ async def test_the_next_begins_after_the_delay_and_the_first_that_succeeds_wins(
         begun.append(2)
         return "never"
 
-    assert await first_to_succeed([hangs, succeeds, unneeded], 0.05) == (1, "won")
+    assert await first_to_succeed([hangs, succeeds, unneeded], 0.05, ignore) == (1, "won")
     assert begun == [0, 1]
     assert cancelled.is_set(), "nothing goes on behind the caller's back"
 
@@ -74,7 +78,7 @@ async def test_the_next_begins_at_once_when_one_has_failed() -> None:
         return "won"
 
     async with asyncio.timeout(LONG / 2):
-        assert await first_to_succeed([fails, succeeds], LONG) == (1, "won")
+        assert await first_to_succeed([fails, succeeds], LONG, ignore) == (1, "won")
 
 
 @on_both_loops
@@ -89,7 +93,7 @@ async def test_one_that_takes_long_may_still_win() -> None:
         go.set()
         raise OSError("no")
 
-    assert await first_to_succeed([slow, fails], 0.01) == (0, "the first after all")
+    assert await first_to_succeed([slow, fails], 0.01, ignore) == (0, "the first after all")
 
 
 @on_both_loops
@@ -107,7 +111,8 @@ async def test_two_that_are_ready_at_once_give_one_result() -> None:
 
         return run
 
-    number, result = await first_to_succeed([attempt(n) for n in range(3)], 0.0)  # type: ignore[misc]
+    attempts = [attempt(number) for number in range(3)]
+    number, result = await first_to_succeed(attempts, 0.0, ignore)  # type: ignore[misc]
     assert kept == [number] == [result]
 
 
@@ -121,8 +126,21 @@ async def test_all_errors_are_told_in_the_order_of_the_attempts() -> None:
         raise ValueError("second")
 
     with pytest.raises(ExceptionGroup) as caught:
-        await first_to_succeed([late, early], 0.01)
+        await first_to_succeed([late, early], 0.01, ignore)
     assert [str(error) for error in caught.value.exceptions] == ["first", "second"]
+
+
+@on_both_loops
+async def test_a_result_that_comes_when_its_caller_is_cancelled_is_discarded() -> None:
+    async def attempt() -> str:
+        race.cancel()
+        return "won"
+
+    late: list[str] = []
+    race = asyncio.ensure_future(first_to_succeed([attempt], LONG, late.append))
+    with pytest.raises(asyncio.CancelledError):
+        await race
+    assert late == ["won"]
 
 
 @on_both_loops
@@ -137,7 +155,7 @@ async def test_whoever_cancels_the_race_cancels_the_attempts() -> None:
 
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
-            await first_to_succeed([hangs], 0.01)
+            await first_to_succeed([hangs], 0.01, ignore)
     assert ended.is_set()
 
 
