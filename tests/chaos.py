@@ -451,7 +451,11 @@ def _account(entries: Sequence[LedgerEntry], seen: Sequence[Seen]) -> str:
             "broken": ("failed", "incomplete", "timeout"),
             "cut": ("failed", "timeout", "cancelled", "ok"),
         }
-        if entry.outcome not in fits[one.ending]:
+        # A stream that has waited for over 2 s has its head when it is refused.
+        refused_late = one.ending == "broken" and one.code == entry.error == "queue_timeout"
+        if entry.outcome not in fits[one.ending] and not (
+            refused_late and entry.outcome == "refused"
+        ):
             unlike.append((one, entry))
     assert not unlike, unlike[:5]
     outcomes = Counter(entry.outcome for entry in entries)
