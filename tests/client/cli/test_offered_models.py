@@ -85,7 +85,7 @@ def test_what_join_was_told_is_remembered_and_the_file_changes_it(shell: Shell) 
             file.write_text("models = []\n")
             assert becomes(shell, lambda told: not models(told))["offers"] == []
             assert "empty list" in shell.ok("fabric-client", "status")
-            file.unlink()
+            file.write_text("# nothing is set: what join was told counts\n")
             assert becomes(shell, lambda told: told["offers"])["offers"][0] == "nothing*"
 
 
