@@ -100,7 +100,7 @@ class RecordedAnswer:
         await self._until(lambda: text in self.body)
 
     async def _until(self, holds: Any) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):  # of a machine that has much else to do
             while not holds():
                 self._changed.clear()
                 await self._changed.wait()

@@ -14,6 +14,7 @@ REPEAT_SECONDS = 60.0
 """Time before a failure that goes on for the same reason is told again."""
 SHORT_SECONDS = 10.0
 """What lasted longer was connected, so its end is told in any case."""
+_CHANGED = "the network has changed"
 
 
 class NetworkSignal:
@@ -43,7 +44,7 @@ class NetworkSignal:
                     self._waiting.discard(timeout)
         except TimeoutError:
             if timeout.expired():
-                raise TimeoutError("the network has changed") from None
+                raise TimeoutError(_CHANGED) from None
             raise
 
 
@@ -58,7 +59,12 @@ class Pace:
         self._told_at = float("-inf")
 
     def log_level(self, reason: str, lasted: float) -> int:
-        """Return the level at which to log a failure: one that only goes on is of no interest."""
+        """Return the level at which to log a failure: one that only goes on is of no interest.
+
+        Nor is an attempt that a change of the network has ended: the change itself is logged.
+        """
+        if reason == _CHANGED:
+            return logging.DEBUG
         now = asyncio.get_running_loop().time()
         repeats = reason == self._told and now - self._told_at < REPEAT_SECONDS
         if repeats and lasted < SHORT_SECONDS:

@@ -101,3 +101,4 @@ async def test_an_outage_is_told_once_and_again_when_its_reason_is_another() -> 
     assert pace.log_level("refused", 0.1) == logging.WARNING
     assert pace.log_level("refused", 0.1) == logging.DEBUG
     assert pace.log_level("refused", 600.0) == logging.WARNING, "it was connected meanwhile"
+    assert pace.log_level("the network has changed", 0.1) == logging.DEBUG, "that is logged itself"
