@@ -103,8 +103,9 @@ class Body:
     async def take_all(self) -> bytes:
         """Return all that has not been taken, when it has arrived.  Raises ``ApiError`` as ``more``
         does."""
-        if self.complete:
-            return self.take()
+        return self.take() if self.complete else await self._take_rest()
+
+    async def _take_rest(self) -> bytes:
         pieces = bytearray(self.take())
         while not self.complete:
             await self.more()

@@ -102,9 +102,9 @@ class Connection(asyncio.Protocol):
         parser = self._parser
         if parser.error is not None:
             return  # was on its way when reading was paused
-        parser.feed(data)
-        if parser.error is not None:
-            self._on_unreadable(parser.error)
+        error = parser.feed(data)
+        if error is not None:
+            self._on_unreadable(error)
         elif parser.request is not None and (
             parser.request.body.buffered > parser.request.body.read_ahead
         ):

@@ -80,10 +80,11 @@ class RequestParser:
         """Bytes since the last complete head or piece of a body: endless headers, trailers, blank
         lines."""
 
-    def feed(self, data: bytes) -> None:
-        """Parse ``data``; check ``error`` afterwards: once it is set, nothing more is parsed."""
-        if self.error is not None:
-            return
+    def feed(self, data: bytes) -> ApiError | None:
+        """Parse ``data``; return ``error``: once it is set, nothing more is parsed."""
+        before = self.error
+        if before is not None:
+            return before
         try:
             while data := self._feed(data):
                 pass
@@ -95,6 +96,7 @@ class RequestParser:
         else:
             if self._overhead > self._max_overhead:
                 self.error = self._too_large()
+        return self.error
 
     def _feed(self, data: bytes) -> bytes:
         """Parse ``data``; return what llhttp left, which stops behind a head with an upgrade."""

@@ -135,8 +135,11 @@ class Link:
         if self.closed:
             return
         self.keepalive.last_received = now
+        self._partial += data
+        self._read_messages(now)
+
+    def _read_messages(self, now: float) -> None:
         partial = self._partial
-        partial += data
         at, end = 0, len(partial)
         while end - at >= 4:
             (length,) = LENGTH.unpack_from(partial, at)
