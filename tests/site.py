@@ -321,6 +321,10 @@ class ScriptedNode:
         async with asyncio.timeout(timeouts):
             return await self._calls.get()
 
+    def put_back(self, call: Call) -> None:
+        """Have ``call`` return it once more."""
+        self._calls.put_nowait(call)
+
     @property
     def idle(self) -> bool:
         """No request has come that ``call`` did not return."""

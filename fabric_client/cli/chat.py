@@ -23,7 +23,7 @@ from runtime.shown import one_line, prose
 
 KEY, URL, CA, MODEL = "FABRIC_API_KEY", "FABRIC_URL", "FABRIC_CA", "FABRIC_MODEL"
 TAB = "    "
-"""What a tab is shown as: others' control characters don't reach the terminal."""
+"""The text that stands for a tab: others' control characters don't reach the terminal."""
 
 _REMEDIES = {
     401: f"check the key in {KEY}, or in the file of --key-file",

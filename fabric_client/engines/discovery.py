@@ -90,7 +90,7 @@ class Engine:
         self._cached: dict[str, object] = {}
         """Answers that need be asked for only once, by path, or by model."""
         self._listed: object = None
-        """What its list of models showed at the last probe; None: it must be probed again."""
+        """The engine's list of models at the last probe; None: the engine must be probed again."""
         self.path_handlers: PathHandlers = {}
         """Translators for the public paths that the engine can be asked on; None: as it is."""
         self.offered = NOTHING

@@ -163,8 +163,8 @@ def _read_ollama(documents: Documents) -> Facts:
             live = running.get(name)
             show = get(shows, name)
             limit = count_at(row, "details", "context_length") or count_at(show, "context_length")
-            # What its owner has set counts; otherwise the context that it was loaded with.  The
-            # model's own limit is the most it could be.
+            # The context that the owner has set counts; otherwise the one that the model was loaded
+            # with.  The model's own limit is the most that it could be.
             context = count_at(show, "num_ctx") or count_at(live, "context_length") or limit
             if context and limit:
                 context = min(context, limit)
@@ -430,7 +430,7 @@ DIALECTS = {
         (5001,),
         other_kinds.read_koboldcpp,
     ),
-    # It listens on 8080 as well.
+    # LocalAI listens on 8080 as well.
     "localai": Dialect(
         "/readyz",
         ("/v1/models", "/v1/models/capabilities", "/system"),

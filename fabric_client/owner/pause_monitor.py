@@ -128,7 +128,7 @@ class PauseMonitor:
         loop = asyncio.get_running_loop()
         while True:
             if self._settings.gpu_percent is not None:
-                # In a thread, because a GPU's driver may hang; until it answers, `busy` stays.
+                # The call has a thread: a GPU's driver may hang, and `busy` stays until it answers.
                 percent = await asyncio.to_thread(self._machine.gpu_percent, loop.time())
                 now = loop.time()
                 self._gpu.observe(now, percent, worked_at(now))

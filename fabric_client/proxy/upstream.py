@@ -76,7 +76,7 @@ class EngineConnection(asyncio.Protocol):
         self._handler: ResponseHandler | None = None
         self._headers: list[tuple[str, str]] = []
         self._body: list[bytes] = []
-        """What was read of the body and is not with the handler yet."""
+        """Pieces that were read of the body and are not with the handler yet."""
         self._body_bytes = 0
         self._status = 0
         self._head_bytes = 0

@@ -22,7 +22,7 @@ from fabric_server.app.certificates import open_tls
 from fabric_server.app.change_log import ChangeLog
 from fabric_server.app.clock_watch import ClockWatch
 from fabric_server.app.control_plane import ControlPlane
-from fabric_server.app.data_plane import DataPlane
+from fabric_server.app.data_plane import SHOWN_IDS, DataPlane
 from fabric_server.app.listeners import NODE_PORTS, USER_PORTS, Listeners
 from fabric_server.config import Config
 from fabric_server.gateway.gateway import Gateway
@@ -326,7 +326,11 @@ class App:
         except TimeoutError:
             if gateway.active.count:
                 log.warning(
-                    "requests cancelled after drain_seconds", extra={"count": gateway.active.count}
+                    "requests cancelled after drain_seconds",
+                    extra={
+                        "count": gateway.active.count,
+                        "requests": gateway.active.ids(SHOWN_IDS),
+                    },
                 )
 
     async def stop(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
@@ -38,8 +39,14 @@ from fabric_server.routing.load_balancer import LoadBalancer
 from fabric_server.routing.weights import parse_weights
 from runtime.background import BackgroundTasks
 
+log = logging.getLogger("fabric.server")
+
 MAX_LOOK_UPS = 16
 """Look-ups of host names of media at once, in threads of their own: clients' names may be slow."""
+END_SECONDS = 5.0
+"""How long cancelled requests may take to end."""
+SHOWN_IDS = 20
+"""Requests that a log line names."""
 
 
 class DataPlane:
@@ -126,7 +133,13 @@ class DataPlane:
         """Cut every client's connection, end the jobs, and wait for the requests of both."""
         self.edge.close()
         await tasks.stop(*self.jobs.parts())
-        await self.gateway.active.wait_idle()
+        active = self.gateway.active
+        if not await active.end_all(END_SECONDS):
+            log.error(
+                "cancelled requests have not ended, which is a defect; the server stops without "
+                "them, and the ledger may lack their entries",
+                extra={"count": active.count, "requests": active.ids(SHOWN_IDS)},
+            )
         self._names.shutdown(wait=False, cancel_futures=True)
 
 

@@ -63,6 +63,23 @@ class ActiveRequests:
         for record in tuple(self._by_key.get(key_id, ())):
             record.cancel(errors.key_withdrawn())
 
+    def ids(self, most: int) -> str:
+        """Return the ids of the oldest requests, ``most`` of them, for a log line."""
+        return " ".join(record.request.id for record in self.list()[:most])
+
+    async def end_all(self, seconds: float) -> bool:
+        """Cancel all requests, and wait until they have ended; return False when some have not in
+        time, which is a defect."""
+        for record in self.list():
+            if record.task is not None:
+                record.task.cancel()
+        try:
+            async with asyncio.timeout(seconds):
+                await self.wait_idle()
+        except TimeoutError:
+            return False
+        return True
+
     async def wait_idle(self) -> None:
         """Wait until no request is under way."""
         await self._idle.wait()

@@ -411,9 +411,11 @@ class Attempt:
         self.ending = ending
         self._deadlines.discard(self)
         self.answer.request.response.on_drained = None
-        self._owner.on_attempt_over(self, ending)
-        if not self.hedge_runs and not self.done.done():  # cancelled with the request's task
-            self.done.set_result(ending)
+        try:
+            self._owner.on_attempt_over(self, ending)
+        finally:  # a defect in the bookkeeping must not leave the request waiting for ever
+            if not self.hedge_runs and not self.done.done():  # cancelled with the request's task
+                self.done.set_result(ending)
 
     def _refuse(self, error: ApiError) -> None:
         """End it because the request's body is wrong, or does not come."""

@@ -190,19 +190,20 @@ class RetryLoop:
         if self._whole and record.attempts == 1:
             after = upstream.hedging.after(requirements.model, stream=record.parsed.stream)
         if after is None:
-            return attempt, await self._ending(attempt)
-        hedge_at = attempt.clock.began_at + after
-        with HedgeTimer(attempt, self._start_hedge, upstream.deadlines, hedge_at):
             ending = await self._ending(attempt)
+        else:
+            hedge_at = attempt.clock.began_at + after
+            with HedgeTimer(attempt, self._start_hedge, upstream.deadlines, hedge_at):
+                ending = await self._ending(attempt)
         if attempt.hedge is not None and attempt.hedge.ending is ending:
             attempt = attempt.hedge
             affinity.remember(requirements.prefix, attempt.choice.engine)
         return attempt, ending
 
     def _start_hedge(self, first: Attempt) -> None:
-        """Ask a second engine while the first goes on, if one has a slot."""
+        """Ask a second engine while the first goes on, if one has a slot; never a third."""
         upstream, body = self._upstream, self._request.body.replay_buffer
-        if not upstream.budget.allows:
+        if first.hedge is not None or not upstream.budget.allows:
             return
         choice = upstream.admission.admit_now(self._requirements, self._loop.time())
         if choice is None:

@@ -140,7 +140,11 @@ class ServerTunnel(Tunnel):
     def _on_end(self, event: StreamEnded) -> None:
         handler = self._take_handler(event.stream_id)
         if handler is not None:
-            handler.on_end(event.figures)
+            try:
+                handler.on_end(event.figures)
+            except Exception:  # what waits for the stream's end must not wait for ever
+                handler.on_reset(Code.INTERNAL, "defect")
+                raise
 
     def _on_confirmed(self, event: ResetConfirmed) -> None:
         handler = self._take_handler(event.stream_id)
