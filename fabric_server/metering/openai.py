@@ -24,6 +24,8 @@ _EDGE = 8192
 """Bytes kept of both ends of an unstreamed answer, where ``usage`` is found."""
 _MAX_GUESSES = 4
 """Objects called ``usage`` that are tried in one of these ends."""
+_SMALL_OBJECT, _MAX_CLOSED = 1024, 8
+"""Bytes of an object, and objects in it, up to which ``usage`` is read without Python's decoder."""
 _OVERLAP = 64
 """Bytes of an over-long event that are kept, for markers and ends that span two pieces."""
 
@@ -367,18 +369,49 @@ class _Figures(Struct, gc=False):
     total_tokens: Count | None = None
 
 
+_decode_figures = msgspec.json.Decoder(_Figures).decode
+
+
 def _usage_in(text: bytes) -> Usage | None:
     """Return the figures of the last object called ``usage`` that has any."""
-    guesses = [found.end() for found in _USAGE.finditer(text)]
-    for at in guesses[: -_MAX_GUESSES - 1 : -1]:
-        try:
-            figures, _ = _raw_json(text[at:].decode(errors="replace"))
-            usage = _as_usage(msgspec.convert(figures, _Figures))
-        except UNREADABLE:
+    at, guesses = len(text), _MAX_GUESSES
+    while guesses and (at := text.rfind(b'"usage"', 0, at)) >= 0:
+        named = _USAGE.match(text, at)
+        if named is None:
             continue
+        guesses -= 1
+        figures = _figures_at(text, named.end())
+        if figures is None:
+            continue
+        usage = _as_usage(figures)
         if usage.prompt_tokens is not None or usage.completion_tokens is not None:
             return usage
     return None
+
+
+def _figures_at(text: bytes, start: int) -> _Figures | None:
+    """Return the figures of the object that begins there; None if it can't be read."""
+    try:
+        return _decode_figures(text[start : _object_end(text, start)])
+    except UNREADABLE:  # its end was not there, or it has NaN, which Python's own decoder reads
+        pass
+    try:
+        return msgspec.convert(_raw_json(text[start:].decode(errors="replace"))[0], _Figures)
+    except UNREADABLE:
+        return None
+
+
+def _object_end(text: bytes, start: int) -> int:
+    """Guess where the object ends that begins there, by its braces; 0 where that is not easy.
+
+    What a decoder takes up to there is the whole object, for no object is another's beginning.
+    """
+    end, limit = start, start + _SMALL_OBJECT
+    for closed in range(1, _MAX_CLOSED + 1):
+        end = text.find(b"}", end, limit) + 1
+        if not end or text.count(b"{", start, end) <= closed:
+            return end
+    return 0
 
 
 def _as_usage(figures: _Figures) -> Usage:
