@@ -1,5 +1,5 @@
-"""Keeps what is the owner's to decide away from an engine: how it is loaded, and whom it serves
-first.
+"""Keeps what is the owner's to decide away from an engine: how it is loaded, whom it serves first,
+and which machines it talks to.
 
 A field that changes an engine for everybody is taken out of each request.  Names are compared as
 the laxest parser does that reads them, Go's: escapes, upper case and two letters that fold to ASCII
@@ -29,12 +29,25 @@ from fabric_client.translation.lenient_json import decode_fields, decode_json
 OWNERS: Mapping[str, frozenset[str]] = {
     "ollama": frozenset({"options", "keep_alive"}),
     "lm-studio": frozenset({"ttl"}),
-    "llama-server": frozenset({"id_slot", "slot_id"}),
-    "vllm": frozenset({"priority"}),
-    "sglang": frozenset({"priority"}),
+    "llama-server": frozenset({"id_slot", "slot_id", "lora"}),
+    "vllm": frozenset(
+        {
+            *("priority", "request_id", "kv_transfer_params", "ec_transfer_params", "vllm_xargs"),
+            *("mm_processor_kwargs", "media_io_kwargs", "logits_processors"),
+        }
+    ),
+    "sglang": frozenset(
+        {
+            *("priority", "rid", "session_id", "session_params", "lora_path", "ngram_corpus_id"),
+            *("bootstrap_host", "bootstrap_port", "bootstrap_room", "data_parallel_rank"),
+            *("routed_dp_rank", "disagg_prefill_dp_rank"),
+            *("custom_logit_processor", "custom_params"),
+        }
+    ),
     "localai": frozenset({"backend", "model_base_name", "rope_freq_base", "rope_freq_scale"}),
 }
-"""Fields that change an engine for everybody, by its kind.  Of Ollama's ``options`` those in
+"""Fields that change an engine for everybody, by its kind; that name another machine, a worker, a
+user's request or an adapter; or that bring code.  Of Ollama's ``options`` those in
 ``USERS_OPTIONS`` stay."""
 
 USERS_OPTIONS = frozenset(

@@ -96,6 +96,26 @@ def test_fields_that_change_an_engine_for_everybody_are_taken_out(kind: str, nam
     assert sent("/v1/completions", escaped, kind).get(name) in (None, {})
 
 
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("vllm", {"kv_transfer_params": {"do_remote_prefill": True, "remote_host": "10.0.0.1"}}),
+        ("vllm", {"ec_transfer_params": {"a": {"peer_host": "10.0.0.1"}}, "request_id": "1"}),
+        ("vllm", {"vllm_xargs": {"a": 1}, "mm_processor_kwargs": {"num_crops": 10**6}}),
+        ("sglang", {"bootstrap_host": "10.0.0.1", "bootstrap_port": 1, "bootstrap_room": 1}),
+        ("sglang", {"rid": "another's", "data_parallel_rank": 0, "lora_path": "/srv/other"}),
+        ("sglang", {"custom_logit_processor": "gASV", "custom_params": {"a": 1}}),
+        ("llama-server", {"lora": [{"id": 0, "scale": 9.0}]}),
+    ],
+    ids=["kv", "ec", "xargs", "bootstrap", "rid", "code", "lora"],
+)
+def test_no_user_names_another_machine_request_or_adapter(
+    kind: str, fields: dict[str, Any]
+) -> None:
+    asked = {**MODEL, "messages": [], "temperature": 0.5}
+    assert sent("/v1/chat/completions", asked | fields, kind) == asked
+
+
 def test_other_bodies_pass_as_they_are() -> None:
     for body in (b'{"model":"tiny", "n":1.50}', b'{"a":NaN}', b'["keep"]', b"{"):
         assert without_owners_fields("vllm", body) is body
