@@ -237,6 +237,33 @@ def test_a_second_model_in_other_letters_is_refused(other: str, filling: str) ->
         assert parse_body((harmless % other).encode()).model == "a"
 
 
+DECIDING_SPELT = ["model", "Model", "stream", "STREAM", "\u017ftream", "Stream_Options"]
+OTHERS_SPELT = ["modelx", "mode", "n", "N", "\u212a", "\u00e9", "\U0001f600", "\ud83d"]
+spellings = st.sampled_from(DECIDING_SPELT + OTHERS_SPELT)
+
+
+@settings(deadline=None)
+@given(st.lists(spellings, max_size=5, unique=True), spellings, st.booleans())
+def test_only_deciding_fields_in_other_letters_are_refused(
+    keys: list[str], text: str, escaped: bool
+) -> None:
+    fields = {**dict.fromkeys(keys), "model": "a", "x": {text: text}}
+    body = json.dumps(fields, ensure_ascii=escaped).encode(errors="surrogatepass")
+    deciding = ("model", "stream", "stream_options")
+    other = any(key.casefold() in deciding and key not in deciding for key in fields)
+    if other:
+        assert "must be given once, in lower case" in refused(body).message
+    else:
+        assert parse_body(body).model == "a"
+
+
+@pytest.mark.parametrize("filling", [b"", b"\\u00e9", b"\xc5\xbf", b"\\ud83d"])
+def test_names_of_other_fields_may_be_no_text(filling: bytes) -> None:
+    assert parse_body(b'{"model":"a","\xff\\udead":1,"x":"%b"}' % filling).model == "a"
+    body = b'{"model":"a","\xff":1,"x":"%b","Model":"b"}' % filling
+    assert "'model' must be given once" in refused(body).message
+
+
 def test_of_one_key_given_twice_the_last_counts_as_it_does_for_engines() -> None:
     assert parse_body(b'{"model":"a","model":"b"}').model == "b"
     assert parse_body(b'{"model":"a","mod\\u0065l":"b"}').model == "b"
