@@ -1,4 +1,4 @@
-"""Common parts of all programs: settings, flags, logging, command output and the event loop.
+"""Common parts of all programs: settings, flags, logging, output, event loop, engines' errors.
 
 May import nothing else of the project.
 """

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from fabric_client.offer.private_text import PrivateText
 from fabric_client.translation import Headers
-from fabric_client.translation.engine_errors import (
-    CONTEXT_LENGTH_EXCEEDED,
-    MAX_MESSAGE,
-    MODEL_NOT_FOUND,
-    read_error,
-)
+from fabric_client.translation.engine_errors import read_error
 from fabric_client.translation.local_reply import error_reply
+from runtime.engine_errors import CONTEXT_LENGTH_EXCEEDED, MAX_MESSAGE, MODEL_NOT_FOUND
 
 _PROMPTS = {
     "/v1/chat/completions": "messages",

@@ -13,10 +13,10 @@ from fabric_client.translation.collector import CollectingFilter
 from fabric_client.translation.lenient_json import (
     Json,
     decode_object,
-    find_error,
     get_object,
     get_text,
 )
+from runtime.engine_errors import find_error
 
 MAX_LINE = 4 * 2**20
 """Bytes of a line, or of a document, that is looked at as a whole."""

@@ -13,7 +13,8 @@ from fabric_client.reasoning.splitter import CONTENT, REASONING, Channel, Splitt
 from fabric_client.reasoning.token_shares import Usage
 from fabric_client.sse import looks_like_events
 from fabric_client.translation import Headers
-from fabric_client.translation.lenient_json import decode_object, find_error
+from fabric_client.translation.lenient_json import decode_object
+from runtime.engine_errors import find_error
 
 MAX_BODY = 4 * 1024 * 1024
 """Bytes of an answer; a longer one passes unread."""

@@ -14,7 +14,8 @@ from fabric_client.translation.lenient_chunks import (
     printable_values,
     text_of,
 )
-from fabric_client.translation.lenient_json import Json, find_error
+from fabric_client.translation.lenient_json import Json
+from runtime.engine_errors import find_error
 
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 BOM = b"\xef\xbb\xbf"

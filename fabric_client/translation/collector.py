@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from fabric_client.translation import Headers
-from fabric_client.translation.lenient_json import Json, decode_object, find_error
+from fabric_client.translation.lenient_json import Json, decode_object
+from runtime.engine_errors import find_error
 
 MAX_BODY = 64 * 2**20
 """Bytes of an unstreamed answer; a longer one is discarded."""

@@ -24,7 +24,8 @@ from fabric_client.translation.chunks import (
     Usage,
     decode_chunk,
 )
-from fabric_client.translation.lenient_json import Json, find_error, get_object
+from fabric_client.translation.lenient_json import Json, get_object
+from runtime.engine_errors import find_error
 
 MAX_COUNT = 2**53
 MAX_DEPTH = 16

@@ -73,27 +73,3 @@ def get_objects(document: object, key: str) -> list[Json]:
     """Return the objects in the list at ``key``."""
     value = document.get(key) if isinstance(document, dict) else None
     return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
-
-
-def find_error(document: Json) -> str | None:
-    """Return the message of an engine's error, in any of the known shapes; None if there is none.
-
-    ``{"error": {"message": …}}``, ``{"error": "…"}``, and of older vLLM
-    ``{"object": "error", "message": …}``; FastAPI has ``{"detail": …}``, others ``{"code": …,
-    "message": …}``.
-    """
-    error = document.get("error")
-    if isinstance(error, dict):
-        return get_text(error, "message") or msgspec.json.encode(error).decode()
-    if error:
-        return str(error)
-    if document.get("object") == "error":
-        return get_text(document, "message") or "the engine failed"
-    if "choices" in document:
-        return None
-    detail = document.get("detail")
-    if detail:
-        return detail if isinstance(detail, str) else msgspec.json.encode(detail).decode()
-    if any(name in document for name in ("code", "status", "status_code")):
-        return get_text(document, "message") or None
-    return None

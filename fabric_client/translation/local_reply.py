@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from fabric_client.translation import LocalReply
-from fabric_client.translation.engine_errors import EngineError
 from fabric_client.translation.messages.errors import encode_error
+from runtime.engine_errors import EngineError
 
 _JSON = [("content-type", "application/json")]
 _CODES = {413: "body_too_large"}

@@ -8,15 +8,16 @@ OLLAMA     {"error": "text"}, in a stream its last line; with 401 the same text 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from enum import Enum
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
+from fabric_server.metering.error_events import flat_error
+from runtime.engine_errors import anthropic_type
+
 _encode = msgspec.json.Encoder().encode
-_NUMBER = re.compile(rb'"sequence_number"\s*:\s*(\d{1,15})')
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -30,18 +31,6 @@ class Dialect(Enum):
     def separator(self) -> bytes:
         """The bytes that end a torn part of a stream, so that another part can follow."""
         return b"\n" if self is Dialect.OLLAMA else b"\n\n"
-
-
-_ANTHROPIC_TYPES = {
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-    504: "timeout_error",
-    529: "overloaded_error",
-}
 
 
 def dialect_of(path: str, headers: Mapping[bytes, bytes]) -> Dialect:
@@ -76,8 +65,7 @@ def error_body(dialect: Dialect, error: ErrorDetails, request_id: str = "") -> b
         status_field = {"status": message} if status == 401 else {}
         return _encode({"error": message, **status_field})
     if dialect is Dialect.ANTHROPIC:
-        usual = "api_error" if status >= 500 else "invalid_request_error"
-        fields = {"type": _ANTHROPIC_TYPES.get(status, usual), "message": message}
+        fields = {"type": anthropic_type(status), "message": message}
         return _encode({"type": "error", "error": fields, "request_id": request_id})
     return _encode(
         {
@@ -110,19 +98,5 @@ def error_event(dialect: Dialect, body: bytes, after: bytes = b"") -> bytes | No
     if dialect is Dialect.ANTHROPIC:
         return b"event: error\ndata: " + body + b"\n\n"
     if dialect is Dialect.RESPONSES:
-        return b"event: error\ndata: " + _encode(_flat(error, after)) + b"\n\n"
+        return b"event: error\ndata: " + _encode(flat_error(error, after)) + b"\n\n"
     return b"data: " + body + b"\n\n"
-
-
-def _flat(error: Any, after: bytes) -> dict[str, Any]:
-    """Return the event of the Responses API: fields at the top as documented, and ``error``.
-
-    The API sends ``error`` besides, and the official clients raise because of it: without it a
-    program that only reads deltas would see a short answer.
-    """
-    numbers = _NUMBER.findall(after)
-    number = int(numbers[-1]) + 1 if numbers else 0
-    if not isinstance(error, dict):
-        error = {"message": str(error)}
-    fields = {name: error.get(name) for name in ("code", "message", "param")}
-    return {"type": "error", **fields, "sequence_number": number, "error": error}

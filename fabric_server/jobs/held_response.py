@@ -9,8 +9,9 @@ import msgspec
 
 from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.response import Connection, Response
-from fabric_server.metering.openai import UNREADABLE, events_in, read_data
+from fabric_server.metering.openai import UNREADABLE
 from fabric_server.metering.response_ids import MAX_ANSWER
+from fabric_server.metering.sse import events_in, read_data
 from fabric_server.net.memory_budget import Holding
 
 _LAST = re.compile(

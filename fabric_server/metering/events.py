@@ -1,6 +1,6 @@
 """The meters of other streams of events: Responses, Messages, transcriptions.
 
-These streams pass unchanged.
+These streams pass unchanged, except for errors of the engine.
 """
 
 from __future__ import annotations
@@ -11,34 +11,28 @@ from collections.abc import Iterator
 import msgspec
 from msgspec import Struct
 
-from fabric_server.metering.openai import (
-    ERROR,
-    UNREADABLE,
-    Count,
-    StreamMeter,
-    Usage,
-    events_in,
-    read_data,
+from fabric_server.metering.error_events import (
+    ErrorEvent,
+    has_error,
+    messages_event,
+    responses_event,
 )
+from fabric_server.metering.openai import UNREADABLE, Count, StreamMeter, Usage
+from fabric_server.metering.sse import events_in, read_data
 
 
 class _Whole(StreamMeter):
-    """Passes whole events on unchanged: there is no usage chunk to take out."""
+    """Passes whole events on: there is no usage chunk to take out."""
 
     def __init__(self, usage_requested: bool = True) -> None:
         super().__init__(usage_requested=True)
 
     def _read(self, events: bytes) -> bytes:
-        self._note(events)
-        return events
+        self._look(events)
+        return self._tell(events) if self.failed else events
 
-    def _note(self, events: bytes) -> None:
-        """Note what events say."""
+    def _look(self, events: bytes) -> None:
         raise NotImplementedError
-
-    def _look(self, events: bytes) -> bytes:
-        self._note(events)
-        return events
 
 
 # ── /v1/responses ─────────────────────────────────────────────────────────────────────────────
@@ -79,11 +73,11 @@ _NAMED = re.compile(rb"(?:^|[\r\n])event: ?(response\.(?:completed|incomplete|fa
 class ResponsesMeter(_Whole):
     """Complete at ``response.completed`` or ``response.incomplete``."""
 
-    def _note(self, events: bytes) -> None:
+    def _look(self, events: bytes) -> None:
         # An event too long to be read still has its name, in its first piece.
         for name in _NAMED.findall(events):
             self._note_type(name.decode())
-        if b"error" in events and ERROR.search(events):
+        if b"error" in events and has_error(events):
             self.failed = True
         if not _ENDED.search(events):
             if b'.delta"' in events or not self.sample:
@@ -98,6 +92,9 @@ class ResponsesMeter(_Whole):
             usage = event.response.usage if event.response is not None else None
             if usage is not None:
                 self.usage = Usage(usage.prompt, usage.output_tokens)
+
+    def _encode_error(self, error: ErrorEvent, before: bytes) -> bytes:
+        return responses_event(error, self.sample + before)
 
     def _note_type(self, type: str) -> None:
         if type in _COMPLETE:
@@ -127,8 +124,8 @@ _decode_message = msgspec.json.Decoder(_MessageEvent).decode
 class MessagesMeter(_Whole):
     """Complete at ``message_stop``; the tokens of the answer are in ``message_delta``."""
 
-    def _note(self, events: bytes) -> None:
-        if b"error" in events and ERROR.search(events):
+    def _look(self, events: bytes) -> None:
+        if b"error" in events and has_error(events):
             self.failed = True
         if not _MESSAGE.search(events):
             if b"_delta" in events or not self.sample:
@@ -148,6 +145,9 @@ class MessagesMeter(_Whole):
                 self.complete = self.done = True
             elif event.type == "error":
                 self.failed = True
+
+    def _encode_error(self, error: ErrorEvent, before: bytes) -> bytes:
+        return messages_event(error.error)
 
     def _count(self, counts: _Counts | None) -> None:
         if counts is None:
@@ -179,11 +179,10 @@ class AudioMeter(StreamMeter):
     def __init__(self, usage_requested: bool = True) -> None:
         super().__init__(usage_requested=True)
 
-    def _look(self, events: bytes) -> bytes:
-        told = super()._look(events)
+    def _look(self, events: bytes) -> None:
+        super()._look(events)
         if _TRANSCRIBED.search(events):
             self._read_end(events)
-        return told
 
     def _read_end(self, events: bytes) -> None:
         for data in _data_in(events):

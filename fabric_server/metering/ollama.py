@@ -5,23 +5,30 @@ from __future__ import annotations
 import re
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Struct
 
+from fabric_server.metering.error_events import (
+    LINE,
+    TOO_LONG,
+    is_error_line,
+    ollama_line,
+    read_error,
+)
 from fabric_server.metering.openai import UNREADABLE, Count, Usage
 
 MAX_LINE = 4 * 1024 * 1024
 """A longer line passes in pieces, unread.  The last line of ``/api/generate`` has the whole context
 as numbers, some 7 bytes for each token."""
 
+_BEGINNING = 64
+"""Bytes of a line that is too long, by which it is known for an error."""
 _DONE = re.compile(rb'"done"\s*:\s*true')
 _PROMPT = re.compile(rb'"prompt_eval_count"\s*:\s*(\d{1,40})(?!\d)')
 _ANSWER = re.compile(rb'"eval_count"\s*:\s*(\d{1,40})(?!\d)')
-_NOTHING = (b"null", b'""')
 
 
 class _Line(Struct, gc=False):
     done: bool = False
-    error: Raw = Raw(b"null")
     prompt_eval_count: Count | None = None
     eval_count: Count | None = None
 
@@ -41,6 +48,8 @@ class LinesMeter:
         self.complete = self.done = False
         self.failed = False
         self.torn = False
+        self._told = False
+        """An error of the engine's has been passed on."""
         self._held = bytearray()
 
     @property
@@ -58,11 +67,12 @@ class LinesMeter:
                 del held[:end]
             self.torn = False
             self.events += data.count(b"\n")
-            self._look(data)
-            return data
+            return self._look(data)
         held += data
         if len(held) <= MAX_LINE:
             return b""
+        if not self.torn and LINE.match(held[:_BEGINNING]):
+            return self._cut_error()
         self.torn = True
         return self._release()
 
@@ -70,30 +80,42 @@ class LinesMeter:
         if not self._held:
             return b""
         self.torn = True  # the last line may lack its end, but nothing may follow it then
-        data = self._release()
-        self._look(data)
-        return data
+        return self._look(self._release())
 
     def _release(self) -> bytes:
         data = bytes(self._held)
         self._held.clear()
         return data
 
-    def _look(self, lines: bytes) -> None:
+    def _look(self, lines: bytes) -> bytes:
+        """Note what lines say; return them, an error without what is the node's own."""
         if not ((b"true" in lines and _DONE.search(lines)) or b'"error"' in lines):
             self.sample = lines
-            return
+            return lines
+        passed = []
         for text in lines.split(b"\n"):
+            if b'"error"' in text and is_error_line(text):
+                self.failed = True
+                if not self._told:
+                    self._told = True
+                    passed.append(ollama_line(read_error(text).error))
+            else:
+                passed.append(text)
             try:
                 line = _decode_line(text)
             except UNREADABLE:
                 continue
-            if bytes(line.error) not in _NOTHING:
-                self.failed = True
             if line.done:
                 self.complete = self.done = True
                 self.sample += lines
                 self.usage = Usage(line.prompt_eval_count, line.eval_count)
+        return b"\n".join(passed)
+
+    def _cut_error(self) -> bytes:
+        """Return another error for one that is too long, of whose rest nothing is passed on."""
+        told, self._told, self.failed = self._told, True, True
+        del self._held[_BEGINNING:]
+        return b"" if told else ollama_line(TOO_LONG.error) + b"\n"
 
 
 def ollama_usage(text: bytes) -> Usage | None:

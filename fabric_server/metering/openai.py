@@ -9,14 +9,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Annotated, Any, Protocol
 
 import msgspec
 from msgspec import Meta, Struct
 
-from fabric_server.metering.error_events import tell_error
+from fabric_server.metering.error_events import (
+    ERROR,
+    TOO_LONG,
+    ErrorEvent,
+    has_error,
+    openai_event,
+    read_error_event,
+)
+from fabric_server.metering.sse import BLANK_LINES, events_in, read_data
 
 MAX_EVENT = 1024 * 1024
 """A longer event passes in pieces, unread."""
@@ -35,13 +43,9 @@ _FAILURES = (b"abort", b"error", b"failed")
 """Values of ``finish_reason`` for a request that failed."""
 _DONE = re.compile(rb"(?:^|[\r\n])data: ?\[DONE\][\r\n]+\Z")
 _DONE_ENDS = (b"[DONE]\n\n", b"[DONE]\r\n\r\n", b"[DONE]\r\r")
-ERROR = re.compile(rb'(?:^|[\r\n])(?:event: ?error|(?:data|error): ?\{\s*"error"\s*:\s*[{"])')
 _USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
 _SOME_USAGE = re.compile(rb'"usage"\s*+(?::\s*+(?!null)|data:)')
 """A value that is not null, or that may stand in the next line of data."""
-_BLANK_LINES = (b"\n\n", b"\n\r\n", b"\r\r")
-_EVENT_END = re.compile(b"|".join(_BLANK_LINES))
-_DATA = re.compile(rb"(?:^|[\r\n])data:([^\r\n]*)")
 _raw_json = json.JSONDecoder().raw_decode
 _lenient_json = json.JSONDecoder(strict=False).decode
 _NO_REASONS = ("null", "none", "None")
@@ -112,6 +116,8 @@ class StreamMeter:
         self.failed = False
         self.torn = False
         self._strip = not usage_requested
+        self._told = False
+        """An error of the engine's has been passed on."""
         self._held = bytearray()
 
     @property
@@ -136,6 +142,8 @@ class StreamMeter:
             return self._read(events)
         if len(held) <= MAX_EVENT:
             return b""
+        if not self.torn and ERROR.match(held[:_OVERLAP]):
+            return self._cut_error()
         self.torn = True
         self._look(bytes(held))
         return self._release(len(held) - _OVERLAP)
@@ -163,13 +171,15 @@ class StreamMeter:
 
     def _read(self, events: bytes) -> bytes:
         over = self.complete
-        events = self._look(events)
+        self._look(events)
+        if self.failed:
+            events = self._tell(events)
         if b'"usage"' in events and (self.complete or _SOME_USAGE.search(events)):
             return self._read_usage(events, over)
         return events
 
-    def _look(self, events: bytes) -> bytes:
-        """Note what events say; return them, an engine's error in OpenAI's form."""
+    def _look(self, events: bytes) -> None:
+        """Note what events say."""
         if events.endswith(_DONE_ENDS) and _DONE.search(events):
             if not self.complete:
                 self.sample += events
@@ -183,10 +193,29 @@ class StreamMeter:
                 self.sample += events
             else:
                 self.sample = events
-        if b'error"' in events and has_error(events):
+        if b"error" in events and has_error(events):
             self.failed = True
-            return b"".join(map(_tell_error, events_in(events)))
-        return events
+
+    def _tell(self, events: bytes) -> bytes:
+        """Return events with the stream's first error in the form of its API, and no other."""
+        passed = []
+        for event in events_in(events):
+            if not has_error(event):
+                passed.append(event)
+            elif not self._told:
+                self._told = True
+                passed.append(self._encode_error(read_error_event(event), b"".join(passed)))
+        return b"".join(passed)
+
+    def _cut_error(self) -> bytes:
+        """Return another error for one that is too long, of whose rest nothing is passed on."""
+        told, self._told, self.failed = self._told, True, True
+        del self._held[_OVERLAP:-_OVERLAP]
+        return b"" if told else self._encode_error(TOO_LONG, b"")
+
+    def _encode_error(self, error: ErrorEvent, before: bytes) -> bytes:
+        """Return an error as an event; ``before`` are those before it that came with it."""
+        return openai_event(error)
 
     def _read_usage(self, events: bytes, over: bool) -> bytes:
         """Read figures, and take out chunks that are there only because usage was asked for.
@@ -253,43 +282,6 @@ def _is_blank(value: Any, over: bool, levels: int = 6) -> bool:
     )
 
 
-class _Error(Struct, gc=False):
-    error: msgspec.Raw = msgspec.Raw(b"null")
-    object: msgspec.Raw = msgspec.Raw(b"null")
-    choices: msgspec.Raw = msgspec.Raw(b"null")
-
-
-_decode_error = msgspec.json.Decoder(_Error).decode
-_NO_ERROR = (b"null", b'""', b"{}", b"false")
-
-
-def _tell_error(event: bytes) -> bytes:
-    """Return an event, if it is an engine's error in OpenAI's form."""
-    if not has_error(event):
-        return event
-    data = read_data(event) or event.strip().removeprefix(b"error:")
-    return tell_error(event, data)
-
-
-def has_error(events: bytes) -> bool:
-    """Return whether one of the events is an engine's error, in any of the known shapes."""
-    if ERROR.search(events):
-        return True
-    for event in events_in(events):
-        data = read_data(event) if b'error"' in event else None
-        if data is None:
-            continue
-        try:
-            found = _decode_error(data)
-        except UNREADABLE:
-            continue
-        if bytes(found.choices) in (b"null", b"[]") and (
-            bytes(found.error) not in _NO_ERROR or bytes(found.object) == b'"error"'
-        ):
-            return True
-    return False
-
-
 class BodyMeter:
     """Meters an answer in one piece, which passes untouched; figures are read at its end."""
 
@@ -335,25 +327,9 @@ class NoMeter:
         return b""
 
 
-def events_in(text: bytes) -> Iterator[bytes]:
-    """Yield each event with its blank line; the last one may have none."""
-    at = 0
-    while at < len(text):
-        found = _EVENT_END.search(text, at)
-        end = found.end() if found else len(text)
-        yield text[at:end]
-        at = end
-
-
-def read_data(event: bytes) -> bytes | None:
-    """Return the event's data, of one line or several; None when it has none."""
-    lines = _DATA.findall(event)
-    return b"\n".join(lines) if lines else None
-
-
 def _last_event_end(data: bytearray, start: int) -> int:
     """Return the offset after the last blank line that ends after ``start``; 0 if there is none."""
-    ends = [at + len(mark) for mark in _BLANK_LINES if (at := data.rfind(mark, start)) >= 0]
+    ends = [at + len(mark) for mark in BLANK_LINES if (at := data.rfind(mark, start)) >= 0]
     return max(ends, default=0)
 
 

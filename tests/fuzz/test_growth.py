@@ -39,7 +39,7 @@ from fabric_server.dialects.large_body import LargeBody
 from fabric_server.dialects.media_scanner import MediaScanner
 from fabric_server.dialects.media_values import Policy
 from fabric_server.jobs.multipart import Multipart, MultipartError
-from fabric_server.metering.error_events import tell_error
+from fabric_server.metering.error_events import read_error_event
 from fabric_server.metering.estimate import (
     media_tokens,
     prompt_tokens,
@@ -221,7 +221,7 @@ READERS: dict[str, Read] = {
     "engine's error": whole(lambda data: read_error(500, data)),
     "places in an error": text(hide_places),
     "private text of an error": whole(PrivateText({"/home/x": "x"}, {"y"}, "key").hide_in),
-    "error event": whole(lambda data: tell_error(data, data)),
+    "error event": whole(read_error_event),
     "part of a form": text(lambda said: refused(read_disposition, said)),
     "continuation": continued,
     "batch line": whole(server_readers.batch_lines),

@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 
 from fabric_client.translation.chunks import Chunk, Message, Usage
-from fabric_client.translation.engine_errors import classify
 from fabric_client.translation.lenient_json import Json
 from fabric_client.translation.responses.items import CALL_PREFIXES, OutputItem
 from fabric_client.translation.responses.tools import OfferedTools
 from fabric_client.translation.tool_calls import Call, CallPart, ToolCallSequencer
+from runtime.engine_errors import classify
 
 _json = msgspec.json.encode
 
@@ -84,7 +84,8 @@ class ResponsesEncoder:
         return encoded + self._event(f"response.{response['status']}", response=response)
 
     def encode_failure(self, message: str) -> bytes:
-        error = {"code": _failure_code(message), "message": message}
+        # The status tells that the engine has failed, unless the message shows a user's mistake.
+        error = {"code": classify(500, message).code_of_response, "message": message}
         response = self._response("failed") | {"error": error}
         return self._event("response.failed", response=response)
 
@@ -257,9 +258,3 @@ def _usage(usage: Usage) -> Json:
         "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
     }
-
-
-def _failure_code(message: str) -> str:
-    """Return the code of a response that failed in its middle."""
-    found = classify(500, message)
-    return found.code if found.status < 500 else "server_error"

@@ -97,7 +97,7 @@ def test_an_error_told_within_a_stream_is_noticed(name: str, text: bytes) -> Non
         meter: Meter = make()
         told = run(meter, pieces)
         assert told.startswith(parts[0])
-        assert name == "audio" or told == parts[0] + text
+        assert b"error" in told[len(parts[0]) :]
         assert meter.failed
         assert not meter.done
 
