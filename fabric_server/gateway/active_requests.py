@@ -41,6 +41,7 @@ class ActiveRequests:
         return most is not None and len(self._by_key.get(key.id, ())) >= most
 
     def remove(self, record: RequestRecord) -> None:
+        record.task = None  # cancelled, it has a traceback with this record: a reference circle
         self.count -= 1
         if not self.count:
             self._idle.set()

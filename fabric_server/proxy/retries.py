@@ -190,15 +190,14 @@ class RetryLoop:
         if self._whole and record.attempts == 1:
             after = upstream.hedging.after(requirements.model, stream=record.parsed.stream)
         if after is None:
-            ending = await self._ending(attempt)
+            winner, ending = await self._ending(attempt)
         else:
             hedge_at = attempt.clock.began_at + after
             with HedgeTimer(attempt, self._start_hedge, upstream.deadlines, hedge_at):
-                ending = await self._ending(attempt)
-        if attempt.hedge is not None and attempt.hedge.ending is ending:
-            attempt = attempt.hedge
-            affinity.remember(requirements.prefix, attempt.choice.engine)
-        return attempt, ending
+                winner, ending = await self._ending(attempt)
+        if winner is not attempt:
+            affinity.remember(requirements.prefix, winner.choice.engine)
+        return winner, ending
 
     def _start_hedge(self, first: Attempt) -> None:
         """Ask a second engine while the first goes on, if one has a slot; never a third."""
@@ -256,17 +255,21 @@ class RetryLoop:
             self._record.attempts,
         )
 
-    async def _ending(self, attempt: Attempt) -> Ending:
+    async def _ending(self, attempt: Attempt) -> tuple[Attempt, Ending]:
+        """Wait for the end of an attempt, or of its hedge; return whose ending it is, and which."""
         flowing = self._request.body.flowing
         upload = None if flowing is None else self._loop.create_task(attempt.upload(flowing))
+        hedge: Attempt | None = None
         try:
-            return await attempt.done
+            ending = await attempt.done
         finally:
             if upload is not None:
                 upload.cancel()
             attempt.cancel()
-            if attempt.hedge is not None:
-                attempt.hedge.cancel()
+            if (hedge := attempt.hedge) is not None:
+                hedge.cancel()
+                attempt.hedge = hedge.hedge = None  # they were a reference circle
+        return (attempt if hedge is None or hedge.ending is not ending else hedge), ending
 
     # ── how it ended ──────────────────────────────────────────────────────────────────────────
 

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,12 +19,15 @@ from tests.site import (
     ASK,
     CHAT,
     DONE,
+    PATIENT,
     STREAM,
     Ledger,
     Site,
     ask,
     begin_stream,
     chunk,
+    first_call,
+    turns,
 )
 from tests.users import request
 
@@ -47,6 +51,54 @@ async def test_a_finished_request_is_forgotten_without_the_garbage_collector() -
             del call
         await site.gateway.active.wait_idle()
         await asyncio.sleep(0)
+        assert _count(Attempt, Request) == before
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("ending", ["first", "second", "breaks", "both fail", "hangs up"])
+async def test_a_request_that_two_nodes_were_asked_is_forgotten_likewise(ending: str) -> None:
+    site = Site(timeouts=replace(PATIENT, stall=30.0))
+    nodes = [site.node(), site.node()]
+    user = site.user()
+    gc.collect()
+    gc.disable()
+    try:
+        before = _count(Attempt, Request)
+        for _ in range(5 if ending in ("first", "second") else 1):
+            user.send(request("POST", CHAT, STREAM, **site.key))
+            first, slow = await first_call(nodes)
+            site.wait(31.0)
+            second = await nodes[nodes[0] is slow].call()
+            winner, loser = (first, second) if ending == "first" else (second, first)
+            if ending == "hangs up":
+                user.hang_up()
+                calls = (first, second)
+            elif ending == "both fail":
+                first.fail(Code.REFUSED)
+                second.fail(Code.REFUSED)
+                calls = ()
+            else:
+                winner.begin_stream()
+                winner.data(chunk("a"))
+                calls = (loser,)
+                if ending == "breaks":
+                    await user.until(b'"a"')
+                    winner.fail(Code.ENGINE_FAILED)
+                else:
+                    winner.data(chunk(None) + DONE)
+                    winner.end()
+            for call in calls:
+                await call.stopped()
+                call.confirm()
+            if ending != "hangs up":
+                await user.answer()
+            await site.free()
+            first = second = winner = loser = call = None  # type: ignore[assignment]
+            calls = ()
+        await site.gateway.active.wait_idle()
+        user.hang_up()
+        await turns()
         assert _count(Attempt, Request) == before
     finally:
         gc.enable()
