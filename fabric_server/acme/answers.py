@@ -6,6 +6,7 @@ They come from the store: its own, and those of servers that have the same names
 from __future__ import annotations
 
 import hashlib
+import os
 import ssl
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -79,10 +80,13 @@ class Answers:
     def _context(self, answer: Answer) -> ssl.SSLContext:
         context = AlertingContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
-        path = self._directory / "challenge.pem"
-        write(path, challenge_pem(answer), secret=True)
-        context.load_cert_chain(path)
-        path.unlink()
+        # Two processes have one directory while the newer takes over.
+        path = self._directory / f"challenge.{os.getpid()}.pem"
+        try:
+            write(path, challenge_pem(answer), secret=True)
+            context.load_cert_chain(path)
+        finally:
+            path.unlink(missing_ok=True)
         context.set_alpn_protocols([ACME_ALPN])
         context.num_tickets = 0
         return context

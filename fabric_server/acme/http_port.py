@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import cast
 
+from fabric_server.net.addresses import NO_ADDRESS, origin_of, peer_of
 from fabric_server.net.sockets import PortProblem, bind
 
 __all__ = ["HttpPort", "PortProblem", "asked_token"]
@@ -15,7 +17,8 @@ __all__ = ["HttpPort", "PortProblem", "asked_token"]
 log = logging.getLogger("fabric.acme")
 
 MAX_CONNECTIONS = 64
-"""Beyond, the oldest is dropped for a new one: a CA needs two round trips."""
+"""Beyond, the oldest of the address that holds most is dropped for a new one: a CA asks from some
+addresses, and needs two round trips."""
 MAX_HEAD = 4096
 SECONDS = 5.0
 """How long a connection may take, in all."""
@@ -73,7 +76,8 @@ class HttpPort:
 
     def enter(self, connection: _Connection) -> None:
         if len(self._connections) >= MAX_CONNECTIONS:
-            next(iter(self._connections)).drop()
+            [(most, _)] = Counter(one.origin for one in self._connections).most_common(1)
+            next(one for one in self._connections if one.origin == most).drop()
         self._connections[connection] = None
 
     def leave(self, connection: _Connection) -> None:
@@ -92,6 +96,8 @@ class _Connection(asyncio.Protocol):
     """One request, and its answer."""
 
     def __init__(self, port: HttpPort) -> None:
+        self.origin = ""
+        """The client's address; of IPv6 its /64."""
         self._port = port
         self._head = b""
         self._transport: asyncio.Transport
@@ -100,6 +106,7 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's inherits from none
         self._deadline = asyncio.get_running_loop().call_later(self._port.seconds, self.drop)
+        self.origin = origin_of(peer_of(transport) or NO_ADDRESS)
         self._port.enter(self)
 
     def data_received(self, data: bytes) -> None:

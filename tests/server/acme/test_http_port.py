@@ -15,7 +15,9 @@ PATH = "/.well-known/acme-challenge/"
 
 
 def a_port(seconds: float = 5.0) -> HttpPort:
-    return HttpPort(["127.0.0.1"], 0, {"tok-en_1": "tok-en_1.thumb"}.get, seconds=seconds)
+    return HttpPort(
+        ["127.0.0.1", "127.0.0.2"], 0, {"tok-en_1": "tok-en_1.thumb"}.get, seconds=seconds
+    )
 
 
 async def say(port: HttpPort, request: bytes) -> bytes:
@@ -104,6 +106,22 @@ async def test_strangers_who_hold_connections_do_not_keep_a_ca_out() -> None:
     for reader, writer in held:
         with contextlib.suppress(ConnectionError):
             assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
+
+
+@on_both_loops
+async def test_a_stranger_with_many_connections_loses_its_own() -> None:
+    port = a_port()
+    await port.start()
+    ca = await asyncio.open_connection("127.0.0.2", port.port, local_addr=("127.0.0.2", 0))
+    held = [
+        await asyncio.open_connection("127.0.0.1", port.port)
+        for _ in range(2 * http_port.MAX_CONNECTIONS)
+    ]
+    ca[1].write(f"GET {PATH}tok-en_1 HTTP/1.1\r\nHost: a.org\r\n\r\n".encode())
+    assert (await asyncio.wait_for(ca[0].read(), 5)).endswith(b"tok-en_1.thumb")
+    port.stop()
+    for _, writer in (ca, *held):
         writer.close()
 
 
