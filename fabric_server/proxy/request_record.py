@@ -139,32 +139,33 @@ class RequestRecord:
         total = now - request.arrived
         first = self.first_byte_at
         usage = self.usage or Usage()
+        # In the order of its fields: by name they would cost seven times as much.
         return LedgerEntry(
-            request_id=request.id,
-            at=time() - total,
-            account=self.key.account,
-            key_id=self.key.id,
-            node_id=None if choice is None else choice.engine.node.id,
-            engine=None if choice is None else choice.engine.name,
-            model=parsed.model,
-            path=request.path,
-            stream=parsed.stream,
-            status=request.response.status,
-            outcome=self.outcome,
-            error=self.error,
-            attempts=self.attempts,
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
-            queue_ms=self.queued * 1000,
-            first_byte_ms=None if first is None else (first - request.arrived) * 1000,
-            total_ms=total * 1000,
-            bytes_in=request.body.received,
-            bytes_out=request.response.bytes_out,
-            route="" if choice is None else choice.route_reason[:MAX_ROUTE],
-            continued=self.continued,
-            usage_implausible=isinstance(usage, BoundedUsage)
+            request.id,
+            time() - total,
+            self.key.account,
+            self.key.id,
+            None if choice is None else choice.engine.node.id,
+            None if choice is None else choice.engine.name,
+            parsed.model,
+            request.path,
+            parsed.stream,
+            request.response.status,
+            self.outcome,
+            self.error,
+            self.attempts,
+            usage.prompt_tokens,
+            usage.completion_tokens,
+            self.queued * 1000,
+            None if first is None else (first - request.arrived) * 1000,
+            total * 1000,
+            request.body.received,
+            request.response.bytes_out,
+            "" if choice is None else choice.route_reason[:MAX_ROUTE],
+            self.continued,
+            isinstance(usage, BoundedUsage)
             or (isinstance(usage, EstimatedUsage) and usage.bounded),
-            estimated=isinstance(usage, EstimatedUsage),
+            isinstance(usage, EstimatedUsage),
         )
 
 
