@@ -88,7 +88,8 @@ class Edge:
 
     def new_id(self) -> str:
         """Return an id that begins with the time, so that ledger rows lie in order of arrival."""
-        return f"req_{int(time() * 1000):011x}{self._rng.getrandbits(52):013x}"
+        number = int(time() * 1000) << 52 | self._rng.getrandbits(52)
+        return "req_" + number.to_bytes(12, "big").hex()
 
     def date(self) -> bytes:
         second = int(time())

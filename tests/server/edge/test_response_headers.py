@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import time
+
 import pytest
 
 from protocol.errors import Code
@@ -53,6 +56,16 @@ async def test_a_clients_own_id_comes_back_beside_ours(name: str) -> None:
     answer = await answered(site, **{name: "trace-7/9"})
     assert answer.headers["x-client-request-id"] == "trace-7/9"
     assert (await site.entry()).request_id == answer.headers["x-request-id"] != "trace-7/9"
+
+
+async def test_an_id_begins_with_the_time_in_milliseconds() -> None:
+    new_id = Site().edge.new_id
+    before, ids, after = time.time(), [new_id() for _ in range(9)], time.time()
+    for one in ids:
+        found = re.fullmatch("req_([0-9a-f]{11})[0-9a-f]{13}", one)
+        assert found is not None
+        assert int(before * 1000) <= int(found[1], 16) <= int(after * 1000)
+    assert len(set(ids)) == 9
 
 
 @pytest.mark.parametrize("value", ["x" * 129, "a b", "a\tb", "\xe9", ""])
