@@ -17,6 +17,7 @@ from ledger.housekeeping import Housekeeper
 from ledger.tables import LedgerTables
 from runtime.background import BackgroundTasks, in_own_task
 from runtime.errors import NoStore
+from runtime.outage import Outage
 from runtime.output import Failure
 from runtime.run import Signals, unless_stopped
 from runtime.version import VERSION
@@ -62,9 +63,15 @@ async def _open_store(settings: Config) -> Database:
         raise NoStore(f"{error}: start the server first, or set store as it has it") from None
 
 
+_WITHOUT_STORE = "records wait in Kafka, and reports lag behind"
+_REMEDY = "start it, or correct what the reason names; this program goes on by itself then"
+
+
 async def _work(settings: Config, tables: LedgerTables, source: KafkaSource) -> None:
+    outage = Outage("the store", meanwhile=_WITHOUT_STORE, remedy=_REMEDY)
     housekeeper = Housekeeper(
         tables,
+        outage=outage,
         keep_heartbeats_days=settings.keep_heartbeats_days,
         offline_seconds=settings.offline_seconds,
         max_rows=settings.batch_most,
@@ -75,7 +82,7 @@ async def _work(settings: Config, tables: LedgerTables, source: KafkaSource) -> 
         batch_seconds=settings.batch_timeout,
         leave_rest=True,
     )
-    writer = BatchWriter(source, tables, housekeeper, options)
+    writer = BatchWriter(source, tables, housekeeper, options, outage)
     tasks = BackgroundTasks(SystemRandom())
     runner = web.AppRunner(
         Metrics(writer, source, tasks).application(), handle_signals=False, access_log=None

@@ -20,6 +20,7 @@ from ledger.housekeeping import Housekeeper
 from ledger.records import Batch, HeartbeatRecord, LedgerEntry
 from runtime.background import in_own_task, is_cancelled
 from runtime.errors import RecordError, StoreError
+from runtime.outage import Outage
 
 log = logging.getLogger("fabric.worker")
 
@@ -92,7 +93,10 @@ class BatchWriter:
         sink: Sink,
         housekeeper: Housekeeper | None = None,
         options: BatchOptions | None = None,
+        outage: Outage | None = None,
     ) -> None:
+        """``outage`` is that of the sink."""
+        self._outage = outage or Outage(sink.place)
         self._source = source
         self._sink = sink
         self._housekeeper = housekeeper
@@ -196,14 +200,14 @@ class BatchWriter:
         log.error("record can't be stored", extra={"record": text, "reason": str(error)})
 
     def _on_failure(self, problem: str, defect: Exception | None) -> None:
-        if self.problem is None:
-            message = f"{self._sink.place} takes no records"
-            log.error(message, extra={"reason": problem}, exc_info=defect)
+        if defect is None:
+            self._outage.failed("records", problem)
+        elif problem != self.problem:
+            log.error("records can't be written", extra={"reason": problem}, exc_info=defect)
         self.problem = problem
 
     def _on_success(self) -> None:
-        if self.problem is not None:
-            log.info(f"{self._sink.place} takes records again")
+        self._outage.worked("records")
         self.problem = None
 
     async def _drain(self) -> None:

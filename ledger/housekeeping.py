@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from runtime.errors import StoreError
+from runtime.outage import Outage
 
 log = logging.getLogger("fabric.worker")
 
@@ -39,8 +40,10 @@ class Housekeeper:
         offline_seconds: float = 60.0,
         max_rows: int = MAX_ROWS,
         clock: Callable[[], float] = time.time,
+        outage: Outage | None = None,
     ) -> None:
         self._tables = tables
+        self._outage = outage or Outage("the store")
         self._keep_seconds = keep_heartbeats_days * DAY
         self._offline_seconds = offline_seconds
         self._max_rows = max_rows
@@ -56,7 +59,7 @@ class Housekeeper:
                 now - self._keep_seconds, now, self._max_rows
             )
         except StoreError as error:
-            log.warning("old heartbeats were not deleted", extra={"reason": str(error)})
+            self._outage.note(log, "old heartbeats were not deleted", reason=str(error))
             more = False
         # When there is more, go on after the next batch, not before it.
         self._delete_at = now if more else now + INTERVAL_SECONDS
@@ -69,7 +72,7 @@ class Housekeeper:
         try:
             nodes = await self._tables.mark_offline(now - self._offline_seconds)
         except StoreError as error:
-            log.warning("nodes were not marked offline", extra={"reason": str(error)})
+            self._outage.note(log, "nodes were not marked offline", reason=str(error))
         else:
             for node_id in nodes:
                 log.info("node offline", extra={"node": node_id})

@@ -140,7 +140,12 @@ class App:
             ChangeLog().on_changes,
             backends.revocations.on_changes,
         ]
-        self.change_feed = ChangeFeed(backends.store, notified, backends.cache)
+        self.change_feed = ChangeFeed(
+            backends.store,
+            notified,
+            backends.cache,
+            outages=backends.outages,
+        )
         self.admin = AdminServer(self._admin_context())
 
     async def _open_ports(self, predecessor: Predecessor | None) -> None:

@@ -16,12 +16,22 @@ from fabric_server.storage.store import SqlStore
 from ledger.batch_writer import BatchOptions, BatchWriter, Source
 from ledger.housekeeping import Housekeeper
 from runtime.background import BackgroundTasks
+from runtime.outage import Outage, Outages
 from runtime.waiting import retry_until_reachable
 
 KAFKA_BATCHES = BatchOptions(batch_size=5_000, batch_seconds=0.5)
 """Kafka's broker spends more on each batch than on the records in it."""
 OFFLINE_HEARTBEATS = 4
 """A node counts as offline after so many missed heartbeats."""
+
+
+_WITHOUT_STORE = (
+    "keys that were used in the last minutes work, and ledger entries wait on this machine; keys "
+    "that can't be read get 503, and neither nodes register nor jobs begin, nor is anything changed"
+)
+_WITHOUT_CACHE = "keys are looked up in the store; nothing is refused"
+_WITHOUT_KAFKA = "requests go on; ledger entries and heartbeats wait in the spool"
+_REMEDY = "start it, or correct what the reason names; this server goes on by itself then"
 
 
 class Backends:
@@ -31,17 +41,31 @@ class Backends:
         self.store = store
         self.cache = cache
         self.bus = bus.bus
-        self.retention = RetentionKeeper(store.database, policy_of(config))
-        self.revocations = Revocations(store.database, cache)
+        self.outages = Outages(
+            Outage("the store", meanwhile=_WITHOUT_STORE, remedy=_REMEDY),
+            Outage("the cache", meanwhile=_WITHOUT_CACHE, remedy=_REMEDY),
+        )
+        self._bus_outage = Outage("Kafka", meanwhile=_WITHOUT_KAFKA, remedy=_REMEDY)
+        self.retention = RetentionKeeper(
+            store.database, policy_of(config), outage=self.outages.store
+        )
+        self.revocations = Revocations(store.database, cache, outages=self.outages)
         self._open_bus = bus
         self._spool_limit = config.spool_limit
         if bus.sink is None:
             offline = OFFLINE_HEARTBEATS * config.heartbeat_seconds
             days = config.keep_heartbeats_days
-            housekeeper = Housekeeper(store, keep_heartbeats_days=days, offline_seconds=offline)
-            self.writer = BatchWriter(bus.bus, store, housekeeper)
+            housekeeper = Housekeeper(
+                store,
+                keep_heartbeats_days=days,
+                offline_seconds=offline,
+                outage=self.outages.store,
+            )
+            self.writer = BatchWriter(bus.bus, store, housekeeper, outage=self.outages.store)
         else:  # fabric-consumer writes the store, and does the housekeeping
-            self.writer = BatchWriter(bus.bus, bus.sink, options=KAFKA_BATCHES)
+            self.writer = BatchWriter(
+                bus.bus, bus.sink, options=KAFKA_BATCHES, outage=self._bus_outage
+            )
 
     @classmethod
     async def open(cls, config: Config) -> Self:
@@ -85,10 +109,15 @@ class Backends:
 
     def _orphan_writer(self, source: Source) -> BatchWriter:
         options = BatchOptions(batch_size=KAFKA_BATCHES.batch_size)
-        return BatchWriter(source, self._open_bus.sink or self.store, options=options)
+        sink = self._open_bus.sink
+        if sink is None:
+            return BatchWriter(source, self.store, options=options, outage=self.outages.store)
+        return BatchWriter(source, sink, options=options, outage=self._bus_outage)
 
     async def close(self) -> None:
         """Close the bus, which writes what it still holds, then the cache and the store."""
+        for outage in self.outages:
+            outage.close()
         await self._open_bus.close()
         await self.cache.close()
         await self.store.close()

@@ -73,6 +73,7 @@ class ControlPlane:
                 hosts=dialable_hosts(config.names()),
             ),
         )
+        self.links.outage = backends.outages.store
 
     def configure(self, config: Config) -> None:
         """Apply the settings that can change at run time."""

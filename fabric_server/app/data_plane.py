@@ -64,7 +64,9 @@ class DataPlane:
         self.metrics = Metrics()
         self.memory = MemoryBudget(config.budget_limits())
         self.deadlines = Deadlines()
-        self.authenticator = KeyAuthenticator(backends.store, backends.cache)
+        self.authenticator = KeyAuthenticator(
+            backends.store, backends.cache, cache_outage=backends.outages.cache
+        )
         self.throttle = FailureThrottle()
         aliases = parse_aliases(config.aliases)
         self.admission = Admission(
@@ -106,6 +108,7 @@ class DataPlane:
             memory=self.memory,
             new_request_id=self.edge.new_id,
             must_wait=self.gateway.must_wait,
+            outage=backends.outages.store,
         )
         self.jobs = Jobs(config, context, aliases, rng=rng)
 

@@ -24,6 +24,7 @@ from fabric_server.dialects.errors import ApiError
 from fabric_server.storage.cached_keys import Cache, CachedKeys, CacheTimes, Check, KeyStore
 from fabric_server.storage.rows import Changes, KeyRow
 from runtime.errors import BackendError
+from runtime.outage import Outage
 
 DEFAULT_TIMES = CacheTimes(
     valid_seconds=300.0, invalid_seconds=30.0, store_seconds=2.0, cache_seconds=0.25
@@ -69,11 +70,17 @@ class KeyAuthenticator:
         *,
         clock: Callable[[], float] = time.time,
         settings: AuthenticatorSettings | None = None,
+        cache_outage: Outage | None = None,
     ) -> None:
         self._settings = settings = settings or AuthenticatorSettings()
         self._revision = store.revision_at_open
         self._keys = CachedKeys(
-            store, cache, times=settings.times, revision=lambda: self._revision, clock=clock
+            store,
+            cache,
+            times=settings.times,
+            revision=lambda: self._revision,
+            clock=clock,
+            outage=cache_outage,
         )
         self._clock = clock
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()

@@ -24,6 +24,7 @@ from fabric_server.jobs.outage import OutageLog
 from fabric_server.jobs.retention import Retention
 from fabric_server.storage.batches import BatchRow
 from runtime.errors import BackendError, RecordError
+from runtime.outage import Outage
 
 log = logging.getLogger("fabric.batches")
 
@@ -42,17 +43,16 @@ class BatchRunner:
         output: BatchOutput,
         retention: Retention,
         *,
-        clock: Callable[[], float] = time.time,
+        outage: Outage | None = None,
     ) -> None:
         self._batches = batches
         self._lines = lines
         self._input = input
         self._output = output
         self._retention = retention
-        self._clock = clock
         self._wake = asyncio.Event()
         self._draining = False
-        self._outage = OutageLog(log, "batches wait for the store")
+        self._outage = OutageLog(log, "batches wait for the store", outage)
         self.on_lines_added: Callable[[], None] = lambda: None
         """Called when lines were added to the queue of jobs."""
 
@@ -84,7 +84,7 @@ class BatchRunner:
 
     async def _advance(self, batch: BatchRow) -> None:
         """Take one batch a step on, if no other server holds its lease."""
-        over = batch.state == "cancelling" or self._clock() >= batch.expires_at
+        over = batch.state == "cancelling" or time.time() >= batch.expires_at
         queued = batch.in_progress_at is not None
         if queued and not over and batch.completed + batch.failed < batch.total:
             if await self._lines.limit_responses(batch):

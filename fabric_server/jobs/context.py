@@ -12,6 +12,7 @@ from fabric_server.net.memory_budget import MemoryBudget
 from fabric_server.nodes.registry import Registry
 from fabric_server.routing.admission import Admission
 from fabric_server.storage.store import SqlStore
+from runtime.outage import Outage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,5 +28,7 @@ class JobsContext:
     memory: MemoryBudget
     """Counts what jobs' requests hold, as it does for clients' own."""
     new_request_id: Callable[[], str]
+    outage: Outage
+    """That of the store."""
     must_wait: Callable[[Key], float]
     """Seconds for which a key's rate limits would refuse its requests; 0 for none."""

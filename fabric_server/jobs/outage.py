@@ -1,19 +1,20 @@
-"""Log lines about a store that is away: one when it begins, not one at each attempt."""
+"""Log lines of one part of the jobs while the store is away: one, not one at each attempt."""
 
 from __future__ import annotations
 
 import logging
 
 from runtime.errors import BackendError
+from runtime.outage import Outage
 
 
 class OutageLog:
-    """Logs each new problem once, and the recovery where ``recovered_event`` is given."""
+    """Hands each new problem on once; an outage of the store that all see has lines of its own."""
 
-    def __init__(self, log: logging.Logger, event: str, recovered_event: str = "") -> None:
+    def __init__(self, log: logging.Logger, event: str, outage: Outage | None) -> None:
         self._log = log
         self._event = event
-        self._recovered_event = recovered_event
+        self._outage = outage or Outage("the store")
         self._problem = ""
 
     @property
@@ -24,11 +25,10 @@ class OutageLog:
         """Log the error, unless it is the same as the last."""
         if str(error) != self._problem:
             self._problem = str(error)
-            self._log.warning(self._event, extra={"reason": self._problem})
+            self._outage.note(self._log, self._event, reason=self._problem)
 
     def recovered(self) -> None:
         """End the outage, if there is one."""
         if self._problem:
             self._problem = ""
-            if self._recovered_event:
-                self._log.info(self._recovered_event)
+            self._log.debug("it is over", extra={"problem": self._event})

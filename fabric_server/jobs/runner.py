@@ -29,6 +29,7 @@ from fabric_server.jobs.results import is_answer
 from fabric_server.jobs.scheduler import Scheduler
 from fabric_server.storage.jobs import JobFilter, JobRow, JobStore
 from runtime.errors import BackendError
+from runtime.outage import Outage
 
 log = logging.getLogger("fabric.jobs")
 
@@ -72,7 +73,7 @@ class Runner:
         scheduler: Scheduler,
         models: Models,
         *,
-        clock: Callable[[], float] = time.time,
+        outage: Outage | None = None,
     ) -> None:
         self.owner = f"server_{secrets.token_hex(8)}"
         """The name under which this server holds leases."""
@@ -83,11 +84,10 @@ class Runner:
         self._finisher = finisher
         self._scheduler = scheduler
         self._models = models
-        self._clock = clock
         self._running: dict[str, RunningJob] = {}
         self._wake = asyncio.Event()
         self._draining = False
-        self._outage = OutageLog(log, "jobs wait for the store", "jobs go on")
+        self._outage = OutageLog(log, "jobs wait for the store", outage)
         self.on_line_end: Callable[[], None] = lambda: None
         """Called when a batch line has ended: it may be the last of its batch."""
 
@@ -141,7 +141,7 @@ class Runner:
                     await self._wake.wait()
 
     async def _claim_once(self) -> None:
-        store, now = self._store, self._clock()
+        store, now = self._store, time.time()
         moved = await self.lease_clock.refresh()
         if moved or self._outage.ongoing:
             # Before `requeue_expired`: jobs that ran on through the outage must keep their leases,
@@ -185,7 +185,7 @@ class Runner:
 
     def lease(self, job: JobRow) -> JobRow:
         """Return a new job as leased by this server from the beginning, for ``start``."""
-        now = self._clock()
+        now = time.time()
         return replace(
             job,
             state="running",
@@ -238,7 +238,7 @@ class Runner:
         job = run.job
         response = await self._executor.execute(job, run.request_id, respect_limits=run.claimed)
         run.retry_after = response.retry_after
-        now = self._clock()
+        now = time.time()
         if run.claimed and response.busy and now < job.expires_at:
             await self._store.requeue(job, self._scheduler.retry_at(job.key_id, response, now))
             return

@@ -53,7 +53,10 @@ class Jobs:
         self.backlog = Backlog(jobs, deliveries, time.monotonic)
         self._models = ServedModels(context.registry, context.store, aliases)
         self._webhooks = Webhooks(
-            deliveries, allow_http=config.webhook_http, allow_private=config.webhook_private
+            deliveries,
+            allow_http=config.webhook_http,
+            allow_private=config.webhook_private,
+            outage=context.outage,
         )
         client = InternalClient(context.router.handle, context.new_request_id, context.memory)
         self._finisher = JobFinisher(jobs, self._webhooks)
@@ -63,6 +66,7 @@ class Jobs:
             self._finisher,
             Scheduler(max_jobs=config.jobs_at_once, max_lines=config.batch_at_once, rng=rng),
             self._models,
+            outage=context.outage,
         )
         file_routes = Files(
             files,
@@ -82,6 +86,7 @@ class Jobs:
                 result_seconds=config.results_hours * 3600.0,
                 max_result_bytes=config.files_per_account,
             ),
+            outage=context.outage,
         )
         self._runner.on_line_end = self._batch_runner.wake
         self._batch_runner.on_lines_added = self._runner.wake

@@ -44,6 +44,7 @@ from fabric_server.storage.jobs import JobRow
 from fabric_server.storage.webhooks import WebhookRow, WebhookStore
 from runtime.background import is_cancelled
 from runtime.errors import BackendError
+from runtime.outage import Outage
 
 log = logging.getLogger("fabric.webhooks")
 
@@ -99,6 +100,7 @@ class Webhooks:
         allow_private: bool,
         trust: ssl.SSLContext | None = None,
         clock: Callable[[], float] = time.time,
+        outage: Outage | None = None,
     ) -> None:
         """``allow_private`` allows addresses outside the public internet."""
         self._store = store
@@ -111,7 +113,7 @@ class Webhooks:
         """Deliveries under way: their accounts by their ids."""
         self.results: Counter[str] = Counter()
         """Attempts ``delivered`` or ``failed``, and deliveries ``given_up``."""
-        self._outage = OutageLog(log, "webhooks wait for the store")
+        self._outage = OutageLog(log, "webhooks wait for the store", outage)
         # Not the loop's executor, which looks up the back ends: clients' names may be slow.
         self._names = ThreadPoolExecutor(MAX_LOOK_UPS, thread_name_prefix="names")
         self._look_up = ThreadedLookUp(self._names)

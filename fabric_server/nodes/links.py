@@ -44,6 +44,7 @@ from protocol.messages import (
 from protocol.token_bucket import TokenBucket
 from runtime.background import log_failure
 from runtime.errors import BackendError
+from runtime.outage import Outage
 
 log = logging.getLogger("fabric.links")
 
@@ -101,6 +102,8 @@ class Links:
         rng: Random,
         settings: LinkSettings,
     ) -> None:
+        self.outage = Outage("the store")
+        """That of the store; whoever builds the server sets its own."""
         self.registry = registry
         self.store = store
         self.renewals = renewals
@@ -292,7 +295,7 @@ class NodeLink:
             admitted = await links.registrar.admit(presented, register)
         except BackendError as error:
             node_id = presented.node_id
-            log.error("node not registered", extra={"node": node_id, "reason": str(error)})
+            links.outage.note(log, "node not registered", node=node_id, reason=str(error))
             return link.close(Code.INTERNAL, "the server can't reach its store")
         if isinstance(admitted, Refusal):
             if admitted.reason == CONTESTED:
@@ -364,9 +367,8 @@ class NodeLink:
                 self._stored_problem = problem
                 await asyncio.sleep(PROBLEM_SECONDS)
         except BackendError as error:  # stored with the next report that differs
-            log.warning(
-                "the problem of a node was not stored",
-                extra={"node": node.id, "reason": str(error)},
+            self._links.outage.note(
+                log, "the problem of a node was not stored", node=node.id, reason=str(error)
             )
         finally:
             self._storing = False
@@ -375,9 +377,8 @@ class NodeLink:
         try:
             await self._links.store.add_served_models(node.id, models, time(), variants)
         except BackendError as error:  # forgotten after a restart; nothing else is lost
-            log.warning(
-                "the models of a node were not stored",
-                extra={"node": node.id, "reason": str(error)},
+            self._links.outage.note(
+                log, "the models of a node were not stored", node=node.id, reason=str(error)
             )
 
     async def _store_seen(self, node: Node) -> None:
@@ -390,8 +391,8 @@ class NodeLink:
                 region=node.region,
             )
         except BackendError as error:
-            log.warning(
-                "the state of a node was not stored", extra={"node": node.id, "reason": str(error)}
+            self._links.outage.note(
+                log, "the state of a node was not stored", node=node.id, reason=str(error)
             )
 
     async def _renew(self, link: LinkDriver, node: Node, renew: Renew) -> None:

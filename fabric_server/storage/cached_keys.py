@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -42,8 +41,10 @@ from msgspec import Struct
 
 from fabric_server.storage.rows import KeyRow
 from runtime.errors import BackendError
+from runtime.outage import Outage
 
-log = logging.getLogger("fabric.keys")
+_PARTS = ("read", "write", "check")
+"""Uses of the cache that fail apart: a full one can still be read."""
 
 Check = Callable[[], Awaitable[None]]
 
@@ -116,6 +117,7 @@ class CachedKeys:
         times: CacheTimes,
         revision: Callable[[], int],
         clock: Callable[[], float] = time.time,
+        outage: Outage | None = None,
     ) -> None:
         """``revision`` returns the revision up to which this process knows all changes."""
         self._store = store
@@ -131,13 +133,12 @@ class CachedKeys:
         self._trusted = clock() + times.skew_seconds  # what was read later is of our store
         self._warm = True  # nothing was forgotten yet: values as of _began are of our store, too
         self._generation = 0
-        self._problems: dict[str, str] = {}
-        # Of reading, of writing (a full cache can still read), and of the check.
+        self._outage = outage or Outage("the cache")
 
     @property
     def problem(self) -> str | None:
         """The reason if the cache is of no use at the moment."""
-        return next(iter(self._problems.values()), None)
+        return self._outage.problem
 
     async def watch(self, check: Check, every: float = CHECK_SECONDS) -> None:
         """Check the cache again and again, until cancelled; ``check`` raises ``BackendError``."""
@@ -147,8 +148,8 @@ class CachedKeys:
             except (BackendError, TimeoutError) as error:
                 self._on_failure("check", error)
             else:
-                for part in tuple(self._problems):
-                    self._on_success(part)
+                for part in _PARTS:
+                    self._outage.worked(part)
             await asyncio.sleep(every)
 
     def forget_all(self) -> None:
@@ -170,7 +171,7 @@ class CachedKeys:
             try:
                 found = await self._get(name, digest)
                 left = self._times.cache_seconds - (time.monotonic() - began)
-                self._on_success("read")
+                self._outage.worked("read")
             except (BackendError, TimeoutError) as error:
                 self._on_failure("read", error)  # do not wait for it again to write
             if found is not None:
@@ -213,16 +214,9 @@ class CachedKeys:
         try:
             async with asyncio.timeout(within):
                 await self._cache.set(name, _encode(value), seconds)
-            self._on_success("write")
+            self._outage.worked("write")
         except (BackendError, TimeoutError) as error:
             self._on_failure("write", error)
 
     def _on_failure(self, part: str, error: Exception) -> None:
-        problem = str(error) or "it does not answer"
-        if not self._problems:
-            log.warning("the cache is unavailable", extra={"reason": problem})
-        self._problems[part] = problem
-
-    def _on_success(self, part: str) -> None:
-        if self._problems.pop(part, None) is not None and not self._problems:
-            log.info("the cache is available again")
+        self._outage.failed(part, str(error) or "it does not answer")

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from fabric_server.storage.rows import Changes
 from runtime.errors import BackendError
+from runtime.outage import Outages, unwatched
 
 log = logging.getLogger("fabric.store")
 
@@ -54,7 +55,10 @@ class ChangeFeed:
         notices: Notices | None = None,
         every: float = POLL_SECONDS,
         timeout: float = POLL_TIMEOUT_SECONDS,
+        *,
+        outages: Outages | None = None,
     ) -> None:
+        """``notices`` are the cache's."""
         self._store = store
         self._listeners = listeners
         self._notices = notices
@@ -62,6 +66,7 @@ class ChangeFeed:
         self._timeout = timeout
         self._revision = store.revision_at_open
         self._polling = asyncio.Lock()
+        self._outage, self._notices_outage = outages or unwatched()
         self.problem: str | None = None
         """Why changes can't be seen at the moment."""
         self.read_only = False
@@ -83,7 +88,8 @@ class ChangeFeed:
                 await self._notices.notify()
         except (BackendError, TimeoutError) as error:  # they will see it when they poll next
             reason = str(error) or "no answer"
-            log.warning("could not notify the other servers of a change", extra={"reason": reason})
+            event = "could not notify the other servers of a change"
+            self._notices_outage.note(log, event, reason=reason)
 
     async def _poll(self) -> None:
         try:
@@ -95,22 +101,19 @@ class ChangeFeed:
                 self._set_writable(writable)
                 self._on_changes(changes)
         except (BackendError, TimeoutError) as error:
-            reason = str(error) or "it does not answer"
-            if self.problem is None:
-                log.error("can't poll the store for changes", extra={"reason": reason})
-            self.problem = reason
+            self.problem = str(error) or "it does not answer"
+            self._outage.failed("changes", self.problem)
 
     def _set_writable(self, writable: bool) -> None:
-        if self.read_only and writable:
-            log.info("the store is writable again")
-        elif not self.read_only and not writable:
-            log.error("the store is read-only: keys can't be created and nodes can't register")
         self.read_only = not writable
+        if writable:
+            self._outage.worked("writing")
+        else:
+            self._outage.failed("writing", "it is read-only: make it writable, or name the primary")
 
     def _on_changes(self, changes: Changes) -> None:
-        if self.problem is not None:
-            log.info("the store can be polled again")
-            self.problem = None
+        self.problem = None
+        self._outage.worked("changes")
         if changes.revision != self._revision:
             self._revision = changes.revision
             for listener in self._listeners:

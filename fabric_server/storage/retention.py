@@ -23,6 +23,7 @@ from ledger.months import month_of, shifted
 from ledger.records import LedgerEntry
 from ledger.usage_grains import UsageGrains
 from runtime.errors import BackendError, StoreError
+from runtime.outage import Outage
 from sql.database import Database, Size
 
 log = logging.getLogger("fabric.retention")
@@ -253,7 +254,8 @@ class Report(Struct, frozen=True):
 class RetentionKeeper:
     """Runs in the background: deletes hourly what is due, if no other server does so."""
 
-    def __init__(self, database: Database, policy: Policy) -> None:
+    def __init__(self, database: Database, policy: Policy, *, outage: Outage | None = None) -> None:
+        self._outage = outage or Outage("the store")
         self.failures = 0
         """Runs of this server that failed."""
         self.report: Report | None = None
@@ -292,7 +294,7 @@ class RetentionKeeper:
             self.report = await read_report(self._database)
         except BackendError as error:
             if not self._is_away:
-                log.warning("retention waits for the store", extra={"reason": str(error)})
+                self._outage.note(log, "retention waits for the store", reason=str(error))
             self._is_away = True
         else:
             self._is_away = False
@@ -303,7 +305,7 @@ class RetentionKeeper:
         except BackendError as error:
             self.failures += 1
             if str(error) != known:
-                log.error("old rows were not deleted", extra={"reason": str(error)})
+                self._outage.note(log, "old rows were not deleted", reason=str(error))
             return
         if done is not None and any(done.values()):
             rows = {name.replace(" ", "_"): count for name, count in done.items() if count}

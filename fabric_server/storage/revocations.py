@@ -16,7 +16,8 @@ from collections.abc import Callable, Mapping
 from fabric_server.storage.interfaces import KEEP_REVOKED_SECONDS, MAX_REVOKED, Cache
 from fabric_server.storage.revision import next_revision
 from fabric_server.storage.rows import Changes
-from runtime.errors import BackendError
+from runtime.errors import BackendError, StoreError
+from runtime.outage import Outages, unwatched
 from sql.database import Database, Many
 
 log = logging.getLogger("fabric.revocations")
@@ -91,7 +92,10 @@ class Revocations:
         cache: Cache,
         clock: Callable[[], float] = time.time,
         retry_seconds: float = RETRY_SECONDS,
+        *,
+        outages: Outages | None = None,
     ) -> None:
+        self._outages = outages or unwatched()
         self._database = database
         self._cache = cache
         self._clock = clock
@@ -144,10 +148,13 @@ class Revocations:
         except (BackendError, TimeoutError) as error:
             if not self._problem:
                 reason = str(error) or "it does not answer"
-                log.warning(
+                store, cache = self._outages
+                outage = store if isinstance(error, StoreError) else cache
+                outage.note(
+                    log,
                     "revocations can't be compared with the cache: a store put back from a backup "
                     "may have keys that were revoked; it is tried again",
-                    extra={"reason": reason},
+                    reason=reason,
                 )
             self._problem = True
         else:

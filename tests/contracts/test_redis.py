@@ -379,8 +379,8 @@ async def test_a_full_redis_is_read_and_counts_as_away(
             keys.rows[last.row.hash] = last.row
             await authenticator.authenticate(last.text)
             assert authenticator.cache_problem is None
-    said = [record.message for record in caplog.records if record.name == "fabric.keys"]
-    assert said == ["the cache is unavailable", "the cache is available again"]
+    said = [record.message for record in caplog.records if record.name == "fabric.backends"]
+    assert said == ["the cache is away", "the cache is back"]
 
 
 async def test_a_replica_says_what_to_name_instead(redis_sentinel: RedisSentinel) -> None:

@@ -100,7 +100,7 @@ async def test_whatever_is_killed_every_finished_request_is_in_the_ledger_once(
                     if name != "server":
                         await crowd.until_finished(10)  # nobody waits for what is away
                     if down == ("postgres", "consumer") and name == "postgres":
-                        await stack.consumer.said("the store takes no records")
+                        await stack.consumer.said("the store is away")
                 async with asyncio.TaskGroup() as group:
                     for name in down:
                         group.create_task(stack.parts[name].start())

@@ -186,8 +186,8 @@ async def test_a_failing_store_gets_the_same_batch_again_until_it_takes_it(
     assert sink.ledger == names
     assert worker.problem is None
     assert [(r.levelno, r.message) for r in caplog.records] == [
-        (logging.ERROR, "the store takes no records"),
-        (logging.INFO, "the store takes records again"),
+        (logging.ERROR, "the store is away"),
+        (logging.INFO, "the store is back"),
     ]
 
 
@@ -221,8 +221,8 @@ async def test_a_sink_that_is_away_is_noticed_without_records_and_named_in_the_l
                 await sink.checked.wait()
             assert worker.problem == ("nobody there" if away else None)
     assert [r.message for r in caplog.records] == 2 * [
-        "Kafka takes no records",
-        "Kafka takes records again",
+        "Kafka is away",
+        "Kafka is back",
     ]
 
 

@@ -80,8 +80,8 @@ async def test_a_killed_broker_is_noticed_while_there_are_no_records(
                 await asyncio.to_thread(broker.start)
                 while worker.problem is not None:  # noqa: ASYNC110 - nothing tells
                     await asyncio.sleep(0.01)
-    said = [record.message for record in caplog.records if record.name == "fabric.worker"]
-    assert said == 2 * ["Kafka takes no records", "Kafka takes records again"]
+    said = [record.message for record in caplog.records if record.name == "fabric.backends"]
+    assert said == 2 * ["Kafka is away", "Kafka is back"]
     assert not any(record.exc_info for record in caplog.records)
 
 

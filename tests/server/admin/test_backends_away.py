@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 
 from fabric_server.app import App
 from fabric_server.config import Config
+from ledger.records import LEDGER
+from tests.contracts.samples import entry
 from tests.lab.postgres_server import PostgresServer
 from tests.lab.redis_server import RedisServer
 from tests.server.admin.server import Server, figures
@@ -71,17 +74,17 @@ async def test_readiness_follows_three_kills_of_redis_without_a_look_up(
             await until_said(server, "cache", "away")
             redis.resume()
             await until_said(server, "cache", "ok")
-    said = [record for record in caplog.records if record.name in ("fabric.keys", "fabric.cache")]
-    again = ["the cache is unavailable", "the cache is available again"]
-    assert [record.message for record in said] == 4 * again
+    said = outages(caplog)
+    assert [record.message for record in said] == 4 * ["the cache is away", "the cache is back"]
     assert "can't be reached" in said[0].__dict__["reason"]
+    assert "keys are looked up in the store" in said[0].__dict__["meanwhile"]
     assert not any(record.exc_info for record in caplog.records)
 
 
 async def test_readiness_follows_the_kills_of_postgresql(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "fabric")
+    caplog.set_level(logging.DEBUG, "fabric")
     with PostgresServer(tmp_path / "postgres") as postgres:
         async with serving(tmp_path, store=postgres.new_database()) as server:
             await until_said(server, "store", "ok")
@@ -95,8 +98,45 @@ async def test_readiness_follows_the_kills_of_postgresql(
                 await until_said(server, "store", "ok")
                 await until_said(server, "bus", "ok")
     assert not any(record.exc_info for record in caplog.records)
-    said = [r.message for r in caplog.records if r.name in ("fabric.store", "asyncpg.pool")]
-    assert said == 2 * ["can't poll the store for changes", "the store can be polled again"]
+    said = outages(caplog)
+    assert [one.message for one in said] == 2 * ["the store is away", "the store is back"]
+    told = said[0].__dict__
+    assert "PostgreSQL at" in told["reason"]
+    assert "keys that were used in the last minutes work" in told["meanwhile"]
+    assert "start it" in told["remedy"]
+    parts = {one.message for one in caplog.records if one.levelno == logging.DEBUG}
+    assert {"jobs wait for the store", "batches wait for the store"} <= parts
+
+
+async def test_a_locked_sqlite_is_an_outage_until_it_is_free(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "fabric")
+    async with serving(tmp_path) as server:
+        await until_said(server, "bus", "ok")
+        other = sqlite3.connect(server.app.config.data / "fabric.sqlite", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        server.app.backends.bus.publish(LEDGER, entry())
+        await until_said(server, "bus", "away")
+        other.execute("ROLLBACK")
+        other.close()
+        await until_said(server, "bus", "ok")
+    said = outages(caplog)
+    assert [one.message for one in said] == ["the store is away", "the store is back"]
+    assert "locked" in said[0].__dict__["reason"]
+
+
+def outages(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """Return the lines about back ends, and everything else that is a warning or worse.
+
+    asyncio warns of a loop that a slow machine holds up.
+    """
+    return [
+        one
+        for one in caplog.records
+        if one.name != "asyncio"
+        and one.levelno >= (logging.INFO if one.name == "fabric.backends" else logging.WARNING)
+    ]
 
 
 async def until_gone(server: Server) -> None:

@@ -187,8 +187,8 @@ async def test_a_cache_that_is_away_is_told_of_until_it_is_back(
     await authenticator.authenticate(new[3].text)
     assert authenticator.cache_problem is None
     assert [r.message for r in caplog.records] == [
-        "the cache is unavailable",
-        "the cache is available again",
+        "the cache is away",
+        "the cache is back",
     ]
 
 

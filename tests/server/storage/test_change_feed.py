@@ -66,9 +66,34 @@ async def test_watching_goes_on_when_the_store_comes_back(
     assert watch.problem is None
     assert [changes.revision for changes in heard] == [2]
     assert [r.message for r in caplog.records] == [
-        "can't poll the store for changes",
-        "the store can be polled again",
+        "the store is away",
+        "the store is back",
     ]
+
+
+async def test_a_store_that_can_only_be_read_is_an_outage(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    class Replica:
+        revision_at_open = 1
+        primary = False
+
+        async def changes(self, since: int) -> Changes:
+            return Changes(1, False)
+
+        async def writable(self) -> bool:
+            return self.primary
+
+    replica = Replica()
+    watch = ChangeFeed(replica, [])
+    for primary in (False, False, True, True):
+        replica.primary = primary
+        await watch.sync()
+        assert watch.read_only is not primary
+    assert [r.message for r in caplog.records] == ["the store is away", "the store is back"]
+    assert "read-only" in caplog.records[0].__dict__["reason"]
 
 
 class Slow:
