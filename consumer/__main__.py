@@ -8,17 +8,13 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-import typer
-
 from consumer.config import PREFIX, Config
 from runtime import logs, output
-from runtime.errors import BackendError
 from runtime.extras import needed_by
 from runtime.flags import about_settings, takes_settings
 from runtime.run import run
-from runtime.settings import SettingsError
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app = output.one_command()
 
 
 @app.command(epilog=about_settings(PREFIX, Config))
@@ -38,7 +34,7 @@ def consume(settings: Config) -> int:
 
 
 def main() -> NoReturn:
-    output.main(app, "fabric-consumer", {SettingsError: output.WRONG, BackendError: output.WRONG})
+    output.main(app, "fabric-consumer")
 
 
 if __name__ == "__main__":

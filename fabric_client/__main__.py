@@ -11,40 +11,39 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from fabric_client.cli.chat import chat
-from fabric_client.cli.doctor import doctor
-from fabric_client.cli.drain import drain
-from fabric_client.cli.fingerprint import fingerprint
-from fabric_client.cli.join import join
-from fabric_client.cli.pause import pause, resume
-from fabric_client.cli.reload import reload
-from fabric_client.cli.run import run_
-from fabric_client.cli.service import install_service, uninstall_service
-from fabric_client.cli.status import status
-from fabric_client.config import PREFIX, Config
-from fabric_client.identity import NotJoined
-from fabric_client.owner.process_lock import AlreadyRunning
 from protocol.errors import RemoteError
-from protocol.join import BadToken
 from runtime import output
-from runtime.flags import about_settings
 from runtime.output import say
-from runtime.settings import SettingsError
 from runtime.version import VERSION
 
+COMMANDS = {
+    "join": ("join:app", "Join a server, with a token from its operator."),
+    "run": ("run:app", "Run the node: serve requests with this machine's engines."),
+    "status": ("status:status", "Show the node's connection, work and engines."),
+    "doctor": (
+        "doctor:doctor",
+        "Check what this node needs, and say what to do about what is wrong.",
+    ),
+    "pause": ("pause:pause", "Stop taking new requests for a while."),
+    "resume": ("pause:resume", "Resume serving."),
+    "drain": ("drain:drain", "Finish running requests, then stop the node."),
+    "reload": ("reload:reload", "Have the running node read its settings again."),
+    "fingerprint": (
+        "fingerprint:fingerprint",
+        "Show the fingerprint of the CA that this node trusts, and of its own certificate.",
+    ),
+    "chat": ("chat:chat", "Talk to a model through the server."),
+    "install-service": (
+        "service:install_service",
+        "Install the node as a service that starts with this machine, "
+        "and start it if it has joined.",
+    ),
+    "uninstall-service": ("service:uninstall_service", "Stop the service and remove it."),
+}
+"""The place of each command in ``fabric_client.cli``, and the first sentence of its help."""
+
 app = output.commands("A Fabric node: serves requests with the inference engines of this machine.")
-app.command(epilog=about_settings(PREFIX, Config))(join)
-app.command("run", epilog=about_settings(PREFIX, Config))(run_)
-app.command()(status)
-app.command()(doctor)
-app.command()(pause)
-app.command()(resume)
-app.command()(drain)
-app.command()(reload)
-app.command()(fingerprint)
-app.command()(chat)
-app.command()(install_service)
-app.command()(uninstall_service)
+output.add_commands(app, "fabric_client.cli", COMMANDS)
 
 
 @app.callback(invoke_without_command=True)
@@ -57,17 +56,7 @@ def _program(
 
 
 def main() -> NoReturn:
-    output.main(
-        app,
-        "fabric-client",
-        {
-            SettingsError: output.WRONG,
-            BadToken: output.WRONG,
-            NotJoined: output.WRONG,
-            AlreadyRunning: output.WRONG,
-            RemoteError: output.REFUSED,
-        },
-    )
+    output.main(app, "fabric-client", {RemoteError: output.REFUSED})
 
 
 if __name__ == "__main__":

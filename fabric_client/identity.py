@@ -25,13 +25,14 @@ from fabric_client.key_files import KeyFiles, read_key
 from protocol.aio.tls import DialContext
 from protocol.join import BACKDATED_SECONDS
 from protocol.messages import MAX_HOSTS
+from runtime.errors import Problem
 from runtime.files import write
 
 RENEW_AFTER = 1 / 3
 """A certificate is renewed when this part of its lifetime has passed."""
 
 
-class NotJoined(Exception):
+class NotJoined(Problem):
     """The directory holds no usable identity; the message says what to do."""
 
 

@@ -21,6 +21,7 @@ from msgspec import Meta, Struct
 
 from protocol.errors import FabricError
 from protocol.messages import Host
+from runtime.errors import Problem
 
 KIND = "fjt1_"
 SECRET_BYTES = 32
@@ -82,7 +83,7 @@ def is_name(text: str) -> bool:
     return 0 < len(text) <= 256 and text.isprintable()
 
 
-class BadToken(FabricError):
+class BadToken(FabricError, Problem):
     """Text that is no join token of this release; ``str()`` gives the reason and the remedy."""
 
 

@@ -1,4 +1,4 @@
-"""Errors of stores, caches and buses; the text of each is one line that says what to do.
+"""Errors that people can put right, and among them those of stores, caches and buses.
 
 Adapters translate their libraries' errors into these; no other code catches a library's errors.
 """
@@ -6,7 +6,14 @@ Adapters translate their libraries' errors into these; no other code catches a l
 from __future__ import annotations
 
 
-class BackendError(Exception):
+class Problem(Exception):
+    """Something that the user of a program can put right; ``str()`` is a sentence that says how.
+
+    A command that raises it ends with the sentence on standard error, not as a defect.
+    """
+
+
+class BackendError(Problem):
     """A store, cache or bus can't be used.  ``str()`` is one line for a person."""
 
 

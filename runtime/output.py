@@ -11,16 +11,19 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from pkgutil import resolve_name
+from types import MappingProxyType
+from typing import Any, NoReturn
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
+from typer.core import TyperCommand
 
+from runtime.errors import Problem
 from runtime.shown import one_line, printable_json
 
 DEFECT = 1
@@ -32,29 +35,75 @@ REFUSED = 3
 log = logging.getLogger("fabric")
 
 
-class Failure(Exception):
-    """Failure that ends the command: ``str()`` on standard error, ``code`` as its exit code."""
+class Failure(Problem):
+    """Problem that ends the command: ``str()`` on standard error, ``code`` as its exit code."""
 
     def __init__(self, sentence: str, code: int = WRONG) -> None:
         super().__init__(sentence)
         self.code = code
 
 
+# Plain help: long flags leave no room for descriptions in rich's columns.
+_plain = partial(typer.Typer, add_completion=False, rich_markup_mode=None)
+
+
+def one_command() -> typer.Typer:
+    """Return the app of a single command."""
+    return _plain()
+
+
 def commands(help: str) -> typer.Typer:
     """Return a group of commands that prints its help when called alone."""
-    # Plain help: long flags leave no room for descriptions in rich's columns.
-    return typer.Typer(help=help, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+    app = _plain(help=help, no_args_is_help=True)
+    app.callback()(lambda: None)  # without one, a group of one command would be that command
+    return app
 
 
-def main(app: typer.Typer, name: str, failures: Mapping[type[Exception], int]) -> NoReturn:
+def add_commands(app: typer.Typer, package: str, table: Mapping[str, tuple[str, str]]) -> None:
+    """Add commands, and groups of them, whose modules are imported only when they are used.
+
+    The table has by each name the command's place, ``module:object`` in the package, and the first
+    sentence of its help, for the list of all commands.  The object is a function or a Typer.
+    """
+    for name, (place, help) in table.items():
+        app.command(name, help=help, cls=LateCommand)(_finder(f"{package}.{place}"))
+
+
+def _finder(place: str) -> Callable[[], Any]:
+    return lambda: resolve_name(place)
+
+
+class LateCommand(TyperCommand):
+    """Stands for a command until that is used: knows its name, and the sentence in the list."""
+
+    def load(self) -> Any:
+        """Return the command itself."""
+        assert self.callback is not None
+        found = self.callback()
+        if not isinstance(found, typer.Typer):
+            function, found = found, one_command()
+            found.command(self.name)(function)
+        return typer.main.get_command(found)
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
+    ) -> Any:
+        # All use of a command goes through its context: to run it, show its help, or complete it.
+        return self.load().make_context(info_name, args, parent, **extra)
+
+
+def main(
+    app: typer.Typer, name: str, failures: Mapping[type[Exception], int] = MappingProxyType({})
+) -> NoReturn:
     """Run the command given on the command line, and exit.
 
-    ``failures`` are the exceptions whose ``str()`` is a sentence for the user, with exit codes.
+    ``failures`` are exit codes of exceptions whose ``str()`` is a sentence for the user, as that of
+    each ``Problem`` is.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # consoles that can't show a character show "?"
             stream.reconfigure(errors="replace")
-    sys.exit(_run(app, name, {Failure: WRONG, **failures}))
+    sys.exit(_run(app, name, {**failures, Problem: WRONG}))
 
 
 def _run(app: typer.Typer, name: str, failures: Mapping[type[Exception], int]) -> int:
@@ -130,6 +179,10 @@ def say_json(value: object, *, line: bool = False) -> None:
 
 def say_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table, as wide as the terminal; in a pipe without line breaks, for grep and awk."""
+    # Imported here: to import rich takes longer than most commands that print no table.
+    from rich.console import Console
+    from rich.table import Table
+
     # Markup off: names may contain square brackets.
     width = None if sys.stdout.isatty() else 10_000
     console = Console(markup=False, highlight=False, emoji=False, width=width)

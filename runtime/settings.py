@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 from runtime.convert import convert, without_none
+from runtime.errors import Problem
 from runtime.shown import Secret, shown, without_password
 
 
@@ -38,7 +39,7 @@ __all__ = ["Conflict", "Secret", "SettingsError", "about", "describe", "load", "
 _OF_KUBERNETES = re.compile(r"SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?")
 
 
-class SettingsError(Exception):
+class SettingsError(Problem):
     """Invalid settings; ``str()`` is one sentence: the setting, its source, what to do."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from fabric_client.cli import Json, of_the_node
+from fabric_client.cli import Json, checks, of_the_node
 from fabric_client.config import Config
 from runtime.doctor import show
 
@@ -16,6 +16,4 @@ def doctor(settings: Config, json: Json = False) -> int:
     Engines, name, ports and certificates of the server, clock, disk, GPU. Works whether the node
     runs or not, and changes nothing. Exit code 1 if a check has failed, else 0.
     """
-    from fabric_client.cli import checks  # slow to import: not for every command
-
     return show(asyncio.run(checks.find(settings)), json=json)

@@ -17,10 +17,14 @@ from fabric_client.config import PREFIX, Config
 from fabric_client.identity import Identity, NotJoined
 from fabric_client.owner.process_lock import is_running
 from protocol.join import Token, parse
-from runtime.output import Failure, make_directory, note, program, say_json
+from runtime.flags import about_settings
+from runtime.output import Failure, make_directory, note, one_command, program, say_json
 from runtime.settings import describe
 
+app = one_command()
 
+
+@app.command(epilog=about_settings(PREFIX, Config))
 @of_the_node
 def join(
     settings: Config,
@@ -48,7 +52,9 @@ def join(
     A token admits one machine, once. On the command line it can be seen by other users of this
     machine and stays in the shell's history; give - or set the variable to avoid that.
     """
-    from fabric_client.registration import join as enrol  # slow to import: not for every command
+    from fabric_client.registration import (
+        join as enrol,  # slow to import: not for --help and errors
+    )
 
     text = sys.stdin.readline() if token == "-" else token  # noqa: S105 - no secret
     if text is None:

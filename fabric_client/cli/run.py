@@ -11,13 +11,14 @@ from typing import Annotated, Protocol
 import typer
 
 from fabric_client.cli import of_the_node
-from fabric_client.config import Config
+from fabric_client.config import PREFIX, Config
 from fabric_client.identity import Identity, NotJoined
 from fabric_client.owner import state
 from fabric_client.owner.process_lock import AlreadyRunning, hold_lock
 from protocol.errors import RemoteError
 from runtime import logs, run
-from runtime.output import make_directory, note
+from runtime.flags import about_settings
+from runtime.output import make_directory, note, one_command
 from runtime.run import Signals
 
 log = logging.getLogger("fabric.node")
@@ -36,6 +37,10 @@ class Node(Protocol):
     async def leave(self, seconds: float | None) -> None: ...
 
 
+app = one_command()
+
+
+@app.command("run", epilog=about_settings(PREFIX, Config))
 @of_the_node
 def run_(
     settings: Config,
@@ -88,7 +93,7 @@ async def _serve(
     signals: Signals,
     make: Callable[..., Node] | None,
 ) -> None:
-    from fabric_client.supervisor import Supervisor  # slow to import: not for every command
+    from fabric_client.supervisor import Supervisor  # slow to import: not for --help and errors
 
     node: Node = (make or Supervisor)(settings, identity, rng=Random())  # noqa: S311 - spreads load only
     signals.on_hangup = node.reload

@@ -6,7 +6,11 @@ import ipaddress
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from fabric_client.engines.probes import DIALECTS
+KINDS = (
+    *("ollama", "vllm", "llama-server", "lm-studio", "sglang", "koboldcpp", "localai", "tgi"),
+    "openai",
+)
+"""The kinds of engines; ``probes.DIALECTS`` has what each is asked."""
 
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - people copy these from OLLAMA_HOST
 
@@ -32,8 +36,8 @@ def parse_address(text: str) -> Address:
     kind, equals, rest = text.strip().partition("=")
     if not equals or "/" in kind or ":" in kind:
         kind, rest = "", text.strip()
-    elif kind not in DIALECTS:
-        raise AddressError(f"'{kind}' is no kind of engine; known kinds are {', '.join(DIALECTS)}.")
+    elif kind not in KINDS:
+        raise AddressError(f"'{kind}' is no kind of engine; known kinds are {', '.join(KINDS)}.")
     example = "write it like http://localhost:11434"
     if "://" not in rest:
         rest = f"http://{rest}"

@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from runtime.errors import Problem
+
 LOCK_SECONDS = 0.5
 """Time to wait for the lock: ``status`` holds it for an instant to see whether it is held."""
 
 
-class AlreadyRunning(Exception):
+class AlreadyRunning(Problem):
     """Another program is this node; ``str()`` is a sentence."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Sequence
 
-from fabric_server.pki.ca import general_name
+from fabric_server.pki.names import spelled
 
 MAX_NAMES = 100
 """Let's Encrypt's limit for one certificate."""
@@ -39,7 +39,7 @@ def _certifiable(name: str) -> str:
         pass
     else:
         raise ValueError(f"{name} is an IP address, and the certificate is for DNS names only")
-    plain = str(general_name(name).value)
+    plain = spelled(name)
     if "*" in plain:
         raise ValueError(
             f"{name} is a pattern, which would need a challenge in the DNS: list the names instead"

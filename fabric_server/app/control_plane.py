@@ -14,9 +14,9 @@ from fabric_server.nodes.links import BUSY_TUNNEL, Links
 from fabric_server.nodes.registrar import CONTESTED
 from fabric_server.nodes.registry import Registry
 from fabric_server.nodes.tunnels import Tunnels
-from fabric_server.pki.ca import general_name
 from fabric_server.pki.certificates import Certificates
 from fabric_server.pki.enrolment import Enrolment
+from fabric_server.pki.names import spelled
 from fabric_server.storage.rows import Changes
 from protocol.messages import MAX_HOSTS
 
@@ -32,7 +32,7 @@ def dialable_hosts(names: Sequence[str]) -> tuple[str, ...]:
 
     A pattern of names can't be dialled.
     """
-    hosts = dict.fromkeys(str(general_name(name).value) for name in names if "*" not in name)
+    hosts = dict.fromkeys(spelled(name) for name in names if "*" not in name)
     return tuple(hosts)[:MAX_HOSTS]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from runtime.errors import Problem
 
-class BackupProblem(Exception):
+
+class BackupProblem(Problem):
     """A backup can't be made, read or restored; ``str()`` says why, and what to do."""

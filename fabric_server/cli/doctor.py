@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from fabric_server.cli import Json
+from fabric_server.cli import Json, checks
 from fabric_server.config import PREFIX, Config
 from runtime.doctor import show
 from runtime.flags import takes_settings
@@ -17,6 +17,4 @@ def doctor(settings: Config, json: Json = False) -> int:
     Store, cache, bus, each port, names, certificates, clock, disk, open files, nodes. Works whether
     the server runs or not, and changes nothing. Exit code 1 if a check has failed, else 0.
     """
-    from fabric_server.cli import checks  # slow to import: not for every command
-
     return show(asyncio.run(checks.find(settings)), json=json)

@@ -1,7 +1,7 @@
 """The server of ``fabric-server up``, and its ready message.
 
-``up`` imports this module when it runs: the imports below take half a second, which no other
-command should wait for.
+``up`` imports this module when it has found nothing wrong: to import what a server needs takes
+longer than to tell an error.
 """
 
 from __future__ import annotations

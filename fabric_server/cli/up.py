@@ -16,11 +16,14 @@ from fabric_server.net.sockets import bind
 from fabric_server.net.takeover import TakeoverProblem, running_server
 from runtime import logs
 from runtime.extras import require
-from runtime.flags import takes_settings
-from runtime.output import make_directory, moment
+from runtime.flags import about_settings, takes_settings
+from runtime.output import make_directory, moment, one_command
 from runtime.run import Signals, run
 
+app = one_command()
 
+
+@app.command(epilog=about_settings(PREFIX, Config))
 @takes_settings(Config, PREFIX)
 def up(
     settings: Config,
@@ -88,6 +91,6 @@ def _check_ports(settings: Config) -> None:
 
 
 async def _serve(settings: Config, signals: Signals, json: bool) -> None:
-    from fabric_server.cli.serve import serve  # takes half a second, which other commands save
+    from fabric_server.cli.serve import serve  # slow to import: not for --help and errors
 
     await serve(settings, signals, json)

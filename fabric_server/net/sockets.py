@@ -7,6 +7,8 @@ import logging
 import socket
 from collections.abc import Sequence
 
+from runtime.errors import Problem
+
 log = logging.getLogger("fabric.listen")
 
 BACKLOG = 1024
@@ -16,7 +18,7 @@ TRIES = 16
 _NO_FAMILY = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT}
 
 
-class PortProblem(Exception):
+class PortProblem(Problem):
     """A port can't be opened; the message names the setting and what to do."""
 
 

@@ -38,6 +38,7 @@ import msgspec
 from msgspec import Struct
 
 from runtime.background import log_failure
+from runtime.errors import Problem
 
 log = logging.getLogger("fabric.takeover")
 
@@ -81,7 +82,7 @@ class Refused(Struct, frozen=True):
     error: str
 
 
-class TakeoverProblem(Exception):
+class TakeoverProblem(Problem):
     """The running server can't be taken over or contacted; the message says why."""
 
 

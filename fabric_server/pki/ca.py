@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from fabric_server.pki.names import spelled
 from protocol.join import BACKDATED_SECONDS
 from protocol.names import SERVER_NAME
 
@@ -181,17 +182,11 @@ def key_pem(key: ec.EllipticCurvePrivateKey) -> str:
 
 def general_name(name: str) -> x509.GeneralName:
     """Convert a host name or address for a certificate.  Raises ``ValueError``."""
+    text = spelled(name)
     try:
-        return x509.IPAddress(ipaddress.ip_address(name.strip("[]")))
+        return x509.IPAddress(ipaddress.ip_address(text))
     except ValueError:
-        pass
-    try:
-        ascii_name = name.strip().rstrip(".").lower().encode("idna").decode("ascii")
-        if not ascii_name or any(character in ascii_name for character in "/:@ "):
-            raise ValueError("not a host name")
-        return x509.DNSName(ascii_name)
-    except ValueError:
-        raise ValueError(f"'{name}' is neither a host name nor an address") from None
+        return x509.DNSName(text)
 
 
 def _builder(

@@ -31,19 +31,20 @@ from fabric_server.pki.ca import (
     SERVER_SECONDS,
     Authority,
     fingerprint,
-    general_name,
     key_pem,
     names_of,
     to_pem,
 )
+from fabric_server.pki.names import spelled
 from protocol.join import BACKDATED_SECONDS
 from protocol.names import SERVER_NAME
+from runtime.errors import Problem
 from runtime.files import write
 
 log = logging.getLogger("fabric.certificates")
 
 
-class CertificateProblem(Exception):
+class CertificateProblem(Problem):
     """A certificate or key of the server is unusable; the message says which, why, what to do."""
 
 
@@ -320,11 +321,11 @@ def _all_names(names: Iterable[str]) -> tuple[str, ...]:
     wanted = []
     for name in (SERVER_NAME, "localhost", "127.0.0.1", "::1", *names):
         try:
-            wanted.append(str(general_name(name).value))
+            wanted.append(spelled(name))
         except ValueError as error:
             raise CertificateProblem(
                 f"{error}, so it can't be in a certificate: correct the setting address."
             ) from None
     with contextlib.suppress(ValueError):  # the host name was not chosen for certificates
-        wanted.append(str(general_name(socket.gethostname()).value))
+        wanted.append(spelled(socket.gethostname()))
     return tuple(dict.fromkeys(wanted))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
-import click
 import pytest
 import typer
+from typer.core import TyperOption
 
 from consumer.__main__ import app as consumer
 from fabric_client.__main__ import app as client
 from fabric_server.__main__ import app as server
+from runtime.output import LateCommand
 
 PROGRAMS = {"fabric-server": server, "fabric-client": client, "fabric-consumer": consumer}
 
@@ -22,11 +24,12 @@ PYTHON = re.compile(
 """Python's spelling of things; ``<str>`` and ``<a|b>`` are typer's."""
 
 
-def helps() -> Iterator[tuple[str, click.Command, str]]:
-    def walk(
-        name: str, command: click.Command, parent: click.Context | None
-    ) -> Iterator[tuple[str, click.Command, str]]:
-        context = click.Context(command, info_name=name.rpartition(" ")[2], parent=parent)
+def helps() -> Iterator[tuple[str, Any, str]]:
+    def walk(name: str, command: Any, parent: Any) -> Iterator[tuple[str, Any, str]]:
+        if isinstance(command, LateCommand):
+            command = command.load()
+        last = name.rpartition(" ")[2]
+        context = command.context_class(command, info_name=last, parent=parent)
         yield name, command, " ".join(command.get_help(context).split())
         for below, one in getattr(command, "commands", {}).items():
             yield from walk(f"{name} {below}", one, context)
@@ -43,8 +46,22 @@ def test_a_help_is_in_words_of_people(name: str) -> None:
     command, text = HELPS[name]
     assert not PYTHON.search(text), PYTHON.search(text)
     for parameter in command.params:
-        if isinstance(parameter, click.Option):
+        if isinstance(parameter, TyperOption):
             assert parameter.help or parameter.name == "help", parameter.name
+
+
+LATE = {
+    f"{program} {name}": one
+    for program, app in PROGRAMS.items()
+    for name, one in getattr(typer.main.get_command(app), "commands", {}).items()
+}
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_the_list_of_commands_says_what_the_help_of_each_begins_with(name: str) -> None:
+    listed, itself = LATE[name], LATE[name].load()
+    for limit in (20, 45, 60, 500):
+        assert listed.get_short_help_str(limit) == itself.get_short_help_str(limit)
 
 
 def test_a_setting_without_a_default_is_said_to_be_required() -> None:

@@ -6,7 +6,7 @@ import aiohttp
 from hypothesis import given
 from hypothesis import strategies as some
 
-from fabric_client.engines.addresses import parse_address
+from fabric_client.engines.addresses import KINDS, parse_address
 from fabric_client.engines.discovery import Engine
 from fabric_client.engines.probes import DIALECTS
 from protocol.messages import EngineReport, ModelReport
@@ -222,6 +222,10 @@ _ANYTHING = some.recursive(
     lambda inner: some.lists(inner, max_size=4) | some.dictionaries(_KEYS, inner, max_size=5),
     max_leaves=30,
 )
+
+
+def test_every_kind_that_an_address_may_name_has_its_questions() -> None:
+    assert tuple(DIALECTS) == KINDS
 
 
 @given(kind=some.sampled_from(sorted(DIALECTS)), answers=some.lists(_ANYTHING, min_size=3))

@@ -25,6 +25,7 @@ from fabric_server.__main__ import main as run_server
 from ledger.records import LedgerEntry
 from protocol.messages import EngineReport, ModelReport
 from runtime.logs import JsonLines, TerminalLines
+from runtime.output import LateCommand
 from tests.commands import Shell
 
 HOSTILE = 'a\x1b[2J\x1b]0;b\x07\x9b31m\u202ec\u2066d\u200b\ufeffe\r\n{"event":"ready"}\ue000 “f”'
@@ -107,6 +108,8 @@ def names(program: str, app: typer.Typer) -> set[str]:
     found = set()
 
     def walk(prefix: str, command: object) -> None:
+        if isinstance(command, LateCommand):
+            command = command.load()
         inner = getattr(command, "commands", None)
         if not inner:
             found.add(prefix)
