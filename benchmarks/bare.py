@@ -56,6 +56,7 @@ class Once:
     def __init__(self, record: RequestRecord, upstream: UpstreamContext) -> None:
         self._record = record
         self._upstream = upstream
+        self.loop = upstream.loop
 
     def can_retry(self) -> bool:
         return False

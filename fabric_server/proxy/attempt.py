@@ -46,6 +46,9 @@ NO_STREAM = "the answer is not a stream, but the client has the head of one"
 class AttemptOwner(Protocol):
     """The retry loop, as its attempts see it."""
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop: ...
+
     def can_retry(self) -> bool:
         """Return whether another engine could be asked now, from the beginning."""
 
@@ -99,7 +102,7 @@ class Attempt:
         self.clock = clock
         self._registry = registry
         self._deadlines = deadlines
-        self._loop = asyncio.get_running_loop()
+        self._loop = owner.loop
         self._stream: ServerStream | None = None
         self._writable: asyncio.Event | None = None
         self._unacked_bytes = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 
 from fabric_server.dialects import errors
@@ -44,7 +43,6 @@ class RetryLoop:
         "_continuation",
         "_deadline",
         "_endpoint",
-        "_loop",
         "_raw",
         "_record",
         "_request",
@@ -53,6 +51,7 @@ class RetryLoop:
         "_suspects",
         "_upstream",
         "_whole",
+        "loop",
     )  # fmt: skip
 
     def __init__(
@@ -70,7 +69,7 @@ class RetryLoop:
         self._endpoint = request.endpoint or CHAT
         self._record = record
         self._requirements = requirements
-        self._loop = asyncio.get_running_loop()
+        self.loop = upstream.loop
         self._whole = request.body.flowing is None
         """Otherwise the replay buffer has only the body's beginning: it can't be sent twice."""
         self._size = size
@@ -122,7 +121,7 @@ class RetryLoop:
     async def _admit(self) -> tuple[Choice, ServerTunnel]:
         """Take a slot of an engine, and a tunnel to it."""
         admission, requirements = self._upstream.admission, self._requirements
-        began = self._loop.time()
+        began = self.loop.time()
         try:
             while True:
                 choice = (
@@ -130,7 +129,7 @@ class RetryLoop:
                 )
                 if choice is None:
                     choice = await admission.admit(requirements, self._deadline, self._request.id)
-                tunnel = choice.engine.node.tunnel(self._loop.time())
+                tunnel = choice.engine.node.tunnel(self.loop.time())
                 if tunnel is not None:
                     break
                 # The tunnel closed between the slot being given and being used.
@@ -140,7 +139,7 @@ class RetryLoop:
                 raise self._broken from None
             raise
         finally:
-            self._record.queued += self._loop.time() - began
+            self._record.queued += self.loop.time() - began
         self._note_try(choice.engine)
         return choice, tunnel
 
@@ -148,7 +147,7 @@ class RetryLoop:
         if engine.breakers:
             requirements = self._requirements
             for breaker in engine.breakers_of(requirements.model, requirements.path):
-                breaker.on_attempt(self._loop.time())
+                breaker.on_attempt(self.loop.time())
         self._record.attempts += 1
         self._requirements.excluded_nodes.append(engine.node.id)
 
@@ -204,10 +203,10 @@ class RetryLoop:
         upstream, body = self._upstream, self._request.body.replay_buffer
         if first.hedge is not None or not upstream.budget.allows:
             return
-        choice = upstream.admission.admit_now(self._requirements, self._loop.time())
+        choice = upstream.admission.admit_now(self._requirements, self.loop.time())
         if choice is None:
             return
-        tunnel = choice.engine.node.tunnel(self._loop.time())
+        tunnel = choice.engine.node.tunnel(self.loop.time())
         if tunnel is None:
             upstream.registry.release(choice.engine, choice.key_id)
             return
@@ -219,7 +218,7 @@ class RetryLoop:
         second.begin(tunnel, self._head(second, body), body, ended=True)
 
     def _new_attempt(self, choice: Choice) -> Attempt:
-        upstream, now = self._upstream, self._loop.time()
+        upstream, now = self._upstream, self.loop.time()
         return Attempt(
             self,
             choice,
@@ -258,7 +257,7 @@ class RetryLoop:
     async def _ending(self, attempt: Attempt) -> tuple[Attempt, Ending]:
         """Wait for the end of an attempt, or of its hedge; return whose ending it is, and which."""
         flowing = self._request.body.flowing
-        upload = None if flowing is None else self._loop.create_task(attempt.upload(flowing))
+        upload = None if flowing is None else self.loop.create_task(attempt.upload(flowing))
         hedge: Attempt | None = None
         try:
             ending = await attempt.done
@@ -288,7 +287,7 @@ class RetryLoop:
     def on_attempt_over(self, attempt: Attempt, ending: Ending) -> None:
         upstream, record, answer = self._upstream, self._record, attempt.answer
         requirements, stream = self._requirements, record.parsed.stream
-        check_usage(self._request, attempt, requirements, self._loop.time())
+        check_usage(self._request, attempt, requirements, self.loop.time())
         self._judge(attempt, ending)
         if self._broken is None:  # the rest of an answer does not show how long answers take
             upstream.outcomes.update_latency(
@@ -307,7 +306,7 @@ class RetryLoop:
                 )
             metrics.continued += answer.is_rest
             upstream.admission.record_service_time(
-                requirements.model, self._loop.time() - attempt.clock.began_at
+                requirements.model, self.loop.time() - attempt.clock.began_at
             )  # attempts without an answer do not show how long answers take
         charge(record, attempt, ending, requirements)
         record.end_attempt(attempt, ending)

@@ -29,9 +29,9 @@ class UpstreamContext:
     timeouts: Timeouts
     hedging: Hedging = field(default_factory=Hedging)
     budget: RetryBudget = field(default_factory=RetryBudget)
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    """The running loop: to ask for it costs each request a system call on Python 3.11."""
     outcomes: OutcomeReporter = field(init=False)
 
     def __post_init__(self) -> None:
-        self.outcomes = OutcomeReporter(
-            self.admission.balancer.state, self.registry, asyncio.get_running_loop()
-        )
+        self.outcomes = OutcomeReporter(self.admission.balancer.state, self.registry, self.loop)
