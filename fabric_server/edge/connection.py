@@ -325,6 +325,10 @@ class Connection(asyncio.Protocol):
         elif self._parser.in_head:
             self.deadline = self._loop.time() + self._parser.limits.header_seconds
 
+    def time(self) -> float:
+        """Return event-loop seconds; to ask for the running loop would cost a system call."""
+        return self._loop.time()
+
     def date(self) -> bytes:
         return self._edge.date()
 

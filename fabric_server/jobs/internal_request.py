@@ -123,6 +123,9 @@ class BufferedResponse:
     def can_discard_rest(self, body: Body) -> bool:
         return True
 
+    def time(self) -> float:
+        return asyncio.get_running_loop().time()
+
     def date(self) -> bytes:
         return b""
 

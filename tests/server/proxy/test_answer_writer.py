@@ -31,6 +31,9 @@ class Collected:
     def client_address(self, headers: Mapping[bytes, bytes]) -> str:
         return ""
 
+    def time(self) -> float:
+        return 0.0
+
     def date(self) -> bytes:
         return b""
 
