@@ -36,14 +36,14 @@ def prefix_hashes(
             break
     else:
         return ()
-    view = memoryview(body)[start : start + MAX_HASHED]
-    size = len(view)
+    text = body[start : start + MAX_HASHED]
+    size = len(text)
     value = crc32(salt)
     hashes = []
     for begin, end in _PAIRS:
         if end > size:
             break
-        value = crc32(view[begin:end], value)
+        value = crc32(text[begin:end], value)
         hashes.append(value)
     return tuple(hashes)
 
