@@ -106,7 +106,7 @@ class Webhooks:
         self._store = store
         self._allow_http = allow_http
         self._allowed = any_address if allow_private else is_public
-        self._trust = trust or ssl.create_default_context()
+        self._trust = trust
         self._clock = clock
         self._wake = asyncio.Event()
         self._attempts: dict[str, str] = {}
@@ -296,16 +296,27 @@ class Webhooks:
     def _target(self, url: str) -> Target:
         return parse_target(url, allow_http=self._allow_http, allowed=self._allowed)
 
+    async def _context(self) -> ssl.SSLContext:
+        """Return the CAs that receivers are checked with: by default the public ones.
+
+        These are read at the first need, in a thread: it takes 20 ms, which the start and the
+        requests of others don't wait for.
+        """
+        if self._trust is None:
+            self._trust = await asyncio.to_thread(ssl.create_default_context)
+        return self._trust
+
     async def _connect(self, target: Target) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect to an address that was checked; TLS verifies the host name."""
         problem: OSError | None = None
         secure = target.scheme == "https"
+        context = await self._context() if secure else None
         for address in await resolve(target, self._look_up, self._allowed):
             try:
                 return await asyncio.open_connection(
                     address,
                     target.port,
-                    ssl=self._trust if secure else None,
+                    ssl=context,
                     server_hostname=target.host if secure else None,
                     limit=16 * 1024,
                 )

@@ -54,7 +54,8 @@ class Fetcher:
     ) -> None:
         self._look_up = look_up
         self._allowed = allowed
-        self._trust = trust or ssl.create_default_context()
+        # aiohttp has a context with the public CAs; another would take 20 ms of each start.
+        self._trust: ssl.SSLContext | bool = trust or True
         self._look_ups: Counter[str] = Counter()
         self._running: set[asyncio.Task[Sequence[str]]] = set()
 

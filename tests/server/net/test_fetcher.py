@@ -145,6 +145,9 @@ async def test_tls_verifies_the_name(tmp_path: Path) -> None:
         for url in (server.url(host="other.example"), server.url(host="127.0.0.1")):
             with pytest.raises(FetchError, match="certificate"):
                 await trusting.get(url, "key", lambda size: None)
+        public_cas_only = Fetcher(Names(["127.0.0.1"]), loopback_only)
+        with pytest.raises(FetchError, match="certificate"):
+            await public_cas_only.get(server.url(host="localhost"), "key", lambda size: None)
 
 
 async def test_slow_look_ups_are_bounded_for_each_key() -> None:
