@@ -12,10 +12,16 @@
 #
 #     OFFICIAL=1            pull python, PostgreSQL, Redis and Kafka from the registry, as users do
 #     BASE=image            the base of our images, instead of one made with debootstrap
-#     KEEP=1                leave containers and engine as they are at the end
+#     KEEP=1                leave containers and engine as they are at the end, until the next start
 #     PIP_CERT, PIP_INDEX_URL, PIP_CONFIG_FILE    are passed to pip inside the builds
 #
 # Exit code 0: all tests passed; 1: a test failed; 2: the tests can't run here.
+#
+# Containers, volumes and networks have names that begin with the run's: fabric-test-, the process id of
+# this script and the time when that process started.  At its end, or at SIGINT, SIGTERM and SIGHUP, the
+# script removes what has its run's name.  Nothing can do so at SIGKILL: each start removes what is left
+# of runs whose process is gone.  The tests themselves run in a process group of their own, so that a
+# signal need not wait for what they do.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -27,17 +33,39 @@ case $what in all | server | stack) ;; *)
     ;;
 esac
 
+# started PID: a word for when that process started; fails if there is none.
+started() {
+    if [ -r /proc/self/stat ]; then
+        { read -r stat < "/proc/$1/stat"; } 2> /dev/null || return 1
+        # shellcheck disable=SC2086 # its words: the name ends with the last bracket, 22 is the start
+        set -- ${stat##*) }
+        shift 19
+        echo "$1"
+    else
+        kill -0 "$1" 2> /dev/null && ps -o lstart= -p "$1" | tr -cd '[:alnum:]'
+    fi
+}
+
 cache=$PWD/.cache/docker
-work=$(mktemp -d /tmp/fabric-docker-test.XXXXXX)
 mkdir -p "$cache"
-began=$(date +%s)
-project=fabric-test
-export COMPOSE_PROJECT_NAME=$project
 engine= # process id of our own Docker engine
+tests=  # process id, and group, of the tests
+containers=
+if [ -n "${FABRIC_TEST_RUN:-}" ]; then # the tests of a run that has begun
+    project=$FABRIC_TEST_RUN
+    work=$FABRIC_TEST_WORK
+    began=$FABRIC_TEST_BEGAN
+else
+    project=fabric-test-$$-$(started $$)
+    work=$(mktemp -d "${TMPDIR:-/tmp}/$project.XXXXXX")
+    began=$(date +%s)
+fi
+export COMPOSE_PROJECT_NAME="$project"
 
 # ── output ────────────────────────────────────────────────────────────────────────────────────────
 
 step() {
+    end_if_killed
     printf '%4ds  %s\n' $(($(date +%s) - began)) "$*"
 }
 
@@ -77,6 +105,7 @@ until_true() {
     waited_for=$2
     shift 2
     until "$@" > "$work/out" 2>&1; do
+        end_if_killed
         if [ "$(date +%s)" -ge "$end" ]; then
             cat "$work/out" >&2
             fail "timed out: $waited_for"
@@ -88,36 +117,105 @@ until_true() {
 
 # ── cleaning up ───────────────────────────────────────────────────────────────────────────────────
 
-containers=
-volumes=
+# has_gone RUN: whether no process works for this run any more; RUN is PID-START.
+has_gone() {
+    now=$(started "${1%%-*}") || return 0
+    [ "$now" != "${1#*-}" ]
+}
+
+# runs_in: the runs, as PID-START, to which the names in the input belong.
+runs_in() {
+    sed -n 's/^fabric-test-\([0-9]\{1,\}-[0-9A-Za-z]\{1,\}\)[-_.].*/\1/p' | sort -u
+}
+
+# end_if_killed: nobody waits for these tests if their run is gone; the next start removes what is left.
+end_if_killed() {
+    if [ -n "${FABRIC_TEST_RUN:-}" ] && has_gone "${project#fabric-test-}"; then exit 1; fi
+}
+
+# remove_all RUN: its containers, volumes and networks.
+remove_all() {
+    prefix="fabric-test-$1"
+    docker ps --all --format '{{.Names}}' | grep "^$prefix[-_]" | while read -r name; do
+        docker rm --force --volumes "$name" > /dev/null < /dev/null || true
+    done
+    docker volume ls --format '{{.Name}}' | grep "^$prefix[-_]" | while read -r name; do
+        docker volume rm --force "$name" > /dev/null < /dev/null || true
+    done
+    docker network ls --format '{{.Name}}' | grep "^$prefix[-_]" | while read -r name; do
+        docker network rm "$name" > /dev/null < /dev/null || true
+    done
+}
+
+# stop_tests DIRECTORY: end the tests of a run and all that they have started.
+stop_tests() {
+    [ -s "$1/tests" ] || return 0
+    read -r group start < "$1/tests"
+    [ "$(started "$group" || true)" = "$start" ] || return 0
+    kill -s TERM -- "-$group" "$group" 2> /dev/null || true
+    wait "$group" 2> /dev/null || true # it has no end before if it is ours
+    for _ in $(seq 50); do
+        kill -s 0 -- "-$group" 2> /dev/null || return 0
+        sleep 0.1
+    done
+    kill -s KILL -- "-$group" 2> /dev/null || true
+}
+
+# remove_processes: what runs that are gone have left outside of Docker: tests, engine, directory.
+remove_processes() {
+    for directory in "${TMPDIR:-/tmp}"/fabric-test-*; do
+        [ -d "$directory" ] && [ ! -L "$directory" ] && [ -O "$directory" ] || continue
+        run=$(echo "${directory##*/}" | runs_in)
+        if [ -z "$run" ] || ! has_gone "$run"; then continue; fi
+        stop_tests "$directory"
+        if [ -s "$directory/docker.pid" ]; then
+            engine=$(cat "$directory/docker.pid")
+            if grep -qF "$directory" "/proc/$engine/cmdline" 2> /dev/null; then stop_engine "$directory"; fi
+            engine=
+        fi
+        rm -rf "$directory" || true
+    done
+}
+
+# remove_leftovers: what runs that are gone have left in this Docker engine.
+remove_leftovers() {
+    {
+        docker ps --all --format '{{.Names}}'
+        docker volume ls --format '{{.Name}}'
+        docker network ls --format '{{.Name}}'
+    } | runs_in | while read -r run; do
+        if has_gone "$run"; then
+            remove_all "$run"
+            step "removed what the run $run has left"
+        fi
+    done
+}
 
 leave() {
     code=$?
-    trap - EXIT INT TERM
+    trap - EXIT
+    trap '' INT TERM HUP
+    [ -z "$tests" ] || [ -s "$work/tests" ] || echo "$tests $(started "$tests")" > "$work/tests"
+    stop_tests "$work"
     if [ -n "${KEEP:-}" ]; then
-        echo "Kept: $work${engine:+, the engine $engine at $DOCKER_HOST}." >&2
+        echo "Kept until the next start: $work${engine:+, the engine $engine at $DOCKER_HOST}." >&2
         exit "$code"
     fi
     if docker info > /dev/null 2>&1; then
-        for name in $containers; do
-            docker rm --force --volumes "$name" > /dev/null 2>&1 || true
-        done
-        for name in $volumes; do
-            docker volume rm --force "$name" > /dev/null 2>&1 || true
-        done
-        if [ -d "$work/stack" ]; then
-            (cd "$work/stack/docker" && timeout 120 docker compose --profile '*' down --volumes --timeout 10 > /dev/null 2>&1) || true
-        fi
+        remove_all "${project#fabric-test-}"
     fi
     if [ -n "$engine" ]; then
-        stop_engine
+        stop_engine "$work"
     fi
     rm -rf "$work" || true
     exit "$code"
 }
-trap leave EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
+if [ -z "${FABRIC_TEST_RUN:-}" ]; then
+    trap leave EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    trap 'exit 129' HUP
+fi
 
 # ── the engine ────────────────────────────────────────────────────────────────────────────────────
 
@@ -129,8 +227,8 @@ start_engine() {
     command -v dockerd > /dev/null || cannot "no Docker engine runs, and there is no dockerd to start; install one: apt install docker.io iptables."
     [ "$(id -u)" = 0 ] || cannot "no Docker engine runs, and only root can start one."
     export DOCKER_HOST="unix://$work/docker.sock"
-    forward=$(iptables -S FORWARD 2> /dev/null | head -n 1) || forward=
-    ip_forward=$(cat /proc/sys/net/ipv4/ip_forward)
+    iptables -S FORWARD 2> /dev/null | head -n 1 > "$work/forward" || true
+    cat /proc/sys/net/ipv4/ip_forward > "$work/ip_forward"
     for storage in "" vfs; do
         dockerd --host "$DOCKER_HOST" --data-root "$cache/engine" --exec-root "$work/exec" \
             --pidfile "$work/docker.pid" ${storage:+--storage-driver "$storage"} > "$work/dockerd.log" 2>&1 &
@@ -151,15 +249,17 @@ start_engine() {
     cannot "the Docker engine does not start; above is the end of its log."
 }
 
-# It leaves its bridge and its rules in place, and FORWARD closed to everybody else.
+# stop_engine DIRECTORY: it leaves its bridge and its rules in place, and FORWARD closed to everybody else.
 stop_engine() {
+    forward=$(cat "$1/forward" 2> /dev/null) || forward=
+    ip_forward=$(cat "$1/ip_forward" 2> /dev/null) || ip_forward=
     kill "$engine" 2> /dev/null || true
     for _ in $(seq 60); do
         kill -0 "$engine" 2> /dev/null || break
         sleep 0.5
     done
     wait "$engine" 2> /dev/null || true
-    umount "$work/exec/netns/default" 2> /dev/null || true
+    umount "$1/exec/netns/default" 2> /dev/null || true
     case $forward in
     *DOCKER*) return ;; # another engine's
     esac
@@ -359,7 +459,6 @@ ledger_has() { # ledger_has COUNT: so many successful requests
 
 # run_node TOKEN: the client's image with the echo engine, on the host's network as at home.
 run_node() {
-    volumes="$volumes $project-node"
     containers="$containers $project-echo $project-node"
     docker run --detach --name "$project-echo" --network host --read-only --cap-drop ALL --user 10001 \
         --entrypoint python fabric-test/client -m fabric_client.echo --port "$echo_port" --words-per-second 20 > /dev/null
@@ -399,7 +498,6 @@ test_server() {
     step "the server alone, with its embedded store, cache and bus"
     name=$project-server
     containers="$containers $name"
-    volumes="$volumes $name"
     docker run --detach --name "$name" --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges \
         --memory 512m --pids-limit 128 --volume "$name:/var/lib/fabric" \
         --publish "$control_port:$control_port" --publish "$proxy_port:$proxy_port" \
@@ -543,16 +641,33 @@ END
 
 # ── all of it ─────────────────────────────────────────────────────────────────────────────────────
 
-start_engine
-need_compose
-find_builder
-need_base
-build_programs
-first=$(find_ports)
-control_port=$first proxy_port=$((first + 1)) public_port=$((first + 2)) api_port=$((first + 3)) echo_port=$((first + 4))
-if [ "$what" != stack ]; then test_server; fi
-if [ "$what" != server ]; then
-    build_stand_ins
-    test_stack
+run_tests() {
+    need_compose
+    find_builder
+    need_base
+    build_programs
+    first=$(find_ports)
+    control_port=$first proxy_port=$((first + 1)) public_port=$((first + 2)) api_port=$((first + 3)) echo_port=$((first + 4))
+    if [ "$what" != stack ]; then test_server; fi
+    if [ "$what" != server ]; then
+        build_stand_ins
+        test_stack
+    fi
+    step "all of it works"
+}
+
+if [ -n "${FABRIC_TEST_RUN:-}" ]; then
+    run_tests
+    exit
 fi
-step "all of it works"
+remove_processes
+start_engine
+command -v python3 > /dev/null || cannot "there is no python3; install it: apt install python3."
+remove_leftovers
+export FABRIC_TEST_RUN="$project" FABRIC_TEST_WORK="$work" FABRIC_TEST_BEGAN="$began"
+python3 -c 'import os, sys; os.setsid(); os.execvp("sh", ["sh", *sys.argv[1:]])' docker/test.sh "$what" &
+tests=$!
+echo "$tests $(started "$tests")" > "$work/tests"
+code=0
+wait "$tests" || code=$?
+exit "$code"

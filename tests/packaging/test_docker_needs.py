@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.packaging.checkout import ROOT
 
-TOOLS = ("sh", "dirname", "mktemp", "mkdir", "date", "rm", "id")
+TOOLS = ("sh", "dirname", "mktemp", "mkdir", "date", "rm", "id", "sed", "sort")
 
 
 def test_without_docker_it_names_the_package_and_leaves_no_directory(tmp_path: Path) -> None:
@@ -20,7 +20,7 @@ def test_without_docker_it_names_the_package_and_leaves_no_directory(tmp_path: P
         (tmp_path / tool).symlink_to(found)
     process = subprocess.Popen(
         ["sh", "-x", str(ROOT / "docker/test.sh")],
-        env={"PATH": str(tmp_path), "HOME": str(tmp_path)},
+        env={"PATH": str(tmp_path), "HOME": str(tmp_path), "TMPDIR": str(tmp_path)},
         stderr=subprocess.PIPE,
         text=True,
     )
