@@ -40,7 +40,7 @@ _read = msgspec.json.Decoder(_Completion).decode
 _fields = msgspec.json.Decoder(dict[str, Raw]).decode
 _list_of_fields = msgspec.json.Decoder(list[dict[str, Raw]]).decode
 _encode = msgspec.json.Encoder().encode
-_USAGE = re.compile(rb'"usage"\s*:\s*\{')
+_USAGE = re.compile(rb'"usage"\s*:\s*\{').match
 """In JSON text a quote inside a string is written ``\\"``, so this can only be a key."""
 _UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
@@ -55,16 +55,23 @@ class BodyFilter:
         self.decided: tuple[int, Headers] | None = None
         self._inline = inline
         self._headers = headers
-        self._held: bytearray | None = bytearray()
+        self._held: bytes | bytearray | None = b""
         """None once the answer is too long."""
 
     def feed(self, data: bytes) -> bytes:
-        if self._held is None:
+        held = self._held
+        if held is None:
             return data
-        self._held += data
-        if len(self._held) <= MAX_BODY:
+        if not held:  # and mostly that is all of it
+            held = data
+        elif isinstance(held, bytearray):
+            held += data
+        else:
+            held = bytearray(held) + data
+        if len(held) <= MAX_BODY:
+            self._held = held
             return b""
-        held, self._held = self._held, None
+        self._held = None
         self.decided = 200, self._headers
         return bytes(held)
 
@@ -96,25 +103,42 @@ class BodyFilter:
 
     def _with_reasoning(self, body: bytes) -> bytes:
         completion = _read(body)
-        changes = [self._change(choice.message) for choice in completion.choices]
-        usage = completion.usage
-        add_shares = usage is not None and usage.lacks_shares
-        if not add_shares and not any(changes):
-            return body
-        if usage is not None and not any(changes):
-            shares = usage.shares(*_amounts(completion.choices, changes))
+        choices, usage = completion.choices, completion.usage
+        changes, reasoning, content = self._look_at(choices)
+        changed = any(changes)
+        shares = None
+        if usage is not None and usage.lacks_shares:
+            shares = usage.shares(reasoning, content)
+        if not changed:
+            if shares is None:
+                return body
             if added := _insert(body, shares):
                 return added
         fields: dict[str, Any] = _fields(body)
-        if any(changes):
-            choices: list[dict[str, Any]] = _list_of_fields(fields["choices"])
-            for choice, change in zip(choices, changes, strict=True):
+        if changed:
+            written: list[dict[str, Any]] = _list_of_fields(fields["choices"])
+            for choice, change in zip(written, changes, strict=True):
                 choice["message"] = _fields(choice["message"]) | change
-            fields["choices"] = choices
-        if usage is not None and add_shares:
-            shares = usage.shares(*_amounts(completion.choices, changes))
+            fields["choices"] = written
+        if shares is not None:
             fields["usage"] = _fields(fields["usage"]) | shares
         return _encode(fields)
+
+    def _look_at(self, choices: list[_Choice]) -> tuple[list[dict[str, str]], int, int]:
+        """Return the changed fields of each message, and the characters of reasoning and of the
+        rest in all of them."""
+        changes: list[dict[str, str]] = []
+        reasoning = content = 0
+        for choice in choices:
+            message = choice.message
+            change = self._change(message)
+            changes.append(change)
+            sent = message.reasoning or message.reasoning_content
+            reasoning += len(sent or change.get("reasoning_content", ""))
+            content += len(change.get("content", message.content or ""))
+            if message.tool_calls:
+                content += sum(len(bytes(call)) for call in message.tool_calls)
+        return changes, reasoning, content
 
     def _change(self, message: _Message) -> dict[str, str]:
         """Return the changed fields of a message."""
@@ -145,26 +169,13 @@ def _insert(body: bytes, shares: dict[str, int]) -> bytes | None:
 
     Costs half as much as encoding the body again, and leaves the rest as the engine wrote it.
     """
-    found = _USAGE.search(body)
-    if found is None or body.count(b'"usage"') > 1:
+    # From the right: usage is near the end, and a word that is not there takes a third of the time.
+    at = body.rfind(b'"usage"')
+    found = _USAGE(body, at) if at >= 0 else None
+    if found is None or body.rfind(b'"usage"', 0, at) >= 0:
         return None
-    if b'"analysis_tokens"' in body or b'"final_tokens"' in body:
+    if body.rfind(b'"analysis_tokens"') >= 0 or body.rfind(b'"final_tokens"') >= 0:
         return None
     at = found.end()
-    inserted = b'"analysis_tokens":%d,"final_tokens":%d,' % (
-        shares["analysis_tokens"],
-        shares["final_tokens"],
-    )
-    return body[:at] + inserted + body[at:]
-
-
-def _amounts(choices: list[_Choice], changes: list[dict[str, str]]) -> tuple[int, int]:
-    """Return the characters of reasoning, and of the rest."""
-    reasoning = content = 0
-    for choice, change in zip(choices, changes, strict=True):
-        message = choice.message
-        sent = message.reasoning or message.reasoning_content
-        reasoning += len(sent or change.get("reasoning_content", ""))
-        content += len(change.get("content", message.content or ""))
-        content += sum(len(bytes(call)) for call in message.tool_calls or ())
-    return reasoning, content
+    analysis, final = shares["analysis_tokens"], shares["final_tokens"]
+    return b'%b"analysis_tokens":%d,"final_tokens":%d,%b' % (body[:at], analysis, final, body[at:])
