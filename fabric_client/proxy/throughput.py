@@ -8,13 +8,16 @@ from collections import deque
 WINDOW_SECONDS = 60.0
 _MAX_ANSWERS = 4096
 
-_COUNT = re.compile(rb'"(?:completion_tokens|output_tokens|eval_count)"\s*:\s*(\d{1,15})\b')
+_LAST_COUNT = re.compile(
+    rb'.*"(?:completion_tokens|output_tokens|eval_count)"\s*:\s*(\d{1,15})\b', re.DOTALL
+).match
+"""Find the last one: ``.*`` is tried from the end backwards, where the count is near."""
 
 
 def tokens_in(end: bytes) -> int:
     """Return the token count that the last bytes of an answer report, 0 if they have none."""
-    counts = _COUNT.findall(end)
-    return int(counts[-1]) if counts else 0
+    found = _LAST_COUNT(end)
+    return int(found[1]) if found else 0
 
 
 class Throughput:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from fabric_client.proxy.throughput import Throughput, tokens_in
 
@@ -23,6 +27,22 @@ from fabric_client.proxy.throughput import Throughput, tokens_in
 )
 def test_the_engines_own_count_is_read_from_the_end_of_its_answer(end: bytes, tokens: int) -> None:
     assert tokens_in(end) == tokens
+
+
+counts = st.sampled_from(
+    [
+        *(b'"completion_tokens"', b'"output_tokens"', b'"eval_count"', b'"total_tokens"', b'"'),
+        *(b":", b" ", b"\n", b"12", b"-1", b"3.5", b"0", b"9" * 15, b"9" * 16, b"null", b",", b"a"),
+    ]
+)
+
+
+@given(st.lists(counts | st.binary(max_size=3), max_size=20).map(b"".join))
+@example(b'"eval_count":1,"eval_count":2x')
+@example(b'"eval_count":1,"eval_count"eval_count":3')
+def test_of_several_counts_the_last_one_is_read(end: bytes) -> None:
+    plain = rb'"(?:completion_tokens|output_tokens|eval_count)"\s*:\s*(\d{1,15})\b'
+    assert tokens_in(end) == int([b"0", *re.findall(plain, end)][-1])
 
 
 def test_one_answer_is_as_fast_as_its_tokens_by_its_time() -> None:
