@@ -31,9 +31,8 @@ MakeReasoning = Callable[[bool | None], ResponseFilter]
 """Takes whether a stream was asked for; None: a translation sees to the answer's form."""
 
 _CHAT = "/v1/chat/completions"
-_STREAM = re.compile(rb'"stream"\s*:\s*true')
-"""Within a string its quotes would be escaped; a key of that name deeper inside is hardly ever
-there, and costs a look at the answer's first bytes only."""
+_STREAM = b'"stream"'
+_TRUE = re.compile(rb"\s*:\s*true").match
 
 OFF_LOOP = 128 * 1024
 """Bytes of a body or an answer up to which it is read on the event loop, in some 10 ms at most;
@@ -68,16 +67,28 @@ def prepare_whole(prepare: Prepare, with_usage: bool, body: bytes) -> tuple[Prep
     return Prepared(None, path, response_filter, usage), body
 
 
+def asks_stream(body: bytes) -> bool:
+    """Return whether a chat's body asks for a stream.
+
+    A key of that name deeper inside counts, too; it is hardly ever there, and costs a look at the
+    answer's first bytes only.
+    """
+    at = len(body)
+    while (at := body.rfind(_STREAM, 0, at)) >= 0:  # within a string its quotes would be escaped
+        if _TRUE(body, at + len(_STREAM)):
+            return True
+    return False
+
+
 def find_usage(body: bytes) -> tuple[int, int] | None:
     """Return the range of a body to take out, so that it asks for no usage in a stream.
 
     None if it has no ``stream_options``, ``ASKED_OTHERWISE`` if they are not what the server or a
     translation puts in.
     """
-    at = body.find(_OPTIONS)  # within a string its quotes would be escaped
-    if at < 0:
+    if body.rfind(_OPTIONS) < 0:  # within a string its quotes would be escaped
         return None
-    found = _USAGE.search(body, at)
+    found = _USAGE.search(body, body.find(_OPTIONS))
     if found is None:
         return ASKED_OTHERWISE
     start, stop = found.span()
@@ -152,6 +163,5 @@ def prepare(
             return prepared
     path, body, translated = prepared
     if translated is None:
-        stream = _STREAM.search(body) is not None
-        return TranslatedRequest(path, body, make_reasoning(stream))
+        return TranslatedRequest(path, body, make_reasoning(asks_stream(body)))
     return TranslatedRequest(path, body, FilterChain(make_reasoning(None), translated))

@@ -30,7 +30,8 @@ _UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 def refuse_links(body: bytes) -> None:
     """Raise ``TranslationError`` if a medium in an engine's request is anything but data."""
     lower = body.lower()  # a search without regard to case takes three times as long
-    if b'_url"' not in lower and b'"source"' not in lower and b"\\u00" not in lower:
+    find = lower.rfind  # as does ``in`` for a word that is not there
+    if find(b'_url"') < 0 and find(b'"source"') < 0 and find(b"\\u00") < 0:
         return
     if _GUARD.search(lower) is None:
         return

@@ -40,7 +40,7 @@ def chat(body: bytes) -> TranslatedRequest:
 
     Chat templates don't know the new name: they leave the message out, or fail.
     """
-    if _DEVELOPER_ROLE.search(body):
+    if body.rfind(b'"developer"') >= 0 and _DEVELOPER_ROLE.search(body):
         body = _with_system_role(body)
     return TranslatedRequest("/v1/chat/completions", body, None)
 
