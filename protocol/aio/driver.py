@@ -138,6 +138,8 @@ class Driver(asyncio.Protocol):
             if not pieces:
                 break
             transport.write(b"".join(pieces))
+            if not machine.has_output:  # mostly: costs less than to ask for nothing
+                break
         self._deliver_all()
         if machine.deadline < self._armed:
             self._arm()

@@ -70,8 +70,7 @@ class Stream:
         self._tunnel.flush_soon()
 
     def consumed(self, count: int) -> None:
-        self.connection.consumed(self.id, count)
-        if self.connection.has_output:
+        if self.connection.consumed(self.id, count):
             self._tunnel.flush_soon()
 
     def give_up(self, reason: str) -> None:

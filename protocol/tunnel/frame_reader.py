@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from protocol.tunnel import frames
-from protocol.tunnel.frames import END_FLAG, HEADER, MAX_DATA, FrameType
+from protocol.tunnel.frames import DATA, END_FLAG, HEADER, MAX_DATA, FrameType
 
 Handler = Callable[[int, int, bytes], None]
 """Called with stream id, flags and payload."""
 
 _unpack_header = HEADER.unpack_from
-# Looking a member up on its Enum costs 50 ns on Python 3.11, a global 5 ns.
-_DATA = int(FrameType.DATA)
 
 
 class FrameReader:
@@ -63,7 +61,7 @@ class FrameReader:
         while end - at >= 12:
             type, flags, reserved, stream_id, length = _unpack_header(data, at)
             if (
-                type != _DATA  # by far the most frequent type is checked without a call
+                type != DATA  # by far the most frequent type is checked without a call
                 or length > MAX_DATA
                 or flags > END_FLAG
                 or reserved

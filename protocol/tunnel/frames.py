@@ -43,6 +43,14 @@ class FrameType(IntEnum):
     ACK = 14
 
 
+# Types of frequent frames: looking a member up on its Enum costs 50 ns on Python 3.11, a global 5.
+OPEN = int(FrameType.OPEN)
+HEAD = int(FrameType.HEAD)
+DATA = int(FrameType.DATA)
+END = int(FrameType.END)
+WINDOW = int(FrameType.WINDOW)
+ACK = int(FrameType.ACK)
+
 END_FLAG = 0x01
 """On OPEN and DATA: the body ends with this frame."""
 CONFIRM_FLAG = 0x01
@@ -69,7 +77,7 @@ RULES: tuple[tuple[int, int, int, bool | None] | None, ...] = (
 )
 
 
-def encode(type: FrameType, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
+def encode(type: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
     return HEADER.pack(type, flags, 0, stream_id, len(payload)) + payload
 
 

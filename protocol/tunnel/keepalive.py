@@ -129,12 +129,13 @@ class KeepAlive:
         return self._life_deadline()
 
     def _life_deadline(self) -> float:
-        since = self._pinged if self._unanswered else self.last_received
+        received = self.last_received
+        since = self._pinged if self._pinged > received else received
         if self._busy_since is None:
             deadline = since + self._interval
         else:
             deadline = max(since, self._busy_since) + BUSY_SECONDS
-        return min(deadline, self._challenge_ends) if self._challenge_open else deadline
+        return min(deadline, self._challenge_ends) if self._challenged > received else deadline
 
     def check(self, now: float) -> Verdict:
         """Return what to do now; call again until it is WAIT."""

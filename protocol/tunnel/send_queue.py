@@ -6,12 +6,10 @@ from collections import deque
 
 from protocol.tunnel import frames
 from protocol.tunnel.events import Event, StreamWritable
-from protocol.tunnel.frames import END_FLAG, HEADER, MAX_DATA, OFFSET, FrameType
+from protocol.tunnel.frames import DATA, END_FLAG, HEADER, MAX_DATA, OFFSET
 from protocol.tunnel.streams import LOW_WATER, TUNNEL_WINDOW, Stream
 
 _pack_header = HEADER.pack
-# Looking a member up on its Enum costs 50 ns on Python 3.11, a global 5 ns.
-_DATA = int(FrameType.DATA)
 
 
 class SendQueue:
@@ -54,12 +52,13 @@ class SendQueue:
         ``StreamWritable`` is added to ``events`` and ended streams to ``ended``.
         """
         if self.ack:
-            self.control.append(frames.encode(FrameType.ACK, 0, 0, OFFSET.pack(self.ack)))
+            self.control.append(frames.encode(frames.ACK, 0, 0, OFFSET.pack(self.ack)))
             self.ack = 0
         out: list[bytes | memoryview] = []
         if self.control:
             out.extend(self.control)
             self.control.clear()
+            self.bytes_sent += sum(map(len, out))
         ready = self.ready
         while ready and limit > 0:
             stream = ready.popleft()
@@ -84,8 +83,9 @@ class SendQueue:
                 limit -= count
                 last = outbound.ended and not outbound.queued and outbound.trailer is None
                 flags = END_FLAG if last else 0
-                out.append(_pack_header(_DATA, flags, 0, stream.id, count))
+                out.append(_pack_header(DATA, flags, 0, stream.id, count))
                 out.append(payload)
+                self.bytes_sent += 12 + count
                 if outbound.writer_waits and outbound.queued < LOW_WATER:
                     outbound.writer_waits = False
                     events.append(StreamWritable(stream.id))
@@ -95,6 +95,6 @@ class SendQueue:
                     continue
             if outbound.trailer is not None:
                 out.append(outbound.trailer)
+                self.bytes_sent += len(outbound.trailer)
                 self.ended.append(stream)
-        self.bytes_sent += sum(map(len, out))
         return out

@@ -29,6 +29,7 @@ DRAIN_SECONDS = 60.0
 
 _NODE_SENDS = frozenset(FrameType) - {FrameType.OPEN, FrameType.RESUME, FrameType.ACK}
 
+_OPEN = State.OPEN  # looking a member up on its Enum costs 50 ns on Python 3.11
 _decode_hello = messages.decoder(Hello).decode
 _decode_response = messages.decoder(ResponseHead).decode
 _decode_figures = messages.decoder(Figures).decode
@@ -63,7 +64,7 @@ class ServerConnection(Connection):
         """``open_stream`` works now."""
         streams = self._streams
         return (
-            self.state is State.OPEN
+            self.state is _OPEN
             and not self.keepalive.suspected
             and len(streams) < streams.max_streams
             and streams.last_id + 2 <= streams.max_id
@@ -90,7 +91,7 @@ class ServerConnection(Connection):
         stream.outbound.ended = ended
         stream.outbound.accepts_data = not ended
         flags = END_FLAG if ended else 0
-        self._queue.control.append(frames.encode(FrameType.OPEN, flags, stream.id, payload))
+        self._queue.control.append(frames.encode(frames.OPEN, flags, stream.id, payload))
         self._start(stream, now)
         return stream.id
 

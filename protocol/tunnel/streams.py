@@ -38,8 +38,10 @@ class Inbound:
     def consume(self, count: int) -> int | None:
         """Return the offset to grant, or None while at least half a window of credit is left."""
         self.consumed += count
-        if self.granted - self.consumed > self.window // 2:
-            return None
+        return self.grant() if self.granted - self.consumed <= self.window // 2 else None
+
+    def grant(self) -> int:
+        """Grant a whole window beyond what is consumed, and return the offset."""
         self.granted = self.consumed + self.window
         return self.granted
 
