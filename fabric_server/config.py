@@ -259,16 +259,16 @@ class Config(PlaceConfig):
     stored_days: float = field(
         default=0.0,
         metadata=about(
-            "How long responses are kept whose requests have store: true, in days; 0: no response "
-            "is stored.",
+            "How long responses and chat completions are kept whose requests have store: true, in "
+            "days; 0: none is stored.",
             least=0,
         ),
     )
     stored_per_account: int = field(
         default=64 * 2**20,
         metadata=about(
-            "Maximum size of one account's stored responses, together; the oldest are dropped for "
-            "new ones.",
+            "Maximum size of one account's stored responses and chat completions, together; the "
+            "oldest are dropped for new ones.",
             unit="bytes",
             least=2**20,
         ),

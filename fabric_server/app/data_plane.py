@@ -107,7 +107,7 @@ class DataPlane:
             router=router,
             memory=self.memory,
             new_request_id=self.edge.new_id,
-            must_wait=self.gateway.must_wait,
+            gateway=self.gateway,
             outage=backends.outages.store,
         )
         self.jobs = Jobs(config, context, aliases, rng=rng)

@@ -24,6 +24,8 @@ MAX_MODEL = 256
 DECIDING = ("model", "stream", "stream_options")
 """Fields that decide who may ask, who answers and what is billed."""
 FORM_FIELDS = frozenset({"model", "stream", "priority"})
+STORE = b'"store"'
+"""The key by which a request asks for its answer to be stored; within a text quotes are escaped."""
 WITH_USAGE = b'"stream_options":{"include_usage":true}'
 _MAX_ESCAPES = 20_000
 _OPEN_BRACE = re.compile(rb"[ \t\r\n]*\{")
@@ -148,7 +150,7 @@ def describe_form(fields: dict[str, Field]) -> ParsedBody:
 
 
 def _refuse_state(body: bytes) -> None:
-    given = _decode_stateful(_readable(body))
+    given = _decode_stateful(readable(body))
     for name in STATEFUL:
         value = getattr(given, name)
         if value is not UNSET:
@@ -177,7 +179,7 @@ def are_numbers(value: bytes) -> bool:
 
 
 def _is_numbers(body: bytes) -> bool:
-    given = _decode_input(_readable(body)).input
+    given = _decode_input(readable(body)).input
     return isinstance(given, Raw) and are_numbers(bytes(given))
 
 
@@ -187,9 +189,9 @@ def _read_fields(body: bytes) -> _Body:
     except msgspec.ValidationError as error:
         raise _explain(error) from None
     except _UNREADABLE as error:
-        readable = _readable(body)
-        if readable != body:
-            return _read_fields(readable)
+        text = readable(body)
+        if text != body:
+            return _read_fields(text)
         words = str(error)
         if "truncated" in words:
             words = f"it ends too early, at byte {len(body)}"
@@ -198,7 +200,7 @@ def _read_fields(body: bytes) -> _Body:
         raise errors.bad_json(words) from None
 
 
-def _readable(body: bytes) -> bytes:
+def readable(body: bytes) -> bytes:
     """Replace lone surrogates, which msgspec rejects and most engines accept; offsets stay."""
     if body.count(rb"\u") > _MAX_ESCAPES:
         return body
@@ -254,7 +256,7 @@ def _keys_of(body: bytes) -> dict[str, Raw]:
     try:
         return _decode_keys(body)
     except _UNREADABLE:
-        body = _readable(body).decode(errors="replace").encode()
+        body = readable(body).decode(errors="replace").encode()
     try:
         return _decode_keys(body)
     except _UNREADABLE as error:

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from fabric_server.dialects.error_formats import Dialect
+from fabric_server.metering.answer_ids import ChatIdMeter, IdMeter, ResponseIdMeter
 from fabric_server.metering.events import AudioMeter, MessagesMeter, ResponsesMeter
 from fabric_server.metering.naming import NamingMeter
 from fabric_server.metering.ollama import LinesMeter, ollama_usage
 from fabric_server.metering.ollama_show import ShowMeter
 from fabric_server.metering.openai import BodyMeter, Meter, NoMeter, StreamMeter
-from fabric_server.metering.response_ids import IdMeter
 
 EVENTS = "text/event-stream"
 LINES = "application/x-ndjson"
@@ -47,6 +47,8 @@ class Endpoint:
     """Streams report usage only on request, so ``stream_options`` is inserted."""
     rejects_state: bool = False
     """Requests that refer to earlier answers are refused."""
+    stores: bool = False
+    """Answers are stored whose requests ask for it; set on copies of a row."""
     generates: bool = True
     """Engines generate text; otherwise their answers have no tokens."""
     changes_length: bool = False
@@ -154,9 +156,18 @@ def named(endpoint: Endpoint, real: str, asked: str) -> Endpoint:
 
 def with_response_id(endpoint: Endpoint, id: str) -> Endpoint:
     """Return the endpoint with answers in which the response has this id."""
+    return _with_id(endpoint, ResponseIdMeter, id)
+
+
+def with_chat_id(endpoint: Endpoint, id: str) -> Endpoint:
+    """Return the endpoint with answers in which the chat completion has this id."""
+    return _with_id(endpoint, ChatIdMeter, id)
+
+
+def _with_id(endpoint: Endpoint, meter: type[IdMeter], id: str) -> Endpoint:
     return replace(
         endpoint,
-        stream_meter=lambda wanted: IdMeter(endpoint.stream_meter(wanted), id, whole=False),
-        body_meter=lambda: IdMeter(endpoint.body_meter(), id, whole=True),
+        stream_meter=lambda wanted: meter(endpoint.stream_meter(wanted), id, whole=False),
+        body_meter=lambda: meter(endpoint.body_meter(), id, whole=True),
         changes_length=True,
     )

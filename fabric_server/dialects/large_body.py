@@ -46,14 +46,16 @@ _KEPT: Mapping[str, int] = {"model": 4096, "stream": 64, "stream_options": 64 * 
 _KEPT_STATE = dict.fromkeys(STATEFUL, 8)
 _KEPT_INPUT = {"input": 64}
 _KEPT_PRIORITY = {"priority": 8}
+_KEPT_STORE = {"store": 8}
 _PLACES = Fields(dict.fromkeys(DECIDING, 0))
 _AT_END = b"," + WITH_USAGE
 
 
-@lru_cache(maxsize=4)
-def _fields(with_state: bool, with_input: bool) -> Fields:
+@lru_cache(maxsize=8)
+def _fields(with_state: bool, with_input: bool, with_store: bool) -> Fields:
     state, given = _KEPT_STATE if with_state else {}, _KEPT_INPUT if with_input else {}
-    return Fields({**_KEPT, **_KEPT_PRIORITY, **state, **given})
+    store = _KEPT_STORE if with_store else {}
+    return Fields({**_KEPT, **_KEPT_PRIORITY, **state, **given, **store})
 
 
 class LargeBody:
@@ -69,12 +71,14 @@ class LargeBody:
         self.parsed: ParsedBody | None = None
         self._endpoint = endpoint
         self._media = media
-        fields = _fields(endpoint.rejects_state, endpoint.buffers_body)
+        fields = _fields(endpoint.rejects_state, endpoint.buffers_body, endpoint.stores)
         self._scanner = Scanner(fields, self._on_value)
         self._values: dict[str, Value] = {}
         self._twice = ""
         """A deciding field that has come twice."""
         self._token_ids = False
+        self.stores = False
+        """The request asks for its answer to be stored, where that can be: so far."""
         self._begins_with = b""
         self._text = EditedText()
         self.flows = False
@@ -198,6 +202,8 @@ class LargeBody:
             refuse_priority(value.text)
         elif name == "input":
             self._token_ids = are_numbers(value.text)
+        elif name == "store":
+            self.stores = value.exact and value.text == b"true"
         else:
             refuse_state(name, value.text)
 

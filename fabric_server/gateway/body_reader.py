@@ -65,7 +65,7 @@ async def _read_large(body: Body, large: LargeBody, *, to_end: bool) -> ParsedBo
     """Read JSON until it can flow, or to its end if it must not."""
     complete = await _read_more(body, large)
     while not complete:
-        if large.can_flow and not to_end and not large.has_references:
+        if large.can_flow and not (to_end or large.stores or large.has_references):
             parsed = large.begin_flow(announced=body.length is not None)
             body.replay_buffer = large.take()
             return parsed

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
 
 from msgspec.structs import replace
 
 from fabric_server.auth.authenticator import KeyAuthenticator
 from fabric_server.auth.keys import Key
 from fabric_server.dialects import errors
+from fabric_server.dialects.body import STORE
 from fabric_server.dialects.endpoints import ENDPOINTS, SHOW, Endpoint, named
 from fabric_server.edge.request import Request
 from fabric_server.edge.router import Router
@@ -26,6 +28,14 @@ from fabric_server.proxy.request_record import RequestRecord
 from fabric_server.proxy.retries import RetryLoop
 from fabric_server.proxy.upstream import UpstreamContext
 from fabric_server.routing.aliases import Aliases
+
+
+class Keeper(Protocol):
+    """Has answers stored whose requests ask for it."""
+
+    async def keep(self, record: RequestRecord) -> None:
+        """Let the request have another response and endpoint, if its answer is to be stored: its
+        body is read, and no engine is asked yet.  Raises ``ApiError`` to refuse the request."""
 
 
 class Gateway:
@@ -45,6 +55,8 @@ class Gateway:
         self.limits = upstream.ledger.limits
         self.media = media or Media(None, "data")
         self.active = ActiveRequests()
+        self.keeper: Keeper | None = None
+        """For requests whose endpoint ``stores``."""
         self._ledger = upstream.ledger
         self._loop = asyncio.get_running_loop()
 
@@ -96,6 +108,10 @@ class Gateway:
             else:
                 large.check()
                 concerns = large.has_references
+            if endpoint.stores and body.flowing is None and STORE in body.replay_buffer:
+                assert self.keeper is not None
+                await self.keeper.keep(record)
+                endpoint = request.endpoint
             if concerns:
                 await self.media.replace(body, endpoint)
                 record.parsed = replace(parsed, place=None)

@@ -16,7 +16,9 @@ from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Request
 from fabric_server.gateway.options import read_variant, refuse_regions
-from fabric_server.jobs.files import MAX_EXPIRY, MIN_EXPIRY, page, read_limit
+from fabric_server.jobs.files import MAX_EXPIRY, MIN_EXPIRY
+from fabric_server.jobs.metadata import Metadata
+from fabric_server.jobs.paging import page, read_limit
 from fabric_server.jobs.routes import JobRoutes
 from fabric_server.jobs.submission import Webhook, parse, read_body
 from fabric_server.jobs.webhooks import Webhooks
@@ -33,8 +35,6 @@ MAX_UNFINISHED = 20
 """Unfinished batches of one account."""
 _json = msgspec.json.Encoder().encode
 
-Metadata = dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]]
-
 
 class ExpiresAfter(Struct, frozen=True, kw_only=True):
     """The field ``output_expires_after``: when the output files are deleted."""
@@ -49,7 +49,7 @@ class NewBatch(Struct, frozen=True, kw_only=True):
     input_file_id: Annotated[str, Meta(max_length=128)]
     endpoint: Annotated[str, Meta(max_length=128)]
     completion_window: Literal["24h"]
-    metadata: Annotated[Metadata, Meta(max_length=16)] | None = None
+    metadata: Metadata | None = None
     webhook: Webhook | None = None
     output_expires_after: ExpiresAfter | None = None
 

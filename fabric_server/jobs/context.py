@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fabric_server.auth.authenticator import KeyAuthenticator
-from fabric_server.auth.keys import Key
 from fabric_server.edge.router import Router
+from fabric_server.gateway.gateway import Gateway
 from fabric_server.net.memory_budget import MemoryBudget
 from fabric_server.nodes.registry import Registry
 from fabric_server.routing.admission import Admission
@@ -30,5 +30,4 @@ class JobsContext:
     new_request_id: Callable[[], str]
     outage: Outage
     """That of the store."""
-    must_wait: Callable[[Key], float]
-    """Seconds for which a key's rate limits would refuse its requests; 0 for none."""
+    gateway: Gateway

@@ -10,7 +10,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
 from fabric_server.metering.openai import UNREADABLE
-from fabric_server.storage.responses import ResponseRow
+from fabric_server.storage.answers import AnswerRow
 
 _encode = msgspec.json.encode
 _decode_items = msgspec.json.Decoder(list[Raw]).decode
@@ -71,14 +71,14 @@ def read_asked(body: bytes) -> Asked | None:
         return None
 
 
-def put_together(body: bytes, asked: Asked, before: ResponseRow | None) -> tuple[bytes, bytes]:
+def put_together(body: bytes, asked: Asked, before: AnswerRow | None) -> tuple[bytes, bytes]:
     """Return the body for the engine, after the conversation ``before``, and the items to store.
 
     Raises ``ApiError`` when the body can't be read, or its input is neither a text nor a list.
     """
     if before is None:
         return body, _encode(asked.items()) if asked.stores else b"[]"
-    output = _decode_fields(before.response)["output"]
+    output = _decode_fields(before.answer)["output"]
     items = [*_decode_items(before.input), *_decode_items(output), *asked.items()]
     try:
         fields = _decode_fields(body)
@@ -101,7 +101,7 @@ def shown_response(answer: dict[str, Raw], id: str, previous: str | None) -> byt
     return _encode({**answer, "store": _TRUE, "previous_response_id": previous})
 
 
-def numbered_items(row: ResponseRow) -> list[dict[str, Any]]:
+def numbered_items(row: AnswerRow) -> list[dict[str, Any]]:
     """Return the items of a stored response's input, each with an id."""
     found: dict[str, dict[str, Any]] = {}
     for number, item in enumerate(_decode_items(row.input)):

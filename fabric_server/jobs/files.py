@@ -17,6 +17,7 @@ from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Request
 from fabric_server.jobs.multipart import FileBegun, Multipart, MultipartError, boundary_of
+from fabric_server.jobs.paging import page, read_limit
 from fabric_server.jobs.routes import JobRoutes
 from fabric_server.storage.files import CHUNK, FileRow, FileStore
 
@@ -266,25 +267,6 @@ def view(file: FileRow) -> dict[str, Any]:
         "purpose": file.purpose,
         "status": "processed",
     }
-
-
-def page(data: list[dict[str, Any]], more: bool) -> dict[str, Any]:
-    """Return OpenAI's list object."""
-    return {
-        "object": "list",
-        "data": data,
-        "first_id": data[0]["id"] if data else None,
-        "last_id": data[-1]["id"] if data else None,
-        "has_more": more,
-    }
-
-
-def read_limit(query: dict[str, list[str]], most: int) -> int:
-    """Return ``limit`` from the query.  Raises ``ApiError``: 400."""
-    text = query.get("limit", [str(min(most, 100))])[0]
-    if not text.isascii() or not text.isdigit() or len(text) > 6 or not 1 <= int(text) <= most:
-        raise errors.bad_field("limit", f"'limit' must be a number from 1 to {most}.")
-    return int(text)
 
 
 def _not_found(id: str, param: str) -> ApiError:

@@ -1,4 +1,4 @@
-"""The response to a request whose answer is to be stored before the client has all of it."""
+"""The answer at ``/v1/responses`` that is to be stored: a stream's last event has all of it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Any
 
 import msgspec
 
-from fabric_server.dialects.errors import ApiError
-from fabric_server.edge.response import Connection, Response
+from fabric_server.edge.response import Connection
+from fabric_server.jobs.held_answer import HeldAnswer
 from fabric_server.metering.openai import UNREADABLE
-from fabric_server.metering.response_ids import MAX_ANSWER
 from fabric_server.metering.sse import events_in, read_data
 from fabric_server.net.memory_budget import Holding
 
@@ -22,14 +21,10 @@ _LAST = re.compile(
 _decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
-class HeldResponse(Response):
-    """Holds back an answer in one piece, or the last events of a stream, until ``release``.
+class HeldResponse(HeldAnswer):
+    """Holds back an answer in one piece, or the last events of a stream."""
 
-    So a client that has it all can use its id: it is stored by then.  An answer, or a last event,
-    of more than ``MAX_ANSWER`` bytes is passed on, and not stored.
-    """
-
-    __slots__ = ("_ended", "_held", "_holding", "_size", "_streamed", "given", "previous")
+    __slots__ = ("previous",)
 
     def __init__(
         self,
@@ -40,81 +35,22 @@ class HeldResponse(Response):
         given: bytes = b"",
         previous: str | None = None,
     ) -> None:
-        """``holding`` counts what is held back, and ``given``."""
-        super().__init__(connection)
-        self.given = given
-        """What is to be stored with the answer; empty once that can't be stored any more."""
+        super().__init__(connection, holding, streamed=streamed, given=given)
         self.previous = previous
         """Id of the response from which this one goes on."""
-        self._streamed = streamed
-        self._holding = holding
-        self._held: list[bytes] | None = []
-        """None: nothing is held back any more."""
-        self._size = 0
-        self._ended = False
 
-    def write(self, data: bytes) -> None:
-        held = self._held
-        if held is None or self.status >= 300:
-            super().write(data)
-        elif held or not self._streamed or _LAST.search(data):
-            self._hold(held, data)
-        else:
-            super().write(data)
-
-    def _hold(self, held: list[bytes], data: bytes) -> None:
-        held.append(data)
-        self._size += len(data)
-        self.bytes_out += len(data)
-        if self._size > MAX_ANSWER or not self._has_memory():
-            self._let_go()
-
-    def _has_memory(self) -> bool:
-        """Return whether the answer may be held back; otherwise it is only passed on."""
-        try:
-            self._holding.reach(len(self.given) + self._size)
-        except ApiError:
-            return False
-        return True
-
-    def finish(self) -> None:
-        if self._held:
-            self._ended = True
-        else:
-            super().finish()
-
-    def abort(self) -> None:
-        self._let_go()
-        super().abort()
+    def find_end(self, data: bytes) -> int | None:
+        return 0 if _LAST.search(data) is not None else None
 
     def answer(self) -> dict[str, msgspec.Raw] | None:
         """Return the fields of the response object; None when there is none, or no whole one."""
-        if not self._ended or self.status != 200 or not self._held:
+        data = self.held
+        if not data:
             return None
-        data = b"".join(self._held)
         try:
             return _last_response(data) if self._streamed else _decode(data)
         except UNREADABLE:
             return None
-
-    def drop(self) -> None:
-        """Forget what was held back: nobody reads it."""
-        self._held, self._ended, self.given = None, False, b""
-        self._holding.release()
-
-    def release(self) -> None:
-        """Send what was held back, to the end; call it on every path."""
-        self._let_go()
-        if self._ended:
-            super().finish()
-
-    def _let_go(self) -> None:
-        held, self._held = self._held, None
-        if held:
-            self.bytes_out -= self._size
-            super().write(b"".join(held))
-        self.given = b""
-        self._holding.release()
 
 
 def _last_response(data: bytes) -> dict[str, msgspec.Raw] | None:

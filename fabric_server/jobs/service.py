@@ -1,4 +1,4 @@
-"""The parts of jobs, files, batches, webhooks and stored responses, built and run together."""
+"""The parts of jobs, files, batches, webhooks and stored answers, built and run together."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from fabric_server.jobs.batch_lines import BatchLines
 from fabric_server.jobs.batch_output import BatchOutput
 from fabric_server.jobs.batch_runner import BatchRunner
 from fabric_server.jobs.batches import ENDPOINTS, Batches
+from fabric_server.jobs.chats import Chats
 from fabric_server.jobs.context import JobsContext
 from fabric_server.jobs.executor import JobExecutor
 from fabric_server.jobs.files import Files
@@ -27,18 +28,19 @@ from fabric_server.jobs.retention import Retention
 from fabric_server.jobs.routes import JobRoutes
 from fabric_server.jobs.runner import Runner
 from fabric_server.jobs.scheduler import Scheduler
+from fabric_server.jobs.stored_answers import StoredAnswers, StoredLimits
 from fabric_server.jobs.webhooks import Webhooks
 from fabric_server.routing.aliases import Aliases
+from fabric_server.storage.answers import AnswerStore
 from fabric_server.storage.batches import BatchStore
 from fabric_server.storage.files import FileStore
 from fabric_server.storage.jobs import JobStore
-from fabric_server.storage.responses import ResponseStore
 from fabric_server.storage.webhooks import WebhookStore
 from runtime.background import Work
 
 
 class Jobs:
-    """Jobs, files, batches, webhooks and stored responses of one server.
+    """Jobs, files, batches, webhooks and stored answers of one server.
 
     Build it when the public port has all its other routes: batch lines may use those, and no
     others.
@@ -62,7 +64,7 @@ class Jobs:
         self._finisher = JobFinisher(jobs, self._webhooks)
         self._runner = Runner(
             jobs,
-            JobExecutor(context.store, client, context.admission, context.must_wait),
+            JobExecutor(context.store, client, context.admission, context.gateway.must_wait),
             self._finisher,
             Scheduler(max_jobs=config.jobs_at_once, max_lines=config.batch_at_once, rng=rng),
             self._models,
@@ -109,13 +111,14 @@ class Jobs:
         for part in (inference, file_routes, batch_routes):
             part.add_to(routes)
         if config.stored_days:
-            Responses(
-                ResponseStore(database),
+            stored = StoredAnswers(
+                AnswerStore(database),
                 context.memory,
-                max_body=config.body_limit,
-                max_account_bytes=config.stored_per_account,
-                days=config.stored_days,
-            ).add_to(routes)
+                StoredLimits(account_bytes=config.stored_per_account, days=config.stored_days),
+            )
+            Responses(stored, max_body=config.body_limit).add_to(routes)
+            chats = context.gateway.keeper = Chats(stored)
+            chats.add_to(routes, context.router)
 
     def parts(self) -> Mapping[str, Work]:
         """Return the work to be done in the background; jobs that run when it is cancelled go back

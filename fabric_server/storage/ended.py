@@ -1,5 +1,5 @@
 # ruff: noqa: S608 - only conditions of ours are put into a text
-"""Deletion of what can't be used any more, some at a time: keys, invitations, nodes, responses."""
+"""Deletion of what can't be used any more, some at a time: keys, invitations, nodes, answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sql.database import Database
 _INVITATIONS = "FROM invitations WHERE expires_at < $1"
 _REVOKED = "FROM keys WHERE revoked_at < $1"
 _EXPIRED = "FROM keys WHERE expires_at < $1"
-_RESPONSES = "FROM stored_responses WHERE expires_at < $1"
+_ANSWERS = "FROM stored_answers WHERE expires_at < $1"
 _LAST_SEEN = "COALESCE(last_seen_at, created_at)"
 _NODES = f"FROM nodes WHERE NOT online AND revoked_at IS NULL AND {_LAST_SEEN} < $1"
 _REVOKED_NODES = f"FROM nodes WHERE NOT online AND revoked_at < $1 AND {_LAST_SEEN} < $1"
@@ -43,18 +43,18 @@ class EndedRows:
         )
         return int(rows[0][0])
 
-    async def delete_responses(self, before: float, limit: int) -> int:
-        """Delete stored responses that expired before that time."""
+    async def delete_answers(self, before: float, limit: int) -> int:
+        """Delete stored responses and chat completions that expired before that time."""
         async with self._database.transaction() as session:
             return await session.execute(
-                "DELETE FROM stored_responses WHERE (account, id) IN"
-                f" (SELECT account, id {_RESPONSES} LIMIT $2)",
+                "DELETE FROM stored_answers WHERE (account, id) IN"
+                f" (SELECT account, id {_ANSWERS} LIMIT $2)",
                 before,
                 limit,
             )
 
-    async def count_responses(self, before: float) -> int:
-        return await self._count(_RESPONSES, before)
+    async def count_answers(self, before: float) -> int:
+        return await self._count(_ANSWERS, before)
 
     async def delete_nodes(self, before: float, limit: int) -> int:
         """Delete nodes that were last seen before that time, but no revoked ones."""

@@ -120,7 +120,7 @@ class Retention:
         ended = EndedRows(database)
         found = [
             ("invitations", INVITATION_DAYS, ended.delete_invitations, ended.count_invitations),
-            ("stored responses", 0.0, ended.delete_responses, ended.count_responses),
+            ("stored answers", 0.0, ended.delete_answers, ended.count_answers),
         ]
         if policy.ended_days:
             days = policy.ended_days

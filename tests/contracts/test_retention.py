@@ -21,8 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from fabric_server.storage.answers import AnswerRow, AnswerStore, Kind
 from fabric_server.storage.connect import open_store
-from fabric_server.storage.responses import ResponseRow, ResponseStore
 from fabric_server.storage.retention import (
     Policy,
     Retention,
@@ -382,14 +382,18 @@ async def test_revoked_and_expired_keys_and_invitations_are_deleted_later(store:
     assert await store.invitation(digest("new")) is not None
 
 
-async def test_stored_responses_are_deleted_when_their_time_is_over(store: SqlStore) -> None:
-    table = ResponseStore(store.database)
-    for id, ends in (("old", NOW - 1), ("new", NOW + 1)):
-        row = ResponseRow("acme", id, 4, NOW - DAY, ends, b"[]", b"{}")
-        assert await table.add(row, max_bytes=2**20)
-    assert (await prune(store))["stored responses"] == 1
-    assert await table.find("acme", "old", NOW - 2) is None
-    assert await table.find("acme", "new", NOW) is not None
+async def test_stored_answers_are_deleted_when_their_time_is_over(store: SqlStore) -> None:
+    table = AnswerStore(store.database)
+    kinds: tuple[Kind, ...] = ("response", "chat")
+    for kind in kinds:
+        for age, ends in (("old", NOW - 1), ("new", NOW + 1)):
+            id = f"{age}_{kind}"
+            row = AnswerRow("acme", id, kind, 4, NOW - DAY, ends, "", "", b"[]", b"{}")
+            assert await table.add(row, max_bytes=2**20)
+    assert (await prune(store))["stored answers"] == 2
+    for kind in kinds:
+        assert await table.find("acme", kind, f"old_{kind}", NOW - 2) is None
+        assert await table.find("acme", kind, f"new_{kind}", NOW) is not None
 
 
 # ── one server at a time, and only with a calm clock ──────────────────────────────────────────
@@ -491,7 +495,7 @@ class ExplainedSession:
 
 WHOLE = re.compile(
     r"(?:SCAN|Seq Scan on) "
-    r"(ledger|usage_by_hour|keys|invitations|served_models|stored_responses)\b"
+    r"(ledger|usage_by_hour|keys|invitations|served_models|stored_answers)\b"
 )
 
 

@@ -163,10 +163,50 @@ const cases = {
     assert.equal((await client.chat.completions.create(asked)).object, "chat.completion");
   },
   "chat.create: store": async () => {
-    const answer = await client.chat.completions.create({ ...chat, store: true });
-    await client.chat.completions.retrieve(answer.id);
+    const metadata = { suite: "openai-node" };
+    const answer = await client.chat.completions.create({ ...chat, store: true, metadata });
+    const stored = await client.chat.completions.retrieve(answer.id);
+    assert.deepEqual(stored.choices, answer.choices);
+    assert.deepEqual(stored.metadata, metadata);
   },
-  "chat.list": () => client.chat.completions.list(),
+  "chat.create: store, streamed": async () => {
+    const stream = await client.chat.completions.create({ ...chat, store: true, stream: true });
+    let id, text = "";
+    for await (const chunk of stream) {
+      id = chunk.id;
+      text += chunk.choices[0]?.delta.content ?? "";
+    }
+    const stored = await client.chat.completions.retrieve(id);
+    assert.equal(stored.choices[0].message.content, text);
+  },
+  "chat.list": async () => {
+    const metadata = { list: `${Date.now()}` };
+    const ids = [];
+    for (let count = 0; count < 3; count++) {
+      const answer = await client.chat.completions.create({ ...chat, store: true, metadata });
+      ids.push(answer.id);
+    }
+    const listed = [];
+    for await (const stored of client.chat.completions.list({ metadata, limit: 2 })) {
+      listed.push(stored.id);
+    }
+    assert.deepEqual(listed, ids);
+  },
+  "chat.messages": async () => {
+    const answer = await client.chat.completions.create({ ...chat, store: true });
+    const { data } = await client.chat.completions.messages.list(answer.id);
+    assert.deepEqual(data.map((one) => one.content), chat.messages.map((one) => one.content));
+  },
+  "chat.update": async () => {
+    const { id } = await client.chat.completions.create({ ...chat, store: true });
+    const changed = await client.chat.completions.update(id, { metadata: { a: "b" } });
+    assert.deepEqual(changed.metadata, { a: "b" });
+  },
+  "chat.delete": async () => {
+    const { id } = await client.chat.completions.create({ ...chat, store: true });
+    assert.equal((await client.chat.completions.delete(id)).deleted, true);
+    await assert.rejects(client.chat.completions.retrieve(id), { status: 404 });
+  },
 
   "completions.create": async () => {
     const answer = await client.completions.create(text);

@@ -294,4 +294,5 @@ def test_every_row_of_the_table_is_in_the_documentation() -> None:
     text = (Path(__file__).parents[3] / "docs" / "endpoints.md").read_text("utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| `POST")]
     told = {path for line in rows for path in re.findall(r"`(?:POST )?(/\S+)`", line.split("|")[1])}
+    told = {path for path in told if "{" not in path}  # those of what is stored, in other tables
     assert told == {endpoint.path for endpoint in ENDPOINTS.values()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fabric_server.jobs.held_response import HeldResponse
-from fabric_server.metering.response_ids import MAX_ANSWER
+from fabric_server.metering.answer_ids import MAX_ANSWER
 from fabric_server.net.memory_budget import BudgetLimits, MemoryBudget
 
 BODY = b'{"id":"resp_1","output":[]}'

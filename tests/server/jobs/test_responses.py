@@ -15,10 +15,10 @@ import openai
 import pytest
 from msgspec.structs import replace
 
-from fabric_server.jobs.responses import MAX_STORED
-from fabric_server.metering.response_ids import MAX_ANSWER
+from fabric_server.jobs.stored_answers import MAX_STORED
+from fabric_server.metering.answer_ids import MAX_ANSWER
 from fabric_server.net.memory_budget import BudgetLimits
-from fabric_server.storage.responses import ResponseStore
+from fabric_server.storage.answers import AnswerStore
 from tests.engine import DIALECTS, Plan, ScriptedEngine
 from tests.engine_vllm import VLLM
 from tests.fabric import Fabric
@@ -147,7 +147,7 @@ async def test_a_client_that_hangs_up_leaves_nothing_behind(
         asking.cancel()
         await at_engine.aborted()
         await fabric.app.data_plane.gateway.active.wait_idle()
-    rows = await fabric.app.backends.store.database.fetch("SELECT id FROM stored_responses")
+    rows = await fabric.app.backends.store.database.fetch("SELECT id FROM stored_answers")
     assert list(rows) == []
     assert fabric.app.data_plane.memory.held == 0
 
@@ -234,7 +234,7 @@ async def test_errors_and_broken_answers_are_not_stored(
         await ask(client, "native", "Hi", store=True)
     with pytest.raises((openai.APIError, AssertionError)):
         await ask(client, "native", "Hi", store=True, stream=True)
-    rows = await fabric.app.backends.store.database.fetch("SELECT id FROM stored_responses")
+    rows = await fabric.app.backends.store.database.fetch("SELECT id FROM stored_answers")
     assert list(rows) == []
 
 
@@ -304,7 +304,7 @@ async def test_a_store_that_fails_leaves_the_answer_whole(
 ) -> None:
     database = fabric.app.backends.store.database
     async with database.transaction() as session:
-        await session.execute("ALTER TABLE stored_responses RENAME TO away")
+        await session.execute("ALTER TABLE stored_answers RENAME TO away")
     with caplog.at_level(logging.WARNING, "fabric.responses"):
         answer = await ask(client, "translated", "Hi", store=True, stream=stream)
     assert answer.output_text == "Hello, world"
@@ -338,7 +338,7 @@ async def test_nothing_is_stored_unless_the_operator_wants_it(
         with pytest.raises(openai.NotFoundError) as missing:
             await client.responses.retrieve(one.id)
         assert missing.value.code == "unknown_path"
-        rows = await fabric.app.backends.store.database.fetch("SELECT id FROM stored_responses")
+        rows = await fabric.app.backends.store.database.fetch("SELECT id FROM stored_answers")
         assert list(rows) == []
 
 
@@ -346,14 +346,14 @@ async def test_a_response_that_has_expired_is_not_found(
     fabric: Fabric, client: openai.AsyncOpenAI
 ) -> None:
     one = await ask(client, "translated", "Hi", store=True)
-    table = ResponseStore(fabric.app.backends.store.database)
+    table = AnswerStore(fabric.app.backends.store.database)
     [[ends]] = await fabric.app.backends.store.database.fetch(
-        "SELECT expires_at FROM stored_responses"
+        "SELECT expires_at FROM stored_answers"
     )
-    row = await table.find("tests", one.id, ends - 1)
+    row = await table.find("tests", "response", one.id, ends - 1)
     assert row is not None
     assert row.expires_at - row.created_at == 86_400
-    await table.delete("tests", one.id, ends - 1)
+    await table.delete("tests", "response", one.id, ends - 1)
     await table.add(replace(row, expires_at=row.created_at), max_bytes=2**20)
     with pytest.raises(openai.NotFoundError):
         await client.responses.retrieve(one.id)
@@ -433,7 +433,7 @@ async def test_a_request_too_large_to_be_stored_is_let_go_when_an_engine_answers
         finally:
             tracemalloc.stop()
         assert (held, counted) == ([], 0)
-        rows = await fabric.app.backends.store.database.fetch("SELECT id FROM stored_responses")
+        rows = await fabric.app.backends.store.database.fetch("SELECT id FROM stored_answers")
         assert list(rows) == []
         assert ("a response was not stored" in caplog.text) == ("store" in asked)
 
@@ -473,7 +473,7 @@ async def test_a_key_over_its_rate_is_refused_before_its_body_is_read(
                 assert answer.headers["x-ratelimit-remaining-requests"] == left
         database = fabric.app.backends.store.database
         async with database.transaction() as session:
-            await session.execute("ALTER TABLE stored_responses RENAME TO away")
+            await session.execute("ALTER TABLE stored_answers RENAME TO away")
         async with user.post(path, json={**asked, "previous_response_id": UNKNOWN}) as answer:
             assert answer.status == 429, "nothing is read of the store"
         async with asyncio.timeout(5), user.post(path, data=body()) as answer:

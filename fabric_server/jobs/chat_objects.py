@@ -1,0 +1,125 @@
+"""The JSON of stored chat completions: what is kept of a request, the object, its messages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from fabric_server.dialects import errors
+from fabric_server.dialects.body import readable
+from fabric_server.dialects.errors import ApiError
+from fabric_server.jobs.metadata import decode_metadata
+from fabric_server.metering.openai import UNREADABLE
+from fabric_server.storage.answers import AnswerRow, Shown, metadata_text
+
+_encode = msgspec.json.encode
+_decode_items = msgspec.json.Decoder(list[Raw]).decode
+read_fields = msgspec.json.Decoder(dict[str, Raw]).decode
+_NULL = Raw(b"null")
+_SHOWN = {
+    name: name
+    for name in (
+        *("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty"),
+        *("tools", "tool_choice", "response_format"),
+    )
+} | {"user": "input_user"}
+"""Fields of a request that its object shows, and their names there."""
+
+
+class _Body(Struct, gc=False):
+    store: Raw | UnsetType = UNSET
+    metadata: Raw = _NULL
+    messages: Raw = _NULL
+
+
+_decode_body = msgspec.json.Decoder(_Body).decode
+
+
+class AskedChat(Struct, frozen=True):
+    """The parts of a request that are stored with its answer."""
+
+    messages: bytes
+    """JSON: a list."""
+    shown: bytes
+    """JSON: an object with fields that are shown with the answer."""
+    metadata: str
+
+    @property
+    def size(self) -> int:
+        return len(self.messages) + len(self.shown) + len(self.metadata)
+
+
+def read_asked(body: bytes) -> AskedChat | None:
+    """Return what is kept of a request; None unless its answer is to be stored, or when that can't
+    be read: an engine may be able to.
+
+    Raises ``ApiError``: 400, when ``store`` or the metadata to be stored are wrong.
+    """
+    try:
+        asked = _decode_body(body)
+    except UNREADABLE:
+        text = readable(body)
+        return read_asked(text) if text != body else None
+    if asked.store is UNSET or not _read_store(bytes(asked.store)):
+        return None
+    metadata = decode_metadata(bytes(asked.metadata))
+    fields = read_fields(body)
+    shown = {new: fields.get(name, _NULL) for name, new in _SHOWN.items()}
+    messages = bytes(asked.messages)
+    if not messages.startswith(b"["):  # the engine will say what is wrong with them
+        messages = b"[]"
+    return AskedChat(messages, _encode(shown), metadata_text(metadata))
+
+
+def _read_store(value: bytes) -> bool:
+    if value not in (b"true", b"false", b"null"):
+        raise errors.bad_field("store", "'store' must be true or false.")
+    return value == b"true"
+
+
+def stored_chat(answer: dict[str, Any], more: dict[str, Any], id: str) -> bytes | None:
+    """Return a chat completion as it is stored, with ``more`` fields; None when it has another id,
+    or is none."""
+    try:
+        found: Any = answer.get("id")
+        found = msgspec.json.decode(found) if isinstance(found, Raw) else found
+        choices = _decode_items(_encode(answer.get("choices")))
+    except UNREADABLE:
+        return None
+    if found != id or not choices:
+        return None
+    fields = {**answer, **more, "object": "chat.completion"}
+    fields.pop("metadata", None)  # an engine's: those that are stored may change
+    return _encode(fields)
+
+
+def shown_chat(chat: Shown) -> Raw:
+    """Return a stored chat completion with its metadata."""
+    return Raw(b'%b,"metadata":%b}' % (chat.answer[:-1], chat.metadata.encode()))
+
+
+def numbered_messages(row: AnswerRow) -> list[dict[str, Any]]:
+    """Return the messages of a stored chat's request, each with an id."""
+    found = []
+    for number, item in enumerate(_decode_items(row.input)):
+        try:
+            fields: dict[str, Any] = dict(read_fields(item))
+        except UNREADABLE:
+            continue
+        content = fields.get("content", _NULL)
+        parts = content if bytes(content).startswith(b"[") else None
+        fields |= {"content": None if parts is not None else content, "content_parts": parts}
+        found.append({"name": None, **fields, "id": f"{row.id}-{number}"})
+    return found
+
+
+def not_found(id: str, param: str | None = None) -> ApiError:
+    """Return the error for a chat that is unknown, another account's, or expired."""
+    shown = "".join(filter(str.isprintable, id))[:128]
+    text = (
+        f"There is no stored chat completion '{shown}'. Chat completions are stored for a limited "
+        "time, and only where their request has 'store': true."
+    )
+    return ApiError(404, "chat_completion_not_found", text, param=param)
