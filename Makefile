@@ -62,7 +62,7 @@ attack: $(VENV)/.installed-dev ## Attack a server and watch a user beside it (AR
 attack-soak: $(VENV)/.installed-dev ## Attack, kill and cut at once for ten minutes (ARGS="--seconds 60")
 	$(BIN)/python -m tests.attack.soak $(ARGS)
 
-bench: $(VENV)/.installed-dev ## Run the benchmarks, with other systems for comparison (ARGS=--quick for a quick look)
+bench: $(VENV)/.installed-dev ## Run the benchmarks, with other systems for comparison (ARGS=--quick, --save, --thorough)
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
 dist: $(VENV)/.installed ## Build the wheel for other machines into dist/, with pinned versions and SHA-256 sums

@@ -6,6 +6,7 @@ bytes are those of `body`, and how many events have come is a division.
 
 from __future__ import annotations
 
+import json
 from functools import cache
 
 MODEL = "mock"
@@ -56,6 +57,29 @@ def tokens(count: int) -> bytes:
 def body(count: int) -> bytes:
     """What a user reads, who did not ask for usage."""
     return tokens(count) + FINISH + DONE
+
+
+def meaning(answer: bytes) -> tuple[str, ...] | None:
+    """What an answer says, in whatever words: each piece of its text, and how it ended.
+
+    None for what is no whole answer.
+    """
+    if not answer.startswith(b"data: "):
+        return _spoken(answer, "message")
+    *events, last, rest = answer.split(b"\n\n")
+    if rest or last != DONE.strip():
+        return None
+    pieces = [_spoken(event.removeprefix(b"data: "), "delta") for event in events]
+    return tuple(word for piece in pieces for word in piece or ("not JSON",) if word)
+
+
+def _spoken(event: bytes, place: str) -> tuple[str, ...] | None:
+    """The text and the reason of the end; each is empty where there is none."""
+    try:
+        choice = json.loads(event)["choices"][0]
+        return choice[place].get("content") or "", choice.get("finish_reason") or ""
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
 
 
 def chunk(data: bytes) -> bytes:

@@ -1,13 +1,16 @@
 """What one choice costs among many candidates, in microseconds; no sockets.
 
-python -m benchmarks.choosing [CANDIDATES]
+    python -m benchmarks.choosing [CANDIDATES] [--json]
+
+Each row takes half a second of processor time.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from random import Random
 from types import SimpleNamespace
 from typing import Any, cast
@@ -37,20 +40,26 @@ def fleet(count: int, slots: Callable[[int], int], kind: str = "vllm") -> Regist
     return registry
 
 
-def measure(what: str, work: Callable[[], object], rounds: int = 7, times: int = 2_000) -> float:
-    """The best of some rounds, in processor time, printed: others use this machine as well."""
+ROUNDS = 5
+ROUND_SECONDS = 0.1
+BATCH = 20
+
+
+def measure(work: Callable[[], object]) -> float:
+    """Microseconds of processor time, the best of some rounds: others use this machine as well."""
     found = []
-    for _ in range(rounds):
-        began = time.process_time()
-        for _ in range(times):
-            work()
-        found.append((time.process_time() - began) / times * 1e6)
-    best = min(found)
-    print(f"{what:<58} {best:7.2f} µs")
-    return best
+    for _ in range(ROUNDS):
+        began, times = time.process_time(), 0
+        while (spent := time.process_time() - began) < ROUND_SECONDS:
+            for _ in range(BATCH):
+                work()
+            times += BATCH
+        found.append(spent / times * 1e6)
+    return round(min(found), 2)
 
 
-def main(count: int) -> None:
+def rows(count: int) -> Iterator[tuple[str, str, float]]:
+    """What is measured, as a name for programs and one for people, and the microseconds."""
     rng = Random(1)
     registry = fleet(count, lambda number: SLOTS)
     engines = registry.candidates(MODEL)
@@ -71,32 +80,53 @@ def main(count: int) -> None:
     def pick(requirements: Requirements = requirements) -> None:
         balancer.pick(engines, requirements, 0.0)
 
-    print(f"{count} candidates")
-    measure("nothing known, all idle", lambda: pick(seen))
+    yield "unknown", "nothing known, all idle", measure(lambda: pick(seen))
     for engine in engines:
         balancer.state.latency.update(engine, MODEL, rng.random(), 33.0, now=0.0)
     busy(0.0)
-    measure("all measured, tools needed, prompt seen by nobody", pick)
+    yield "idle", "all measured, tools needed, prompt seen by nobody", measure(pick)
     balancer.state.affinity.remember(prefix, engines[count // 2])
     engines[count // 2].active = 0
-    measure("the same, prompt seen before", pick)
+    yield "seen", "the same, prompt seen before", measure(pick)
     for share in (0.5, 0.9, 0.99):
         busy(share)
-        measure(f"the same, {share:.0%} of the engines full", pick)
+        yield f"full_{share * 100:.0f}", f"the same, {share:.0%} of the engines full", measure(pick)
     busy(1.0)
-    measure("all full", pick)
+    yield "all_full", "all full", measure(pick)
     for engine in engines:
         engine.active, engine.node.draining = 0, True
-    measure("all drained: room, and out of reach", pick, times=200)
+    yield "drained", "all drained: room, and out of reach", measure(pick)
     for engine in engines:
         engine.node.draining = False
-    measure("hashes of a prompt of 2 KiB", lambda: prefix_hashes(body))
-    measure("hashes of a prompt of 32 KiB", lambda: prefix_hashes(body[:-3] * 16))
+    yield "hashes_2k", "hashes of a prompt of 2 KiB", measure(lambda: prefix_hashes(body))
+    yield (
+        "hashes_32k",
+        "hashes of a prompt of 32 KiB",
+        measure(lambda: prefix_hashes(body[:-3] * 16)),
+    )
     affinity, engine = balancer.state.affinity, engines[0]
-    measure("remembering who was given it", lambda: affinity.remember(prefix, engine))
+    yield (
+        "remember",
+        "remembering who was given it",
+        measure(lambda: affinity.remember(prefix, engine)),
+    )
     latency = balancer.state.latency
-    measure("learning", lambda: latency.update(engine, MODEL, 0.3, 33.0, now=0.0))
+    yield "learn", "learning", measure(lambda: latency.update(engine, MODEL, 0.3, 33.0, now=0.0))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What one choice costs among many candidates.")
+    parser.add_argument("candidates", nargs="?", type=int, default=1_000)
+    parser.add_argument("--json", action="store_true", help="print one line of JSON")
+    given = parser.parse_args()
+    found = {}
+    for name, what, microseconds in rows(given.candidates):
+        found[f"{name}_us"] = microseconds
+        if not given.json:
+            print(f"{what:<58} {microseconds:7.2f} µs", flush=True)
+    if given.json:
+        print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1_000)
+    main()

@@ -3,11 +3,13 @@
     python -m benchmarks.load streams URL [--model mock-burst] [--concurrency 32] [--seconds 5]
     python -m benchmarks.load paced   URL [--concurrency 1000] [--seconds 60]
     python -m benchmarks.load probe   URL [--beside URL] [--stream] [--seconds 5]
+    python -m benchmarks.load cold    URL URL… [--every 0.05] [--seconds 60]
 
-The API key, if one is needed, is taken from FABRIC_KEY.
-Prints one line of JSON.  Every byte of a stream is compared with what the mock engine must have
-sent: an event lost, changed or out of order makes its stream `wrong`.  `--seconds` of `paced` is
-the length of each stream and has to be that of the mock engine.
+The API key, if one is needed, is taken from FABRIC_KEY; for several URLs it has one for each, with
+commas between.  Prints one line of JSON.  Every byte of a stream is compared with what the mock
+engine must have sent: an event lost, changed or out of order makes its stream `wrong`.  Answers of
+a URL that is also named by `--rewriting` are compared by what they say: its system writes them
+anew.  `--seconds` of `paced` is the length of each stream and has to be that of the mock engine.
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
+from random import Random
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -36,6 +39,8 @@ RAMP_SECONDS = 1.0
 GRACE_SECONDS = 15.0
 """What a paced stream may take beyond its length before it counts as lost."""
 WARM_UP_SECONDS = 0.5
+SMALL_ANSWERS = (canned.SMALL, canned.SHARED)
+COLD_QUANTILES = (0.5, 0.9, 0.99)
 BUCKET = 0.0001
 BUCKETS = 50_000
 
@@ -67,6 +72,9 @@ class Tally:
     requests: int = 0
     """Answered in full, and right."""
     events: int = 0
+    """Of these answers."""
+    received: int = 0
+    """Events so far, with those of answers under way."""
     wrong: int = 0
     """Other bytes than expected."""
     refused: int = 0
@@ -82,11 +90,11 @@ class Tally:
         self.problem = self.problem or f"{kind}: {problem!s:.200}"
 
 
-def request_bytes(url: str, body: dict[str, object]) -> bytes:
+def request_bytes(url: str, body: dict[str, object], key: str = "") -> bytes:
     payload = json.dumps(body, separators=(",", ":")).encode()
     head = f"POST {PATH} HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\n"
     head += f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n"
-    if key := os.environ.get("FABRIC_KEY"):
+    if key:
         head += f"Authorization: Bearer {key}\r\n"
     return head.encode() + b"\r\n" + payload
 
@@ -128,9 +136,10 @@ class Reader(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed_data(data)
-        events = self._position // canned.EVENT_BYTES
+        events = self._events_received()
         if fresh := events - self._events:
             now = time.perf_counter()
+            self._tally.received += fresh
             if self._events:
                 self._tally.gaps.add(now - self._last)
                 self._tally.gaps.add(0, fresh - 1)
@@ -141,9 +150,7 @@ class Reader(asyncio.Protocol):
             return  # found wrong before: these come from the same read
         if not self._position:
             self.first = time.perf_counter()
-        at = self._position
-        self._possible = [one for one in self._possible if one.startswith(body, at)]
-        if not self._possible:
+        if not self._goes_on(body):
             if self._parser.get_status_code() == 200:
                 self._tally.note("wrong", f"at byte {self._position}: {body!r}")
             else:
@@ -156,11 +163,11 @@ class Reader(asyncio.Protocol):
         if not self._asked:
             return
         self._asked = False
-        if any(self._position == len(one) for one in self._possible):
-            self._tally.requests += 1
-            self._tally.events += self._position // canned.EVENT_BYTES
+        if fault := self._fault_of_whole():
+            self._tally.note(fault, f"complete after {self._position} bytes")
         else:
-            self._tally.note("lost", f"complete after {self._position} bytes")
+            self._tally.requests += 1
+            self._tally.events += self._events_received()
         self.done()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -169,47 +176,98 @@ class Reader(asyncio.Protocol):
             self._asked = False
         self.done()
 
+    def _goes_on(self, body: bytes) -> bool:
+        """Return whether an answer that is right may go on so."""
+        at = self._position
+        self._possible = [one for one in self._possible if one.startswith(body, at)]
+        return bool(self._possible)
 
-async def connect(url: str, request: bytes, tally: Tally, *expected: bytes) -> Reader:
-    address = urlsplit(url)
-    assert address.hostname
-    assert address.port
-    _, reader = await asyncio.get_running_loop().create_connection(
-        lambda: Reader(request, expected, tally), address.hostname, address.port
-    )
-    return reader
+    def _fault_of_whole(self) -> str:
+        """Return how an answer that has ended is to be counted; nothing when it is right."""
+        return "" if any(self._position == len(one) for one in self._possible) else "lost"
+
+    def _events_received(self) -> int:
+        return self._position // canned.EVENT_BYTES
 
 
-async def streams(url: str, model: str, concurrency: int, seconds: float) -> dict[str, object]:
+meaning_of_expected = cache(canned.meaning)
+
+
+class RewritingReader(Reader):
+    """Compares what an answer says: its system writes it anew, with other bytes."""
+
+    def ask(self) -> None:
+        self._body = bytearray()
+        self._separators = 0
+        super().ask()
+
+    def _goes_on(self, body: bytes) -> bool:
+        before = len(self._body)
+        self._body += body
+        self._separators += self._body.count(b"\n\n", max(0, before - 1))
+        return self._parser.get_status_code() == 200
+
+    def _fault_of_whole(self) -> str:
+        meaning = canned.meaning(bytes(self._body))
+        if meaning is None:
+            return "lost"
+        return "" if meaning in map(meaning_of_expected, self._expected) else "wrong"
+
+    def _events_received(self) -> int:
+        """Return how many events have come; those that end a stream do not count."""
+        return min(self._separators, len(self._expected[0]) // canned.EVENT_BYTES)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A URL, and what the load must know of the system there."""
+
+    url: str
+    key: str = ""
+    rewrites: bool = False
+
+    async def connect(
+        self, tally: Tally, body: dict[str, object], expected: Sequence[bytes]
+    ) -> Reader:
+        address = urlsplit(self.url)
+        assert address.hostname
+        assert address.port
+        kind = RewritingReader if self.rewrites else Reader
+        request = request_bytes(self.url, body, self.key)
+        _, reader = await asyncio.get_running_loop().create_connection(
+            lambda: kind(request, expected, tally), address.hostname, address.port
+        )
+        return reader
+
+
+async def streams(place: Place, model: str, concurrency: int, seconds: float) -> dict[str, object]:
     """Unpaced streams, the next on each connection as soon as the last has ended."""
     tally = Tally()
-    request = request_bytes(url, ask(model, stream=True))
+    expected = [canned.body(canned.FAST_EVENTS)]
     readers = [
-        await connect(url, request, tally, canned.body(canned.FAST_EVENTS))
-        for _ in range(concurrency)
+        await place.connect(tally, ask(model, stream=True), expected) for _ in range(concurrency)
     ]
     for reader in readers:
         reader.done = reader.ask
         reader.ask()
     await asyncio.sleep(WARM_UP_SECONDS)
-    before, began = tally.events, time.perf_counter()
+    before, began = tally.received, time.perf_counter()
     await asyncio.sleep(seconds)
-    rate = (tally.events - before) / (time.perf_counter() - began)
+    rate = (tally.received - before) / (time.perf_counter() - began)
     for reader in readers:
         reader.done = lambda: None
     return {"events_per_second": round(rate), **report(tally)}
 
 
-async def paced(url: str, concurrency: int, seconds: float) -> dict[str, object]:
+async def paced(place: Place, concurrency: int, seconds: float) -> dict[str, object]:
     """Paced streams, one on each connection, begun evenly over a second."""
     tally = Tally()
-    request = request_bytes(url, ask(canned.PACED_MODEL, stream=True))
-    expected = canned.body(round(seconds / canned.PACE))
+    expected = [canned.body(round(seconds / canned.PACE))]
     loop = asyncio.get_running_loop()
     ended: list[asyncio.Future[None]] = [loop.create_future() for _ in range(concurrency)]
     began = time.perf_counter()
     for number, end in enumerate(ended):
-        reader = await connect(url, request, tally, expected)
+        reader = await place.connect(tally, ask(canned.PACED_MODEL, stream=True), expected)
         reader.done = partial(settle, end)
         reader.ask()
         ahead = began + (number + 1) / concurrency * RAMP_SECONDS - time.perf_counter()
@@ -233,18 +291,15 @@ def settle(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-async def probe(urls: list[str], stream: bool, seconds: float) -> dict[str, object]:
-    """One request after the other, to each URL in turn: what the first takes, and what it adds.
+async def probe(places: list[Place], stream: bool, seconds: float) -> dict[str, object]:
+    """One request after the other, to each place in turn: what the first takes, and what it adds.
 
     Asked in turn, both meet the machine in the same mood: how soon an idle core wakes up differs
     from second to second by more than is measured here.
     """
     tally = Tally()
-    expected = [canned.body(canned.FAST_EVENTS)] if stream else [canned.SMALL, canned.SHARED]
-    readers = [
-        await connect(url, request_bytes(url, ask(canned.MODEL, stream)), tally, *expected)
-        for url in urls
-    ]
+    expected = [canned.body(canned.FAST_EVENTS)] if stream else SMALL_ANSWERS
+    readers = [await place.connect(tally, ask(canned.MODEL, stream), expected) for place in places]
     turns = itertools.cycle(readers)
     firsts: dict[Reader, list[float]] = {reader: [] for reader in readers}
     wholes: dict[Reader, list[float]] = {reader: [] for reader in readers}
@@ -279,36 +334,93 @@ async def probe(urls: list[str], stream: bool, seconds: float) -> dict[str, obje
     return {**told, **report(tally)}
 
 
+async def cold(places: list[Place], every: float, seconds: float) -> list[dict[str, object]]:
+    """One request each ``every`` seconds, to the places in turn: what each place's answers take.
+
+    Each round has an order of its own, so that no place always follows the same one.  A request
+    waits for the end of the one before, however late that is.
+    """
+    tallies = [Tally() for _ in places]
+    times: list[list[float]] = [[] for _ in places]
+    readers = [
+        await place.connect(tally, ask(canned.MODEL, stream=False), SMALL_ANSWERS)
+        for place, tally in zip(places, tallies, strict=True)
+    ]
+    turns, order = list(range(len(places))), Random(1)
+    began = due = time.perf_counter()
+    while due - began < seconds:
+        order.shuffle(turns)
+        for turn in turns:
+            due += every
+            await asyncio.sleep(max(0, due - time.perf_counter()))
+            if readers[turn].transport.is_closing():
+                tallies[turn].note("lost", "the connection was closed between two requests")
+            else:
+                times[turn].append(await one_answer(readers[turn]))
+    return [
+        {
+            **{f"p{round(share * 100)}_ms": quantile_ms(own, share) for share in COLD_QUANTILES},
+            **report(tally),
+        }
+        for own, tally in zip(times, tallies, strict=True)
+    ]
+
+
+async def one_answer(reader: Reader) -> float:
+    """Seconds until an answer's last byte."""
+    ended: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+
+    def on_done() -> None:
+        if not ended.done():
+            ended.set_result(time.perf_counter())
+
+    reader.done = on_done
+    asked = time.perf_counter()
+    reader.ask()
+    return await ended - asked
+
+
 def quantile_ms(times: list[float], share: float) -> float:
-    warm = sorted(times[len(times) // 10 :])  # the way is cold at first
+    """Milliseconds, without the first tenth: what is made at a first request is in it."""
+    warm = sorted(times[len(times) // 10 :])
     return round(warm[int(len(warm) * share)] * 1000, 3)
 
 
 def report(tally: Tally) -> dict[str, object]:
-    return {name: value for name, value in vars(tally).items() if name != "gaps"}
+    return {name: value for name, value in vars(tally).items() if name not in ("gaps", "received")}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Load for one URL.")
-    parser.add_argument("kind", choices=["streams", "paced", "probe"])
-    parser.add_argument("url")
+    parser.add_argument("kind", choices=["streams", "paced", "probe", "cold"])
+    parser.add_argument("urls", nargs="+", metavar="URL", help="several for cold")
     parser.add_argument(
         "--beside", metavar="URL", help="probe this in turn, and tell the difference"
     )
+    parser.add_argument("--rewriting", metavar="URL", action="append", default=[])
     parser.add_argument("--model", default=canned.MODEL, help="of streams")
     parser.add_argument("--concurrency", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--every", type=float, default=0.05, help="seconds from request to request")
     parser.add_argument("--stream", action="store_true", help="probe with streamed answers")
     given = parser.parse_args()
     raise_file_limit()
+    keys = os.environ.get("FABRIC_KEY", "").split(",")
+    places = [
+        Place(url, key, url in given.rewriting)
+        for url, key in itertools.zip_longest(given.urls, keys[: len(given.urls)], fillvalue="")
+    ]
+    run: Coroutine[None, None, object]
     match given.kind:
         case "streams":
-            run = streams(given.url, given.model, given.concurrency, given.seconds)
+            run = streams(places[0], given.model, given.concurrency, given.seconds)
         case "paced":
-            run = paced(given.url, given.concurrency, given.seconds)
+            run = paced(places[0], given.concurrency, given.seconds)
+        case "cold":
+            run = cold(places, given.every, given.seconds)
         case _:
-            urls = [given.url, given.beside] if given.beside else [given.url]
-            run = probe(urls, given.stream, given.seconds)
+            beside = [Place(given.beside)] if given.beside else []
+            run = probe([*places, *beside], given.stream, given.seconds)
     print(json.dumps(uvloop.run(run)))
 
 

@@ -7,6 +7,7 @@ bytes than the engine sent; a figure is worth something only where they are 0.
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -27,6 +28,10 @@ POST = Path(__file__).with_name("post.lua")
 CONCURRENCY = 32
 GROWTH_SECONDS = 30
 SETTLE_SECONDS = 5
+ROUTED_NODES = 10_000
+COLD_PAUSE = 0.05
+DIRECT = "direct"
+"""The engine asked without a system between."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +46,15 @@ class Extent:
     growth_requests: int
     """After which memory should be what it was."""
     idle_nodes: int
+    cold_requests: int
+    """To each system."""
 
 
 def small(site: Site, target: Target, extent: Extent) -> Figures:
     """Small JSON requests at concurrency 32: requests per second."""
     need("wrk")
     command: Command = ["wrk", "-t1", f"-c{CONCURRENCY}", f"-d{extent.seconds:g}s"]
-    command = [*command, "-s", POST, target.url]
+    command = [*command, "--timeout", "10s", "-s", POST, target.url]  # slow is not lost
     told: Figures = json.loads(site.run(command, environ=key(target)).splitlines()[-1])
     return {**told, "per_second": round(told["requests"] / told["seconds"])}
 
@@ -105,14 +112,49 @@ def growth(site: Site, target: Target, extent: Extent) -> Figures:
 
 
 def nodes(site: Site, target: Target, extent: Extent) -> Figures:
-    """Bytes that each further node costs the process users connect to.  Measure it last."""
+    """Bytes that each further node costs the process users connect to, and has itself.
+
+    Measure it last.
+    """
     assert target.add_node
+    target.add_node()  # what is allocated at a first one is no node's
+    time.sleep(SETTLE_SECONDS)
     before = memory(target)
-    for _ in range(extent.idle_nodes):
-        target.add_node()
+    added = [target.add_node() for _ in range(extent.idle_nodes)]
     time.sleep(SETTLE_SECONDS)
     each = (memory(target) - before) // extent.idle_nodes
-    return {"nodes": extent.idle_nodes, "memory_before": before, "memory_per_node": each}
+    return {
+        "nodes": extent.idle_nodes,
+        "memory_before": before,
+        "memory_per_node": each,
+        "memory_of_node": sum(resident(node) for node in added) // extent.idle_nodes,
+    }
+
+
+def routing(site: Site, target: Target, extent: Extent) -> Figures:
+    """Microseconds of processor for the choice among 10,000 nodes, by the server's own code."""
+    choosing = [sys.executable, "-m", "benchmarks.choosing", str(ROUTED_NODES), "--json"]
+    return {"nodes": ROUTED_NODES, **json.loads(site.run(choosing))}
+
+
+def cold(site: Site, targets: Mapping[str, Target], extent: Extent) -> dict[str, Figures]:
+    """One small request each 50 ms, to all systems in turn: milliseconds, and more than direct.
+
+    Requests of people come so: each finds the way as the pause has left it.
+    """
+    load = ["cold", *(target.url for target in targets.values()), "--every", COLD_PAUSE]
+    load += ["--seconds", extent.cold_requests * COLD_PAUSE * len(targets)]
+    for target in targets.values():
+        load += ["--rewriting", target.url] * target.rewrites
+    keys = ",".join(target.key or "" for target in targets.values())
+    told = json.loads(site.run([*LOAD, *map(str, load)], environ={"FABRIC_KEY": keys}))
+    figures: dict[str, Figures] = dict(zip(targets, told, strict=True))
+    for name, own in figures.items():
+        if name != DIRECT and DIRECT in figures:
+            for quantile in ("p50", "p90", "p99"):
+                more = own[f"{quantile}_ms"] - figures[DIRECT][f"{quantile}_ms"]
+                own[f"added_{quantile}_ms"] = round(more, 3)
+    return figures
 
 
 MEASURES: Mapping[str, Callable[[Site, Target, Extent], Figures]] = {
@@ -121,15 +163,16 @@ MEASURES: Mapping[str, Callable[[Site, Target, Extent], Figures]] = {
     "bursts": bursts,
     "probe": probe,
     "growth": growth,
+    "routing": routing,
     "paced": paced,
     "nodes": nodes,
 }
-ONCE = ("growth", "paced", "nodes")
-"""What takes long and is measured in the first round only."""
+ONCE = ("growth", "routing", "paced", "nodes")
+"""What takes long and is measured once, after the rest; `paced` leaves a slow system busy."""
 
 
 def applies(kind: str, target: Target) -> bool:
-    if kind == "nodes":
+    if kind in ("nodes", "routing"):
         return target.add_node is not None
     return kind != "growth" or target.front is not None
 
@@ -161,6 +204,8 @@ def put(
     site: Site, target: Target, load: list[Any], watch: Callable[[], None] = lambda: None
 ) -> Figures:
     command = [*LOAD, *map(str, load)]
+    if target.rewrites:
+        command += ["--rewriting", target.url]
     told: Figures = json.loads(
         site.run(command, at_node=target.at_node, environ=key(target), watch=watch)
     )
@@ -175,8 +220,13 @@ def memory(target: Target) -> int:
     """Bytes resident in the process users connect to, and in its children; 0 for the engine."""
     if target.front is None:
         return 0
+    return resident(target.front)
+
+
+def resident(program: subprocess.Popen[bytes]) -> int:
+    """Bytes resident in a process and its children."""
     total = 0
-    front = psutil.Process(target.front.pid)
+    front = psutil.Process(program.pid)
     for process in (front, *front.children(recursive=True)):
         with suppress(psutil.NoSuchProcess):
             total += process.memory_info().rss

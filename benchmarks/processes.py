@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 from tests.lab.netlab import NatLab, end, in_namespace
 
@@ -49,7 +50,10 @@ class Site:
         environ: Mapping[str, str] | None = None,
         **options: Any,
     ) -> subprocess.Popen[bytes]:
-        """`options` are Popen's; standard output is discarded unless they say otherwise."""
+        """`options` are Popen's; standard output is discarded unless they say otherwise.
+
+        ``process_group=0`` is for programs that may leave processes behind: all are ended.
+        """
         options.setdefault("stdout", subprocess.DEVNULL)
         process: subprocess.Popen[bytes] = subprocess.Popen(
             self._command(command, at_node),
@@ -57,6 +61,8 @@ class Site:
             env={**os.environ, **(environ or {})},
             **options,
         )
+        if options.get("process_group") == 0:
+            self._stack.callback(end_group, process)  # after its leader
         self._stack.callback(end, process)
         return process
 
@@ -87,7 +93,7 @@ class Site:
                 break
             watch()
         if process.returncode:
-            named = " ".join(map(str, command[:4]))  # further words may be secret
+            named = " ".join([Path(command[0]).name, *map(str, command[1:4])])  # the rest: secrets
             raise RuntimeError(f"{named} failed; the reason is above")
         return printed.decode()
 
@@ -112,16 +118,18 @@ class Site:
         by: subprocess.Popen[bytes],
         headers: Mapping[str, str] | None = None,
         body: str | None = None,
+        seconds: float = READY_SECONDS,
     ) -> None:
         """Returns when a GET (a POST, if there is a body) from the server's place is answered 200;
         RuntimeError when the process `by` that should answer has ended, or time is up."""
 
         def watch() -> None:
             if by.poll() is not None:
-                raise RuntimeError(f"{by.args!r} ended before it answered; the reason is above")
+                program = Path(cast(list[str], by.args)[0]).name
+                raise RuntimeError(f"{program} ended before it answered; the reason is above")
 
         waiter = [sys.executable, "-m", "benchmarks.processes", url]
-        environ = {"WAIT_FOR": json.dumps([dict(headers or {}), body])}
+        environ = {"WAIT_FOR": json.dumps([dict(headers or {}), body, seconds])}
         self.run(waiter, environ=environ, watch=watch)
 
     def _command(self, command: Command, at_node: bool) -> list[str]:
@@ -142,14 +150,19 @@ class Site:
         self._stack.close()
 
 
+def end_group(leader: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):  # none is left
+        os.killpg(leader.pid, signal.SIGKILL)
+
+
 def raise_file_limit() -> None:
     """A thousand streams are more files than a process may usually open."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def wait_for_answer(url: str, headers: dict[str, str], body: str | None) -> None:
-    deadline = time.monotonic() + READY_SECONDS
+def wait_for_answer(url: str, headers: dict[str, str], body: str | None, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
     request = urllib.request.Request(url, body.encode() if body else None, headers)
     while True:
         try:

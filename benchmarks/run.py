@@ -1,13 +1,16 @@
 """Measures the fabric beside its rivals, all in one run, and prints a table.
 
-    python -m benchmarks.run                       half an hour; `make bench`
-    python -m benchmarks.run --quick               one, good for a look
+    python -m benchmarks.run                       what people choose between: 6 minutes
+    python -m benchmarks.run --save                also writes the figures, docs/comparison.svg
+                                                   and the table of docs/comparison.md
+    python -m benchmarks.run --quick               two minutes, good for a look
+    python -m benchmarks.run --thorough            every system and measure: an hour
     python -m benchmarks.run --only fabric,nginx2 --measures small,probe
-    python -m benchmarks.run --save                also writes benchmarks/results/<date>.json
 
 Engine, load generator and everything between share this machine, so figures of different machines
-or runs do not compare; ratios within one run do.  Rounds go over all systems in turn, and the best
-round of each counts: whatever else the machine does only ever makes a figure worse.
+or runs do not compare; ratios within one run do.  All systems stand beside each other.  Rounds go
+over them in turn, and the best round of each counts: whatever else the machine does only ever makes
+a figure worse.  What can't be installed or started is named with its reason; the rest is measured.
 """
 
 from __future__ import annotations
@@ -18,18 +21,30 @@ import json
 import os
 import platform
 import sys
+import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import canned
-from benchmarks.measures import MEASURES, ONCE, Extent, Figures, applies, better, faults, first_byte
+from benchmarks import canned, report
+from benchmarks.measures import (
+    MEASURES,
+    ONCE,
+    Extent,
+    Figures,
+    applies,
+    better,
+    cold,
+    faults,
+    first_byte,
+)
 from benchmarks.processes import Site
-from benchmarks.systems import SYSTEMS, Target, nginx
-from benchmarks.table import Results, table
+from benchmarks.systems import COMPARED, SYSTEMS, Target, nginx
+from benchmarks.table import Kept, Results, table
 from tests.lab.netlab import NatLab
 
 QUICK = Extent(
@@ -39,20 +54,32 @@ QUICK = Extent(
     paced_seconds=5,
     growth_requests=20_000,
     idle_nodes=5,
+    cold_requests=40,
 )
-FULL = Extent(
+BRIEF = Extent(
+    rounds=2,
+    seconds=2,
+    paced_streams=1000,
+    paced_seconds=8,
+    growth_requests=0,
+    idle_nodes=10,
+    cold_requests=240,
+)
+THOROUGH = Extent(
     rounds=3,
     seconds=4,
     paced_streams=1000,
     paced_seconds=60,
     growth_requests=100_000,
     idle_nodes=20,
+    cold_requests=1000,
 )
 DELAY_MS = 25
 """One way, where server and node are apart."""
 PLAIN_COLUMNS = 140
 CHEAP_ENGINE = {"small", "growth"}
 """Measured with an engine that is no Python program, lest it be what is measured."""
+EVERY_MEASURE = [*MEASURES, "cold", "far"]
 CANNED = Path(__file__).with_name("canned.conf")
 RESULTS = Path(__file__).with_name("results")
 
@@ -84,22 +111,75 @@ def start_canned_engine(site: Site, ollama: str = "") -> str:
     return url
 
 
-def measure_near(name: str, kinds: set[str], extent: Extent) -> dict[str, Figures]:
-    """Everything on this machine, with no delay."""
-    figures: dict[str, Figures] = {}
-    for part in (kinds & CHEAP_ENGINE, kinds - CHEAP_ENGINE):
-        if not part:
-            continue
-        with Site() as site:
-            if part <= CHEAP_ENGINE:
-                engine = start_canned_engine(site)
-            else:
-                engine = start_engine(site, extent.paced_seconds, at_node=True)
-            target = SYSTEMS[name].start(site, engine)
-            for kind, measure in MEASURES.items():
-                if kind in part and applies(kind, target):
-                    figures[kind] = measure(site, target, extent)
-    return figures
+class Run:
+    """The figures of all rounds, and why what is missing could not be measured."""
+
+    def __init__(self, names: list[str], kinds: list[str], extent: Extent) -> None:
+        self.results: Results = defaultdict(dict)
+        self.problems: dict[str, str] = {}
+        """By system: why it is not there."""
+        self.failures: dict[str, str] = {}
+        """By system and measure."""
+        self._names = names
+        self._kinds = kinds
+        self._extent = extent
+
+    def measure(self) -> None:
+        for cheap in (True, False):
+            kinds = [kind for kind in self._kinds if (kind in CHEAP_ENGINE) is cheap]
+            if set(kinds) - {"far"}:
+                with Site() as site:
+                    self._measure_near(site, kinds, cheap)
+        if "far" in self._kinds:
+            for name in self._names:
+                if SYSTEMS[name].far:
+                    self._try(name, "far", partial(measure_far, name, self._extent))
+
+    def _measure_near(self, site: Site, kinds: list[str], cheap: bool) -> None:
+        """Everything on this machine, with no delay."""
+        if cheap:
+            engine = start_canned_engine(site)
+        else:
+            engine = start_engine(site, self._extent.paced_seconds, at_node=True)
+        targets = self._start(site, engine)
+        repeated = [kind for kind in MEASURES if kind in kinds and kind not in ONCE]
+        for number in range(self._extent.rounds):
+            for kind in repeated:
+                self._measure(site, targets, kind, f"round {number + 1} of {self._extent.rounds}, ")
+        if "cold" in kinds and targets:
+            console.print("[dim]cold: all systems in turn")
+            for name, figures in cold(site, targets, self._extent).items():
+                self.results[name]["cold"] = figures
+        for kind in ONCE:
+            if kind in kinds:
+                self._measure(site, targets, kind)
+
+    def _start(self, site: Site, engine: str) -> dict[str, Target]:
+        """Start what can be started."""
+        targets = {}
+        for name in self._names:
+            if name not in self.problems:
+                console.print(f"[dim]starting {SYSTEMS[name].name}")
+                try:
+                    targets[name] = SYSTEMS[name].start(site, engine)
+                except RuntimeError as problem:
+                    self.problems[name] = str(problem)
+        return targets
+
+    def _measure(self, site: Site, targets: dict[str, Target], kind: str, when: str = "") -> None:
+        for name, target in targets.items():
+            if applies(kind, target):
+                console.print(f"[dim]{when}{kind}: {SYSTEMS[name].name}")
+                self._try(name, kind, partial(MEASURES[kind], site, target, self._extent))
+
+    def _try(self, name: str, kind: str, measure: Callable[[], Figures]) -> None:
+        try:
+            figures = measure()
+        except RuntimeError as problem:
+            self.failures[f"{SYSTEMS[name].name}, {kind}"] = str(problem)
+        else:
+            best = self.results[name].get(kind)
+            self.results[name][kind] = better(kind, figures, best)
 
 
 def measure_far(name: str, extent: Extent) -> Figures:
@@ -113,28 +193,6 @@ def measure_far(name: str, extent: Extent) -> Figures:
             return first_byte(site, Target(url, url, None, at_node=True), extent)
         target = SYSTEMS[name].start(site, start_engine(site, extent.paced_seconds, at_node=True))
         return first_byte(site, target, extent)
-
-
-def measure(names: list[str], kinds: list[str], extent: Extent) -> tuple[Results, dict[str, str]]:
-    """The best figures of all rounds, and why systems that failed did."""
-    results: Results = defaultdict(dict)
-    problems: dict[str, str] = {}
-    for number in range(extent.rounds):
-        near = set(kinds) - {"far"} - set(ONCE if number else ())
-        for name in names:
-            if name in problems:
-                continue
-            console.print(f"[dim]round {number + 1} of {extent.rounds}: {SYSTEMS[name].name}")
-            try:
-                fresh = measure_near(name, near, extent) if near else {}
-                if "far" in kinds and not number and SYSTEMS[name].far:
-                    fresh["far"] = measure_far(name, extent)
-            except RuntimeError as problem:
-                problems[name] = str(problem)
-                continue
-            for kind, figures in fresh.items():
-                results[name][kind] = better(kind, figures, results[name].get(kind))
-    return results, problems
 
 
 def machine() -> dict[str, str]:
@@ -160,40 +218,60 @@ def chosen(names: str | None, known: Iterable[str], what: str) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="The fabric beside its rivals.")
-    parser.add_argument("--quick", action="store_true", help="short loads, one round")
+    lengths = parser.add_mutually_exclusive_group()
+    lengths.add_argument("--quick", action="store_true", help="short loads, one round")
+    lengths.add_argument("--thorough", action="store_true", help="long loads, all systems")
     parser.add_argument("--only", metavar="SYSTEM,…", help=", ".join(SYSTEMS))
-    parser.add_argument("--measures", metavar="MEASURE,…", help=", ".join([*MEASURES, "far"]))
-    parser.add_argument("--save", action="store_true", help="write the figures to results/")
+    parser.add_argument("--measures", metavar="MEASURE,…", help=", ".join(EVERY_MEASURE))
+    parser.add_argument(
+        "--save", action="store_true", help="write the figures to results/, and the comparison"
+    )
     given = parser.parse_args()
-    extent = QUICK if given.quick else FULL
+    extent = QUICK if given.quick else THOROUGH if given.thorough else BRIEF
     names = chosen(given.only, SYSTEMS, "system")
-    kinds = chosen(given.measures, [*MEASURES, "far"], "measure")
+    kinds = chosen(given.measures, EVERY_MEASURE, "measure")
+    if not given.thorough:
+        names = names if given.only else list(COMPARED)
+        kinds = kinds if given.measures else [kind for kind in kinds if kind != "growth"]
     about = machine()
+    missing = {}
     if "far" in kinds and (reason := NatLab.why_not()):
-        console.print(f"[bold red]Nothing is measured over a delay: {reason}.")
+        missing["over a delay"] = reason
         kinds.remove("far")
 
-    results, problems = measure(names, kinds, extent)
+    began = time.monotonic()
+    run = Run(names, kinds, extent)
+    run.measure()
 
-    about["versions"] = ", ".join(dict.fromkeys(SYSTEMS[name].version() for name in results))
+    about["took"] = f"{(time.monotonic() - began) / 60:.1f} minutes"
+    about["versions"] = ", ".join(dict.fromkeys(SYSTEMS[name].version() for name in run.results))
+    kept: Kept = {
+        **about,
+        "extent": asdict(extent),
+        "systems": {name: SYSTEMS[name].name for name in names},
+        "results": dict(run.results),
+        "problems": {**run.problems, **run.failures, **missing},
+    }
     out = Console() if sys.stdout.isatty() else Console(width=PLAIN_COLUMNS)
-    out.print(table(results, kinds))
-    for name, value in about.items():
-        out.print(f"[dim]{name}: {value}")
-    for name, measured in results.items():
+    out.print(table(kept))
+    for name, measured in run.results.items():
         for kind, figures in measured.items():
             if faults(figures):
                 out.print(f"[red]{SYSTEMS[name].name}, {kind}: {figures.get('problem')}")
-    for name, problem in problems.items():
-        out.print(f"[red]{SYSTEMS[name].name} was not measured: {problem}")
     if given.save:
-        RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"{about['date'][:10]}.json"
-        kept = {**about, "extent": asdict(extent), "results": results}
-        path.write_text(json.dumps(kept, indent=1) + "\n")
-        out.print(f"[dim]written to {path}")
-    if problems:
+        for written in save(kept):
+            out.print(f"[dim]written: {written}")
+    if run.failures or any(SYSTEMS[name].own for name in run.problems):
         raise SystemExit(1)
+
+
+def save(kept: Kept) -> list[Path]:
+    """Write the figures, the picture and the table; returns the files."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{kept['date'][:10]}.json"
+    path.write_text(json.dumps(kept, indent=1) + "\n")
+    report.write(kept)
+    return [path, report.PICTURE, report.PAGE]
 
 
 if __name__ == "__main__":

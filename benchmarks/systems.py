@@ -10,6 +10,7 @@ import datetime
 import json
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -27,13 +28,15 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from benchmarks import consumer as consumer_bench
-from benchmarks.canned import MODEL
+from benchmarks.canned import BURST_MODEL, MODEL, PACED_MODEL
 from benchmarks.processes import CACHE, Command, Site
+from runtime.version import VERSION
 from tests.lab.kafka_server import KafkaServer
 from tests.lab.postgres_server import PostgresServer
 from tests.lab.redis_server import RedisServer
 
 VLLM_ROUTER = "0.1.17"
+LITELLM = "1.108.0"
 SERVER = [sys.executable, "-m", "fabric_server"]
 NODE = [sys.executable, "-m", "fabric_client"]
 RIVALS = Path(__file__).with_name("rivals")
@@ -51,16 +54,20 @@ class Target:
     key: str | None = None
     at_node: bool = False
     """Whether the load comes from the node's place."""
-    add_node: Callable[[], object] | None = None
+    add_node: Callable[[], subprocess.Popen[bytes]] | None = None
     """Starts one more node of the same system, idle."""
     node: subprocess.Popen[bytes] | None = None
     """The process beside the engine, if there is one."""
+    rewrites: bool = False
+    """Whether answers say the same as the engine's in other bytes."""
 
 
 class System(ABC):
     name: str
     far = False
     """Whether it can reach an engine behind NAT."""
+    own = False
+    """Whether it is of this repository: a run without it has failed."""
 
     @abstractmethod
     def start(self, site: Site, engine: str) -> Target:
@@ -72,7 +79,7 @@ class System(ABC):
 
 class Direct(System):
     name = "engine asked directly"
-    far = True
+    far = own = True
 
     def start(self, site: Site, engine: str) -> Target:
         return Target(engine, engine, None)
@@ -125,7 +132,7 @@ class VllmRouter(System):
     def start(self, site: Site, engine: str) -> Target:
         port, metrics_port = site.free_ports(2)
         command: list[str | Path] = [
-            self._installed(),
+            installed("vllm-router", VLLM_ROUTER),
             "--worker-urls",
             engine,
             "--policy",
@@ -139,29 +146,82 @@ class VllmRouter(System):
         site.wait_for_answer(f"{url}/v1/models", front)
         return Target(url, engine, front)
 
-    def _installed(self) -> Path:
-        """Its program, in a virtual environment of its own: it wants other versions than we do."""
-        home = CACHE / f"vllm-router-{VLLM_ROUTER}"
-        if not (home / "complete").exists():
-            venv.create(home, with_pip=True, clear=True)
-            pip: list[str | Path] = [
-                home / "bin" / "pip",
-                "install",
-                "-q",
-                f"vllm-router=={VLLM_ROUTER}",
-            ]
-            if subprocess.run(pip).returncode:
-                raise RuntimeError("vllm-router could not be installed; the reason is above")
-            (home / "complete").touch()
-        return home / "bin" / "vllm-router"
-
     def version(self) -> str:
         return f"vllm-router {VLLM_ROUTER}"
 
 
+class LiteLLM(System):
+    """The proxy of LiteLLM: one hop, no tunnel; in Python, with keys and routing as the fabric has.
+
+    Set up as its documentation says for production and for high throughput: a worker of Uvicorn
+    for each core, `LITELLM_MODE=PRODUCTION`, logs of errors only, a master key, no callbacks.  It
+    has no database, so it keeps no record of requests, which the fabric does.
+    """
+
+    name = "LiteLLM proxy"
+    READY_SECONDS = 180
+    """It imports for ten seconds of processor time and more, once for each worker."""
+
+    def start(self, site: Site, engine: str) -> Target:
+        (port,) = site.free_ports(1)
+        work = site.folder()
+        config, log = work / "config.json", work / "log"  # JSON is YAML
+        config.write_text(json.dumps(self._config(engine)))
+        key = f"sk-{secrets.token_hex(16)}"
+        environ = {
+            "LITELLM_MASTER_KEY": key,
+            "LITELLM_MODE": "PRODUCTION",
+            "LITELLM_LOG": "ERROR",
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # else it fetches prices from elsewhere
+        }
+        command: list[str | Path] = [
+            installed("litellm", LITELLM, extra="proxy"),
+            "--config",
+            config,
+            "--host",
+            "127.0.0.1",
+        ]
+        command += ["--port", str(port), "--num_workers", str(len(os.sched_getaffinity(0)))]
+        # By default Uvicorn kills a worker that is still importing after five seconds.
+        command += ["--timeout_worker_healthcheck", str(self.READY_SECONDS)]
+        with log.open("wb") as errors:  # a traceback for each request that its client gives up
+            front = site.start(command, environ=environ, stderr=errors, process_group=0)
+        url = f"http://127.0.0.1:{port}"
+        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        question = json.dumps({"model": MODEL, "messages": []})  # its first answer takes a second
+        ready = f"{url}/v1/chat/completions"
+        try:
+            site.wait_for_answer(ready, front, headers, question, self.READY_SECONDS)
+        except RuntimeError:
+            sys.stderr.write(log.read_text(errors="replace")[-2000:])
+            raise
+        return Target(url, engine, front, key, rewrites=True)
+
+    @staticmethod
+    def _config(engine: str) -> dict[str, object]:
+        return {
+            "model_list": [
+                {
+                    "model_name": model,
+                    "litellm_params": {
+                        "model": f"openai/{model}",
+                        "api_base": f"{engine}/v1",
+                        "api_key": "none",
+                    },
+                }
+                for model in (MODEL, BURST_MODEL, PACED_MODEL)
+            ],
+            "general_settings": {"master_key": "os.environ/LITELLM_MASTER_KEY"},
+            "litellm_settings": {"request_timeout": 600, "callbacks": []},
+        }
+
+    def version(self) -> str:
+        return f"LiteLLM {LITELLM}"
+
+
 class DialBack(System):
     name = "dial-back per request"
-    far = True
+    far = own = True
 
     def start(self, site: Site, engine: str) -> Target:
         work = site.folder()
@@ -182,8 +242,8 @@ class DialBack(System):
 
 
 class Fabric(System):
-    name = "fabric"
-    far = True
+    name = "Fabric"
+    far = own = True
     up: Command = (*SERVER, "up")
     serve: Command = (*NODE, "run")
     """Its two programs."""
@@ -243,13 +303,13 @@ class Fabric(System):
         return site.start(self.serve, at_node=True, environ=at_node)
 
     def version(self) -> str:
-        return f"fabric {version('fabric')}"
+        return f"fabric {VERSION}"
 
 
 class Everything(Fabric):
     """With what a key must be given to have it: limits, and streams that go on elsewhere."""
 
-    name = "fabric, key with limits and failover"
+    name = "Fabric, key with limits and failover"
     far = False
     key_options = ("--failover", "continue", "--requests-per-minute", "1000000000",
                    "--tokens-per-minute", "1000000000")  # fmt: skip
@@ -258,7 +318,7 @@ class Everything(Fabric):
 class Bare(Fabric):
     """Server and node with all off that `bare.py` lists."""
 
-    name = "fabric, bare"
+    name = "Fabric, bare"
     far = False
     up = (sys.executable, "-m", "benchmarks.bare", "server")
     serve = (sys.executable, "-m", "benchmarks.bare", "node")
@@ -270,7 +330,7 @@ class Bare(Fabric):
 class BareRouting(Fabric):
     """Without what serves to choose engines and to keep answers alive; spool and reasoning on."""
 
-    name = "fabric, bare routing"
+    name = "Fabric, bare routing"
     far = False
     up = Bare.up
     serve = (sys.executable, "-m", "benchmarks.bare", "chat-node")
@@ -283,7 +343,7 @@ class FullStack(Fabric):
     where requests matter more than their accounting.
     """
 
-    name = "fabric, PostgreSQL, Redis, Kafka"
+    name = "Fabric, PostgreSQL, Redis, Kafka"
     far = False
 
     WARM_RECORDS = 200_000
@@ -318,8 +378,26 @@ SYSTEMS: dict[str, System] = {
     "nginx1": Nginx(1),
     "nginx2": Nginx(2),
     "vllm-router": VllmRouter(),
+    "litellm": LiteLLM(),
     "dialback": DialBack(),
 }
+
+
+COMPARED = ("direct", "fabric", "nginx2", "vllm-router", "litellm")
+"""What people choose between; the slowest is the last, as it may be late with what it has begun."""
+
+
+def installed(name: str, version: str, extra: str = "") -> Path:
+    """Return a program of PyPI, in a virtual environment of its own: it needs other versions."""
+    home = CACHE / f"{name}-{version}"
+    if not (home / "complete").exists():
+        venv.create(home, with_pip=True, clear=True)
+        package = f"{name}[{extra}]" if extra else name
+        pip: Command = [home / "bin" / "pip", "install", "-q", f"{package}=={version}"]
+        if subprocess.run(pip).returncode:
+            raise RuntimeError(f"{name} {version} could not be installed; the reason is above")
+        (home / "complete").touch()
+    return home / "bin" / name
 
 
 def need(program: str) -> None:

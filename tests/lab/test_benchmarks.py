@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import canned
 from benchmarks.processes import Site
 from tests.engine import Plan, ScriptedEngine
 
@@ -26,9 +27,9 @@ def engine(site: Site) -> str:
     return site.start_and_read(mock)[1]
 
 
-def load(site: Site, *words: str) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads(site.run([sys.executable, "-m", "benchmarks.load", *words]))
-    return result
+def load(site: Site, *words: str, keys: str = "") -> Any:
+    command = [sys.executable, "-m", "benchmarks.load", *words]
+    return json.loads(site.run(command, environ={"FABRIC_KEY": keys}))
 
 
 @pytest.mark.parametrize(
@@ -40,12 +41,31 @@ def load(site: Site, *words: str) -> dict[str, Any]:
         ("probe", "--seconds", "0.2", "--stream"),
     ],
 )
+@pytest.mark.parametrize("rewriting", [False, True], ids=["as it is", "rewriting"])
 def test_load_finds_nothing_wrong_with_the_mock_engine(
-    site: Site, engine: str, words: tuple[str, ...]
+    site: Site, engine: str, words: tuple[str, ...], rewriting: bool
 ) -> None:
-    result = load(site, words[0], engine, *words[1:])
+    result = load(site, words[0], engine, *words[1:], *["--rewriting", engine] * rewriting)
     assert result["requests"] > 0
     assert (result["wrong"], result["lost"], result["refused"]) == (0, 0, 0), result["problem"]
+
+
+def test_cold_requests_go_to_all_places_in_turn(site: Site, engine: str) -> None:
+    first, second = load(site, "cold", engine, engine, "--every", "0.01", "--seconds", "0.4")
+    for told in (first, second):
+        assert (told["requests"], told["problem"]) == (20, None)
+        assert 0 < told["p50_ms"] <= told["p90_ms"] <= told["p99_ms"]
+
+
+async def test_each_place_gets_its_own_key_and_its_own_faults(site: Site, engine: str) -> None:
+    async with ScriptedEngine() as refusing:
+        refusing.plan = Plan(status=503)
+        words = ["cold", engine, refusing.url, "--every", "0.01", "--seconds", "0.04"]
+        right, refused = await asyncio.to_thread(load, site, *words, keys="one,two")
+        request = await refusing.started()
+    assert request.headers["Authorization"] == "Bearer two"
+    assert (right["requests"], right["problem"]) == (2, None)
+    assert (refused["requests"], refused["refused"], refused["lost"]) == (0, 1, 1)
 
 
 def test_paced_streams_keep_their_pace(site: Site, engine: str) -> None:
@@ -54,6 +74,7 @@ def test_paced_streams_keep_their_pace(site: Site, engine: str) -> None:
     assert result["gap_p50_ms"] == pytest.approx(10, abs=2)
 
 
+@pytest.mark.parametrize("rewriting", [False, True], ids=["as it is", "rewriting"])
 @pytest.mark.parametrize(
     ("plan", "kind"),
     [
@@ -62,8 +83,38 @@ def test_paced_streams_keep_their_pace(site: Site, engine: str) -> None:
         (Plan(cut_after=0), "lost"),
     ],
 )
-async def test_load_tells_what_is_wrong(site: Site, plan: Plan, kind: str) -> None:
+async def test_load_tells_what_is_wrong(site: Site, plan: Plan, kind: str, rewriting: bool) -> None:
     async with ScriptedEngine() as engine:
         engine.plan = plan
-        result = await asyncio.to_thread(load, site, "probe", engine.url, "--stream")
+        words = ["probe", engine.url, "--stream", "--seconds", "0"]
+        words += ["--rewriting", engine.url] * rewriting
+        result = await asyncio.to_thread(load, site, *words)
         assert result[kind] == 1
+
+
+def test_an_answer_means_the_same_in_other_words() -> None:
+    stream = canned.body(3)
+    other = stream.replace(b'"created":1700000000', b'"created":1800000000')
+    assert other != stream
+    assert canned.meaning(other) == canned.meaning(stream)
+    assert canned.meaning(canned.SHARED) == canned.meaning(canned.SMALL)
+
+
+@pytest.mark.parametrize(
+    ("answer", "whole"),
+    [
+        (canned.body(2), True),
+        (canned.body(3).replace(b"0000001", b"0000002"), True),
+        (canned.body(3).replace(b'"stop"', b'"length"'), True),
+        (canned.body(3).removesuffix(canned.DONE), False),
+        (canned.body(3)[:-1], False),
+        (canned.SMALL, True),
+        (canned.SMALL[:-1], False),
+        (b"", False),
+    ],
+    ids=["short", "twice", "length", "no end", "cut", "no stream", "no JSON", "empty"],
+)
+def test_an_answer_that_says_something_else_is_told_apart(answer: bytes, whole: bool) -> None:
+    meaning = canned.meaning(answer)
+    assert (meaning is not None) is whole
+    assert meaning != canned.meaning(canned.body(3))
