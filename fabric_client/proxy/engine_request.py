@@ -27,7 +27,7 @@ from runtime.workers import Workers
 
 log = logging.getLogger("fabric.forward")
 
-_PASSED = ("content-type", "content-length", "content-language", "retry-after", ESTIMATED[0])
+_PASSED = {"content-type", "content-length", "content-language", "retry-after", ESTIMATED[0]}
 _OF_ENCODED = ("content-encoding", "content-length")
 _REFUSED_FIELDS = frozenset({400, 422})
 """Statuses of engines that refuse a field of the body."""
@@ -337,12 +337,13 @@ class EngineRequest:
         """Make the engine's request of the whole body, or reply to it here."""
         body = self._body
         assert body.prepare is not None
-        work = partial(prepare_whole, body.prepare, not self._pool.accepts_usage)
+        prepare, with_usage = body.prepare, not self._pool.accepts_usage
         if body.received > OFF_LOOP:
+            work = partial(prepare_whole, prepare, with_usage)
             self._task = asyncio.create_task(self._prepare_in_worker(work))
             return
         try:
-            prepared, whole = work(b"".join(body.take()))
+            prepared, whole = prepare_whole(prepare, with_usage, b"".join(body.take()))
         except NotOffered as error:  # its server knows what is offered: the offer has just changed
             self.fail(Code.REFUSED, str(error))
             return

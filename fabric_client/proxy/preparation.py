@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from fabric_client.offer.admission import admit, with_model
 from fabric_client.offer.name_filter import NameFilter, ShowFilter
@@ -43,7 +44,7 @@ ASKED_OTHERWISE = (0, 0)
 """A body has ``stream_options`` of the user's own."""
 
 
-class Prepared(NamedTuple):
+class Prepared(Struct, frozen=True):
     """A request that ``prepare_whole`` has prepared, without the engine's body."""
 
     reply: LocalReply | None
@@ -62,9 +63,9 @@ def prepare_whole(prepare: Prepare, with_usage: bool, body: bytes) -> tuple[Prep
     prepared = prepare(body)
     if isinstance(prepared, LocalReply):
         return Prepared(prepared), b""
-    path, body, response_filter = prepared
+    body = prepared.body
     usage = find_usage(body) if with_usage else None
-    return Prepared(None, path, response_filter, usage), body
+    return Prepared(None, prepared.path, prepared.response_filter, usage), body
 
 
 def asks_stream(body: bytes) -> bool:
@@ -125,7 +126,7 @@ def prepare_offered(
     prepared = prepare(translate, make_reasoning, head, admitted.body)
     if isinstance(prepared, LocalReply):
         return prepared
-    path, body, filters = prepared
+    path, body, filters = prepared.path, prepared.body, prepared.response_filter
     own, asked = admitted.own, admitted.asked
     if own != asked and not admitted.is_form:
         body = with_model(body, own)
@@ -161,7 +162,7 @@ def prepare(
     for name, value in head.headers:
         if name == HEADER and value.strip().lower() == RAW:
             return prepared
-    path, body, translated = prepared
+    body, translated = prepared.body, prepared.response_filter
     if translated is None:
-        return TranslatedRequest(path, body, make_reasoning(asks_stream(body)))
-    return TranslatedRequest(path, body, FilterChain(make_reasoning(None), translated))
+        return TranslatedRequest(_CHAT, body, make_reasoning(asks_stream(body)))
+    return TranslatedRequest(_CHAT, body, FilterChain(make_reasoning(None), translated))

@@ -135,25 +135,18 @@ class RequestBody:
 
     def _encode_head(self, prefix: str, host: str, authorization: str) -> bytes:
         head = self.head
-        lines = [
-            f"{head.method} {prefix}{self._path} HTTP/1.1",
-            f"host: {host}",
-            "accept-encoding: identity",
-        ]
-        if authorization:
-            lines.append(f"authorization: {authorization}")
+        headers = f"authorization: {authorization}\r\n" if authorization else ""
         if self.translated:
-            lines.append("content-type: application/json")
+            headers += "content-type: application/json\r\n"
         else:
-            lines += [
-                f"{name}: {value}"
-                for name, value in head.headers
-                if name in _FORWARDED_HEADERS and value.isprintable()
-            ]
+            for name, value in head.headers:
+                if name in _FORWARDED_HEADERS and value.isprintable():
+                    headers += f"{name}: {value}\r\n"
         if head.request_id.isidentifier():
-            lines.append(f"x-request-id: {head.request_id}")
-        if self._size is None:
-            lines.append("transfer-encoding: chunked\r\n\r\n")
-        else:
-            lines.append(f"content-length: {self._size}\r\n\r\n")
-        return "\r\n".join(lines).encode("latin-1", "replace")
+            headers += f"x-request-id: {head.request_id}\r\n"
+        size = self._size
+        length = "transfer-encoding: chunked" if size is None else f"content-length: {size}"
+        return (
+            f"{head.method} {prefix}{self._path} HTTP/1.1\r\nhost: {host}\r\n"
+            f"accept-encoding: identity\r\n{headers}{length}\r\n\r\n"
+        ).encode("latin-1", "replace")

@@ -84,7 +84,7 @@ def _guard(
     prepared = translate(body)
     if isinstance(prepared, LocalReply):
         return prepared
-    path, body, response_filter = prepared
+    path, body, response_filter = prepared.path, prepared.body, prepared.response_filter
     body = without_owners_fields(kind, body, max_num_ctx)
     return TranslatedRequest(path, body, response_filter)
 
