@@ -93,6 +93,10 @@ def event_end(events: bytes, start: int = 0) -> int:
 def split_events(events: bytes) -> Iterator[bytes]:
     """Yield whole events one by one, as sent; joined they are ``events``."""
     start = 0
+    if events.find(b"\r") < 0:  # as nearly all are: a plain search takes a tenth of the time
+        while (end := events.find(b"\n\n", start)) >= 0:
+            yield events[start : end + 2]
+            start = end + 2
     while start < len(events):
         end = event_end(events, start)
         yield events[start:end]

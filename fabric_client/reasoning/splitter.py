@@ -139,6 +139,8 @@ class Splitter:
 
     def settle(self) -> list[Part]:
         """Return what was held back, and treat all that follows as content."""
+        if self._stage is _SETTLED:
+            return []
         parts = self.feed("", last=True)
         self._stage = _SETTLED
         return parts

@@ -124,32 +124,33 @@ class StreamFilter:
 
     def _filter(self, event: bytes, *, repaired: bool = False) -> bytes:
         event = event.removeprefix(BOM)
-        data = _DATA.search(event)
-        if data is None:
+        start, end = _data_of(event)
+        if end < 0:
             return event  # a comment
+        data = event[start:end]
         try:
-            sound = repaired or is_sound(data[1])
-            chunk = _read(data[1]) if sound else None
+            sound = repaired or is_sound(data)
+            chunk = _read(data) if sound else None
         except _UNREADABLE:
             chunk = None
         if chunk is None:
-            better = None if repaired else repair(data[1])
+            better = None if repaired else repair(data)
             if better is None:
                 return self._flush() + event  # [DONE], an error, or something unknown
-            event = event[: data.start(1)] + better + event[data.end(1) :]
-            return self._filter(event, repaired=True)
-        self._last = data[1]
+            return self._filter(event[:start] + better + event[end:], repaired=True)
+        self._last = data
         changes = [self._change(choice) for choice in chunk.choices]
-        splitters = self._splitters.values()
-        self._settled = bool(splitters) and all(splitter.settled for splitter in splitters)
+        if not self._settled:
+            splitters = self._splitters.values()
+            self._settled = bool(splitters) and all(splitter.settled for splitter in splitters)
         add_shares = chunk.usage is not None and chunk.usage.lacks_shares
         if not add_shares and not any(changes):
             return event
-        before, fields = _changed(_fields(data[1]), changes)
+        before, fields = _changed(_fields(data), changes)
         if chunk.usage is not None and add_shares:
             shares = chunk.usage.shares(self._reasoning_deltas, self._content_deltas)
             fields["usage"] = _fields(fields["usage"]) | shares
-        return before + event[: data.start(1)] + _encode(fields) + event[data.end(1) :]
+        return before + event[:start] + _encode(fields) + event[end:]
 
     def _change(self, choice: _Choice) -> _Change | None:
         splitter = self._splitter(choice.index)
@@ -177,6 +178,7 @@ class StreamFilter:
         splitter = self._splitters.get(index)
         if splitter is None and 0 <= index < MAX_CHOICES:
             splitter = self._splitters[index] = Splitter()
+            self._settled = False
             if not self._inline:
                 splitter.settle()
         return splitter
@@ -192,6 +194,15 @@ class StreamFilter:
             return b""
         fields = _fields(self._last)
         return b"".join(_event_of(fields, index, part, {}) for index, part in held)
+
+
+def _data_of(event: bytes) -> tuple[int, int]:
+    """Return where an event's first line of data begins and ends; (-1, -1) if it has none."""
+    if event.startswith(b"data: ") and event.find(b"\r") < 0:
+        end = event.find(b"\n")
+        return 6, end if end >= 0 else len(event)
+    found = _DATA.search(event)
+    return found.span(1) if found else (-1, -1)
 
 
 def _changed(fields: dict[str, Any], changes: list[_Change | None]) -> tuple[bytes, dict[str, Any]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,6 +72,14 @@ def test_framed_and_split_events_are_the_bytes_that_came(
     assert b"".join(events) == b"".join(framed)
     found = [one for event in events for one in decode_events(event)]
     assert found == expected
+
+
+@given(st.lists(st.sampled_from([b"data: a", b"\n", b"\n\n", b"\r"]), max_size=12).map(b"".join))
+def test_events_are_split_behind_their_blank_lines(events: bytes) -> None:
+    ends = [found.end() for found in re.finditer(rb"\n\n|\n\r\n|\r\r|\n\r(?=[^\n])", events)]
+    places = sorted({0, *ends, len(events)})
+    expected = [events[a:b] for a, b in pairwise(places)]
+    assert list(split_events(events)) == expected
 
 
 @given(st.lists(st.sampled_from([b"data: a", b"\n", b"\r"])), st.data())

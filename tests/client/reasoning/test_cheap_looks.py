@@ -122,3 +122,26 @@ def test_shares_are_put_in_as_text_only_where_their_place_is_certain(text: str) 
     if found is not None and names == [1, 0, 0]:
         inserted = b'"analysis_tokens":%d,"final_tokens":%d,' % tuple(added.values())
         assert answer == body[: found.end()] + inserted + body[found.end() :]
+
+
+CHUNK = b'{"choices":[{"index":0,"delta":{"reasoning":"r"}}]}'
+ALIASED = b'{"choices":[{"index":0,"delta":{"reasoning":"r","reasoning_content":"r"}}]}'
+lines = st.sampled_from(
+    [b"data: " + CHUNK, b"data:" + CHUNK, b": data: " + CHUNK, b" data: " + CHUNK, b"event: x"]
+)
+
+
+@given(st.lists(lines, max_size=4), st.sampled_from([b"\n", b"\r\n", b"\r"]), st.booleans())
+def test_an_event_is_changed_in_its_first_line_of_data(
+    written: list[bytes], end: bytes, marked: bool
+) -> None:
+    event = b"".join(line + end for line in [*written, b""])
+    expected = list(written)
+    for place, line in enumerate(written):
+        if line.startswith(b"data:"):
+            expected[place] = line.replace(CHUNK, ALIASED)
+            break
+    reasoning = ReasoningFilter()
+    reasoning.head(200, [("content-type", "text/event-stream")])
+    answer = reasoning.feed(b"\xef\xbb\xbf" * marked + event) + reasoning.end()
+    assert answer.removeprefix(b"\xef\xbb\xbf") == b"".join(line + end for line in [*expected, b""])

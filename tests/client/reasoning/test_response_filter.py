@@ -243,6 +243,12 @@ def test_tokens_are_shared_out_by_the_events_that_were_seen() -> None:
     assert shares([chunk({"content": "a"}), STOP, usage(), DONE]) == (0, 10)
 
 
+def test_events_that_tell_nothing_do_not_count_while_a_choice_may_begin_with_a_marker() -> None:
+    begun = [chunk({"reasoning": "a"}), chunk({"content": "b"}), chunk({"content": "<"}, index=1)]
+    ends = chunk({"content": "p>"}, index=1)
+    assert shares([*begun, *[chunk({})] * 8, ends, usage(), DONE]) == (3, 7)
+
+
 def test_an_engine_that_counts_is_believed() -> None:
     counted = usage(completion_tokens_details={"reasoning_tokens": 9})
     assert shares([*THOUGHTS, STOP, counted, DONE]) == (9, 1)
