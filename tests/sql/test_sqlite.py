@@ -15,6 +15,7 @@ from fabric_server.storage.connect import open_store
 from ledger.reports import LedgerReports
 from ledger.tables import LedgerTables
 from runtime.errors import StoreError
+from sql.database import Many, Row
 from sql.sqlite import SqliteDatabase, explain
 from tests.contracts.samples import entry
 
@@ -159,3 +160,32 @@ async def test_nothing_is_written_through_a_reader(database: SqliteDatabase) -> 
     with pytest.raises(StoreError, match="can't be written"):
         await database.fetch("CREATE TABLE t (x BIGINT)")
     await database.close()
+
+
+# ── values ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("count", [1, 31, 33, 300])
+async def test_many_rows_keep_truth_values_numbers_and_nulls(path: Path, count: int) -> None:
+    some: list[Row] = [
+        ("a", True, 1, None, 0.5),
+        ("b", False, 0, "", -0.0),
+        ("c", None, None, "c", None),
+        ("d", True, 2**63 - 1, None, 1e300),
+    ]
+    rows = [some[number % len(some)] for number in range(count)]
+    statement = Many(
+        "WITH given (a, b, c, d, e) AS (given) INSERT INTO t (a, b, c, d, e)"
+        " SELECT a, b, c, d, e FROM given WHERE true",
+        ("TEXT", "BOOLEAN", "BIGINT", "TEXT", "DOUBLE PRECISION"),
+    )
+    database = SqliteDatabase(path)
+    try:
+        async with database.transaction() as session:
+            await session.script("CREATE TABLE t (a TEXT, b BOOLEAN, c BIGINT, d TEXT, e DOUBLE);")
+            await session.many(statement, rows)
+        assert list(await database.fetch("SELECT a, b, c, d, e FROM t ORDER BY rowid")) == rows
+        types = await database.fetch("SELECT DISTINCT typeof(b) FROM t ORDER BY 1")
+        assert {row[0] for row in types} <= {"integer", "null"}
+    finally:
+        await database.close()
