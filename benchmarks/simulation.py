@@ -25,7 +25,8 @@ from typing import Any
 
 from benchmarks.choosing import MODEL, fleet
 from fabric_server.dialects.errors import ApiError
-from fabric_server.nodes.registry import Engine, Registry
+from fabric_server.nodes.node import Engine
+from fabric_server.nodes.registry import Registry
 from fabric_server.routing.admission import Admission, QueueLimits
 from fabric_server.routing.criteria import Requirements
 from fabric_server.routing.latency import tokens_per_second
@@ -198,6 +199,7 @@ class Run:
             self._registry,
             rng=rng,
             limits=QueueLimits(10_000, 10_000, 600.0),
+            clock=lambda: asyncio.get_running_loop().time(),
             balancer=balancer,
         )
         self.first_bytes: list[tuple[int, float]] = []

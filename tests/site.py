@@ -33,7 +33,8 @@ from fabric_server.gateway.models import ModelCatalog
 from fabric_server.net.deadlines import Deadlines
 from fabric_server.net.failure_throttle import FailureThrottle
 from fabric_server.net.memory_budget import MemoryBudget
-from fabric_server.nodes.registry import Engine, Node, Registry
+from fabric_server.nodes.node import Engine, Node
+from fabric_server.nodes.registry import Registry
 from fabric_server.proxy.clock import Timeouts
 from fabric_server.proxy.metrics import Metrics
 from fabric_server.proxy.request_record import LedgerWriter

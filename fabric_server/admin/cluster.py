@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Protocol
 from msgspec import Meta, Struct
 
 from fabric_server.admin.parameters import not_found
-from fabric_server.nodes.registry import Engine, Node
+from fabric_server.nodes.node import Engine, Node
 from fabric_server.proxy.metrics import Metrics
 from fabric_server.proxy.request_record import RequestRecord
 from ledger.records import Outcome

@@ -23,8 +23,8 @@ from prometheus_client.registry import Collector
 
 from fabric_server.admin.routes import Text
 from fabric_server.net.connection_budget import Budget
+from fabric_server.nodes.node import Node
 from fabric_server.nodes.registrar import Registrar
-from fabric_server.nodes.registry import Node
 from fabric_server.nodes.watch import CODES
 from runtime.findings import Finding
 

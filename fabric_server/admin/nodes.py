@@ -27,7 +27,7 @@ from fabric_server.admin.node_views import (
 from fabric_server.admin.parameters import not_found
 from fabric_server.auth.keys import Key
 from fabric_server.nodes.circuit_breaker import CircuitBreaker
-from fabric_server.nodes.registry import Engine, Node
+from fabric_server.nodes.node import Engine, Node
 from fabric_server.pki.enrolment import Invited
 from fabric_server.storage.rows import NodeRow
 from ledger.records import HeartbeatRecord

@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 from fabric_server.admin.parameters import not_found
 from fabric_server.auth.keys import Key
 from fabric_server.dialects import errors
-from fabric_server.nodes.registry import Engine
+from fabric_server.nodes.node import Engine
 from fabric_server.proxy.request_record import RequestRecord, RequestState
 from fabric_server.routing.variants import count_variants
 from ledger.records import LedgerEntry, Outcome, UsageRow

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
-from fabric_server.nodes.registry import Engine
+from fabric_server.nodes.node import Engine
 from fabric_server.routing.absence import Absence
 from fabric_server.routing.variants import count_variants
 from protocol.messages import ModelReport

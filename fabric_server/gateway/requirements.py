@@ -13,7 +13,9 @@ from fabric_server.dialects.errors import ApiError
 from fabric_server.gateway.options import DIGEST, QUANT
 from fabric_server.metering.estimate import KEPT, TOKENS_OF_MEDIA, media_tokens
 from fabric_server.metering.plausible import output_limit
-from fabric_server.nodes.registry import Engine, Registry
+from fabric_server.nodes.node import Engine
+from fabric_server.nodes.registry import Registry
+from fabric_server.nodes.standing import RESTING, ROOM
 from fabric_server.proxy.request_options import RequestOptions
 from fabric_server.proxy.request_record import RequestRecord
 from fabric_server.routing.aliases import Aliases, other_spelling, resolve
@@ -90,11 +92,11 @@ def _real_name(
             model,
             lambda name: any(
                 engine.has_room and supports(engine, requirements, name)
-                for engine in candidates(name)
+                for engine in candidates(name).up_to(ROOM)
             ),
             lambda name: any(
                 engine.may_serve and supports(engine, requirements, name)
-                for engine in candidates(name)
+                for engine in candidates(name).up_to(RESTING)
             ),
             lambda name: any(supports(engine, requirements, name) for engine in candidates(name)),
             registry.is_known,

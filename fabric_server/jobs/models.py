@@ -8,6 +8,7 @@ from typing import Protocol
 
 from fabric_server.gateway.requirements import check_variant
 from fabric_server.nodes.registry import Registry
+from fabric_server.nodes.standing import ROOM
 from fabric_server.routing.aliases import Aliases
 from fabric_server.routing.load_balancer import reports_of
 from fabric_server.routing.variants import WantedVariant
@@ -51,7 +52,7 @@ class ServedModels:
             model: any(
                 engine.has_room
                 for name in self._real_names(model)
-                for engine in self._registry.candidates(name)
+                for engine in self._registry.candidates(name).up_to(ROOM)
             )
             for model in self._served()
         }

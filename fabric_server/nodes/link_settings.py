@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from time import time
 
-from fabric_server.nodes.registry import Node
+from fabric_server.nodes.node import Node
 from protocol.messages import Registered
 from runtime.version import VERSION
 

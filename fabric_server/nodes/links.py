@@ -13,6 +13,7 @@ from fabric_server.dialects.errors import ApiError
 from fabric_server.net.connection_budget import Peer
 from fabric_server.nodes import registrar
 from fabric_server.nodes.link_settings import LinkSettings
+from fabric_server.nodes.node import Node
 from fabric_server.nodes.registrar import (
     CONTESTED,
     Presented,
@@ -21,7 +22,7 @@ from fabric_server.nodes.registrar import (
     key_sha256_of,
     node_id_of,
 )
-from fabric_server.nodes.registry import Node, Registry
+from fabric_server.nodes.registry import Registry
 from fabric_server.nodes.served_models import Variants, variants_of
 from fabric_server.nodes.watch import NodeWatch
 from fabric_server.storage.rows import NodeRow

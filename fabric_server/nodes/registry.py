@@ -2,239 +2,18 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import monotonic
 
-from fabric_server.dialects.endpoints import DEFAULT_PATHS
-from fabric_server.nodes.circuit_breaker import CircuitBreaker
+from fabric_server.nodes.candidates import NOBODY, Candidates
+from fabric_server.nodes.circuit_breaker import CircuitBreaker, Scope
 from fabric_server.nodes.departures import Departures
 from fabric_server.nodes.held_slots import HeldSlots
+from fabric_server.nodes.node import Engine, Node
 from fabric_server.nodes.served_models import ServedModels, variants_of
-from fabric_server.nodes.slot_limit import SlotLimit
-from fabric_server.nodes.tunnel_choice import SHARED_STREAMS, idlest_tunnel
-from protocol.aio.link import LinkDriver
-from protocol.aio.server import ServerTunnel
-from protocol.messages import EngineReport, Heartbeat, ModelReport, Register
-from protocol.tunnel.keepalive import QUIET_SECONDS
+from fabric_server.nodes.standing import CUT_OFF, ROOM
+from protocol.messages import EngineReport
 from runtime.findings import Finding
-
-MAX_BREAKERS = 256
-"""Circuit breakers of one engine; the oldest is forgotten."""
-
-KEPT_FREE = 16
-"""Of so many slots of an engine that several keys use, one is kept from the key that has all the
-others."""
-
-Scope = tuple[str, str]
-"""A model and a path of it; the path is empty for what concerns all of them."""
-
-
-class Engine:
-    """One engine of one node, with its slots: a candidate for routing."""
-
-    __slots__ = (
-        "active",
-        "breakers",
-        "elsewhere",
-        "healthy",
-        "held",
-        "implausible_usage",
-        "kind",
-        "models",
-        "name",
-        "node",
-        "paths",
-        "report",
-        "reported_slots",
-        "slot_limit",
-        "slots",
-    )
-
-    def __init__(self, node: Node, report: EngineReport) -> None:
-        self.node = node
-        self.name = report.name
-        self.active = 0
-        """Requests that hold a slot, until the node confirms that their work has stopped."""
-        self.held = HeldSlots()
-        """The same requests, by their keys."""
-        self.breakers: dict[Scope, CircuitBreaker] = {}
-        """Breakers of what failed lately."""
-        self.implausible_usage = 0
-        """Answers whose token counts were not plausible."""
-        self.slot_limit: SlotLimit | None = None
-        """Set while it gets fewer requests than it has slots for."""
-        self.update(report)
-
-    def update(self, report: EngineReport) -> None:
-        self.kind = report.kind
-        self.healthy = report.healthy
-        self.report = report
-        """The last report; what is looked at for each request has attributes of its own."""
-        self.reported_slots = report.slots
-        self.limit_slots()
-        self.paths: frozenset[str] = frozenset(report.paths) or DEFAULT_PATHS
-        """Paths that it supports, natively or translated on its node."""
-        self.elsewhere = report.elsewhere
-        """Slots held by requests that its node got from another server."""
-        self.models: dict[str, ModelReport] = {model.name: model for model in report.models}
-
-    @property
-    def problem(self) -> str | None:
-        return self.report.problem
-
-    @property
-    def paused(self) -> bool:
-        """Return whether its node's owner keeps requests away."""
-        return self.report.paused
-
-    @property
-    def back_at(self) -> float:
-        """Return the earliest end of a pause, in Unix seconds; 0 when it is not known."""
-        return self.report.back_at
-
-    @property
-    def has_room(self) -> bool:
-        return self.healthy and self.active + self.elsewhere < self.slots and self.node.reachable
-
-    def has_room_for(self, key_id: str, now: float) -> bool:
-        """Return whether a request of this key may have a slot now."""
-        return self.has_room and self.held.of(key_id) < self.most_per_key(now)
-
-    def most_per_key(self, now: float) -> int:
-        """Return how many slots one key may hold: of many that are shared, some are kept free.
-
-        So whoever asks for little beside one that asks for all rarely has to wait.
-        """
-        kept = self.slots // KEPT_FREE
-        return self.slots - kept if kept and self.held.is_shared(now) else self.slots
-
-    @property
-    def may_serve(self) -> bool:
-        """Return whether it is worth waiting for."""
-        return self.healthy and self.reported_slots > 0 and self.node.connected
-
-    def limit_slots(self) -> None:
-        """Set the slots that are used: those reported, or fewer while a limit is set."""
-        limit, reported = self.slot_limit, self.reported_slots
-        self.slots = reported if limit is None else min(limit.slots, reported)
-
-    def breakers_of(self, model: str, path: str) -> Iterator[CircuitBreaker]:
-        """Yield the breakers that a request for this model and path has to pass: two at most."""
-        for scope in ((model, path), (model, "")) if path else ((model, ""),):
-            if (breaker := self.breakers.get(scope)) is not None:
-                yield breaker
-
-    def allows(self, model: str, now: float, path: str = "") -> bool:
-        """Return whether its breakers let a request through."""
-        return not self.breakers or all(
-            breaker.allows(now) for breaker in self.breakers_of(model, path)
-        )
-
-    def breaker(self, scope: Scope) -> CircuitBreaker:
-        """Return the breaker of this scope; make it, where nothing failed so far."""
-        breakers = self.breakers
-        breaker = breakers.get(scope)
-        if breaker is None:
-            breaker = breakers[scope] = CircuitBreaker()
-            if len(breakers) > MAX_BREAKERS:
-                del breakers[next(iter(breakers))]
-        return breaker
-
-    def serves(self, model: str) -> bool:
-        """Return whether it serves the model, busy or not; Ollama's ``:latest`` may be left out."""
-        return model in self.models or (
-            self.kind == "ollama" and ":" not in model and f"{model}:latest" in self.models
-        )
-
-    def __repr__(self) -> str:
-        return f"<Engine {self.node.id}/{self.name} {self.active}/{self.slots}>"
-
-
-class Node:
-    """One registration of a node; a new registration, with a new epoch, is a new object."""
-
-    def __init__(
-        self, id: str, epoch: int, register: Register, link: LinkDriver, at: float
-    ) -> None:
-        self.id = id
-        self.epoch = epoch
-        self.name = register.name
-        self.platform = register.platform
-        self.region = register.region
-        """Region that it reports; empty when it reports none."""
-        self.release = register.release
-        self.instance = register.instance
-        """Id of the node's process; empty when it has none."""
-        self.session = secrets.token_bytes(16)
-        self.link: LinkDriver | None = link
-        self.tunnels: list[ServerTunnel] = []
-        """The one that is filled comes first."""
-        self.engines: dict[str, Engine] = {}
-        self.draining = False
-        """The node has announced that it leaves."""
-        self.drained = False
-        """The operator wants it to get no new requests."""
-        self.connected_at = at
-        """Unix seconds."""
-        self.heartbeat: Heartbeat | None = None
-
-    @property
-    def connected(self) -> bool:
-        """Return whether it takes new streams: at once, or as soon as its tunnels are up."""
-        return self.link is not None and not self.draining and not self.drained
-
-    @property
-    def reachable(self) -> bool:
-        """Return whether a new stream can be opened now."""
-        if self.link is not None and not self.draining and not self.drained:
-            for tunnel in self.tunnels:  # a loop, because it runs for each candidate
-                if tunnel.connection.usable:
-                    return True
-        return False
-
-    def tunnel(self, now: float) -> ServerTunnel | None:
-        """Return the usable tunnel for a new stream; None if there is none.
-
-        Streams that share a tunnel share its writes, so one that carries a few already is filled
-        first, if it has just received something.  Otherwise the one with the fewest is next, which
-        is then looked at first.
-        """
-        for tunnel in self.tunnels:
-            connection = tunnel.connection
-            if (
-                0 < connection.active < SHARED_STREAMS
-                and connection.usable
-                and connection.keepalive.last_received > now - QUIET_SECONDS
-            ):
-                return tunnel
-        best = idlest_tunnel(self.tunnels)
-        if best is not None and best is not self.tunnels[0]:
-            self.tunnels.remove(best)
-            self.tunnels.insert(0, best)
-        return best
-
-    @property
-    def active(self) -> int:
-        return sum(engine.active for engine in self.engines.values())
-
-    @property
-    def slots(self) -> int:
-        return sum(engine.slots for engine in self.engines.values())
-
-    @property
-    def problem(self) -> str:
-        """Return why no engine of it gets requests, as reported; empty when one does."""
-        engines = self.engines.values()
-        if any(engine.healthy and engine.reported_slots > 0 for engine in engines):
-            return ""
-        problems = dict.fromkeys(engine.problem or "an engine is down" for engine in engines)
-        return "; ".join(problems)[:1024] or "no engine"
-
-    def __repr__(self) -> str:
-        leaving = self.draining or self.drained
-        state = "gone" if self.link is None else "draining" if leaving else "connected"
-        return f"<Node {self.id} epoch {self.epoch} {state} tunnels={len(self.tunnels)}>"
 
 
 class Registry:
@@ -245,7 +24,8 @@ class Registry:
     ) -> None:
         self._nodes: dict[str, Node] = {}
         self._sessions: dict[bytes, Node] = {}
-        self._candidates: dict[str, tuple[Engine, ...]] = {}
+        self._candidates: dict[str, Candidates[Engine]] = {}
+        """By the names of models; none is empty."""
         self.held = HeldSlots()
         """The slots of all engines that requests hold, by their keys."""
         self._known = ServedModels(known_models)
@@ -280,62 +60,37 @@ class Registry:
     def by_session(self, session: bytes) -> Node | None:
         return self._sessions.get(session)
 
-    def candidates(self, model: str) -> tuple[Engine, ...]:
+    def candidates(self, model: str) -> Candidates[Engine]:
         """Return the engines that serve ``model``, busy or not."""
-        found = self._candidates.get(model)
-        if found is None:
-            found = tuple(
-                engine
-                for node in self._nodes.values()
-                for engine in node.engines.values()
-                if engine.serves(model)
-            )
-            if found:  # unknown names, which clients may invent, must not fill the cache
-                self._candidates[model] = found
-        return found
+        return self._candidates.get(model, NOBODY)
 
     def available(self, model: str, now: float, path: str = "") -> Sequence[Engine]:
-        """Return the candidates that are not ejected: whose breakers let a request through.
-
-        Not more than half of the engines that could serve the model at this path are ever ejected,
-        so never its only one; the worst of them stay out.
-        """
-        candidates = self.candidates(model)
-        for engine in candidates:
-            if engine.breakers and not engine.allows(model, now, path):
-                ejected = self._ejected(model, now, path)
-                return [engine for engine in candidates if engine not in ejected]
-        return candidates
-
-    def _ejected(self, model: str, now: float, path: str) -> Sequence[Engine]:
-        able = [
-            engine
-            for engine in self.candidates(model)
-            if engine.may_serve and engine.node.tunnels and (not path or path in engine.paths)
-        ]
-        avoided = [engine for engine in able if not engine.allows(model, now, path)]
-
-        def badness(engine: Engine) -> tuple[int, float]:
-            return max(breaker.badness for breaker in engine.breakers_of(model, path))
-
-        avoided.sort(key=badness, reverse=True)
-        return avoided[: len(able) // 2]
+        """Return the candidates that are not ejected: see ``nodes.ejection``."""
+        found = self._candidates.get(model)
+        if found is None:
+            return ()
+        ejected = found.ejected(now, path)
+        return [engine for engine in found if engine not in ejected] if ejected else found
 
     def is_ejected(self, engine: Engine, model: str, now: float, path: str = "") -> bool:
-        """Return whether ``available`` leaves the engine out now."""
-        return not engine.allows(model, now, path) and engine in self._ejected(model, now, path)
+        """Return whether the engine gets none of these requests now, because it fails."""
+        if engine.allows(model, now, path):
+            return False
+        found = self._candidates.get(model)
+        return found is not None and engine in found.ejected(now, path)
 
     def ejections(self, engine: Engine, now: float) -> Iterator[tuple[Scope, CircuitBreaker]]:
         """Yield what the engine is ejected for, with the breaker that did it."""
         for (model, path), breaker in engine.breakers.items():
-            if not breaker.allows(now) and engine in self._ejected(model, now, path):
+            if not breaker.allows(now) and self.is_ejected(engine, model, now, path):
                 yield (model, path), breaker
 
     def is_alone(self, engine: Engine, model: str, now: float, path: str = "") -> bool:
         """Return whether no other engine could take this model's requests at this path now."""
-        return not any(
+        found = self._candidates.get(model)
+        return found is None or not any(
             other.may_serve and other.slots and (not path or path in other.paths)
-            for other in self.available(model, now, path)
+            for other in found.serving(now, path, last=CUT_OFF)
             if other is not engine
         )
 
@@ -375,9 +130,11 @@ class Registry:
         older = self._nodes.pop(node.id, None)
         if older is not None:
             self._sessions.pop(older.session, None)
+            self._unlist(older)
         self._nodes[node.id] = node
         self._sessions[node.session] = node
-        self._candidates.clear()
+        for engine in node.engines.values():
+            self._list(engine, frozenset(), frozenset(engine.names()))
         self.departures.forget(node.id)
         return older
 
@@ -388,7 +145,7 @@ class Registry:
         if self._nodes.get(node.id) is not node:
             return False
         del self._nodes[node.id]
-        self._candidates.clear()
+        self._unlist(node)
         names = (name for engine in node.engines.values() for name in engine.models)
         self.departures.add(node.id, names, self._clock())
         return True
@@ -396,22 +153,24 @@ class Registry:
     def report(self, node: Node, reports: Sequence[EngineReport]) -> list[str]:
         """Replace a node's engines by those reported.  Returns the models to be stored: new ones,
         or those with new weights, as many as a node may have."""
-        before = [(engine, engine.kind, engine.models.keys()) for engine in node.engines.values()]
-        kept: dict[str, Engine] = {}
-        paused = False
-        for report in reports:
-            engine = node.engines.get(report.name)
+        here = self._nodes.get(node.id) is node
+        gone, kept, paused = dict(node.engines), dict[str, Engine](), False
+        for report in {report.name: report for report in reports}.values():
+            engine, before = gone.pop(report.name, None), frozenset[str]()
             if engine is None:
-                engine = Engine(node, report)
+                engine = Engine(node, report, self._on_breakers)
                 paused |= engine.paused
             else:
                 paused |= report.paused and not engine.paused
+                before = frozenset(engine.names())
                 engine.update(report)
             kept[report.name] = engine
+            if here:
+                self._list(engine, before, frozenset(engine.names()))
         node.engines = kept
-        after = [(engine, engine.kind, engine.models.keys()) for engine in kept.values()]
-        if before != after:  # mostly only health or slots have changed
-            self._candidates.clear()
+        for engine in gone.values():
+            if here:
+                self._list(engine, frozenset(engine.names()), frozenset())
         variants = variants_of(reports)
         new = self._known.add(node.id, variants, self._clock(), variants)
         self.room(node)
@@ -419,19 +178,44 @@ class Registry:
             self.on_paused(node)
         return new
 
+    def _list(self, engine: Engine, before: frozenset[str], after: frozenset[str]) -> None:
+        """Move an engine that was asked for by some names to the candidates of others."""
+        lists = self._candidates
+        for name in before - after:
+            lists[name].remove(engine)
+            if not lists[name]:
+                del lists[name]
+        for name in after - before:
+            found = lists.get(name)
+            if found is None:
+                found = lists[name] = Candidates(name)
+            found.add(engine)
+
+    def _unlist(self, node: Node) -> None:
+        for engine in node.engines.values():
+            self._list(engine, frozenset(engine.names()), frozenset())
+
+    def _on_breakers(self, engine: Engine, model: str) -> None:
+        found = self._candidates.get(model)
+        if found is not None:
+            found.on_breakers(engine)
+
     def room(self, node: Node) -> None:
         """Announce room: a tunnel came up, or slots were added."""
+        node.refresh()
         self.on_room(node)
 
     def take(self, engine: Engine, key_id: str, now: float) -> None:
         """Give a slot to a request of this key."""
-        engine.active += 1
-        engine.held.take(key_id, now)
+        engine.take(key_id, now)
         self.held.take(key_id, now)
 
     def release(self, engine: Engine, key_id: str) -> None:
         """Take back the slot of a request of this key."""
-        engine.active -= 1
-        engine.held.give_back(key_id)
+        engine.give_back(key_id)
         self.held.give_back(key_id)
-        self.on_room(engine.node)  # not only the engine: its tunnels may have been full of streams
+        node = engine.node
+        for one in node.engines.values():  # not only this one: its tunnels may have been full
+            if one.standing.segment != ROOM:
+                one.refresh()
+        self.on_room(node)

@@ -17,8 +17,9 @@ from random import Random
 from time import time
 
 from fabric_server.net.connection_budget import Peer
+from fabric_server.nodes.node import Node
 from fabric_server.nodes.registrar import EXPIRED, node_id_of
-from fabric_server.nodes.registry import Node, Registry
+from fabric_server.nodes.registry import Registry
 from protocol.aio.server import ServerStream, ServerTunnel
 from protocol.aio.tls import has_expired
 from protocol.errors import Code
@@ -114,6 +115,8 @@ class Tunnels:
 
     def on_drain(self, tunnel: ServerTunnel, reason: str, seconds: float) -> None:
         log.debug("tunnel drains", extra={"peer": tunnel.peer, "reason": reason})
+        if (node := self._nodes.get(tunnel)) is not None:
+            node.refresh()
 
     def on_closed(self, tunnel: ServerTunnel, code: int, reason: str) -> None:
         self._open.discard(tunnel)
@@ -128,6 +131,7 @@ class Tunnels:
             )
             return
         node.tunnels.remove(tunnel)
+        node.refresh()
         number = node.id, tunnel.connection.number
         if self._numbered.get(number) is tunnel:
             del self._numbered[number]
@@ -145,6 +149,7 @@ class Tunnels:
         if node is None:
             return
         log.info("tunnel silent", extra={"node": node.id, "peer": tunnel.peer})
+        node.refresh()
         for other in node.tunnels:
             if not other.connection.suspected:
                 other.probe()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from fabric_server.nodes.registry import Node, Registry
+from fabric_server.nodes.node import Node
+from fabric_server.nodes.registry import Registry
 from protocol.findings import NO_TUNNELS_SECONDS, clock, no_tunnels
 from runtime.findings import Finding, FindingLog, problems
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from fabric_server.nodes.registry import Engine, Registry
+from fabric_server.nodes.node import Engine
+from fabric_server.nodes.registry import Registry
 from fabric_server.nodes.slot_limit import RAISE_SECONDS, SlotLimit
 from fabric_server.proxy.attempt import Attempt
 from fabric_server.proxy.ending import Ending
@@ -77,8 +78,7 @@ class OutcomeReporter:
         match rule.counts:
             case Counts.SUCCESS:
                 if engine.breakers:
-                    engine.breakers.pop((model, path), None)
-                    engine.breakers.pop((model, ""), None)
+                    engine.breakers.close(model, path)
             case Counts.FAILURE:
                 breaker = engine.breaker(scope)
                 seconds = breaker.record_failure(self._loop.time(), ending.reason)
@@ -103,7 +103,7 @@ class OutcomeReporter:
 
     def _release_probes(self, engine: Engine, requirements: Requirements) -> None:
         if engine.breakers:
-            for breaker in engine.breakers_of(requirements.model, requirements.path):
+            for breaker in engine.breakers.of(requirements.model, requirements.path):
                 breaker.release_probe()
 
     def _on_opened(

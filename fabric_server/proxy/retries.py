@@ -8,7 +8,7 @@ from fabric_server.dialects import errors
 from fabric_server.dialects.endpoints import CHAT
 from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Request
-from fabric_server.nodes.registry import Engine
+from fabric_server.nodes.node import Engine
 from fabric_server.proxy.answer_writer import AnswerWriter
 from fabric_server.proxy.attempt import Attempt
 from fabric_server.proxy.charge import charge
@@ -146,7 +146,7 @@ class RetryLoop:
     def _note_try(self, engine: Engine) -> None:
         if engine.breakers:
             requirements = self._requirements
-            for breaker in engine.breakers_of(requirements.model, requirements.path):
+            for breaker in engine.breakers.of(requirements.model, requirements.path):
                 breaker.on_attempt(self.loop.time())
         self._record.attempts += 1
         self._requirements.excluded_nodes.append(engine.node.id)

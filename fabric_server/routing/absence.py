@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from fabric_server.nodes.registry import Engine
+from fabric_server.nodes.node import Engine
 from protocol.messages import MAX_SECONDS
 
 SOON = 5.0

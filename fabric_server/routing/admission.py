@@ -7,18 +7,22 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from random import Random
 from time import time
 
 from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
-from fabric_server.nodes.registry import Engine, Node, Registry
+from fabric_server.nodes.node import Engine, Node
+from fabric_server.nodes.registry import Registry
+from fabric_server.nodes.standing import CUT_OFF, FULL, RESTING
 from fabric_server.routing.absence import SOON, Absence, find_absence
 from fabric_server.routing.criteria import Requirements
 from fabric_server.routing.fair_queue import FairQueue, Rank, is_high
 from fabric_server.routing.load_balancer import (
     Choice,
     LoadBalancer,
+    can_pick,
     choose_waited_for,
     filter_engine,
     in_region,
@@ -30,6 +34,8 @@ from fabric_server.routing.shares import Shares, Turns
 MIN_RETRY_AFTER, MAX_RETRY_AFTER = 1.0, 120.0
 DEFAULT_SERVICE_SECONDS = 5.0
 """How long a request is assumed to hold a slot before any has been measured."""
+MAX_COUNTED = 64
+"""Of more engines, a sample tells an estimate, or why none of them may serve."""
 _SMOOTHING = 0.1
 """Weight of one measured request in the average."""
 
@@ -133,7 +139,7 @@ class Admission:
 
     def admit_now(self, requirements: Requirements, now: float) -> Choice | None:
         """Take a slot without waiting; None if there is none."""
-        candidates = self._registry.available(requirements.model, now, requirements.path)
+        candidates = self._registry.candidates(requirements.model)
         choice = self.balancer.pick(candidates, requirements, now)
         if choice is not None:
             self._registry.take(choice.engine, choice.key_id, now)
@@ -165,9 +171,8 @@ class Admission:
 
     def has_alternative(self, requirements: Requirements) -> bool:
         """Return whether another node could take the request now."""
-        now = self._clock()
-        candidates = self._registry.available(requirements.model, now, requirements.path)
-        return self.balancer.pick(candidates, requirements, now) is not None
+        candidates = self._registry.candidates(requirements.model)
+        return can_pick(candidates, requirements, self._clock())
 
     def record_service_time(self, model: str, seconds: float) -> None:
         """Take in how long a request held its slot; waiting times are estimated from it."""
@@ -283,9 +288,8 @@ class Admission:
         if self._registry.node(node.id) is not node:
             return
         now, engines = self._clock(), node.engines.values()
-        for model, queue in list(self._queues.items()):
-            if not any(engine.serves(model) for engine in engines):
-                continue
+        for model in {model for engine in engines for model in self._waited_for(engine)}:
+            queue = self._queues[model]
             for waiter in list(queue):
                 if not self._may_be_served(waiter.requirements, now):
                     queue.remove(waiter)
@@ -307,12 +311,18 @@ class Admission:
         def fits(waiter: Waiter) -> bool:
             return self._may_take(engine, waiter.requirements, now)
 
-        for model, queue in self._queues.items():
-            if engine.serves(model):
-                found = queue.first(now, fits, shares)
-                if found is not None and (best is None or found[0] < best[0]):
-                    best = found
+        for model in self._waited_for(engine):
+            found = self._queues[model].first(now, fits, shares)
+            if found is not None and (best is None or found[0] < best[0]):
+                best = found
         return best
+
+    def _waited_for(self, engine: Engine) -> list[str]:
+        """Return the engine's models for which requests wait."""
+        queues = self._queues
+        if len(queues) <= len(engine.models):
+            return [model for model in queues if engine.serves(model)]
+        return [model for model in engine.names() if model in queues]
 
     def _may_take(self, engine: Engine, requirements: Requirements, now: float) -> bool:
         if not filter_engine(engine, requirements):
@@ -336,7 +346,8 @@ class Admission:
         )
         if length < limits.length and queued < limits.length_per_key:
             return
-        if free := self._free_slots(requirements):
+        over = max(length - limits.length, queued - limits.length_per_key)
+        if free := self._free_slots(requirements, over + 1):
             length, queued = max(0, length - free), max(0, queued - free)
             if length < limits.length and queued < limits.length_per_key:
                 return
@@ -351,8 +362,11 @@ class Admission:
 
     def _may_be_served(self, requirements: Requirements, now: float) -> bool:
         """Return whether an engine may serve it, now or when it has a free slot."""
-        available = self._registry.available(requirements.model, now, requirements.path)
-        return any(one.may_serve and filter_engine(one, requirements) for one in available)
+        candidates = self._registry.candidates(requirements.model)
+        return any(
+            one.may_serve and filter_engine(one, requirements)
+            for one in candidates.serving(now, requirements.path)
+        )
 
     def _no_capacity(self, requirements: Requirements) -> ApiError:
         regions, terms = requirements.regions, requirements.terms
@@ -369,17 +383,21 @@ class Admission:
     def _absence(self, requirements: Requirements) -> Absence | None:
         """Return why no engine may serve the request; None if one may, but not now."""
         model, registry = requirements.model, self._registry
-        engines = [one for one in registry.candidates(model) if supports(one, requirements)]
-        if requirements.regions is None and requirements.terms is None:
+        candidates = registry.candidates(model)
+        anywhere = requirements.regions is None and requirements.terms is None
+        looked_at = candidates.sample(MAX_COUNTED) if anywhere else candidates
+        engines = [one for one in looked_at if supports(one, requirements)]
+        if anywhere:
             return find_absence(engines, registry.gone_for(model), self._wall())
         # Regions and weights of nodes that are away are not known.
         return find_absence(engines, None, self._wall()) if engines else None
 
     def _timed_out(self, requirements: Requirements) -> ApiError:
-        available = self._registry.available(requirements.model, self._clock(), requirements.path)
+        candidates = self._registry.candidates(requirements.model)
+        serving = candidates.serving(self._clock(), requirements.path, last=FULL)
         reachable = any(
             one.node.reachable and one.may_serve and filter_engine(one, requirements)
-            for one in available
+            for one in chain(serving, candidates.segment(RESTING))
         )
         return errors.queue_timeout(
             requirements.model, self._retry_after(requirements), reachable=reachable
@@ -401,21 +419,30 @@ class Admission:
         seconds = self._service.get(requirements.model, DEFAULT_SERVICE_SECONDS)
         return position * seconds / slots
 
-    def _free_slots(self, requirements: Requirements) -> int:
-        """Return how many slots are free at engines that may serve this, with a tunnel or not."""
-        return sum(
-            max(0, engine.slots - engine.active - engine.elsewhere)
-            for engine in self._registry.available(
-                requirements.model, self._clock(), requirements.path
-            )
-            if engine.may_serve and filter_engine(engine, requirements)
-        )
+    def _free_slots(self, requirements: Requirements, enough: int) -> int:
+        """Return how many slots are free at engines that may serve this and only lack a tunnel;
+        counts until it has found ``enough``."""
+        model, path, free = requirements.model, requirements.path, 0
+        for engine in self._registry.candidates(model).segment(CUT_OFF):
+            if engine.may_serve and filter_engine(engine, requirements):
+                if self._registry.is_ejected(engine, model, self._clock(), path):
+                    continue
+                free += max(0, engine.slots - engine.active - engine.elsewhere)
+                if free >= enough:
+                    break
+        return free
 
     def _slots(self, requirements: Requirements) -> int:
-        return sum(
+        """Return how many slots may serve it, about."""
+        candidates = self._registry.candidates(requirements.model)
+        if requirements.regions is None and requirements.terms is None:
+            return candidates.slots
+        sample = candidates.sample(MAX_COUNTED)
+        slots = sum(
             engine.slots
-            for engine in self._registry.candidates(requirements.model)
+            for engine in sample
             if engine.may_serve
             and in_region(engine, requirements)
             and meets_terms(engine, requirements.terms, requirements.model)
         )
+        return slots * len(candidates) // max(len(sample), 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from fabric_server.nodes.registry import Engine
+from fabric_server.nodes.node import Engine
 
 MAX_RECORDS = 65_536
 MAX_MODELS = 4_096

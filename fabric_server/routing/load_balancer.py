@@ -3,8 +3,8 @@
 filter      the engine serves the model, is healthy, reachable, not drained, has a free slot, is not
             excluded, is in an allowed region, has the weights asked for, and has the capabilities,
             as far as it reports them
-sample      few candidates are all compared, of many a random sample; and the engine that has the
-            prompt in its cache
+sample      few that have room are all compared, of many a random sample; and the engine that has
+            the prompt in its cache
 score       least expected time: until the first byte, and for the beginning of the answer; more on
             busy engines, more still where the model must be loaded first
 explore     an idle engine without (recent) measurements goes before all others, but not before a
@@ -15,25 +15,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from random import Random
 
 from msgspec import Struct
 
-from fabric_server.nodes.registry import Engine, Node
+from fabric_server.nodes.candidates import UNSORTED, Candidates
+from fabric_server.nodes.node import Engine, Node
 from fabric_server.routing.criteria import EngineTerms, Requirements
 from fabric_server.routing.latency import Estimate, LatencyEstimates
 from fabric_server.routing.prefix_affinity import Place, PrefixAffinity
 from fabric_server.routing.weights import REGION
 from protocol.messages import ModelReport
 
-COMPARE_ALL = 8
-"""Up to so many candidates are all compared."""
+COMPARE_ALL = UNSORTED
+"""Up to so many candidates with room are all compared."""
 SAMPLE = 4
-"""Of more candidates, so many that have room are compared.  With two (the power of two choices),
+"""Of more, so many are compared.  With two (the power of two choices),
 p99 of the first byte was a third to a half longer (benchmarks/simulation.py, 2026-11-21), for 3 µs
 less."""
 MAX_DRAWS = 8
-"""Random draws after which the candidates with room are listed instead."""
+"""Random draws after which the candidates with room are looked at in their order instead."""
+MAX_LOOKS = 64
+"""Candidates that are looked at so, once one was found that meets the requirements: rare ones, such
+as a region with few nodes, or draws would have found it."""
 ANSWER_TOKENS = 100
 """Tokens of the answer that count beside its first byte."""
 LOAD_PENALTY = 1.0
@@ -86,33 +91,36 @@ class RoutingState:
 
 
 def pick(
-    candidates: Sequence[Engine],
+    candidates: Candidates[Engine] | tuple[()],
     requirements: Requirements,
     rng: Random,
     *,
     state: RoutingState,
     now: float,
-    sample: int = SAMPLE,
 ) -> Choice | None:
     """Return the best of ``candidates``, all of which serve the model; None if none can now."""
+    if not isinstance(candidates, Candidates):  # no engine serves the model
+        return None
     found = state.affinity.find(requirements.prefix) if requirements.prefix else None
     if found is not None and found[1] < MIN_SHARED:
         found = None
     place, shared = found or (None, 0.0)
-    key_id = requirements.key_id
-    if len(candidates) <= COMPARE_ALL:
+    engines, count, more = candidates.with_room(now, requirements.path)
+    many = count + len(more) > COMPARE_ALL
+    if not many:
+        few = engines if count == len(engines) and not more else (*engines[:count], *more)
         able = [
             engine
-            for engine in candidates
-            if engine.has_room_for(key_id, now) and filter_engine(engine, requirements)
+            for engine in few
+            if engine.has_room_for(requirements.key_id, now) and filter_engine(engine, requirements)
         ]
         cached = _find_place(place, able) if place is not None else None
     else:
-        able = _draw(candidates, requirements, rng, sample, now)
+        able = _draw(engines, count, more, requirements, rng, now)
         cached = state.find(*place) if place is not None else None
         if cached is not None and not (
             model_report(cached, requirements.model)
-            and cached.has_room_for(key_id, now)
+            and cached.has_room_for(requirements.key_id, now)
             and cached.allows(requirements.model, now, requirements.path)
             and filter_engine(cached, requirements)
         ):
@@ -120,25 +128,22 @@ def pick(
     if not able:  # if any engine had room, one was found
         return None
     if len(able) == 1 and (cached is None or cached is able[0]):
+        best = able[0]
         reason = "the only one that can" if cached is None else _affinity_reason(shared)
-        return _choice(able[0], requirements, reason)
-    best, least = able[0], _score(able[0], requirements, state, now)
-    ties = 1
-    for engine in able[1:]:
-        score = _score(engine, requirements, state, now)
-        if score < least:
-            best, least, ties = engine, score, 1
-        elif score == least:
-            ties += 1
-            if rng.random() * ties < 1.0:
-                best = engine
-    if cached is not None and (
-        cached is best or _prefers_cache(cached, best, shared, requirements, state, now)
-    ):
-        return _choice(cached, requirements, _affinity_reason(shared))
-    if least[0] < 0:
-        return _choice(best, requirements, "not known yet")
-    return _choice(best, requirements, f"best of {len(able)}, {least[0]:.3g} s expected")
+    else:
+        best, least = _best(able, requirements, rng, state, now)
+        if cached is not None and (
+            cached is best or _prefers_cache(cached, best, shared, requirements, state, now)
+        ):
+            best, reason = cached, _affinity_reason(shared)
+        elif least[0] < 0:
+            reason = "not known yet"
+        else:
+            reason = f"best of {len(able)}, {least[0]:.3g} s expected"
+    if many and not best.has_room:  # all streams of its tunnels are taken, say
+        best.refresh()
+        return pick(candidates, requirements, rng, state=state, now=now)
+    return _choice(best, requirements, reason)
 
 
 # ── filter ────────────────────────────────────────────────────────────────────────────────────
@@ -159,10 +164,7 @@ def reports_of(engines: Iterable[Engine], model: str) -> list[ModelReport]:
 
 def is_cold(engine: Engine, model: str) -> bool:
     """Return whether the engine has to load the model first, as far as it reports that."""
-    return _is_cold(model_report(engine, model))
-
-
-def _is_cold(report: ModelReport | None) -> bool:
+    report = model_report(engine, model)
     return report is not None and report.loaded is False
 
 
@@ -199,7 +201,7 @@ def in_region(engine: Engine, requirements: Requirements) -> bool:
 
 def filter_engine(engine: Engine, requirements: Requirements) -> bool:
     """Return whether the engine could take the request once it has room, as far as it reports."""
-    if requirements.path not in engine.paths and requirements.path:
+    if requirements.path and requirements.path not in engine.paths:
         return False
     if requirements.regions is not None and engine.node.region not in requirements.regions:
         return False
@@ -251,41 +253,30 @@ def relax_hints(candidates: Sequence[Engine], requirements: Requirements) -> Non
 
 
 def _draw(
-    candidates: Sequence[Engine],
+    engines: Sequence[Engine],
+    count: int,
+    more: Sequence[Engine],
     requirements: Requirements,
     rng: Random,
-    sample: int,
     now: float,
 ) -> list[Engine]:
-    """Return up to ``sample`` engines that could take the request; none when none can."""
-    count, random, key_id = len(candidates), rng.random, requirements.key_id
+    """Return up to ``SAMPLE`` engines that could take the request; none when none can.
+
+    ``engines``, of which the first ``count`` are looked at, and ``more`` are those with room.
+    """
+    random, key_id, total = rng.random, requirements.key_id, count + len(more)
     able: list[Engine] = []
-    for _ in range(MAX_DRAWS):
-        engine = candidates[int(random() * count)]
-        if (
-            engine.active < engine.slots
-            and engine not in able
-            and engine.has_room_for(key_id, now)
-            and filter_engine(engine, requirements)
-        ):
+    enough = MAX_DRAWS + MAX_LOOKS
+    first = int(random() * total)
+    for look in range(MAX_DRAWS + total):
+        place = int(random() * total) if look < MAX_DRAWS else (first + look) % total
+        engine = engines[place] if place < count else more[place - count]
+        if engine not in able and engine.lets(key_id, now) and filter_engine(engine, requirements):
             able.append(engine)
-            if len(able) == sample:
-                return able
-    free = [
-        engine
-        for engine in candidates
-        if engine.active < engine.slots and engine.healthy and not engine.node.draining
-    ]
-    first = int(random() * len(free))
-    for engine in (*free[first:], *free[:first]):
-        if (
-            engine.has_room_for(key_id, now)
-            and engine not in able
-            and filter_engine(engine, requirements)
-        ):
-            able.append(engine)
-            if len(able) >= sample:
+            if len(able) == SAMPLE:
                 break
+        if look > enough and able:
+            break
     return able
 
 
@@ -296,7 +287,33 @@ def _find_place(place: Place, engines: Sequence[Engine]) -> Engine | None:
     return None
 
 
+def can_pick(candidates: Candidates[Engine], requirements: Requirements, now: float) -> bool:
+    """Return whether ``pick`` would find an engine."""
+    engines, count, more = candidates.with_room(now, requirements.path)
+    return any(
+        engine.has_room_for(requirements.key_id, now) and filter_engine(engine, requirements)
+        for engine in chain(islice(engines, count), more)
+    )
+
+
 # ── score ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def _best(
+    able: Sequence[Engine], requirements: Requirements, rng: Random, state: RoutingState, now: float
+) -> tuple[Engine, tuple[float, float]]:
+    """Return the engine with the least score, of equal ones any, and its score."""
+    best, least = able[0], _score(able[0], requirements, state, now)
+    ties = 1
+    for engine in able[1:]:
+        score = _score(engine, requirements, state, now)
+        if score < least:
+            best, least, ties = engine, score, 1
+        elif score == least:
+            ties += 1
+            if rng.random() * ties < 1.0:
+                best = engine
+    return best, least
 
 
 def _score(
@@ -308,10 +325,10 @@ def _score(
     runs it counts as average.
     """
     estimate = state.latency.estimate(engine, requirements.model, now)
-    cold = is_cold(engine, requirements.model)
-    if not (estimate.known or engine.active or cold):
+    cold, active = is_cold(engine, requirements.model), engine.active
+    if not (active or estimate.known or cold):
         return -1.0, 0.0
-    load = engine.active / engine.slots
+    load = active / engine.slots
     return _expected_seconds(engine, estimate, load, 0.0, cold, state.weights), load
 
 
@@ -373,7 +390,7 @@ def _affinity_reason(shared: float) -> str:
 
 def _choice(engine: Engine, requirements: Requirements, reason: str) -> Choice:
     report = model_report(engine, requirements.model)
-    cold = _is_cold(report)
+    cold = report is not None and report.loaded is False
     loading = ", cold start" if cold else ""
     reason = f"{reason}, {engine.active}/{engine.slots} slots{loading}"
     return Choice(engine, reason, cold, report, requirements.key_id)
@@ -382,8 +399,9 @@ def _choice(engine: Engine, requirements: Requirements, reason: str) -> Choice:
 def choose_waited_for(engine: Engine, requirements: Requirements) -> Choice:
     """Return the choice of an engine that a request has waited for."""
     report = model_report(engine, requirements.model)
+    cold = report is not None and report.loaded is False
     why = "the first free one after a wait"
-    return Choice(engine, why, _is_cold(report), report, requirements.key_id)
+    return Choice(engine, why, cold, report, requirements.key_id)
 
 
 class LoadBalancer:
@@ -401,6 +419,6 @@ class LoadBalancer:
         self._rng = rng
 
     def pick(
-        self, candidates: Sequence[Engine], requirements: Requirements, now: float
+        self, candidates: Candidates[Engine] | tuple[()], requirements: Requirements, now: float
     ) -> Choice | None:
         return pick(candidates, requirements, self._rng, state=self.state, now=now)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from zlib import crc32
 
-from fabric_server.nodes.registry import Engine
+from fabric_server.nodes.node import Engine
 
 MAX_PREFIXES = 2**18
 """Prefixes remembered, of some 20,000 conversations; about 40 MiB."""

@@ -13,7 +13,7 @@ import pytest
 from fabric_client.config import Config as NodeConfig
 from fabric_client.identity import Identity
 from fabric_client.supervisor import Supervisor
-from fabric_server.nodes.registry import Node
+from fabric_server.nodes.node import Node
 from tests.engine import ScriptedEngine
 from tests.fabric import Fabric, RunningNode
 from tests.faults import Connection, FaultProxy

@@ -19,7 +19,7 @@ from fabric_client.identity import Identity
 from fabric_client.owner import control, state
 from fabric_client.registration.join import join
 from fabric_client.sdk import Client
-from fabric_server.nodes.registry import Node
+from fabric_server.nodes.node import Node
 from tests.engine import Plan, ScriptedEngine
 from tests.fabric import Fabric, RunningNode
 from tests.nvml import FakeNvml

@@ -17,7 +17,7 @@ from fabric_client.config import Config as NodeConfig
 from fabric_client.identity import Identity
 from fabric_client.owner import state
 from fabric_client.supervisor import Supervisor
-from fabric_server.nodes.registry import Node
+from fabric_server.nodes.node import Node
 from fabric_server.retention_policy import policy_of
 from fabric_server.storage.retention import run_once
 from protocol.errors import RemoteError

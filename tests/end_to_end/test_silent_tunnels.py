@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fabric_server.nodes.registry import Node
+from fabric_server.nodes.node import Node
 from protocol.aio.server import ServerTunnel
 from protocol.tunnel.keepalive import QUIET_SECONDS
 from tests.engine import ScriptedEngine

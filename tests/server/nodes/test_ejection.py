@@ -11,9 +11,11 @@ from fabric_server.nodes.circuit_breaker import (
     ACCOUNT_SECONDS,
     FAILURES,
     FIRST_SECONDS,
+    MAX_BREAKERS,
     CircuitBreaker,
 )
-from fabric_server.nodes.registry import MAX_BREAKERS, Engine, Registry
+from fabric_server.nodes.node import Engine
+from fabric_server.nodes.registry import Registry
 from fabric_server.nodes.slot_limit import FIRST_REST, LONGEST_REST, RAISE_SECONDS, SlotLimit
 from tests.site import ScriptedNode, Site
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fabric_server.dialects.errors import ApiError
-from fabric_server.nodes.registry import Engine
+from fabric_server.nodes.node import Engine
 from fabric_server.routing.admission import Admission, QueueLimits, QueueStats
 from fabric_server.routing.criteria import Priority, Requirements
 from protocol.messages import EngineReport, Figures, RequestHead, ResponseHead

@@ -185,6 +185,35 @@ def test_positions_hold_after_some_have_gone(crowd: list[Waiter], data: st.DataO
     assert queue.keys == 0
 
 
+def test_in_a_long_queue_positions_move_up_without_being_computed_anew() -> None:
+    """Clients of all its requests ask every few seconds, and each answer changes it."""
+    computed: list[float] = []
+
+    class Watched(FairQueue[Waiter]):
+        def order(self, now: float) -> list[Waiter]:
+            computed.append(now)
+            return super().order(now)
+
+    queue = Watched(Turns())
+    for number in range(500):
+        queue.add(waiter(f"k{number % 7}", since=number / 1000))
+    order = queue.order(1.0)
+    last = order[-1]
+    assert queue.position(last, 1.0) == 500
+    computed.clear()
+    for number, served in enumerate(order[:50], start=1):
+        queue.serve(served)
+        assert queue.position(last, 1.0) == 500 - number
+    new = waiter("new", since=1.1)
+    queue.add(new)
+    assert queue.position(new, 1.1) == 451
+    queue.remove(order[60])
+    assert queue.position(last, 1.1) == 450
+    assert computed == []
+    assert queue.position(new, 9.0) < 20, "its key holds nothing, and it is told so at last"
+    assert computed == [9.0]
+
+
 @given(Crowd)
 def test_low_priority_never_goes_before_others_of_its_time(crowd: list[Waiter]) -> None:
     young = [one for one in crowd if 60.0 - one.since < AGEING_SECONDS]

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fabric_server.nodes.registry import Engine, Node, Registry
+from fabric_server.nodes.node import Engine, Node
+from fabric_server.nodes.registry import Registry
 from fabric_server.nodes.served_models import MAX_SERVED
 from fabric_server.nodes.tunnel_choice import SHARED_STREAMS
 from fabric_server.routing.criteria import Requirements

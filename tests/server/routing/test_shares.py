@@ -10,7 +10,7 @@ from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
 from fabric_server.nodes.held_slots import SHARED_SECONDS, HeldSlots
-from fabric_server.nodes.registry import KEPT_FREE, Engine
+from fabric_server.nodes.node import KEPT_FREE, Engine
 from fabric_server.routing.admission import Admission, QueueLimits
 from fabric_server.routing.criteria import Priority, Requirements
 from fabric_server.routing.shares import HIGH_WEIGHT, Turns
