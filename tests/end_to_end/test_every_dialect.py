@@ -9,9 +9,13 @@ from typing import Any
 
 import openai
 import pytest
+from aiohttp import web
 
 from tests.engine import Plan, ScriptedEngine
 from tests.fabric import Fabric
+from tests.fake_engines import fake_ollama
+from tests.site import chunk, event
+from tests.streams import line, named
 
 TURN = {"messages": [{"role": "user", "content": "Hi"}]}
 ASKED: dict[str, dict[str, Any]] = {
@@ -61,6 +65,64 @@ async def test_a_stream_whose_engine_dies_ends_with_an_error_of_its_dialect(
     assert isinstance(said.get("error"), str) == ("/api/" in path)
     [entry] = await fabric.ledger()
     assert entry.outcome == "failed"
+
+
+ENGINES_ERROR = {"error": {"message": "CUDA error at /home/joe/x.cu:7", "code": 500}}
+BEGUN: dict[str, bytes] = {
+    "/v1/chat/completions": chunk("Hel"),
+    "/v1/completions": event({"choices": [{"text": "Hel", "finish_reason": None}]}),
+    "/v1/responses": named("response.output_text.delta", sequence_number=1, delta="Hel"),
+    "/v1/messages": named("content_block_delta", index=0, delta={"text": "Hel"}),
+    "/api/chat": line(message={"role": "assistant", "content": "Hel"}, done=False),
+    "/api/generate": line(response="Hel", done=False),
+}
+
+
+def assert_tells_error(path: str, text: str) -> None:
+    assert "Hel" in text
+    assert "joe" not in text
+    said = json.loads(text.strip().splitlines()[-1].removeprefix("data: "))
+    error = said.get("error") or said["response"]["error"]
+    assert isinstance(error, str) == ("/api/" in path)
+    assert (error if isinstance(error, str) else error["message"]) == "CUDA error at x.cu:7"
+
+
+@pytest.mark.parametrize("path", ASKED)
+async def test_an_error_within_a_stream_has_no_places_of_the_node(
+    fabric: Fabric, engine: ScriptedEngine, path: str
+) -> None:
+    engine.plan = Plan(chunks=("Hel", event(ENGINES_ERROR)), finish=False)
+    body = {"model": "tiny", **ASKED[path], "stream": True}
+    async with fabric.user() as user, user.post(path, json=body) as answer:
+        assert_tells_error(path, (await answer.read()).decode())
+    [entry] = await fabric.ledger()
+    assert entry.outcome == "failed"
+
+
+@pytest.mark.parametrize("path", BEGUN)
+async def test_nor_has_one_of_an_engine_that_speaks_the_dialect(tmp_path: Path, path: str) -> None:
+    """The engine is a scripted one: a real one can't be made to fail in the middle."""
+    ollama = fake_ollama()
+    ollama.takes_posts = True
+    ollama.answers["/api/version"] = {"version": "0.14.0"}
+    lines = path.startswith("/api/")
+    error = line(error="CUDA error at /home/joe/x.cu:7") if lines else event(ENGINES_ERROR)
+    ollama.answers[path] = web.Response(
+        body=BEGUN[path] + error,
+        content_type="application/x-ndjson" if lines else "text/event-stream",
+    )
+    await ollama.start()
+    try:
+        async with Fabric(tmp_path) as fabric:
+            await fabric.join(ollama.url)
+            asked = ASKED.get(path, {"prompt": "Hi"})
+            body = {"model": "llama3.1:8b", **asked, "stream": True}
+            async with fabric.user() as user, user.post(path, json=body) as answer:
+                text = (await answer.read()).decode()
+    finally:
+        await ollama.stop()
+    assert [one for one in ollama.posted if one != "/api/show"] == [path]
+    assert_tells_error(path, text)
 
 
 async def test_openais_client_reads_responses_refusals_and_headers(fabric: Fabric) -> None:
