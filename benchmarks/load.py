@@ -37,7 +37,7 @@ PATH = "/v1/chat/completions"
 RAMP_SECONDS = 1.0
 """Time over which paced streams begin."""
 GRACE_SECONDS = 15.0
-"""What a paced stream may take beyond its length before it counts as lost."""
+"""What a stream may take beyond its time; a paced one counts as lost then."""
 WARM_UP_SECONDS = 0.5
 SMALL_ANSWERS = (canned.SMALL, canned.SHARED)
 COLD_QUANTILES = (0.5, 0.9, 0.99)
@@ -254,8 +254,11 @@ async def streams(place: Place, model: str, concurrency: int, seconds: float) ->
     before, began = tally.received, time.perf_counter()
     await asyncio.sleep(seconds)
     rate = (tally.received - before) / (time.perf_counter() - began)
+    first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     for reader in readers:
-        reader.done = lambda: None
+        reader.done = partial(settle, first)
+    if not tally.requests:  # a rate counts only if a whole answer was right
+        await asyncio.wait([first], timeout=GRACE_SECONDS)
     return {"events_per_second": round(rate), **report(tally)}
 
 

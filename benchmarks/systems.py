@@ -55,7 +55,7 @@ class Target:
     at_node: bool = False
     """Whether the load comes from the node's place."""
     add_node: Callable[[], subprocess.Popen[bytes]] | None = None
-    """Starts one more node of the same system, idle."""
+    """Starts one more node of the same system, idle, with as many slots as is usual."""
     node: subprocess.Popen[bytes] | None = None
     """The process beside the engine, if there is one."""
     rewrites: bool = False
@@ -286,8 +286,9 @@ class Fabric(System):
             [*SERVER, "keys", "create", "bench", "--json", *self.key_options], environ=environ
         )
         key = json.loads(created)["text"]
-        add_node = partial(self._add_node, site, environ)
-        node = add_node()
+        node = self._add_node(site, environ)
+        usual = {**environ, "FABRIC_NODE_SLOTS": "4"}  # 4096 are 16 tunnels: a node has fewer
+        add_node = partial(self._add_node, site, usual)
         url = f"http://127.0.0.1:{environ['FABRIC_SERVER_PUBLIC_PORT']}"
         headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         question = json.dumps({"model": MODEL, "messages": []})
