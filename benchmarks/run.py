@@ -77,6 +77,8 @@ THOROUGH = Extent(
 DELAY_MS = 25
 """One way, where server and node are apart."""
 PLAIN_COLUMNS = 140
+TOLD_ABOVE = "; the reason is above"
+"""Of the terminal: a page and a picture have nothing above."""
 CHEAP_ENGINE = {"small", "growth"}
 """Measured with an engine that is no Python program, lest it be what is measured."""
 EVERY_MEASURE = [*MEASURES, "cold", "far"]
@@ -163,7 +165,7 @@ class Run:
                 try:
                     targets[name] = SYSTEMS[name].start(site, engine)
                 except RuntimeError as problem:
-                    self.problems[name] = str(problem)
+                    self.problems[name] = str(problem).removesuffix(TOLD_ABOVE)
         return targets
 
     def _measure(self, site: Site, targets: dict[str, Target], kind: str, when: str = "") -> None:
@@ -176,7 +178,8 @@ class Run:
         try:
             figures = measure()
         except RuntimeError as problem:
-            self.failures[f"{SYSTEMS[name].name}, {kind}"] = str(problem)
+            told = str(problem).removesuffix(TOLD_ABOVE)
+            self.failures[f"{SYSTEMS[name].name}, {kind}"] = told
         else:
             best = self.results[name].get(kind)
             self.results[name][kind] = better(kind, figures, best)
