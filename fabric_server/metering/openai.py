@@ -3,6 +3,9 @@
 A streamed answer is passed on in whole events, at once.  Complete means that a terminal marker was
 seen, never that the bytes ended.  In JSON text a quote inside a string is written ``\\"``, so
 ``"usage"`` with its plain quotes before a colon can only be a key.
+
+What runs for each event asks ``find`` for a word: ``in`` first tries to take the word for a number,
+which costs as much as the search.
 """
 
 from __future__ import annotations
@@ -174,7 +177,7 @@ class StreamMeter:
         self._look(events)
         if self.failed:
             events = self._tell(events)
-        if b'"usage"' in events and (self.complete or _SOME_USAGE.search(events)):
+        if events.find(b'"usage"') >= 0 and (self.complete or _SOME_USAGE.search(events)):
             return self._read_usage(events, over)
         return events
 
@@ -193,7 +196,7 @@ class StreamMeter:
                 self.sample += events
             else:
                 self.sample = events
-        if b"error" in events and has_error(events):
+        if events.find(b"error") >= 0 and has_error(events):
             self.failed = True
 
     def _tell(self, events: bytes) -> bytes:

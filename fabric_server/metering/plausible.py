@@ -92,7 +92,7 @@ _decode_options = msgspec.json.Decoder(_Options).decode
 
 def output_limit(body: bytes) -> int | None:
     """Return the most tokens that a request's JSON body allows, in all its choices; None: any."""
-    if b"max_" not in body and b"_predict" not in body:
+    if body.find(b"max_") < 0 and body.find(b"_predict") < 0:
         return None
     try:
         given = _decode_limits(body)

@@ -238,7 +238,7 @@ def _events(events: bytes) -> Iterator[tuple[bytes, re.Match[bytes] | None]]:
 
 def _data_in(events: bytes) -> Iterator[bytes]:
     """Yield the data of each event that has some."""
-    if b"\r" not in events and events.startswith(b"data: ") and events.endswith(b"\n\n"):
+    if events.find(b"\r") < 0 and events.startswith(b"data: ") and events.endswith(b"\n\n"):
         pieces = events[6:-2].split(b"\n\ndata: ")
         if events.count(b"\n") == 2 * len(pieces):  # only events of one line of data
             yield from pieces
