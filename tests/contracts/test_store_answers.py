@@ -147,7 +147,14 @@ async def test_a_list_tells_the_bytes_that_are_shown(store: SqlStore) -> None:
     assert await table.show("acme", "chat", ["one"], NOW + 60) == {}
 
 
-PAIRS = {"user": "ann", "a\\": "b", "quote": 'x"user":"bob', "line": '\n"user":"bob"', "ä": "\0"}
+PAIRS = {
+    "user": "ann",
+    "a\\": "b",
+    "quote": 'x"user":"bob',
+    "line": '\n"user":"bob"',
+    "ä": "\0",
+    'x"mine': "carl",
+}
 
 
 @pytest.mark.parametrize(
@@ -163,6 +170,7 @@ PAIRS = {"user": "ann", "a\\": "b", "quote": 'x"user":"bob', "line": '\n"user":"
         ({"user": "bob"}, False),
         ({"user": "ann", "ä": ""}, False),
         ({'x"user': "bob"}, False),
+        ({"mine": "carl"}, False),
         ({"": ""}, False),
     ],
     ids=str,
