@@ -61,7 +61,10 @@ class Once:
     def can_retry(self) -> bool:
         return False
 
-    def can_continue(self) -> bool:
+    def race(self, attempt: Attempt) -> None:
+        """No second engine competes."""
+
+    def can_continue(self, attempt: Attempt) -> bool:
         return False
 
     def on_attempt_over(self, attempt: Attempt, ending: Ending) -> None:
@@ -81,7 +84,7 @@ class BareGateway(Gateway):
         request, parsed, upstream = record.request, record.parsed, self.upstream
         candidates = upstream.registry.candidates(parsed.model)
         engine = next((one for one in candidates if one.has_room), None)
-        tunnel = None if engine is None else engine.node.tunnel()
+        tunnel = None if engine is None else engine.node.tunnel(self._loop.time())
         if engine is None or tunnel is None:
             raise errors.no_capacity(parsed.model, 1.0)
         choice = record.choice = Choice(engine, "", key_id=record.key.id)
