@@ -3,6 +3,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 DATA := .fabric
+COMPILED := .cache/compiled
+PACKAGES := runtime protocol sql ledger consumer fabric_server fabric_client
 
 # The first of these that is new enough makes the virtual environment.
 PYTHONS := $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14
@@ -11,13 +13,15 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # was called "fabric", and two distributions must not own the same files.
 INSTALL_SELF := $(BIN)/python -m pip uninstall --quiet --quiet --yes fabric && \
 	$(INSTALL) --no-index --no-deps --no-build-isolation --editable .
-COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
+WHEEL := $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-index --no-deps \
+	--no-build-isolation --wheel-dir
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
 
 SUMS = cd dist && rm -f SHA256SUMS && { sha256sum * 2> /dev/null || shasum -a 256 *; } > ../.cache/SHA256SUMS && \
 	mv ../.cache/SHA256SUMS . && cat SHA256SUMS
 
 .DELETE_ON_ERROR:
-.PHONY: help run test test-pythons check format fuzz suites audit soak attack attack-soak bench dist node-pex node-exe install-test journeys docker-test certs lock clean
+.PHONY: help run test test-compiled test-pythons check compile format fuzz suites audit soak attack attack-soak bench dist node-pex node-exe install-test journeys docker-test certs lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +33,12 @@ run: $(VENV)/.installed ## Start a server and a node on this machine and send a 
 JOBS ?= auto
 test: check ## Run check, then all tests, as .ci/run does (ARGS="-k …" for some, JOBS=0 for one process)
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 4 --dist loadfile $(ARGS)
+
+# The files of Python that are tested are those of the compiled wheel: -P keeps the checkout's from being
+# found before them, also in the programs that tests start.
+test-compiled: $(COMPILED)/.installed-dev ## Run all tests on the compiled build, but those of wheels and documents (ARGS="tests/server")
+	PYTHONSAFEPATH=1 $(COMPILED)/bin/python -m pytest --numprocesses $(JOBS) --maxprocesses 4 --dist loadfile \
+		--ignore tests/packaging --ignore tests/structure --ignore tests/docs $(ARGS)
 
 test-pythons: $(VENV)/.installed-dev $(BIN)/uv ## Run some tests with the oldest and newest Python found (ARGS="--python PATH")
 	$(BIN)/python -m tests.pythons $(ARGS)
@@ -62,13 +72,16 @@ attack: $(VENV)/.installed-dev ## Attack a server and watch a user beside it (AR
 attack-soak: $(VENV)/.installed-dev ## Attack, kill and cut at once for ten minutes (ARGS="--seconds 60")
 	$(BIN)/python -m tests.attack.soak $(ARGS)
 
-bench: $(VENV)/.installed-dev ## Run the benchmarks, with other systems for comparison (ARGS=--quick, --save, --thorough)
-	$(BIN)/python -m benchmarks.run $(ARGS)
+# What the images run is measured, and without a compiler what such a machine would run.
+BENCH := $(if $(shell command -v $(CC)),$(COMPILED),$(VENV))
+bench: $(BENCH)/.installed-dev ## Run the benchmarks, with other systems for comparison (ARGS=--quick, --save, --thorough)
+	PYTHONSAFEPATH=1 $(BENCH)/bin/python -m benchmarks.run $(ARGS)
+
+compile: $(COMPILED)/.installed-dev ## Install the compiled build into an environment of its own, .cache/compiled
 
 dist: $(VENV)/.installed ## Build the wheel for other machines into dist/, with pinned versions and SHA-256 sums
 	@rm -rf dist && mkdir -p .cache
-	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-index --no-deps \
-		--no-build-isolation --wheel-dir dist .
+	@$(WHEEL) dist .
 	@cp requirements.lock requirements-server.lock requirements-full.lock dist
 	@sed -n 's/^\([a-z0-9][^ ]*==.*[^ \\]\) *\\$$/\1/p' requirements-full.lock > dist/constraints.txt
 	@$(SUMS)
@@ -103,14 +116,15 @@ certs: $(VENV)/.installed ## Create the server's CA and certificate, or renew wh
 	$(BIN)/python certs/make.py "$(DATA)/server/certs" $(NAMES)
 
 lock: $(BIN)/uv ## Update the lock files (ARGS=--upgrade for newer versions)
-	$(COMPILE) $(ARGS) --extra dev pyproject.toml -o requirements-dev.lock
-	$(COMPILE) -c requirements-dev.lock pyproject.toml -o requirements.lock
-	$(COMPILE) -c requirements-dev.lock --extra server pyproject.toml -o requirements-server.lock
-	$(COMPILE) -c requirements-dev.lock --extra full pyproject.toml -o requirements-full.lock
-	printf 'pyinstaller\n' | $(COMPILE) $(ARGS) -c requirements-dev.lock - -o requirements-exe.lock
-	$(COMPILE) $(ARGS) tests/lab/llama_index/requirements.in -o tests/lab/llama_index/requirements.lock
-	$(COMPILE) $(ARGS) tests/suites/requirements.in -o tests/suites/requirements.lock
-	printf 'editables\nhatchling\n' | $(COMPILE) $(ARGS) -c requirements-dev.lock - -o requirements-build.lock
+	$(LOCK) $(ARGS) --extra dev pyproject.toml -o requirements-dev.lock
+	$(LOCK) -c requirements-dev.lock pyproject.toml -o requirements.lock
+	$(LOCK) -c requirements-dev.lock --extra server pyproject.toml -o requirements-server.lock
+	$(LOCK) -c requirements-dev.lock --extra full pyproject.toml -o requirements-full.lock
+	printf 'pyinstaller\n' | $(LOCK) $(ARGS) -c requirements-dev.lock - -o requirements-exe.lock
+	$(LOCK) $(ARGS) tests/lab/llama_index/requirements.in -o tests/lab/llama_index/requirements.lock
+	$(LOCK) $(ARGS) tests/suites/requirements.in -o tests/suites/requirements.lock
+	printf 'editables\nhatchling\n' | $(LOCK) $(ARGS) -c requirements-dev.lock - -o requirements-build.lock
+	printf 'mypy\nsetuptools\n' | $(LOCK) $(ARGS) -c requirements-dev.lock - -o requirements-compile.lock
 
 clean: ## Remove generated files and the virtual environment; keeps $(DATA) (keys and nodes)
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
@@ -137,6 +151,18 @@ $(VENV)/.installed-dev: $(BIN)/python requirements-dev.lock pyproject.toml
 	@$(INSTALL) --require-hashes -r requirements-dev.lock
 	@$(INSTALL_SELF)
 	@touch $(VENV)/.installed $@
+
+# The compiled build, beside the packages of the other environment.  It is installed, not made in place:
+# Python prefers what is compiled to a source that was changed later.
+$(COMPILED)/.installed-dev: $(VENV)/.installed-dev release/compiled.py $(shell find $(PACKAGES) -name '*.py')
+	@echo "Compiling the hot modules into $(COMPILED), which takes one to two minutes"
+	@rm -rf $(COMPILED)
+	@$(BIN)/python -m venv --without-pip $(COMPILED)
+	@FABRIC_COMPILE=1 $(WHEEL) $(COMPILED)/wheel .
+	@$(BIN)/python -m pip --python $(COMPILED)/bin/python install --quiet --no-index --no-deps $(COMPILED)/wheel/*.whl
+	@printf '%s\n' "$$(echo $(CURDIR)/$(VENV)/lib/python*/site-packages)" "$(CURDIR)" \
+		> "$$(echo $(COMPILED)/lib/python*/site-packages)/checkout.pth"
+	@touch $@
 
 $(BIN)/uv: $(BIN)/python
 	@$(INSTALL) uv

@@ -21,6 +21,7 @@ from protocol.tunnel.frames import MAX_DATA, FrameType
 from protocol.tunnel.node import NodeConnection
 from protocol.tunnel.resume import ResumeTable
 from protocol.tunnel.server import ServerConnection
+from runtime.version import COMPILED
 
 ROUNDS = 7
 HEADERS = [("content-type", "application/json"), ("accept", "text/event-stream")]
@@ -195,7 +196,9 @@ ROWS: list[tuple[str, Callable[[], tuple[int, Callable[[], None]]], str]] = [
 
 
 def main() -> int:
-    print(f"{platform.machine()}, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}")
+    build = "compiled" if COMPILED else "not compiled"
+    version = platform.python_version()
+    print(f"{platform.machine()}, Python {version}, {build}, {time.strftime('%Y-%m-%d')}")
     for name, make, unit in ROWS:
         seconds = best(make)
         figure = {"ns": seconds * 1e9, "us": seconds * 1e6, "MB/s": 1e-6 / seconds}[unit]

@@ -45,6 +45,7 @@ from benchmarks.measures import (
 from benchmarks.processes import Site
 from benchmarks.systems import COMPARED, SYSTEMS, Target, nginx
 from benchmarks.table import Kept, Results, table
+from runtime.version import COMPILED
 from tests.lab.netlab import NatLab
 
 QUICK = Extent(
@@ -207,6 +208,7 @@ def machine() -> dict[str, str]:
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": f"{len(os.sched_getaffinity(0))} cores of {cpu}, Linux {platform.release()}",
+        "fabric": "compiled" if COMPILED else "not compiled",
         "load before": f"{one:.1f} (1 min), {fifteen:.1f} (15 min)",
     }
 

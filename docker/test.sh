@@ -364,6 +364,9 @@ need_base() {
 
 build_programs() {
     set -- ${BASE:+--build-arg "BASE=$BASE"}
+    if [ -z "${OFFICIAL:-}" ]; then # no compiler in the base, and perhaps none to be had
+        set -- "$@" --build-arg COMPILE=
+    fi
     certificates=${PIP_CERT:-$(python3 -m pip config get global.cert 2> /dev/null || true)}
     if [ -s "${certificates:-}" ]; then
         set -- "$@" --secret "id=ca.pem,src=$certificates"

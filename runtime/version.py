@@ -8,3 +8,5 @@ and does not depend on the name of the distribution.
 from __future__ import annotations
 
 VERSION = "0.2.0.dev0"
+COMPILED = not __file__.endswith(".py")
+"""This module is compiled, and so are the others that release/compiled.py lists."""

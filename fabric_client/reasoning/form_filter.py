@@ -31,7 +31,7 @@ class FormFilter:
         """``stream``: the user asked for one; ``headers`` are the answer's, without its type."""
         self.decided: tuple[int, Headers] | None = None
         self._stream = stream
-        self._inline = inline
+        self._markers = inline
         self._headers = headers
         self._begun = bytearray()
         self._chosen: StreamFilter | BodyFilter | _Collected | None = None
@@ -46,20 +46,20 @@ class FormFilter:
                 return b""
             data = begun
             if not events:
-                self._chosen = BodyFilter(self._inline, self._typed("application/json"))
+                self._chosen = BodyFilter(self._markers, self._typed("application/json"))
             elif self._stream:
-                self._chosen = StreamFilter(self._inline)
+                self._chosen = StreamFilter(self._markers)
                 self.decided = 200, self._typed("text/event-stream")
             else:
                 self._chosen = _Collected()
         return self._chosen.feed(data)
 
     def end(self) -> bytes:
-        chosen = self._chosen or BodyFilter(self._inline, self._typed("application/json"))
+        chosen = self._chosen or BodyFilter(self._markers, self._typed("application/json"))
         if isinstance(chosen, StreamFilter):
             return chosen.end()
         if isinstance(chosen, _Collected):
-            body = BodyFilter(self._inline, self._typed("application/json"))
+            body = BodyFilter(self._markers, self._typed("application/json"))
             held = body.feed(chosen.whole())
             whole = held + body.end()
             self.decided = body.decided

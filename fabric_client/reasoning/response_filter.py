@@ -24,7 +24,7 @@ class ReasoningFilter:
     the engine breaks off: what is held is then less than a marker or an event.
     """
 
-    __slots__ = ("_body", "_inline", "_stream", "end", "feed")
+    __slots__ = ("_body", "_markers", "_stream", "end", "feed")
 
     def __init__(self, stream: bool | None = None, *, inline: bool = True) -> None:
         """``stream``: the user asked for one; None: what follows sees to the answer's form.
@@ -32,7 +32,7 @@ class ReasoningFilter:
         ``inline``: look for reasoning in the text of answers too; otherwise only fields get
         their alias and ``usage`` its token shares."""
         self._stream = stream
-        self._inline = inline
+        self._markers = inline
         self._body: BodyFilter | FormFilter | None = None
         self.feed: Callable[[bytes], bytes] = _pass_through
         self.end: Callable[[], bytes] = bytes
@@ -56,17 +56,17 @@ class ReasoningFilter:
         if status != _OK:
             return status, headers
         if kind == "text/event-stream" and self._stream is not False:
-            events = StreamFilter(self._inline)
+            events = StreamFilter(self._markers)
             self.feed, self.end = events.feed, events.end
             return status, others
         if kind == "application/json" and not self._stream:
-            body = self._body = BodyFilter(self._inline, others)
+            body = self._body = BodyFilter(self._markers, others)
             self.feed, self.end = body.feed, body.end
             return None
         if self._stream is None:
             return status, headers
         untyped = [one for one in others if one[0] != "content-type"]
-        form = self._body = FormFilter(stream=self._stream, inline=self._inline, headers=untyped)
+        form = self._body = FormFilter(stream=self._stream, inline=self._markers, headers=untyped)
         self.feed, self.end = form.feed, form.end
         return None
 

@@ -29,7 +29,7 @@ from runtime.extras import MissingExtra, needed_by
 from runtime.findings import DAY, Finding, certificate_dates, descriptors, ok
 from runtime.settings import SettingsError
 from runtime.shown import without_password
-from runtime.version import VERSION
+from runtime.version import COMPILED, VERSION
 from sql import migrations
 from sql.connect import open_database
 
@@ -75,7 +75,9 @@ async def _server(
         remedy = "start it with 'fabric-server up'"
         return [Finding("server", "warn", "it is not running", "not_running", remedy)]
     if last is None or last.version == VERSION:
-        return [ok("server", f"it runs as process {running.pid or 'unknown'}, version {VERSION}")]
+        build = "compiled" if COMPILED else "not compiled"
+        what = f"it runs as process {running.pid or 'unknown'}, version {VERSION}, {build}"
+        return [ok("server", what)]
     what = f"version {last.version} runs, but {VERSION} is installed"
     remedy = "'fabric-server up --takeover' changes to it without an outage"
     return [Finding("server", "warn", what, "versions_differ", remedy)]

@@ -26,7 +26,7 @@ from runtime.flags import read_again
 from runtime.output import program, say, say_json
 from runtime.run import Signals, unless_stopped
 from runtime.settings import describe
-from runtime.version import VERSION
+from runtime.version import COMPILED, VERSION
 
 log = logging.getLogger("fabric.server")
 
@@ -73,7 +73,8 @@ async def _start(app: App, predecessor: Predecessor | None) -> None:
 async def _announce(app: App, json: bool) -> None:
     ready = _ready(app)
     remember(app.config.data, ready)
-    log.info("ready", extra={"address": ready.addresses[0], **msgspec.to_builtins(ready.ports)})
+    about = {"address": ready.addresses[0], "compiled": COMPILED}
+    log.info("ready", extra={**about, **msgspec.to_builtins(ready.ports)})
     # The reader of standard output may be gone.
     with suppress(OSError):
         if json:

@@ -60,6 +60,8 @@ class Owner(Protocol):
 class RequestParser:
     """An incremental parser: ``feed`` it the bytes as they come, in pieces of any size."""
 
+    __deletable__ = ("_owner", "_parser")  # which mypyc wants to know
+
     def __init__(self, owner: Owner, limits: Limits) -> None:
         self.request: Request | None = None
         """The request whose head or body is coming in."""

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,13 @@ def build_wheel(
     name: str | None = None,
     version: str | None = None,
     more: Mapping[str, str] | None = None,
+    compiled: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
 ) -> Path:
     """Build a wheel of a copy of this checkout in ``work``, under another name if one is given.
 
-    ``more`` has the texts of files that the checkout does not have.
+    ``more`` has the texts of files that the checkout does not have; ``compiled`` names the modules
+    that mypyc compiles, instead of those of release/compiled.py.
     ``sys.executable`` builds it with the hatchling that is installed; nothing is fetched.
     """
     source, wheels = work / "source", work / "wheels"
@@ -52,16 +55,25 @@ def build_wheel(
         shutil.copytree(
             ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__")
         )
-    for file in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / file, source)
+    for file in ("pyproject.toml", "README.md", "LICENSE", "release/compiled.py"):
+        (source / file).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / file, source / file)
     for file, text in (more or {}).items():
         (source / file).write_text(text, "utf-8")
     if name is not None:
         _replace(source / "pyproject.toml", f'name = "{PROJECT["project"]["name"]}"', name)
     if version is not None:
         _replace(source / "runtime" / "version.py", f'VERSION = "{VERSION}"', version)
+    hook = source / "release" / "compiled.py"
+    hook.write_text(
+        hook.read_text("utf-8").replace(
+            "\ndef wanted", f"\nMODULES = {tuple(compiled)}\ndef wanted"
+        ),
+        "utf-8",
+    )
     command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory"]
-    run([*command, str(wheels)], cwd=source)
+    environ = {**os.environ, "FABRIC_COMPILE": "1" if compiled else "", **(environ or {})}
+    run([*command, str(wheels)], cwd=source, env=environ)
     (wheel,) = wheels.glob("*.whl")
     return wheel
 

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from fabric_server.cli.endpoints import Ready, last_start, remember
+from runtime.version import COMPILED, VERSION
 from tests.commands import FREE_PORTS, Program, Shell
 from tests.lab.wrong_clock import wrong_clock
 
@@ -33,6 +34,8 @@ def test_a_server_that_runs_has_good_findings(shell: Shell, server: Program) -> 
     assert code == 0, found
     for check in ("server", "dns", "store", "cache", "bus", "disk", "descriptors", "CA"):
         assert found[check]["level"] == "ok", found
+    build = "compiled" if COMPILED else "not compiled"
+    assert found["server"]["what"].endswith(f"version {VERSION}, {build}")
     for name in PORTS:
         assert found[f"{name} port"]["level"] == "ok", found
     assert "nodes invite" in found["no_nodes"]["remedy"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -137,5 +138,4 @@ async def a_user(limits: Limits = LIMITS) -> AsyncIterator[tuple[Port, SocketUse
 
 
 def limits_with(**changed: Any) -> Limits:
-    fields = {name: getattr(LIMITS, name) for name in LIMITS.__slots__}
-    return Limits(**{**fields, **changed})
+    return replace(LIMITS, **changed)

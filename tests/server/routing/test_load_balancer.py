@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from random import Random
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 import pytest
@@ -28,6 +28,8 @@ from fabric_server.routing.load_balancer import (
 )
 from protocol.messages import EngineReport, ModelReport, Register, RequestHead
 from protocol.tunnel.keepalive import QUIET_SECONDS
+from protocol.tunnel.node import NodeConnection
+from protocol.tunnel.server import ServerConnection
 from tests.site import ScriptedNode, Site
 
 MODEL = "tiny"
@@ -317,14 +319,19 @@ async def test_a_node_that_comes_back_is_remembered_by_its_cache() -> None:
 # ── whatever happens ──────────────────────────────────────────────────────────────────────────
 
 
-class Reachable:
-    """As much of a tunnel and its connection as is looked at for a choice."""
+class Reachable(NamedTuple):
+    """As much of a tunnel as is looked at for a choice."""
 
-    usable = True
+    connection: ServerConnection
 
-    @property
-    def connection(self) -> Reachable:
-        return self
+
+def reachable() -> Reachable:
+    connection = ServerConnection(now=0.0, rng=Random(1))
+    node = NodeConnection(now=0.0, rng=Random(2))
+    node.hello(b"session")
+    connection.receive(b"".join(node.data_to_send()), 0.0)
+    assert connection.usable
+    return Reachable(connection)
 
 
 def fleet(slots: list[int]) -> Registry:
@@ -333,7 +340,7 @@ def fleet(slots: list[int]) -> Registry:
         report = EngineReport("engine", "vllm", True, count, [ModelReport(MODEL)])
         register = Register(1, "0", f"name {number}", "test", [report])
         node = Node(f"node_{number}", 1, register, cast(Any, object()), 0.0)
-        node.tunnels.append(cast(Any, Reachable()))
+        node.tunnels.append(cast(Any, reachable()))
         registry.add(node)
         registry.report(node, [report])
     return registry
