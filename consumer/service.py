@@ -95,6 +95,7 @@ async def _work(settings: Config, tables: LedgerTables, source: KafkaSource) -> 
         await asyncio.Event().wait()  # until it is cancelled
     finally:
         await tasks.stop()
+        outage.close()
         await runner.cleanup()
 
 

@@ -94,9 +94,11 @@ class BatchWriter:
         housekeeper: Housekeeper | None = None,
         options: BatchOptions | None = None,
         outage: Outage | None = None,
+        part: str = "records",
     ) -> None:
-        """``outage`` is that of the sink."""
+        """``outage`` is that of the sink, and ``part`` the name of this writer in it."""
         self._outage = outage or Outage(sink.place)
+        self._part = part
         self._source = source
         self._sink = sink
         self._housekeeper = housekeeper
@@ -134,6 +136,11 @@ class BatchWriter:
                         await housekeeper.mark_silent_nodes_offline()
         finally:
             await in_own_task(self._drain())
+
+    def leave(self) -> None:
+        """Take no part in the outage of the sink any more; call it when ``run`` has ended for
+        good, and others go on writing there."""
+        self._outage.left(self._part)
 
     async def flush(self) -> None:
         """Return when all that was published before this call is in the store."""
@@ -201,13 +208,15 @@ class BatchWriter:
 
     def _on_failure(self, problem: str, defect: Exception | None) -> None:
         if defect is None:
-            self._outage.failed("records", problem)
-        elif problem != self.problem:
-            log.error("records can't be written", extra={"reason": problem}, exc_info=defect)
+            self._outage.failed(self._part, problem)
+        else:
+            self._outage.worked(self._part)  # the sink is there: the records are the trouble
+            if problem != self.problem:
+                log.error("records can't be written", extra={"reason": problem}, exc_info=defect)
         self.problem = problem
 
     def _on_success(self) -> None:
-        self._outage.worked("records")
+        self._outage.worked(self._part)
         self.problem = None
 
     async def _drain(self) -> None:

@@ -36,6 +36,8 @@ class Outage:
         self._clock = clock
         self._problems: dict[str, str] = {}
         self._began = 0.0
+        self.over = 0
+        """Outages that are over: a part that fails as before tells it anew when this has grown."""
         self._watched = False
         """A part has looked: it will again, and soon."""
         self._held: list[tuple[logging.Logger, str, dict[str, Any]]] = []
@@ -48,15 +50,22 @@ class Outage:
         """The reason in one line; None if there is no outage."""
         return next(iter(self._problems.values()), None)
 
-    def failed(self, part: str, reason: str) -> None:
-        """Take in that a part which goes on looking has failed."""
+    def failed(
+        self, part: str, reason: str, *, state: str = "away", meanwhile: str | None = None
+    ) -> None:
+        """Take in that a part which goes on looking has failed.
+
+        ``state`` and ``meanwhile`` are said instead of the usual ones if this begins the outage.
+        """
         self._watched = True
+        event = f"{self._place} is {state}"
         if not self._problems:
             self._began = self._clock()
-            texts = {name: text for name, text in self._texts.items() if text}
-            log.error(f"{self._place} is away", extra={"reason": reason, **texts})
+            texts = self._texts if meanwhile is None else {**self._texts, "meanwhile": meanwhile}
+            told = {name: text for name, text in texts.items() if text}
+            log.error(event, extra={"reason": reason, **told})
         elif part not in self._problems:
-            log.debug(f"{self._place} is away", extra={"part": part, "reason": reason})
+            log.debug(event, extra={"part": part, "reason": reason})
         self._problems[part] = reason
         self._let_go(logging.DEBUG)
 
@@ -67,10 +76,17 @@ class Outage:
             if self._problems:
                 log.debug(f"{self._place} is back", extra={"part": part})
             else:
+                self.over += 1
                 seconds = round(self._clock() - self._began, 1)
                 log.info(f"{self._place} is back", extra={"seconds": seconds})
         if self._held and not self._problems:
             self._let_go(logging.WARNING)
+
+    def left(self, part: str) -> None:
+        """Take in that a part does not look any more, whether it works or not."""
+        if self._problems.pop(part, None) is not None and not self._problems:
+            self.over += 1
+            log.debug(f"{self._place} is not looked at any more", extra={"part": part})
 
     def note(self, logger: logging.Logger, event: str, **fields: Any) -> None:
         """Log what has failed beside: as a warning if no outage explains it.

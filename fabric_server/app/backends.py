@@ -111,13 +111,15 @@ class Backends:
         options = BatchOptions(batch_size=KAFKA_BATCHES.batch_size)
         sink = self._open_bus.sink
         if sink is None:
-            return BatchWriter(source, self.store, options=options, outage=self.outages.store)
-        return BatchWriter(source, sink, options=options, outage=self._bus_outage)
+            sink, outage = self.store, self.outages.store
+        else:
+            outage = self._bus_outage
+        return BatchWriter(source, sink, options=options, outage=outage, part="orphaned records")
 
     async def close(self) -> None:
         """Close the bus, which writes what it still holds, then the cache and the store."""
-        for outage in self.outages:
-            outage.close()
         await self._open_bus.close()
+        for outage in (*self.outages, self._bus_outage):
+            outage.close()
         await self.cache.close()
         await self.store.close()

@@ -15,20 +15,22 @@ class OutageLog:
         self._log = log
         self._event = event
         self._outage = outage or Outage("the store")
-        self._problem = ""
+        self._told: tuple[str, int] | None = None
+        """The problem, and how many outages were over when it was told."""
 
     @property
     def ongoing(self) -> bool:
-        return bool(self._problem)
+        return self._told is not None
 
     def failed(self, error: BackendError) -> None:
-        """Log the error, unless it is the same as the last."""
-        if str(error) != self._problem:
-            self._problem = str(error)
-            self._outage.note(self._log, self._event, reason=self._problem)
+        """Log the error, unless it is the same as the last and no outage has ended since."""
+        problem = str(error), self._outage.over
+        if problem != self._told:
+            self._told = problem
+            self._outage.note(self._log, self._event, reason=problem[0])
 
     def recovered(self) -> None:
         """End the outage, if there is one."""
-        if self._problem:
-            self._problem = ""
+        if self._told is not None:
+            self._told = None
             self._log.debug("it is over", extra={"problem": self._event})

@@ -20,6 +20,12 @@ NOTIFY_SECONDS = 1.0
 """Longest time that notifying the other processes may take."""
 
 
+_WITHOUT_WRITING = (
+    "requests with known keys go on, and ledger entries wait in the spool; neither nodes register "
+    "nor jobs begin, nor is anything changed"
+)
+
+
 class Store(Protocol):
     """The part of the store that is polled."""
 
@@ -109,7 +115,12 @@ class ChangeFeed:
         if writable:
             self._outage.worked("writing")
         else:
-            self._outage.failed("writing", "it is read-only: make it writable, or name the primary")
+            self._outage.failed(
+                "writing",
+                "it is read-only: make it writable, or name the primary",
+                state="read-only",
+                meanwhile=_WITHOUT_WRITING,
+            )
 
     def _on_changes(self, changes: Changes) -> None:
         self.problem = None

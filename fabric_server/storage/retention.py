@@ -263,7 +263,8 @@ class RetentionKeeper:
         self._database = database
         self._policy = policy
         self._state = RetentionState(database)
-        self._is_away = False
+        self._told: tuple[str, str, int] | None = None
+        """The last failure in the log, and how many outages of the store were over then."""
 
     @property
     def figures(self) -> Mapping[str, float]:
@@ -290,23 +291,26 @@ class RetentionKeeper:
             now = await self._database.now()
             state = await self._state.watch(now)
             if _is_due(state, now):
-                await self._delete(state.problem)
+                await self._delete()
             self.report = await read_report(self._database)
         except BackendError as error:
-            if not self._is_away:
-                self._outage.note(log, "retention waits for the store", reason=str(error))
-            self._is_away = True
-        else:
-            self._is_away = False
+            self._note("retention waits for the store", str(error))
 
-    async def _delete(self, known: str) -> None:
+    def _note(self, event: str, reason: str) -> None:
+        """Log a failure, unless it is the last one again and no outage has ended since."""
+        told = event, reason, self._outage.over
+        if told != self._told:
+            self._told = told
+            self._outage.note(log, event, reason=reason)
+
+    async def _delete(self) -> None:
         try:
             done = await run_once(self._database, self._policy)
         except BackendError as error:
             self.failures += 1
-            if str(error) != known:
-                self._outage.note(log, "old rows were not deleted", reason=str(error))
+            self._note("old rows were not deleted", str(error))
             return
+        self._told = None
         if done is not None and any(done.values()):
             rows = {name.replace(" ", "_"): count for name, count in done.items() if count}
             log.info("old rows were deleted or summed up", extra=rows)

@@ -17,7 +17,7 @@ from fabric_server.storage.interfaces import KEEP_REVOKED_SECONDS, MAX_REVOKED, 
 from fabric_server.storage.revision import next_revision
 from fabric_server.storage.rows import Changes
 from runtime.errors import BackendError, StoreError
-from runtime.outage import Outages, unwatched
+from runtime.outage import Outage, Outages, unwatched
 from sql.database import Database, Many
 
 log = logging.getLogger("fabric.revocations")
@@ -106,6 +106,8 @@ class Revocations:
         """The store may be older than the cache."""
         self._wanted = asyncio.Event()
         self._problem = False
+        self._told: tuple[Outage, int] | None = None
+        """What is away, and how many of its outages were over when that was told."""
 
     async def begin(self) -> None:
         """Compare once, before anything is authorised by the store."""
@@ -146,10 +148,12 @@ class Revocations:
                     self._waiting = waiting | self._waiting
                     raise
         except (BackendError, TimeoutError) as error:
-            if not self._problem:
+            store, cache = self._outages
+            outage = store if isinstance(error, StoreError) else cache
+            told = outage, outage.over
+            if told != self._told:
+                self._told = told
                 reason = str(error) or "it does not answer"
-                store, cache = self._outages
-                outage = store if isinstance(error, StoreError) else cache
                 outage.note(
                     log,
                     "revocations can't be compared with the cache: a store put back from a backup "
@@ -158,7 +162,7 @@ class Revocations:
                 )
             self._problem = True
         else:
-            self._problem = False
+            self._problem, self._told = False, None
 
     async def _compare_all(self) -> None:
         again = await merge_revocations(self._database, self._cache)

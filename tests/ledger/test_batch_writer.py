@@ -18,6 +18,7 @@ from ledger.batch_writer import BatchOptions, BatchWriter
 from ledger.housekeeping import DAY, Housekeeper
 from ledger.records import HEARTBEATS, LEDGER, Batch, HeartbeatRecord, LedgerEntry
 from runtime.errors import RecordError, StoreError
+from runtime.outage import Outage
 from tests.contracts.samples import NOON, beat, entry
 
 
@@ -237,6 +238,39 @@ async def test_a_defect_loses_nothing_and_is_logged_with_its_traceback(
         await worker.flush()
     assert sink.ledger == names
     assert caplog.records[0].exc_info is not None
+
+
+async def test_a_defect_ends_the_outage_before_it(caplog: pytest.LogCaptureFixture) -> None:
+    """The store is there again, and it is the records that can't be written."""
+    caplog.set_level(logging.INFO)
+    outage = Outage("the store")
+    outage.failed("changes", "it is gone")
+    bus, sink = MemoryBus(), Stumbling(StoreError("it is gone"), TypeError("ours"))
+    options = BatchOptions(retry_seconds=(0.001, 0.002))
+    async with running(BatchWriter(bus, sink, options=options, outage=outage)) as worker:
+        outage.worked("changes")
+        publish(bus, range(5))
+        await worker.flush()
+    events = [one.message for one in caplog.records]
+    assert events.index("the store is back") < events.index("records can't be written")
+    assert outage.problem is None
+
+
+async def test_two_writers_of_one_sink_don_t_end_each_other_s_outage(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    outage = Outage("the store")
+    mine, orphans = MemoryBus(), MemoryBus()
+    slow = Stumbling(*[StoreError("it is too slow")] * 5)
+    quick = BatchOptions(batch_seconds=0.001, check_seconds=0.0, retry_seconds=(0.02, 0.02))
+    publish(orphans, range(5))
+    second = BatchWriter(orphans, slow, options=quick, outage=outage, part="orphaned records")
+    first = BatchWriter(mine, Stumbling(), options=quick, outage=outage)
+    async with running(first), running(second) as worker:
+        await worker.flush()
+    events = [one.message for one in caplog.records if one.levelno >= logging.INFO]
+    assert events == ["the store is away", "the store is back"]
 
 
 async def test_a_failing_store_is_told_by_problem() -> None:

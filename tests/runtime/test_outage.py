@@ -6,6 +6,8 @@ import logging
 
 import pytest
 
+from fabric_server.jobs.outage import OutageLog
+from runtime.errors import StoreError
 from runtime.outage import MAX_HELD, Outage
 
 part = logging.getLogger("fabric.part")
@@ -82,3 +84,42 @@ def test_few_lines_are_held_and_none_is_lost(caplog: pytest.LogCaptureFixture) -
     assert sorted(lines(caplog)) == sorted((WARNING, f"no {n}") for n in range(MAX_HELD + 2))
     outage.note(part, "the last")
     assert lines(caplog)[-1] == (WARNING, "the last")
+
+
+def test_a_state_of_its_own_has_its_own_words(caplog: pytest.LogCaptureFixture) -> None:
+    outage = Outage("the store", meanwhile="nothing goes on", remedy="start it")
+    outage.failed("writing", "it is a replica", state="read-only", meanwhile="keys can be read")
+    outage.failed("writing", "it is a replica", state="read-only", meanwhile="keys can be read")
+    outage.worked("writing")
+    assert lines(caplog) == [(ERROR, "the store is read-only"), (INFO, "the store is back")]
+    shown = caplog.records[0].__dict__
+    assert (shown["meanwhile"], shown["remedy"]) == ("keys can be read", "start it")
+
+
+def test_a_part_that_leaves_holds_no_outage_open(caplog: pytest.LogCaptureFixture) -> None:
+    outage = Outage("the store")
+    outage.failed("orphans", "it is slow")
+    outage.left("orphans")
+    assert (outage.problem, outage.over) == (None, 1)
+    outage.failed("records", "it is gone")
+    outage.failed("orphans", "it is gone")
+    outage.left("orphans")
+    outage.left("orphans")
+    assert (outage.problem, outage.over) == ("it is gone", 1)
+
+
+def test_jobs_that_fail_on_after_an_outage_say_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    outage = Outage("the store")
+    jobs = OutageLog(part, "jobs wait for the store", outage)
+    outage.failed("changes", "it is gone")
+    for _ in range(3):
+        jobs.failed(StoreError("permission denied"))
+    assert lines(caplog, WARNING) == [(ERROR, "the store is away")]
+    outage.worked("changes")
+    for _ in range(5):
+        jobs.failed(StoreError("permission denied"))
+        outage.worked("changes")
+    assert lines(caplog)[1:] == [
+        (INFO, "the store is back"),
+        (WARNING, "jobs wait for the store"),
+    ]

@@ -28,6 +28,8 @@ class Writer(Protocol):
 
     async def run(self) -> None: ...
 
+    def leave(self) -> None: ...
+
 
 async def move_orphaned_spools(
     own: Path,
@@ -66,7 +68,8 @@ async def _move(directory: Path, limit: int, make_writer: Callable[[Source], Wri
             return
         about = {"spool": str(directory), "records": count}
         log.info("moving the records of an orphaned spool", extra=about)
-        writing = asyncio.get_running_loop().create_task(make_writer(spool).run())
+        writer = make_writer(spool)
+        writing = asyncio.get_running_loop().create_task(writer.run())
         flushing = asyncio.get_running_loop().create_task(spool.flush())
         try:
             await asyncio.wait((writing, flushing), return_when=asyncio.FIRST_COMPLETED)
@@ -76,6 +79,7 @@ async def _move(directory: Path, limit: int, make_writer: Callable[[Source], Wri
             writing.cancel()
             flushing.cancel()
             await asyncio.gather(writing, flushing, return_exceptions=True)
+            writer.leave()
         log.info("moved the records of an orphaned spool", extra=about)
     finally:
         await spool.close()

@@ -92,7 +92,7 @@ async def test_a_store_that_can_only_be_read_is_an_outage(
         replica.primary = primary
         await watch.sync()
         assert watch.read_only is not primary
-    assert [r.message for r in caplog.records] == ["the store is away", "the store is back"]
+    assert [r.message for r in caplog.records] == ["the store is read-only", "the store is back"]
     assert "read-only" in caplog.records[0].__dict__["reason"]
 
 

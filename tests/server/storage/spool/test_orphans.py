@@ -104,6 +104,8 @@ class BrokenWriter:
     async def run(self) -> None:
         raise RuntimeError("a defect")
 
+    def leave(self) -> None: ...
+
 
 async def test_a_writer_that_fails_does_not_leave_the_spool_waiting_for_ever(
     tmp_path: Path,
