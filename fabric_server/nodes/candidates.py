@@ -14,7 +14,7 @@ these lists is always checked again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any, Generic, TypeVar, overload
 
@@ -25,6 +25,7 @@ from fabric_server.nodes.standing import (
     RESTING,
     ROOM,
     TROUBLED,
+    Card,
     Listed,
     Standing,
 )
@@ -132,6 +133,12 @@ class Candidates(Sequence[E]):
             return sum(engine.slots for engine in self._engines if engine.may_serve)
         return self._segments.slots
 
+    def cards(self) -> Iterable[Card]:
+        """Return the hints in the reports of the model, each that differs once or more."""
+        if self._segments is None:
+            return [engine.card(self.model) for engine in self._engines]
+        return self._segments.cards
+
     def sample(self, most: int) -> list[E]:
         """Return all of a few engines; of many, about ``most`` from all segments alike."""
         return self._engines[:: -(-len(self._engines) // most) or 1]
@@ -186,6 +193,7 @@ class Segments(Generic[E]):
         "_model",
         "_paths",
         "_places",
+        "cards",
         "ends",
         "slots",
         "troubled",
@@ -200,13 +208,14 @@ class Segments(Generic[E]):
         """Where each segment ends, but for the last."""
         self.slots = 0
         self.troubled: set[E] = set()
+        self.cards: dict[Card, int] = {}
+        """The hints in reports of the model, and how many engines share them."""
         self._paths: dict[frozenset[str], int] = {}
         """How many engines could serve at these paths."""
         self._ejections: dict[str, Ejection[E]] = {}
         """By path, made when they are asked for, while there are troubled engines."""
         for engine in self._places:
-            engine.join(self)
-            self.update(engine, NOTHING, engine.standing)
+            self._enter(engine)
 
     def disband(self) -> None:
         for engine in self._engines:
@@ -215,10 +224,15 @@ class Segments(Generic[E]):
     def add(self, engine: E) -> None:
         self._places[engine] = len(self._engines)
         self._engines.append(engine)
+        self._enter(engine)
+
+    def _enter(self, engine: E) -> None:
         engine.join(self)
         self.update(engine, NOTHING, engine.standing)
+        self.count_card(engine, 1)
 
     def remove(self, engine: E) -> None:
+        self.count_card(engine, -1)
         self.update(engine, engine.standing, NOTHING)
         engine.part(self)
         self.troubled.discard(engine)
@@ -242,6 +256,13 @@ class Segments(Generic[E]):
         if before.paths is not after.paths:
             self._count(before.paths, -1)
             self._count(after.paths, 1)
+
+    def count_card(self, engine: E, change: int) -> None:
+        """Count the hints in an engine's report, or count them no longer."""
+        card = engine.card(self._model)
+        count = self.cards[card] = self.cards.get(card, 0) + change
+        if not count:
+            del self.cards[card]
 
     def on_breakers(self, engine: E) -> None:
         """Take in that breakers of an engine have changed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import lru_cache
 
 from fabric_server.dialects.endpoints import DEFAULT_PATHS
@@ -11,7 +11,16 @@ from fabric_server.nodes.candidates import Segments
 from fabric_server.nodes.circuit_breaker import Breakers, CircuitBreaker, Scope
 from fabric_server.nodes.held_slots import HeldSlots
 from fabric_server.nodes.slot_limit import SlotLimit
-from fabric_server.nodes.standing import CUT_OFF, FULL, NOTHING, RESTING, ROOM, UNLISTED, Standing
+from fabric_server.nodes.standing import (
+    CUT_OFF,
+    FULL,
+    NOTHING,
+    RESTING,
+    ROOM,
+    UNLISTED,
+    Card,
+    Standing,
+)
 from fabric_server.nodes.tunnel_choice import SHARED_STREAMS, idlest_tunnel
 from protocol.aio.link import LinkDriver
 from protocol.aio.server import ServerTunnel
@@ -30,6 +39,16 @@ others."""
 def _paths(reported: tuple[str, ...]) -> frozenset[str]:
     """Return the paths as a set, which engines that report the same share."""
     return frozenset(reported) or DEFAULT_PATHS
+
+
+def names_of(kind: str, models: Collection[str]) -> Iterator[str]:
+    """Yield the names by which models can be asked for: Ollama's ``:latest`` may be left out."""
+    yield from models
+    if kind == "ollama":
+        for name in models:
+            short = name.removesuffix(LATEST)
+            if short != name and ":" not in short and short not in models:
+                yield short
 
 
 class Engine:
@@ -70,9 +89,21 @@ class Engine:
         self._lists: list[Segments[Engine]] = []
         self.standing = UNLISTED
         """What the lists of candidates know of it."""
-        self.update(report)
+        self._set(report)
+        self.limit_slots()
 
     def update(self, report: EngineReport) -> None:
+        """Take in a report; no list has the engine any more for a model that is gone."""
+        same = report.models == self.report.models and report.kind == self.report.kind
+        lists = () if same else self._lists
+        for segments in lists:
+            segments.count_card(self, -1)
+        self._set(report)
+        for segments in lists:
+            segments.count_card(self, 1)
+        self.limit_slots()
+
+    def _set(self, report: EngineReport) -> None:
         self.healthy = report.healthy
         self.report = report
         """The last report; what is looked at for each request has attributes of its own."""
@@ -81,7 +112,6 @@ class Engine:
         self.elsewhere = report.elsewhere
         """Slots held by requests that its node got from another server."""
         self.models: dict[str, ModelReport] = {model.name: model for model in report.models}
-        self.limit_slots()
 
     @property
     def active(self) -> int:
@@ -206,14 +236,13 @@ class Engine:
         return self.breakers.make(scope)
 
     def names(self) -> Iterator[str]:
-        """Yield the names by which its models can be asked for: Ollama's ``:latest`` may be left
-        out."""
-        yield from self.models
-        if self.kind == "ollama":
-            for name in self.models:
-                short = name.removesuffix(LATEST)
-                if short != name and ":" not in short and short not in self.models:
-                    yield short
+        """Yield the names by which its models can be asked for."""
+        return names_of(self.kind, self.models)
+
+    def card(self, model: str) -> Card:
+        """Return the hints in its report of a model that it serves."""
+        report = self.models[model if model in self.models else f"{model}{LATEST}"]
+        return Card(self.kind, report.context_length, tuple(report.capabilities))
 
     def serves(self, model: str) -> bool:
         """Return whether the model is one of ``names``, busy or not."""

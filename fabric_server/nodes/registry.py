@@ -9,7 +9,7 @@ from fabric_server.nodes.candidates import NOBODY, Candidates
 from fabric_server.nodes.circuit_breaker import CircuitBreaker, Scope
 from fabric_server.nodes.departures import Departures
 from fabric_server.nodes.held_slots import HeldSlots
-from fabric_server.nodes.node import Engine, Node
+from fabric_server.nodes.node import Engine, Node, names_of
 from fabric_server.nodes.served_models import ServedModels, variants_of
 from fabric_server.nodes.standing import CUT_OFF, ROOM
 from protocol.messages import EngineReport
@@ -130,11 +130,11 @@ class Registry:
         older = self._nodes.pop(node.id, None)
         if older is not None:
             self._sessions.pop(older.session, None)
-            self._unlist(older)
+            self._unlist_all(older)
         self._nodes[node.id] = node
         self._sessions[node.session] = node
         for engine in node.engines.values():
-            self._list(engine, frozenset(), frozenset(engine.names()))
+            self._list(engine, engine.names())
         self.departures.forget(node.id)
         return older
 
@@ -145,7 +145,7 @@ class Registry:
         if self._nodes.get(node.id) is not node:
             return False
         del self._nodes[node.id]
-        self._unlist(node)
+        self._unlist_all(node)
         names = (name for engine in node.engines.values() for name in engine.models)
         self.departures.add(node.id, names, self._clock())
         return True
@@ -157,20 +157,23 @@ class Registry:
         gone, kept, paused = dict(node.engines), dict[str, Engine](), False
         for report in {report.name: report for report in reports}.values():
             engine, before = gone.pop(report.name, None), frozenset[str]()
+            after = frozenset(names_of(report.kind, {one.name for one in report.models}))
             if engine is None:
                 engine = Engine(node, report, self._on_breakers)
                 paused |= engine.paused
             else:
                 paused |= report.paused and not engine.paused
                 before = frozenset(engine.names())
+                if here:
+                    self._unlist(engine, before - after)
                 engine.update(report)
             kept[report.name] = engine
             if here:
-                self._list(engine, before, frozenset(engine.names()))
+                self._list(engine, after - before)
         node.engines = kept
         for engine in gone.values():
             if here:
-                self._list(engine, frozenset(engine.names()), frozenset())
+                self._unlist(engine, engine.names())
         variants = variants_of(reports)
         new = self._known.add(node.id, variants, self._clock(), variants)
         self.room(node)
@@ -178,22 +181,23 @@ class Registry:
             self.on_paused(node)
         return new
 
-    def _list(self, engine: Engine, before: frozenset[str], after: frozenset[str]) -> None:
-        """Move an engine that was asked for by some names to the candidates of others."""
-        lists = self._candidates
-        for name in before - after:
-            lists[name].remove(engine)
-            if not lists[name]:
-                del lists[name]
-        for name in after - before:
-            found = lists.get(name)
+    def _list(self, engine: Engine, names: Iterable[str]) -> None:
+        """Make an engine a candidate for models of these names."""
+        for name in names:
+            found = self._candidates.get(name)
             if found is None:
-                found = lists[name] = Candidates(name)
+                found = self._candidates[name] = Candidates(name)
             found.add(engine)
 
-    def _unlist(self, node: Node) -> None:
+    def _unlist(self, engine: Engine, names: Iterable[str]) -> None:
+        for name in names:
+            self._candidates[name].remove(engine)
+            if not self._candidates[name]:
+                del self._candidates[name]
+
+    def _unlist_all(self, node: Node) -> None:
         for engine in node.engines.values():
-            self._list(engine, frozenset(engine.names()), frozenset())
+            self._unlist(engine, engine.names())
 
     def _on_breakers(self, engine: Engine, model: str) -> None:
         found = self._candidates.get(model)

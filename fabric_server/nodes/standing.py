@@ -32,6 +32,15 @@ UNLISTED = Standing(ROOM, 0, None)
 """Standing of an engine that is in no list which is sorted: whoever looks at it, looks closely."""
 
 
+class Card(NamedTuple):
+    """The hints in an engine's report of a model, which many engines share."""
+
+    kind: str
+    """The engine's kind."""
+    context_length: int | None
+    capabilities: tuple[str, ...]
+
+
 class Listed(Protocol):
     """An engine, as the lists of candidates see it."""
 
@@ -44,6 +53,7 @@ class Listed(Protocol):
     def is_able(self, path: str) -> bool:
         """Return whether it could serve a request for this path if it had room."""
 
+    def card(self, model: str) -> Card: ...
     def allows(self, model: str, now: float, path: str = "") -> bool: ...
     def join(self, segments: Any) -> None:
         """Join a list, whose ``update`` is called from now on."""

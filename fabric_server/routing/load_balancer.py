@@ -22,6 +22,7 @@ from msgspec import Struct
 
 from fabric_server.nodes.candidates import UNSORTED, Candidates
 from fabric_server.nodes.node import Engine, Node
+from fabric_server.nodes.standing import Card
 from fabric_server.routing.criteria import EngineTerms, Requirements
 from fabric_server.routing.latency import Estimate, LatencyEstimates
 from fabric_server.routing.prefix_affinity import Place, PrefixAffinity
@@ -214,8 +215,12 @@ def filter_engine(engine: Engine, requirements: Requirements) -> bool:
     if not requirements.capabilities and requirements.tokens < MIN_CONTEXT:
         return True
     report = model_report(engine, requirements.model)
-    if report is None:
-        return False
+    return report is not None and _meets_hints(engine, report, requirements)
+
+
+def _meets_hints(
+    engine: Engine | Card, report: ModelReport | Card, requirements: Requirements
+) -> bool:
     if report.context_length and requirements.tokens > report.context_length:
         return False
     reported = report.capabilities
@@ -227,7 +232,7 @@ def filter_engine(engine: Engine, requirements: Requirements) -> bool:
     return True
 
 
-def relax_hints(candidates: Sequence[Engine], requirements: Requirements) -> None:
+def relax_hints(candidates: Candidates[Engine], requirements: Requirements) -> None:
     """Drop the hints that no candidate satisfies: capabilities, and the prompt's length.
 
     The engine's own error is the clearest, and an estimate is no reason to refuse a request.
@@ -244,6 +249,8 @@ def relax_hints(candidates: Sequence[Engine], requirements: Requirements) -> Non
     ):
         if not requirements.tokens and not requirements.capabilities:
             return
+        if not any(_meets_hints(card, card, requirements) for card in candidates.cards()):
+            continue  # so a hint that no engine meets costs nobody a walk over all of them
         for engine in candidates:
             if filter_engine(engine, requirements):
                 return

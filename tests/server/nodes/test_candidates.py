@@ -74,7 +74,15 @@ class Fleet:
     def report(self, name: str) -> EngineReport:
         rng = self.rng
         kind, slots = rng.choice(["vllm", "ollama"]), rng.choice([0, 1, 1, 2, 2, 16])
-        models = [ModelReport(one) for one in MODELS if rng.random() < 0.7]
+        models = [
+            ModelReport(
+                one,
+                context_length=rng.choice([None, 4096]),
+                capabilities=rng.choice([[], ["tools"], ["tools", "vision"]]),
+            )
+            for one in MODELS
+            if rng.random() < 0.7
+        ]
         paths = list(rng.choice([SHARED, ("/rerank",), (*SHARED, "/rerank")]))
         healthy = rng.random() < 0.85
         return EngineReport(
@@ -257,6 +265,7 @@ def check(fleet: Fleet) -> None:
         candidates = fleet.registry.candidates(model)
         assert set(candidates) == set(expected)
         assert len(candidates) == len(expected)
+        assert set(candidates.cards()) == {one.card(model) for one in expected}
         may_serve = {one for one in expected if one.may_serve}
         assert candidates.slots == sum(one.slots for one in may_serve)
         for path in PATHS:

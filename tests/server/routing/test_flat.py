@@ -19,6 +19,7 @@ from fabric_server.nodes.node import Node
 from fabric_server.nodes.registry import Registry
 from fabric_server.routing.admission import MAX_COUNTED, Admission, QueueLimits
 from fabric_server.routing.criteria import Requirements
+from fabric_server.routing.load_balancer import relax_hints
 from protocol.messages import EngineReport, ModelReport, Register
 
 MODEL = "tiny"
@@ -142,6 +143,20 @@ def test_a_choice_takes_as_many_steps_among_many_nodes_as_among_few(state: str) 
         found.append(max(calls(fleet.ask) for _ in range(10)))
     few, many = found
     assert many <= few + SLACK
+
+
+def test_a_hint_that_nobody_meets_is_dropped_without_looking_at_each_engine() -> None:
+    """Clients choose what they send: an image for a model that reads none, or too long a prompt."""
+    found = []
+    for count in (FEW, MANY):
+        fleet = Fleet(count)
+        fleet.report(models=[ModelReport(MODEL, context_length=4096, capabilities=["tools"])])
+        wanted = Requirements(MODEL, tokens=100_000, capabilities=frozenset({"vision"}))
+        candidates = fleet.registry.candidates(MODEL)
+        found.append(calls(lambda: relax_hints(candidates, wanted)))  # noqa: B023 - called at once
+        assert (wanted.tokens, wanted.capabilities) == (0, frozenset())
+    few, many = found
+    assert many == few
 
 
 @pytest.mark.parametrize("change", ["a report", "a node", "a breaker"])
