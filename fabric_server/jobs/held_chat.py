@@ -10,8 +10,7 @@ import msgspec
 from fabric_server.edge.response import Connection
 from fabric_server.jobs.chat_objects import AskedChat
 from fabric_server.jobs.collected_chat import CollectedChat
-from fabric_server.jobs.held_answer import TOO_LARGE, HeldAnswer
-from fabric_server.metering.answer_ids import MAX_ANSWER
+from fabric_server.jobs.held_answer import HeldAnswer
 from fabric_server.metering.openai import UNREADABLE, Usage
 from fabric_server.net.memory_budget import Holding
 from fabric_server.proxy.request_record import RequestRecord
@@ -38,8 +37,8 @@ class HeldChat(HeldAnswer):
 
     def find_end(self, data: bytes) -> int | None:
         self._collected.add(data)
-        if self._collected.size > MAX_ANSWER:
-            self.give_up(TOO_LARGE)
+        if self._collected.lost:
+            self.give_up(self._collected.lost)
         else:
             self.count(self._collected.size)
         found = None if self._held is None else _LAST.search(data)

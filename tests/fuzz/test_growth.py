@@ -38,7 +38,10 @@ from fabric_server.dialects.forms import read_form
 from fabric_server.dialects.large_body import LargeBody
 from fabric_server.dialects.media_scanner import MediaScanner
 from fabric_server.dialects.media_values import Policy
+from fabric_server.jobs.chat_objects import read_asked, read_fields, stored_chat
+from fabric_server.jobs.collected_chat import CollectedChat
 from fabric_server.jobs.multipart import Multipart, MultipartError
+from fabric_server.metering.answer_ids import ChatIdMeter
 from fabric_server.metering.error_events import read_error_event
 from fabric_server.metering.estimate import (
     media_tokens,
@@ -47,7 +50,7 @@ from fabric_server.metering.estimate import (
     whole_tokens,
 )
 from fabric_server.metering.naming import NamingMeter
-from fabric_server.metering.openai import BodyMeter
+from fabric_server.metering.openai import BodyMeter, StreamMeter
 from fabric_server.net.egress import Forbidden, parse_target
 from fabric_server.net.trusted_proxies import TrustedProxies
 from fabric_server.pki.ca import BadRequest, read_request
@@ -169,6 +172,20 @@ def continued(pieces: Pieces) -> None:
     assert continuation.possible in (True, False)
 
 
+def collected(pieces: Pieces) -> None:
+    meter, chat = ChatIdMeter(StreamMeter(True), "chatcmpl-1", whole=False), CollectedChat()
+    for piece in pieces:
+        chat.add(meter.feed(piece))
+    chat.add(meter.end())
+    chat.completion()
+
+
+def stored(pieces: Pieces) -> None:
+    meter = ChatIdMeter(BodyMeter(), "chatcmpl-1", whole=True)
+    passed = b"".join(map(meter.feed, pieces)) + meter.end()
+    stored_chat(read_fields(passed), {}, "chatcmpl-1")
+
+
 def inflate(data: bytes) -> None:
     decoder = Decoder("gzip")
     packed = gzip.compress(data, mtime=0)
@@ -224,6 +241,9 @@ READERS: dict[str, Read] = {
     "error event": whole(read_error_event),
     "part of a form": text(lambda said: refused(read_disposition, said)),
     "continuation": continued,
+    "collected chat": collected,
+    "stored chat": stored,
+    "request of a stored chat": whole(read_asked),
     "batch line": whole(server_readers.batch_lines),
     "estimated prompt": whole(prompt_tokens),
     "estimated prompt with media": whole(lambda data: media_tokens(data + b";base64,")),
@@ -261,7 +281,7 @@ READERS: dict[str, Read] = {
 
 CHUNK = b'data: {"choices":[{"index":0,"delta":{"content":"%b"},"finish_reason":null}]}\n\n'
 SHAPES: dict[str, tuple[bytes, bytes, bytes]] = {
-    # What it begins with, what is repeated, and what it ends with.
+    # What it begins with, what is repeated, and what it ends with.  A # is replaced by a number.
     "zeros": (b"", b"\0", b""),
     "spaces": (b"", b" ", b""),
     "high bytes": (b"", b"\xff", b""),
@@ -302,6 +322,22 @@ SHAPES: dict[str, tuple[bytes, bytes, bytes]] = {
         b'data: {"choices":[{"delta":{"tool_calls":[{"id":"a","function":{"name":"f"}}]}}]}\n\n',
         b"data: [DONE]\n\n",
     ),
+    "calls of one event": (
+        b'data: {"choices":[{"delta":{"tool_calls":[',
+        b'{"index":#},',
+        b'{"index":0}]}}]}\n\n',
+    ),
+    "numbered calls": (
+        b"",
+        b'data: {"choices":[{"delta":{"tool_calls":[{"index":#,"id":"#"}]}}]}\n\n',
+        b"data: [DONE]\n\n",
+    ),
+    "choices of one event": (b'data: {"choices":[', b'{"index":#},', b'{"index":0}]}\n\n'),
+    "names of a call": (
+        b"",
+        b'data: {"choices":[{"delta":{"tool_calls":[{"function":{"name":"#"}}]}}]}\n\n',
+        b"data: [DONE]\n\n",
+    ),
     "lines of JSON": (b"", b'{"message":{"content":"a"},"done":false}\n', b'{"done":true}\n'),
     "headers": (b"GET / HTTP/1.1\r\nhost: a\r\n", b"a: b\r\n", b"\r\n"),
     "requests": (b"", b"GET / HTTP/1.1\r\nhost: a\r\n\r\n", b""),
@@ -320,14 +356,15 @@ SHAPES: dict[str, tuple[bytes, bytes, bytes]] = {
 
 HELD = (
     *("zeros", "spaces", "quotes", "backslashes", "brackets", "members", "almost a boundary"),
-    *("lines of data", "an endless event", "text", "headers", "places"),
+    *("lines of data", "an endless event", "text", "headers", "places", "calls of one event"),
 )
 """Shapes that are held until an end comes, and that a bad reader looks at with each piece."""
 
 
 def cut(shape: str, size: int, piece: int = PIECE) -> Pieces:
     first, part, last = SHAPES[shape]
-    data = first + part * (size // len(part)) + last
+    parts = (part.replace(b"#", b"%d" % number) for number in range(size // len(part)))
+    data = first + b"".join(parts) + last
     return [data[at : at + piece] for at in range(0, len(data), piece)]
 
 

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from fabric_server.jobs.collected_chat import CollectedChat
+from fabric_server.jobs.collected_chat import CAN_NOT_BE_READ, CollectedChat
+from fabric_server.jobs.held_answer import TOO_LARGE
+from fabric_server.metering.answer_ids import MAX_ANSWER
 from fabric_server.metering.openai import Usage
 
 FIRST = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 7, "model": "tiny"}
@@ -169,12 +171,53 @@ def test_what_is_held_counts_also_where_it_has_no_text() -> None:
         assert chat.size > 100 * 100
 
 
+LONG = "x" * 1000
+HELD_OF_ENGINES = [
+    ("a role", chunk(*(choice(index, role=LONG) for index in range(100)))),
+    ("an end", chunk(*(choice(index, LONG) for index in range(100)))),
+    ("a type", chunk(choice(tool_calls=[{"id": "a", "type": LONG * 100}]))),
+    ("a later id", chunk(choice(tool_calls=[{"index": 0}, {"index": 0, "id": LONG * 100}]))),
+    ("a fingerprint", chunk(system_fingerprint=LONG * 100)),
+    ("a tier", chunk(service_tier=LONG * 100)),
+]
+
+
+@pytest.mark.parametrize("one", [one for _, one in HELD_OF_ENGINES], ids=dict(HELD_OF_ENGINES))
+def test_each_text_of_an_engine_counts(one: Any) -> None:
+    chat = CollectedChat()
+    chat.add(f"data: {json.dumps(one)}\n\n".encode())
+    assert chat.size >= 100 * 1000
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        chunk(*(choice(index) for index in range(129))),
+        chunk(choice(tool_calls=[{"index": index} for index in range(129)])),
+        chunk(choice(logprobs={"content": [0] * (MAX_ANSWER // 128 + 1)})),
+    ],
+    ids=["choices", "calls", "log probabilities"],
+)
+def test_a_chunk_with_more_parts_than_any_real_one_is_not_read(one: Any) -> None:
+    chat = CollectedChat()
+    chat.add(f"data: {json.dumps(one)}\n\n".encode())
+    assert (chat.lost, chat.size, chat.completion()) == (CAN_NOT_BE_READ, 0, None)
+
+
+def test_a_stream_is_given_up_in_the_midst_of_a_chunk() -> None:
+    calls = [{"index": index} for index in range(128)]
+    one = chunk(*(choice(index, tool_calls=calls) for index in range(128)))
+    chat = CollectedChat()
+    chat.add(f"data: {json.dumps(one)}\n\n".encode())
+    assert (chat.lost, chat.size, chat.completion()) == (TOO_LARGE, 0, None)
+
+
 def test_many_small_pieces_take_time_in_proportion() -> None:
     event = f"data: {json.dumps(chunk(choice(content='a')))}\n\n".encode()
     chat = CollectedChat()
     for _ in range(100):
         chat.add(event * 1000)
-    assert chat.size < 101_000
+    assert chat.size < 102_000
     found = chat.completion()
     assert found is not None
     assert found["choices"][0]["message"]["content"] == "a" * 100_000
