@@ -56,6 +56,13 @@ _STATUSES = {
     "unavailable_error": 503,
 }
 """Statuses for the types of Anthropic, llama-server and vLLM, where an error tells no number."""
+_KINDS = frozenset(
+    {
+        *("error", "type", "object", "code", "status", "status_code", "param"),
+        *("response", "sequence_number"),
+    }
+)
+"""Fields of an error that do not tell what happened."""
 _TOO_LONG = "prompt is too long: "
 _OVERFLOW = re.compile(
     r"context (?:length|size|window)[^\n]{0,80}(?:exceed|too)"
@@ -258,8 +265,17 @@ def _read_message(document: Json) -> tuple[str, str | None]:
         return "; ".join(map(_tell_row, rows[:5])), _name_field(rows[0])
     if isinstance(detail, dict) and isinstance(detail.get("msg"), str):
         return detail["msg"], None  # KoboldCpp
-    message = find_error(document) or document.get("message")
+    message = document.get("message")
+    if not _says_why(document):
+        return (message if isinstance(message, str) else ""), None
+    message = find_error(document) or message
     return (message if isinstance(message, str) else msgspec.json.encode(document).decode()), None
+
+
+def _says_why(document: Json) -> bool:
+    """Return whether an error has more than its kind, and so is worth showing as it is."""
+    error = document.get("error") or document
+    return not isinstance(error, dict) or any(error[name] for name in error.keys() - _KINDS)
 
 
 def _tell_row(row: Json) -> str:

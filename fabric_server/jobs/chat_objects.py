@@ -11,7 +11,7 @@ from fabric_server.dialects import errors
 from fabric_server.dialects.body import readable
 from fabric_server.dialects.errors import ApiError
 from fabric_server.jobs.metadata import decode_metadata
-from fabric_server.metering.openai import UNREADABLE
+from fabric_server.metering.sse import UNREADABLE
 from fabric_server.storage.answers import AnswerRow, Shown, metadata_text
 
 _encode = msgspec.json.encode

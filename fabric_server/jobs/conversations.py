@@ -9,7 +9,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
-from fabric_server.metering.openai import UNREADABLE
+from fabric_server.metering.sse import UNREADABLE
 from fabric_server.storage.answers import AnswerRow
 
 _encode = msgspec.json.encode

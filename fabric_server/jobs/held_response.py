@@ -9,8 +9,7 @@ import msgspec
 
 from fabric_server.edge.response import Connection
 from fabric_server.jobs.held_answer import HeldAnswer
-from fabric_server.metering.openai import UNREADABLE
-from fabric_server.metering.sse import events_in, read_data
+from fabric_server.metering.sse import UNREADABLE, events_in, read_data
 from fabric_server.net.memory_budget import Holding
 
 _LAST = re.compile(

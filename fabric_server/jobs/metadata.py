@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from fabric_server.dialects import errors
-from fabric_server.metering.openai import UNREADABLE
+from fabric_server.metering.sse import UNREADABLE
 
 MAX_PAIRS, MAX_KEY, MAX_VALUE = 16, 64, 512
 """Pairs, characters of a key, and characters of a value, as in OpenAI's API."""

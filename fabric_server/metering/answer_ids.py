@@ -7,7 +7,8 @@ import re
 import msgspec
 
 from fabric_server.metering.naming import WrappingMeter
-from fabric_server.metering.openai import UNREADABLE, Meter
+from fabric_server.metering.openai import Meter
+from fabric_server.metering.sse import UNREADABLE
 
 MAX_ANSWER = 2 * 2**20
 """Bytes of an answer in one piece; a larger one keeps its id."""

@@ -7,25 +7,38 @@ node are left out of them.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Struct
 
-from fabric_server.metering.sse import events_in, read_data
+from fabric_server.metering.sse import UNREADABLE, events_in, read_data, read_object
 from runtime.engine_errors import MAX_MESSAGE, EngineError, classify, read_event
 from runtime.private_places import hide_places
 
-ERROR = re.compile(
-    rb"(?:^|[\r\n])(?:event: ?(?:error|response\.failed)\b"
-    rb'|(?:data|error): ?\{\s*"(?:error"\s*:\s*[{"]|type"\s*:\s*"(?:error|response\.failed)"))'
+_BEGUN = (
+    rb'\s*\{\s*"(?:error"\s*:\s*(?:\{(?!\s*\})|"(?!"))|type"\s*:\s*"(?:error|response\.failed)")'
 )
-LINE = re.compile(rb'\s*\{\s*"error"\s*:\s*[{"]')
-"""The beginning of an error in a line of JSON."""
+_NAMED = rb"(?:event: ?(?:error|response\.failed)[ \t]*(?:[\r\n]|\Z)|error:)"
+EVENT_BEGUN = re.compile(rb"[\r\n]*(?:%b|data:%b)" % (_NAMED, _BEGUN))
+LINE_BEGUN = re.compile(_BEGUN)
+"""The beginning of an error, by which one is known that can't be read as a whole."""
 NO_REASON = "The engine reported an error."
+_HAS_NAME = re.compile(rb"(?:^|[\r\n])" + _NAMED)
 _ERROR_FIELD = re.compile(rb"(?:^|[\r\n])error:([^\r\n]*)")
 _NUMBER = re.compile(rb'"sequence_number"\s*:\s*(\d{1,15})')
-_UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
+_OF_A_RESPONSE = frozenset(
+    {
+        *("id", "object", "created_at", "completed_at", "status", "background", "conversation"),
+        *("instructions", "max_output_tokens", "max_tool_calls", "metadata", "model", "output"),
+        *("parallel_tool_calls", "previous_response_id", "prompt", "prompt_cache_key"),
+        *("prompt_cache_retention", "reasoning", "safety_identifier", "service_tier", "store"),
+        *("temperature", "text", "tool_choice", "tools", "top_logprobs", "top_p", "truncation"),
+        *("usage", "user"),
+    }
+)
+"""Fields of a response in OpenAI's API without those in which engines tell what went wrong."""
 _encode = msgspec.json.encode
 
 
@@ -42,20 +55,16 @@ TOO_LONG = ErrorEvent(classify(500, "The engine's error is too long to be shown.
 class _Marks(Struct, gc=False):
     """The fields that show that an event is an error."""
 
-    type: Raw = Raw(b"null")
-    error: Raw = Raw(b"null")
-    object: Raw = Raw(b"null")
-    choices: Raw = Raw(b"null")
+    type: Any = None
+    error: Any = None
+    object: Any = None
 
     @property
     def told(self) -> bool:
-        if bytes(self.choices) not in (b"null", b"[]"):
-            return False
-        return (
-            bytes(self.error) not in (b"null", b'""', b"{}", b"false")
-            or bytes(self.object) == b'"error"'
-            or bytes(self.type) in (b'"error"', b'"response.failed"')
-        )
+        error = self.error
+        if isinstance(error, dict):
+            error = any(error.values())
+        return bool(error) or self.object == "error" or self.type in ("error", "response.failed")
 
 
 _decode_marks = msgspec.json.Decoder(_Marks).decode
@@ -63,45 +72,55 @@ _decode_marks = msgspec.json.Decoder(_Marks).decode
 
 def has_error(events: bytes) -> bool:
     """Return whether one of the events is an engine's error, in any of the known shapes."""
-    if ERROR.search(events):
+    if _HAS_NAME.search(events):
         return True
-    for event in events_in(events):
-        data = read_data(event) if b'error"' in event else None
-        if data is None:
-            continue
-        try:
-            if _decode_marks(data).told:
-                return True
-        except _UNREADABLE:
-            continue
-    return False
-
-
-def is_error_line(line: bytes) -> bool:
-    """Return whether a line of JSON, in which ``"error"`` is, is an engine's error."""
-    try:
-        return LINE.match(line) is not None or _decode_marks(line).told
-    except _UNREADABLE:
+    if events.find(b'error"') < 0 and events.find(b'failed"') < 0:
         return False
+    return any(map(_is_error_event, events_in(events)))
+
+
+def _is_error_event(event: bytes) -> bool:
+    data = read_data(event) if b'error"' in event or b'failed"' in event else None
+    return data is not None and is_error(data)
+
+
+def is_error(data: bytes) -> bool:
+    """Return whether an event's data, or a line of JSON, are an engine's error.
+
+    An empty ``error`` is one only if nothing else is said.
+    """
+    try:
+        marks = _decode_marks(data)
+    except UNREADABLE:
+        document = read_object(data)
+        if document is None:
+            return LINE_BEGUN.match(data) is not None
+        marks = msgspec.convert(document, _Marks)
+    if marks.told:
+        return True
+    return isinstance(marks.error, dict | str) and len(read_object(data) or ()) == 1
 
 
 def read_error(data: bytes) -> ErrorEvent:
     """Read an error, which is JSON or any text."""
-    document: Any = None
-    text = data.decode("utf-8", "replace").strip()
-    try:
-        document = msgspec.json.decode(data)
-    except _UNREADABLE:
-        text = "" if text[:1] in ("{", "[", "<") else text
-    if isinstance(document, dict):
+    document = read_object(data)
+    if document is not None:
         error = read_event(document, NO_REASON)
     else:
-        text = document if isinstance(document, str) else text
-        error = classify(500, text or NO_REASON)
-        document = {}
+        error = classify(500, _read_text(data) or NO_REASON)
     status, message, code, param = error
     shown = EngineError(status, hide_places(message)[:MAX_MESSAGE], code, param)
-    return ErrorEvent(shown, document)
+    return ErrorEvent(shown, document or {})
+
+
+def _read_text(data: bytes) -> str:
+    """Return an error's text, which may be a string of JSON; "" for what nobody could read."""
+    text = data.decode("utf-8", "replace").strip()
+    if text[:1] in ("{", "[", "<"):
+        return ""
+    with suppress(*UNREADABLE):
+        return msgspec.json.decode(text, type=str)
+    return text
 
 
 def read_error_event(event: bytes) -> ErrorEvent:
@@ -119,9 +138,20 @@ def read_error_event(event: bytes) -> ErrorEvent:
 def openai_event(told: ErrorEvent) -> bytes:
     """Return the error as OpenAI's chat has it, or as its other streams if it says so."""
     fields = told.error.openai()
+    if told.document.get("choices"):  # the end of a text, as OpenRouter tells it
+        return b"data: %b\n\n" % _encode({**told.document, **fields})
     if told.document.get("type") == "error":
         return b"event: error\ndata: %b\n\n" % _encode({"type": "error", **fields})
     return b"data: %b\n\n" % _encode(fields)
+
+
+def without_error(event: bytes) -> bytes:
+    """Return what an event of OpenAI's chat says beside its error; empty if that is nothing."""
+    chunk = read_object(read_data(event) or b"") if b'"choices"' in event else None
+    if chunk is None or not chunk.get("choices"):
+        return b""
+    chunk.pop("error", None)
+    return b"data: %b\n\n" % _encode(chunk)
 
 
 def messages_event(error: EngineError) -> bytes:
@@ -132,16 +162,19 @@ def messages_event(error: EngineError) -> bytes:
 def responses_event(told: ErrorEvent, before: bytes) -> bytes:
     """Return the error as OpenAI's Responses API has it; ``before`` are the latest events."""
     error, document = told
-    response = document.get("response")
+    response, name = document.get("response"), "error"
+    fields: dict[str, Any]
     if document.get("type") == "response.failed" and isinstance(response, dict):
+        name = "response.failed"
+        kept = {one: response[one] for one in response if one in _OF_A_RESPONSE}
         details = {"code": error.code_of_response, "message": error.message}
-        failed = {**document, "response": {**response, "error": details}}
-        return b"event: response.failed\ndata: %b\n\n" % _encode(failed)
-    fields = flat_error(error.openai()["error"], before)
+        fields = {"type": name, "response": {**kept, "error": details}}
+    else:
+        fields = flat_error(error.openai()["error"], before)
     number = document.get("sequence_number")
     if type(number) is int:
         fields["sequence_number"] = number
-    return b"event: error\ndata: %b\n\n" % _encode(fields)
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), _encode(fields))
 
 
 def flat_error(error: Any, before: bytes) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from fabric_server.metering.openai import UNREADABLE, Usage
+from fabric_server.metering.openai import Usage
+from fabric_server.metering.sse import UNREADABLE
 
 BYTES_PER_TOKEN = 4
 TOKENS_OF_MEDIA = 1000

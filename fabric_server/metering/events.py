@@ -17,8 +17,8 @@ from fabric_server.metering.error_events import (
     messages_event,
     responses_event,
 )
-from fabric_server.metering.openai import UNREADABLE, Count, StreamMeter, Usage
-from fabric_server.metering.sse import events_in, read_data
+from fabric_server.metering.openai import Count, StreamMeter, Usage
+from fabric_server.metering.sse import UNREADABLE, events_in, read_data
 
 
 class _Whole(StreamMeter):

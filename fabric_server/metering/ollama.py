@@ -8,13 +8,14 @@ import msgspec
 from msgspec import Struct
 
 from fabric_server.metering.error_events import (
-    LINE,
+    LINE_BEGUN,
     TOO_LONG,
-    is_error_line,
+    is_error,
     ollama_line,
     read_error,
 )
-from fabric_server.metering.openai import UNREADABLE, Count, Usage
+from fabric_server.metering.openai import Count, Usage
+from fabric_server.metering.sse import UNREADABLE
 
 MAX_LINE = 4 * 1024 * 1024
 """A longer line passes in pieces, unread.  The last line of ``/api/generate`` has the whole context
@@ -71,7 +72,7 @@ class LinesMeter:
         held += data
         if len(held) <= MAX_LINE:
             return b""
-        if not self.torn and LINE.match(held[:_BEGINNING]):
+        if not self.torn and LINE_BEGUN.match(held[:_BEGINNING]):
             return self._cut_error()
         self.torn = True
         return self._release()
@@ -95,7 +96,7 @@ class LinesMeter:
             return lines
         passed = []
         for text in lines.split(b"\n"):
-            if b'"error"' in text and is_error_line(text):
+            if b'"error"' in text and is_error(text):
                 self.failed = True
                 if not self._told:
                     self._told = True

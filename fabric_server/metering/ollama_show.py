@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from fabric_server.metering.openai import UNREADABLE, Usage
+from fabric_server.metering.openai import Usage
+from fabric_server.metering.sse import UNREADABLE
 
 MAX_SHOWN = 4 * 1024 * 1024
 """Limit in bytes; licences and templates have some 100 KiB, and no vocabulary is requested."""

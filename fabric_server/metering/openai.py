@@ -20,14 +20,15 @@ import msgspec
 from msgspec import Meta, Struct
 
 from fabric_server.metering.error_events import (
-    ERROR,
+    EVENT_BEGUN,
     TOO_LONG,
     ErrorEvent,
     has_error,
     openai_event,
     read_error_event,
+    without_error,
 )
-from fabric_server.metering.sse import BLANK_LINES, events_in, read_data
+from fabric_server.metering.sse import BLANK_LINES, UNREADABLE, events_in, read_data, read_object
 
 MAX_EVENT = 1024 * 1024
 """A longer event passes in pieces, unread."""
@@ -50,7 +51,6 @@ _USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
 _SOME_USAGE = re.compile(rb'"usage"\s*+(?::\s*+(?!null)|data:)')
 """A value that is not null, or that may stand in the next line of data."""
 _raw_json = json.JSONDecoder().raw_decode
-_lenient_json = json.JSONDecoder(strict=False).decode
 _NO_REASONS = ("null", "none", "None")
 _TEXTS = ("error", "message", "delta", "content", "text", "response", "output")
 """Fields beside ``choices`` in which odd engines put what they have to say."""
@@ -66,10 +66,6 @@ class Usage(Struct, gc=False):
 
     prompt_tokens: Count | None = None
     completion_tokens: Count | None = None
-
-
-_decode_any = msgspec.json.Decoder().decode
-UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
 class Meter(Protocol):
@@ -145,7 +141,7 @@ class StreamMeter:
             return self._read(events)
         if len(held) <= MAX_EVENT:
             return b""
-        if not self.torn and ERROR.match(held[:_OVERLAP]):
+        if not self.torn and EVENT_BEGUN.match(held[:_OVERLAP]):
             return self._cut_error()
         self.torn = True
         self._look(bytes(held))
@@ -208,6 +204,8 @@ class StreamMeter:
             elif not self._told:
                 self._told = True
                 passed.append(self._encode_error(read_error_event(event), b"".join(passed)))
+            else:
+                passed.append(without_error(event))
         return b"".join(passed)
 
     def _cut_error(self) -> bytes:
@@ -240,7 +238,7 @@ class StreamMeter:
     def _is_usage_chunk(self, event: bytes, over: bool) -> bool:
         """Take in the figures; return True when the event carries nothing else."""
         data = read_data(event)
-        chunk = None if data is None else _read_chunk(data)
+        chunk = None if data is None else read_object(data)
         if chunk is None:
             return False  # not of OpenAI's format: passes as it is
         told = chunk.get("usage")
@@ -251,18 +249,6 @@ class StreamMeter:
             if usage.prompt_tokens or usage.completion_tokens or self.usage.prompt_tokens is None:
                 self.usage = usage  # some engines send 0 and 0 where they do not know
         return not _tells(chunk, over) and not has_error(event)
-
-
-def _read_chunk(data: bytes) -> dict[str, Any] | None:
-    """Return a chunk's fields, also if it has NaN or bad UTF-8; None if it can't be read."""
-    try:
-        chunk = _decode_any(data)
-    except UNREADABLE:
-        try:
-            chunk = _lenient_json(data.decode(errors="replace"))
-        except UNREADABLE:
-            return None
-    return chunk if isinstance(chunk, dict) else None
 
 
 def _tells(chunk: dict[str, Any], over: bool) -> bool:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import msgspec
 from msgspec import Raw, Struct
 
-from fabric_server.metering.openai import UNREADABLE, Usage
+from fabric_server.metering.openai import Usage
+from fabric_server.metering.sse import UNREADABLE
 
 MEDIA_TOKENS = 16_384
 """Tokens of one image or the like."""

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fabric_server.metering.openai import UNREADABLE, BodyMeter, Usage
+from fabric_server.metering.openai import BodyMeter, Usage
+from fabric_server.metering.sse import UNREADABLE
 
 EDGE = 8192
 GUESSES = 4

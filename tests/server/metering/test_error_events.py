@@ -272,3 +272,156 @@ def test_text_about_errors_passes_as_it_is(path: str) -> None:
     meter = meter_of(path)
     assert meter.feed(text) + meter.end() == text
     assert not meter.failed
+
+
+BESIDES: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"choices": [{"index": 0, "delta": {"content": "Hello"}}]},
+    "/v1/completions": {"choices": [{"index": 0, "text": "Hello"}]},
+    "/v1/messages": {"type": "content_block_delta", "delta": {"text": "Hello"}},
+    "/v1/responses": {"type": "response.output_text.delta", "delta": "Hello"},
+    "/api/chat": {"model": "m", "message": {"content": "Hello"}, "done": False},
+    "/api/generate": {"model": "m", "response": "Hello", "done": False},
+}
+"""Events with text, of each path."""
+
+
+@pytest.mark.parametrize("nothing", ["", None, {}, [], False, {"code": 0, "message": ""}], ids=repr)
+@paths
+def test_an_empty_error_beside_text_is_none(path: str, nothing: Any) -> None:
+    text = written(path, {"error": nothing, **BESIDES[path]})
+    text += written(path, {**BESIDES[path], "error": nothing})
+    for pieces in cuts(text):
+        meter = meter_of(path)
+        assert b"".join([meter.feed(piece) for piece in pieces]) + meter.end() == text
+        assert not meter.failed
+
+
+@pytest.mark.parametrize("path", EVENTS)
+def test_an_event_whose_name_only_begins_like_an_error_is_none(path: str) -> None:
+    text = b"event: error-details\n" + written(path, BESIDES[path])
+    text += b"event: response.failed-not\n" + written(path, BESIDES[path])
+    meter = meter_of(path)
+    assert meter.feed(text) + meter.end() == text
+    assert not meter.failed
+
+
+def test_a_long_line_with_an_empty_error_passes() -> None:
+    text = line(error="", model="m", response="a" * MAX_LINE, done=False)
+    meter = meter_of("/api/generate")
+    assert meter.feed(text[:-9]) + meter.feed(text[-9:]) + meter.end() == text
+    assert not meter.failed
+
+
+@pytest.mark.parametrize("path", EVENTS)
+def test_a_long_event_with_an_empty_error_passes(path: str) -> None:
+    text = b'data: {"error": {}, "choices": [], "text": "%b"}\n\n' % (b"a" * MAX_EVENT)
+    meter = meter_of(path)
+    assert meter.feed(text[:-9]) + meter.feed(text[-9:]) + meter.end() == text
+    assert not meter.failed
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"error": {}},
+        {"error": ""},
+        {"error": {"message": ""}},
+        {"error": {"code": 500, "type": "server_error", "message": None}},
+        {"object": "error", "code": 500},
+        {"type": "error"},
+        {"type": "error", "error": {}},
+    ],
+    ids=repr,
+)
+@paths
+def test_an_error_without_a_message_says_that_there_is_one(path: str, error: Any) -> None:
+    told = passed(path, [b"".join(PATHS[path]) + written(path, error)])
+    assert b"The engine reported an error." in told
+    assert b"{}" not in told
+
+
+def test_a_response_that_fails_without_a_message_says_so() -> None:
+    failed = named("response.failed", sequence_number=2, response={"id": "r"})
+    told = json.loads(passed("/v1/responses", [failed]).partition(b"\ndata: ")[2])
+    error = {"code": "server_error", "message": "The engine reported an error."}
+    assert told["response"] == {"id": "r", "error": error}
+
+
+def test_fields_that_tell_more_are_the_message_of_an_error_that_has_none() -> None:
+    told = passed("/api/chat", [line(error={"code": 500, "reason": "no slot"})])
+    assert json.loads(told) == {"error": '{"code":500,"reason":"no slot"}'}
+
+
+PLACE = "/home/me/secret.gguf"
+
+
+@pytest.mark.parametrize("begin", ["event: response.failed\n", ""])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"error": {"message": f"no {PLACE}"}, "response": {"id": "r"}},
+        {"response": {"id": "r", "error": {"message": f"no {PLACE}", "file": PLACE}}},
+        {"error": PLACE, "response": {"id": "r", "error": {"message": "no secret.gguf"}}},
+        {
+            "path": PLACE,
+            "response": {
+                "id": "r",
+                "error": f"no {PLACE}",
+                "status_details": {"error": {"message": PLACE}},
+                "incomplete_details": {"reason": PLACE},
+            },
+        },
+    ],
+    ids=["top", "within", "both", "details"],
+)
+def test_a_response_that_has_failed_names_no_place(begin: str, fields: dict[str, Any]) -> None:
+    failed = {"sequence_number": 3, **fields, "type": "response.failed"}
+    told = passed("/v1/responses", [f"{begin}data: {json.dumps(failed)}\n\n".encode()])
+    details = {"code": "server_error", "message": "no secret.gguf"}
+    assert json.loads(told.partition(b"\ndata: ")[2]) == {
+        "type": "response.failed",
+        "sequence_number": 3,
+        "response": {"id": "r", "error": details},
+    }
+
+
+def test_a_failed_response_without_an_error_names_no_place_either() -> None:
+    response = {"id": "r", "status_details": {"reason": PLACE}}
+    told = passed("/v1/responses", [event({"type": "response.failed", "response": response})])
+    assert b"secret" not in told
+    assert b"The engine reported an error." in told
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_an_error_beside_text_has_the_same_form_and_the_text_stays(path: str) -> None:
+    error = {"code": 502, "message": f"no {PLACE}"}
+    choice = {**BESIDES[path]["choices"][0], "finish_reason": "error"}
+    first = event({"id": "c", "choices": [choice], "error": error})
+    text = first + event({"error": error, "choices": [choice]}) + event({"error": error})
+    for pieces in cuts(text):
+        told = passed(path, pieces)
+        chunks = [json.loads(one.removeprefix(b"data: ")) for one in told.split(b"\n\n")[:-1]]
+        shown = {
+            "message": "no secret.gguf",
+            "type": "server_error",
+            "param": None,
+            "code": "engine_error",
+        }
+        assert chunks == [{"id": "c", "choices": [choice], "error": shown}, {"choices": [choice]}]
+
+
+@pytest.mark.parametrize("odd", [b"NaN", b"-Infinity", b'"\xff"', b'"\\ud800"', b'"\t"'], ids=repr)
+@paths
+def test_an_error_is_found_in_json_that_only_some_can_read(path: str, odd: bytes) -> None:
+    said = b'{"load": %b, "error": {"message": "at /home/joe/x.cu"}}' % odd
+    text = said + b"\n" if path.startswith("/api/") else b"data: %b\n\n" % said
+    for pieces in cuts(b"".join(PATHS[path]) + text):
+        assert error_in(path, passed(path, pieces))["message"] == "at x.cu"
+
+
+def test_what_a_failed_response_keeps_can_be_written() -> None:
+    text = b'data: {"a": NaN, "type": "response.failed", "error": "\\udc00 no", '
+    text += b'"response": {"id": "\\ud800", "temperature": NaN}}\n\n'
+    told = json.loads(passed("/v1/responses", [text]).partition(b"\ndata: ")[2])
+    error = {"code": "server_error", "message": "? no"}
+    assert told["response"] == {"id": "?", "temperature": None, "error": error}

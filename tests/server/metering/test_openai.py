@@ -125,7 +125,8 @@ def test_complete_means_that_a_terminal_marker_was_seen(text: bytes, complete: b
         (event({"error": None, "choices": []}), False),
         (chunk('{"error":{}}'), False),
         (chunk('data: {"error":{}}'), False),
-        (chunk("a", error="x"), False),
+        (chunk("a", error=""), False),
+        (chunk("a", error="x"), True),
     ],
 )
 def test_an_error_told_within_a_stream_is_noticed(text: bytes, failed: bool) -> None:
