@@ -42,7 +42,8 @@ class ResponseBody:
         self.filter: ResponseFilter | None = None
         """Translates the body; None: it passes as it is."""
         self.held = 0
-        """Bytes for which the filter has returned nothing: at its end it reads so many at most."""
+        """Bytes for which the filter has returned nothing since it last returned something: it
+        reads about so many at its end."""
         self._throughput = throughput
         self._clock = clock
         self._started_at = clock()
@@ -66,6 +67,7 @@ class ResponseBody:
             if not passed:
                 self.held += len(data)
                 return
+            self.held = 0
             data = passed
         self._sent += len(data)
         self._tail = (self._tail[1], data)

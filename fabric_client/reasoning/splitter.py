@@ -25,7 +25,7 @@ is my thought process:", which prose may do too.
 from __future__ import annotations
 
 import re
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 Channel = Literal["reasoning", "content"]
 Part = tuple[Channel, str]
@@ -95,7 +95,16 @@ def _beginning() -> _Stage:
     return _Stage(CONTENT, pairs | harmony, before=r"\A\s*")
 
 
+def _reached_from(first: _Stage) -> list[_Stage]:
+    """Return all stages that may follow, the first included, in an order that does not change."""
+    found = [first]
+    for stage in found:  # which grows meanwhile
+        found += [one for one in dict.fromkeys(stage.next.values()) if one not in found]
+    return found
+
+
 _BEGINNING = _beginning()
+_STAGES = _reached_from(_BEGINNING)
 _FIRST = frozenset(marker[0] for marker in _BEGINNING.next) | {""}
 """First characters of markers, and the empty text."""
 
@@ -113,6 +122,10 @@ class Splitter:
     def __init__(self) -> None:
         self._stage = _BEGINNING
         self._held = ""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Stages are told apart by identity, so that another process needs its own ones."""
+        return _restored, (_STAGES.index(self._stage), self._held)
 
     @property
     def settled(self) -> bool:
@@ -144,6 +157,12 @@ class Splitter:
         parts = self.feed("", last=True)
         self._stage = _SETTLED
         return parts
+
+
+def _restored(stage: int, held: str) -> Splitter:
+    splitter = Splitter()
+    splitter._stage, splitter._held = _STAGES[stage], held
+    return splitter
 
 
 def _add(parts: list[Part], channel: Channel, text: str) -> None:

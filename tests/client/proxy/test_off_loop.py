@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import pickletools
+import re
 import signal
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
@@ -16,6 +17,7 @@ import pytest
 
 from fabric_client.proxy.preparation import OFF_LOOP, Prepared, prepare, prepare_whole
 from fabric_client.reasoning import ReasoningFilter
+from fabric_client.translation import TranslatedRequest
 from fabric_client.translation.paths import PUBLIC_PATHS, path_handlers
 from protocol.errors import Code
 from protocol.messages import RequestHead
@@ -209,6 +211,108 @@ async def test_a_long_stream_needs_no_worker(
     raw.answers(STREAM.partition(b"data: [DONE]")[0] * 3000, "content-type: text/event-stream")
     answer = await node.ask("/v1/messages", {**asked("/v1/messages"), "stream": True})
     assert (answer.status, workers.sizes) == (200, [])
+
+
+def said_in_stream(*texts: str) -> list[bytes]:
+    """Return the events of a chat that says these texts."""
+    deltas = [*({"content": text} for text in texts), {}]
+    reasons = [*(None for _ in texts), "stop"]
+    return [
+        b"data: %b\n\n" % json.dumps({"id": "c", "choices": [one]}).encode()
+        for one in (
+            {"index": 0, "delta": delta, "finish_reason": reason}
+            for delta, reason in zip(deltas, reasons, strict=True)
+        )
+    ] + [b"data: [DONE]\n\n"]
+
+
+STREAMS = ("/v1/chat/completions", "/v1/messages", "/v1/responses", "/api/chat")
+
+
+@pytest.mark.parametrize("events", [1, 5])
+@pytest.mark.parametrize("path", STREAMS)
+async def test_large_events_of_a_stream_come_whole(
+    raw: RawEngine, node: NodeAlone, path: str, events: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = b"".join(said_in_stream(*["x" * 500_000] * events))
+    raw.answers(body, "content-type: text/event-stream")
+    node.engine.path_handlers = path_handlers("openai", NATIVE["few"])
+    answer = await node.ask(path, {**asked(path), "stream": True})
+    assert (answer.reset, answer.status) == (None, 200)
+    assert answer.body.count(b"x" * 1000) >= events * 500
+    assert [one for one in caplog.records if one.levelname == "ERROR"] == []
+
+
+@pytest.mark.parametrize("path", STREAMS)
+async def test_a_stream_that_ends_within_a_large_event_ends_in_a_worker(
+    raw: RawEngine,
+    node: NodeAlone,
+    workers: CountingWorkers,
+    path: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    first, cut, *_ = said_in_stream("<think>Let", "x" * 500_000)
+    raw.answers(first + cut[:-2], "content-type: text/event-stream")
+    node.engine.path_handlers = path_handlers("openai", NATIVE["few"])
+    answer = await node.ask(path, {**asked(path), "stream": True})
+    assert len(workers.sizes) == 1
+    assert answer.reset is None
+    assert b"Let" in answer.body
+    assert [one for one in caplog.records if one.levelname == "ERROR"] == []
+
+
+THOUGHTS = [
+    ("Hello", " there", "!"),
+    ("<thi", "nk>Let me", " see</thi", "nk>42", " is it"),
+    (
+        "<|channel|>analysis<|mess",
+        "age|>Hm<|end|><|start|>assistant<|channel|>final<|message|>4",
+        "2",
+    ),
+]
+
+
+@pytest.mark.parametrize("texts", THOUGHTS, ids=["plain", "think", "harmony"])
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+@pytest.mark.parametrize("path", sorted({one for one in FIELDS if "embed" not in one}))
+def test_an_answer_goes_on_in_another_process_wherever_it_is(
+    path: str, stream: bool, texts: tuple[str, ...]
+) -> None:
+    """A worker gets a pickled filter: it must do what the filter itself would do."""
+    handler = path_handlers("openai", NATIVE["few"])[path]
+    if handler is None:
+        handler = partial(TranslatedRequest, path)
+    head = RequestHead("req_1", "openai", "POST", path, [], None, 60_000)
+    body = json.dumps({**asked(path), "stream": stream}).encode()
+    pieces = said_in_stream(*texts)
+    if not stream:
+        message = {"role": "assistant", "content": "".join(texts)}
+        whole = {"id": "c", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+        text = json.dumps(whole).encode()
+        pieces = [text[at : at + 20] for at in range(0, len(text), 20)]
+
+    prepared = prepare(handler, ReasoningFilter, head, body)
+    if not isinstance(prepared, TranslatedRequest):
+        assert "count" in path or "input_tokens" in path, "the answer is made on the node"
+        return
+    assert prepared.response_filter is not None
+    fresh = pickle.dumps(prepared.response_filter)
+    kind = "text/event-stream" if stream else "application/json"
+    for moved_at in range(len(pieces) + 1):
+        here = pickle.loads(fresh)
+        here.head(200, [("content-type", kind)])
+        for piece in pieces[:moved_at]:
+            here.feed(piece)
+        there = pickle.loads(pickle.dumps(here))
+        rests = [b"".join(map(one.feed, pieces[moved_at:])) + one.end() for one in (here, there)]
+        assert _MADE_UP.sub(b"", rests[1]) == _MADE_UP.sub(b"", rests[0])
+        assert there.decided == here.decided
+
+
+_MADE_UP = re.compile(
+    rb"[a-z]+_[0-9a-zA-Z]{16,}|\d{4}-\d\d-[^\"]*|\b\d{9,}(?:\.\d+)?|_duration\":\d+"
+)
+"""Ids and times in what translations write."""
 
 
 async def test_a_request_that_takes_too_much_is_the_users_mistake(
