@@ -18,17 +18,23 @@ _encode = msgspec.json.encode
 _decode_items = msgspec.json.Decoder(list[Raw]).decode
 read_fields = msgspec.json.Decoder(dict[str, Raw]).decode
 _NULL = Raw(b"null")
-_SHOWN = {
-    name: name
-    for name in (
-        *("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty"),
-        *("tools", "tool_choice", "response_format"),
-    )
-} | {"user": "input_user"}
-"""Fields of a request that its object shows, and their names there."""
 
 
-class _Body(Struct, gc=False):
+class _Shown(Struct, gc=False):
+    """Fields of a request that its object shows."""
+
+    temperature: Raw = _NULL
+    top_p: Raw = _NULL
+    seed: Raw = _NULL
+    presence_penalty: Raw = _NULL
+    frequency_penalty: Raw = _NULL
+    tools: Raw = _NULL
+    tool_choice: Raw = _NULL
+    response_format: Raw = _NULL
+    user: Raw = _NULL
+
+
+class _Body(_Shown, gc=False):
     store: Raw | UnsetType = UNSET
     metadata: Raw = _NULL
     messages: Raw = _NULL
@@ -65,12 +71,18 @@ def read_asked(body: bytes) -> AskedChat | None:
     if asked.store is UNSET or not _read_store(bytes(asked.store)):
         return None
     metadata = decode_metadata(bytes(asked.metadata))
-    fields = read_fields(body)
-    shown = {new: fields.get(name, _NULL) for name, new in _SHOWN.items()}
+    shown = {name: getattr(asked, name) for name in _Shown.__struct_fields__}
+    shown["input_user"] = shown.pop("user")
     messages = bytes(asked.messages)
     if not messages.startswith(b"["):  # the engine will say what is wrong with them
         messages = b"[]"
-    return AskedChat(messages, _encode(shown), metadata_text(metadata))
+    return AskedChat(_as_utf8(messages), _as_utf8(_encode(shown)), metadata_text(metadata))
+
+
+def _as_utf8(text: bytes) -> bytes:
+    """Return JSON text with all that is no UTF-8 replaced, which msgspec does not look for in parts
+    that it skips."""
+    return text.decode("utf-8", "replace").encode()
 
 
 def _read_store(value: bytes) -> bool:
@@ -92,7 +104,7 @@ def stored_chat(answer: dict[str, Any], more: dict[str, Any], id: str) -> bytes 
         return None
     fields = {**answer, **more, "object": "chat.completion"}
     fields.pop("metadata", None)  # an engine's: those that are stored may change
-    return _encode(fields)
+    return _as_utf8(_encode(fields))
 
 
 def shown_chat(chat: Shown) -> Raw:
