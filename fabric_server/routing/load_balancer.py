@@ -98,15 +98,19 @@ def pick(
     *,
     state: RoutingState,
     now: float,
+    again: bool = False,
 ) -> Choice | None:
-    """Return the best of ``candidates``, all of which serve the model; None if none can now."""
+    """Return the best of ``candidates``, all of which serve the model; None if none can now.
+
+    ``again`` is for the second look, after a node that has lost its tunnels unnoticed was picked.
+    """
     if not isinstance(candidates, Candidates):  # no engine serves the model
         return None
     found = state.affinity.find(requirements.prefix) if requirements.prefix else None
     if found is not None and found[1] < MIN_SHARED:
         found = None
     place, shared = found or (None, 0.0)
-    engines, count, more = candidates.with_room(now, requirements.path)
+    engines, count, more = room = candidates.with_room(now, requirements.path)
     many = count + len(more) > COMPARE_ALL
     if not many:
         few = engines if count == len(engines) and not more else (*engines[:count], *more)
@@ -117,7 +121,7 @@ def pick(
         ]
         cached = _find_place(place, able) if place is not None else None
     else:
-        able = _draw(engines, count, more, requirements, rng, now)
+        able = _draw(room, requirements, rng, now, check=again)
         cached = state.find(*place) if place is not None else None
         if cached is not None and not (
             model_report(cached, requirements.model)
@@ -141,9 +145,9 @@ def pick(
             reason = "not known yet"
         else:
             reason = f"best of {len(able)}, {least[0]:.3g} s expected"
-    if many and not best.has_room:  # all streams of its tunnels are taken, say
+    if many and not again and not best.has_room:  # all streams of its tunnels are taken, say
         best.refresh()
-        return pick(candidates, requirements, rng, state=state, now=now)
+        return pick(candidates, requirements, rng, state=state, now=now, again=True)
     return _choice(best, requirements, reason)
 
 
@@ -260,30 +264,38 @@ def relax_hints(candidates: Candidates[Engine], requirements: Requirements) -> N
 
 
 def _draw(
-    engines: Sequence[Engine],
-    count: int,
-    more: Sequence[Engine],
+    room: tuple[Sequence[Engine], int, Sequence[Engine]],
     requirements: Requirements,
     rng: Random,
     now: float,
+    *,
+    check: bool,
 ) -> list[Engine]:
     """Return up to ``SAMPLE`` engines that could take the request; none when none can.
 
-    ``engines``, of which the first ``count`` are looked at, and ``more`` are those with room.
+    ``room`` is what ``Candidates.with_room`` returns.  With ``check``, each engine is asked, and
+    those that have lost their room unnoticed are refreshed.
     """
+    engines, count, more = room
     random, key_id, total = rng.random, requirements.key_id, count + len(more)
     able: list[Engine] = []
+    stale: set[Engine] = set()
     enough = MAX_DRAWS + MAX_LOOKS
     first = int(random() * total)
     for look in range(MAX_DRAWS + total):
         place = int(random() * total) if look < MAX_DRAWS else (first + look) % total
         engine = engines[place] if place < count else more[place - count]
         if engine not in able and engine.lets(key_id, now) and filter_engine(engine, requirements):
+            if check and not engine.has_room:
+                stale.add(engine)
+                continue
             able.append(engine)
             if len(able) == SAMPLE:
                 break
         if look > enough and able:
             break
+    for engine in stale:  # only now, because it moves them within ``room``
+        engine.refresh()
     return able
 
 

@@ -6,7 +6,7 @@ Steps are counted in calls: clocks say little on a busy machine.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from random import Random
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from fabric_server.dialects.errors import ApiError
 from fabric_server.nodes.circuit_breaker import FAILURES
-from fabric_server.nodes.node import Node
+from fabric_server.nodes.node import Engine, Node
 from fabric_server.nodes.registry import Registry
 from fabric_server.routing.admission import MAX_COUNTED, Admission, QueueLimits
 from fabric_server.routing.criteria import Requirements
@@ -182,3 +182,35 @@ def test_a_change_takes_as_many_steps_among_many_nodes_as_among_few(change: str)
         found.append(max(calls(work) for _ in range(10)))
     few, many = found
     assert many <= few + 2 * SLACK
+
+
+def unplug(fleet: Fleet, but: Collection[Engine] = ()) -> None:
+    """Make the tunnels of all engines but these unusable, without a word to the lists."""
+    for engine in fleet.engines:
+        if engine not in but:
+            cast(Any, engine.node.tunnels[0]).usable = False
+
+
+@pytest.mark.parametrize("state", ["idle", "all breakers open"])
+def test_nodes_whose_tunnels_became_unusable_unnoticed_are_passed_over(state: str) -> None:
+    fleet = Fleet(1500)
+    STATES[state](fleet)
+    engines, count, others = fleet.registry.candidates(MODEL).with_room(0.0, "")
+    good = [*engines[:count], *others][-1]
+    unplug(fleet, {good})
+    choice = fleet.admission.admit_now(Requirements(MODEL, "key"), 0.0)
+    assert choice is not None
+    assert choice.engine is good
+    fleet.registry.release(good, "key")
+    unplug(fleet)
+    assert fleet.admission.admit_now(Requirements(MODEL, "key"), 0.0) is None
+
+
+@pytest.mark.parametrize("left", [0, 1, 100])
+def test_each_node_that_became_unusable_unnoticed_costs_a_few_steps_once(left: int) -> None:
+    fleet = Fleet(1500)
+    unplug(fleet, fleet.engines[len(fleet.engines) - left :])
+    found = [calls(fleet.ask) for _ in range(3)]
+    assert found[0] < 30 * len(fleet.nodes)
+    if not left:
+        assert found[2] < 10 * SLACK
