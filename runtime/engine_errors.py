@@ -15,6 +15,13 @@ import msgspec
 Json = dict[str, Any]
 CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
 MODEL_NOT_FOUND = "model_not_found"
+PROMPT_FIELDS = {
+    "/v1/chat/completions": "messages",
+    "/v1/completions": "prompt",
+    "/v1/responses": "input",
+    "/v1/embeddings": "input",
+}
+"""The field that is at fault when a prompt is too long, by path."""
 ENGINE_ERROR = "engine_error"
 """The code of a failure of which nothing more is known."""
 MAX_MESSAGE = 2000
@@ -139,6 +146,12 @@ class EngineError(NamedTuple):
     def code_of_response(self) -> str:
         """The code in OpenAI's Responses API of a response that has failed."""
         return "server_error" if self.code == ENGINE_ERROR else self.code
+
+    def about_prompt(self, field: str | None) -> EngineError:
+        """Return the error with ``field`` as its param if it is of a prompt that is too long."""
+        if self.param or self.code != CONTEXT_LENGTH_EXCEEDED:
+            return self
+        return self._replace(param=field)
 
     def openai(self) -> Json:
         """Return the error as a document of OpenAI's API."""

@@ -6,15 +6,8 @@ from fabric_client.offer.private_text import PrivateText
 from fabric_client.translation import Headers
 from fabric_client.translation.engine_errors import read_error
 from fabric_client.translation.local_reply import error_reply
-from runtime.engine_errors import CONTEXT_LENGTH_EXCEEDED, MAX_MESSAGE, MODEL_NOT_FOUND
+from runtime.engine_errors import MAX_MESSAGE, MODEL_NOT_FOUND, PROMPT_FIELDS
 
-_PROMPTS = {
-    "/v1/chat/completions": "messages",
-    "/v1/completions": "prompt",
-    "/v1/responses": "input",
-    "/v1/embeddings": "input",
-}
-"""The field that is at fault when a prompt is too long."""
 MAX_ERROR = 256 * 1024
 """Bytes of an error; a longer one is not shown."""
 
@@ -57,11 +50,9 @@ class ErrorFilter:
         body = bytes(self._body)
         if len(body) > MAX_ERROR:
             body = b"The engine's error is too long to be shown."
-        error = read_error(self._status, body)
+        error = read_error(self._status, body).about_prompt(PROMPT_FIELDS.get(self._path))
         message = self._private.hide(error.message)[:MAX_MESSAGE]
         param = error.param or ""
-        if error.code == CONTEXT_LENGTH_EXCEEDED:
-            param = param or _PROMPTS.get(self._path, "")
         reply = error_reply(self._path, error.status, message, param, error.code)
         self.decided = reply.status, [*reply.headers, *self._kept]
         return reply.body

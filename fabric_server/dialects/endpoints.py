@@ -15,7 +15,7 @@ from fabric_server.metering.events import AudioMeter, MessagesMeter, ResponsesMe
 from fabric_server.metering.naming import NamingMeter
 from fabric_server.metering.ollama import LinesMeter, ollama_usage
 from fabric_server.metering.ollama_show import ShowMeter
-from fabric_server.metering.openai import BodyMeter, Meter, NoMeter, StreamMeter
+from fabric_server.metering.openai import BodyMeter, CompletionsMeter, Meter, NoMeter, StreamMeter
 
 EVENTS = "text/event-stream"
 LINES = "application/x-ndjson"
@@ -110,7 +110,7 @@ _OLLAMA = Endpoint(
 
 _ROWS = (
     replace(_CHAT, path="/v1/chat/completions"),
-    replace(_CHAT, path="/v1/completions"),
+    replace(_CHAT, path="/v1/completions", stream_meter=CompletionsMeter),
     Endpoint(path="/v1/embeddings", buffers_body=True, capabilities=_EMBEDDINGS, generates=False),
     replace(_RESPONSES, path="/v1/responses", streams=EVENTS),
     replace(_RESPONSES, path="/v1/responses/input_tokens", body_meter=NoMeter, metered=False),

@@ -123,13 +123,17 @@ def _read_text(data: bytes) -> str:
     return text
 
 
-def read_error_event(event: bytes) -> ErrorEvent:
-    """Read an event that ``has_error`` knows for an error."""
+def read_error_event(event: bytes, prompt_field: str | None = None) -> ErrorEvent:
+    """Read an event that ``has_error`` knows for an error.
+
+    ``prompt_field`` is what is at fault when the prompt is too long.
+    """
     data = read_data(event)
     if not data:
         found = _ERROR_FIELD.search(event)
         data = b"" if found is None else found[1]
-    return read_error(data)
+    error, document = read_error(data)
+    return ErrorEvent(error.about_prompt(prompt_field), document)
 
 
 # ── the forms ─────────────────────────────────────────────────────────────────────────────────

@@ -19,6 +19,7 @@ from fabric_server.metering.error_events import (
 )
 from fabric_server.metering.openai import Count, StreamMeter, Usage
 from fabric_server.metering.sse import UNREADABLE, events_in, read_data
+from runtime.engine_errors import PROMPT_FIELDS
 
 
 class _Whole(StreamMeter):
@@ -72,6 +73,8 @@ _NAMED = re.compile(rb"(?:^|[\r\n])event: ?(response\.(?:completed|incomplete|fa
 
 class ResponsesMeter(_Whole):
     """Complete at ``response.completed`` or ``response.incomplete``."""
+
+    prompt_field = PROMPT_FIELDS["/v1/responses"]
 
     def _look(self, events: bytes) -> None:
         # Most events have none of the words, which is known sooner than that they don't end it.
@@ -178,6 +181,8 @@ _decode_audio = msgspec.json.Decoder(_AudioEvent).decode
 
 class AudioMeter(StreamMeter):
     """OpenAI's events, or the chunks that vLLM sends instead."""
+
+    prompt_field = None
 
     def __init__(self, usage_requested: bool = True) -> None:
         super().__init__(usage_requested=True)

@@ -29,6 +29,7 @@ from fabric_server.metering.error_events import (
     without_error,
 )
 from fabric_server.metering.sse import BLANK_LINES, UNREADABLE, events_in, read_data, read_object
+from runtime.engine_errors import PROMPT_FIELDS
 
 MAX_EVENT = 1024 * 1024
 """A longer event passes in pieces, unread."""
@@ -102,6 +103,8 @@ class StreamMeter:
     """Meters a stream of events (``text/event-stream``)."""
 
     before = 0
+    prompt_field: str | None = PROMPT_FIELDS["/v1/chat/completions"]
+    """The field of a request that is at fault when its prompt is too long."""
 
     def __init__(self, usage_requested: bool) -> None:
         self.usage = Usage()
@@ -203,7 +206,8 @@ class StreamMeter:
                 passed.append(event)
             elif not self._told:
                 self._told = True
-                passed.append(self._encode_error(read_error_event(event), b"".join(passed)))
+                error = read_error_event(event, self.prompt_field)
+                passed.append(self._encode_error(error, b"".join(passed)))
             else:
                 passed.append(without_error(event))
         return b"".join(passed)
@@ -269,6 +273,12 @@ def _is_blank(value: Any, over: bool, levels: int = 6) -> bool:
         or _is_blank(one, over, levels - 1)
         for name, one in value.items()
     )
+
+
+class CompletionsMeter(StreamMeter):
+    """Meters a stream of ``/v1/completions``."""
+
+    prompt_field = PROMPT_FIELDS["/v1/completions"]
 
 
 class BodyMeter:

@@ -176,6 +176,22 @@ def test_an_error_within_a_stream_has_the_form_of_its_api(path: str, name: str) 
             assert (error["type"], error["code"]) == (kind, code)
 
 
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/v1/chat/completions", "messages"),
+        ("/v1/completions", "prompt"),
+        ("/v1/responses", "input"),
+        ("/v1/audio/transcriptions", None),
+    ],
+)
+def test_of_a_prompt_that_is_too_long_the_field_is_named(path: str, field: str | None) -> None:
+    for param in (None, "max_tokens"):
+        error = {"message": "the prompt exceeds the context size", "code": 400, "param": param}
+        told = passed(path, [event({"error": error})])
+        assert json.loads(told.rpartition(b"data: ")[2])["error"]["param"] == (param or field)
+
+
 @pytest.mark.parametrize("case", ["F01-200-err", "F05-vllm-error"])
 @paths
 def test_errors_of_real_answers_are_told(path: str, case: str) -> None:
