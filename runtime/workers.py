@@ -60,6 +60,11 @@ class Workers:
         """The processes that run now."""
         return [pid for one in (self._usual, self._large) if (pid := one.pid) is not None]
 
+    @property
+    def at_work(self) -> list[int]:
+        """The processes that have work now."""
+        return [one.pid for one in (self._usual, self._large) if one.busy and one.pid is not None]
+
     async def run(self, work: Work, pieces: Sequence[bytes], size: int) -> tuple[Any, list[bytes]]:
         """Call ``work`` with the bytes in a process; return the value and the bytes it returns.
 
@@ -107,6 +112,10 @@ class _Worker:
     def pid(self) -> int | None:
         process = self._process
         return None if process is None else process.pid
+
+    @property
+    def busy(self) -> bool:
+        return self._job is not None
 
     async def run(self, job: _Job) -> tuple[Any, list[bytes]]:
         if self._closed:

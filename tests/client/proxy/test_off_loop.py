@@ -357,8 +357,9 @@ async def test_a_user_who_hangs_up_stops_the_work(raw: RawEngine, node: NodeAlon
     [pid] = node.forwarder.workers.pids
     os.kill(pid, signal.SIGSTOP)  # so that the work goes on until it is stopped
     answer = node.open("/v1/messages", asked("/v1/messages", LONG))
-    for _ in range(100):
-        await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        while not node.forwarder.workers.at_work:  # noqa: ASYNC110 - a thread gives it the work
+            await asyncio.sleep(0)
     answer.stream.reset(Code.CANCELLED, "gone")
     async with asyncio.timeout(10):
         await node.forwarder.idle()
