@@ -147,17 +147,22 @@ class StoredAnswers:
         try:
             async with asyncio.timeout(self.limits.write_seconds):
                 added = await self.store.add(row, max_bytes=self.limits.account_bytes)
-        except RecordError as error:
+        except RecordError as error:  # the store is there
+            self._on_success()
             self.log_loss(request, kind, str(error))
         except TimeoutError:
             self._on_failure(request, kind, "the store took too long", slow=True)
         except BackendError as error:
             slow = self._monotonic() - began > SLOW_SECONDS
             self._on_failure(request, kind, str(error), slow=slow)
+        except asyncio.CancelledError:
+            if self._retry_at is not None:
+                self._retry_at = began  # the next one tries
+            raise
         else:
             self._on_success()
             if not added:
-                self.log_loss(request, kind, "it is larger than stored_per_account")
+                self.log_loss(request, kind, "its id is stored already")
 
     def _on_failure(self, request: Request, kind: Kind, reason: str, *, slow: bool) -> None:
         if not self._lost:

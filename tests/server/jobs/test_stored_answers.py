@@ -38,6 +38,8 @@ class Store:
             await asyncio.Event().wait()
         if self.error is not None:
             raise self.error
+        if row.id in self.rows:
+            return False
         self.rows.append(row.id)
         return True
 
@@ -121,6 +123,45 @@ async def test_others_do_not_wait_for_the_one_that_tries_again() -> None:
     assert place.store.tried == 2
     assert not trying.done()
     await trying
+
+
+async def test_after_a_client_that_hangs_up_the_next_answer_tries_the_store() -> None:
+    place = Place()
+    place.store.stuck = True
+    await place.add("one")
+    place.now += RETRY_SECONDS
+    trying = asyncio.create_task(place.add("two"))
+    await asyncio.sleep(0)
+    trying.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await trying
+    place.store.stuck = False
+    await place.add("three")
+    assert place.store.rows == ["three"]
+
+
+async def test_a_store_that_refuses_a_row_is_there_again(caplog: pytest.LogCaptureFixture) -> None:
+    place = Place()
+    place.store.stuck = True
+    await place.add("one")
+    place.now += RETRY_SECONDS
+    place.store.stuck, place.store.error = False, RecordError("it has a value")
+    with caplog.at_level(logging.WARNING, "fabric.responses"):
+        await place.add("two")
+        place.store.error = None
+        await place.add("three")
+    assert place.store.rows == ["three"]
+    assert [record.message for record in caplog.records] == [LOST, AGAIN, LOST]
+
+
+async def test_an_id_that_is_there_already_is_told_as_such(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    place = Place()
+    with caplog.at_level(logging.WARNING, "fabric.responses"):
+        await place.add("one")
+        await place.add("one")
+    assert caplog.records[0].__dict__["reason"] == "its id is stored already"
 
 
 async def test_an_answer_that_can_not_be_stored_is_no_failure_of_the_store(
