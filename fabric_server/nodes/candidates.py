@@ -14,7 +14,7 @@ these lists is always checked again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any, Generic, TypeVar, overload
 
@@ -34,6 +34,9 @@ E = TypeVar("E", bound=Listed)
 
 UNSORTED = 8
 """Up to so many engines are not sorted, while all their circuit breakers are closed."""
+
+ENOUGH = 16
+"""Engines that suit, after which a sample looks at no more."""
 
 
 class Candidates(Sequence[E]):
@@ -139,9 +142,25 @@ class Candidates(Sequence[E]):
             return [engine.card(self.model) for engine in self._engines]
         return self._segments.cards
 
-    def sample(self, most: int) -> list[E]:
-        """Return all of a few engines; of many, about ``most`` from all segments alike."""
-        return self._engines[:: -(-len(self._engines) // most) or 1]
+    def all_support(self, path: str) -> bool:
+        """Return whether all engines that could serve now do so at this path, as far as is known
+        without looking at each."""
+        return not path or (self._segments is not None and self._segments.all_support(path))
+
+    def sample(self, most: int, suits: Callable[[E], bool]) -> tuple[list[E], int]:
+        """Return some engines that suit, from all segments alike, and how many were looked at.
+
+        ``most`` are looked at; more where few of them suit, and all where hardly any does.
+        """
+        engines, found, looked_at = self._engines, list[E](), 0
+        step = -(-len(engines) // most)
+        for first in range(step):
+            part = engines[first::step]
+            looked_at += len(part)
+            found += filter(suits, part)
+            if len(found) >= ENOUGH:
+                break
+        return found, looked_at
 
     # ── changes ───────────────────────────────────────────────────────────────────────────────
 
@@ -256,6 +275,9 @@ class Segments(Generic[E]):
         if before.paths is not after.paths:
             self._count(before.paths, -1)
             self._count(after.paths, 1)
+
+    def all_support(self, path: str) -> bool:
+        return all(path in paths for paths in self._paths)
 
     def count_card(self, engine: E, change: int) -> None:
         """Count the hints in an engine's report, or count them no longer."""

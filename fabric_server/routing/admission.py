@@ -25,8 +25,6 @@ from fabric_server.routing.load_balancer import (
     can_pick,
     choose_waited_for,
     filter_engine,
-    in_region,
-    meets_terms,
     supports,
 )
 from fabric_server.routing.shares import Shares, Turns
@@ -35,7 +33,8 @@ MIN_RETRY_AFTER, MAX_RETRY_AFTER = 1.0, 120.0
 DEFAULT_SERVICE_SECONDS = 5.0
 """How long a request is assumed to hold a slot before any has been measured."""
 MAX_COUNTED = 64
-"""Of more engines, a sample tells an estimate, or why none of them may serve."""
+"""Of more engines, a sample tells an estimate, or why none of them may serve; a larger one if few
+of these suit."""
 _SMOOTHING = 0.1
 """Weight of one measured request in the average."""
 
@@ -385,8 +384,7 @@ class Admission:
         model, registry = requirements.model, self._registry
         candidates = registry.candidates(model)
         anywhere = requirements.regions is None and requirements.terms is None
-        looked_at = candidates.sample(MAX_COUNTED) if anywhere else candidates
-        engines = [one for one in looked_at if supports(one, requirements)]
+        engines, _ = candidates.sample(MAX_COUNTED, lambda one: supports(one, requirements))
         if anywhere:
             return find_absence(engines, registry.gone_for(model), self._wall())
         # Regions and weights of nodes that are away are not known.
@@ -434,15 +432,11 @@ class Admission:
 
     def _slots(self, requirements: Requirements) -> int:
         """Return how many slots may serve it, about."""
+        regions, terms, path = requirements.regions, requirements.terms, requirements.path
         candidates = self._registry.candidates(requirements.model)
-        if requirements.regions is None and requirements.terms is None:
+        if regions is None and terms is None and candidates.all_support(path):
             return candidates.slots
-        sample = candidates.sample(MAX_COUNTED)
-        slots = sum(
-            engine.slots
-            for engine in sample
-            if engine.may_serve
-            and in_region(engine, requirements)
-            and meets_terms(engine, requirements.terms, requirements.model)
+        engines, looked_at = candidates.sample(
+            MAX_COUNTED, lambda one: one.may_serve and supports(one, requirements)
         )
-        return slots * len(candidates) // max(len(sample), 1)
+        return sum(one.slots for one in engines) * len(candidates) // max(looked_at, 1)

@@ -22,7 +22,7 @@ from fabric_server.routing.criteria import Requirements
 from fabric_server.routing.load_balancer import relax_hints
 from protocol.messages import EngineReport, ModelReport, Register
 
-MODEL = "tiny"
+MODEL, CHAT, EMBEDDINGS = "tiny", "/v1/chat/completions", "/v1/embeddings"
 REPORT = EngineReport("engine", "vllm", True, 2, [ModelReport(MODEL)])
 FEW, MANY = MAX_COUNTED, 2000
 SLACK = 40
@@ -77,7 +77,7 @@ class Fleet:
 
     def ask(self) -> None:
         """Ask for a slot as a request does, which is refused where it would have to wait."""
-        requirements = Requirements(MODEL, "key")
+        requirements = Requirements(MODEL, "key", path=CHAT)
         asking = self.admission.admit(requirements)
         try:
             asking.send(None)
@@ -214,3 +214,37 @@ def test_each_node_that_became_unusable_unnoticed_costs_a_few_steps_once(left: i
     assert found[0] < 30 * len(fleet.nodes)
     if not left:
         assert found[2] < 10 * SLACK
+
+
+def refusal(fleet: Fleet, requirements: Requirements) -> ApiError:
+    with pytest.raises(ApiError) as refused:
+        fleet.admission.admit(requirements).send(None)
+    return refused.value
+
+
+def test_a_refusal_tells_about_the_only_node_with_the_path_however_many_serve_the_model() -> None:
+    fleet = Fleet(200)
+    fleet.report(paths=[CHAT])
+    paused = replace(REPORT, paths=[EMBEDDINGS], healthy=False, slots=0, paused=True, back_at=90.0)
+    fleet.registry.report(fleet.nodes[101], [paused])
+    error = refusal(fleet, Requirements(MODEL, path=EMBEDDINGS))
+    assert (error.status, error.code, error.retry_after) == (503, "no_capacity", 90.0)
+    assert "paused" in error.message
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [Requirements(MODEL, regions=frozenset({"far"})), Requirements(MODEL, path=EMBEDDINGS)],
+    ids=["region", "path"],
+)
+def test_a_wait_is_estimated_from_the_slots_of_the_few_nodes_that_may_serve(
+    wanted: Requirements,
+) -> None:
+    fleet = Fleet(200)
+    fleet.report(paths=[CHAT])
+    fleet.nodes[101].region = "far"
+    fleet.registry.report(fleet.nodes[101], [replace(REPORT, paths=[CHAT, EMBEDDINGS])])
+    fleet.fill()
+    fleet.admission.record_service_time(MODEL, 100.0)
+    error = refusal(fleet, wanted)
+    assert (error.code, error.retry_after) == ("overloaded", 100.0 / REPORT.slots)
