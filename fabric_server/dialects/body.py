@@ -173,6 +173,13 @@ def refuse_priority(value: bytes = b"") -> None:
         raise errors.bad_field("priority", words)
 
 
+def read_store(value: bytes) -> bool:
+    """Return whether ``store`` asks for the answer to be stored.  Raises ``ApiError``: 400."""
+    if value not in (b"true", b"false", b"null"):
+        raise errors.bad_field("store", "'store' must be true or false.")
+    return value == b"true"
+
+
 def are_numbers(value: bytes) -> bool:
     """Return whether the input to embed, or its beginning, consists of token ids."""
     return _NUMBERS.match(value) is not None

@@ -30,6 +30,7 @@ from fabric_server.dialects.body import (
     bad_model,
     describe,
     describe_form,
+    read_store,
     refuse_priority,
     refuse_state,
     refuse_twice,
@@ -203,7 +204,7 @@ class LargeBody:
         elif name == "input":
             self._token_ids = are_numbers(value.text)
         elif name == "store":
-            self.stores = value.exact and value.text == b"true"
+            self.stores = value.exact and read_store(value.text)
         else:
             refuse_state(name, value.text)
 

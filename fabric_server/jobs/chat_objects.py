@@ -7,8 +7,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from fabric_server.dialects import errors
-from fabric_server.dialects.body import readable
+from fabric_server.dialects.body import read_store, readable
 from fabric_server.dialects.errors import ApiError
 from fabric_server.jobs.metadata import decode_metadata
 from fabric_server.metering.sse import UNREADABLE
@@ -68,7 +67,7 @@ def read_asked(body: bytes) -> AskedChat | None:
     except UNREADABLE:
         text = readable(body)
         return read_asked(text) if text != body else None
-    if asked.store is UNSET or not _read_store(bytes(asked.store)):
+    if asked.store is UNSET or not read_store(bytes(asked.store)):
         return None
     metadata = decode_metadata(bytes(asked.metadata))
     shown = {name: getattr(asked, name) for name in _Shown.__struct_fields__}
@@ -83,12 +82,6 @@ def _as_utf8(text: bytes) -> bytes:
     """Return JSON text with all that is no UTF-8 replaced, which msgspec does not look for in parts
     that it skips."""
     return text.decode("utf-8", "replace").encode()
-
-
-def _read_store(value: bytes) -> bool:
-    if value not in (b"true", b"false", b"null"):
-        raise errors.bad_field("store", "'store' must be true or false.")
-    return value == b"true"
 
 
 def stored_chat(answer: dict[str, Any], more: dict[str, Any], id: str) -> bytes | None:

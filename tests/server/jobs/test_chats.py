@@ -387,6 +387,20 @@ async def test_what_can_not_be_stored_is_refused_by_name(
     assert engine.requests == []
 
 
+@pytest.mark.parametrize("name", ["store", "st\\u006fre"])
+@pytest.mark.parametrize("first", [True, False])
+async def test_a_large_request_is_refused_too_wherever_its_store_comes(
+    fabric: Fabric, engine: ScriptedEngine, name: str, first: bool
+) -> None:
+    store, content = f'"{name}":"yes"', "x" * 1_000_000
+    others = f'"model":"tiny","stream":false,"messages":[{{"role":"user","content":"{content}"}}]'
+    body = f"{{{store},{others}}}" if first else f"{{{others},{store}}}"
+    async with fabric.user() as user, user.post(PATH, data=body.encode()) as answer:
+        assert answer.status == 400
+        assert (await answer.json())["error"]["param"] == "store"
+    assert not any(request.path == PATH for request in engine.requests), "none has been answered"
+
+
 async def test_metadata_that_are_not_stored_are_the_engines(client: openai.AsyncOpenAI) -> None:
     answer = await ask(client, store=False, extra_body={"metadata": {"a": 1}})
     assert answer.choices
