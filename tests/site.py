@@ -212,6 +212,12 @@ class Site:
         """Slots taken on all nodes."""
         return sum(node.active for node in self.registry.nodes())
 
+    async def queued(self, count: int) -> None:
+        """Wait until so many requests wait for a slot: large bodies are read in slices of time."""
+        async with asyncio.timeout(PATIENCE):
+            while self.admission.waiting != count:  # noqa: ASYNC110 - some turns of the loop
+                await asyncio.sleep(0)
+
     async def free(self) -> None:
         """Wait until every slot has been given back."""
         async with asyncio.timeout(PATIENCE):

@@ -133,8 +133,7 @@ async def test_who_waits_is_served_by_whoever_can_be_asked() -> None:
     first = await able.call()
     user = ask(site, "/v1/messages")
     other = site.node(["tiny"])
-    while not site.admission.waiting:
-        await user_turn()
+    await site.queued(1)
     assert other.idle
     first.answer(200, b"{}")
     (await able.call()).answer(200, b"{}")

@@ -115,8 +115,7 @@ async def test_a_stream_that_waits_is_kept_alive_in_every_dialect(path: str) -> 
     ask(site, path, True)
     first = await node.call()
     user = ask(site, path, True)
-    while not site.admission.waiting:
-        await user_turn()
+    await site.queued(1)
     site.wait(3.0)
     site.wait(30.0)
     await user_turn()

@@ -323,8 +323,7 @@ async def test_who_waits_is_served_by_a_node_that_comes() -> None:
     busy = site.node(slots=1)
     first, second = ask(site), ask(site)
     await busy.call()
-    while not site.admission.waiting:  # noqa: ASYNC110
-        await asyncio.sleep(0)
+    await site.queued(1)
     other = site.node()
     (await other.call()).answer(200, ANSWER)
     assert (await second.answer()).status == 200

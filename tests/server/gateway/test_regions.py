@@ -25,12 +25,6 @@ def ask(site: Site, regions: str, body: Any = ASK, path: str = CHAT, **headers: 
     return user
 
 
-async def waiting(site: Site, count: int) -> None:
-    async with asyncio.timeout(5):
-        while site.admission.waiting != count:  # noqa: ASYNC110 - some turns of the loop
-            await asyncio.sleep(0)
-
-
 async def test_a_request_goes_to_the_regions_that_it_names_however_they_are_written() -> None:
     site = Site()
     far, near, north = (site.node(region=name) for name in ("us-east", "eu-west", "eu-north"))
@@ -91,9 +85,9 @@ async def test_who_waits_for_a_region_is_served_by_no_other_and_holds_nobody_up(
     here, there = ask(site, "eu-west"), ask(site, "us-east")
     running, elsewhere = await near.call(), await far.call()
     patient = ask(site, "eu-west")
-    await waiting(site, 1)
+    await site.queued(1)
     anywhere = ask(site, "us-east,eu-west")
-    await waiting(site, 2)
+    await site.queued(2)
     elsewhere.answer(200, OK)  # a slot that the first in line may not have
     (await far.call()).answer(200, OK)
     assert (await anywhere.answer()).status == 200
@@ -112,7 +106,7 @@ async def test_how_long_it_takes_to_be_served_goes_by_the_slots_of_the_region() 
     site.node(region="us-east", slots=4)
     requirements = Requirements("tiny", regions=frozenset({"eu-west"}))
     waits = asyncio.create_task(site.admission.admit(requirements, request_id="req_1"))
-    await waiting(site, 1)
+    await site.queued(1)
     place = site.admission.place("req_1")
     assert place is not None
     assert (place.position, place.estimate) == (1, DEFAULT_SERVICE_SECONDS)
