@@ -6,11 +6,9 @@ They come from the store: its own, and those of servers that have the same names
 from __future__ import annotations
 
 import hashlib
-import os
 import ssl
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Literal
 
 from cryptography import x509
@@ -21,7 +19,7 @@ from msgspec import Struct
 
 from fabric_server.net.tls_alerts import ACME_ALPN, AlertingContext
 from fabric_server.pki.ca import key_pem, to_pem
-from runtime.files import write
+from runtime.passing_files import passing_file
 
 Kind = Literal["http-01", "tls-alpn-01"]
 
@@ -42,9 +40,7 @@ class Answer(Struct, frozen=True):
 class Answers:
     """The answers of now: to HTTP requests by token, to TLS handshakes by name."""
 
-    def __init__(self, directory: Path) -> None:
-        """Certificates pass through files in ``directory``, since OpenSSL reads files only."""
-        self._directory = directory
+    def __init__(self) -> None:
         self._known: frozenset[Answer] = frozenset()
         self._by_token: dict[str, str] = {}
         self._contexts: dict[str, ssl.SSLContext] = {}
@@ -80,13 +76,8 @@ class Answers:
     def _context(self, answer: Answer) -> ssl.SSLContext:
         context = AlertingContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
-        # Two processes have one directory while the newer takes over.
-        path = self._directory / f"challenge.{os.getpid()}.pem"
-        try:
-            write(path, challenge_pem(answer), secret=True)
+        with passing_file(challenge_pem(answer)) as path:  # OpenSSL reads files only
             context.load_cert_chain(path)
-        finally:
-            path.unlink(missing_ok=True)
         context.set_alpn_protocols([ACME_ALPN])
         context.num_tickets = 0
         return context

@@ -98,7 +98,7 @@ class AcmeRenewal:
         self.options = options
         self.files = AcmeFiles(options.data)
         self.files.make()
-        self.answers = Answers(self.files.directory)
+        self.answers = Answers()
         self.http = HttpPort(options.http_hosts, options.http_port, self.answers.authorization)
         self.problem: Finding | None = None
         self.orders: Counter[str] = Counter(NO_ORDERS)

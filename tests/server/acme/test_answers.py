@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import ssl
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -28,7 +30,7 @@ ACME_IDENTIFIER = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.31")
 
 def users(directory: Path) -> tuple[TlsContexts, Answers, Certificates]:
     own = Certificates.open(directory / "certs", [NAME], now=time.time())
-    answers = Answers(directory)
+    answers = Answers()
     path = directory / "none-yet.pem"
     return TlsContexts(own, path, path, answers), answers, own
 
@@ -113,15 +115,31 @@ def test_a_hello_that_comes_byte_by_byte_is_understood(tmp_path: Path) -> None:
     assert other.selected_alpn_protocol() == ACME_ALPN
 
 
-def test_no_key_of_a_challenge_stays_on_the_disk(tmp_path: Path) -> None:
-    answers = Answers(tmp_path)
-    answers.replace([ANSWER, Answer("b.example.org", "tls-alpn-01", "t2", "t2.x")])
-    assert answers.to_tls()
-    assert list(tmp_path.iterdir()) == []
+WATCHED = """
+import os, sys
+from fabric_server.acme.answers import Answer, Answers
+
+def hook(event, details):
+    writes = event == "open" and details[2] & (os.O_WRONLY | os.O_RDWR)
+    if writes and not isinstance(details[0], int):
+        print("written:", details[0])
+
+sys.addaudithook(hook)
+answers = Answers()
+answers.replace([Answer(name, "tls-alpn-01", "t", "t.x") for name in ("a.example", "b.example")])
+print("given:", answers.to_tls())
+"""
 
 
-def test_tokens_are_answered_while_they_are_asked_for(tmp_path: Path) -> None:
-    answers = Answers(tmp_path)
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has files in memory")
+def test_no_key_of_a_challenge_is_written_to_the_disk() -> None:
+    command = [sys.executable, "-c", WATCHED]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines() == ["given: True"]
+
+
+def test_tokens_are_answered_while_they_are_asked_for() -> None:
+    answers = Answers()
     answers.replace([Answer(NAME, "http-01", "token", "token.thumbprint")])
     assert answers.to_http
     assert not answers.to_tls()
@@ -150,14 +168,14 @@ def test_a_damaged_certificate_of_the_ca_does_not_stop_the_start(tmp_path: Path)
     own = Certificates.open(tmp_path / "certs", [NAME], now=time.time())
     path = tmp_path / "damaged.pem"
     path.write_text("half a certif")
-    contexts = TlsContexts(own, path, path, Answers(tmp_path))
+    contexts = TlsContexts(own, path, path, Answers())
     assert shown(contexts.public(), NAME)[0] == read_certificate(own.server)
 
 
 @on_both_loops
 async def test_a_ca_that_has_its_answer_is_told_nothing_more(tmp_path: Path) -> None:
     trust = Trust(tmp_path)
-    answers = Answers(tmp_path)
+    answers = Answers()
     path = tmp_path / "none-yet.pem"
     trust.contexts = TlsContexts(trust.own, path, path, answers)
     answers.replace([Answer(SERVER_NAME + ".org", "tls-alpn-01", "token", "token.thumbprint")])
