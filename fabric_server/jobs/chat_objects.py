@@ -84,17 +84,25 @@ def _as_utf8(text: bytes) -> bytes:
     return text.decode("utf-8", "replace").encode()
 
 
+class OtherId(Exception):
+    """An answer has not got the server's id."""
+
+
 def stored_chat(answer: dict[str, Any], more: dict[str, Any], id: str) -> bytes | None:
-    """Return a chat completion as it is stored, with ``more`` fields; None when it has another id,
-    or is none."""
+    """Return a chat completion as it is stored, with ``more`` fields; None when it is none.
+
+    Raises ``OtherId``: an engine's id, which other answers of that engine may have, too.
+    """
     try:
         found: Any = answer.get("id")
         found = msgspec.json.decode(found) if isinstance(found, Raw) else found
         choices = _decode_items(_encode(answer.get("choices")))
     except UNREADABLE:
         return None
-    if found != id or not choices:
+    if not choices:
         return None
+    if found != id:
+        raise OtherId
     fields = {**answer, **more, "object": "chat.completion"}
     fields.pop("metadata", None)  # an engine's: those that are stored may change
     return _as_utf8(_encode(fields))

@@ -22,6 +22,7 @@ from fabric_server.dialects.large_body import LargeBody
 from fabric_server.edge.request import Request
 from fabric_server.edge.router import Handler, Router
 from fabric_server.jobs.chat_objects import (
+    OtherId,
     not_found,
     numbered_messages,
     read_asked,
@@ -47,6 +48,7 @@ MAX_PAGE = 4 * 2**20
 """Bytes of the chats of one page, if it has more than one."""
 MAX_BODY = 64 * 1024
 _LATE = "its body is large, and 'store' comes behind its first part: put it before 'messages'"
+_OTHER_ID = "its engine writes it in a form in which its id is not replaced"
 _json = msgspec.json.Encoder().encode
 
 
@@ -106,7 +108,7 @@ class Chats:
         answer = response.answer()
         if answer is None:
             if response.status == 200:
-                self._stored.log_loss(request, KIND, response.lost or "it is not complete")
+                self._stored.log_loss(request, KIND, _reason(response))
             return
         id = _id_of(request)
         more = {
@@ -114,7 +116,11 @@ class Chats:
             "request_id": request.id,
             "model": record.parsed.model,
         }
-        shown = await off_loop(response.size, stored_chat, answer, more, id)
+        try:
+            shown = await off_loop(response.size, stored_chat, answer, more, id)
+        except OtherId:
+            self._stored.log_loss(request, KIND, _OTHER_ID)
+            return
         if shown is None:
             self._stored.log_loss(request, KIND, "it is no complete chat completion")
             return
@@ -227,6 +233,12 @@ def _id_of(request: Request) -> str:
     Ids begin with the time, so that they are in the order of a list.
     """
     return f"{PREFIX}{request.id.removeprefix('req_')}"
+
+
+def _reason(response: HeldChat) -> str:
+    """Return why a response has no answer to be stored."""
+    found = response.lost if response.record.outcome == "ok" else ""
+    return found or "it is not complete"
 
 
 def _read_path(request: Request) -> tuple[str, bool]:

@@ -16,6 +16,7 @@ from fabric_server.metering.sse import UNREADABLE
 from fabric_server.net.memory_budget import Holding
 from fabric_server.proxy.request_record import RequestRecord
 
+NOT_JSON = "it is no JSON object"
 _LAST = re.compile(rb"(?:^|[\r\n])(data: ?\[DONE\])")
 """The last event; inside a text line ends are escaped."""
 _decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -72,4 +73,5 @@ class HeldChat(HeldAnswer):
         try:
             return dict(_decode(data))
         except UNREADABLE:
+            self.lost = NOT_JSON
             return None

@@ -13,7 +13,8 @@ from fabric_server.metering.sse import UNREADABLE
 MAX_ANSWER = 2 * 2**20
 """Bytes of an answer in one piece; a larger one keeps its id."""
 _FIELD = re.compile(rb'"id"\s{0,8}:\s{0,8}"(resp_[^"\\]{0,200})"')
-_CHUNK = re.compile(rb"(^|[\r\n])(data: ?)(\{[^\r\n]*\})(?=[\r\n])")
+_CHUNK = re.compile(rb"((?:^|[\r\n])data:[ \t]*)(\{[^\r\n]*)")
+_is_whole = re.compile(rb"[ \t\r\n]*\{").match
 _decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -82,9 +83,9 @@ class ChatIdMeter(IdMeter):
     """
 
     def replace(self, data: bytes) -> bytes:
-        if data[:1] == b"{":
+        if _is_whole(data):
             return self._with_id(data)
-        return _CHUNK.sub(lambda found: found[1] + found[2] + self._with_id(found[3]), data)
+        return _CHUNK.sub(lambda found: found[1] + self._with_id(found[2]), data)
 
     def _with_id(self, text: bytes) -> bytes:
         try:

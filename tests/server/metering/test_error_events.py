@@ -426,6 +426,14 @@ def test_an_error_beside_text_has_the_same_form_and_the_text_stays(path: str) ->
         assert chunks == [{"id": "c", "choices": [choice], "error": shown}, {"choices": [choice]}]
 
 
+@pytest.mark.parametrize("path", EVENTS)
+def test_fields_of_an_error_that_a_chunk_does_not_have_are_left_out(path: str) -> None:
+    chunk = {"id": "c", "choices": BESIDES["/v1/completions"]["choices"]}
+    for error in ({"type": "error"}, {"error": PLACE}, {"object": "error"}):
+        text = event({**chunk, **error, "message": PLACE, "file": PLACE})
+        assert b"/home" not in passed(path, [text, text])
+
+
 @pytest.mark.parametrize("odd", [b"NaN", b"-Infinity", b'"\xff"', b'"\\ud800"', b'"\t"'], ids=repr)
 @paths
 def test_an_error_is_found_in_json_that_only_some_can_read(path: str, odd: bytes) -> None:
