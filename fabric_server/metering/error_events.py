@@ -39,6 +39,10 @@ _OF_A_RESPONSE = frozenset(
     }
 )
 """Fields of a response in OpenAI's API without those in which engines tell what went wrong."""
+_OF_A_CHUNK = frozenset(
+    {"id", "object", "created", "model", "choices", "usage", "service_tier", "system_fingerprint"}
+)
+"""Fields of a chunk in OpenAI's API."""
 _encode = msgspec.json.encode
 
 
@@ -143,7 +147,7 @@ def openai_event(told: ErrorEvent) -> bytes:
     """Return the error as OpenAI's chat has it, or as its other streams if it says so."""
     fields = told.error.openai()
     if told.document.get("choices"):  # the end of a text, as OpenRouter tells it
-        return b"data: %b\n\n" % _encode({**told.document, **fields})
+        return b"data: %b\n\n" % _encode({**_chunk_in(told.document), **fields})
     if told.document.get("type") == "error":
         return b"event: error\ndata: %b\n\n" % _encode({"type": "error", **fields})
     return b"data: %b\n\n" % _encode(fields)
@@ -154,8 +158,11 @@ def without_error(event: bytes) -> bytes:
     chunk = read_object(read_data(event) or b"") if b'"choices"' in event else None
     if chunk is None or not chunk.get("choices"):
         return b""
-    chunk.pop("error", None)
-    return b"data: %b\n\n" % _encode(chunk)
+    return b"data: %b\n\n" % _encode(_chunk_in(chunk))
+
+
+def _chunk_in(document: dict[str, Any]) -> dict[str, Any]:
+    return {name: document[name] for name in document if name in _OF_A_CHUNK}
 
 
 def messages_event(error: EngineError) -> bytes:
