@@ -38,7 +38,7 @@ from fabric_server.dialects.forms import read_form
 from fabric_server.dialects.large_body import LargeBody
 from fabric_server.dialects.media_scanner import MediaScanner
 from fabric_server.dialects.media_values import Policy
-from fabric_server.jobs.chat_objects import read_asked, read_fields, stored_chat
+from fabric_server.jobs.chat_objects import OtherId, read_asked, read_fields, stored_chat
 from fabric_server.jobs.collected_chat import CollectedChat
 from fabric_server.jobs.multipart import Multipart, MultipartError
 from fabric_server.metering.answer_ids import ChatIdMeter
@@ -183,7 +183,8 @@ def collected(pieces: Pieces) -> None:
 def stored(pieces: Pieces) -> None:
     meter = ChatIdMeter(BodyMeter(), "chatcmpl-1", whole=True)
     passed = b"".join(map(meter.feed, pieces)) + meter.end()
-    stored_chat(read_fields(passed), {}, "chatcmpl-1")
+    with suppress(OtherId):
+        stored_chat(read_fields(passed), {}, "chatcmpl-1")
 
 
 def inflate(data: bytes) -> None:

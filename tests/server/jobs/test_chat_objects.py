@@ -7,7 +7,7 @@ import json
 import pytest
 
 from fabric_server.dialects.body import parse_body
-from fabric_server.jobs.chat_objects import read_asked, read_fields, stored_chat
+from fabric_server.jobs.chat_objects import OtherId, read_asked, read_fields, stored_chat
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,12 @@ def test_a_request_that_is_not_all_utf8_is_kept_so_that_clients_can_read_it(more
     assert json.loads(asked.messages) == [{"content": "\ufffd!"}]
     user = "\ufffd" if b"user" in more else None
     assert json.loads(asked.shown)["input_user"] == user
+
+
+def test_an_answer_with_another_id_is_told_from_one_that_is_no_chat() -> None:
+    with pytest.raises(OtherId):
+        stored_chat(read_fields(b'{"id":"1","choices":[{}]}'), {}, "chatcmpl-1")
+    assert stored_chat(read_fields(b'{"id":"1","choices":[]}'), {}, "chatcmpl-1") is None
 
 
 def test_an_answer_that_is_not_all_utf8_is_stored_so_that_clients_can_read_it() -> None:

@@ -13,6 +13,7 @@ import openai
 import pytest
 from yarl import URL
 
+from fabric_server.jobs.collected_chat import CAN_NOT_BE_READ
 from fabric_server.jobs.stored_answers import MAX_STORED
 from fabric_server.metering.answer_ids import MAX_ANSWER
 from fabric_server.net.memory_budget import BudgetLimits
@@ -159,6 +160,30 @@ async def test_errors_and_broken_answers_are_not_stored(
     await ask(client, stream=True)
     assert await stored(fabric) == []
     assert fabric.app.data_plane.memory.held == 0
+
+
+UNREADABLE = b'data: {"id":"a","created":"now","choices":[{"index":0,"delta":{"content":"x"}}]}\n\n'
+FAILED = sse({"error": {"message": "out of memory", "type": "x", "code": 500}})
+
+
+@pytest.mark.parametrize(
+    ("chunk", "reason"), [(UNREADABLE, CAN_NOT_BE_READ), (FAILED, "it is not complete")]
+)
+async def test_the_log_tells_why_a_stream_is_not_stored(
+    fabric: Fabric,
+    engine: ScriptedEngine,
+    chunk: bytes,
+    reason: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine.plan = Plan(chunks=("Hel", chunk, "lo"))
+    body = {"model": "tiny", "store": True, "stream": True, "messages": HELLO}
+    with caplog.at_level(logging.WARNING, "fabric.responses"):
+        async with fabric.user() as user, user.post(PATH, json=body) as answer:
+            await answer.read()
+    assert await stored(fabric) == []
+    reasons = [one.__dict__["reason"] for one in caplog.records if one.message == LOST]
+    assert reasons == [reason]
 
 
 async def test_a_client_that_hangs_up_leaves_nothing_behind(

@@ -11,7 +11,7 @@ from fabric_server.dialects.body import ParsedBody
 from fabric_server.edge.request import Request
 from fabric_server.jobs.chat_objects import AskedChat
 from fabric_server.jobs.held_answer import NO_MEMORY, TOO_LARGE
-from fabric_server.jobs.held_chat import HeldChat
+from fabric_server.jobs.held_chat import NOT_JSON, HeldChat
 from fabric_server.jobs.internal_request import BufferedResponse
 from fabric_server.metering.answer_ids import MAX_ANSWER
 from fabric_server.metering.openai import Usage
@@ -69,6 +69,14 @@ def test_an_answer_in_one_piece_waits_whole() -> None:
     assert bytes(answer["id"]) == b'"chatcmpl-1"'
     held.response.release()
     assert (held.connection.sent, held.connection.ends) == (WHOLE, ["finished"])
+
+
+def test_an_answer_in_one_piece_that_is_no_json_is_told_as_such() -> None:
+    held = Held(streamed=False)
+    held.response.write(WHOLE.replace(b'"index":0', b'"index":NaN'))
+    held.end()
+    assert (held.response.answer(), held.response.lost) == (None, NOT_JSON)
+    held.response.release()
 
 
 def test_a_stream_that_ends_without_its_mark_waits_for_its_release() -> None:

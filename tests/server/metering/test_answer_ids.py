@@ -54,6 +54,7 @@ CHUNK = b'{"choices":[{"delta":{"tool_calls":[{"id":"call_1"}]},"finish_reason":
 CHUNKS = (
     b": a comment with {}\n\ndata: " + CHUNK % (b"null", b'"1"') + b"\n\n"
     b"data:" + CHUNK % (b"null", b'"2"') + b"\r\n\r\n"
+    b"data:  " + CHUNK % (b"null", b'"1"') + b"\n\n"
     b'data: {"broken\n\n'
     b"data: " + CHUNK % (b'"stop"', b"null") + b"\n\ndata: [DONE]\n\n"
 )
@@ -67,6 +68,12 @@ def test_a_chat_in_one_piece(size: int) -> None:
     assert not any(passed), "its length is not known before its end"
     assert meter.end() == CHAT.replace(b'"id": "1"', b'"id":' + NEW)
     assert (meter.usage.prompt_tokens, meter.usage.completion_tokens) == (3, 4)
+
+
+def test_a_chat_that_begins_with_a_line_end() -> None:
+    meter = ChatIdMeter(BodyMeter(), "chatcmpl-new", whole=True)
+    meter.feed(b"\r\n" + CHAT)
+    assert meter.end() == CHAT.replace(b'"id": "1"', b'"id":' + NEW)
 
 
 @pytest.mark.parametrize("size", [1, 7, 4096])
