@@ -89,12 +89,21 @@ def _named(*rules: Rule) -> list[str]:
     return [name for name, rule in OTHERS.items() if rule in rules]
 
 
-_ANYTHING = _any_of([*MEDIA, *_named(Rule.REFUSED, Rule.OPTIONS, Rule.TEMPLATE)])
-_STRINGS = _any_of(_named(Rule.LINK))
+def _begin_of_any(names: Iterable[str]) -> str:
+    """Return a regular expression that looks ahead at three letters: most strings of a body begin
+    with others, which halves the time of a search."""
+    letters = list(zip(*names, strict=False))[:3]
+    return "(?=" + "".join(f"[{''.join(sorted({*some}))}]" for some in letters) + ")"
+
+
+_ANYTHING_NAMES = [*MEDIA, *_named(Rule.REFUSED, Rule.OPTIONS, Rule.TEMPLATE)]
+_STRING_NAMES = _named(Rule.LINK)
+_WEAK_NAMES = _named(Rule.WEAK_LINK, Rule.SOURCE)
+_ANYTHING, _STRINGS, _WEAK = map(_any_of, (_ANYTHING_NAMES, _STRING_NAMES, _WEAK_NAMES))
 _STRONG = rf'{_ANYTHING}"\s*:(?!\s*(?:null|true|false|-?\d))|{_STRINGS}"\s*:\s*["\[]'
-_WEAK = _any_of(_named(Rule.WEAK_LINK, Rule.SOURCE))
-_GUARD = re.compile(rf'"(?:{_STRONG}|(?P<weak>{_WEAK}"\s*:\s*["\[]))'.encode())
-_STRONG_GUARD = re.compile(rf'"(?:{_STRONG})'.encode())
+_BEGIN = _begin_of_any([*_ANYTHING_NAMES, *_STRING_NAMES, *_WEAK_NAMES])
+_GUARD = re.compile(rf'"{_BEGIN}(?:{_STRONG}|(?P<weak>{_WEAK}"\s*:\s*["\[]))'.encode())
+_STRONG_GUARD = re.compile(rf'"{_BEGIN}(?:{_STRONG})'.encode())
 _MEDIA_TYPE = re.compile(rf'"type"\s*:\s*"{_any_of(MEDIA_TYPES)}"'.encode())
 _OTHER_URL = re.compile(rb'_ur[il]s?"\s*:')
 _REFERS = re.compile(rb'\$(?:dynamic|recursive)?ref\\*"\s*:\s*\\*"(?!#)')
@@ -121,7 +130,7 @@ def _may_have_names(body: bytes) -> bool:
             return True
         if _MEDIA_TYPE.search(body) is not None:
             return True
-    if b"_ur" in body and _OTHER_URL.search(body) is not None:
+    if _OTHER_URL.search(body) is not None:
         return True
     if b"\\" in body and _ESCAPED_LETTER.search(body) is not None:
         return True  # a name may be spelt with it

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fabric_server.dialects.errors import ApiError
-from fabric_server.dialects.media import MEDIA, OTHERS, Kind
+from fabric_server.dialects.media import MEDIA, MEDIA_TYPES, OTHERS, Kind, Rule
 from fabric_server.dialects.media_guard import may_have_media
 from fabric_server.dialects.media_scanner import MAX_KEPT, MediaScanner, Reference
 from fabric_server.dialects.media_values import Policy
@@ -435,3 +437,51 @@ def test_plain_questions_are_known_without_a_search() -> None:
 
 def test_no_plain_field_is_a_field_of_media() -> None:
     assert not {"model", "prompt", "system", "options", "stop"} & (MEDIA.keys() | OTHERS.keys())
+
+
+def has_names(body: bytes) -> bool:
+    """The guard's rules for bodies that are more than plain questions, one name after the other."""
+
+    def has(names: Iterable[str], value: bytes) -> bool:
+        return any(re.search(b'"%b"%b' % (name.encode(), value), body) for name in names)
+
+    def named(*rules: Rule) -> list[str]:
+        return [name for name, rule in OTHERS.items() if rule in rules]
+
+    text = rb'\s*:\s*["\[]'
+    anything = [*MEDIA, *named(Rule.REFUSED, Rule.OPTIONS, Rule.TEMPLATE)]
+    if has(anything, rb"\s*:(?!\s*(?:null|true|false|-?\d))") or has(named(Rule.LINK), text):
+        return True
+    is_medium = re.search(rb'"type"\s*:\s*"(?:%b)"' % "|".join(MEDIA_TYPES).encode(), body)
+    if is_medium and has(named(Rule.WEAK_LINK, Rule.SOURCE), text):
+        return True
+    return bool(re.search(rb'_ur[il]s?"\s*:', body))
+
+
+OUR_NAMES = st.sampled_from(
+    [*MEDIA, *OTHERS, "type", "name", "x", "ur", "image_", "description", "foo_url", "foo_uris"]
+)
+OUR_VALUES = st.recursive(
+    st.sampled_from([None, True, 7, -1.5, "text", "url", "image", "http://a", *MEDIA_TYPES]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(OUR_NAMES, inner, min_size=1, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(name=OUR_NAMES, value=OUR_VALUES, spaced=st.booleans())
+def test_the_guard_finds_what_looking_for_each_name_finds(
+    name: str, value: Any, spaced: bool
+) -> None:
+    separators = (", ", " : ") if spaced else (",", ":")
+    fields = {"tools": [{"function": {name: value}}], "model": "m"}
+    body = json.dumps(fields, separators=separators).encode()
+    assert may_have_media(body) == has_names(body)
+
+
+@pytest.mark.parametrize("name", [*MEDIA, *OTHERS])
+@pytest.mark.parametrize("value", ['"a"', '["a"]', "{}", "null", "1"])
+def test_the_guard_knows_every_name_of_the_table(name: str, value: str) -> None:
+    body = f'{{"tools":[{{"type":"image","{name}":{value}}}]}}'.encode()
+    assert may_have_media(body) == has_names(body)
