@@ -107,7 +107,7 @@ install-test: node-pex ## Install dist/ in new Debian 12 and 13, as docs/install
 JOURNEYS := days_after broken_evening
 journeys: $(VENV)/.installed-dev ## Run the documents' commands as operator, owner and user, behind NAT (needs root)
 	$(BIN)/python -m tests.journeys.first_token
-	$(BIN)/python -m pytest -n 0 tests/journeys $(JOURNEYS:%=tests/journeys/%.py) $(ARGS)
+	$(BIN)/python -m pytest -n 0 $(wildcard tests/journeys/test_*.py) $(JOURNEYS:%=tests/journeys/%.py) $(ARGS)
 
 docker-test: ## Build the images and test them, with PostgreSQL, Redis and Kafka (ARGS=server for less)
 	@docker/test.sh $(ARGS)
