@@ -166,7 +166,7 @@ def test_what_each_person_sees(evening: Evening, fault: Fault) -> None:
             person = town.operator if fault.log[0] == UP else town.owner
             program = person.programs[fault.log[0]]
             if not any(fault.log[1] in line for line in program.lines):
-                program.line_with(fault.log[1])
+                program.line_with(fault.log[1], timeout=90)  # some are written once a minute
     finally:
         fault.mends(evening)
         town.settle()
