@@ -21,7 +21,6 @@ from fabric_server.nodes.standing import (
     Card,
     Standing,
 )
-from fabric_server.nodes.tunnel_choice import SHARED_STREAMS, idlest_tunnel
 from protocol.aio.link import LinkDriver
 from protocol.aio.server import ServerTunnel
 from protocol.messages import EngineReport, Heartbeat, ModelReport, Register
@@ -30,6 +29,8 @@ from protocol.tunnel.keepalive import QUIET_SECONDS
 LATEST = ":latest"
 """Tag of Ollama's models that may be left out."""
 
+SHARED_STREAMS = 32
+"""Streams up to which a tunnel is filled before the node's next one gets some."""
 KEPT_FREE = 16
 """Of so many slots of an engine that several keys use, one is kept from the key that has all the
 others."""
@@ -340,18 +341,18 @@ class Node:
         """Return the usable tunnel for a new stream; None if there is none.
 
         Streams that share a tunnel share its writes, so one that carries a few already is filled
-        first, if it has just received something.  Otherwise the one with the fewest is next, which
-        is then looked at first.
+        first, if it has just received something.  Otherwise the one with the fewest is next; of
+        several, the one that last received something, which is the least likely to be dead without
+        notice.  It is then looked at first.
         """
+        best, fewest, heard = None, 1 << 30, 0.0
         for tunnel in self.tunnels:
             connection = tunnel.connection
-            if (
-                0 < connection.active < SHARED_STREAMS
-                and connection.usable
-                and connection.keepalive.last_received > now - QUIET_SECONDS
-            ):
+            active, received = connection.active, connection.keepalive.last_received
+            if 0 < active < SHARED_STREAMS and received > now - QUIET_SECONDS and connection.usable:
                 return tunnel
-        best = idlest_tunnel(self.tunnels)
+            if (active < fewest or (active == fewest and received > heard)) and connection.usable:
+                best, fewest, heard = tunnel, active, received
         if best is not None and best is not self.tunnels[0]:
             self.tunnels.remove(best)
             self.tunnels.insert(0, best)

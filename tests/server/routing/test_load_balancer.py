@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from random import Random
+from types import FrameType
 from typing import Any, NamedTuple, cast
 
 import msgspec
@@ -11,10 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fabric_server.nodes.node import Engine, Node
+from fabric_server.nodes.node import SHARED_STREAMS, Engine, Node
 from fabric_server.nodes.registry import Registry
 from fabric_server.nodes.served_models import MAX_SERVED
-from fabric_server.nodes.tunnel_choice import SHARED_STREAMS
 from fabric_server.routing.criteria import Requirements
 from fabric_server.routing.latency import FORGET_SECONDS
 from fabric_server.routing.load_balancer import (
@@ -469,6 +470,26 @@ async def test_a_tunnel_is_filled_first_and_then_the_one_with_the_fewest_streams
     first, second = node.node.tunnels
     first.drain("test", 1.0)
     assert node.node.tunnel(site.loop.time()) is second
+
+
+async def test_each_tunnel_of_a_node_is_looked_at_once_for_a_request() -> None:
+    site = Site()
+    node = site.node(slots=100)
+    for _ in range(15):
+        node.add_tunnel()
+    now, asked = site.loop.time(), Counter[str]()
+    assert node.node.tunnel(now) is node.node.tunnels[0]
+
+    def notice(frame: FrameType, event: str, argument: object) -> None:
+        asked[frame.f_code.co_name] += event == "call"
+
+    sys.setprofile(notice)
+    try:
+        found = node.node.tunnel(now)
+    finally:
+        sys.setprofile(None)
+    assert found is node.node.tunnels[0]
+    assert (asked["active"], asked["usable"]) == (16, 1)
 
 
 async def test_a_tunnel_that_is_silent_is_not_filled() -> None:
