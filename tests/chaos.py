@@ -438,7 +438,9 @@ def _account(entries: Sequence[LedgerEntry], seen: Sequence[Seen]) -> str:
     ids = [one.request_id for one in seen if one.request_id]
     assert len(ids) == len(set(ids)), "two requests of one name"
     ended = [one for one in seen if one.ending in ("complete", "refused", "broken")]
-    missing = [one for one in ended if one.request_id not in rows]
+    # Refused before its key was known, while the store was away: there is nobody to bill.
+    known = [one for one in ended if one.code != "keys_unavailable"]
+    missing = [one for one in known if one.request_id not in rows]
     assert not missing, f"ended, and not in the ledger: {missing[:5]}"
     unlike = []
     for one in seen:
