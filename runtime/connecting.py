@@ -52,6 +52,7 @@ async def first_to_succeed(
     won: list[tuple[int, T]] = []
     running: list[asyncio.Task[None]] = []
     changed = asyncio.Event()
+    left = False
 
     async def run(number: int, attempt: Callable[[], Awaitable[T]]) -> None:
         try:
@@ -59,13 +60,15 @@ async def first_to_succeed(
         except Exception as error:
             errors[number] = error
         else:
+            if left:
+                discard(result)
+                return
             won.append((number, result))
             for task in running:  # in the same turn of the loop: no other one can succeed now
                 if task is not asyncio.current_task():
                     task.cancel()
         changed.set()
 
-    returned = 0
     try:
         for number, attempt in enumerate(attempts):
             running.append(asyncio.get_running_loop().create_task(run(number, attempt)))
@@ -76,13 +79,14 @@ async def first_to_succeed(
             if won:
                 break
         await asyncio.gather(*running, return_exceptions=True)
-        returned = 1
-    finally:
+    except BaseException:
+        left = True  # what succeeds from here on is discarded, also if this is cancelled once more
         for task in running:
             task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        for _, result in won[returned:]:
+        for _, result in won:
             discard(result)
+        await asyncio.gather(*running, return_exceptions=True)
+        raise
     if won:
         return won[0]
     raise ExceptionGroup("no attempt has succeeded", [errors[n] for n in sorted(errors)])

@@ -144,6 +144,31 @@ async def test_a_result_that_comes_when_its_caller_is_cancelled_is_discarded() -
 
 
 @on_both_loops
+@pytest.mark.parametrize("turns_to_succeed", [0, 1, 3])
+async def test_in_whatever_turn_its_caller_is_cancelled_no_result_is_lost(
+    turns_to_succeed: int,
+) -> None:
+    for turns in range(20):
+        made: list[object] = []
+        discarded: list[object] = []
+
+        async def attempt(made: list[object] = made) -> object:
+            for _ in range(turns_to_succeed):
+                await asyncio.sleep(0)
+            made.append(object())
+            return made[-1]
+
+        race = asyncio.create_task(first_to_succeed([attempt, attempt], 0.0, discarded.append))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        race.cancel()
+        [returned] = await asyncio.gather(race, return_exceptions=True)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        kept = [] if isinstance(returned, BaseException) else [returned[1]]
+        assert discarded + kept == made, f"cancelled in turn {turns}"
+
+
 async def test_whoever_cancels_the_race_cancels_the_attempts() -> None:
     ended = asyncio.Event()
 
