@@ -183,4 +183,4 @@ def sentence(kept: Kept) -> str:
         f"{kept['systems'][name].partition(',')[0]} {figures['per_second']:,}"
         for name, figures in _measured(kept, "small")
     ]
-    return f"Small requests a second: {', '.join(parts) or 'not measured'}. {kept['date']}."
+    return f"Small requests a second: {', '.join(parts) or 'not measured'}."
