@@ -72,7 +72,7 @@ attack: $(VENV)/.installed-dev ## Attack a server and watch a user beside it (AR
 attack-soak: $(VENV)/.installed-dev ## Attack, kill and cut at once for ten minutes (ARGS="--seconds 60")
 	$(BIN)/python -m tests.attack.soak $(ARGS)
 
-# What the images run is measured, and without a compiler what such a machine would run.
+# The benchmarks measure the compiled build, as the images run it; without a compiler, the plain one.
 BENCH := $(if $(shell command -v $(CC)),$(COMPILED),$(VENV))
 bench: $(BENCH)/.installed-dev ## Run the benchmarks, with other systems for comparison (ARGS=--quick, --save, --thorough)
 	PYTHONSAFEPATH=1 $(BENCH)/bin/python -m benchmarks.run $(ARGS)

@@ -60,7 +60,7 @@ def body(count: int) -> bytes:
 
 
 def meaning(answer: bytes) -> tuple[str, ...] | None:
-    """What an answer says, in whatever words: each piece of its text, and how it ended.
+    """Return the meaning of an answer: each piece of its text, and how it ended.
 
     None for what is no whole answer.
     """

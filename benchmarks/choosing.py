@@ -64,7 +64,7 @@ def measure(work: Callable[[], object]) -> float:
 
 
 def rows(count: int) -> Iterator[tuple[str, str, float]]:
-    """What is measured, as a name for programs and one for people, and the microseconds."""
+    """Yield each measure's name for programs, its name for people, and the microseconds."""
     rng = Random(1)
     registry = fleet(count, lambda number: SLOTS)
     engines = list(registry.candidates(MODEL))

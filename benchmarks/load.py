@@ -37,7 +37,7 @@ PATH = "/v1/chat/completions"
 RAMP_SECONDS = 1.0
 """Time over which paced streams begin."""
 GRACE_SECONDS = 15.0
-"""What a stream may take beyond its time; a paced one counts as lost then."""
+"""Seconds that a stream may take beyond its time; a paced one counts as lost then."""
 WARM_UP_SECONDS = 0.5
 SMALL_ANSWERS = (canned.SMALL, canned.SHARED)
 COLD_QUANTILES = (0.5, 0.9, 0.99)
@@ -72,7 +72,7 @@ class Tally:
     requests: int = 0
     """Answered in full, and right."""
     events: int = 0
-    """Of these answers."""
+    """Events of these answers."""
     received: int = 0
     """Events so far, with those of answers under way."""
     wrong: int = 0

@@ -47,7 +47,7 @@ class Extent:
     """After which memory should be what it was."""
     idle_nodes: int
     cold_requests: int
-    """To each system."""
+    """Requests to each system."""
 
 
 def small(site: Site, target: Target, extent: Extent) -> Figures:
@@ -168,7 +168,7 @@ MEASURES: Mapping[str, Callable[[Site, Target, Extent], Figures]] = {
     "nodes": nodes,
 }
 ONCE = ("growth", "routing", "paced", "nodes")
-"""What takes long and is measured once, after the rest; `paced` leaves a slow system busy."""
+"""Measures that take long and are made once, after the rest; `paced` leaves a slow system busy."""
 
 
 def applies(kind: str, target: Target) -> bool:

@@ -23,7 +23,7 @@ BARS = WIDTH - 2 * MARGIN - LABELS - VALUES
 ROW = 28
 BAR = 16
 LINE_LETTERS = 104
-"""Of a line in the smallest size."""
+"""Letters of a line in the smallest size."""
 
 STYLE = """
     text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif;
@@ -178,7 +178,7 @@ def _notes(kept: Kept) -> Iterator[str]:
 
 
 def sentence(kept: Kept) -> str:
-    """What the picture says, for those who do not see it."""
+    """Return the picture's figures as a sentence, for those who do not see it."""
     parts = [
         f"{kept['systems'][name].partition(',')[0]} {figures['per_second']:,}"
         for name, figures in _measured(kept, "small")

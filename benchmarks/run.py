@@ -79,7 +79,7 @@ DELAY_MS = 25
 """One way, where server and node are apart."""
 PLAIN_COLUMNS = 140
 TOLD_ABOVE = "; the reason is above"
-"""Of the terminal: a page and a picture have nothing above."""
+"""The terminal's last note: a page and a picture have nothing above."""
 CHEAP_ENGINE = {"small", "growth"}
 """Measured with an engine that is no Python program, lest it be what is measured."""
 EVERY_MEASURE = [*MEASURES, "cold", "far"]

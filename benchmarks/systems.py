@@ -59,7 +59,7 @@ class Target:
     node: subprocess.Popen[bytes] | None = None
     """The process beside the engine, if there is one."""
     rewrites: bool = False
-    """Whether answers say the same as the engine's in other bytes."""
+    """The system writes answers anew: they say the same as the engine's in other bytes."""
 
 
 class System(ABC):
@@ -67,7 +67,7 @@ class System(ABC):
     far = False
     """Whether it can reach an engine behind NAT."""
     own = False
-    """Whether it is of this repository: a run without it has failed."""
+    """The system is of this repository: a run without it has failed."""
 
     @abstractmethod
     def start(self, site: Site, engine: str) -> Target:
@@ -160,7 +160,7 @@ class LiteLLM(System):
 
     name = "LiteLLM proxy"
     READY_SECONDS = 180
-    """It imports for ten seconds of processor time and more, once for each worker."""
+    """Each worker imports for ten seconds of processor time and more."""
 
     def start(self, site: Site, engine: str) -> Target:
         (port,) = site.free_ports(1)

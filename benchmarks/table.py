@@ -111,7 +111,7 @@ def cell(kept: Kept, name: str, row: Row) -> str:
 
 
 def notes(kept: Kept) -> Iterator[str]:
-    """What has to be known beside the figures."""
+    """Yield the notes that belong to the figures."""
     reference = kept["systems"].get(REFERENCE)
     if reference:
         yield f"In brackets: the ratio to {reference}."

@@ -30,8 +30,8 @@ READERS = 2
 # 100,000 ledger rows, 2026-11: one by one 3.0 us of CPU each, 100 at once 2.3; as JSON 8.5.
 ROWS_AT_ONCE = (256, 32, 1)
 
-# What is no plain number, text or bytearray is looked up among the driver's adapters, and where
-# there is none its class is searched in vain: a NULL cost 0.6 us, a truth value 0.5.
+# The driver looks values that are no plain number, text or bytearray up among its adapters, and
+# searches their classes in vain where there is none: a NULL cost 0.6 us, a truth value 0.5.
 sqlite3.register_adapter(type(None), lambda none: none)
 _NUMBERS: dict[Value, Value] = {None: None, False: 0, True: 1}
 """What SQLite stores for truth values."""

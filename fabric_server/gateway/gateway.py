@@ -56,7 +56,7 @@ class Gateway:
         self.media = media or Media(None, "data")
         self.active = ActiveRequests()
         self.keeper: Keeper | None = None
-        """For requests whose endpoint ``stores``."""
+        """Keeps answers for requests whose endpoint ``stores``."""
         self._ledger = upstream.ledger
         self._loop = asyncio.get_running_loop()
 

@@ -29,5 +29,5 @@ class JobsContext:
     """Counts what jobs' requests hold, as it does for clients' own."""
     new_request_id: Callable[[], str]
     outage: Outage
-    """That of the store."""
+    """The store's outage."""
     gateway: Gateway

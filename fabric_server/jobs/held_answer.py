@@ -26,7 +26,7 @@ class HeldAnswer(Response):
         """``holding`` counts what is held back, and ``given``."""
         super().__init__(connection)
         self.given = given
-        """What is to be stored with the answer; empty once that can't be stored any more."""
+        """The texts to store with the answer; empty once the answer can't be stored any more."""
         self.lost = ""
         """Why the answer can't be stored, where that is known."""
         self._streamed = streamed

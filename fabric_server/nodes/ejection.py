@@ -56,7 +56,7 @@ class Ejection(Generic[E]):
         self.room: list[E] = []
         """Troubled engines that have room, and are not ejected."""
         self._places: dict[E, int] = {}
-        """Where they are in that list."""
+        """The places of engines in that list."""
         self._troubled = troubled
         self._changed = set(troubled)
         self._avoided: list[_Entry[E]] = []

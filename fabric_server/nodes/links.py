@@ -104,7 +104,7 @@ class Links:
         settings: LinkSettings,
     ) -> None:
         self.outage = Outage("the store")
-        """That of the store; whoever builds the server sets its own."""
+        """The store's outage; whoever builds the server sets its own."""
         self.registry = registry
         self.store = store
         self.renewals = renewals

@@ -32,8 +32,8 @@ LATEST = ":latest"
 SHARED_STREAMS = 32
 """Streams up to which a tunnel is filled before the node's next one gets some."""
 KEPT_FREE = 16
-"""Of so many slots of an engine that several keys use, one is kept from the key that has all the
-others."""
+"""Slots among which one is kept from a key that has all the others, where several keys use an
+engine."""
 
 
 @lru_cache(256)
@@ -89,7 +89,7 @@ class Engine:
         """Set while it gets fewer requests than it has slots for."""
         self._lists: list[Segments[Engine]] = []
         self.standing = UNLISTED
-        """What the lists of candidates know of it."""
+        """The engine's entry in the lists of candidates."""
         self._set(report)
         self.limit_slots()
 

@@ -139,7 +139,7 @@ class RequestRecord:
         total = now - request.arrived
         first = self.first_byte_at
         usage = self.usage or Usage()
-        # In the order of its fields: by name they would cost seven times as much.
+        # The fields are given in their order: by name they would cost seven times as much.
         return LedgerEntry(
             request.id,
             time() - total,

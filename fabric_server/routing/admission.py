@@ -33,8 +33,8 @@ MIN_RETRY_AFTER, MAX_RETRY_AFTER = 1.0, 120.0
 DEFAULT_SERVICE_SECONDS = 5.0
 """How long a request is assumed to hold a slot before any has been measured."""
 MAX_COUNTED = 64
-"""Of more engines, a sample tells an estimate, or why none of them may serve; a larger one if few
-of these suit."""
+"""Engines up to which all are looked at.  A sample of more tells an estimate, or why none may
+serve; it is larger if few of these suit."""
 _SMOOTHING = 0.1
 """Weight of one measured request in the average."""
 

@@ -41,9 +41,9 @@ unchanged."""
 _EXACT = 32
 """Up to so many requests have exact positions whatever changes."""
 _SECONDS_PER_REQUEST = 0.005
-"""Of more, positions are reused for so long for each request, less those that were served since:
-computing them takes some 10 µs for each, so a five-hundredth of the time, however long the queue
-is and however often clients ask."""
+"""Seconds, for each request of a longer queue, for which positions are reused, less those that were
+served since: computing them takes some 10 µs for each, so a five-hundredth of the time, however
+long the queue is and however often clients ask."""
 
 
 class Waiter(Protocol):

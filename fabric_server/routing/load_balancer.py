@@ -32,7 +32,7 @@ from protocol.messages import ModelReport
 COMPARE_ALL = UNSORTED
 """Up to so many candidates with room are all compared."""
 SAMPLE = 4
-"""Of more, so many are compared.  With two (the power of two choices),
+"""Candidates that are compared where there are more.  With two (the power of two choices),
 p99 of the first byte was a third to a half longer (benchmarks/simulation.py, 2026-11-21), for 3 µs
 less."""
 MAX_DRAWS = 8

@@ -107,7 +107,7 @@ class Revocations:
         self._wanted = asyncio.Event()
         self._problem = False
         self._told: tuple[Outage, int] | None = None
-        """What is away, and how many of its outages were over when that was told."""
+        """The back end that was told to be away, and how many of its outages were over then."""
 
     async def begin(self) -> None:
         """Compare once, before anything is authorised by the store."""
