@@ -105,7 +105,7 @@ async def test_a_read_only_store_and_a_full_cache_are_named_and_cost_no_request(
         await until(lambda: _says(client, "store", "ok"))
         await until(lambda: _consumer_says(session, stack, 200, None))
 
-        await asyncio.to_thread(stack.redis.ask, "CONFIG", "SET", "maxmemory", "1")
+        await asyncio.to_thread(stack.redis.full, True)
 
         async def full() -> bool:
             await client.ask("sk-fab-" + "x" * 43)

@@ -77,6 +77,11 @@ class RedisServer(Daemon):
             client.response_callbacks.clear()
             return client.execute_command(*words)
 
+    def full(self, on: bool) -> None:
+        """Have it refuse whatever needs memory.  One that was filled takes some small keys still,
+        since its memory shrinks and grows by itself."""
+        self.ask("CONFIG", "SET", "maxmemory", 1 if on else 0)
+
     def _prepare(self) -> None:
         if self.tls and not self.ca.exists():
             write_certificates(self.directory)
