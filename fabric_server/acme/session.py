@@ -38,6 +38,8 @@ REQUEST_SECONDS = 15
 POLL_SECONDS = 1.5
 MAX_CHAIN = 100_000
 MAX_BODY = 1024 * 1024
+NONCE_TRIES = 5
+"""Tries, of two posts each, of a request that the CA refuses for its nonce only."""
 BODY_SECONDS = 60.0
 """Time for a whole body: ``REQUEST_SECONDS`` is that of one read, and may begin again for ever."""
 
@@ -102,6 +104,22 @@ class _BoundedBodies(HTTPAdapter):
         return response
 
 
+class _Network(client.ClientNetwork):
+    """Posts what is refused for its nonce again, with a fresh one (RFC 8555, section 6.5).
+
+    A CA may forget nonces whenever it likes, and has not looked at the request when it says so.
+    """
+
+    def post(self, *args: Any, **kwargs: Any) -> requests.Response:
+        for _ in range(NONCE_TRIES - 1):
+            try:
+                return super().post(*args, **kwargs)  # which itself tries it twice
+            except messages.Error as error:
+                if error.code != "badNonce":
+                    raise
+        return super().post(*args, **kwargs)
+
+
 @dataclass(frozen=True)
 class Options:
     """The CA that is asked, and how."""
@@ -119,7 +137,7 @@ class Session:
     def __init__(self, options: Options, account_key: ec.EllipticCurvePrivateKey) -> None:
         self._options = options
         self._key = JWKEC(key=ComparableECKey(account_key))
-        self._network = client.ClientNetwork(
+        self._network = _Network(
             self._key,
             alg=ES256,
             user_agent=f"inference-fabric/{VERSION}",

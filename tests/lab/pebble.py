@@ -51,8 +51,12 @@ class _Names(Daemon):
 class Pebble(Daemon):
     name = "pebble"
 
-    def __init__(self, directory: Path, *, valid_seconds: int = 90 * 86_400) -> None:
+    def __init__(
+        self, directory: Path, *, valid_seconds: int = 90 * 86_400, bad_nonces: int = 5
+    ) -> None:
+        """`bad_nonces` is the percentage of good nonces that it refuses, at random."""
         super().__init__(directory)
+        self._bad_nonces = bad_nonces
         self.http_port, self.tls_port = free_port(), free_port()
         self.trust = directory / "authority.pem"
         self._management = free_port()
@@ -113,8 +117,9 @@ class Pebble(Daemon):
 
     def _spawn(self, **options: Any) -> subprocess.Popen[bytes]:
         # Without its pauses, and with a check of every name in each order.
-        quick = {"PEBBLE_VA_NOSLEEP": "1", "PEBBLE_AUTHZREUSE": "0"}
-        return super()._spawn(env={**os.environ, **quick}, **options)
+        settings = {"PEBBLE_VA_NOSLEEP": "1", "PEBBLE_AUTHZREUSE": "0"}
+        settings["PEBBLE_WFE_NONCEREJECT"] = str(self._bad_nonces)
+        return super()._spawn(env={**os.environ, **settings}, **options)
 
     def _ready(self) -> bool:
         try:

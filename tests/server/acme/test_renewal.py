@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import socket
 import stat
 import threading
 import time
+from base64 import b64decode
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -171,6 +173,13 @@ async def test_a_clock_that_is_ahead_does_not_use_up_the_limits(
         assert renewal.files.state().next_try - renewal.options.clock() > 200
 
 
+async def test_a_certificate_is_issued_by_a_ca_that_refuses_good_nonces(tmp_path: Path) -> None:
+    with Pebble(tmp_path, bad_nonces=25) as ca:
+        async with renewing(tmp_path, ca.directory_url, ca) as renewal:
+            await renewal.check()
+            assert (renewal.problem, renewal.orders) == (None, {"issued": 1, "failed": 0})
+
+
 async def test_a_failed_check_is_explained_and_not_repeated_too_soon(
     tmp_path: Path, pebble: Pebble, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -318,9 +327,12 @@ class _Scripted(BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers["content-length"]))
         self._say(*self.problem)
 
+    def _nonce(self) -> str:
+        return "bm9uY2U"
+
     def _say(self, status: int, body: bytes) -> None:
         self.send_response(status)
-        self.send_header("replay-nonce", "bm9uY2U")
+        self.send_header("replay-nonce", self._nonce())
         self.send_header("content-type", "application/problem+json")
         self.send_header("content-length", str(len(body)))
         self.end_headers()
@@ -330,9 +342,35 @@ class _Scripted(BaseHTTPRequestHandler):
         pass
 
 
+TOO_MANY = {"type": "urn:ietf:params:acme:error:rateLimited", "detail": "too many accounts"}
+BAD_NONCE = {"type": "urn:ietf:params:acme:error:badNonce", "detail": "unknown nonce"}
+
+
+class _Forgetful(_Scripted):
+    """A CA that forgets as many of its nonces as it is told, which chance makes Pebble do."""
+
+    problem = (429, json.dumps(TOO_MANY).encode())
+    forgets: int
+    made: Iterator[int]
+    got: list[str]
+
+    def do_POST(self) -> None:
+        signed = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        header = json.loads(b64decode(signed["protected"] + "==", b"-_"))
+        self.got.append(header["nonce"])
+        forgotten = len(self.got) <= self.forgets
+        self._say(*((400, json.dumps(BAD_NONCE).encode()) if forgotten else self.problem))
+
+    def _nonce(self) -> str:
+        return f"nonce{next(self.made):03}"
+
+
+def scripted(status: int, body: bytes) -> contextlib.AbstractContextManager[str]:
+    return serving(type("Handler", (_Scripted,), {"problem": (status, body)}))
+
+
 @contextlib.contextmanager
-def scripted(status: int, body: bytes) -> Iterator[str]:
-    handler = type("Handler", (_Scripted,), {"problem": (status, body)})
+def serving(handler: type[_Scripted]) -> Iterator[str]:
     with HTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -344,14 +382,28 @@ def scripted(status: int, body: bytes) -> Iterator[str]:
 
 
 async def test_the_rate_limits_of_a_ca_are_respected(tmp_path: Path) -> None:
-    problem = {"type": "urn:ietf:params:acme:error:rateLimited", "detail": "too many accounts"}
-    with scripted(429, json.dumps(problem).encode()) as url:
+    with scripted(429, json.dumps(TOO_MANY).encode()) as url:
         async with renewing(tmp_path, url) as renewal:
             await renewal.check()
     state = AcmeFiles(tmp_path).state()
     assert (state.code, state.reason) == ("rate_limited", "too many accounts")
     assert "--acme-staging" in state.remedy
     assert state.next_try - state.failed_at >= HOUR
+
+
+@pytest.mark.parametrize(("forgets", "code"), [(9, "rate_limited"), (1000, "refused")])
+async def test_a_nonce_that_the_ca_forgot_is_replaced_up_to_nine_times(
+    tmp_path: Path, forgets: int, code: str
+) -> None:
+    got: list[str] = []
+    script = {"forgets": forgets, "made": itertools.count(), "got": got}
+    with serving(type("Handler", (_Forgetful,), script)) as url:
+        async with renewing(tmp_path, url) as renewal:
+            await renewal.check()
+            state = renewal.files.state()
+    assert state.code == code
+    assert state.reason == ("too many accounts" if code == "rate_limited" else "unknown nonce")
+    assert len(set(got)) == len(got) == 10
 
 
 @pytest.mark.parametrize(
