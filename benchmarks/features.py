@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 from benchmarks.canned import MODEL
-from benchmarks.measures import CONCURRENCY, LOAD, POST, Figures, faults, key, need
+from benchmarks.measures import CONCURRENCY, LOAD, POST, Figures, faults, key, need, spent
 from benchmarks.processes import Site
 from benchmarks.run import start_canned_engine, start_engine
 from benchmarks.systems import SYSTEMS, Target
@@ -51,23 +49,19 @@ class Round(NamedTuple):
     node: float
 
 
-def spent(process: subprocess.Popen[bytes] | None) -> float:
-    """Microseconds of processor that a process has had, all its threads together."""
-    assert process is not None
-    threads = Path(f"/proc/{process.pid}/task").glob("*/schedstat")
-    return sum(int(one.read_text().split()[0]) for one in threads) / 1000
-
-
 def counted(target: Target, figures: Callable[[], tuple[float, int, Figures]]) -> Round:
     """A round with processor times: ``figures`` gives the figure, how many, and what went wrong."""
-    before = spent(target.front), spent(target.node)
+    server, node = target.front, target.node
+    assert server is not None
+    assert node is not None
+    before = spent(server), spent(node)
     figure, count, told = figures()
     if faults(told):
         raise SystemExit(f"{told}")
     return Round(
         figure,
-        (spent(target.front) - before[0]) / count,
-        (spent(target.node) - before[1]) / count,
+        (spent(server) - before[0]) / count,
+        (spent(node) - before[1]) / count,
     )
 
 

@@ -74,7 +74,7 @@ class Tally:
     events: int = 0
     """Events of these answers."""
     received: int = 0
-    """Events so far, with those of answers under way."""
+    """Events so far, with those of answers under way and of wrong ones."""
     wrong: int = 0
     """Other bytes than expected."""
     refused: int = 0
@@ -136,6 +136,10 @@ class Reader(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed_data(data)
+        self._count_events()
+
+    def _count_events(self) -> None:
+        """Count what has come since the last call: at the end of a read, and of an answer."""
         events = self._events_received()
         if fresh := events - self._events:
             now = time.perf_counter()
@@ -163,6 +167,7 @@ class Reader(asyncio.Protocol):
         if not self._asked:
             return
         self._asked = False
+        self._count_events()  # `done` may ask anew, which forgets this answer
         if fault := self._fault_of_whole():
             self._tally.note(fault, f"complete after {self._position} bytes")
         else:
@@ -390,7 +395,8 @@ def quantile_ms(times: list[float], share: float) -> float:
 
 
 def report(tally: Tally) -> dict[str, object]:
-    return {name: value for name, value in vars(tally).items() if name not in ("gaps", "received")}
+    told = {name: value for name, value in vars(tally).items() if name != "gaps"}
+    return {**told, "load_cpu_seconds": round(time.process_time(), 3)}
 
 
 def main() -> None:

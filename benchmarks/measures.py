@@ -7,6 +7,7 @@ bytes than the engine sent; a figure is worth something only where they are 0.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -203,17 +204,40 @@ def faults(figures: Figures) -> int:
 def put(
     site: Site, target: Target, load: list[Any], watch: Callable[[], None] = lambda: None
 ) -> Figures:
+    """Run the load generator; adds what the system between spent, and how busy all cores were."""
     command = [*LOAD, *map(str, load)]
     if target.rewrites:
         command += ["--rewriting", target.url]
+    parts = [part for part in (target.front, target.node) if part is not None]
+    before, began, idle = sum(map(spent, parts)), time.monotonic(), idle_seconds()
     told: Figures = json.loads(
         site.run(command, at_node=target.at_node, environ=key(target), watch=watch)
     )
+    took = (time.monotonic() - began) * len(os.sched_getaffinity(0))
+    told["machine_busy"] = round(1 - (idle_seconds() - idle) / took, 3)
+    if parts and told["received"]:
+        told["cpu_us_per_event"] = round((sum(map(spent, parts)) - before) / told["received"], 3)
     return told
 
 
 def key(target: Target) -> dict[str, str]:
     return {"FABRIC_KEY": target.key} if target.key else {}
+
+
+def spent(program: subprocess.Popen[bytes]) -> float:
+    """Microseconds of processor that a process and its children have had, all their threads."""
+    front, total = psutil.Process(program.pid), 0
+    for process in (front, *front.children(recursive=True)):
+        for thread in Path(f"/proc/{process.pid}/task").glob("*/schedstat"):
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                total += int(thread.read_text().split()[0])
+    return total / 1000
+
+
+def idle_seconds() -> float:
+    """Seconds in which cores of this machine had nothing to do, since it started."""
+    times = psutil.cpu_times()
+    return float(times.idle + times.iowait)
 
 
 def memory(target: Target) -> int:

@@ -109,14 +109,16 @@ class Nginx(System):
     def start(self, site: Site, engine: str) -> Target:
         ports = site.free_ports(self.hops)
         next_hop, scheme = urlsplit(engine).netloc, "http"
+        hops: list[subprocess.Popen[bytes]] = []
+        """The one beside the engine first."""
         for port in reversed(ports):
             first = port == ports[0]
             listen = f"127.0.0.1:{port} {'' if first else 'ssl'} backlog=2048"
-            front = self._hop(site, listen=listen, next=next_hop, scheme=scheme)
+            hops.append(self._hop(site, listen=listen, next=next_hop, scheme=scheme))
             next_hop, scheme = f"127.0.0.1:{port}", "https"
-        url = f"http://127.0.0.1:{ports[0]}"
+        url, front = f"http://127.0.0.1:{ports[0]}", hops[-1]
         site.wait_for_answer(f"{url}/v1/models", front)
-        return Target(url, engine, front)
+        return Target(url, engine, front, node=hops[0] if len(hops) > 1 else None)
 
     def _hop(self, site: Site, **values: str) -> subprocess.Popen[bytes]:
         return nginx(site, RIVALS / "nginx.conf", **values)

@@ -60,6 +60,17 @@ def microseconds(results: Results, name: str, kind: str, figure: str) -> str:
     return f"{results[name][kind][figure]:.0f}"
 
 
+def each(results: Results, name: str, kind: str, figure: str) -> str:
+    """Microseconds of processor for an event: of all processes between client and engine."""
+    value = results[name][kind].get(figure)  # the engine itself has none
+    return "–" if value is None else f"{value:.2f}"
+
+
+def percent(results: Results, name: str, kind: str, figure: str) -> str:
+    value = results[name][kind].get(figure)
+    return "–" if value is None else f"{value:.0%}"
+
+
 def kibibytes(results: Results, name: str, kind: str, figure: str) -> str:
     value = results[name][kind][figure]
     return "–" if name == DIRECT else f"{value / 1024:,.0f}"
@@ -77,12 +88,16 @@ ROWS = (
     Row("small", "per_second", "small JSON, 32 at once: requests/s", rate),
     Row("streams", "events_per_second", "streams, 32 at once: events/s", rate),
     Row("bursts", "events_per_second", "the same, 16 events a write: events/s", rate),
+    Row("streams", "cpu_us_per_event", "streams: processor time, µs an event", each),
+    Row("bursts", "cpu_us_per_event", "16 events a write: processor time, µs an event", each),
     Row("probe", "whole_added_ms", "one at a time, no pause: median ms", added("whole_p50_ms")),
     Row("cold", "added_p50_ms", "one every 50 ms: median ms", added("p50_ms")),
     Row("cold", "added_p90_ms", "one every 50 ms: p90 ms", added("p90_ms")),
     Row("cold", "added_p99_ms", "one every 50 ms: p99 ms", added("p99_ms")),
     Row("far", "first_byte_p50_ms", "node 50 ms away: first byte, ms", more),
     Row("paced", "gap_p99_ms", "1,000 paced streams: p99 gap, ms", milliseconds),
+    Row("paced", "cpu_us_per_event", "1,000 paced streams: processor time, µs an event", each),
+    Row("paced", "machine_busy", "1,000 paced streams: all cores busy", percent),
     Row("paced", "memory_per_stream", "an open stream: KiB", kibibytes),
     Row("nodes", "memory_per_node", "an idle node: KiB of the server", kibibytes),
     Row("nodes", "memory_of_node", "an idle node: KiB of its own", kibibytes),
@@ -97,7 +112,7 @@ def rows(kept: Kept) -> Iterator[list[str]]:
     """Each measure's title and the cells of all systems, as far as it was measured at all."""
     results: Results = kept["results"]
     for row in ROWS:
-        if any(row.kind in measured for measured in results.values()):
+        if any(row.figure in measured.get(row.kind, {}) for measured in results.values()):
             yield [row.title, *(cell(kept, name, row) for name in kept["systems"])]
 
 

@@ -50,6 +50,13 @@ def test_load_finds_nothing_wrong_with_the_mock_engine(
     assert (result["wrong"], result["lost"], result["refused"]) == (0, 0, 0), result["problem"]
 
 
+@pytest.mark.parametrize("rewriting", [False, True], ids=["as it is", "rewriting"])
+def test_events_of_an_answers_last_read_count(site: Site, engine: str, rewriting: bool) -> None:
+    words = ["streams", engine, "--model", canned.BURST_MODEL, "--seconds", "0.2"]
+    result = load(site, *words, *["--rewriting", engine] * rewriting)
+    assert result["received"] >= result["events"] >= canned.FAST_EVENTS
+
+
 def test_cold_requests_go_to_all_places_in_turn(site: Site, engine: str) -> None:
     first, second = load(site, "cold", engine, engine, "--every", "0.01", "--seconds", "0.4")
     for told in (first, second):
