@@ -43,6 +43,13 @@ class AuthenticatorSettings:
     times: CacheTimes = DEFAULT_TIMES
 
 
+def digest_of(token: str) -> bytes:
+    """Return a key's SHA-256; empty for a text of another length, perhaps too long to be hashed."""
+    if len(token) != KEY_LENGTH:
+        return b""
+    return sha256(token.encode("utf-8", "replace")).digest()
+
+
 class _Entry:
     """A key in memory; ``key`` is None when it is unusable, and ``error`` makes the reason."""
 
@@ -107,9 +114,10 @@ class KeyAuthenticator:
 
     def cached(self, token: str) -> Key | None:
         """Return the key if it is in memory; on None call ``authenticate``."""
-        if len(token) != KEY_LENGTH:
-            return None  # perhaps too long to be worth a hash
-        digest = sha256(token.encode("utf-8", "replace")).digest()
+        return self.find(digest_of(token))
+
+    def find(self, digest: bytes) -> Key | None:
+        """Return the key with this digest if it is in memory, as ``cached`` does."""
         entry = self._entries.get(digest)
         if entry is None or self._clock() >= entry.fresh_until:
             return None

@@ -20,6 +20,7 @@ import httptools
 
 from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
+from fabric_server.edge.known_head import KnownHead
 from fabric_server.edge.request import Request
 
 MAX_TARGET = 4096
@@ -56,6 +57,9 @@ class Owner(Protocol):
 
     def on_body_complete(self, request: Request) -> None: ...
 
+    def on_whole_request(self, request: Request) -> ApiError | None:
+        """Take a request whose body is there, as ``on_request`` and ``on_body_complete`` do."""
+
 
 class RequestParser:
     """An incremental parser: ``feed`` it the bytes as they come, in pieces of any size."""
@@ -81,12 +85,28 @@ class RequestParser:
         self._overhead = 0
         """Bytes since the last complete head or piece of a body: endless headers, trailers, blank
         lines."""
+        self._known: KnownHead | None = None
+        """The head of the last request whose head came in one piece."""
+        self._fresh = b""
+        """Bytes that begin with a head, while it is parsed."""
+        self._rest = 0
+        """Bytes that are still to come of the body of a request with a known head."""
 
     def feed(self, data: bytes) -> ApiError | None:
         """Parse ``data``; return ``error``: once it is set, nothing more is parsed."""
         before = self.error
         if before is not None:
             return before
+        if self._rest:
+            data = self._feed_rest(data)
+        if self.request is None and not self._overhead and data:
+            known = self._known
+            if known is not None and (found := known.match(data)) is not None:
+                data = self._begin_known(known, *found, data)
+            else:
+                self._fresh = data
+        if not data or self.error is not None:
+            return self.error
         try:
             while data := self._feed(data):
                 pass
@@ -98,7 +118,42 @@ class RequestParser:
         else:
             if self._overhead > self._max_overhead:
                 self.error = self._too_large()
+        self._fresh = b""
         return self.error
+
+    def _begin_known(self, known: KnownHead, length: int, start: int, data: bytes) -> bytes:
+        """Begin a request by its known head; return what is not of it."""
+        if length > self.limits.body:  # perhaps too much
+            return data
+        request = self._owner.new_request()
+        request.use_head(known)
+        body = request.body
+        body.length = length
+        if len(data) - start >= length:
+            rest = data[start + length :]
+            if length:
+                body.add(data[start : start + length])
+            body.end()
+            error = self._owner.on_whole_request(request)
+        else:
+            self.request, self._rest, rest = request, length, b""
+            error = self._owner.on_request(request)
+            if error is None and start < len(data):
+                self._feed_rest(data[start:])
+        if error is not None:
+            self.request, self.in_head, self.error = request, True, error
+        return rest
+
+    def _feed_rest(self, data: bytes) -> bytes:
+        """Add to the body of a request with a known head; return what is not of it."""
+        rest, request = self._rest, self.request
+        assert request is not None
+        piece = data if len(data) <= rest else data[:rest]
+        self._rest = rest - len(piece)
+        request.body.add(piece)
+        if not self._rest:
+            self._end_body()
+        return data[len(piece) :]
 
     def _feed(self, data: bytes) -> bytes:
         """Parse ``data``; return what llhttp left, which stops behind a head with an upgrade."""
@@ -204,6 +259,9 @@ class RequestParser:
             self._reject(error)
         if parser.should_upgrade():
             self._ignore_upgrade(request, chunked=coding is not None)
+        elif self._fresh and length is not None and request.keep_alive and not request.expects:
+            self._known = request.learn_head(self._fresh)
+        self._fresh = b""  # another head in the same bytes has another beginning
         self.in_head = False
         self._overhead = 0
 
@@ -218,14 +276,16 @@ class RequestParser:
         body.add(data)
 
     def on_message_complete(self) -> None:
-        if self._body_head:
-            return  # llhttp takes a request with an upgrade for one without a body
+        if not self._body_head:  # llhttp takes a request with an upgrade for one without a body
+            self._end_body()
+
+    # ── small parts ───────────────────────────────────────────────────────────────────────────
+
+    def _end_body(self) -> None:
         request, self.request = self.request, None
         assert request is not None
         request.body.end()
         self._owner.on_body_complete(request)
-
-    # ── small parts ───────────────────────────────────────────────────────────────────────────
 
     def _reject(self, error: ApiError) -> None:
         """Record the error and stop the parser; call it only inside a parser's callback."""

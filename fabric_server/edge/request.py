@@ -14,6 +14,7 @@ from fabric_server.dialects.endpoints import Endpoint
 from fabric_server.dialects.error_formats import Dialect, dialect_of
 from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.body import Body
+from fabric_server.edge.known_head import KnownHead, find_head
 from fabric_server.edge.response import BufferedError, Response
 from fabric_server.edge.response import Connection as ResponseConnection
 from fabric_server.net.memory_budget import MemoryBudget
@@ -62,8 +63,8 @@ class Request:
     answer that is an error becomes an event of it.
     """
 
-    __slots__ = ("_connection", "arrived", "body", "endpoint", "expects", "headers", "id",
-                 "keep_alive", "key", "method", "path", "query", "response", "response_headers",
+    __slots__ = ("_connection", "arrived", "body", "endpoint", "expects", "head", "headers",
+                 "id", "keep_alive", "key", "method", "path", "query", "response", "response_headers",
                  "version")  # fmt: skip
 
     def __init__(self, connection: Connection, request_id: str, arrived: float) -> None:
@@ -76,7 +77,11 @@ class Request:
         self.query = ""
         self.version = "1.1"
         self.headers: dict[bytes, bytes] = {}
-        """Names in lower case; of repeated headers the first, and all of ``x-forwarded-for``."""
+        """Names in lower case; of repeated headers the first, and all of ``x-forwarded-for``.
+
+        Complete once a handler has the request; other requests may share them then."""
+        self.head: KnownHead | None = None
+        """The head that it shares with other requests of its connection, if there may be some."""
         self.body = Body(connection)
         self.response = Response(connection)
         self.key: Key | None = None
@@ -89,6 +94,20 @@ class Request:
         self.keep_alive = True
         self.expects = False
         """``Expect: 100-continue`` was sent and is not answered yet."""
+
+    def use_head(self, head: KnownHead) -> None:
+        """Be a request with this head."""
+        self.head = head
+        self.method, self.path, self.query = head.method, head.path, head.query
+        self.version, self.headers, self.keep_alive = head.version, head.headers, head.keep_alive
+
+    def learn_head(self, data: bytes) -> KnownHead | None:
+        """Return its head, with which ``data`` begins, if another request may share it."""
+        head = self.head = find_head(data)
+        if head is not None:
+            head.method, head.path, head.query = self.method, self.path, self.query
+            head.version, head.headers, head.keep_alive = self.version, self.headers, self.keep_alive
+        return head
 
     @property
     def dialect(self) -> Dialect:

@@ -18,6 +18,7 @@ from msgspec import Raw, Struct
 from fabric_server.metering.openai import Usage
 from fabric_server.metering.sse import UNREADABLE
 
+_NULL = Raw(b"null")
 MEDIA_TOKENS = 16_384
 """Tokens of one image or the like."""
 MAX_RATE = 20_000.0
@@ -74,21 +75,35 @@ def believable(usage: Usage, answered: Answered) -> Usage:
 
 
 class _Options(Struct, gc=False):
-    num_predict: Raw = Raw(b"null")
+    num_predict: int | None = None
 
 
 class _Limits(Struct, gc=False):
-    max_tokens: Raw = Raw(b"null")
-    max_completion_tokens: Raw = Raw(b"null")
-    max_output_tokens: Raw = Raw(b"null")
-    n_predict: Raw = Raw(b"null")
-    n: Raw = Raw(b"null")
-    best_of: Raw = Raw(b"null")
-    options: Raw = Raw(b"null")
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    max_output_tokens: int | None = None
+    n_predict: int | None = None
+    n: int | None = None
+    best_of: int | None = None
+    options: _Options | None = None
+
+
+class _RawLimits(Struct, gc=False):
+    """The same for bodies in which one is no number: the others limit all the same."""
+
+    max_tokens: Raw = _NULL
+    max_completion_tokens: Raw = _NULL
+    max_output_tokens: Raw = _NULL
+    n_predict: Raw = _NULL
+    n: Raw = _NULL
+    best_of: Raw = _NULL
+    options: Raw = _NULL
 
 
 _decode_limits = msgspec.json.Decoder(_Limits).decode
-_decode_options = msgspec.json.Decoder(_Options).decode
+_decode_raw_limits = msgspec.json.Decoder(_RawLimits).decode
+_decode_options = msgspec.json.Decoder(dict[str, Raw]).decode
+_decode_number = msgspec.json.Decoder(int).decode
 
 
 def output_limit(body: bytes) -> int | None:
@@ -98,23 +113,42 @@ def output_limit(body: bytes) -> int | None:
     try:
         given = _decode_limits(body)
     except UNREADABLE:
+        found = _read_leniently(body)
+        if found is None:
+            return None
+        given = found
+    most = max(
+        given.max_tokens or 0,
+        given.max_completion_tokens or 0,
+        given.max_output_tokens or 0,
+        given.n_predict or 0,
+        0 if given.options is None else given.options.num_predict or 0,
+    )
+    return most * max(1, given.n or 0, given.best_of or 0) if most > 0 else None
+
+
+def _read_leniently(body: bytes) -> _Limits | None:
+    try:
+        raw = _decode_raw_limits(body)
+    except UNREADABLE:
         return None
-    figures = [
-        given.max_tokens,
-        given.max_completion_tokens,
-        given.max_output_tokens,
-        given.n_predict,
-    ]
+    options: dict[str, Raw] = {}
     with suppress(*UNREADABLE):
-        figures.append(_decode_options(given.options).num_predict)
-    limits = [figure for raw in figures if (figure := _number(raw)) > 0]
-    choices = max(1, _number(given.n), _number(given.best_of))
-    return max(limits) * choices if limits else None
+        options = _decode_options(raw.options)
+    return _Limits(
+        _number(raw.max_tokens),
+        _number(raw.max_completion_tokens),
+        _number(raw.max_output_tokens),
+        _number(raw.n_predict),
+        _number(raw.n),
+        _number(raw.best_of),
+        _Options(_number(options.get("num_predict", _NULL))),
+    )
 
 
 def _number(raw: Raw) -> int:
     """Return a whole number; 0 for anything else."""
     try:
-        return msgspec.json.decode(raw, type=int)
+        return _decode_number(raw)
     except UNREADABLE:
         return 0

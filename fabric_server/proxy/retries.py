@@ -93,7 +93,8 @@ class RetryLoop:
         )
         upstream.budget.earn()
         while True:
-            choice, tunnel = await self._admit()
+            choice, tunnel = self._admit_now() or await self._admit()
+            self._note_try(choice.engine)
             attempt, ending = await self._try(choice, tunnel)
             if ending.error is not None and not self._request.response.finished:
                 raise ending.error
@@ -118,20 +119,30 @@ class RetryLoop:
 
     # ── which engine ──────────────────────────────────────────────────────────────────────────
 
+    def _admit_now(self) -> tuple[Choice, ServerTunnel] | None:
+        """Take a slot of an engine and a tunnel to it, if one is free."""
+        now = self.loop.time()
+        if now >= self._deadline:
+            return None
+        choice = self._upstream.admission.admit_now(self._requirements, now)
+        if choice is None:
+            return None
+        tunnel = choice.engine.node.tunnel(now)
+        if tunnel is None:  # closed a moment ago
+            self._upstream.registry.release(choice.engine, choice.key_id)
+            return None
+        return choice, tunnel
+
     async def _admit(self) -> tuple[Choice, ServerTunnel]:
-        """Take a slot of an engine, and a tunnel to it."""
+        """Wait for a slot of an engine, and a tunnel to it."""
         admission, requirements = self._upstream.admission, self._requirements
         began = self.loop.time()
         try:
             while True:
-                choice = (
-                    admission.admit_now(requirements, began) if began < self._deadline else None
-                )
-                if choice is None:
-                    choice = await admission.admit(requirements, self._deadline, self._request.id)
+                choice = await admission.admit(requirements, self._deadline, self._request.id)
                 tunnel = choice.engine.node.tunnel(self.loop.time())
                 if tunnel is not None:
-                    break
+                    return choice, tunnel
                 # The tunnel closed between the slot being given and being used.
                 self._upstream.registry.release(choice.engine, choice.key_id)
         except ApiError:
@@ -140,8 +151,6 @@ class RetryLoop:
             raise
         finally:
             self._record.queued += self.loop.time() - began
-        self._note_try(choice.engine)
-        return choice, tunnel
 
     def _note_try(self, engine: Engine) -> None:
         if engine.breakers:
@@ -203,13 +212,10 @@ class RetryLoop:
         upstream, body = self._upstream, self._request.body.replay_buffer
         if first.hedge is not None or not upstream.budget.allows:
             return
-        choice = upstream.admission.admit_now(self._requirements, self.loop.time())
-        if choice is None:
+        admitted = self._admit_now()
+        if admitted is None:
             return
-        tunnel = choice.engine.node.tunnel(self.loop.time())
-        if tunnel is None:
-            upstream.registry.release(choice.engine, choice.key_id)
-            return
+        choice, tunnel = admitted
         upstream.budget.spend()
         upstream.metrics.hedged += 1
         self._note_try(choice.engine)
