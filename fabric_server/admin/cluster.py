@@ -187,7 +187,7 @@ class ClusterHandlers:
                 total,
                 counts["ok"],
                 sum(counts[outcome] for outcome in _FAILED),
-                sum(metrics.tokens.values()),
+                metrics.prompt_tokens + metrics.completion_tokens,
                 _time(self._clock()),
                 latency,
             )

@@ -47,6 +47,7 @@ class Connection(Protocol):
     def suspect(self) -> None: ...
     def cors(self, origin: bytes) -> bytes: ...
     def send(self, data: bytes) -> None: ...
+    def hold(self, data: bytes) -> None: ...
     def time(self) -> float: ...
     def date(self) -> bytes: ...
     def want_body(self) -> None: ...
@@ -64,7 +65,7 @@ class Request:
     """
 
     __slots__ = ("_connection", "arrived", "body", "endpoint", "expects", "head", "headers",
-                 "id", "keep_alive", "key", "method", "path", "query", "response", "response_headers",
+                 "id", "keep_alive", "key", "method", "path", "query", "response",
                  "version")  # fmt: skip
 
     def __init__(self, connection: Connection, request_id: str, arrived: float) -> None:
@@ -89,8 +90,6 @@ class Request:
         Nothing that comes from a network sets it."""
         self.endpoint: Endpoint | None = None
         """The endpoint, when an engine is to answer."""
-        self.response_headers: Headers = []
-        """Headers of its answer, whichever that will be."""
         self.keep_alive = True
         self.expects = False
         """``Expect: 100-continue`` was sent and is not answered yet."""
@@ -106,7 +105,8 @@ class Request:
         head = self.head = find_head(data)
         if head is not None:
             head.method, head.path, head.query = self.method, self.path, self.query
-            head.version, head.headers, head.keep_alive = self.version, self.headers, self.keep_alive
+            head.version, head.headers = self.version, self.headers
+            head.keep_alive = self.keep_alive
         return head
 
     @property
@@ -138,7 +138,9 @@ class Request:
 
     def answer_with(self, make: Callable[[ResponseConnection], Response]) -> None:
         """Use another kind of response; call it before anything is written."""
+        headers = self.response.headers
         self.response = make(self._connection)
+        self.response.headers = headers
 
     async def pause(self, seconds: float) -> None:
         """Wait so long before the answer; cancelled when the client hangs up."""
@@ -149,7 +151,7 @@ class Request:
     def respond(self, status: int, body: bytes, headers: Headers | None = None) -> None:
         """Send a whole answer at once."""
         response = self.start_response(status, [_JSON, *(headers or [])], len(body))
-        response.write(body)
+        response.write_last(body)
         response.finish()
 
     def respond_error(self, error: ApiError) -> None:
@@ -238,5 +240,5 @@ class Request:
         client_id = given.get(b"x-client-request-id") or given.get(b"x-request-id")
         if client_id is not None and _VALID_CLIENT_ID.fullmatch(client_id):
             parts.append(b"x-client-request-id: %b\r\n" % client_id)
-        for name, value in self.response_headers:
+        for name, value in self.response.headers:
             parts += (name, b": ", value, b"\r\n")

@@ -18,6 +18,10 @@ class Connection(Protocol):
     @property
     def paused(self) -> bool: ...
     def send(self, data: bytes) -> None: ...
+
+    def hold(self, data: bytes) -> None:
+        """Send ``data`` with what is sent next, at the latest when the response is finished."""
+
     def response_finished(self) -> None: ...
     def response_aborted(self) -> None: ...
 
@@ -48,7 +52,8 @@ class Response:
     """The writing half of a request: ``Request.start_response``, ``write`` …, ``finish``."""
 
     __slots__ = ("_chunked", "_connection", "_discards", "_error", "_send", "bytes_out",
-                 "comments_sent", "finished", "on_drained", "started", "status")  # fmt: skip
+                 "comments_sent", "finished", "headers", "on_drained", "started",
+                 "status")  # fmt: skip
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -60,6 +65,8 @@ class Response:
         self.finished = False
         self.status = 0
         """The HTTP status that was sent, or will be."""
+        self.headers: list[tuple[bytes, bytes]] = []
+        """Headers of the answer, whichever that will be."""
         self.bytes_out = 0
         """Bytes of the body that were written."""
         self.on_drained: Callable[[], None] | None = None
@@ -80,7 +87,10 @@ class Response:
         self.status = status
         self._chunked = chunked
         self._discards = no_body
-        self._send(head)
+        if chunked:
+            self._send(head)
+        else:  # its body follows at once
+            self._connection.hold(head)
 
     def buffer_error(self, error: BufferedError) -> None:
         """Collect the answer's body in ``error``, and send it as an event at the end."""
@@ -99,6 +109,11 @@ class Response:
             self._send(b"%x\r\n%b\r\n" % (len(data), data))
         else:
             self._send(data)
+
+    def write_last(self, data: bytes) -> None:
+        """Write the body's last bytes, which leave with ``finish``."""
+        self._send = self._connection.hold
+        self.write(data)
 
     def suspend(self) -> None:
         """Return to the state of a stream that waits, until ``start_response`` is called once more.

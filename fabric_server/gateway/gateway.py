@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 from msgspec.structs import replace
@@ -88,7 +87,7 @@ class Gateway:
             if key.requests_at_once is not None:
                 self.active.check(key)
             if key.limited:
-                request.response_headers += self.limits.take(key)
+                request.response.headers += self.limits.take(key)
             if request.body.preparations:
                 for prepare in request.body.preparations:
                     await prepare(key)
@@ -101,7 +100,7 @@ class Gateway:
                 raise errors.model_not_allowed(parsed.model)
             options = read_options(request.headers, key.priority)
             if PRIORITY in request.headers:
-                request.response_headers.append((PRIORITY, options.priority.label))
+                request.response.headers.append((PRIORITY, options.priority.label))
             body = request.body
             if large is None:
                 concerns = self.media.concerns(body.replay_buffer, endpoint)
@@ -115,18 +114,19 @@ class Gateway:
             if concerns:
                 await self.media.replace(body, endpoint)
                 record.parsed = replace(parsed, place=None)
-            with self._keepalive(record, endpoint):
+            if not parsed.stream or endpoint.streams is None:
                 await self._forward(record, endpoint, options)
+            else:
+                with self._keepalive(record, endpoint):
+                    await self._forward(record, endpoint, options)
         except (Exception, asyncio.CancelledError) as error:
             raise record.fail(error) from None
         finally:
             self.active.remove(record)
             self._ledger.write(record)
 
-    def _keepalive(self, record: RequestRecord, endpoint: Endpoint) -> AbstractContextManager[None]:
+    def _keepalive(self, record: RequestRecord, endpoint: Endpoint) -> StreamKeepalive:
         """Keep a stream alive while nothing comes of its answer."""
-        if not record.parsed.stream or endpoint.streams is None:
-            return nullcontext()
         upstream = self.upstream
         return StreamKeepalive(
             record,

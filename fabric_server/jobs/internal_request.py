@@ -111,6 +111,8 @@ class BufferedResponse:
             if self._task is not None:
                 self._task.cancel()  # as when a client disconnects: the engine stops
 
+    hold = send
+
     def response_finished(self) -> None:
         self.complete = True
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from fabric_server.dialects.endpoints import CHAT, LINES
 from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Headers, Request
@@ -17,6 +19,11 @@ _STREAM_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"
 WHOLE_ANSWER = 256 * 1024
 """Bytes up to which an answer that is no stream reaches the client whole or not at all: until then
 another node can be asked."""
+
+
+@lru_cache(maxsize=256)  # an engine sends the same few with every answer
+def _encode(name: str, value: str) -> tuple[bytes, bytes]:
+    return name.encode(), value.encode("latin-1", "replace")
 
 
 class AnswerWriter:
@@ -113,7 +120,7 @@ class AnswerWriter:
                 if value.isascii() and value.isdigit() and len(value) < 16:
                     self.announced = int(value)
             elif name in _RESPONSE_HEADERS and value.isprintable():
-                self._headers.append((name.encode(), value.encode("latin-1", "replace")))
+                self._headers.append(_encode(name, value))
                 if name == "content-type" and endpoint.streams is not None:
                     self.streamed = value.lower().startswith(endpoint.streams)
         if self.streamed:
@@ -154,12 +161,14 @@ class AnswerWriter:
 
     def flush(self, rest: bytes) -> None:
         """Write all that is buffered, and the answer's ``rest``: it is here to its end."""
-        self._held.append(rest)
+        if rest or not self._held:
+            self._held.append(rest)
         if not self.started:
             if self.announced is None and not self.streamed:
                 self.announced = sum(map(len, self._held))
             self.start()
-        self.request.response.write(b"".join(self._held))
+        held = self._held
+        self.request.response.write_last(b"".join(held) if len(held) > 1 else held[0])
 
     def write_final_chunk(self) -> bool:
         """Write the end of a stream that has all its tokens; False when this is none."""

@@ -44,7 +44,7 @@ class Metrics:
     """A prometheus collector of what the requests leave behind; ``api.figures`` asks the rest."""
 
     def __init__(self) -> None:
-        self.requests: Counter[tuple[str, str]] = Counter()
+        self.requests: defaultdict[tuple[str, str], int] = defaultdict(int)
         """By endpoint, which is one of a table, and outcome."""
         self.seconds: defaultdict[str, float] = defaultdict(float)
         """Time to the last byte, by outcome."""
@@ -56,7 +56,8 @@ class Metrics:
         self.continued = 0
         self.hedged = 0
         self.hedges_won = 0
-        self.tokens: Counter[str] = Counter()
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
         self.implausible = 0
         self.estimated = 0
         self.first_byte = Histogram()
@@ -65,19 +66,18 @@ class Metrics:
 
     def count(self, entry: LedgerEntry) -> None:
         """Count a request that has ended."""
+        seconds = entry.total_ms / 1000
         self.requests[entry.path, entry.outcome] += 1
-        self.seconds[entry.outcome] += entry.total_ms / 1000
-        self.total.observe(entry.total_ms / 1000)
+        self.seconds[entry.outcome] += seconds
+        self.total.observe(seconds)
         if entry.queue_ms:
             self.queued.observe(entry.queue_ms / 1000)
         if entry.first_byte_ms is not None:
             self.first_byte.observe(entry.first_byte_ms / 1000)
         self.implausible += entry.usage_implausible
         self.estimated += entry.estimated
-        if entry.prompt_tokens:
-            self.tokens["prompt"] += entry.prompt_tokens
-        if entry.completion_tokens:
-            self.tokens["completion"] += entry.completion_tokens
+        self.prompt_tokens += entry.prompt_tokens or 0
+        self.completion_tokens += entry.completion_tokens or 0
 
     def describe(self) -> list[Metric]:
         return []
@@ -98,8 +98,8 @@ class Metrics:
             errors.add_metric([code], count)
         yield errors
         tokens = CounterMetricFamily("fabric_tokens", "Tokens metered.", labels=["kind"])
-        for kind, count in self.tokens.items():
-            tokens.add_metric([kind], count)
+        tokens.add_metric(["prompt"], self.prompt_tokens)
+        tokens.add_metric(["completion"], self.completion_tokens)
         yield tokens
         media = CounterMetricFamily(
             "fabric_media_urls", "URLs of media in requests.", labels=["result"]

@@ -23,6 +23,8 @@ class Connection:
     def send(self, data: bytes) -> None:
         self.sent += data
 
+    hold = send
+
     def response_finished(self) -> None:
         self.ends.append("finished")
 

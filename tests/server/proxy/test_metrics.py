@@ -44,7 +44,7 @@ def test_what_was_counted_is_what_is_shown() -> None:
     metrics = Metrics()
     metrics.requests[CHAT, "ok"] += 3
     metrics.errors["invalid_api_key"] += 2
-    metrics.tokens["prompt"] += 40
+    metrics.prompt_tokens += 40
     metrics.retries += 1
     metrics.hedged += 3
     metrics.hedges_won += 2
