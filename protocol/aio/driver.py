@@ -149,7 +149,8 @@ class Driver(asyncio.Protocol):
             self.flush_soon()
             return
         self._ending = True
-        transport.close()
+        if not transport.is_closing():  # asyncio's TLS can't be aborted after a second close
+            transport.close()
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_later(self.closing_seconds, transport.abort)

@@ -120,6 +120,18 @@ async def test_a_question_and_its_answer_over_tls(contexts):
 
 
 @on_both_loops
+async def test_a_closed_tunnel_tells_its_peer_until_it_is_gone(contexts):
+    async with over_tls(contexts, Ends()) as ends:
+        ends.node.close(Code.NONE, "bye")
+        turns = 0
+        while not ends.server.gone.is_set():
+            assert ends.server.peer_certificate() == {}, "of a client without a certificate"
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns > 1
+
+
+@on_both_loops
 async def test_many_large_bodies_at_once_arrive_whole_over_tls(contexts):
     rng = Random(5)
     bodies = [rng.randbytes(rng.choice([10, 5_000, 300_000, 1_500_000])) for _ in range(30)]
