@@ -10,6 +10,7 @@ from fabric_client.hardware.machine import Machine
 from fabric_client.identity import Identity
 from fabric_client.proxy.forwarder import Forwarder
 from fabric_client.registration.pace import NetworkSignal
+from protocol.aio.connections import Connections
 from protocol.messages import EngineReport
 from protocol.tunnel.resume import ResumeTable
 from runtime.http_proxy import DIRECT, Proxies
@@ -32,5 +33,7 @@ class NodeContext:
     proxies: Proxies = DIRECT
     """The way to the server."""
     network: NetworkSignal = field(default_factory=NetworkSignal)
+    connections: Connections = field(default_factory=Connections)
+    """All links and tunnels, until they are closed."""
     instance: str = ""
     """Random id of this run, by which servers tell a restart from a second machine."""

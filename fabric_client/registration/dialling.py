@@ -41,10 +41,16 @@ async def dial_server(
     that are not returned are closed.  Raises ``NotReached`` when none answers.
     """
     identity = context.identity
+
+    def watched() -> P:
+        driver = factory()
+        context.connections.watch(driver)
+        return driver
+
     addresses = [(host, port) for port in ports for host in identity.hosts]
     tls = identity.context(alpn)
     attempts = [
-        partial(dial, factory, host, port, tls, context.proxies.for_host(host, port))
+        partial(dial, watched, host, port, tls, context.proxies.for_host(host, port))
         for host, port in addresses
     ]
     try:

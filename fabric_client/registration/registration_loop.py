@@ -17,6 +17,7 @@ from fabric_client.registration.self_check import find
 from protocol.control.link import LinkClosed
 from protocol.errors import RemoteError
 from protocol.messages import EngineReport
+from runtime.background import in_own_task
 from runtime.findings import Finding
 
 log = logging.getLogger("fabric.supervisor")
@@ -106,6 +107,7 @@ class RegistrationLoop:
             for task in registrations:
                 task.cancel()
             await asyncio.gather(*registrations, return_exceptions=True)
+            await in_own_task(self._context.connections.close())
 
     async def _register_again(self, registrations: set[asyncio.Task[LinkClosed | None]]) -> None:
         loop = asyncio.get_running_loop()

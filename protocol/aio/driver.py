@@ -54,6 +54,8 @@ class Driver(asyncio.Protocol):
         """Address of the other side, for logs; when it is not set before, the transport's."""
         self.error: Exception | None = None
         """Exception that ended the transport, such as the peer's TLS alert."""
+        self.among: set[Driver] | None = None
+        """Set that has this driver from the beginning of its transport to the end."""
         self.on_lost: Callable[[], None] = _do_nothing
         """Called when the transport is closed and its descriptor free."""
 
@@ -70,6 +72,11 @@ class Driver(asyncio.Protocol):
         """Return the peer's certificate in DER; empty without TLS."""
         tls = None if self._transport is None else self._transport.get_extra_info("ssl_object")
         return b"" if tls is None else tls.getpeercert(binary_form=True) or b""
+
+    @property
+    def closed(self) -> bool:
+        """Return whether the last frames are sent, or on their way."""
+        return self._machine.closed
 
     def challenge(self) -> None:
         """Give the peer up unless it responds at once: the path to it may be gone."""
@@ -92,6 +99,8 @@ class Driver(asyncio.Protocol):
             self.peer = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "in process"
         self._arm()
         self.flush_soon()
+        if self.among is not None:
+            self.among.add(self)
 
     def data_received(self, data: bytes) -> None:
         self._machine.receive(data, self._loop.time())
@@ -110,6 +119,8 @@ class Driver(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self.among is not None:
+            self.among.discard(self)
         self.on_lost()
         self._machine.lost(f"connection lost: {exc}" if exc else "connection closed")
         self._deliver_all()
