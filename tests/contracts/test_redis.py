@@ -356,6 +356,7 @@ async def test_a_full_redis_is_read_and_counts_as_away(
     keys = Keys(one, other)
     with RedisServer(tmp_path) as server:
         async with opened(server.url) as cache:
+            await until_well(cache)
             first = KeyAuthenticator(keys, cache)
             await first.authenticate(one.text)
             server.full(True)
