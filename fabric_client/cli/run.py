@@ -16,7 +16,7 @@ from fabric_client.identity import Identity, NotJoined
 from fabric_client.owner import state
 from fabric_client.owner.process_lock import AlreadyRunning, hold_lock
 from protocol.errors import RemoteError
-from runtime import logs, run
+from runtime import garbage, logs, run
 from runtime.flags import about_settings
 from runtime.output import make_directory, note, one_command
 from runtime.run import Signals
@@ -97,6 +97,7 @@ async def _serve(
 
     node: Node = (make or Supervisor)(settings, identity, rng=Random())  # noqa: S311 - spreads load only
     signals.on_hangup = node.reload
+    garbage.collect_rarely()
     loop = asyncio.get_running_loop()
     working = loop.create_task(node.run())
     stopping = loop.create_task(signals.stop.wait())

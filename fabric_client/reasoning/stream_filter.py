@@ -106,7 +106,7 @@ class StreamFilter:
             if self._reasoning_deltas:
                 self._content_deltas += 1 + events.count(b"\ndata:")
             return events
-        return b"".join([self._filter(event) for event in split_events(events)])
+        return self._read(events)
 
     def end(self) -> bytes:
         return self._flush() + self._framer.end()  # half an event means nothing to a client
@@ -121,6 +121,35 @@ class StreamFilter:
         self._passing = False
         end = event_end(events)
         return events[:end] + b"".join([self._filter(one) for one in split_events(events[end:])])
+
+    def _read(self, events: bytes) -> bytes:
+        """Return events of which some may need a change; the others pass without being decoded."""
+        if events.find(b"\r") < 0:
+            if events.find(b"\n\n") == len(events) - 2:
+                return self._filter(events)  # there is but one
+            if is_sound(events):
+                return self._read_sound(events)
+        return b"".join([self._filter(event) for event in split_events(events)])
+
+    def _read_sound(self, events: bytes) -> bytes:
+        """Read events of which none has a ``\\r``, up to the next one that may need a change.
+
+        Where deltas are counted, each is read: the figures are those of the events' own text.
+        """
+        passed, at, size = [], 0, len(events)
+        while at < size:
+            end = at
+            if self._settled and not self._reasoning_deltas:
+                found = _MAY_CHANGE(events, at)
+                before = size - 2 if found is None else events.rfind(b"\n\n", at, found.start())
+                end = before + 2 if before >= 0 else at
+            if end > at:
+                passed.append(events[at:end])
+            else:
+                end = events.find(b"\n\n", at) + 2
+                passed.append(self._filter(events[at:end]))
+            at = end
+        return b"".join(passed)
 
     def _filter(self, event: bytes, *, repaired: bool = False) -> bytes:
         event = event.removeprefix(BOM)

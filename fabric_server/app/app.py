@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import time
 from contextlib import AsyncExitStack
@@ -34,6 +33,7 @@ from fabric_server.pki.certificates import Certificates
 from fabric_server.pki.tls_contexts import TlsContexts
 from fabric_server.storage.change_feed import ChangeFeed
 from protocol.names import CONTROL_ALPN, TUNNEL_ALPN
+from runtime import garbage
 from runtime.background import BackgroundTasks
 
 log = logging.getLogger("fabric.server")
@@ -45,8 +45,6 @@ LINGER_SECONDS = 1.0
 LINGER_AFTER_TAKEOVER = 10.0
 """LINGER_SECONDS after a takeover, when nothing waits for this server to end."""
 
-GC_THRESHOLD = (10_000, 20, 50)
-"""Requests leave no reference cycles behind, so rare collections cost little memory."""
 KNOWN_SECONDS = 30 * 86_400.0
 """Models of nodes seen within this time are reported as unavailable rather than unknown."""
 
@@ -107,9 +105,7 @@ class App:
         self._log_plan()
         await self._open_ports(predecessor)
         self._start_tasks()
-        gc.collect()
-        gc.freeze()  # what exists now lives as long as the server
-        gc.set_threshold(*GC_THRESHOLD)
+        garbage.collect_rarely()
 
     def _log_plan(self) -> None:
         plan = self.listeners.plan

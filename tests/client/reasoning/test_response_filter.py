@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -123,6 +124,34 @@ def test_an_answer_without_reasoning_passes_as_the_engine_sent_it(
     ]
     sent = b"".join(events).replace(b"\n", newline.encode())
     assert run(cut(sent, cuts)) == sent
+
+
+SOME_EVENTS = [
+    b": hello\n\n",
+    chunk({"content": "plain"}),
+    chunk({"content": "<think>"}),
+    chunk({"content": "</think>"}),
+    chunk({"reasoning": "a"}),
+    chunk({"reasoning_content": "a"}),
+    chunk({"content": "b"}, index=1),
+    chunk({"content": "NaN"}).replace(b'"NaN"', b"NaN"),
+    event({"choices": None}),
+    event({"error": {"message": "out of memory"}}),
+    chunk({"content": "lines"}).replace(b"\n", b"\r\n"),
+    STOP,
+]
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(SOME_EVENTS), min_size=1, max_size=12), st.sets(st.integers(1, 11)))
+@example([SOME_EVENTS[1], SOME_EVENTS[4], SOME_EVENTS[1]], {1})
+@example([SOME_EVENTS[1], *SOME_EVENTS[1:7]], set())
+def test_events_that_come_as_one_piece_are_told_as_events_that_come_alone(
+    events: list[bytes], pieces: set[int]
+) -> None:
+    bounds = [0, *sorted(at for at in pieces if at < len(events)), len(events)]
+    joined = [b"".join(events[start:end]) for start, end in pairwise(bounds)]
+    assert run(joined) == run(events)
 
 
 def test_plain_events_go_on_at_once() -> None:
