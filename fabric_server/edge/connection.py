@@ -292,7 +292,6 @@ class Connection(asyncio.Protocol):
         request = self._current
         if request is None:
             return  # the connection was lost first
-        self._output.flush()
         self._release_current()
         if not request.body.complete:
             request.body.discard()
@@ -339,9 +338,6 @@ class Connection(asyncio.Protocol):
             self.deadline = self._loop.time() + seconds
         elif self._parser.in_head:
             self.deadline = self._loop.time() + self._parser.limits.header_seconds
-
-    def hold(self, data: bytes) -> None:
-        self._output.hold(data)
 
     def time(self) -> float:
         """Return event-loop seconds; to ask for the running loop would cost a system call."""

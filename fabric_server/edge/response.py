@@ -18,10 +18,6 @@ class Connection(Protocol):
     @property
     def paused(self) -> bool: ...
     def send(self, data: bytes) -> None: ...
-
-    def hold(self, data: bytes) -> None:
-        """Send ``data`` with what is sent next, at the latest when the response is finished."""
-
     def response_finished(self) -> None: ...
     def response_aborted(self) -> None: ...
 
@@ -87,10 +83,7 @@ class Response:
         self.status = status
         self._chunked = chunked
         self._discards = no_body
-        if chunked:
-            self._send(head)
-        else:  # its body follows at once
-            self._connection.hold(head)
+        self._send(head)
 
     def buffer_error(self, error: BufferedError) -> None:
         """Collect the answer's body in ``error``, and send it as an event at the end."""
@@ -109,11 +102,6 @@ class Response:
             self._send(b"%x\r\n%b\r\n" % (len(data), data))
         else:
             self._send(data)
-
-    def write_last(self, data: bytes) -> None:
-        """Write the body's last bytes, which leave with ``finish``."""
-        self._send = self._connection.hold
-        self.write(data)
 
     def suspend(self) -> None:
         """Return to the state of a stream that waits, until ``start_response`` is called once more.

@@ -35,10 +35,6 @@ class WriteBuffer:
             self._due = True
             self._loop.call_soon(self.flush)
 
-    def hold(self, data: bytes) -> None:
-        """Send ``data`` with what is sent next, or with ``flush``."""
-        self._pending.append(data)
-
     def flush(self) -> None:
         """Write now what was sent; does nothing once closed."""
         self._due = False

@@ -111,8 +111,6 @@ class BufferedResponse:
             if self._task is not None:
                 self._task.cancel()  # as when a client disconnects: the engine stops
 
-    hold = send
-
     def response_finished(self) -> None:
         self.complete = True
 

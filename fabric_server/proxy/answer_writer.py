@@ -168,7 +168,7 @@ class AnswerWriter:
                 self.announced = sum(map(len, self._held))
             self.start()
         held = self._held
-        self.request.response.write_last(b"".join(held) if len(held) > 1 else held[0])
+        self.request.response.write(b"".join(held) if len(held) > 1 else held[0])
 
     def write_final_chunk(self) -> bool:
         """Write the end of a stream that has all its tokens; False when this is none."""

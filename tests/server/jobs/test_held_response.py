@@ -23,8 +23,6 @@ class Connection:
     def send(self, data: bytes) -> None:
         self.sent += data
 
-    hold = send
-
     def response_finished(self) -> None:
         self.ends.append("finished")
 

@@ -28,8 +28,6 @@ class Collected:
     def send(self, data: bytes) -> None:
         self.data += data
 
-    hold = send
-
     def client_address(self, headers: Mapping[bytes, bytes]) -> str:
         return ""
 
