@@ -19,13 +19,13 @@ from itertools import chain, islice
 from typing import Any, Generic, TypeVar, overload
 
 from fabric_server.nodes.ejection import Ejection
+from fabric_server.nodes.offers import Card, Offer
 from fabric_server.nodes.standing import (
     NO_USE,
     NOTHING,
     RESTING,
     ROOM,
     TROUBLED,
-    Card,
     Listed,
     Standing,
 )
@@ -86,6 +86,13 @@ class Candidates(Sequence[E]):
             return self._engines, segments.ends[ROOM], _NONE
         return self._engines, segments.ends[ROOM], segments.ejection(path, now).room
 
+    @property
+    def offers(self) -> list[Offer]:
+        """Return the engines' offers of the model, in the order of ``with_room``."""
+        if self._segments is None:
+            return [engine.offers[self.model] for engine in self._engines]
+        return self._segments.offers
+
     def serving(self, now: float, path: str, last: int = RESTING) -> Iterator[E]:
         """Yield the engines up to this segment, and the troubled ones that are not ejected.
 
@@ -139,7 +146,7 @@ class Candidates(Sequence[E]):
     def cards(self) -> Iterable[Card]:
         """Return the hints in the reports of the model, each that differs once or more."""
         if self._segments is None:
-            return [engine.card(self.model) for engine in self._engines]
+            return [engine.offers[self.model].card for engine in self._engines]
         return self._segments.cards
 
     def all_support(self, path: str) -> bool:
@@ -209,20 +216,23 @@ class Segments(Generic[E]):
     __slots__ = (
         "_ejections",
         "_engines",
-        "_model",
         "_paths",
         "_places",
         "cards",
         "ends",
+        "model",
+        "offers",
         "slots",
         "troubled",
     )
 
     def __init__(self, model: str, engines: list[E]) -> None:
         """``engines`` is sorted in place, from now on."""
-        self._model = model
+        self.model = model
         self._engines = engines
         self._places = {engine: place for place, engine in enumerate(engines)}
+        self.offers = [engine.offers[model] for engine in engines]
+        """Their offers of the model, at the same places."""
         self.ends = [0] * NO_USE
         """Where each segment ends, but for the last."""
         self.slots = 0
@@ -243,23 +253,24 @@ class Segments(Generic[E]):
     def add(self, engine: E) -> None:
         self._places[engine] = len(self._engines)
         self._engines.append(engine)
+        self.offers.append(engine.offers[self.model])
         self._enter(engine)
 
     def _enter(self, engine: E) -> None:
         engine.join(self)
         self.update(engine, NOTHING, engine.standing)
-        self.count_card(engine, 1)
+        self._count_card(engine.offers[self.model].card, 1)
 
     def remove(self, engine: E) -> None:
-        self.count_card(engine, -1)
+        self._count_card(engine.offers[self.model].card, -1)
         self.update(engine, engine.standing, NOTHING)
         engine.part(self)
         self.troubled.discard(engine)
         if not self.troubled:
             self._ejections.clear()
-        place, last = self._places.pop(engine), self._engines.pop()
+        place, last, offer = self._places.pop(engine), self._engines.pop(), self.offers.pop()
         if last is not engine:
-            self._engines[place] = last
+            self._engines[place], self.offers[place] = last, offer
             self._places[last] = place
 
     def update(self, engine: E, before: Standing, after: Standing) -> None:
@@ -279,9 +290,14 @@ class Segments(Generic[E]):
     def all_support(self, path: str) -> bool:
         return all(path in paths for paths in self._paths)
 
-    def count_card(self, engine: E, change: int) -> None:
-        """Count the hints in an engine's report, or count them no longer."""
-        card = engine.card(self._model)
+    def change_offer(self, engine: E, before: Offer) -> None:
+        """Take in that an engine has another offer than before."""
+        offer = self.offers[self._places[engine]] = engine.offers[self.model]
+        if offer.card is not before.card:
+            self._count_card(before.card, -1)
+            self._count_card(offer.card, 1)
+
+    def _count_card(self, card: Card, change: int) -> None:
         count = self.cards[card] = self.cards.get(card, 0) + change
         if not count:
             del self.cards[card]
@@ -290,7 +306,7 @@ class Segments(Generic[E]):
         """Take in that breakers of an engine have changed."""
         if engine not in self._places:
             return
-        troubled, segment = not engine.breakers.are_closed(self._model), engine.standing.segment
+        troubled, segment = not engine.breakers.are_closed(self.model), engine.standing.segment
         if troubled is not (engine in self.troubled):
             start, end = segment, max(segment, TROUBLED)
             if troubled:
@@ -309,7 +325,7 @@ class Segments(Generic[E]):
         ejection = self._ejections.get(path)
         if ejection is None:
             able = sum(count for paths, count in self._paths.items() if not path or path in paths)
-            ejection = self._ejections[path] = Ejection(self._model, path, able, self.troubled)
+            ejection = self._ejections[path] = Ejection(self.model, path, able, self.troubled)
         ejection.settle(now)
         return ejection
 
@@ -324,8 +340,9 @@ class Segments(Generic[E]):
                 ejection.able += change
 
     def _move(self, engine: E, start: int, end: int) -> None:
-        engines, places, ends = self._engines, self._places, self.ends
+        engines, offers, places, ends = self._engines, self.offers, self._places, self.ends
         place = places[engine]
+        offer = offers[place]
         while start != end:
             if start < end:  # it becomes the last of its segment, and the first of the next
                 ends[start] = border = ends[start] - 1
@@ -336,6 +353,6 @@ class Segments(Generic[E]):
                 ends[start] = border + 1
             if border != place:
                 other = engines[border]
-                engines[place], places[other] = other, place
+                engines[place], offers[place], places[other] = other, offers[border], place
                 place = border
-        engines[place], places[engine] = engine, place
+        engines[place], offers[place], places[engine] = engine, offer, place

@@ -85,6 +85,8 @@ class Ejection(Generic[E]):
         for engine in changed:
             self._judge(engine, now)
         first = max(0, len(avoided) - self.able // 2)
+        if first == self._first and not changed:
+            return
         while self._first != first:
             if self._first < first:
                 engine = avoided[self._first][2]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 from fabric_server.dialects.endpoints import DEFAULT_PATHS
 from fabric_server.nodes.candidates import Segments
 from fabric_server.nodes.circuit_breaker import Breakers, CircuitBreaker, Scope
 from fabric_server.nodes.held_slots import HeldSlots
+from fabric_server.nodes.offers import Offer, offers_of
 from fabric_server.nodes.slot_limit import SlotLimit
 from fabric_server.nodes.standing import (
     CUT_OFF,
@@ -18,16 +19,13 @@ from fabric_server.nodes.standing import (
     RESTING,
     ROOM,
     UNLISTED,
-    Card,
     Standing,
+    make_standing,
 )
 from protocol.aio.link import LinkDriver
 from protocol.aio.server import ServerTunnel
 from protocol.messages import EngineReport, Heartbeat, ModelReport, Register
 from protocol.tunnel.keepalive import QUIET_SECONDS
-
-LATEST = ":latest"
-"""Tag of Ollama's models that may be left out."""
 
 SHARED_STREAMS = 32
 """Streams up to which a tunnel is filled before the node's next one gets some."""
@@ -42,16 +40,6 @@ def _paths(reported: tuple[str, ...]) -> frozenset[str]:
     return frozenset(reported) or DEFAULT_PATHS
 
 
-def names_of(kind: str, models: Collection[str]) -> Iterator[str]:
-    """Yield the names by which models can be asked for: Ollama's ``:latest`` may be left out."""
-    yield from models
-    if kind == "ollama":
-        for name in models:
-            short = name.removesuffix(LATEST)
-            if short != name and ":" not in short and short not in models:
-                yield short
-
-
 class Engine:
     """One engine of one node, with its slots: a candidate for routing."""
 
@@ -63,9 +51,9 @@ class Engine:
         "healthy",
         "held",
         "implausible_usage",
-        "models",
         "name",
         "node",
+        "offers",
         "paths",
         "report",
         "slot_limit",
@@ -90,29 +78,35 @@ class Engine:
         self._lists: list[Segments[Engine]] = []
         self.standing = UNLISTED
         """The engine's entry in the lists of candidates."""
-        self._set(report)
+        self.offers: dict[str, Offer] = {}
+        """What it offers, by the names by which its models can be asked for."""
+        self._set(report, offers_of(report, {}))
         self.limit_slots()
 
-    def update(self, report: EngineReport) -> None:
-        """Take in a report; no list has the engine any more for a model that is gone."""
-        same = report.models == self.report.models and report.kind == self.report.kind
-        lists = () if same else self._lists
-        for segments in lists:
-            segments.count_card(self, -1)
-        self._set(report)
-        for segments in lists:
-            segments.count_card(self, 1)
+    def update(self, report: EngineReport, offers: dict[str, Offer]) -> None:
+        """Take in a report with its offers; no list has the engine any more for one that is
+        gone."""
+        before = self.offers
+        self._set(report, offers)
+        if offers is not before:
+            for segments in self._lists:
+                segments.change_offer(self, before[segments.model])
         self.limit_slots()
 
-    def _set(self, report: EngineReport) -> None:
+    def _set(self, report: EngineReport, offers: dict[str, Offer]) -> None:
         self.healthy = report.healthy
         self.report = report
         """The last report; what is looked at for each request has attributes of its own."""
+        self.offers = offers
         self.paths = _paths(tuple(report.paths))
         """Paths that it supports, natively or translated on its node."""
         self.elsewhere = report.elsewhere
         """Slots held by requests that its node got from another server."""
-        self.models: dict[str, ModelReport] = {model.name: model for model in report.models}
+
+    @property
+    def models(self) -> dict[str, ModelReport]:
+        """Return the reports of its models by their full names."""
+        return {model.name: model for model in self.report.models}
 
     @property
     def active(self) -> int:
@@ -226,7 +220,7 @@ class Engine:
             segment = FULL
         else:
             segment = ROOM if self.node.reachable else CUT_OFF
-        return Standing(segment, self.slots, self.paths if self.node.tunnels else None)
+        return make_standing(segment, self.slots, self.paths if self.node.tunnels else None)
 
     def allows(self, model: str, now: float, path: str = "") -> bool:
         """Return whether its breakers let a request through."""
@@ -236,20 +230,13 @@ class Engine:
         """Return the breaker of this scope; make it, where nothing failed so far."""
         return self.breakers.make(scope)
 
-    def names(self) -> Iterator[str]:
-        """Yield the names by which its models can be asked for."""
-        return names_of(self.kind, self.models)
-
-    def card(self, model: str) -> Card:
-        """Return the hints in its report of a model that it serves."""
-        report = self.models[model if model in self.models else f"{model}{LATEST}"]
-        return Card(self.kind, report.context_length, tuple(report.capabilities))
+    def names(self) -> Iterable[str]:
+        """Return the names by which its models can be asked for."""
+        return self.offers.keys()
 
     def serves(self, model: str) -> bool:
         """Return whether the model is one of ``names``, busy or not."""
-        return model in self.models or (
-            self.kind == "ollama" and ":" not in model and f"{model}{LATEST}" in self.models
-        )
+        return model in self.offers
 
     def __repr__(self) -> str:
         return f"<Engine {self.node.id}/{self.name} {self._active}/{self.slots}>"

@@ -9,7 +9,8 @@ from fabric_server.nodes.candidates import NOBODY, Candidates
 from fabric_server.nodes.circuit_breaker import CircuitBreaker, Scope
 from fabric_server.nodes.departures import Departures
 from fabric_server.nodes.held_slots import HeldSlots
-from fabric_server.nodes.node import Engine, Node, names_of
+from fabric_server.nodes.node import Engine, Node
+from fabric_server.nodes.offers import offers_of
 from fabric_server.nodes.served_models import ServedModels, variants_of
 from fabric_server.nodes.standing import CUT_OFF, ROOM
 from protocol.messages import EngineReport
@@ -156,20 +157,16 @@ class Registry:
         here = self._nodes.get(node.id) is node
         gone, kept, paused = dict(node.engines), dict[str, Engine](), False
         for report in {report.name: report for report in reports}.values():
-            engine, before = gone.pop(report.name, None), frozenset[str]()
-            after = frozenset(names_of(report.kind, {one.name for one in report.models}))
+            engine = gone.pop(report.name, None)
             if engine is None:
                 engine = Engine(node, report, self._on_breakers)
                 paused |= engine.paused
-            else:
-                paused |= report.paused and not engine.paused
-                before = frozenset(engine.names())
                 if here:
-                    self._unlist(engine, before - after)
-                engine.update(report)
+                    self._list(engine, engine.names())
+            elif engine.report != report:
+                paused |= report.paused and not engine.paused
+                self._update(engine, report, here)
             kept[report.name] = engine
-            if here:
-                self._list(engine, after - before)
         node.engines = kept
         for engine in gone.values():
             if here:
@@ -180,6 +177,19 @@ class Registry:
         if paused:
             self.on_paused(node)
         return new
+
+    def _update(self, engine: Engine, report: EngineReport, here: bool) -> None:
+        """Take in another report of an engine."""
+        last, before = engine.report, engine.offers
+        if report.models == last.models and report.kind == last.kind:
+            engine.update(report, before)
+            return
+        offers = offers_of(report, before)
+        if here:
+            self._unlist(engine, before.keys() - offers.keys())
+        engine.update(report, offers)
+        if here:
+            self._list(engine, offers.keys() - before.keys())
 
     def _list(self, engine: Engine, names: Iterable[str]) -> None:
         """Make an engine a candidate for models of these names."""

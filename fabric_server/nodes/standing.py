@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 from fabric_server.nodes.circuit_breaker import Breakers
+from fabric_server.nodes.offers import Offer
 
 ROOM, FULL, CUT_OFF, RESTING, TROUBLED, NO_USE = range(6)
 """The segments: it has room; all its slots are taken; it has room, but no tunnel that could take a
@@ -32,13 +35,10 @@ UNLISTED = Standing(ROOM, 0, None)
 """Standing of an engine that is in no list which is sorted: whoever looks at it, looks closely."""
 
 
-class Card(NamedTuple):
-    """The hints in an engine's report of a model, which many engines share."""
-
-    kind: str
-    """The engine's kind."""
-    context_length: int | None
-    capabilities: tuple[str, ...]
+@lru_cache(1024)
+def make_standing(segment: int, slots: int, paths: frozenset[str] | None) -> Standing:
+    """Return the standing, which engines in the same state share."""
+    return Standing(segment, slots, paths)
 
 
 class Listed(Protocol):
@@ -49,11 +49,12 @@ class Listed(Protocol):
     standing: Standing
 
     @property
+    def offers(self) -> Mapping[str, Offer]: ...
+    @property
     def may_serve(self) -> bool: ...
     def is_able(self, path: str) -> bool:
         """Return whether it could serve a request for this path if it had room."""
 
-    def card(self, model: str) -> Card: ...
     def allows(self, model: str, now: float, path: str = "") -> bool: ...
     def join(self, segments: Any) -> None:
         """Join a list, whose ``update`` is called from now on."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
 
 from fabric_server.nodes.node import Engine
+from fabric_server.nodes.offers import Estimate, Latency, Offer
 
 MAX_RECORDS = 65_536
 MAX_MODELS = 4_096
@@ -28,29 +29,6 @@ FAILED_SECONDS = 30.0
 """Seconds until the first byte that a failure counts as."""
 
 
-class Estimate(NamedTuple):
-    """Expected latency of one engine for one model."""
-
-    first_byte: float
-    """Seconds."""
-    rate: float
-    """Tokens a second."""
-    load: float
-    """Seconds more if the model has to be loaded first."""
-    known: bool
-    """Measured at this engine; otherwise it is the mean over all engines."""
-
-
-class _Record:
-    __slots__ = ("at", "first_byte", "load", "rate")
-
-    def __init__(self, first_byte: float, rate: float, load: float, at: float) -> None:
-        self.first_byte = first_byte
-        self.rate = rate
-        self.load = load
-        self.at = at
-
-
 def tokens_per_second(tokens: int | None, seconds: float) -> float | None:
     """Return the rate of an answer; None where the answer is too short to show one."""
     if tokens is None or tokens < FEWEST_TOKENS or seconds <= 0:
@@ -62,21 +40,27 @@ class LatencyEstimates:
     """Exponentially weighted averages by engine and model.
 
     Times are event-loop seconds.  The estimates of a node outlive its registration, for when it
-    comes back.
+    comes back; while it is here, its offers have them at hand.
     """
 
     def __init__(self, most: int = MAX_RECORDS) -> None:
         self._most = most
-        self._records: dict[tuple[str, str, str], _Record] = {}
-        self._models: dict[str, _Record] = {}
-        self._default = _Record(ASSUMED_FIRST_BYTE, ASSUMED_RATE, ASSUMED_LOAD, 0.0)
+        self._records: dict[tuple[str, str, str], Latency] = {}
+        self._models: dict[str, Latency] = {}
+        self._default = Latency(ASSUMED_FIRST_BYTE, ASSUMED_RATE, ASSUMED_LOAD, 0.0)
 
     def __len__(self) -> int:
         return len(self._records)
 
     def estimate(self, engine: Engine, model: str, now: float) -> Estimate:
+        return self.expect(engine, engine.offers.get(model), model, now)
+
+    def expect(self, engine: Engine, offer: Offer | None, model: str, now: float) -> Estimate:
+        """Return the estimate of an engine whose offer of the model is at hand."""
         mean = self._models.get(model, self._default)
-        record = self._records.get((engine.node.id, engine.name, model))
+        record = None if offer is None else offer.latency
+        if record is None:
+            record = self._find(engine, model, offer)
         if record is not None:
             left = 1.0 - (now - record.at) / FORGET_SECONDS
             if left > 0.0:
@@ -87,6 +71,13 @@ class LatencyEstimates:
                     True,
                 )
         return Estimate(mean.first_byte, mean.rate, mean.load, False)
+
+    def _find(self, engine: Engine, model: str, offer: Offer | None) -> Latency | None:
+        """Return what was measured before the engine's registration, and keep it at the offer."""
+        record = self._records.get(_key(engine, model, offer))
+        if offer is not None:
+            offer.latency = record
+        return record
 
     def update(
         self,
@@ -133,7 +124,7 @@ class LatencyEstimates:
         Engines that are not known yet go before all others, to be measured.  One whose answers
         can't be measured, such as errors, would otherwise go before all others for ever.
         """
-        record = self._records.get((engine.node.id, engine.name, model))
+        record = self._records.get(_key(engine, model, engine.offers.get(model)))
         if record is None or now - record.at > FORGET_SECONDS:
             self._touch(engine, model, now, 1.0)
 
@@ -153,7 +144,7 @@ class LatencyEstimates:
 
     def _touch(
         self, engine: Engine, model: str, now: float, first_weight: float
-    ) -> tuple[_Record, _Record, float]:
+    ) -> tuple[Latency, Latency, float]:
         """Return the engine's record, the model's mean and the weight of a new measurement.
 
         ``first_weight`` is the weight of the first measurement of an engine.
@@ -161,18 +152,27 @@ class LatencyEstimates:
         mean = self._models.get(model)
         if mean is None:
             default = self._default
-            mean = _Record(default.first_byte, default.rate, default.load, now)
+            mean = Latency(default.first_byte, default.rate, default.load, now)
             self._models[model] = mean
             if len(self._models) > MAX_MODELS:
                 del self._models[next(iter(self._models))]
-        key = engine.node.id, engine.name, model
+        offer, weight = engine.offers.get(model), SHARE
+        key = _key(engine, model, offer)
         record = self._records.pop(key, None)
-        if record is None or now - record.at > FORGET_SECONDS:
-            record, weight = _Record(mean.first_byte, mean.rate, mean.load, now), first_weight
-        else:
-            weight = SHARE
+        if record is None:
+            record = Latency(0.0, 0.0, 0.0, -math.inf)
+        if now - record.at > FORGET_SECONDS:
+            record.first_byte, record.rate, record.load = mean.first_byte, mean.rate, mean.load
+            weight = first_weight
+        if offer is not None:
+            offer.latency = record
         self._records[key] = record  # becomes the last in the dictionary's order
         if len(self._records) > self._most:
-            del self._records[next(iter(self._records))]
+            self._records.pop(next(iter(self._records))).at = -math.inf  # also where it is at hand
         record.at = now
         return record, mean, weight
+
+
+def _key(engine: Engine, model: str, offer: Offer | None) -> tuple[str, str, str]:
+    """Return the key of an engine's measurements: a model has one, whatever name is asked for."""
+    return engine.node.id, engine.name, model if offer is None else offer.report.name

@@ -13,7 +13,7 @@ explore     an idle engine without (recent) measurements goes before all others,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from random import Random
@@ -21,12 +21,12 @@ from random import Random
 from msgspec import Struct
 
 from fabric_server.nodes.candidates import UNSORTED, Candidates
-from fabric_server.nodes.node import Engine, Node
-from fabric_server.nodes.standing import Card
+from fabric_server.nodes.node import KEPT_FREE, Engine
+from fabric_server.nodes.offers import Card, Offer
 from fabric_server.routing.criteria import EngineTerms, Requirements
-from fabric_server.routing.latency import Estimate, LatencyEstimates
+from fabric_server.routing.latency import LatencyEstimates
 from fabric_server.routing.prefix_affinity import Place, PrefixAffinity
-from fabric_server.routing.weights import REGION
+from fabric_server.routing.scores import Able, best_of, prefers_cache
 from protocol.messages import ModelReport
 
 COMPARE_ALL = UNSORTED
@@ -40,21 +40,8 @@ MAX_DRAWS = 8
 MAX_LOOKS = 64
 """Candidates that are looked at so, once one was found that meets the requirements: rare ones, such
 as a region with few nodes, or draws would have found it."""
-ANSWER_TOKENS = 100
-"""Tokens of the answer that count beside its first byte."""
-LOAD_PENALTY = 1.0
-"""Share by which an engine with all slots but none taken is expected to be slower."""
-MAX_LOAD_DIFFERENCE = 0.75
-"""How much busier, as a share of its slots, an engine with the whole prompt in its cache may be;
-less for part of a prompt."""
-MAX_SLOWDOWN = 3.0
-"""How many times as long an engine with a cache may take.  With 1.5 an eighth to a quarter less was
-found in caches: moving a conversation for its own good makes others wait (simulated)."""
 MIN_SHARED = 0.1
 """A smaller share of a prompt in a cache is ignored."""
-CACHE_SAVING = 0.9
-"""Share of the time until the first byte that a whole prompt in the cache saves."""
-
 MIN_CONTEXT = 512
 """Prompts of fewer tokens fit everywhere."""
 _UNREPORTED = frozenset(
@@ -110,45 +97,43 @@ def pick(
     if found is not None and found[1] < MIN_SHARED:
         found = None
     place, shared = found or (None, 0.0)
-    engines, count, more = room = candidates.with_room(now, requirements.path)
+    engines, count, more = candidates.with_room(now, requirements.path)
     many = count + len(more) > COMPARE_ALL
+    cached: Able | None = None
     if not many:
         few = engines if count == len(engines) and not more else (*engines[:count], *more)
         able = [
-            engine
+            (engine, engine.offers[requirements.model])
             for engine in few
             if engine.has_room_for(requirements.key_id, now) and filter_engine(engine, requirements)
         ]
-        cached = _find_place(place, able) if place is not None else None
+        if place is not None:
+            cached = _find_place(place, able)
     else:
-        able = _draw(room, requirements, rng, now, check=again)
-        cached = state.find(*place) if place is not None else None
-        if cached is not None and not (
-            model_report(cached, requirements.model)
-            and cached.has_room_for(requirements.key_id, now)
-            and cached.allows(requirements.model, now, requirements.path)
-            and filter_engine(cached, requirements)
-        ):
-            cached = None
+        able = _draw(candidates, requirements, rng, now, check=again)
+        if place is not None:
+            cached = _at_place(state.find(*place), requirements, now)
     if not able:  # if any engine had room, one was found
         return None
-    if len(able) == 1 and (cached is None or cached is able[0]):
+    if len(able) == 1 and (cached is None or cached[0] is able[0][0]):
         best = able[0]
         reason = "the only one that can" if cached is None else _affinity_reason(shared)
     else:
-        best, least = _best(able, requirements, rng, state, now)
+        best, least = best_of(able, requirements.model, rng, state, now)
         if cached is not None and (
-            cached is best or _prefers_cache(cached, best, shared, requirements, state, now)
+            cached[0] is best[0]
+            or prefers_cache(cached, best, shared, requirements.model, state, now)
         ):
             best, reason = cached, _affinity_reason(shared)
-        elif least[0] < 0:
+        elif least < 0:
             reason = "not known yet"
         else:
-            reason = f"best of {len(able)}, {least[0]:.3g} s expected"
-    if many and not again and not best.has_room:  # all streams of its tunnels are taken, say
-        best.refresh()
+            reason = f"best of {len(able)}, {least:.3g} s expected"
+    engine, offer = best
+    if many and not again and not engine.has_room:  # all streams of its tunnels are taken, say
+        engine.refresh()
         return pick(candidates, requirements, rng, state=state, now=now, again=True)
-    return _choice(best, requirements, reason)
+    return _choice(engine, offer, requirements, reason)
 
 
 # ── filter ────────────────────────────────────────────────────────────────────────────────────
@@ -156,21 +141,13 @@ def pick(
 
 def model_report(engine: Engine, model: str) -> ModelReport | None:
     """Return what the engine reports of this model; None when it does not serve it."""
-    found = engine.models.get(model)
-    if found is None and engine.kind == "ollama" and ":" not in model:
-        found = engine.models.get(f"{model}:latest")
-    return found
+    offer = engine.offers.get(model)
+    return None if offer is None else offer.report
 
 
 def reports_of(engines: Iterable[Engine], model: str) -> list[ModelReport]:
     """Return the reports of this model by the engines that serve it."""
     return [one for engine in engines if (one := model_report(engine, model)) is not None]
-
-
-def is_cold(engine: Engine, model: str) -> bool:
-    """Return whether the engine has to load the model first, as far as it reports that."""
-    report = model_report(engine, model)
-    return report is not None and report.loaded is False
 
 
 def supports(engine: Engine, requirements: Requirements, model: str = "") -> bool:
@@ -204,8 +181,11 @@ def in_region(engine: Engine, requirements: Requirements) -> bool:
     return requirements.regions is None or engine.node.region in requirements.regions
 
 
-def filter_engine(engine: Engine, requirements: Requirements) -> bool:
-    """Return whether the engine could take the request once it has room, as far as it reports."""
+def filter_engine(engine: Engine, requirements: Requirements, offer: Offer | None = None) -> bool:
+    """Return whether the engine could take the request once it has room, as far as it reports.
+
+    ``offer`` is the engine's offer of the model, where it is at hand.
+    """
     if requirements.path and requirements.path not in engine.paths:
         return False
     if requirements.regions is not None and engine.node.region not in requirements.regions:
@@ -218,21 +198,21 @@ def filter_engine(engine: Engine, requirements: Requirements) -> bool:
         return False
     if not requirements.capabilities and requirements.tokens < MIN_CONTEXT:
         return True
-    report = model_report(engine, requirements.model)
-    return report is not None and _meets_hints(engine, report, requirements)
+    if offer is None:
+        offer = engine.offers.get(requirements.model)
+    return offer is not None and _meets_hints(offer.card, requirements)
 
 
-def _meets_hints(
-    engine: Engine | Card, report: ModelReport | Card, requirements: Requirements
-) -> bool:
-    if report.context_length and requirements.tokens > report.context_length:
+def _meets_hints(card: Card, requirements: Requirements) -> bool:
+    if card.context_length and requirements.tokens > card.context_length:
         return False
-    reported = report.capabilities
-    if reported:
-        for capability in requirements.capabilities:
-            has_it = capability in reported or _SPELLINGS.get(capability) in reported
-            if not has_it and (engine.kind, capability) not in _UNREPORTED:
-                return False
+    reported = card.capabilities
+    if not reported or requirements.capabilities <= reported:
+        return True
+    for capability in requirements.capabilities - reported:
+        has_it = _SPELLINGS.get(capability) in reported
+        if not has_it and (card.kind, capability) not in _UNREPORTED:
+            return False
     return True
 
 
@@ -253,7 +233,7 @@ def relax_hints(candidates: Candidates[Engine], requirements: Requirements) -> N
     ):
         if not requirements.tokens and not requirements.capabilities:
             return
-        if not any(_meets_hints(card, card, requirements) for card in candidates.cards()):
+        if not any(_meets_hints(card, requirements) for card in candidates.cards()):
             continue  # so a hint that no engine meets costs nobody a walk over all of them
         for engine in candidates:
             if filter_engine(engine, requirements):
@@ -264,45 +244,70 @@ def relax_hints(candidates: Candidates[Engine], requirements: Requirements) -> N
 
 
 def _draw(
-    room: tuple[Sequence[Engine], int, Sequence[Engine]],
+    candidates: Candidates[Engine],
     requirements: Requirements,
     rng: Random,
     now: float,
     *,
     check: bool,
-) -> list[Engine]:
+) -> list[Able]:
     """Return up to ``SAMPLE`` engines that could take the request; none when none can.
 
-    ``room`` is what ``Candidates.with_room`` returns.  With ``check``, each engine is asked, and
-    those that have lost their room unnoticed are refreshed.
+    With ``check``, each engine is asked whether it has room, and those that have lost it unnoticed
+    are refreshed.
     """
-    engines, count, more = room
+    engines, count, more = candidates.with_room(now, requirements.path)
+    offers, model = candidates.offers, requirements.model
     random, key_id, total = rng.random, requirements.key_id, count + len(more)
-    able: list[Engine] = []
+    able: list[Able] = []
+    drawn: list[int] = []
     stale: set[Engine] = set()
     enough = MAX_DRAWS + MAX_LOOKS
     first = int(random() * total)
     for look in range(MAX_DRAWS + total):
         place = int(random() * total) if look < MAX_DRAWS else (first + look) % total
-        engine = engines[place] if place < count else more[place - count]
-        if engine not in able and engine.lets(key_id, now) and filter_engine(engine, requirements):
+        if place in drawn:
+            continue
+        if place < count:
+            engine, offer = engines[place], offers[place]
+        else:
+            engine = more[place - count]
+            offer = engine.offers[model]
+        if (engine.slots < KEPT_FREE or engine.lets(key_id, now)) and filter_engine(
+            engine, requirements, offer
+        ):
             if check and not engine.has_room:
                 stale.add(engine)
                 continue
-            able.append(engine)
+            able.append((engine, offer))
             if len(able) == SAMPLE:
                 break
+            drawn.append(place)
         if look > enough and able:
             break
-    for engine in stale:  # only now, because it moves them within ``room``
+    for engine in stale:  # only now, because it moves them within the list
         engine.refresh()
     return able
 
 
-def _find_place(place: Place, engines: Sequence[Engine]) -> Engine | None:
-    for engine in engines:
-        if engine.node.id == place[0] and engine.name == place[1]:
-            return engine
+def _find_place(place: Place, able: Iterable[Able]) -> Able | None:
+    for one in able:
+        if one[0].node.id == place[0] and one[0].name == place[1]:
+            return one
+    return None
+
+
+def _at_place(engine: Engine | None, requirements: Requirements, now: float) -> Able | None:
+    """Return the engine that has the prompt in its cache, if it could take the request now."""
+    offer = None if engine is None else engine.offers.get(requirements.model)
+    if (
+        engine is not None
+        and offer is not None
+        and engine.has_room_for(requirements.key_id, now)
+        and engine.allows(requirements.model, now, requirements.path)
+        and filter_engine(engine, requirements, offer)
+    ):
+        return engine, offer
     return None
 
 
@@ -315,104 +320,14 @@ def can_pick(candidates: Candidates[Engine], requirements: Requirements, now: fl
     )
 
 
-# ── score ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def _best(
-    able: Sequence[Engine], requirements: Requirements, rng: Random, state: RoutingState, now: float
-) -> tuple[Engine, tuple[float, float]]:
-    """Return the engine with the least score, of equal ones any, and its score."""
-    best, least = able[0], _score(able[0], requirements, state, now)
-    ties = 1
-    for engine in able[1:]:
-        score = _score(engine, requirements, state, now)
-        if score < least:
-            best, least, ties = engine, score, 1
-        elif score == least:
-            ties += 1
-            if rng.random() * ties < 1.0:
-                best = engine
-    return best, least
-
-
-def _score(
-    engine: Engine, requirements: Requirements, state: RoutingState, now: float
-) -> tuple[float, float]:
-    """Return expected seconds and load; less is better.
-
-    An idle engine without measurements comes first: one request will measure it, and while that
-    runs it counts as average.
-    """
-    estimate = state.latency.estimate(engine, requirements.model, now)
-    cold, active = is_cold(engine, requirements.model), engine.active
-    if not (active or estimate.known or cold):
-        return -1.0, 0.0
-    load = active / engine.slots
-    return _expected_seconds(engine, estimate, load, 0.0, cold, state.weights), load
-
-
-def _expected_seconds(
-    engine: Engine,
-    estimate: Estimate,
-    load: float,
-    shared: float,
-    cold: bool,
-    weights: Mapping[str, float],
-) -> float:
-    """Return the seconds until the first byte, plus those for ``ANSWER_TOKENS``."""
-    first_byte, rate, loading, _ = estimate
-    seconds = first_byte * (1.0 - CACHE_SAVING * shared) + ANSWER_TOKENS / rate
-    seconds *= 1.0 + LOAD_PENALTY * load
-    if cold:
-        seconds += loading
-    if weights:
-        seconds /= _weight(engine.node, weights)
-    return seconds
-
-
-def _weight(node: Node, weights: Mapping[str, float]) -> float:
-    for name in (node.id, node.name, REGION + node.region):
-        if name in weights:
-            return weights[name]
-    return 1.0
-
-
-def _prefers_cache(
-    cached: Engine,
-    best: Engine,
-    shared: float,
-    requirements: Requirements,
-    state: RoutingState,
-    now: float,
-) -> bool:
-    """Return whether the cache outweighs that its engine is busier, or slower."""
-    loads = cached.active / cached.slots, best.active / best.slots
-    if loads[0] - loads[1] > MAX_LOAD_DIFFERENCE * shared:
-        return False
-    with_cache, without = (
-        _expected_seconds(
-            engine,
-            state.latency.estimate(engine, requirements.model, now),
-            load,
-            its_share,
-            is_cold(engine, requirements.model),
-            state.weights,
-        )
-        for engine, load, its_share in zip((cached, best), loads, (shared, 0.0), strict=True)
-    )
-    return with_cache <= MAX_SLOWDOWN * without
-
-
 def _affinity_reason(shared: float) -> str:
     return f"affinity {int(shared * 100 + 0.5)}% of the prompt"
 
 
-def _choice(engine: Engine, requirements: Requirements, reason: str) -> Choice:
-    report = model_report(engine, requirements.model)
-    cold = report is not None and report.loaded is False
-    loading = ", cold start" if cold else ""
+def _choice(engine: Engine, offer: Offer, requirements: Requirements, reason: str) -> Choice:
+    loading = ", cold start" if offer.cold else ""
     reason = f"{reason}, {engine.active}/{engine.slots} slots{loading}"
-    return Choice(engine, reason, cold, report, requirements.key_id)
+    return Choice(engine, reason, offer.cold, offer.report, requirements.key_id)
 
 
 def choose_waited_for(engine: Engine, requirements: Requirements) -> Choice:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import count
+from operator import is_
 from random import Random
 from typing import Any, cast
 
@@ -265,7 +266,9 @@ def check(fleet: Fleet) -> None:
         candidates = fleet.registry.candidates(model)
         assert set(candidates) == set(expected)
         assert len(candidates) == len(expected)
-        assert set(candidates.cards()) == {one.card(model) for one in expected}
+        assert set(candidates.cards()) == {one.offers[model].card for one in expected}
+        assert all(map(is_, candidates.offers, [one.offers[model] for one in candidates]))
+        assert len(candidates.offers) == len(expected)
         may_serve = {one for one in expected if one.may_serve}
         assert candidates.slots == sum(one.slots for one in may_serve)
         for path in PATHS:

@@ -20,13 +20,13 @@ from fabric_server.routing.criteria import Requirements
 from fabric_server.routing.latency import FORGET_SECONDS
 from fabric_server.routing.load_balancer import (
     COMPARE_ALL,
-    MAX_LOAD_DIFFERENCE,
     Choice,
     LoadBalancer,
     RoutingState,
     pick,
     relax_hints,
 )
+from fabric_server.routing.scores import MAX_LOAD_DIFFERENCE
 from protocol.messages import EngineReport, ModelReport, Register, RequestHead
 from protocol.tunnel.keepalive import QUIET_SECONDS
 from protocol.tunnel.node import NodeConnection
