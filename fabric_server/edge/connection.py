@@ -24,7 +24,6 @@ from fabric_server.net.addresses import NO_ADDRESS, peer_of
 from fabric_server.net.connection_budget import Peer
 from fabric_server.net.deadlines import NEVER
 from fabric_server.net.memory_budget import NOBODY, UNCOUNTED, MemoryBudget
-from runtime.eager import start_now
 
 __all__ = ["Connection", "Handler", "Limits", "Owner"]
 
@@ -169,7 +168,7 @@ class Connection(asyncio.Protocol):
         if len(self._queue) >= MAX_PIPELINED:
             return errors.bad_request("Too many pipelined requests on one connection.")
         self.deadline = NEVER
-        self._enqueue(request, now=True)
+        self._enqueue(request)
         if request.body.buffered > UNCOUNTED and request is not self._current:
             self._count(request)
         return None
@@ -206,10 +205,9 @@ class Connection(asyncio.Protocol):
         if parser.request is None or parser.in_head:
             self._enqueue(request)
 
-    def _enqueue(self, request: Request, *, now: bool = False) -> None:
-        """Answer a request in its turn; ``now`` begins in this turn of the loop if it can."""
+    def _enqueue(self, request: Request) -> None:
         if self._current is None and not self._queue and not self.paused:
-            self._start(request, now=now)
+            self._start(request)
         else:
             self._queue.append(request)
             self._pause_reading()
@@ -239,14 +237,11 @@ class Connection(asyncio.Protocol):
 
     # ── and are answered, one after the other ─────────────────────────────────────────────────
 
-    def _start(self, request: Request, *, now: bool = False) -> None:
+    def _start(self, request: Request) -> None:
         self._current = request
         if self._edge.draining and not self._queue:
             request.keep_alive = False
-        serving = self._serve(request)
-        task = start_now(serving, self._loop) if now else self._loop.create_task(serving)
-        if self._current is request:  # otherwise it has its answer
-            self._task = task
+        self._task = self._loop.create_task(self._serve(request))
 
     async def _serve(self, request: Request) -> None:
         try:
