@@ -35,7 +35,7 @@ class Machine(Protocol):
 class Driver(asyncio.Protocol):
     """Protocol that writes once per turn of the event loop, whatever the number of commands.
 
-    Subclasses give commands to the machine and call ``flush_soon``; events go to ``_deliver``.
+    Subclasses give commands to the machine and call ``flush_soon``.
     """
 
     closing_seconds = CLOSING_SECONDS
@@ -48,6 +48,8 @@ class Driver(asyncio.Protocol):
         self._flush_due = False
         self._ending = False
         self._inbox: deque[Any] = deque()
+        self._on: dict[type, Callable[[Any], None]] = {}
+        """Handlers of the machine's events, by type."""
         self._armed = float("inf")
         self._timer: asyncio.TimerHandle | None = None
         self.peer = ""
@@ -59,7 +61,8 @@ class Driver(asyncio.Protocol):
         self.on_lost: Callable[[], None] = _do_nothing
         """Called when the transport is closed and its descriptor free."""
 
-    def _deliver(self, event: Any) -> None:
+    def _on_defect(self, event: Any) -> None:
+        """Handle that the handler of an event has raised, in its ``except`` clause."""
         raise NotImplementedError
 
     def peer_certificate(self) -> dict[str, Any]:
@@ -105,7 +108,7 @@ class Driver(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._machine.receive(data, self._loop.time())
         self._deliver_all()
-        if self._machine.has_output or self._machine.closed:
+        if not self._flush_due and (self._machine.has_output or self._machine.closed):
             self.flush_soon()
         if self._machine.deadline < self._armed:
             self._arm()
@@ -169,10 +172,17 @@ class Driver(asyncio.Protocol):
     def _deliver_all(self) -> None:
         # A handler may close the machine, which delivers again from within: earlier events are
         # still delivered first, and none after the last one.
+        events = self._machine.events()
+        if not events:
+            return
         inbox = self._inbox
-        inbox.extend(self._machine.events())
+        inbox.extend(events)
         while inbox:
-            self._deliver(inbox.popleft())
+            event = inbox.popleft()
+            try:
+                self._on[type(event)](event)
+            except Exception:
+                self._on_defect(event)
 
     def _arm(self) -> None:
         if self._timer is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from random import Random
-from typing import Protocol
+from typing import Any, Protocol, get_args
 
 from protocol.aio.driver import Driver
 from protocol.control.link import Link, LinkClosed
@@ -27,6 +27,7 @@ class LinkDriver(Driver):
         self.link = Link(now=loop.time(), rng=rng)
         super().__init__(self.link, loop)
         self.owner = owner
+        self._on = dict.fromkeys(get_args(Message), self._on_message) | {LinkClosed: self._on_closed}
 
     def __repr__(self) -> str:
         return f"<LinkDriver {self.peer} {self.link!r}>"
@@ -41,13 +42,13 @@ class LinkDriver(Driver):
         self._deliver_all()
         self.flush_soon()
 
-    def _deliver(self, event: Message | LinkClosed) -> None:
-        try:
-            if isinstance(event, LinkClosed):
-                self.owner.on_closed(self, event)
-            else:
-                self.owner.on_message(self, event)
-        except Exception:
-            log.exception("link owner failed", extra={"peer": self.peer})
-            self.link.close(Code.INTERNAL, "defect")
-            self.flush_soon()
+    def _on_message(self, message: Message) -> None:
+        self.owner.on_message(self, message)
+
+    def _on_closed(self, closed: LinkClosed) -> None:
+        self.owner.on_closed(self, closed)
+
+    def _on_defect(self, event: Any) -> None:
+        log.exception("link owner failed", extra={"peer": self.peer})
+        self.link.close(Code.INTERNAL, "defect")
+        self.flush_soon()

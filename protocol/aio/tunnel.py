@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from protocol.aio.driver import Driver
@@ -85,7 +84,7 @@ class Tunnel(Driver):
         self.connection = connection
         super().__init__(connection, loop)
         self._streams: dict[int, Any] = {}
-        self._on: dict[type, Callable[[Any], None]] = {
+        self._on = {
             DataReceived: self._on_data,
             StreamReset: self._on_reset,
             StreamWritable: self._on_writable,
@@ -122,20 +121,17 @@ class Tunnel(Driver):
 
     # ── events ────────────────────────────────────────────────────────────────────────────────
 
-    def _deliver(self, event: Any) -> None:
-        try:
-            self._on[type(event)](event)
-        except Exception:
-            # A defect in one stream's handler must cost that stream, not all its neighbours.
-            log.exception("stream handler failed", extra={"peer": self.peer})
-            stream_id = getattr(event, "stream_id", None)
-            if stream_id is None:
-                self.connection.close(Code.INTERNAL, "defect")
-            else:
-                self.connection.reset(stream_id, Code.INTERNAL, "defect")
-                if stream_id in self._streams:  # a task that waits for it must not wait for ever
-                    self._deliver(StreamReset(stream_id, Code.INTERNAL, "defect"))
-            self.flush_soon()
+    def _on_defect(self, event: Any) -> None:
+        # A defect in one stream's handler must cost that stream, not all its neighbours.
+        log.exception("stream handler failed", extra={"peer": self.peer})
+        stream_id = getattr(event, "stream_id", None)
+        if stream_id is None:
+            self.connection.close(Code.INTERNAL, "defect")
+        else:
+            self.connection.reset(stream_id, Code.INTERNAL, "defect")
+            if stream_id in self._streams:  # a task that waits for it must not wait for ever
+                self._inbox.appendleft(StreamReset(stream_id, Code.INTERNAL, "defect"))
+        self.flush_soon()
 
     def _on_data(self, event: DataReceived) -> None:
         stream = self._streams.get(event.stream_id)

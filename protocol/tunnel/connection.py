@@ -162,7 +162,7 @@ class Connection(BaseConnection):
             raise LocalError(f"{self!r} is not closed")
         for stream in list(self._streams.values()):
             self._lose(stream, reason)
-            self._remove(stream)
+            self._detach(stream)
 
     def _accept_frames(self) -> None:
         """Accept the frames that both sides send."""
@@ -277,21 +277,18 @@ class Connection(BaseConnection):
         if grant is not None:
             self._send_window(0, grant)
 
-    def _add_stream(self, stream: Stream, now: float) -> Stream:
+    def _add_stream(self, stream: Stream, now: float) -> None:
         if not self._streams:
-            self.deadline = min(self.deadline, self.keepalive.busy(now))
+            deadline = self.keepalive.busy(now)
+            if deadline < self.deadline:
+                self.deadline = deadline
         self._streams[stream.id] = stream
-        return stream
 
     def _find(self, stream_id: int) -> Stream | None:
         """Return the stream, or None when it is gone; one that never was ends the connection."""
         if stream_id > self._streams.last_id or not stream_id & 1:
             self.close(Code.PROTOCOL, f"stream {stream_id} was never opened")
         return self._streams.get(stream_id)
-
-    def _remove(self, stream: Stream) -> None:
-        self._detach(stream)
-        stream.outbound.clear()
 
     def _detach(self, stream: Stream) -> None:
         """Take the stream out of this connection and leave its own state as it is."""

@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from protocol.tunnel import frames
-from protocol.tunnel.frames import DATA, END_FLAG, HEADER, MAX_DATA, FrameType
+from protocol.tunnel.frames import HEADER, KIND, RULES, FrameType
 
 Handler = Callable[[int, int, bytes], None]
 """Called with stream id, flags and payload."""
 
-_unpack_header = HEADER.unpack_from
+_unpack = KIND.unpack_from
+_Rule = tuple[Handler, int, int, int, int, int]
+"""What handles a kind of frame, its flags, the least and the most of its payload, and what its
+stream id must be: these bits of it have this value."""
 
 
 class FrameReader:
     """Receive buffer and frame parser of a tunnel."""
 
     __slots__ = (
-        "_handlers",
         "_partial",
         "_refuse",
+        "_rules",
         "_wanted",
         "bytes_received",
         "frames_received",
@@ -28,7 +31,8 @@ class FrameReader:
 
     def __init__(self, refuse: Callable[[FrameType], str]) -> None:
         """Accept no frames before ``accept``; ``refuse`` words why a type is an error."""
-        self._handlers: dict[int, Handler] = {}
+        self._rules: dict[int, _Rule] = {}
+        """By kind: what is not here is an error."""
         self._refuse = refuse
         self._partial = bytearray()
         self._wanted = 0
@@ -39,8 +43,14 @@ class FrameReader:
 
     def accept(self, handlers: Mapping[FrameType, Handler]) -> None:
         """Accept further types of frames; handlers may call this."""
-        # Comparing an int with a member of an Enum takes longer than the rest of the lookup.
-        self._handlers.update((int(type), handler) for type, handler in handlers.items())
+        for type, handler in handlers.items():
+            rule = RULES[type]
+            assert rule is not None
+            least, most, allowed, on_stream = rule
+            bits = 0 if on_stream is None else 1 if on_stream else 0xFFFF_FFFF
+            for flags in {0, allowed}:
+                kind = type << 24 | flags << 16
+                self._rules[kind] = handler, flags, least, most, bits, int(on_stream is True)
 
     def stop(self) -> None:
         """Drop what is buffered and handle no further frame."""
@@ -57,22 +67,15 @@ class FrameReader:
             data = bytes(self._partial)
             self._partial.clear()
         at, end = 0, len(data)
-        handlers = self._handlers
+        rules = self._rules
         while end - at >= 12:
-            type, flags, reserved, stream_id, length = _unpack_header(data, at)
-            if (
-                type != DATA  # by far the most frequent type is checked without a call
-                or length > MAX_DATA
-                or flags > END_FLAG
-                or reserved
-                or not stream_id & 1
-                or type not in handlers
-            ):
-                problem = frames.problem_with(type, flags, reserved, stream_id, length)
-                if problem is not None:
-                    return problem
-                if type not in handlers:
-                    return self._refuse(FrameType(type))
+            kind, stream_id, length = _unpack(data, at)
+            rule = rules.get(kind)
+            if rule is None:
+                return self._problem(data, at)
+            handle, flags, least, most, bits, value = rule
+            if not least <= length <= most or stream_id & bits != value:
+                return self._problem(data, at)
             start = at + 12
             at = start + length
             if at > end:
@@ -80,7 +83,7 @@ class FrameReader:
                 self._wanted = 12 + length
                 break
             self.frames_received += 1
-            handlers[type](stream_id, flags, data[start:at])
+            handle(stream_id, flags, data[start:at])
             if self.stopped:
                 return None
         else:
@@ -88,3 +91,8 @@ class FrameReader:
         if at < end:
             self._partial += data[at:] if at else data
         return None
+
+    def _problem(self, data: bytes, at: int) -> str:
+        """Return what is wrong with a header that has no rule, or breaks it."""
+        header = HEADER.unpack_from(data, at)
+        return frames.problem_with(*header) or self._refuse(FrameType(header[0]))

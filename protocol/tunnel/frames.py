@@ -17,6 +17,8 @@ from enum import IntEnum
 from struct import Struct
 
 HEADER = Struct(">BBHII")
+KIND = Struct(">III")
+"""The same layout with type, flags and reserved bits as one number, the kind of the frame."""
 OFFSET = Struct(">Q")
 CODE = Struct(">H")
 

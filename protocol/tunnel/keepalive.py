@@ -84,9 +84,10 @@ class KeepAlive:
         return self._challenged > self.last_received
 
     def busy(self, now: float) -> float:
-        """Note that the first stream was opened; return the new deadline."""
+        """Note that the first stream was opened; return a deadline, which is no later than others
+        that are due already."""
         self._busy_since = now
-        return self.deadline()
+        return now + BUSY_SECONDS
 
     def idle(self) -> None:
         """Note that the last stream is gone."""

@@ -130,14 +130,14 @@ class NodeConnection(Connection):
             self.confirm_reset(stream_id)
             return
         self._send_reset(stream_id, 0, code, reason)
-        self._remove(stream)
+        self._detach(stream)
 
     def confirm_reset(self, stream_id: int) -> None:
         """Report that the work behind a ``StreamReset`` has stopped."""
         stream = self._streams.get(stream_id)
         if stream is not None and stream.resetting:
             self._send_reset(stream_id, CONFIRM_FLAG, Code.NONE, "")
-            self._remove(stream)
+            self._detach(stream)
 
     def abandon(self, reason: str) -> None:
         super().abandon(reason)
@@ -186,7 +186,7 @@ class NodeConnection(Connection):
         if beyond or not outbound.rewind(offset):
             if ended:
                 self._send_reset(new_id, 0, Code.PROTOCOL, "RESUME from where nothing is")
-                self._remove(stream)
+                self._detach(stream)
             else:
                 self._give_up(stream, Code.PROTOCOL, "RESUME from where nothing is")
             return
@@ -289,8 +289,6 @@ class NodeConnection(Connection):
         self._detach(stream)
         if self.number:
             self._unacknowledged.add(stream)
-        else:
-            stream.outbound.clear()
 
     def _after_give_up(self, stream: Stream) -> None:
         stream.resetting = stream.given_up = True

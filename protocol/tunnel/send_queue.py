@@ -18,7 +18,7 @@ class SendQueue:
     __slots__ = ("ack", "allowed", "bytes_sent", "control", "ended", "ready", "sent")
 
     def __init__(self) -> None:
-        self.control: list[bytes] = []
+        self.control: list[bytes | memoryview] = []
         self.ready: deque[Stream] = deque()
         """Round-robin of the streams that have bytes to send and credit of their own."""
         self.ack = 0
@@ -51,14 +51,10 @@ class SendQueue:
 
         ``StreamWritable`` is added to ``events`` and ended streams to ``ended``.
         """
+        out, self.control = self.control, []
         if self.ack:
-            self.control.append(frames.encode(frames.ACK, 0, 0, OFFSET.pack(self.ack)))
+            out.append(frames.encode(frames.ACK, 0, 0, OFFSET.pack(self.ack)))
             self.ack = 0
-        out: list[bytes | memoryview] = []
-        if self.control:
-            out.extend(self.control)
-            self.control.clear()
-            self.bytes_sent += sum(map(len, out))
         ready = self.ready
         while ready and limit > 0:
             stream = ready.popleft()
@@ -81,20 +77,19 @@ class SendQueue:
                 count = len(payload)
                 self.sent += count
                 limit -= count
-                last = outbound.ended and not outbound.queued and outbound.trailer is None
-                flags = END_FLAG if last else 0
-                out.append(_pack_header(DATA, flags, 0, stream.id, count))
+                left = outbound.queued
+                last = outbound.ended and not left and outbound.trailer is None
+                out.append(_pack_header(DATA, END_FLAG if last else 0, 0, stream.id, count))
                 out.append(payload)
-                self.bytes_sent += 12 + count
-                if outbound.writer_waits and outbound.queued < LOW_WATER:
+                if outbound.writer_waits and left < LOW_WATER:
                     outbound.writer_waits = False
                     events.append(StreamWritable(stream.id))
-                if outbound.queued:
+                if left:
                     outbound.scheduled = True
                     ready.append(stream)
                     continue
             if outbound.trailer is not None:
                 out.append(outbound.trailer)
-                self.bytes_sent += len(outbound.trailer)
                 self.ended.append(stream)
+        self.bytes_sent += sum(map(len, out))
         return out

@@ -181,7 +181,7 @@ class ServerConnection(Connection):
         self._events.append(HelloReceived(hello))
 
     def _on_head(self, stream_id: int, flags: int, payload: bytes) -> None:
-        stream = self._find(stream_id)
+        stream = self._streams.get(stream_id) or self._find(stream_id)
         if stream is None or stream.resetting:
             return
         if stream.answered:
@@ -196,7 +196,7 @@ class ServerConnection(Connection):
         self._events.append(HeadReceived(stream_id, head))
 
     def _on_end(self, stream_id: int, flags: int, payload: bytes) -> None:
-        stream = self._find(stream_id)
+        stream = self._streams.get(stream_id) or self._find(stream_id)
         if self.resumes and not self.closed:
             queue = self._queue
             answer_bytes = 0 if stream is None else stream.inbound.received
@@ -211,7 +211,7 @@ class ServerConnection(Connection):
         except UNREADABLE as error:
             self._give_up(stream, Code.PROTOCOL, f"END: {error}")
             return
-        self._remove(stream)
+        self._detach(stream)
         self._events.append(StreamEnded(stream_id, figures))
 
     def _on_reset(self, stream_id: int, flags: int, payload: bytes) -> None:
@@ -219,7 +219,7 @@ class ServerConnection(Connection):
         stream = self._find(stream_id)
         if stream is None:
             return  # it crossed a RESET of this side's
-        self._remove(stream)
+        self._detach(stream)
         if stream.resetting:
             self._events.append(ResetConfirmed(stream_id))
         elif stream.attempt and code == Code.UNKNOWN:
@@ -252,7 +252,7 @@ class ServerConnection(Connection):
         raise AssertionError("servers send no END")
 
     def _after_give_up(self, stream: Stream) -> None:
-        self._remove(stream)
+        self._detach(stream)
 
     def _survives(self, stream: Stream, code: int) -> bool:
         if code == Code.LOST:
