@@ -13,12 +13,11 @@ from fabric_client.proxy.decoder import Decoder
 from fabric_client.proxy.off_loop import Failed, end_in_worker, prepare_in_worker
 from fabric_client.proxy.preparation import OFF_LOOP, Prepared, prepare_whole
 from fabric_client.proxy.request_body import MAX_BODY, MAX_REPLAY, RequestBody
-from fabric_client.proxy.response_body import ResponseBody
+from fabric_client.proxy.response_body import ResponseBody, passed_head
 from fabric_client.proxy.slots import Slot
 from fabric_client.proxy.upstream import EngineConnection, Pool
 from fabric_client.translation import LocalReply
 from fabric_client.translation.local_reply import error_reply
-from fabric_client.translation.token_counts import ESTIMATED
 from protocol.aio.node import NodeStream
 from protocol.errors import Code
 from protocol.messages import Figures, ResponseHead
@@ -27,7 +26,6 @@ from runtime.workers import Workers
 
 log = logging.getLogger("fabric.forward")
 
-_PASSED = {"content-type", "content-length", "content-language", "retry-after", ESTIMATED[0]}
 _OF_ENCODED = ("content-encoding", "content-length")
 _REFUSED_FIELDS = frozenset({400, 422})
 """Statuses of engines that refuse a field of the body."""
@@ -151,25 +149,27 @@ class EngineRequest:
     # ── called by the connection to the engine ────────────────────────────────────────────────
 
     def on_response_head(self, status: int, headers: list[tuple[str, str]]) -> None:
+        body = self._body
         if not self._pool.accepts_usage and self._learns_of_usage(status):
             return
         self._responded = True
-        self._body.forget()
-        if 300 <= status < 400:
-            self.fail(Code.ENGINE_FAILED, f"the engine redirects ({status}): nodes don't follow")
-            return
+        body.forget()
+        if status >= 300 and self._connection is not None:  # of the engine, not ours
+            if status < 400:
+                reason = f"the engine redirects ({status}): nodes don't follow"
+                self.fail(Code.ENGINE_FAILED, reason)
+                return
+            offered = self.slot.engine.offered
+            self._response.filter = ErrorFilter(offered.private, body.head.path)
         for name, value in headers:
             if name == "content-encoding" and value.strip().lower() not in ("", "identity"):
                 if not self._decode(value):
                     return
                 headers = [one for one in headers if one[0] not in _OF_ENCODED]
                 break
-        if status >= 400 and self._connection is not None:  # of the engine, not ours
-            offered, path = self.slot.engine.offered, self._body.head.path
-            self._response.filter = ErrorFilter(offered.private, path)
         translate = self._response.filter
         if translate is not None:
-            if self._body.translated:  # the length in the other dialect is known at the end only
+            if body.translated:  # the length in the other dialect is known at the end only
                 headers = [one for one in headers if one[0] != "content-length"]
             decided = translate.head(status, headers)
             if decided is None:
@@ -178,7 +178,7 @@ class EngineRequest:
                     self.on_response_body = self._on_undecided_body
                 return
             status, headers = decided
-        self._send_head(status, headers)
+        self._stream.send_head(passed_head(status, headers))
 
     def _learns_of_usage(self, status: int) -> bool:
         """Learn whether the engine takes ``stream_options``, which was our addition; return whether
@@ -205,10 +205,6 @@ class EngineRequest:
             connection.abort()
         self._task = asyncio.create_task(self._connect_anew())
 
-    def _send_head(self, status: int, headers: list[tuple[str, str]]) -> None:
-        passed = [one for one in headers if one[0] in _PASSED]
-        self._stream.send_head(ResponseHead(status, passed))
-
     def _on_undecided_body(self, data: bytes) -> None:
         """Take a piece of a body that decides what the head is."""
         translate = self._response.filter
@@ -221,7 +217,7 @@ class EngineRequest:
             self._undecided = False
             if self._decoder is None:
                 self.on_response_body = self._response.add
-            self._send_head(*translate.decided)
+            self._stream.send_head(passed_head(*translate.decided))
         if data:
             self._response.add_translated(data)
 
@@ -252,7 +248,13 @@ class EngineRequest:
         translate, self._response.filter = self._response.filter, None
         assert translate is not None
         rest = translate.end()
-        self._send_decided(translate.decided, [rest] if rest else [])
+        assert translate.decided is not None
+        if self._response.limited is None:
+            self._response.count_whole(rest)
+            self._end_response(passed_head(*translate.decided), rest)
+        else:
+            self._send_decided(translate.decided, [rest] if rest else [])
+            self._end_response()
 
     async def _end_in_worker(self) -> None:
         """End a filter that holds much of the answer, in a worker, and then the answer."""
@@ -270,7 +272,7 @@ class EngineRequest:
         if self._undecided:
             self._undecided = False
             assert decided is not None
-            self._send_head(*decided)
+            self._stream.send_head(passed_head(*decided))
         for piece in rest:
             self._response.add(piece)
 
@@ -288,9 +290,11 @@ class EngineRequest:
             return
         if self._undecided:
             self._decide()
-        self._end_response()
+        else:
+            self._end_response()
 
-    def _end_response(self) -> None:
+    def _end_response(self, head: ResponseHead | None = None, body: bytes = b"") -> None:
+        """End the answer; with ``head`` that is all of it, and nothing of it is sent yet."""
         figures = self._response.end()
         connection, self._connection = self._connection, None
         self._response.connection = None
@@ -303,28 +307,20 @@ class EngineRequest:
             self._finish(answered=True)
         if connection is not None:
             connection.release(connection.reusable and self._body.ended)
-        if self._over:
+        if self._over and head is not None:
+            self._stream.answer(head, body, figures)
+        elif self._over:
             self._stream.end(figures)
 
     def on_response_lost(self, reason: str) -> None:
         connection = self._connection
         if self._responded:
             self.fail(Code.ENGINE_FAILED, reason)
-        elif self._may_replay(connection):
-            # The engine may have closed the warm connection before: try a new one.
+        elif connection is not None and connection.may_be_stale and self._body.replayable:
             self._connection = self._response.connection = None
             self._task = asyncio.create_task(self._connect_anew())
         else:
             self.fail(Code.ENGINE_DOWN, reason)
-
-    def _may_replay(self, connection: EngineConnection | None) -> bool:
-        """Return whether the engine can't have read the request, which is still here."""
-        return (
-            connection is not None
-            and connection.used
-            and not connection.answering
-            and self._body.replayable
-        )
 
     def on_upstream_writable(self) -> None:
         unacked, self._unacked = self._unacked, 0
@@ -390,13 +386,13 @@ class EngineRequest:
         connection.attach(self)
         if self._body.ended or self._body.received:
             self._write_start(connection)
-            self.on_upstream_writable()
+            if self._unacked:
+                self.on_upstream_writable()
 
     def _write_start(self, connection: EngineConnection) -> None:
         """Write the head and what there is of the body at once: mostly that is all of it."""
         self._started = True
-        pool = self._pool
-        for piece in self._body.encode_start(pool.prefix, pool.address.host, pool.authorization):
+        for piece in self._body.encode_start(self._pool.prefix, self._pool.fields):
             connection.write(piece)
 
     def _reply(self, reply: LocalReply) -> None:

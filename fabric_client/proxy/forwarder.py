@@ -63,7 +63,7 @@ class Forwarder:
         self._paused: str | None = None
         self._paused_at = 0.0
         self._idle = asyncio.Event()
-        self._idle.set()
+        """Set when the last request has ended."""
 
     @property
     def active(self) -> int:
@@ -95,14 +95,17 @@ class Forwarder:
 
     async def idle(self) -> None:
         """Wait until nothing runs."""
-        await self._idle.wait()
+        while self._running:
+            self._idle.clear()
+            await self._idle.wait()
 
     def accept(
         self, registration: RegistrationSlots, stream: NodeStream, head: RequestHead, ended: bool
     ) -> EngineRequest | None:
         """Start a request; ``protocol.aio.node.Accept`` once ``registration`` is bound."""
-        if head.method != "POST" or head.path not in PUBLIC_PATHS:
-            stream.reset(Code.FORBIDDEN, f"{head.method} {head.path} is not served here")
+        path = head.path
+        if head.method != "POST" or path not in PUBLIC_PATHS:
+            stream.reset(Code.FORBIDDEN, f"{head.method} {path} is not served here")
             return None
         if self._paused is not None and self._loop.time() - self._paused_at > GRACE_SECONDS:
             stream.reset(Code.REFUSED, self._paused)
@@ -111,8 +114,8 @@ class Forwarder:
         if engine is None:
             stream.reset(Code.REFUSED, f"no engine '{head.engine}' here")
             return None
-        if head.path not in engine.path_handlers:
-            stream.reset(Code.REFUSED, f"engine '{head.engine}' does not serve {head.path}")
+        if path not in engine.path_handlers:
+            stream.reset(Code.REFUSED, f"engine '{head.engine}' does not serve {path}")
             return None
         slot = self.slots.claim(engine, registration)
         if slot is None:
@@ -127,8 +130,10 @@ class Forwarder:
             ResponseBody(stream, self.throughput, self._uploads, self._loop.time),
         )
         self._running.add(request)
-        self._idle.clear()
-        self.slots.acquire(slot, request.begin)
+        if slot.held:
+            request.begin()
+        else:
+            self.slots.wait(slot, request.begin)
         return request
 
     def close(self) -> None:

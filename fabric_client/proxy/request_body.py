@@ -113,13 +113,13 @@ class RequestBody:
         """Drop what would be sent again: the engine has responded, or it has become too much."""
         self._replay = None
 
-    def encode_start(self, prefix: str, host: str, authorization: str = "") -> list[bytes]:
+    def encode_start(self, prefix: str, fields: str) -> list[bytes]:
         """Return the head and what there is of the body, to be written at once.
 
-        ``prefix`` is put before the path; ``host`` is the Host header, ``authorization`` that of
-        the engine's own key.
+        ``prefix`` is put before the path; ``fields`` are the header fields of every request to the
+        engine.
         """
-        head, pieces = self._encode_head(prefix, host, authorization), self._replay or ()
+        head, pieces = self._encode_head(prefix, fields), self._replay or ()
         if self._size is None:
             return [head + self.encode(b"".join(pieces))]
         if self._size <= MAX_REPLAY:
@@ -133,20 +133,17 @@ class RequestBody:
         chunk = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
         return chunk + b"0\r\n\r\n" if self.ended else chunk
 
-    def _encode_head(self, prefix: str, host: str, authorization: str) -> bytes:
-        head = self.head
-        headers = f"authorization: {authorization}\r\n" if authorization else ""
+    def _encode_head(self, prefix: str, fields: str) -> bytes:
+        head, size = self.head, self._size
         if self.translated:
-            headers += "content-type: application/json\r\n"
+            fields += "content-type: application/json\r\n"
         else:
             for name, value in head.headers:
                 if name in _FORWARDED_HEADERS and value.isprintable():
-                    headers += f"{name}: {value}\r\n"
+                    fields += f"{name}: {value}\r\n"
         if head.request_id.isidentifier():
-            headers += f"x-request-id: {head.request_id}\r\n"
-        size = self._size
+            fields += f"x-request-id: {head.request_id}\r\n"
         length = "transfer-encoding: chunked" if size is None else f"content-length: {size}"
-        return (
-            f"{head.method} {prefix}{self._path} HTTP/1.1\r\nhost: {host}\r\n"
-            f"accept-encoding: identity\r\n{headers}{length}\r\n\r\n"
-        ).encode("latin-1", "replace")
+        return (f"{head.method} {prefix}{self._path} HTTP/1.1\r\n{fields}{length}\r\n\r\n").encode(
+            "latin-1", "replace"
+        )

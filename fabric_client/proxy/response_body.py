@@ -7,9 +7,17 @@ from collections.abc import Callable
 from fabric_client.proxy.throughput import Throughput, tokens_in
 from fabric_client.proxy.upload_limit import LimitedStream, UploadLimit
 from fabric_client.proxy.upstream import EngineConnection
-from fabric_client.translation import ResponseFilter
+from fabric_client.translation import Headers, ResponseFilter
+from fabric_client.translation.token_counts import ESTIMATED
 from protocol.aio.node import NodeStream
-from protocol.messages import Figures
+from protocol.messages import Figures, ResponseHead
+
+_PASSED = {"content-type", "content-length", "content-language", "retry-after", ESTIMATED[0]}
+
+
+def passed_head(status: int, headers: Headers) -> ResponseHead:
+    """Return the head of an answer as the server gets it."""
+    return ResponseHead(status, [one for one in headers if one[0] in _PASSED])
 
 
 class ResponseBody:
@@ -73,6 +81,13 @@ class ResponseBody:
         self._tail = (self._tail[1], data)
         if not self._send(data) and self.connection is not None:
             self.connection.pause()
+
+    def count_whole(self, data: bytes) -> None:
+        """Count an answer that goes to the stream whole, and not through ``add``."""
+        self.filter = None
+        self._first_byte_at = self._first_byte_at or self._clock()
+        self._sent = len(data)
+        self._tail = (b"", data)
 
     def add_translated(self, data: bytes) -> None:
         """Send a piece that went through the filter already."""

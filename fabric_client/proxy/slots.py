@@ -46,32 +46,31 @@ class SlotTable:
     def claim(self, engine: Engine, registration: RegistrationSlots) -> Slot | None:
         """Return a claim to one of the engine's slots, or None if its server sends too much.
 
-        A server may have as many requests here, running or waiting, as the engine has slots.
+        It is ``held`` if a slot is free; otherwise ``wait`` for one.  A server may have as many
+        requests here, running or waiting, as the engine has slots.
         """
-        slots = max(1, engine.slots)
-        if engine.active >= slots:
-            waiting = sum(
-                one.engine is engine and one.registration is registration for one in self._queue
-            )
-            if registration.held[engine] + waiting >= slots:
-                return None
-        return Slot(engine, registration)
+        slot, slots = Slot(engine, registration), engine.slots or 1
+        if engine.active < slots:
+            self._grant(slot)
+            return slot
+        waiting = sum(
+            one.engine is engine and one.registration is registration for one in self._queue
+        )
+        return slot if registration.held[engine] + waiting < slots else None
 
-    def acquire(self, slot: Slot, start: Callable[[], None]) -> None:
-        """Call ``start`` when the slot is the request's: at once if one is free."""
-        if slot.engine.active < max(1, slot.engine.slots):
-            self._grant(slot, start)
-        else:
-            self._queue[slot] = start
+    def wait(self, slot: Slot, start: Callable[[], None]) -> None:
+        """Call ``start`` when the slot is held."""
+        self._queue[slot] = start
 
     def release(self, slot: Slot) -> None:
         """Give a slot back, or leave the queue."""
         if slot.held:
+            engine = slot.engine
             slot.held = False
-            slot.engine.active -= 1
-            slot.registration.held[slot.engine] -= 1
+            engine.active -= 1
+            slot.registration.held[engine] -= 1
             if self._queue:
-                self._grant_next(slot.engine)
+                self._grant_next(engine)
         else:
             self._queue.pop(slot, None)
         if len(self._registrations) > 1:
@@ -90,19 +89,20 @@ class SlotTable:
         """Forget closed registrations whose last request has ended."""
         self._registrations = [one for one in self._registrations if one.open or one.held.total()]
 
-    def _grant(self, slot: Slot, start: Callable[[], None]) -> None:
+    def _grant(self, slot: Slot) -> None:
+        engine = slot.engine
         slot.held = True
-        slot.engine.active += 1
-        slot.registration.held[slot.engine] += 1
+        engine.active += 1
+        slot.registration.held[engine] += 1
         if len(self._registrations) > 1:
             self._notify()
-        start()
 
     def _grant_next(self, engine: Engine) -> None:
         for slot, start in self._queue.items():
-            if slot.engine is engine and engine.active < max(1, engine.slots):
+            if slot.engine is engine and engine.active < (engine.slots or 1):
                 del self._queue[slot]
-                self._grant(slot, start)
+                self._grant(slot)
+                start()
                 return
 
     def _notify(self) -> None:

@@ -24,7 +24,7 @@ USAGE_REFUSED_SECONDS = 600.0
 MAX_HEAD = 64 * 1024
 MAX_PIECE = MAX_DATA // 2
 """Bytes of a body up to which what was read at once is one piece."""
-_FRAMING = (b"content-length", b"transfer-encoding")
+_FRAMING = ("content-length", "transfer-encoding")
 """A response without one of these headers ends with its connection."""
 _HEADERS = {
     name.encode(): name
@@ -34,6 +34,7 @@ _HEADERS = {
         "content-length",
         "content-type",
         "retry-after",
+        "transfer-encoding",
     )
 }
 """The headers of a response that mean something to nodes or users; the others are not kept."""
@@ -81,8 +82,8 @@ class EngineConnection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._status = 0
         self._head_bytes = 0
-        self._framed = False
-        """The response's end can be told without the connection's."""
+        """Bytes that were read of a head that is not complete."""
+        self._reading = True
         self._reusable = False
 
     def __repr__(self) -> str:
@@ -93,6 +94,11 @@ class EngineConnection(asyncio.Protocol):
     def usable(self) -> bool:
         return self._transport is not None and not self._transport.is_closing()
 
+    @property
+    def may_be_stale(self) -> bool:
+        """Return whether the engine may have closed it before it could read the request."""
+        return self.used and not self.answering
+
     # ── called by the handler ─────────────────────────────────────────────────────────────────
 
     def attach(self, handler: ResponseHandler) -> None:
@@ -100,7 +106,7 @@ class EngineConnection(asyncio.Protocol):
         self._handler = handler
         self.answering = False
         self._status = self._head_bytes = 0
-        self._headers, self._framed = [], False
+        self._headers = []
         self._body.clear()
 
     def write(self, data: bytes) -> None:
@@ -110,10 +116,12 @@ class EngineConnection(asyncio.Protocol):
     def pause(self) -> None:
         """Read no more of the response until ``resume``: TCP slows the engine down."""
         if self._transport is not None:
+            self._reading = False
             self._transport.pause_reading()
 
     def resume(self) -> None:
-        if self._transport is not None:
+        if self._transport is not None and not self._reading:
+            self._reading = True
             self._transport.resume_reading()
 
     def abort(self) -> None:
@@ -128,16 +136,18 @@ class EngineConnection(asyncio.Protocol):
         An engine that has answered before it took the whole request may never take the rest.
         """
         self._handler = None
-        if self._transport is None:
+        transport = self._transport
+        if transport is None:
             return
-        if self._transport.get_write_buffer_size():
-            self._transport.abort()
-        elif reusable and self.usable:
+        if transport.get_write_buffer_size():
+            transport.abort()
+        elif reusable and not transport.is_closing():
             self.used = True
-            self.resume()  # its handler may have paused at the very end
+            if not self._reading:  # its handler has paused at the very end
+                self.resume()
             self._pool.put(self)
         else:
-            self._transport.close()
+            transport.close()
 
     @property
     def reusable(self) -> bool:
@@ -156,10 +166,16 @@ class EngineConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
-            self._deliver_body()
+            if self._body:
+                self._deliver_body()
             self._lose(f"the engine does not speak HTTP/1.1: {error}")
-        else:
+            return
+        if self._body:
             self._deliver_body()
+        elif not self._status:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD:
+                self._lose("the response's headers are too large")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -167,7 +183,8 @@ class EngineConnection(asyncio.Protocol):
         handler, self._handler = self._handler, None
         if handler is None:
             return
-        if exc is None and self._status and not self._framed:
+        framed = any(name in _FRAMING for name, _ in self._headers)
+        if exc is None and self._status and not framed:
             self._reusable = False
             handler.on_response_end()
         else:
@@ -187,19 +204,14 @@ class EngineConnection(asyncio.Protocol):
         self.answering = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._head_bytes += len(name) + len(value)
-        if self._head_bytes > MAX_HEAD:
-            raise ValueError("the response's headers are too large")
-        name = name.lower()
-        if name in _FRAMING:
-            self._framed = True
-        if name in _HEADERS:
-            self._headers.append((_HEADERS[name], value.decode("latin-1")))
+        known = _HEADERS.get(name.lower())
+        if known is not None:
+            self._headers.append((known, value.decode("latin-1")))
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
         if status < 200:  # 100 Continue or the like; the response is still to come
-            self._headers, self._framed = [], False
+            self._headers = []
             return
         self._status = status
         if self._handler is not None:
@@ -208,7 +220,8 @@ class EngineConnection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if not self._status:
             return
-        self._deliver_body()
+        if self._body:
+            self._deliver_body()
         self._reusable = self._parser.should_keep_alive()
         handler, self._handler = self._handler, None
         if handler is not None:
@@ -221,8 +234,6 @@ class EngineConnection(asyncio.Protocol):
         events.
         """
         chunks = self._body
-        if not chunks:
-            return
         data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         pieces = [data] if len(data) <= MAX_PIECE else _pieces_of(chunks)
         chunks.clear()
@@ -257,6 +268,7 @@ class Pool:
         self.address = address
         self.key: EngineKey | None = None
         """The key that the engine wants."""
+        self._fields = f"host: {address.host}\r\naccept-encoding: identity\r\n"
         self._loop = loop
         parts = urlsplit(address.url)
         self.prefix = parts.path
@@ -270,9 +282,11 @@ class Pool:
         self._usage_refused_until = 0.0
 
     @property
-    def authorization(self) -> str:
-        """The value of the ``Authorization`` header; empty if the engine wants none."""
-        return self.key.authorization if self.key is not None else ""
+    def fields(self) -> str:
+        """The header fields of every request, each with the end of its line."""
+        if self.key is None or not self.key.value:
+            return self._fields
+        return f"{self._fields}authorization: {self.key.authorization}\r\n"
 
     @property
     def refuses_usage(self) -> bool:

@@ -105,17 +105,16 @@ class BodyFilter:
         completion = _read(body)
         choices, usage = completion.choices, completion.usage
         changes, reasoning, content = self._look_at(choices)
-        changed = any(changes)
         shares = None
         if usage is not None and usage.lacks_shares:
             shares = usage.shares(reasoning, content)
-        if not changed:
+        if not changes:
             if shares is None:
                 return body
             if added := _insert(body, shares):
                 return added
         fields: dict[str, Any] = _fields(body)
-        if changed:
+        if changes:
             written: list[dict[str, Any]] = _list_of_fields(fields["choices"])
             for choice, change in zip(written, changes, strict=True):
                 choice["message"] = _fields(choice["message"]) | change
@@ -125,27 +124,31 @@ class BodyFilter:
         return _encode(fields)
 
     def _look_at(self, choices: list[_Choice]) -> tuple[list[dict[str, str]], int, int]:
-        """Return the changed fields of each message, and the characters of reasoning and of the
-        rest in all of them."""
+        """Return the changed fields of each message, none if no message has any, and the characters
+        of reasoning and of the rest in all of them."""
         changes: list[dict[str, str]] = []
         reasoning = content = 0
         for choice in choices:
             message = choice.message
-            change = self._change(message)
-            changes.append(change)
-            sent = message.reasoning or message.reasoning_content
-            reasoning += len(sent or change.get("reasoning_content", ""))
-            content += len(change.get("content", message.content or ""))
+            text, thought = message.content or "", message.reasoning or message.reasoning_content
+            change = None if not thought and is_plain(text) else self._change(message)
+            changes.append(change or {})
+            if change:
+                thought = thought or change.get("reasoning_content")
+                text = change.get("content", text)
+            if thought:
+                reasoning += len(thought)
+            content += len(text)
             if message.tool_calls:
                 content += sum(len(bytes(call)) for call in message.tool_calls)
-        return changes, reasoning, content
+        return changes if any(changes) else [], reasoning, content
 
     def _change(self, message: _Message) -> dict[str, str]:
         """Return the changed fields of a message."""
         if message.reasoning or message.reasoning_content:
             alias = message.reasoning if message.reasoning_content is None else None
             return {"reasoning_content": alias} if alias else {}
-        if not self._inline or not message.content or is_plain(message.content):
+        if not self._inline or not message.content:
             return {}
         texts: dict[Channel, str] = {REASONING: "", CONTENT: ""}
         for channel, text in Splitter().feed(message.content, last=True):
@@ -172,10 +175,16 @@ def _insert(body: bytes, shares: dict[str, int]) -> bytes | None:
     # From the right: usage is near the end, and a word that is not there takes a third of the time.
     at = body.rfind(b'"usage"')
     found = _USAGE(body, at) if at >= 0 else None
-    if found is None or body.rfind(b'"usage"', 0, at) >= 0:
-        return None
-    if body.rfind(b'"analysis_tokens"') >= 0 or body.rfind(b'"final_tokens"') >= 0:
+    if (
+        found is None
+        or body.rfind(b'"usage"', 0, at) >= 0
+        or body.rfind(b'"analysis_tokens"') >= 0
+        or body.rfind(b'"final_tokens"') >= 0
+    ):
         return None
     at = found.end()
-    analysis, final = shares["analysis_tokens"], shares["final_tokens"]
-    return b'%b"analysis_tokens":%d,"final_tokens":%d,%b' % (body[:at], analysis, final, body[at:])
+    added = b'"analysis_tokens":%d,"final_tokens":%d,' % (
+        shares["analysis_tokens"],
+        shares["final_tokens"],
+    )
+    return body[:at] + added + body[at:]

@@ -14,6 +14,8 @@ HEADER = "x-fabric-reasoning"
 RAW = "raw"
 """The header's value that leaves an answer as its engine wrote it."""
 _OK = HTTPStatus.OK.value
+_KINDS = {kind: kind for kind in ("application/json", "text/event-stream")}
+"""Content types as engines mostly write them."""
 
 
 class ReasoningFilter:
@@ -43,18 +45,18 @@ class ReasoningFilter:
         return None if self._body is None else self._body.decided
 
     def head(self, status: int, headers: Headers) -> tuple[int, Headers] | None:
-        kind, others = "", []
-        for name, value in headers:
-            match name:
-                case "content-encoding":
-                    return status, headers
-                case "content-type":
-                    kind = value.partition(";")[0].strip().lower()
-                case "content-length":
-                    continue
-            others.append((name, value))
         if status != _OK:
             return status, headers
+        kind, others = "", []
+        for header in headers:
+            name = header[0]
+            if name == "content-type":
+                kind = _KINDS.get(header[1]) or header[1].partition(";")[0].strip().lower()
+            elif name == "content-length":
+                continue
+            elif name == "content-encoding":
+                return status, headers
+            others.append(header)
         if kind == "text/event-stream" and self._stream is not False:
             events = StreamFilter(self._markers)
             self.feed, self.end = events.feed, events.end

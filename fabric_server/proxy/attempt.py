@@ -132,9 +132,7 @@ class Attempt:
         hedge.done = self.done
 
     def begin(self, tunnel: ServerTunnel, head: RequestHead, body: bytes, *, ended: bool) -> None:
-        stream = self._stream = tunnel.open(head, self, ended=ended and not body)
-        if body:
-            stream.send(body, ended)
+        self._stream = tunnel.open(head, self, body, ended=ended)
         self._deadlines.add(self)
 
     async def upload(self, flowing: LargeBody) -> None:

@@ -27,7 +27,8 @@ class LinkDriver(Driver):
         self.link = Link(now=loop.time(), rng=rng)
         super().__init__(self.link, loop)
         self.owner = owner
-        self._on = dict.fromkeys(get_args(Message), self._on_message) | {LinkClosed: self._on_closed}
+        self._on |= dict.fromkeys(get_args(Message), self._on_message)
+        self._on[LinkClosed] = self._on_closed
 
     def __repr__(self) -> str:
         return f"<LinkDriver {self.peer} {self.link!r}>"

@@ -33,6 +33,11 @@ class NodeStream(Stream):
         self.connection.send_head(self.id, head)
         self._tunnel.flush_soon()
 
+    def answer(self, head: ResponseHead, body: bytes, figures: Figures) -> None:
+        """Send a whole answer; the handler gets no further events."""
+        self.connection.send_answer(self.id, head, body, figures)
+        self._tunnel.forget(self.id)
+
     def end(self, figures: Figures) -> None:
         """Complete the answer; the handler gets no further events."""
         self.connection.end_stream(self.id, figures)

@@ -89,9 +89,15 @@ class ServerTunnel(Tunnel):
 
     # ── commands ──────────────────────────────────────────────────────────────────────────────
 
-    def open(self, head: RequestHead, handler: AnswerHandler, *, ended: bool) -> ServerStream:
-        """Start a request.  Raises LocalError when ``connection.usable`` is False."""
-        stream_id = self.connection.open_stream(head, now=self._loop.time(), ended=ended)
+    def open(
+        self, head: RequestHead, handler: AnswerHandler, body: bytes = b"", *, ended: bool
+    ) -> ServerStream:
+        """Start a request with what there is of its body.
+
+        Raises LocalError when ``connection.usable`` is False.
+        """
+        now = self._loop.time()
+        stream_id = self.connection.open_stream(head, now=now, body=body, ended=ended)
         stream = self._streams[stream_id] = ServerStream(self, stream_id)
         stream.handler = handler
         self.flush_soon()

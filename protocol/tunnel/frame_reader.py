@@ -53,9 +53,10 @@ class FrameReader:
                 self._rules[kind] = handler, flags, least, most, bits, int(on_stream is True)
 
     def stop(self) -> None:
-        """Drop what is buffered and handle no further frame."""
+        """Drop what is buffered and handle no further frame: none has a rule any more."""
         self.stopped = True
         self._partial.clear()
+        self._rules.clear()
 
     def feed(self, data: bytes) -> str | None:
         """Handle each complete frame; return what is wrong with the first bad header, if any."""
@@ -72,7 +73,7 @@ class FrameReader:
             kind, stream_id, length = _unpack(data, at)
             rule = rules.get(kind)
             if rule is None:
-                return self._problem(data, at)
+                return None if self.stopped else self._problem(data, at)
             handle, flags, least, most, bits, value = rule
             if not least <= length <= most or stream_id & bits != value:
                 return self._problem(data, at)
@@ -84,11 +85,9 @@ class FrameReader:
                 break
             self.frames_received += 1
             handle(stream_id, flags, data[start:at])
-            if self.stopped:
-                return None
         else:
             self._wanted = 12
-        if at < end:
+        if at < end and not self.stopped:
             self._partial += data[at:] if at else data
         return None
 

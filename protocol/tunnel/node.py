@@ -93,6 +93,30 @@ class NodeConnection(Connection):
         if not self.closed:
             self._queue.control.append(frames.encode(frames.HEAD, 0, stream_id, payload))
 
+    def send_answer(
+        self, stream_id: int, head: ResponseHead, body: bytes, figures: Figures
+    ) -> None:
+        """Send a whole answer: ``send_head``, ``send_data`` and ``end_stream`` in one.
+
+        One that fits a frame and the credit goes at once, without a turn of its own.
+        """
+        self.send_head(stream_id, head)
+        stream, queue = self._streams.get(stream_id), self._queue
+        if (
+            stream is None
+            or stream.resetting
+            or self.closed
+            or not body
+            or not queue.takes_at_once(len(body))
+        ):
+            if body:
+                self.send_data(stream_id, body)
+            self.end_stream(stream_id, figures)
+            return
+        queue.send_at_once(stream, body, 0)
+        stream.outbound.keep(body)
+        self._end(stream, figures)
+
     def end_stream(self, stream_id: int, figures: Figures) -> None:
         """Complete the answer; the stream is gone once its last byte is sent.
 
@@ -109,10 +133,14 @@ class NodeConnection(Connection):
             raise LocalError(f"{stream!r} has ended already")
         if not stream.answered:
             raise LocalError(f"{stream!r} needs send_head before its end")
+        self._end(stream, figures)
+
+    def _end(self, stream: Stream, figures: Figures) -> None:
+        outbound = stream.outbound
         outbound.ended = True
         outbound.accepts_data = outbound.writer_waits = stream.inbound.expects_data = False
         stream.owner = None
-        end = frames.encode(frames.END, 0, stream_id, messages.encode(figures))
+        end = frames.encode(frames.END, 0, stream.id, messages.encode(figures))
         outbound.trailer = end
         if not outbound.queued and not self.closed:
             self._queue.control.append(end)

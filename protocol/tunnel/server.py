@@ -77,10 +77,13 @@ class ServerConnection(Connection):
 
     # ── commands ──────────────────────────────────────────────────────────────────────────────
 
-    def open_stream(self, head: RequestHead, *, now: float, ended: bool = False) -> int:
-        """Start a request and return its stream id; body bytes may follow in the same flight.
+    def open_stream(
+        self, head: RequestHead, *, now: float, body: bytes = b"", ended: bool = False
+    ) -> int:
+        """Start a request with what there is of its body, and return its stream id.
 
-        Raises LocalError when ``usable`` is False or the head is over its limit.
+        More of it may follow in the same flight unless it is ``ended``.  Raises LocalError when
+        ``usable`` is False or the head is over its limit.
         """
         if not self.usable:
             raise LocalError(f"no stream can be opened on {self!r}")
@@ -88,11 +91,17 @@ class ServerConnection(Connection):
         if len(payload) > frames.MAX_HEAD:
             raise LocalError(f"a request head of {len(payload)} bytes is over its limit")
         stream = Stream(self._streams.last_id + 2)
-        stream.outbound.ended = ended
-        stream.outbound.accepts_data = not ended
-        flags = END_FLAG if ended else 0
-        self._queue.control.append(frames.encode(frames.OPEN, flags, stream.id, payload))
+        queue, count = self._queue, len(body)
+        at_once = ended and queue.takes_at_once(count)
+        stream.outbound.ended = at_once
+        stream.outbound.accepts_data = not at_once
+        flags = END_FLAG if ended and not count else 0
+        queue.control.append(frames.encode(frames.OPEN, flags, stream.id, payload))
+        if at_once and count:
+            queue.send_at_once(stream, body, END_FLAG)
         self._start(stream, now)
+        if count and not at_once:
+            self.send_data(stream.id, body, ended=ended)
         return stream.id
 
     def resume_stream(self, former: ServerConnection, former_id: int, *, now: float) -> int:

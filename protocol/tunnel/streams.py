@@ -121,6 +121,12 @@ class Outbound:
         self._chunks.append(data)
         self.queued += len(data)
 
+    def keep(self, data: bytes) -> None:
+        """Put what was sent at once, as the first of the stream's bytes, into the replay buffer."""
+        if self.replayable:
+            self._chunks.append(data)
+            self._next = 1
+
     def take(self, limit: int) -> bytes | memoryview:
         """Return the next payload of at most ``limit`` bytes; join small chunks that wait."""
         chunks, at = self._chunks, self._next

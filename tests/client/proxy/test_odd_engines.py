@@ -215,3 +215,11 @@ async def test_events_that_are_read_at_once_go_on_together_and_whole(
     assert answer.body == b"".join(events)
     assert len(answer.pieces) <= 25
     assert all(piece.endswith(b"\n\n") for piece in answer.pieces)
+
+
+async def test_a_head_that_does_not_end_is_given_up(raw: RawEngine) -> None:
+    lines = b"x-more: %b\r\n" % (b"x" * 1000)
+    raw.answer = b"HTTP/1.1 200 OK\r\n" + lines * 400
+    async with NodeAlone(raw.url) as node:
+        answer = await node.ask("/v1/chat/completions", CHAT)
+    assert answer.reset == (Code.ENGINE_DOWN, "the response's headers are too large")
