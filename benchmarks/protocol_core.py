@@ -103,14 +103,11 @@ def round_trip() -> tuple[int, Callable[[], None]]:
 
     def run() -> None:
         for _ in range(count):
-            id = server.open_stream(HEAD, now=0.0)
-            server.send_data(id, question, ended=True)
+            id = server.open_stream(HEAD, now=0.0, body=question, ended=True)
             node.receive(b"".join(server.data_to_send()), 0.0)
             node.events()
             node.consumed(id, 900)
-            node.send_head(id, ANSWER)
-            node.send_data(id, answer)
-            node.end_stream(id, FIGURES)
+            node.send_answer(id, ANSWER, answer, FIGURES)
             server.receive(b"".join(node.data_to_send()), 0.0)
             server.events()
 
