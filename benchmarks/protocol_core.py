@@ -67,7 +67,7 @@ def demultiplexed() -> tuple[int, Callable[[], None]]:
             for event in events():
                 if type(event) is DataReceived:
                     consumed(event.stream_id, len(event.data))
-            if server.has_output:
+            if server.has_output():
                 server.data_to_send()
 
     return count * 16, run
@@ -126,7 +126,7 @@ def bulk_in() -> tuple[int, Callable[[], None]]:
             server.receive(batch, 1.0)
             for event in server.events():
                 server.consumed(id, len(event.data))  # type: ignore[union-attr]
-            if server.has_output:
+            if server.has_output():
                 server.data_to_send()
 
     return count * len(batch), run
@@ -146,7 +146,7 @@ def bulk_in_pieces() -> tuple[int, Callable[[], None]]:
                 server.receive(piece, 1.0)
                 for event in server.events():
                     server.consumed(id, len(event.data))  # type: ignore[union-attr]
-                if server.has_output:
+                if server.has_output():
                     server.data_to_send()
 
     return count * len(batch), run

@@ -128,11 +128,10 @@ class Engine:
     @property
     def slots(self) -> int:
         """Concurrent requests: as configured, or as the engine reports.  A dead engine has none."""
-        return (
-            min(self._settings.slots or self._facts.slots, _MAX_SLOTS)
-            if self._problem is None
-            else 0
-        )
+        if self._problem is not None:
+            return 0
+        slots = self._settings.slots or self._facts.slots
+        return slots if slots < _MAX_SLOTS else _MAX_SLOTS
 
     @property
     def report(self) -> EngineReport:
@@ -154,7 +153,7 @@ class Engine:
         Ollama runs any model that it is asked for, also those that it does not list.
         """
         offered = self.offered
-        return offered.restricted or bool(offered.renamed) or self.kind == "ollama"
+        return offered.restricted or bool(offered.renamed) or self._found == "ollama"
 
     def change_settings(self, settings: EngineSettings) -> None:
         """Keep to other settings from now on; paths are right after the next ``probe``."""

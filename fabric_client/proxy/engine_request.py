@@ -185,7 +185,7 @@ class EngineRequest:
         it is asked again, without."""
         body, pool = self._body, self._pool
         if status < 300:
-            if body.asks_usage:
+            if body.usage is not None:
                 pool.accepts_usage = True
             elif body.usage_dropped:
                 pool.remember_refusal()
@@ -362,7 +362,7 @@ class EngineRequest:
         self._connect()
 
     def _connect(self) -> None:
-        connection = None if self._body.outgrows_replay else self._pool.take()
+        connection = None if self._body.outgrows_replay() else self._pool.take()
         if connection is not None:
             self._use(connection)
         else:

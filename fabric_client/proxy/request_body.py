@@ -27,12 +27,12 @@ class RequestBody:
         "_path",
         "_replay",
         "_size",
-        "_usage",
         "ended",
         "head",
         "prepare",
         "received",
         "translated",
+        "usage",
         "usage_dropped",
     )
 
@@ -51,17 +51,20 @@ class RequestBody:
         self._size = 0 if ended and head.body_size is None else head.body_size
         """Bytes of the body; None when that is unknown, so that it is sent in chunks."""
         self._replay: list[bytes] | None = []
-        self._usage: tuple[int, int] | None = None
-        """Where it asks for usage in a stream, see ``preparation.find_usage``."""
+        self.usage: tuple[int, int] | None = None
+        """Where it asks for usage in a stream, see ``preparation.find_usage``; None also if that
+        was not looked for."""
 
     @property
     def replayable(self) -> bool:
         return self._replay is not None
 
-    @property
     def outgrows_replay(self) -> bool:
-        """Part of it is dropped before the engine responds, so that it can't be sent twice: a warm
-        connection, which the engine may have closed, is not for it."""
+        """Return whether part of it is dropped before the engine responds.
+
+        It can't be sent twice then: a warm connection, which the engine may have closed, is not
+        for it.
+        """
         if self.prepare is not None or self.ended:
             return False
         return self._size is None or self._size > MAX_REPLAY
@@ -85,26 +88,21 @@ class RequestBody:
         self.translated = path != self.head.path
         self._size = sum(map(len, pieces))
         self._replay = pieces
-        self._usage = usage
-
-    @property
-    def asks_usage(self) -> bool:
-        """Return whether it asks for usage in a stream, if that was looked for."""
-        return self._usage is not None
+        self.usage = usage
 
     def drop_usage(self) -> bool:
         """Take out what asks for usage in a stream, which the server or a translation has put in.
 
         False if it is not there, or the body is not here any more.
         """
-        if self._replay is None or self._usage is None or self._usage == ASKED_OTHERWISE:
+        if self._replay is None or self.usage is None or self.usage == ASKED_OTHERWISE:
             return False
-        start, stop = self._usage
+        start, stop = self.usage
         at, kept = 0, []
         for piece in self._replay:
             kept.append(piece[: max(start - at, 0)] + piece[max(stop - at, 0) :])
             at += len(piece)
-        self._replay, self._usage = kept, None
+        self._replay, self.usage = kept, None
         self._size = sum(map(len, kept))
         self.usage_dropped = True
         return True

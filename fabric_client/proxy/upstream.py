@@ -84,14 +84,14 @@ class EngineConnection(asyncio.Protocol):
         self._head_bytes = 0
         """Bytes that were read of a head that is not complete."""
         self._reading = True
-        self._reusable = False
+        self.reusable = False
+        """The engine keeps the connection open after the response that just ended."""
 
     def __repr__(self) -> str:
         state = "lost" if self._transport is None else "busy" if self._handler else "idle"
         return f"<EngineConnection {self._pool.address.url} {state}>"
 
-    @property
-    def usable(self) -> bool:
+    def is_usable(self) -> bool:
         return self._transport is not None and not self._transport.is_closing()
 
     @property
@@ -149,11 +149,6 @@ class EngineConnection(asyncio.Protocol):
         else:
             transport.close()
 
-    @property
-    def reusable(self) -> bool:
-        """True if the engine keeps the connection open after the response that just ended."""
-        return self._reusable
-
     # ── called by asyncio ───────────────────────────────────────────────────────────────────
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -163,6 +158,7 @@ class EngineConnection(asyncio.Protocol):
         if self._handler is None:  # not a response: nothing was requested
             self.abort()
             return
+        self.answering = True
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -185,7 +181,7 @@ class EngineConnection(asyncio.Protocol):
             return
         framed = any(name in _FRAMING for name, _ in self._headers)
         if exc is None and self._status and not framed:
-            self._reusable = False
+            self.reusable = False
             handler.on_response_end()
         else:
             handler.on_response_lost(str(exc) if exc else "the engine closed the connection")
@@ -199,9 +195,6 @@ class EngineConnection(asyncio.Protocol):
             self._handler.on_upstream_writable()
 
     # ── called by the parser ────────────────────────────────────────────────────────────────
-
-    def on_message_begin(self) -> None:
-        self.answering = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
         known = _HEADERS.get(name.lower())
@@ -222,7 +215,7 @@ class EngineConnection(asyncio.Protocol):
             return
         if self._body:
             self._deliver_body()
-        self._reusable = self._parser.should_keep_alive()
+        self.reusable = self._parser.should_keep_alive()
         handler, self._handler = self._handler, None
         if handler is not None:
             handler.on_response_end()
@@ -242,7 +235,6 @@ class EngineConnection(asyncio.Protocol):
                 self._handler.on_response_body(piece)
 
     def _lose(self, reason: str) -> None:
-        self.answering = True
         handler, self._handler = self._handler, None
         self.abort()
         if handler is not None:
@@ -302,7 +294,7 @@ class Pool:
         now = self._loop.time()
         while self._idle:
             connection = self._idle.pop()
-            if connection.usable and now - connection.idle_since < IDLE_SECONDS:
+            if connection.is_usable() and now - connection.idle_since < IDLE_SECONDS:
                 return connection
             connection.abort()
         return None

@@ -106,7 +106,7 @@ class BodyFilter:
         choices, usage = completion.choices, completion.usage
         changes, reasoning, content = self._look_at(choices)
         shares = None
-        if usage is not None and usage.lacks_shares:
+        if usage is not None and usage.lacks_shares():
             shares = usage.shares(reasoning, content)
         if not changes:
             if shares is None:

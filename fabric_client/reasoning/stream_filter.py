@@ -172,7 +172,7 @@ class StreamFilter:
         if not self._settled:
             splitters = self._splitters.values()
             self._settled = bool(splitters) and all(splitter.settled for splitter in splitters)
-        add_shares = chunk.usage is not None and chunk.usage.lacks_shares
+        add_shares = chunk.usage is not None and chunk.usage.lacks_shares()
         if not add_shares and not any(changes):
             return event
         before, fields = _changed(_fields(data), changes)

@@ -21,9 +21,8 @@ class Usage(Struct, gc=False):
     completion_tokens_details: _Details | None = None
     analysis_tokens: int | None = None
 
-    @property
     def lacks_shares(self) -> bool:
-        """True if there are tokens to share out, and the engine has not done so."""
+        """Return whether there are tokens to share out, and the engine has not done so."""
         total = self.completion_tokens
         return total is not None and total >= 0 and self.analysis_tokens is None
 

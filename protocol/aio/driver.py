@@ -22,7 +22,6 @@ class Machine(Protocol):
     closed: bool
     deadline: float
 
-    @property
     def has_output(self) -> bool: ...
     def receive(self, data: bytes, now: float) -> None: ...
     def challenge(self, now: float) -> None: ...
@@ -108,7 +107,7 @@ class Driver(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._machine.receive(data, self._loop.time())
         self._deliver_all()
-        if not self._flush_due and (self._machine.has_output or self._machine.closed):
+        if not self._flush_due and (self._machine.has_output() or self._machine.closed):
             self.flush_soon()
         if self._machine.deadline < self._armed:
             self._arm()
@@ -152,14 +151,14 @@ class Driver(asyncio.Protocol):
             if not pieces:
                 break
             transport.write(b"".join(pieces))
-            if not machine.has_output:  # mostly: costs less than to ask for nothing
+            if not machine.has_output():  # mostly: costs less than to ask for nothing
                 break
         self._deliver_all()
         if machine.deadline < self._armed:
             self._arm()
         if not machine.closed or self._ending:
             return
-        if machine.has_output:  # closed by a handler just now
+        if machine.has_output():  # closed by a handler just now
             self.flush_soon()
             return
         self._ending = True

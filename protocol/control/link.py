@@ -66,7 +66,6 @@ class Link:
     def __repr__(self) -> str:
         return f"<Link {'closed' if self.closed else 'open'}>"
 
-    @property
     def has_output(self) -> bool:
         return bool(self._out)
 

@@ -99,7 +99,6 @@ class BaseConnection(ABC):
     def frames_received(self) -> int:
         return self._reader.frames_received
 
-    @property
     def has_output(self) -> bool:
         """Return False when ``data_to_send`` has nothing."""
         queue = self._queue

@@ -81,7 +81,7 @@ class Connection(BaseConnection):
     @property
     def replay_bytes(self) -> int:
         """Sent bytes held in replay buffers, for a RESUME on another tunnel."""
-        return sum(stream.replay_bytes for stream in self._streams.values())
+        return sum(stream.replay_size() for stream in self._streams.values())
 
     def owner(self, stream_id: int) -> Any:
         """Return the object given to ``set_owner``; it follows the stream between tunnels."""
@@ -297,7 +297,7 @@ class Connection(BaseConnection):
             self.keepalive.idle()
         if stream.outbound.scheduled:
             self._queue.unschedule(stream)
-        unconsumed = stream.inbound.unconsumed
+        unconsumed = stream.inbound.unconsumed()
         if unconsumed > 0:
             self._consumed_on_tunnel(unconsumed)
 

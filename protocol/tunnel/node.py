@@ -246,7 +246,7 @@ class NodeConnection(Connection):
         if self.state is _DRAINING:
             self._send_reset(stream_id, 0, Code.DRAINING, "this node is draining")
             return
-        if streams.is_full:
+        if streams.is_full():
             self._send_reset(stream_id, 0, Code.REFUSED, "too many streams on this tunnel")
             return
         stream = Stream(stream_id, replayable=self.number != 0)
@@ -277,7 +277,7 @@ class NodeConnection(Connection):
         except UNREADABLE as error:
             self._send_reset(stream_id, 0, Code.PROTOCOL, f"RESUME: {error}")
             return
-        if streams.is_full:
+        if streams.is_full():
             self._send_reset(stream_id, 0, Code.REFUSED, "too many streams on this tunnel")
             return
         assert self._resume_table is not None  # without a table the reader refuses RESUME

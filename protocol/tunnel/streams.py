@@ -50,7 +50,6 @@ class Inbound:
         self.received += count
         self.consumed += count
 
-    @property
     def unconsumed(self) -> int:
         """Bytes received over the present tunnel and not consumed yet."""
         return self.received - self.consumed - self.uncounted
@@ -246,9 +245,8 @@ class Stream:
         """Return whether ``origin`` names this stream, now on tunnel number ``tunnel``."""
         return (self.origin or (tunnel, self.id)) == origin
 
-    @property
-    def replay_bytes(self) -> int:
-        """Bytes in the replay buffer, HEAD included."""
+    def replay_size(self) -> int:
+        """Return the bytes in the replay buffer, HEAD included."""
         outbound = self.outbound
         if not outbound.replayable:
             return 0
@@ -274,6 +272,5 @@ class StreamTable(dict[int, Stream]):
         self.flow_errors = 0
         """How often a stream has exceeded its credit."""
 
-    @property
     def is_full(self) -> bool:
         return len(self) >= self.max_streams

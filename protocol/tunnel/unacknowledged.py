@@ -59,7 +59,7 @@ class Unacknowledged:
 
     def add(self, stream: Stream) -> None:
         """Hold a stream whose END was just sent; drop the oldest when over a limit."""
-        size = stream.replay_bytes
+        size = stream.replay_size()
         self._streams.append(stream)
         self._sizes.append(size)
         self.replay_bytes += size

@@ -144,7 +144,7 @@ def living_with_a_stranger(rng: Random) -> None:
     connection.abandon("nobody came")
     listen()
     assert connection.active == 0
-    assert not connection.has_output or connection.data_to_send()
+    assert not connection.has_output() or connection.data_to_send()
 
 
 def link(rng: Random) -> None:

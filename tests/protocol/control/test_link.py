@@ -66,7 +66,7 @@ class Pair:
     def run(self) -> list[bytes]:
         """Carry everything; returns the messages that crossed, as bytes."""
         crossed = []
-        while self.server.has_output or self.node.has_output:
+        while self.server.has_output() or self.node.has_output():
             for here, there in ((self.server, self.node), (self.node, self.server)):
                 data = b"".join(here.data_to_send())
                 if data and not self.cut:
@@ -382,5 +382,5 @@ def test_a_closed_link_is_not_challenged():
     pair.node.close(Code.NONE, "bye")
     pair.run()
     pair.node.challenge(pair.now)
-    assert not pair.node.has_output
+    assert not pair.node.has_output()
     assert pair.node.deadline == float("inf")

@@ -100,7 +100,7 @@ def test_an_answer_that_comes_before_the_whole_question_ends_the_stream():
     assert pump.server.queued == 0
     assert pump.server.send_data(stream, b"nobody wants this") is True
     assert pump.run() == []
-    assert not pump.server.has_output
+    assert not pump.server.has_output()
 
 
 def test_a_tunnel_shows_where_it_stands():

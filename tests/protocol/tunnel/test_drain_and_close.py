@@ -169,6 +169,6 @@ def test_a_closed_tunnel_takes_every_command_in_its_stride():
         assert side.send_data(stream, b"x") is True
         assert side.events() == []
         assert side.data_to_send() == []
-        assert not side.has_output
+        assert not side.has_output()
         if side is pump.server:
             assert not pump.server.usable

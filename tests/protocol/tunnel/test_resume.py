@@ -112,7 +112,7 @@ def test_a_number_is_for_servers_that_resume_and_others_ignore_it():
     pair.node.send_head(1, ANSWER)
     pair.node.end_stream(1, FIGURES)
     assert up(pair) == ["head 1 200", "ended 1"]
-    assert not pair.server.has_output, "no ACK"
+    assert not pair.server.has_output(), "no ACK"
 
 
 def lost_in_hello(pair: Pair) -> list[int]:
@@ -287,7 +287,7 @@ def test_small_answers_are_acknowledged_sixteen_at_a_time():
         pair.node.send_head(stream, ANSWER)
         pair.node.end_stream(stream, FIGURES)
         up(pair)
-        if pair.server.has_output:
+        if pair.server.has_output():
             acknowledged.append(stream)
         down(pair)
     assert acknowledged == [31, 63, 95]

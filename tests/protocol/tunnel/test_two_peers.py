@@ -347,8 +347,8 @@ class TwoPeers(RuleBasedStateMachine):
         if not self.ending:
             assert self.server.credit >= TUNNEL_WINDOW // 2
             assert self.node.credit >= TUNNEL_WINDOW // 2
-            assert not self.server.has_output
-            assert not self.node.has_output
+            assert not self.server.has_output()
+            assert not self.node.has_output()
 
     # small parts
 

@@ -164,7 +164,7 @@ def test_nothing_is_said_behind_a_close():
     pump.run()
     burst = b"".join(frame("DATA", id, bytes(MAX_DATA)) * 16 for id in ids)
     pump.give(Role.SERVER, burst)
-    assert not pump.server.has_output, "one more byte, and a WINDOW is due"
+    assert not pump.server.has_output(), "one more byte, and a WINDOW is due"
     pump.give(Role.SERVER, frame("DATA", 99, bytes(MAX_DATA)))
     pump.server.ping(pump.now)
     pump.server.drain("late", 1)
@@ -184,7 +184,7 @@ def test_the_window_that_closes_a_tunnel_releases_no_data():
     assert [str(frame) for frame in frames_in(pump.take(Role.NODE))] == [
         "CLOSE calm 'too much WINDOW that grants little'"
     ]
-    assert not pump.node.has_output
+    assert not pump.node.has_output()
 
 
 @pytest.mark.parametrize("stream_id", [1, 3])
