@@ -150,7 +150,7 @@ class Site:
             rng=self.rng,
             limits=QueueLimits(queue_length, queue_length_per_key, queue_timeout),
         )
-        authenticator = KeyAuthenticator(self.keys, MemoryCache())
+        self.authenticator = authenticator = KeyAuthenticator(self.keys, MemoryCache())
         self.upstream = UpstreamContext(
             registry=self.registry,
             admission=self.admission,
