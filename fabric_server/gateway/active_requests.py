@@ -14,14 +14,18 @@ AT_ONCE_RETRY = 1.0
 
 class ActiveRequests:
     def __init__(self) -> None:
-        self.count = 0
+        self._by_id: dict[str, RequestRecord] = {}
         self._by_key: dict[str, set[RequestRecord]] = {}
         """By the ids of their keys."""
         self._idle = asyncio.Event()
         self._idle.set()
 
+    @property
+    def count(self) -> int:
+        return len(self._by_id)
+
     def add(self, record: RequestRecord) -> None:
-        self.count += 1
+        self._by_id[record.request.id] = record
         self._idle.clear()
         key_id = record.key.id
         if key_id in self._by_key:
@@ -42,8 +46,8 @@ class ActiveRequests:
 
     def remove(self, record: RequestRecord) -> None:
         record.task = None  # cancelled, it has a traceback with this record: a reference circle
-        self.count -= 1
-        if not self.count:
+        del self._by_id[record.request.id]
+        if not self._by_id:
             self._idle.set()
         records = self._by_key[record.key.id]
         records.discard(record)
@@ -52,12 +56,11 @@ class ActiveRequests:
 
     def list(self) -> list[RequestRecord]:
         """Return the requests under way, the oldest first."""
-        records = [record for some in self._by_key.values() for record in some]
-        return sorted(records, key=lambda record: record.request.arrived)
+        return sorted(self._by_id.values(), key=lambda record: record.request.arrived)
 
     def find(self, request_id: str) -> RequestRecord | None:
         """Return a request by its id; None when it is not under way."""
-        return next((record for record in self.list() if record.request.id == request_id), None)
+        return self._by_id.get(request_id)
 
     def cancel_key(self, key_id: str) -> None:
         """End all requests of a key that has been revoked or disabled."""

@@ -28,6 +28,8 @@ class Departures:
 
     def __init__(self) -> None:
         self._nodes: dict[str, _Departure] = {}
+        self._by_name: dict[str, dict[str, float]] = {}
+        """The nodes that had a model, and when they left, the last one last."""
         self._names = 0
 
     def add(self, node_id: str, names: Iterable[str], now: float) -> None:
@@ -35,6 +37,8 @@ class Departures:
         self.forget(node_id)
         kept = frozenset(islice(names, MAX_NAMES_PER_NODE))
         self._nodes[node_id] = _Departure(now, kept)
+        for name in kept:
+            self._by_name.setdefault(name, {})[node_id] = now
         self._names += len(kept)
         while len(self._nodes) > MAX_NODES or self._names > MAX_NAMES:
             self.forget(next(iter(self._nodes)))
@@ -43,20 +47,24 @@ class Departures:
     def forget(self, node_id: str) -> None:
         """Forget a node, because it is back or revoked."""
         departure = self._nodes.pop(node_id, None)
-        if departure is not None:
-            self._names -= len(departure.names)
+        if departure is None:
+            return
+        self._names -= len(departure.names)
+        for name in departure.names:
+            nodes = self._by_name[name]
+            del nodes[node_id]
+            if not nodes:
+                del self._by_name[name]
 
     def models(self, now: float) -> set[str]:
         self._expire(now)
-        return set().union(*(one.names for one in self._nodes.values()))
+        return set(self._by_name)
 
     def last(self, model: str, now: float) -> float | None:
         """Return when the last node with the model left; Ollama's ``:latest`` may be left out."""
         self._expire(now)
-        for departure in reversed(self._nodes.values()):
-            if model in departure.names or f"{model}:latest" in departure.names:
-                return departure.at
-        return None
+        found = (self._by_name.get(name) for name in (model, f"{model}:latest"))
+        return max((next(reversed(nodes.values())) for nodes in found if nodes), default=None)
 
     def _expire(self, now: float) -> None:
         while self._nodes:

@@ -327,17 +327,18 @@ class Node:
     def tunnel(self, now: float) -> ServerTunnel | None:
         """Return the usable tunnel for a new stream; None if there is none.
 
-        Streams that share a tunnel share its writes, so one that carries a few already is filled
-        first, if it has just received something.  Otherwise the one with the fewest is next; of
-        several, the one that last received something, which is the least likely to be dead without
-        notice.  It is then looked at first.
+        Streams that share a tunnel share its writes, so one is filled first, if it has just
+        received something.  Otherwise the one with the fewest is next; of several, the one that
+        last received something, which is the least likely to be dead without notice.  It is then
+        looked at first, so the others are looked at only if it is full or was silent for a while.
         """
         best, fewest, heard = None, 1 << 30, 0.0
         for tunnel in self.tunnels:
             connection = tunnel.connection
             active, received = connection.active, connection.keepalive.last_received
-            if 0 < active < SHARED_STREAMS and received > now - QUIET_SECONDS and connection.usable:
-                return tunnel
+            if active < SHARED_STREAMS and received > now - QUIET_SECONDS and connection.usable:
+                best = tunnel
+                break
             if (active < fewest or (active == fewest and received > heard)) and connection.usable:
                 best, fewest, heard = tunnel, active, received
         if best is not None and best is not self.tunnels[0]:

@@ -9,6 +9,7 @@ from fabric_server.routing.latency import Estimate
 from protocol.errors import Code
 from protocol.messages import EngineReport, ModelReport
 from protocol.tunnel.frames import FrameType, encode
+from protocol.tunnel.keepalive import QUIET_SECONDS
 from tests.site import CHAT, DONE, Call, ScriptedNode, Site, chunk, usage_chunk
 from tests.users import PATIENCE, Answer, request
 
@@ -77,7 +78,7 @@ async def test_of_idle_tunnels_the_one_last_heard_from_is_taken() -> None:
     for tunnel in (*node.node.tunnels, *reversed(node.node.tunnels)):
         await asyncio.sleep(0.002)  # the loop's clock ticks in milliseconds
         tunnel.data_received(encode(FrameType.PING, 0, 0, bytes(8)))
-        assert node.node.tunnel(site.loop.time()) is tunnel
+        assert node.node.tunnel(site.loop.time() + QUIET_SECONDS) is tunnel
 
 
 async def test_how_fast_a_stream_was_is_remembered() -> None:

@@ -472,12 +472,15 @@ async def test_a_tunnel_is_filled_first_and_then_the_one_with_the_fewest_streams
     assert node.node.tunnel(site.loop.time()) is second
 
 
-async def test_each_tunnel_of_a_node_is_looked_at_once_for_a_request() -> None:
+@pytest.mark.parametrize(("quiet", "looks"), [(0.0, 1), (QUIET_SECONDS, 16)])
+async def test_idle_tunnels_are_looked_at_once_after_a_silence_and_then_one(
+    quiet: float, looks: int
+) -> None:
     site = Site()
     node = site.node(slots=100)
     for _ in range(15):
         node.add_tunnel()
-    now, asked = site.loop.time(), Counter[str]()
+    now, asked = site.loop.time() + quiet, Counter[str]()
     assert node.node.tunnel(now) is node.node.tunnels[0]
 
     def notice(frame: FrameType, event: str, argument: object) -> None:
@@ -489,7 +492,7 @@ async def test_each_tunnel_of_a_node_is_looked_at_once_for_a_request() -> None:
     finally:
         sys.setprofile(None)
     assert found is node.node.tunnels[0]
-    assert (asked["active"], asked["usable"]) == (16, 1)
+    assert (asked["active"], asked["usable"]) == (looks, 1)
 
 
 async def test_a_tunnel_that_is_silent_is_not_filled() -> None:
