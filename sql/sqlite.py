@@ -24,6 +24,7 @@ from sql.database import Many, Row, Session, Size, Value
 
 OLDEST = (3, 35, 0)  # RETURNING
 READERS = 2
+INTERRUPT_AGAIN_SECONDS = 0.02
 
 # Python's driver releases the interpreter lock around every step of a statement, and wakes threads
 # that wait for it.  Many rows in one statement share that cost, and that of parsing.
@@ -161,8 +162,10 @@ class _Worker:
             return await (asyncio.shield(future) if interruptible else future)
         except asyncio.CancelledError:
             if interruptible:  # the result is not needed: free the thread for its next job
-                self.connection.interrupt()
-                await asyncio.wait([future])
+                # SQLite forgets an interrupt that comes before the statement has begun.
+                while not future.done():
+                    self.connection.interrupt()
+                    await asyncio.wait([future], timeout=INTERRUPT_AGAIN_SECONDS)
                 future.exception()
             raise
         except (sqlite3.Error, OverflowError, UnicodeEncodeError) as error:

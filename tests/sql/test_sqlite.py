@@ -16,8 +16,13 @@ from ledger.reports import LedgerReports
 from ledger.tables import LedgerTables
 from runtime.errors import StoreError
 from sql.database import Many, Row
-from sql.sqlite import SqliteDatabase, explain
+from sql.sqlite import READERS, SqliteDatabase, explain
 from tests.contracts.samples import entry
+
+ENDLESS = (
+    "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000000000)"
+    " SELECT COUNT(*) FROM n"
+)
 
 
 @pytest.fixture
@@ -129,12 +134,8 @@ def test_a_disk_that_takes_no_more_leaves_the_store_as_it_was(path: Path) -> Non
 
 async def test_reports_do_not_hold_up_look_ups_and_stop_when_nobody_waits(path: Path) -> None:
     database = SqliteDatabase(path)
-    endless = (
-        "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000000000)"
-        " SELECT COUNT(*) FROM n"
-    )
     async with asyncio.timeout(10):
-        slow = asyncio.create_task(database.fetch(endless))
+        slow = asyncio.create_task(database.fetch(ENDLESS))
         await asyncio.sleep(0)
         assert await database.fetch("SELECT 1") == [(1,)]
         assert not slow.done()
@@ -145,13 +146,32 @@ async def test_reports_do_not_hold_up_look_ups_and_stop_when_nobody_waits(path: 
         await database.close()
 
 
+async def test_a_read_that_is_cancelled_before_its_statement_begins_ends_too(path: Path) -> None:
+    database = SqliteDatabase(path)
+    async with asyncio.timeout(30):
+        for _ in range(20):
+            read = asyncio.create_task(database.fetch(ENDLESS))
+            await asyncio.sleep(0)
+            read.cancel()
+            await asyncio.wait([read])
+            assert read.cancelled()
+    await database.close()
+
+
 async def test_a_report_that_takes_too_long_says_what_to_ask_instead(path: Path) -> None:
     await _make(path)
     database = SqliteDatabase(path)
     reports = LedgerReports(database, report_seconds=0.0)
     await LedgerTables(database).write([], [entry(1)])
-    with pytest.raises(StoreError, match="ask for a shorter time"):
-        await reports.usage(0, 1e12)
+    # The report waits for a reader: one that has a reader can be done before its time is over.
+    async with asyncio.timeout(10):
+        slow = [asyncio.create_task(database.fetch(ENDLESS)) for _ in range(READERS)]
+        await asyncio.sleep(0)
+        with pytest.raises(StoreError, match="ask for a shorter time"):
+            await reports.requests()
+        for report in slow:
+            report.cancel()
+        await asyncio.wait(slow)
     assert await reports.request("req_00000001") == entry(1)
     await database.close()
 
