@@ -7,7 +7,7 @@ COMPILED := .cache/compiled
 PACKAGES := runtime protocol sql ledger consumer fabric_server fabric_client
 
 # The first of these that is new enough makes the virtual environment.
-PYTHONS := $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14
+PYTHONS := $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The project itself: what builds it was just installed, so nothing is fetched for it. Until 0.1.0 it
 # was called "fabric", and two distributions must not own the same files.

@@ -337,29 +337,37 @@ build() {
 
 # ── images ────────────────────────────────────────────────────────────────────────────────────────
 
-need_base() {
-    if [ -n "${OFFICIAL:-}" ] || [ -n "${BASE:-}" ]; then
+# make_base SUITE PACKAGES: fabric-test/base:SUITE, Debian as debootstrap makes it.
+make_base() {
+    if docker image inspect "fabric-test/base:$1" > /dev/null 2>&1; then
         return
     fi
-    BASE=fabric-test/base:bookworm
-    if docker image inspect "$BASE" > /dev/null 2>&1; then
-        return
-    fi
-    if [ ! -s "$cache/base.tar" ]; then
-        command -v debootstrap > /dev/null || cannot "there is no debootstrap to make a base image with: apt install debootstrap, or set BASE or OFFICIAL=1."
-        step "making a base image with debootstrap"
-        timeout 900 debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv \
-            bookworm "$work/root" > "$work/debootstrap.log" 2>&1 || {
+    if [ ! -s "$cache/$1.tar" ]; then
+        command -v debootstrap > /dev/null || cannot "there is no debootstrap to make a base image with: apt install debootstrap, or set OFFICIAL=1."
+        step "making a base image of Debian $1 with debootstrap"
+        scripts=/usr/share/debootstrap/scripts
+        [ -e "$scripts/$1" ] || set -- "$1" "$2" "$scripts/sid" # a suite that is newer than debootstrap
+        timeout 900 debootstrap --variant=minbase --include="$2" \
+            "$1" "$work/root" "" ${3:+"$3"} > "$work/debootstrap.log" 2>&1 || {
             tail -n 5 "$work/debootstrap.log" >&2
             cannot "debootstrap failed."
         }
         tar --directory "$work/root" --exclude=./var/cache/apt --exclude=./var/lib/apt/lists \
             --exclude=./usr/share/doc --exclude=./usr/share/locale --exclude=./usr/share/man \
-            --create --file "$cache/base.tar.new" .
-        mv "$cache/base.tar.new" "$cache/base.tar"
+            --create --file "$cache/$1.tar.new" .
+        mv "$cache/$1.tar.new" "$cache/$1.tar"
         rm -rf "$work/root"
     fi
-    docker import "$cache/base.tar" "$BASE" > /dev/null
+    docker import "$cache/$1.tar" "fabric-test/base:$1" > /dev/null
+}
+
+# The Python of the official base is in no release of Debian yet: the next one has it.
+need_base() {
+    if [ -n "${OFFICIAL:-}" ] || [ -n "${BASE:-}" ]; then
+        return
+    fi
+    make_base forky ca-certificates,python3,python3-venv
+    BASE=fabric-test/base:forky
 }
 
 build_programs() {
@@ -402,12 +410,13 @@ build_stand_ins() {
         }
         touch "$cache/kafka/.complete"
     fi
+    make_base bookworm ca-certificates
     mkdir "$work/stand-ins"
     cp docker/test/* "$work/stand-ins"
     cp -r "$cache/kafka" "$work/stand-ins/lib"
     for backend in postgres redis kafka; do
         build "fabric-test/$backend" --file "$work/stand-ins/stand-ins.Dockerfile" --target "$backend" \
-            --build-arg "BASE=$BASE" "$work/stand-ins"
+            --build-arg BASE=fabric-test/base:bookworm "$work/stand-ins"
     done
     step "built what stands for PostgreSQL, Redis and Kafka"
     export POSTGRES_IMAGE=fabric-test/postgres REDIS_IMAGE=fabric-test/redis KAFKA_IMAGE=fabric-test/kafka
