@@ -47,6 +47,7 @@ check: $(VENV)/.installed-dev ## Check lint, format, types and import layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.14
 	$(BIN)/mypy examples
 	$(BIN)/lint-imports
 
