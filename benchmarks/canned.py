@@ -15,8 +15,12 @@ BURST_MODEL = "mock-burst"
 """The same, `BURST` events in one write."""
 BURST = 16
 PACED_MODEL = "mock-paced"
-"""Streams one event per `PACE` seconds."""
-PACE = 0.010
+"""As a fast engine streams to each of many users."""
+CROWD_MODEL = "mock-crowd"
+"""As an engine streams that people can just read along with."""
+PACES = {PACED_MODEL: 0.025, CROWD_MODEL: 0.1}
+"""Seconds from event to event of a stream.  A thousand of the first and five thousand of the second
+leave two cores some time, so that what comes late is late because of what is measured."""
 FAST_EVENTS = 256
 """Events in an unpaced stream."""
 
@@ -32,7 +36,8 @@ MODELS = (
     b'{"object":"list","data":['
     b'{"id":"mock","object":"model","created":1700000000,"owned_by":"mock"},'
     b'{"id":"mock-burst","object":"model","created":1700000000,"owned_by":"mock"},'
-    b'{"id":"mock-paced","object":"model","created":1700000000,"owned_by":"mock"}]}'
+    b'{"id":"mock-paced","object":"model","created":1700000000,"owned_by":"mock"},'
+    b'{"id":"mock-crowd","object":"model","created":1700000000,"owned_by":"mock"}]}'
 )
 
 _START = b'data: {"id":"chatcmpl-mock","object":"chat.completion.chunk","created":1700000000,'

@@ -1,7 +1,7 @@
 """Load for one URL: streams as fast as they come, paced streams, or one request at a time.
 
     python -m benchmarks.load streams URL [--model mock-burst] [--concurrency 32] [--seconds 5]
-    python -m benchmarks.load paced   URL [--concurrency 1000] [--seconds 60]
+    python -m benchmarks.load paced   URL [--model mock-crowd] [--concurrency 1000] [--seconds 60]
     python -m benchmarks.load probe   URL [--beside URL] [--stream] [--seconds 5]
     python -m benchmarks.load cold    URL URL… [--every 0.05] [--seconds 60]
 
@@ -34,8 +34,8 @@ from benchmarks import canned
 from benchmarks.processes import raise_file_limit
 
 PATH = "/v1/chat/completions"
-RAMP_SECONDS = 1.0
-"""Time over which paced streams begin."""
+RAMP_SECONDS, RAMP_STREAMS = 1.0, 1000
+"""Time over which paced streams begin, and how many begin in a second at most."""
 GRACE_SECONDS = 15.0
 """Seconds that a stream may take beyond its time; a paced one counts as lost then."""
 WARM_UP_SECONDS = 0.5
@@ -81,6 +81,8 @@ class Tally:
     """Other status than 200."""
     lost: int = 0
     """Not answered in full."""
+    comments: int = 0
+    """Comments before answers: their systems have let them wait."""
     problem: str | None = None
     """The first one, for people."""
     gaps: Histogram = field(default_factory=Histogram)
@@ -152,6 +154,9 @@ class Reader(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         if not self._asked:
             return  # found wrong before: these come from the same read
+        if not self._position and body.startswith(b":"):
+            self._tally.comments += 1  # of a stream that waits; no part of an answer begins so
+            return
         if not self._position:
             self.first = time.perf_counter()
         if not self._goes_on(body):
@@ -267,18 +272,19 @@ async def streams(place: Place, model: str, concurrency: int, seconds: float) ->
     return {"events_per_second": round(rate), **report(tally)}
 
 
-async def paced(place: Place, concurrency: int, seconds: float) -> dict[str, object]:
-    """Paced streams, one on each connection, begun evenly over a second."""
+async def paced(place: Place, model: str, concurrency: int, seconds: float) -> dict[str, object]:
+    """Paced streams, one on each connection, begun evenly over a second or more."""
     tally = Tally()
-    expected = [canned.body(round(seconds / canned.PACE))]
+    expected = [canned.body(round(seconds / canned.PACES[model]))]
+    ramp = max(RAMP_SECONDS, concurrency / RAMP_STREAMS)
     loop = asyncio.get_running_loop()
     ended: list[asyncio.Future[None]] = [loop.create_future() for _ in range(concurrency)]
     began = time.perf_counter()
     for number, end in enumerate(ended):
-        reader = await place.connect(tally, ask(canned.PACED_MODEL, stream=True), expected)
+        reader = await place.connect(tally, ask(model, stream=True), expected)
         reader.done = partial(settle, end)
         reader.ask()
-        ahead = began + (number + 1) / concurrency * RAMP_SECONDS - time.perf_counter()
+        ahead = began + (number + 1) / concurrency * ramp - time.perf_counter()
         await asyncio.sleep(max(0, ahead))
     _, late = await asyncio.wait(ended, timeout=seconds + GRACE_SECONDS)
     for _ in late:
@@ -407,7 +413,7 @@ def main() -> None:
         "--beside", metavar="URL", help="probe this in turn, and tell the difference"
     )
     parser.add_argument("--rewriting", metavar="URL", action="append", default=[])
-    parser.add_argument("--model", default=canned.MODEL, help="of streams")
+    parser.add_argument("--model", default=canned.MODEL, help="of streams and paced ones")
     parser.add_argument("--concurrency", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--every", type=float, default=0.05, help="seconds from request to request")
@@ -424,7 +430,8 @@ def main() -> None:
         case "streams":
             run = streams(places[0], given.model, given.concurrency, given.seconds)
         case "paced":
-            run = paced(places[0], given.concurrency, given.seconds)
+            model = given.model if given.model in canned.PACES else canned.PACED_MODEL
+            run = paced(places[0], model, given.concurrency, given.seconds)
         case "cold":
             run = cold(places, given.every, given.seconds)
         case _:

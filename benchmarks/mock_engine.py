@@ -38,41 +38,41 @@ def writes(events: int) -> list[bytes]:
 WRITES = writes(1)
 BURST_WRITES = writes(canned.BURST)
 TICK = 0.001
-TICKS_PER_EVENT = round(canned.PACE / TICK)
 
 
 class Pacer:
-    """One timer for all paced streams: each is due once in `TICKS_PER_EVENT` ticks, by its start.
+    """One timer for all streams of a pace: each is due once in so many ticks, by its start.
 
     A tick that comes late sends what is due by now in one write, so the rate holds.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self.total = round(seconds / canned.PACE)
+    def __init__(self, seconds: float, pace: float) -> None:
+        self.total = round(seconds / pace)
         self._chunks = canned.token_chunks(self.total)
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
         self._turn = 0
-        self._wheel: list[dict[Connection, None]] = [{} for _ in range(TICKS_PER_EVENT)]
+        self._ticks_per_event = round(pace / TICK)
+        self._wheel: list[dict[Connection, None]] = [{} for _ in range(self._ticks_per_event)]
         self._tick()
 
     def add(self, stream: Connection) -> None:
         stream.first_turn, stream.sent = self._turn + 1, 0
-        self._wheel[stream.first_turn % TICKS_PER_EVENT][stream] = None
+        self._wheel[stream.first_turn % self._ticks_per_event][stream] = None
 
     def remove(self, stream: Connection) -> None:
-        self._wheel[stream.first_turn % TICKS_PER_EVENT].pop(stream, None)
+        self._wheel[stream.first_turn % self._ticks_per_event].pop(stream, None)
 
     def _tick(self) -> None:
-        now = self._loop.time()
+        now, ticks = self._loop.time(), self._ticks_per_event
         last, self._turn = self._turn, int((now - self._began) / TICK)
-        for turn in range(max(last, self._turn - TICKS_PER_EVENT) + 1, self._turn + 1):
-            for stream in list(self._wheel[turn % TICKS_PER_EVENT]):
+        for turn in range(max(last, self._turn - ticks) + 1, self._turn + 1):
+            for stream in list(self._wheel[turn % ticks]):
                 self._send_due(stream)
         self._loop.call_at(self._began + (self._turn + 1) * TICK, self._tick)
 
     def _send_due(self, stream: Connection) -> None:
-        due = min((self._turn - stream.first_turn) // TICKS_PER_EVENT + 1, self.total)
+        due = min((self._turn - stream.first_turn) // self._ticks_per_event + 1, self.total)
         size = canned.CHUNK_BYTES
         stream.transport.write(self._chunks[stream.sent * size : due * size])
         stream.sent = due
@@ -86,8 +86,10 @@ class Connection(asyncio.Protocol):
     first_turn = sent = 0
     usage = False
 
-    def __init__(self, pacer: Pacer) -> None:
-        self._pacer = pacer
+    def __init__(self, pacers: dict[bytes, Pacer]) -> None:
+        """``pacers``: by the model that they are for."""
+        self._pacers = pacers
+        self._pacer: Pacer | None = None
         self._writes: Iterator[bytes] = iter(())
         self._parser = httptools.HttpRequestParser(self)
         self._body = b""
@@ -96,7 +98,8 @@ class Connection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._pacer.remove(self)
+        if self._pacer is not None:
+            self._pacer.remove(self)
         self._writes = iter(())
 
     def data_received(self, data: bytes) -> None:
@@ -117,7 +120,8 @@ class Connection(asyncio.Protocol):
         else:
             self.usage = b"include_usage" in body
             self.transport.write(STREAM_HEAD)
-            if b"mock-paced" in body:
+            self._pacer = next((one for name, one in self._pacers.items() if name in body), None)
+            if self._pacer is not None:
                 self._pacer.add(self)
             else:
                 self._writes = iter(WRITES if b"mock-burst" not in body else BURST_WRITES)
@@ -138,9 +142,9 @@ class Connection(asyncio.Protocol):
 
 
 async def serve(host: str, port: int, seconds: float) -> None:
-    pacer = Pacer(seconds)
+    pacers = {name.encode(): Pacer(seconds, pace) for name, pace in canned.PACES.items()}
     server = await asyncio.get_running_loop().create_server(
-        lambda: Connection(pacer), host, port, backlog=2048
+        lambda: Connection(pacers), host, port, backlog=2048
     )
     print(f"http://{host}:{server.sockets[0].getsockname()[1]}", flush=True)
     await server.serve_forever()

@@ -18,7 +18,6 @@ import venv
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -28,7 +27,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from benchmarks import consumer as consumer_bench
-from benchmarks.canned import BURST_MODEL, MODEL, PACED_MODEL
+from benchmarks.canned import BURST_MODEL, CROWD_MODEL, MODEL, PACED_MODEL
 from benchmarks.processes import CACHE, Command, Site
 from runtime.version import VERSION
 from tests.lab.kafka_server import KafkaServer
@@ -40,6 +39,10 @@ LITELLM = "1.108.0"
 SERVER = [sys.executable, "-m", "fabric_server"]
 NODE = [sys.executable, "-m", "fabric_client"]
 RIVALS = Path(__file__).with_name("rivals")
+
+
+MAX_SLOTS = 4096
+"""More than a node's 16 tunnels can carry is of no use."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ class Target:
     key: str | None = None
     at_node: bool = False
     """Whether the load comes from the node's place."""
-    add_node: Callable[[], subprocess.Popen[bytes]] | None = None
-    """Starts one more node of the same system, idle, with as many slots as is usual."""
+    add_node: Callable[[int], subprocess.Popen[bytes]] | None = None
+    """Starts one more node of the same system, idle, with so many slots."""
     node: subprocess.Popen[bytes] | None = None
     """The process beside the engine, if there is one."""
     rewrites: bool = False
@@ -211,7 +214,7 @@ class LiteLLM(System):
                         "api_key": "none",
                     },
                 }
-                for model in (MODEL, BURST_MODEL, PACED_MODEL)
+                for model in (MODEL, BURST_MODEL, PACED_MODEL, CROWD_MODEL)
             ],
             "general_settings": {"master_key": "os.environ/LITELLM_MASTER_KEY"},
             "litellm_settings": {"request_timeout": 600, "callbacks": []},
@@ -280,7 +283,7 @@ class Fabric(System):
         environ = {
             **self.environ(site),
             "FABRIC_NODE_ENGINE": engine,
-            "FABRIC_NODE_SLOTS": "4096",
+            "FABRIC_NODE_SLOTS": str(MAX_SLOTS),
             "FABRIC_NODE_LOG_LEVEL": "warning",
         }
         front = self.start_server(site, environ)
@@ -289,8 +292,10 @@ class Fabric(System):
         )
         key = json.loads(created)["text"]
         node = self._add_node(site, environ)
-        usual = {**environ, "FABRIC_NODE_SLOTS": "4"}  # 4096 are 16 tunnels: a node has fewer
-        add_node = partial(self._add_node, site, usual)
+
+        def add_node(slots: int) -> subprocess.Popen[bytes]:
+            return self._add_node(site, {**environ, "FABRIC_NODE_SLOTS": str(slots)})
+
         url = f"http://127.0.0.1:{environ['FABRIC_SERVER_PUBLIC_PORT']}"
         headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         question = json.dumps({"model": MODEL, "messages": []})

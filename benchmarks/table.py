@@ -71,6 +71,11 @@ def percent(results: Results, name: str, kind: str, figure: str) -> str:
     return "–" if value is None else f"{value:.0%}"
 
 
+def cores(results: Results, name: str, kind: str, figure: str) -> str:
+    value = results[name][kind].get(figure)
+    return "–" if value is None else f"{value:.2f}"
+
+
 def kibibytes(results: Results, name: str, kind: str, figure: str) -> str:
     value = results[name][kind][figure]
     return "–" if name == DIRECT else f"{value / 1024:,.0f}"
@@ -98,6 +103,9 @@ ROWS = (
     Row("paced", "gap_p99_ms", "1,000 paced streams: p99 gap, ms", milliseconds),
     Row("paced", "cpu_us_per_event", "1,000 paced streams: processor time, µs an event", each),
     Row("paced", "machine_busy", "1,000 paced streams: all cores busy", percent),
+    Row("crowd", "gap_p99_ms", "5,000 streams of 10 events/s: p99 gap, ms", milliseconds),
+    Row("crowd", "front_cores", "5,000 streams: cores of the server", cores),
+    Row("crowd", "machine_busy", "5,000 streams: all cores busy", percent),
     Row("paced", "memory_per_stream", "an open stream: KiB", kibibytes),
     Row("nodes", "memory_per_node", "an idle node: KiB of the server", kibibytes),
     Row("nodes", "memory_of_node", "an idle node: KiB of its own", kibibytes),

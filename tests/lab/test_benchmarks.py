@@ -6,11 +6,12 @@ import asyncio
 import json
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from benchmarks import canned
+from benchmarks.mock_engine import STREAM_HEAD
 from benchmarks.processes import Site
 from tests.engine import Plan, ScriptedEngine
 
@@ -75,10 +76,33 @@ async def test_each_place_gets_its_own_key_and_its_own_faults(site: Site, engine
     assert (refused["requests"], refused["refused"], refused["lost"]) == (0, 1, 1)
 
 
-def test_paced_streams_keep_their_pace(site: Site, engine: str) -> None:
-    result = load(site, "paced", engine, "--seconds", "0.5", "--concurrency", "10")
-    assert result["events"] == 10 * 50
-    assert result["gap_p50_ms"] == pytest.approx(10, abs=2)
+@pytest.mark.parametrize("model", canned.PACES)
+def test_paced_streams_keep_their_pace(site: Site, engine: str, model: str) -> None:
+    words = ["paced", engine, "--model", model, "--seconds", "0.5", "--concurrency", "10"]
+    result = load(site, *words)
+    assert result["events"] == 10 * round(0.5 / canned.PACES[model])
+    assert result["gap_p50_ms"] == pytest.approx(canned.PACES[model] * 1000, abs=4)
+
+
+class Talk(asyncio.Protocol):
+    """An engine that comments before it answers, as the server does for a stream that waits."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        comment = canned.chunk(b": waiting for the model\n\n")
+        answer = canned.token_chunks(canned.FAST_EVENTS) + canned.last_chunks(usage=False)
+        self._transport.write(STREAM_HEAD + comment * 2 + answer)
+
+
+async def test_comments_before_an_answer_are_no_part_of_it(site: Site) -> None:
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(Talk, "127.0.0.1", 0)
+    async with server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        result = await asyncio.to_thread(load, site, "probe", url, "--stream", "--seconds", "0")
+    assert (result["requests"], result["comments"], result["problem"]) == (1, 2, None)
 
 
 @pytest.mark.parametrize("rewriting", [False, True], ids=["as it is", "rewriting"])
