@@ -361,8 +361,8 @@ async def cold(places: list[Place], every: float, seconds: float) -> list[dict[s
         for place, tally in zip(places, tallies, strict=True)
     ]
     turns, order = list(range(len(places))), Random(1)
-    began = due = time.perf_counter()
-    while due - began < seconds:
+    due = time.perf_counter()
+    for _ in range(max(1, round(seconds / every / len(places)))):
         order.shuffle(turns)
         for turn in turns:
             due += every
