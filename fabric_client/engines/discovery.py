@@ -146,7 +146,6 @@ class Engine:
             paths=sorted(self.path_handlers),
         )
 
-    @property
     def must_check_names(self) -> bool:
         """Return whether the model of each request must be looked up.
 

@@ -392,7 +392,7 @@ class EngineRequest:
     def _write_start(self, connection: EngineConnection) -> None:
         """Write the head and what there is of the body at once: mostly that is all of it."""
         self._started = True
-        for piece in self._body.encode_start(self._pool.prefix, self._pool.fields):
+        for piece in self._body.encode_start(self._pool.prefix, self._pool.fields()):
             connection.write(piece)
 
     def _reply(self, reply: LocalReply) -> None:

@@ -162,7 +162,7 @@ class Forwarder:
     def _preparation(self, engine: Engine, head: RequestHead) -> Prepare | None:
         """Return what prepares the request; None if it goes to the engine as it comes."""
         translate = engine.path_handlers[head.path]
-        if engine.must_check_names:
+        if engine.must_check_names():
             handler = translate or unchanged(head.path)
             return partial(prepare_offered, engine.offered, handler, self._reasoning, head)
         return translate and partial(prepare, translate, self._reasoning, head)

@@ -273,9 +273,8 @@ class Pool:
         """The engine has answered a request with ``stream_options``, so no refusal is due to it."""
         self._usage_refused_until = 0.0
 
-    @property
     def fields(self) -> str:
-        """The header fields of every request, each with the end of its line."""
+        """Return the header fields of every request, each with the end of its line."""
         if self.key is None or not self.key.value:
             return self._fields
         return f"{self._fields}authorization: {self.key.authorization}\r\n"

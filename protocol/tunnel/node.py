@@ -101,21 +101,19 @@ class NodeConnection(Connection):
         One that fits a frame and the credit goes at once, without a turn of its own.
         """
         self.send_head(stream_id, head)
-        stream, queue = self._streams.get(stream_id), self._queue
+        stream = self._streams.get(stream_id)
         if (
-            stream is None
-            or stream.resetting
-            or self.closed
-            or not body
-            or not queue.takes_at_once(len(body))
+            body
+            and stream is not None
+            and not (stream.resetting or self.closed)
+            and self._queue.send_at_once(stream, body, 0)
         ):
-            if body:
-                self.send_data(stream_id, body)
-            self.end_stream(stream_id, figures)
+            stream.outbound.keep(body)
+            self._end(stream, figures)
             return
-        queue.send_at_once(stream, body, 0)
-        stream.outbound.keep(body)
-        self._end(stream, figures)
+        if body:
+            self.send_data(stream_id, body)
+        self.end_stream(stream_id, figures)
 
     def end_stream(self, stream_id: int, figures: Figures) -> None:
         """Complete the answer; the stream is gone once its last byte is sent.

@@ -34,17 +34,19 @@ class SendQueue:
         stream.outbound.scheduled = True
         self.ready.append(stream)
 
-    def send_at_once(self, stream: Stream, data: bytes, flags: int) -> None:
-        """Put what ``takes_at_once`` behind the frames that go before DATA."""
-        count = len(data)
-        self.control.append(_pack_header(DATA, flags, 0, stream.id, count))
-        self.control.append(data)
-        self.sent += count
-        stream.outbound.sent += count
+    def send_at_once(self, stream: Stream, body: bytes, flags: int) -> bool:
+        """Put the whole body of a stream behind the frames that go before DATA.
 
-    def takes_at_once(self, count: int) -> bool:
-        """Return whether so many bytes, all of a new stream's, fit a frame and the credit."""
-        return count <= MAX_DATA and count <= self.allowed - self.sent
+        Return False, and do nothing, if it does not fit one frame and the credit.
+        """
+        count = len(body)
+        if count > MAX_DATA or count > self.allowed - self.sent:
+            return False
+        self.control.append(_pack_header(DATA, flags, 0, stream.id, count))
+        self.control.append(body)
+        self.sent += count
+        stream.outbound.sent = count
+        return True
 
     def unschedule(self, stream: Stream) -> None:
         # Rarely needed, but a tunnel that waits for credit would accumulate dead entries.

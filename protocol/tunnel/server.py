@@ -91,16 +91,14 @@ class ServerConnection(Connection):
         if len(payload) > frames.MAX_HEAD:
             raise LocalError(f"a request head of {len(payload)} bytes is over its limit")
         stream = Stream(self._streams.last_id + 2)
-        queue, count = self._queue, len(body)
-        at_once = ended and queue.takes_at_once(count)
-        stream.outbound.ended = at_once
-        stream.outbound.accepts_data = not at_once
-        flags = END_FLAG if ended and not count else 0
+        queue = self._queue
+        flags = END_FLAG if ended and not body else 0
         queue.control.append(frames.encode(frames.OPEN, flags, stream.id, payload))
-        if at_once and count:
-            queue.send_at_once(stream, body, END_FLAG)
+        whole = ended and (not body or queue.send_at_once(stream, body, END_FLAG))
+        stream.outbound.ended = whole
+        stream.outbound.accepts_data = not whole
         self._start(stream, now)
-        if count and not at_once:
+        if body and not whole:
             self.send_data(stream.id, body, ended=ended)
         return stream.id
 
