@@ -1,7 +1,8 @@
 """``make test-pythons``: tests of what differs between Pythons, with the oldest and newest found.
 
-Looked for are ``python3`` to ``python3.15`` in PATH and /usr/bin, and the Pythons of pyenv and uv;
-``--python`` names others.  Each of the two gets a virtual environment in .cache/pythons, with the
+Looked for are ``python3`` to ``python3.14`` in PATH and /usr/bin, and the Pythons of pyenv and uv;
+``--python`` names others.  A newer Python is passed over: not all packages of the lock file have a
+wheel for it.  Each of the two gets a virtual environment in .cache/pythons, with the
 versions of the lock file, and runs the rooms below: signals, cancellation and groups of tasks, TLS,
 and whole programs.  ``make test`` runs everything with the project's own Python.
 
@@ -23,7 +24,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 UV = Path(sys.executable).with_name("uv")
 HOMES = ROOT / ".cache" / "pythons"
-OLDEST, NEWEST = 11, 15
+OLDEST, NEWEST = 11, 14
 ROOMS = (
     "tests/runtime/test_background.py",
     "tests/runtime/test_run.py",
@@ -61,7 +62,7 @@ def candidates(home: Path) -> Iterator[Path]:
 
 
 def pythons(paths: Iterable[Path]) -> list[Python]:
-    """Return the CPythons among ``paths`` that are new enough, one of each version."""
+    """Return the CPythons among ``paths`` from ``OLDEST`` to ``NEWEST``, one of each version."""
     found: dict[tuple[int, ...], Python] = {}
     for path in paths:
         try:
@@ -70,7 +71,8 @@ def pythons(paths: Iterable[Path]) -> list[Python]:
             continue  # pyenv's stand-in for a version that is not chosen, or nothing at all
         kind, _, version = done.stdout.strip().partition(" ")
         numbers = tuple(int(part) for part in version.split(".") if part.isdigit())
-        if done.returncode == 0 and kind == "CPython" and numbers >= (3, OLDEST):
+        fits = (3, OLDEST) <= numbers[:2] <= (3, NEWEST)
+        if done.returncode == 0 and kind == "CPython" and fits:
             found.setdefault(numbers, Python(path, numbers))
     return sorted(found.values(), key=lambda python: python.version)
 
@@ -107,7 +109,7 @@ def main(words: Sequence[str] | None = None) -> int:
     found = pythons(options.python or candidates(Path.home()))
     others = found if options.python else ends(one for one in found if one.version != own)
     minors = {one.version[1] for one in (*found, Python(Path(sys.executable), own))}
-    missing = [f"3.{minor}" for minor in range(OLDEST, NEWEST) if minor not in minors]
+    missing = [f"3.{minor}" for minor in range(OLDEST, NEWEST + 1) if minor not in minors]
     if missing:
         print(f"NOT RUN with Python {', '.join(missing)}: not found on this machine.")
     worst = 0

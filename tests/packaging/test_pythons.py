@@ -21,6 +21,7 @@ def test_one_python_of_each_version_is_used_and_nothing_else(tmp_path: Path) -> 
             newer,
             script(tmp_path / "same", "CPython 3.14.2"),
             script(tmp_path / "old", "CPython 3.10.9"),
+            script(tmp_path / "without-wheels", "CPython 3.15.2"),
             script(tmp_path / "other", "PyPy 3.11.9"),
             script(tmp_path / "not-chosen", "pyenv: python3.12: command not found", 127),
             tmp_path / "nothing",
