@@ -43,7 +43,7 @@ from fabric_server.proxy.request_options import RequestOptions
 from fabric_server.proxy.request_record import RequestRecord
 from fabric_server.proxy.retries import explain
 from fabric_server.proxy.upstream import UpstreamContext
-from fabric_server.routing.load_balancer import Choice
+from fabric_server.routing.choice import Choice
 from protocol.messages import RequestHead
 from runtime import logs, run
 from runtime.run import Signals

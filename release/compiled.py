@@ -31,31 +31,34 @@ NAME = "inference_fabric"
 _HOT = {
     "runtime": "version",
     "protocol": "engine_changes names regions token_bucket weights",
+    "protocol.aio": "driver link node server tunnel",
     "protocol.tunnel": "base connection frame_reader frames keepalive node resume send_queue server"
     " streams unacknowledged",
     "fabric_server.auth": "authenticator rate_limits",
-    "fabric_server.dialects": "edited_text endpoints error_formats forms json_scanner keepalives"
-    " large_body media media_scanner media_types media_values",
-    "fabric_server.edge": "body edge parser request response router slices write_buffer",
+    "fabric_server.dialects": "body edited_text endpoints error_formats forms json_scanner"
+    " keepalives large_body media media_scanner media_types media_values",
+    "fabric_server.edge": "body connection edge parser request response router slices write_buffer",
     "fabric_server.gateway": "active_requests authenticate body_reader deployments gateway options"
     " requirements stream_keepalive",
     "fabric_server.jobs": "held_answer held_chat held_response",
-    "fabric_server.metering": "answer_ids naming",
+    "fabric_server.metering": "answer_ids error_events estimate events naming ollama ollama_show"
+    " openai plausible sse",
     "fabric_server.net": "connection_budget deadlines memory_budget",
-    "fabric_server.nodes": "circuit_breaker departures held_slots key_holders registry"
+    "fabric_server.nodes": "circuit_breaker departures held_slots key_holders node registry"
     " served_models slot_limit tunnels watch",
     "fabric_server.proxy": "answer_writer attempt charge clock ending failure_log hedging metrics"
     " outcome_rules outcomes quantile request_options request_record retries retry_budget upstream"
     " usage_check",
     "fabric_server.routing": "absence admission aliases capabilities criteria fair_queue latency"
-    " prefix_affinity shares weights",
+    " load_balancer prefix_affinity scores shares weights",
     "fabric_server.storage": "waiters",
     "fabric_server.storage.spool": "cursor disk_log frames read_buffer segment_writer segments"
     " spool",
     "fabric_client": "sse",
-    "fabric_client.proxy": "decoder engine_request forwarder off_loop request_body"
-    " response_body slots throughput upload_limit",
-    "fabric_client.reasoning": "form_filter repair response_filter splitter",
+    "fabric_client.proxy": "decoder engine_request forwarder off_loop preparation request_body"
+    " response_body slots throughput upload_limit upstream",
+    "fabric_client.reasoning": "body_filter form_filter repair response_filter splitter"
+    " stream_filter",
 }
 MODULES = tuple(f"{package}.{name}" for package, names in _HOT.items() for name in names.split())
 """What is on the way of a request.  tests/structure/test_compiled.py says what can't be here."""
@@ -154,7 +157,17 @@ def compile_here() -> None:
         multi_file=True,
         group_name=NAME,
     )
+    _mend_slices(Path("build"))
     setuptools.setup(name=NAME, packages=[], ext_modules=extensions)
+
+
+def _mend_slices(build: Path) -> None:
+    """Make slices of bytes that end before they begin empty; mypyc 2.4 raises SystemError."""
+    file, size = build / "bytes_ops.c", "Py_ssize_t slice_len = endn - startn;"
+    text = file.read_text("utf-8")
+    if text.count(size) != 1:
+        raise SystemExit(f"mypyc has changed CPyBytes_GetSlice: is {__file__} to mend it still?")
+    file.write_text(text.replace(size, f"{size} if (slice_len < 0) slice_len = 0;"), "utf-8")
 
 
 if __name__ == "__main__":

@@ -15,10 +15,11 @@ from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 from runtime import connecting
+from runtime.asyncio_protocol import AsyncioProtocol
 
 SECONDS = 10.0
 """Time for reaching a proxy and for its answer, together."""
@@ -32,7 +33,7 @@ _EXCEPTION = re.compile(r"(\[[^\]]*\](?:/\d+)?|[^:]*)(?::(\d{1,5}))?")
 _LOOPBACK = ("localhost", "127.0.0.0/8", "::1")
 _HTTPS = "use one whose address begins with http:// or https://"
 
-P = TypeVar("P", bound=asyncio.Protocol)
+P = TypeVar("P", bound=AsyncioProtocol)
 
 
 class ProxyError(OSError):
@@ -143,7 +144,8 @@ async def connect(
     name = server_hostname if tls is not None else None
     if proxy is None:
         sock = await connecting.connect(*address)
-        return await loop.create_connection(factory, sock=sock, ssl=tls, server_hostname=name)
+        made: Callable[[], Any] = factory
+        return await loop.create_connection(made, sock=sock, ssl=tls, server_hostname=name)
     transport = await _tunnel(proxy, *address)
     try:
         waiting = _Waiting()
@@ -154,7 +156,7 @@ async def connect(
         if through is None:
             raise ConnectionResetError("closed during the TLS handshake")
         protocol = factory()
-        through.set_protocol(protocol)
+        through.set_protocol(cast(asyncio.BaseProtocol, protocol))
         protocol.connection_made(through)
         waiting.pass_on(protocol)
         return through, protocol
@@ -319,7 +321,7 @@ class _Waiting(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._lost.append(error)
 
-    def pass_on(self, protocol: asyncio.Protocol) -> None:
+    def pass_on(self, protocol: AsyncioProtocol) -> None:
         """Give a protocol what has arrived."""
         for data in self._data:
             protocol.data_received(data)

@@ -11,7 +11,8 @@ from fabric_client.offer.admission import NotOffered
 from fabric_client.offer.error_filter import ErrorFilter
 from fabric_client.proxy.decoder import Decoder
 from fabric_client.proxy.off_loop import Failed, end_in_worker, prepare_in_worker
-from fabric_client.proxy.preparation import OFF_LOOP, Prepared, prepare_whole
+from fabric_client.proxy.preparation import OFF_LOOP, prepare_whole
+from fabric_client.proxy.prepared import Prepared
 from fabric_client.proxy.request_body import MAX_BODY, MAX_REPLAY, RequestBody
 from fabric_client.proxy.response_body import ResponseBody, passed_head
 from fabric_client.proxy.slots import Slot
@@ -353,13 +354,12 @@ class EngineRequest:
 
     def _send_prepared(self, prepared: Prepared, pieces: list[bytes]) -> None:
         if prepared.reply is not None:
-            self._reply(prepared.reply)
-            return
+            return self._reply(prepared.reply)
         self._body.replace(prepared.path, pieces, prepared.usage)
         if prepared.usage is not None and self._pool.refuses_usage:
             self._body.drop_usage()
         self._response.filter = prepared.response_filter
-        self._connect()
+        return self._connect()
 
     def _connect(self) -> None:
         connection = None if self._body.outgrows_replay() else self._pool.take()

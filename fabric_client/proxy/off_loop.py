@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any
 
 from fabric_client.offer.admission import NotOffered
-from fabric_client.proxy.preparation import Prepared, end_filter
+from fabric_client.proxy.preparation import end_filter
+from fabric_client.proxy.prepared import Prepared
 from fabric_client.proxy.request_body import RequestBody
 from fabric_client.proxy.response_body import ResponseBody
 from fabric_client.translation import Headers

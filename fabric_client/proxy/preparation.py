@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from msgspec import Struct
-
 from fabric_client.offer.admission import admit, with_model
 from fabric_client.offer.name_filter import NameFilter, ShowFilter
 from fabric_client.offer.offered import Offered
+from fabric_client.proxy.prepared import Prepared
 from fabric_client.reasoning import HEADER, RAW
 from fabric_client.translation import (
     FilterChain,
@@ -42,17 +41,6 @@ _OPTIONS = b'"stream_options"'
 _USAGE = re.compile(rb'"stream_options"\s*:\s*\{\s*"include_usage"\s*:\s*true\s*\}\s*')
 ASKED_OTHERWISE = (0, 0)
 """A body has ``stream_options`` of the user's own."""
-
-
-class Prepared(Struct, frozen=True):
-    """A request that ``prepare_whole`` has prepared, without the engine's body."""
-
-    reply: LocalReply | None
-    """The response of the node's own; the rest means nothing then."""
-    path: str = ""
-    response_filter: ResponseFilter | None = None
-    usage: tuple[int, int] | None = None
-    """As ``find_usage`` returns it."""
 
 
 def prepare_whole(prepare: Prepare, with_usage: bool, body: bytes) -> tuple[Prepared, bytes]:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from protocol.aio.tunnel import Stream
+from protocol.aio.node import NodeStream
 from protocol.token_bucket import TokenBucket
 
 PIECE = 16 * 1024
@@ -92,7 +92,9 @@ class LimitedStream:
 
     __slots__ = ("_full", "_limit", "_on_sent", "_on_writable", "_pending", "_stream")
 
-    def __init__(self, stream: Stream, limit: UploadLimit, on_writable: Callable[[], None]) -> None:
+    def __init__(
+        self, stream: NodeStream, limit: UploadLimit, on_writable: Callable[[], None]
+    ) -> None:
         """``on_writable`` is called whenever everything was sent and the stream takes more."""
         self._stream = stream
         self._limit = limit

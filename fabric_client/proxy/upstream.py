@@ -6,7 +6,8 @@ import asyncio
 import ssl
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol, cast
+from functools import partial
+from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -61,8 +62,11 @@ class ResponseHandler(Protocol):
         """The connection is no longer ``paused``: more of the request may be written."""
 
 
-class EngineConnection(asyncio.Protocol):
-    """One connection to an engine.  Between two requests it waits in its pool."""
+class EngineConnection:
+    """An ``AsyncioProtocol`` of one connection to an engine.
+
+    Between two requests it waits in its pool.
+    """
 
     def __init__(self, pool: Pool) -> None:
         self.used = False
@@ -186,6 +190,9 @@ class EngineConnection(asyncio.Protocol):
         else:
             handler.on_response_lost(str(exc) if exc else "the engine closed the connection")
 
+    def eof_received(self) -> None:
+        """Return None: the connection is closed."""
+
     def pause_writing(self) -> None:
         self.paused = True
 
@@ -300,11 +307,12 @@ class Pool:
 
     async def connect(self) -> EngineConnection:
         """A new connection.  Raises OSError or TimeoutError."""
+        make: Callable[[], Any] = partial(EngineConnection, self)
         async with asyncio.timeout(CONNECT_SECONDS):
             _, connection = await self._loop.create_connection(
-                lambda: EngineConnection(self), self._host, self._port, ssl=self._context
+                make, self._host, self._port, ssl=self._context
             )
-        return connection
+        return cast(EngineConnection, connection)
 
     def put(self, connection: EngineConnection) -> None:
         now = self._loop.time()

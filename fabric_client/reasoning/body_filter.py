@@ -6,11 +6,16 @@ import re
 from typing import Any
 
 import msgspec
-from msgspec import Raw, Struct
 
+from fabric_client.reasoning.documents import (
+    Choice,
+    Message,
+    decode_completion,
+    decode_fields,
+    decode_list_of_fields,
+)
 from fabric_client.reasoning.repair import is_sound, repair
 from fabric_client.reasoning.splitter import CONTENT, REASONING, Channel, Splitter, is_plain
-from fabric_client.reasoning.token_shares import Usage
 from fabric_client.sse import looks_like_events
 from fabric_client.translation import Headers
 from fabric_client.translation.lenient_json import decode_object
@@ -20,25 +25,6 @@ MAX_BODY = 4 * 1024 * 1024
 """Bytes of an answer; a longer one passes unread."""
 
 
-class _Message(Struct, gc=False):
-    content: str | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
-    tool_calls: list[Raw] | None = None
-
-
-class _Choice(Struct, gc=False):
-    message: _Message
-
-
-class _Completion(Struct, gc=False):
-    choices: list[_Choice]
-    usage: Usage | None = None
-
-
-_read = msgspec.json.Decoder(_Completion).decode
-_fields = msgspec.json.Decoder(dict[str, Raw]).decode
-_list_of_fields = msgspec.json.Decoder(list[dict[str, Raw]]).decode
 _encode = msgspec.json.Encoder().encode
 _USAGE = re.compile(rb'"usage"\s*:\s*\{').match
 """In JSON text a quote inside a string is written ``\\"``, so this can only be a key."""
@@ -53,7 +39,7 @@ class BodyFilter:
 
     def __init__(self, inline: bool, headers: Headers) -> None:
         self.decided: tuple[int, Headers] | None = None
-        self._inline = inline
+        self._markers = inline
         self._headers = headers
         self._held: bytes | bytearray | None = b""
         """None once the answer is too long."""
@@ -102,7 +88,7 @@ class BodyFilter:
         return error_body(problem or "The engine's answer can't be read as a chat completion.")
 
     def _with_reasoning(self, body: bytes) -> bytes:
-        completion = _read(body)
+        completion = decode_completion(body)
         choices, usage = completion.choices, completion.usage
         changes, reasoning, content = self._look_at(choices)
         shares = None
@@ -113,17 +99,17 @@ class BodyFilter:
                 return body
             if added := _insert(body, shares):
                 return added
-        fields: dict[str, Any] = _fields(body)
+        fields: dict[str, Any] = decode_fields(body)
         if changes:
-            written: list[dict[str, Any]] = _list_of_fields(fields["choices"])
+            written: list[dict[str, Any]] = decode_list_of_fields(fields["choices"])
             for choice, change in zip(written, changes, strict=True):
-                choice["message"] = _fields(choice["message"]) | change
+                choice["message"] = decode_fields(choice["message"]) | change
             fields["choices"] = written
         if shares is not None:
-            fields["usage"] = _fields(fields["usage"]) | shares
+            fields["usage"] = decode_fields(fields["usage"]) | shares
         return _encode(fields)
 
-    def _look_at(self, choices: list[_Choice]) -> tuple[list[dict[str, str]], int, int]:
+    def _look_at(self, choices: list[Choice]) -> tuple[list[dict[str, str]], int, int]:
         """Return the changed fields of each message, none if no message has any, and the characters
         of reasoning and of the rest in all of them."""
         changes: list[dict[str, str]] = []
@@ -143,12 +129,12 @@ class BodyFilter:
                 content += sum(len(bytes(call)) for call in message.tool_calls)
         return changes if any(changes) else [], reasoning, content
 
-    def _change(self, message: _Message) -> dict[str, str]:
+    def _change(self, message: Message) -> dict[str, str]:
         """Return the changed fields of a message."""
         if message.reasoning or message.reasoning_content:
             alias = message.reasoning if message.reasoning_content is None else None
             return {"reasoning_content": alias} if alias else {}
-        if not self._inline or not message.content:
+        if not self._markers or not message.content:
             return {}
         texts: dict[Channel, str] = {REASONING: "", CONTENT: ""}
         for channel, text in Splitter().feed(message.content, last=True):

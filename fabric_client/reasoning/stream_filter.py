@@ -11,11 +11,17 @@ import re
 from typing import Any, NamedTuple
 
 import msgspec
-from msgspec import Raw, Struct
 
+from fabric_client.reasoning.documents import (
+    ChunkChoice,
+    Delta,
+    decode_chunk,
+    decode_fields,
+    decode_fields_or_none,
+    decode_list_of_fields,
+)
 from fabric_client.reasoning.repair import BOM, is_sound, repair
 from fabric_client.reasoning.splitter import CONTENT, REASONING, Channel, Part, Splitter
-from fabric_client.reasoning.token_shares import Usage
 from fabric_client.sse import EventFramer, EventTooLong, event_end, split_events
 
 MAX_EVENT = 1024 * 1024
@@ -33,24 +39,6 @@ _COMMON_FIELDS = ("id", "object", "created", "model", "system_fingerprint", "ser
 _FIELD: dict[Channel, str] = {REASONING: "reasoning_content", CONTENT: "content"}
 
 
-class _Delta(Struct, gc=False):
-    content: str | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
-    tool_calls: list[Raw] | None = None
-
-
-class _Choice(Struct, gc=False):
-    index: int = 0
-    delta: _Delta | None = None
-    finish_reason: str | None = None
-
-
-class _Chunk(Struct, gc=False):
-    choices: list[_Choice]
-    usage: Usage | None = None
-
-
 class _Change(NamedTuple):
     """A change of one choice's delta."""
 
@@ -64,11 +52,7 @@ class _Change(NamedTuple):
     """Replaces the delta's ``content``; None if it has none."""
 
 
-_NO_DELTA = _Delta()
-_read = msgspec.json.Decoder(_Chunk).decode
-_fields = msgspec.json.Decoder(dict[str, Raw]).decode
-_fields_or_none = msgspec.json.Decoder(dict[str, Raw] | None).decode
-_list_of_fields = msgspec.json.Decoder(list[dict[str, Raw]]).decode
+_NO_DELTA = Delta()
 _encode = msgspec.json.Encoder().encode
 _UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
@@ -77,7 +61,7 @@ class StreamFilter:
     """Filter of a ``text/event-stream``."""
 
     def __init__(self, inline: bool) -> None:
-        self._inline = inline
+        self._markers = inline
         self._framer = EventFramer(MAX_EVENT)
         self._frame = self._framer.feed
         self._passing = False
@@ -159,7 +143,7 @@ class StreamFilter:
         data = event[start:end]
         try:
             sound = repaired or is_sound(data)
-            chunk = _read(data) if sound else None
+            chunk = decode_chunk(data) if sound else None
         except _UNREADABLE:
             chunk = None
         if chunk is None:
@@ -175,13 +159,13 @@ class StreamFilter:
         add_shares = chunk.usage is not None and chunk.usage.lacks_shares()
         if not add_shares and not any(changes):
             return event
-        before, fields = _changed(_fields(data), changes)
+        before, fields = _changed(decode_fields(data), changes)
         if chunk.usage is not None and add_shares:
             shares = chunk.usage.shares(self._reasoning_deltas, self._content_deltas)
-            fields["usage"] = _fields(fields["usage"]) | shares
+            fields["usage"] = decode_fields(fields["usage"]) | shares
         return before + event[:start] + _encode(fields) + event[end:]
 
-    def _change(self, choice: _Choice) -> _Change | None:
+    def _change(self, choice: ChunkChoice) -> _Change | None:
         splitter = self._splitter(choice.index)
         if splitter is None:
             return None
@@ -208,7 +192,7 @@ class StreamFilter:
         if splitter is None and 0 <= index < MAX_CHOICES:
             splitter = self._splitters[index] = Splitter()
             self._settled = False
-            if not self._inline:
+            if not self._markers:
                 splitter.settle()
         return splitter
 
@@ -221,7 +205,7 @@ class StreamFilter:
         ]
         if not held:
             return b""
-        fields = _fields(self._last)
+        fields = decode_fields(self._last)
         return b"".join(_event_of(fields, index, part, {}) for index, part in held)
 
 
@@ -239,11 +223,11 @@ def _changed(fields: dict[str, Any], changes: list[_Change | None]) -> tuple[byt
     if not any(changes):
         return b"", fields
     before = b""
-    choices: list[dict[str, Any]] = _list_of_fields(fields["choices"])
+    choices: list[dict[str, Any]] = decode_list_of_fields(fields["choices"])
     for choice, change in zip(choices, changes, strict=True):
         if change is None:
             continue
-        delta: dict[str, Any] = _fields_or_none(choice.get("delta", b"null")) or {}
+        delta: dict[str, Any] = decode_fields_or_none(choice.get("delta", b"null")) or {}
         for part in change.before:
             role = {"role": delta.pop("role")} if "role" in delta else {}
             before += _event_of(fields, change.choice, part, role)

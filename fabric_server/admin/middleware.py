@@ -23,6 +23,7 @@ from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
 from fabric_server.net.addresses import NO_ADDRESS, peer_of
 from fabric_server.net.connection_budget import Peer
+from runtime.asyncio_protocol import AsyncioProtocol
 from runtime.errors import BackendError, RecordError
 
 log = logging.getLogger("fabric.api")
@@ -225,7 +226,7 @@ class HttpConnection(web.RequestHandler):
 
 def connection_factory(
     server: web.Server, timeouts: ClientTimeouts | None = None
-) -> Callable[[Peer], asyncio.BaseProtocol]:
+) -> Callable[[Peer], AsyncioProtocol]:
     """Make the factory of a listener's protocols; ``server`` is that of an ``AppRunner``."""
     limits = timeouts or ClientTimeouts()
     return lambda peer: HttpConnection(server, limits, peer)

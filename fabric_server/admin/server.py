@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +30,7 @@ from fabric_server.admin.routes import Operation, Route, mount
 from fabric_server.dialects.errors import ApiError
 from fabric_server.net.connection_budget import Peer
 from fabric_server.pki import enrolment
+from runtime.asyncio_protocol import AsyncioProtocol
 from runtime.version import VERSION
 
 SHUTDOWN_SECONDS = 5.0
@@ -46,7 +46,7 @@ class AdminServer:
             make_application(context), handle_signals=False, shutdown_timeout=SHUTDOWN_SECONDS
         )
 
-    async def start(self) -> Callable[[Peer], asyncio.BaseProtocol]:
+    async def start(self) -> Callable[[Peer], AsyncioProtocol]:
         """Get ready to serve; return what makes the protocol of each new connection."""
         await self._runner.setup()
         assert self._runner.server is not None

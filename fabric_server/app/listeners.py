@@ -26,6 +26,7 @@ from fabric_server.net.listener import Limits, Listener, Port, SharedPort
 from fabric_server.net.takeover import Predecessor
 from fabric_server.net.trusted_proxies import TrustedProxies
 from protocol.names import CONTROL_ALPN, SERVER_NAME, TUNNEL_ALPN
+from runtime.asyncio_protocol import AsyncioProtocol
 from runtime.descriptors import open_files_limit
 
 ONE = "one"
@@ -119,7 +120,7 @@ class Listeners(Mapping[str, Listener]):
         self,
         name: str,
         number: int | None,
-        protocol: Callable[[Peer], asyncio.BaseProtocol],
+        protocol: Callable[[Peer], AsyncioProtocol],
         context: Callable[[], ssl.SSLContext],
         *,
         alpn: str | None = None,

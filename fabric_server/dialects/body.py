@@ -12,12 +12,22 @@ from __future__ import annotations
 import re
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Raw
 from msgspec.structs import replace
 
 from fabric_server.dialects import errors
 from fabric_server.dialects.endpoints import CHAT, Endpoint
 from fabric_server.dialects.errors import ApiError
+from fabric_server.dialects.fields import (
+    Fields,
+    ParsedBody,
+    decode_body,
+    decode_input,
+    decode_keys,
+    decode_options,
+    decode_raw_options,
+    decode_stateful,
+)
 from fabric_server.dialects.forms import Field, FormScanner, quote_names, read_field
 
 MAX_MODEL = 256
@@ -32,51 +42,9 @@ _OPEN_BRACE = re.compile(rb"[ \t\r\n]*\{")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 
 
-class ParsedBody(Struct, frozen=True, gc=False):
-    model: str
-    stream: bool
-    usage_requested: bool
-    """The client wants the usage chunk of a stream; otherwise the meter takes it out."""
-    patch: tuple[int, int, bytes] | None
-    """Start, stop and text: the replacement of a range of the body's bytes."""
-    token_ids: bool = False
-    """The input to embed consists of token ids, which not every kind of engine takes."""
-    options: bytes | None = None
-    """The new value of ``stream_options``, which stands at a place that is still to be found."""
-    place: tuple[int, int] | None = None
-    """Start and stop of the model's name in the patched body; None: it is still to be found."""
-
-
-class _Body(Struct, gc=False):
-    model: str | UnsetType = UNSET
-    stream: bool | None = None
-    stream_options: Raw | UnsetType = UNSET
-    priority: Raw | UnsetType = UNSET
-
-
-class _StreamOptions(Struct, gc=False):
-    include_usage: bool | None = None
-
-
-_decode_body = msgspec.json.Decoder(_Body).decode
-_decode_options = msgspec.json.Decoder(_StreamOptions | None).decode
-_decode_keys = msgspec.json.Decoder(dict[str, Raw]).decode
-_decode_raw_options = msgspec.json.Decoder(dict[str, Raw] | None).decode
 _UNREADABLE = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
 
 
-class _Stateful(Struct, gc=False):
-    previous_response_id: Raw | UnsetType = UNSET
-    conversation: Raw | UnsetType = UNSET
-    background: Raw | UnsetType = UNSET
-
-
-class _Input(Struct, gc=False):
-    input: Raw | UnsetType = UNSET
-
-
-_decode_stateful = msgspec.json.Decoder(_Stateful).decode
-_decode_input = msgspec.json.Decoder(_Input).decode
 _NUMBERS = re.compile(rb"\[\s*(?:\[\s*)?-?\d")
 _NONE = (b"null", b"false")
 STATEFUL = {
@@ -121,7 +89,7 @@ def describe(texts: dict[str, bytes], endpoint: Endpoint) -> ParsedBody:
     return _describe(_read_fields(b"{%b}" % b",".join(members)), endpoint)
 
 
-def _describe(fields: _Body, endpoint: Endpoint) -> ParsedBody:
+def _describe(fields: Fields, endpoint: Endpoint) -> ParsedBody:
     model = _model(fields)
     if not endpoint.injects_usage:
         streams = endpoint.streams is not None
@@ -143,14 +111,14 @@ def describe_form(fields: dict[str, Field]) -> ParsedBody:
     stream = read_field(fields, "stream")
     if "priority" in fields:
         refuse_priority()
-    name = _model(_Body(UNSET if model is None else model))
+    name = _model(Fields(UNSET if model is None else model))
     streams = stream is not None and stream.strip().lower() in ("true", "1")
     place = fields["model"].start, fields["model"].stop
     return ParsedBody(name, streams, True, None, place=place)
 
 
 def _refuse_state(body: bytes) -> None:
-    given = _decode_stateful(readable(body))
+    given = decode_stateful(readable(body))
     for name in STATEFUL:
         value = getattr(given, name)
         if value is not UNSET:
@@ -186,13 +154,13 @@ def are_numbers(value: bytes) -> bool:
 
 
 def _is_numbers(body: bytes) -> bool:
-    given = _decode_input(readable(body)).input
+    given = decode_input(readable(body)).input
     return isinstance(given, Raw) and are_numbers(bytes(given))
 
 
-def _read_fields(body: bytes) -> _Body:
+def _read_fields(body: bytes) -> Fields:
     try:
-        return _decode_body(body)
+        return decode_body(body)
     except msgspec.ValidationError as error:
         raise _explain(error) from None
     except _UNREADABLE as error:
@@ -214,7 +182,7 @@ def readable(body: bytes) -> bytes:
     return _SURROGATE.sub(rb"\\u003f", body)
 
 
-def _model(fields: _Body) -> str:
+def _model(fields: Fields) -> str:
     model = fields.model
     if not isinstance(model, str):
         raise errors.bad_field("model", "'model' is missing; it must be the name of a model.")
@@ -259,13 +227,13 @@ def _refuse_other_spellings(body: bytes) -> None:
 
 
 def _keys_of(body: bytes) -> dict[str, Raw]:
-    """Return the fields of a body that ``_Body`` was read from, which asks less of their names."""
+    """Return the fields of a body that ``Fields`` was read from, which asks less of their names."""
     try:
-        return _decode_keys(body)
+        return decode_keys(body)
     except _UNREADABLE:
         body = readable(body).decode(errors="replace").encode()
     try:
-        return _decode_keys(body)
+        return decode_keys(body)
     except _UNREADABLE as error:
         raise errors.bad_json(str(error)) from None
 
@@ -276,8 +244,8 @@ def _keys_of(body: bytes) -> dict[str, Raw]:
 def _requests_usage(options: bytes) -> tuple[bool, bool]:
     """Return whether the client asks for usage, and whether every engine would see it so."""
     try:
-        wanted = _decode_options(options)
-        keys = _decode_raw_options(options) or {}
+        wanted = decode_options(options)
+        keys = decode_raw_options(options) or {}
     except msgspec.ValidationError:
         words = "'stream_options' must be an object whose 'include_usage' is true or false."
         raise errors.bad_field("stream_options", words) from None
@@ -294,6 +262,6 @@ def _put_in_front(text: bytes) -> tuple[int, int, bytes] | None:
 
 def _with_usage(options: bytes) -> bytes:
     """Return the value of ``stream_options`` that asks for usage, and for what it asked before."""
-    others = (_decode_raw_options(options) or {}).items()
+    others = (decode_raw_options(options) or {}).items()
     kept = {key: value for key, value in others if key.casefold() != "include_usage"}
     return msgspec.json.encode(kept | {"include_usage": Raw(b"true")})

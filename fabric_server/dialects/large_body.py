@@ -25,7 +25,6 @@ from fabric_server.dialects.body import (
     FORM_FIELDS,
     STATEFUL,
     WITH_USAGE,
-    ParsedBody,
     are_numbers,
     bad_model,
     describe,
@@ -38,6 +37,7 @@ from fabric_server.dialects.body import (
 from fabric_server.dialects.edited_text import EditedText
 from fabric_server.dialects.endpoints import Endpoint
 from fabric_server.dialects.errors import ApiError
+from fabric_server.dialects.fields import ParsedBody
 from fabric_server.dialects.forms import FormScanner, quote_names
 from fabric_server.dialects.json_scanner import Fields, NotJson, Scanner, Value
 from fabric_server.dialects.media_scanner import MediaScanner

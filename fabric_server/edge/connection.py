@@ -62,8 +62,8 @@ class Owner(Protocol):
     def date(self) -> bytes: ...
 
 
-class Connection(asyncio.Protocol):
-    """The connection of one client."""
+class Connection:
+    """The connection of one client, an ``AsyncioProtocol``."""
 
     def __init__(self, edge: Owner, loop: asyncio.AbstractEventLoop, peer: Peer | None) -> None:
         self.paused = False

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from fabric_server.dialects.body import ParsedBody, parse_body
+from fabric_server.dialects.body import parse_body
 from fabric_server.dialects.endpoints import CHAT
+from fabric_server.dialects.fields import ParsedBody
 from fabric_server.dialects.large_body import LargeBody, LargeForm, PlaceFinder
 from fabric_server.edge.request import Body, Request
 from fabric_server.edge.slices import feed_slices

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fabric_server.dialects import errors
-from fabric_server.dialects.body import ParsedBody
 from fabric_server.dialects.endpoints import ENDPOINTS, Endpoint
 from fabric_server.dialects.error_formats import Dialect
 from fabric_server.dialects.errors import ApiError
+from fabric_server.dialects.fields import ParsedBody
 from fabric_server.gateway.options import DIGEST, QUANT
 from fabric_server.metering.estimate import KEPT, TOKENS_OF_MEDIA, media_tokens
 from fabric_server.metering.plausible import output_limit

@@ -9,8 +9,8 @@ from msgspec import Meta, Raw, Struct
 
 from fabric_server.jobs.held_answer import TOO_LARGE
 from fabric_server.metering.answer_ids import MAX_ANSWER
-from fabric_server.metering.openai import Usage
 from fabric_server.metering.sse import UNREADABLE, events_in, read_data
+from fabric_server.metering.usage import Usage
 
 CAN_NOT_BE_READ = "a chunk of it is not as in OpenAI's API, or has over 128 choices or calls"
 _PART = 1024

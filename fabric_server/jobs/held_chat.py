@@ -11,8 +11,8 @@ from fabric_server.edge.response import Connection
 from fabric_server.jobs.chat_objects import AskedChat
 from fabric_server.jobs.collected_chat import CollectedChat
 from fabric_server.jobs.held_answer import HeldAnswer
-from fabric_server.metering.openai import Usage
 from fabric_server.metering.sse import UNREADABLE
+from fabric_server.metering.usage import Usage
 from fabric_server.net.memory_budget import Holding
 from fabric_server.proxy.request_record import RequestRecord
 

@@ -11,8 +11,8 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import msgspec
-from msgspec import Struct
 
+from fabric_server.metering.documents import Marks, decode_marks
 from fabric_server.metering.sse import UNREADABLE, events_in, read_data, read_object
 from runtime.engine_errors import MAX_MESSAGE, EngineError, classify, read_event
 from runtime.private_places import hide_places
@@ -56,24 +56,6 @@ class ErrorEvent(NamedTuple):
 TOO_LONG = ErrorEvent(classify(500, "The engine's error is too long to be shown."), {})
 
 
-class _Marks(Struct, gc=False):
-    """The fields that show that an event is an error."""
-
-    type: Any = None
-    error: Any = None
-    object: Any = None
-
-    @property
-    def told(self) -> bool:
-        error = self.error
-        if isinstance(error, dict):
-            error = any(error.values())
-        return bool(error) or self.object == "error" or self.type in ("error", "response.failed")
-
-
-_decode_marks = msgspec.json.Decoder(_Marks).decode
-
-
 def has_error(events: bytes) -> bool:
     """Return whether one of the events is an engine's error, in any of the known shapes."""
     if _HAS_NAME.search(events):
@@ -94,12 +76,12 @@ def is_error(data: bytes) -> bool:
     An empty ``error`` is one only if nothing else is said.
     """
     try:
-        marks = _decode_marks(data)
+        marks = decode_marks(data)
     except UNREADABLE:
         document = read_object(data)
         if document is None:
             return LINE_BEGUN.match(data) is not None
-        marks = msgspec.convert(document, _Marks)
+        marks = msgspec.convert(document, Marks)
     if marks.told:
         return True
     return isinstance(marks.error, dict | str) and len(read_object(data) or ()) == 1

@@ -16,7 +16,6 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from fabric_server.metering.openai import Usage
 from fabric_server.metering.sse import UNREADABLE
 
 BYTES_PER_TOKEN = 4
@@ -27,13 +26,6 @@ KEPT = 16 * 1024
 _SEARCHED = 256 * 1024
 """Bytes of a large body that are searched for media."""
 _MAX_DEPTH = 32
-
-
-class EstimatedUsage(Usage, gc=False):
-    """Usage of which the engine has told a part or nothing."""
-
-    bounded: bool = False
-    """What it has told exceeded its bounds."""
 
 
 def tokens_of(size: float) -> int:

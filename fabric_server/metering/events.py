@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import ClassVar
 
-import msgspec
-from msgspec import Struct
-
+from fabric_server.metering.documents import (
+    Counts,
+    decode_audio,
+    decode_message,
+    decode_response,
+)
 from fabric_server.metering.error_events import (
     ErrorEvent,
     has_error,
     messages_event,
     responses_event,
 )
-from fabric_server.metering.openai import Count, StreamMeter, Usage
+from fabric_server.metering.openai import StreamMeter
 from fabric_server.metering.sse import UNREADABLE, events_in, read_data
+from fabric_server.metering.usage import Usage
 from runtime.engine_errors import PROMPT_FIELDS
 
 
@@ -43,38 +48,13 @@ _COMPLETE = frozenset({"response.completed", "response.incomplete"})
 _FAILED = frozenset({"response.failed", "error"})
 
 
-class _Counts(Struct, gc=False):
-    input_tokens: Count | None = None
-    output_tokens: Count | None = None
-    cache_creation_input_tokens: Count | None = None
-    """Anthropic's, apart from ``input_tokens``; all three together are the prompt."""
-    cache_read_input_tokens: Count | None = None
-
-    @property
-    def prompt(self) -> int | None:
-        if self.input_tokens is None:
-            return None
-        cached = (self.cache_creation_input_tokens or 0) + (self.cache_read_input_tokens or 0)
-        return self.input_tokens + cached
-
-
-class _Response(Struct, gc=False):
-    usage: _Counts | None = None
-
-
-class _ResponseEvent(Struct, gc=False):
-    type: str = ""
-    response: _Response | None = None
-
-
-_decode_response = msgspec.json.Decoder(_ResponseEvent).decode
 _NAMED = re.compile(rb"(?:^|[\r\n])event: ?(response\.(?:completed|incomplete|failed))[\r\n]")
 
 
 class ResponsesMeter(_Whole):
     """Complete at ``response.completed`` or ``response.incomplete``."""
 
-    prompt_field = PROMPT_FIELDS["/v1/responses"]
+    prompt_field: ClassVar[str | None] = PROMPT_FIELDS["/v1/responses"]
 
     def _look(self, events: bytes) -> None:
         # Most events have none of the words, which is known sooner than that they don't end it.
@@ -91,7 +71,7 @@ class ResponsesMeter(_Whole):
             return
         for data in _data_in(events):
             try:
-                event = _decode_response(data)
+                event = decode_response(data)
             except UNREADABLE:
                 continue
             self._note_type(event.type)
@@ -114,19 +94,6 @@ class ResponsesMeter(_Whole):
 _MESSAGE = re.compile(rb'"type"\s*:\s*"(?:message_(?:start|delta|stop)|error)"')
 
 
-class _Message(Struct, gc=False):
-    usage: _Counts | None = None
-
-
-class _MessageEvent(Struct, gc=False):
-    type: str = ""
-    message: _Message | None = None
-    usage: _Counts | None = None
-
-
-_decode_message = msgspec.json.Decoder(_MessageEvent).decode
-
-
 class MessagesMeter(_Whole):
     """Complete at ``message_stop``; the tokens of the answer are in ``message_delta``."""
 
@@ -139,7 +106,7 @@ class MessagesMeter(_Whole):
             return
         for data in _data_in(events):
             try:
-                event = _decode_message(data)
+                event = decode_message(data)
             except UNREADABLE:
                 continue
             if event.type == "message_start" and event.message is not None:
@@ -155,7 +122,7 @@ class MessagesMeter(_Whole):
     def _encode_error(self, error: ErrorEvent, before: bytes) -> bytes:
         return messages_event(error.error)
 
-    def _count(self, counts: _Counts | None) -> None:
+    def _count(self, counts: Counts | None) -> None:
         if counts is None:
             return
         usage = self.usage
@@ -171,18 +138,10 @@ class MessagesMeter(_Whole):
 _TRANSCRIBED = re.compile(rb'"type"\s*:\s*"transcript\.text\.done"')
 
 
-class _AudioEvent(Struct, gc=False):
-    type: str = ""
-    usage: _Counts | None = None
-
-
-_decode_audio = msgspec.json.Decoder(_AudioEvent).decode
-
-
 class AudioMeter(StreamMeter):
     """OpenAI's events, or the chunks that vLLM sends instead."""
 
-    prompt_field = None
+    prompt_field: ClassVar[str | None] = None
 
     def __init__(self, usage_requested: bool = True) -> None:
         super().__init__(usage_requested=True)
@@ -195,7 +154,7 @@ class AudioMeter(StreamMeter):
     def _read_end(self, events: bytes) -> None:
         for data in _data_in(events):
             try:
-                event = _decode_audio(data)
+                event = decode_audio(data)
             except UNREADABLE:
                 continue
             if event.type == "transcript.text.done":

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 
-import msgspec
-from msgspec import Struct
-
+from fabric_server.metering.documents import decode_line
 from fabric_server.metering.error_events import (
     LINE_BEGUN,
     TOO_LONG,
@@ -14,8 +12,8 @@ from fabric_server.metering.error_events import (
     ollama_line,
     read_error,
 )
-from fabric_server.metering.openai import Count, Usage
 from fabric_server.metering.sse import UNREADABLE
+from fabric_server.metering.usage import Usage
 
 MAX_LINE = 4 * 1024 * 1024
 """A longer line passes in pieces, unread.  The last line of ``/api/generate`` has the whole context
@@ -26,15 +24,6 @@ _BEGINNING = 64
 _DONE = re.compile(rb'"done"\s*:\s*true')
 _PROMPT = re.compile(rb'"prompt_eval_count"\s*:\s*(\d{1,40})(?!\d)')
 _ANSWER = re.compile(rb'"eval_count"\s*:\s*(\d{1,40})(?!\d)')
-
-
-class _Line(Struct, gc=False):
-    done: bool = False
-    prompt_eval_count: Count | None = None
-    eval_count: Count | None = None
-
-
-_decode_line = msgspec.json.Decoder(_Line).decode
 
 
 class LinesMeter:
@@ -104,7 +93,7 @@ class LinesMeter:
             else:
                 passed.append(text)
             try:
-                line = _decode_line(text)
+                line = decode_line(text)
             except UNREADABLE:
                 continue
             if line.done:

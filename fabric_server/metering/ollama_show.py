@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from fabric_server.metering.openai import Usage
 from fabric_server.metering.sse import UNREADABLE
+from fabric_server.metering.usage import Usage
 
 MAX_SHOWN = 4 * 1024 * 1024
 """Limit in bytes; licences and templates have some 100 KiB, and no vocabulary is requested."""
@@ -17,14 +17,17 @@ _OMITTED = b'{"error":"the engine\'s description of this model can\'t be shown"}
 class ShowMeter:
     """Holds the answer back, and passes it on at its end without paths."""
 
-    events = before = aside = 0
+    events = 0
+    before = 0
+    aside = 0
     sample = b""
     complete = True
-    done = torn = False
-    usage = Usage()
+    done = False
+    failed = False
+    torn = False
 
     def __init__(self) -> None:
-        self.failed = False
+        self.usage = Usage()
         self._text = bytearray()
 
     def feed(self, data: bytes) -> bytes:

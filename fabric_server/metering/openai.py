@@ -14,11 +14,11 @@ import json
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Annotated, Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import msgspec
-from msgspec import Meta, Struct
 
+from fabric_server.metering.documents import Figures, decode_figures
 from fabric_server.metering.error_events import (
     EVENT_BEGUN,
     TOO_LONG,
@@ -29,6 +29,7 @@ from fabric_server.metering.error_events import (
     without_error,
 )
 from fabric_server.metering.sse import BLANK_LINES, UNREADABLE, events_in, read_data, read_object
+from fabric_server.metering.usage import Usage
 from runtime.engine_errors import PROMPT_FIELDS
 
 MAX_EVENT = 1024 * 1024
@@ -56,17 +57,8 @@ _NO_REASONS = ("null", "none", "None")
 _TEXTS = ("error", "message", "delta", "content", "text", "response", "output")
 """Fields beside ``choices`` in which odd engines put what they have to say."""
 
-Count = Annotated[int, Meta(ge=0)]
-"""A number of tokens as a node reports it, however large: ``plausible`` bounds it."""
 _EVENTS_MEASURED = 4
 """Events of a stream that show how long a piece is that certainly has one only."""
-
-
-class Usage(Struct, gc=False):
-    """Tokens as the engine counts them; None where it reports none."""
-
-    prompt_tokens: Count | None = None
-    completion_tokens: Count | None = None
 
 
 class Meter(Protocol):
@@ -103,7 +95,7 @@ class StreamMeter:
     """Meters a stream of events (``text/event-stream``)."""
 
     before = 0
-    prompt_field: str | None = PROMPT_FIELDS["/v1/chat/completions"]
+    prompt_field: ClassVar[str | None] = PROMPT_FIELDS["/v1/chat/completions"]
     """The field of a request that is at fault when its prompt is too long."""
 
     def __init__(self, usage_requested: bool) -> None:
@@ -278,15 +270,19 @@ def _is_blank(value: Any, over: bool, levels: int = 6) -> bool:
 class CompletionsMeter(StreamMeter):
     """Meters a stream of ``/v1/completions``."""
 
-    prompt_field = PROMPT_FIELDS["/v1/completions"]
+    prompt_field: ClassVar[str | None] = PROMPT_FIELDS["/v1/completions"]
 
 
 class BodyMeter:
     """Meters an answer in one piece, which passes untouched; figures are read at its end."""
 
-    events = before = aside = 0
+    events = 0
+    before = 0
+    aside = 0
     complete = True
-    done = failed = torn = False
+    done = False
+    failed = False
+    torn = False
 
     def __init__(self, read: Callable[[bytes], Usage | None] | None = None) -> None:
         """``read`` finds the figures in the end of an answer, or in its beginning."""
@@ -313,11 +309,17 @@ class BodyMeter:
 class NoMeter:
     """Passes answers that are not metered, such as an engine's error."""
 
-    events = before = aside = 0
+    events = 0
+    before = 0
+    aside = 0
     sample = b""
     complete = True
-    done = failed = torn = False
-    usage = Usage()
+    done = False
+    failed = False
+    torn = False
+
+    def __init__(self) -> None:
+        self.usage = Usage()
 
     def feed(self, data: bytes) -> bytes:
         return data
@@ -330,21 +332,6 @@ def _last_event_end(data: bytearray, start: int) -> int:
     """Return the offset after the last blank line that ends after ``start``; 0 if there is none."""
     ends = [at + len(mark) for mark in BLANK_LINES if (at := data.rfind(mark, start)) >= 0]
     return max(ends, default=0)
-
-
-class _Figures(Struct, gc=False):
-    """Token counts under all the names that engines use."""
-
-    prompt_tokens: Count | None = None
-    completion_tokens: Count | None = None
-    input_tokens: Count | None = None
-    output_tokens: Count | None = None
-    cache_creation_input_tokens: Count | None = None
-    cache_read_input_tokens: Count | None = None
-    total_tokens: Count | None = None
-
-
-_decode_figures = msgspec.json.Decoder(_Figures).decode
 
 
 def _usage_in(text: bytes) -> Usage | None:
@@ -364,14 +351,14 @@ def _usage_in(text: bytes) -> Usage | None:
     return None
 
 
-def _figures_at(text: bytes, start: int) -> _Figures | None:
+def _figures_at(text: bytes, start: int) -> Figures | None:
     """Return the figures of the object that begins there; None if it can't be read."""
     try:
-        return _decode_figures(text[start : _object_end(text, start)])
+        return decode_figures(text[start : _object_end(text, start)])
     except UNREADABLE:  # its end was not there, or it has NaN, which Python's own decoder reads
         pass
     try:
-        return msgspec.convert(_raw_json(text[start:].decode(errors="replace"))[0], _Figures)
+        return msgspec.convert(_raw_json(text[start:].decode(errors="replace"))[0], Figures)
     except UNREADABLE:
         return None
 
@@ -389,7 +376,7 @@ def _object_end(text: bytes, start: int) -> int:
     return 0
 
 
-def _as_usage(figures: _Figures) -> Usage:
+def _as_usage(figures: Figures) -> Usage:
     if figures.prompt_tokens is not None or figures.completion_tokens is not None:
         return Usage(figures.prompt_tokens, figures.completion_tokens)
     if figures.input_tokens is not None:  # Anthropic counts cached tokens separately

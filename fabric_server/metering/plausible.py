@@ -13,20 +13,23 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw
 
-from fabric_server.metering.openai import Usage
+from fabric_server.metering.documents import (
+    NULL,
+    Limits,
+    Options,
+    decode_limits,
+    decode_options,
+    decode_raw_limits,
+)
 from fabric_server.metering.sse import UNREADABLE
+from fabric_server.metering.usage import BoundedUsage, Usage
 
-_NULL = Raw(b"null")
 MEDIA_TOKENS = 16_384
 """Tokens of one image or the like."""
 MAX_RATE = 20_000.0
 """Tokens a second that no engine exceeds for one request."""
-
-
-class BoundedUsage(Usage, gc=False):
-    """Usage that exceeded its bounds, and was reduced to them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,35 +77,6 @@ def believable(usage: Usage, answered: Answered) -> Usage:
 # ── what the client allows ────────────────────────────────────────────────────────────────────
 
 
-class _Options(Struct, gc=False):
-    num_predict: int | None = None
-
-
-class _Limits(Struct, gc=False):
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    max_output_tokens: int | None = None
-    n_predict: int | None = None
-    n: int | None = None
-    best_of: int | None = None
-    options: _Options | None = None
-
-
-class _RawLimits(Struct, gc=False):
-    """The same for bodies in which one is no number: the others limit all the same."""
-
-    max_tokens: Raw = _NULL
-    max_completion_tokens: Raw = _NULL
-    max_output_tokens: Raw = _NULL
-    n_predict: Raw = _NULL
-    n: Raw = _NULL
-    best_of: Raw = _NULL
-    options: Raw = _NULL
-
-
-_decode_limits = msgspec.json.Decoder(_Limits).decode
-_decode_raw_limits = msgspec.json.Decoder(_RawLimits).decode
-_decode_options = msgspec.json.Decoder(dict[str, Raw]).decode
 _decode_number = msgspec.json.Decoder(int).decode
 
 
@@ -111,7 +85,7 @@ def output_limit(body: bytes) -> int | None:
     if body.find(b"max_") < 0 and body.find(b"_predict") < 0:
         return None
     try:
-        given = _decode_limits(body)
+        given = decode_limits(body)
     except UNREADABLE:
         found = _read_leniently(body)
         if found is None:
@@ -127,22 +101,22 @@ def output_limit(body: bytes) -> int | None:
     return most * max(1, given.n or 0, given.best_of or 0) if most > 0 else None
 
 
-def _read_leniently(body: bytes) -> _Limits | None:
+def _read_leniently(body: bytes) -> Limits | None:
     try:
-        raw = _decode_raw_limits(body)
+        raw = decode_raw_limits(body)
     except UNREADABLE:
         return None
     options: dict[str, Raw] = {}
     with suppress(*UNREADABLE):
-        options = _decode_options(raw.options)
-    return _Limits(
+        options = decode_options(raw.options)
+    return Limits(
         _number(raw.max_tokens),
         _number(raw.max_completion_tokens),
         _number(raw.max_output_tokens),
         _number(raw.n_predict),
         _number(raw.n),
         _number(raw.best_of),
-        _Options(_number(options.get("num_predict", _NULL))),
+        Options(_number(options.get("num_predict", NULL))),
     )
 
 

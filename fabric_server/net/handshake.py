@@ -25,6 +25,7 @@ from fabric_server.net.addresses import IpAddress
 from fabric_server.net.arrival import TLS_HANDSHAKE, Arrival, Door, Host
 from fabric_server.net.connection_budget import Peer
 from fabric_server.net.tls_alerts import ACME_ALPN, handshaking
+from runtime.asyncio_protocol import AsyncioProtocol
 
 MAX_REPLY_READS = 16
 _HTTP = re.compile(rb"[A-Z]{3,10}( |$)")
@@ -43,7 +44,7 @@ _TLS_REASONS = {
 class Port(Door):
     """Port that serves its connections."""
 
-    protocol: Callable[[Peer], asyncio.BaseProtocol]
+    protocol: Callable[[Peer], AsyncioProtocol]
     """Makes the protocol of a connection; when that is lost, the protocol releases the peer."""
     context: Callable[[], ssl.SSLContext]
     """Called for every connection.  An ``AlertingContext`` lets refused clients know why."""
@@ -110,7 +111,7 @@ class Handshake(Arrival):
         protocol = self.door.protocol(self.peer)
         self.host.opened += 1
         self.opened = True
-        return protocol
+        return cast(asyncio.BaseProtocol, protocol)
 
     async def _tls(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
         port, limits = self.door, self.host.limits

@@ -9,7 +9,7 @@ from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Headers, Request
 from fabric_server.metering.openai import Meter, NoMeter
 from fabric_server.proxy.continuation import Continuation
-from fabric_server.routing.load_balancer import Choice
+from fabric_server.routing.choice import Choice
 from protocol.messages import ResponseHead
 
 _RESPONSE_HEADERS = frozenset(

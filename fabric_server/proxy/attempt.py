@@ -31,7 +31,7 @@ from fabric_server.proxy.outcome_rules import (
     rule_of_status,
 )
 from fabric_server.proxy.transcript import NotContinued
-from fabric_server.routing.load_balancer import Choice
+from fabric_server.routing.choice import Choice
 from protocol.aio.server import ServerStream, ServerTunnel
 from protocol.errors import Code
 from protocol.messages import Figures, RequestHead, ResponseHead

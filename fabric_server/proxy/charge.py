@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from fabric_server.dialects.endpoints import CHAT
 from fabric_server.metering import estimate
-from fabric_server.metering.estimate import EstimatedUsage
-from fabric_server.metering.plausible import BoundedUsage
+from fabric_server.metering.usage import BoundedUsage, EstimatedUsage
 from fabric_server.proxy.attempt import Attempt
 from fabric_server.proxy.ending import Ending
 from fabric_server.proxy.outcome_rules import REQUEST_LIMIT

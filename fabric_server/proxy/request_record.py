@@ -10,17 +10,15 @@ from typing import Any, Literal, Protocol
 
 from fabric_server.auth.keys import Key
 from fabric_server.auth.rate_limits import RateLimits
-from fabric_server.dialects.body import ParsedBody
 from fabric_server.dialects.errors import ApiError
+from fabric_server.dialects.fields import ParsedBody
 from fabric_server.edge.request import Request
-from fabric_server.metering.estimate import EstimatedUsage
-from fabric_server.metering.openai import Usage
-from fabric_server.metering.plausible import BoundedUsage
+from fabric_server.metering.usage import BoundedUsage, EstimatedUsage, Usage
 from fabric_server.proxy.attempt import Attempt
 from fabric_server.proxy.ending import Ending
 from fabric_server.proxy.failure_log import FailureLog
 from fabric_server.proxy.metrics import Metrics
-from fabric_server.routing.load_balancer import Choice
+from fabric_server.routing.choice import Choice
 from ledger.records import LEDGER, LedgerEntry
 from protocol.errors import Code
 

@@ -21,8 +21,9 @@ from fabric_server.proxy.request_options import RAW_REASONING, RequestOptions
 from fabric_server.proxy.request_record import RequestRecord
 from fabric_server.proxy.upstream import UpstreamContext
 from fabric_server.proxy.usage_check import check_usage
+from fabric_server.routing.choice import Choice
 from fabric_server.routing.criteria import EngineTerms, Requirements
-from fabric_server.routing.load_balancer import Choice, model_report
+from fabric_server.routing.load_balancer import model_report
 from fabric_server.routing.variants import BegunAnswer, variant_of
 from protocol.aio.server import ServerTunnel
 from protocol.errors import Code

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from fabric_server.metering.openai import Usage
+from fabric_server.metering.usage import Usage
 
 MAX_TEXT = 256 * 1024
 """Bytes of an answer's text; a longer answer is not continued."""

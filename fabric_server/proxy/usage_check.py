@@ -6,7 +6,8 @@ import logging
 
 from fabric_server.dialects.endpoints import CHAT
 from fabric_server.edge.request import Request
-from fabric_server.metering.plausible import Answered, BoundedUsage, believable
+from fabric_server.metering.plausible import Answered, believable
+from fabric_server.metering.usage import BoundedUsage
 from fabric_server.proxy.attempt import Attempt
 from fabric_server.routing.criteria import Requirements
 from fabric_server.routing.load_balancer import model_report

@@ -17,10 +17,10 @@ from fabric_server.nodes.node import Engine, Node
 from fabric_server.nodes.registry import Registry
 from fabric_server.nodes.standing import CUT_OFF, FULL, RESTING
 from fabric_server.routing.absence import SOON, Absence, find_absence
+from fabric_server.routing.choice import Choice
 from fabric_server.routing.criteria import Requirements
 from fabric_server.routing.fair_queue import FairQueue, Rank, is_high
 from fabric_server.routing.load_balancer import (
-    Choice,
     LoadBalancer,
     can_pick,
     choose_waited_for,

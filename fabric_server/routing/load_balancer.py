@@ -18,11 +18,10 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from random import Random
 
-from msgspec import Struct
-
 from fabric_server.nodes.candidates import UNSORTED, Candidates
 from fabric_server.nodes.node import KEPT_FREE, Engine
 from fabric_server.nodes.offers import Card, Offer
+from fabric_server.routing.choice import Choice
 from fabric_server.routing.criteria import EngineTerms, Requirements
 from fabric_server.routing.latency import LatencyEstimates
 from fabric_server.routing.prefix_affinity import Place, PrefixAffinity
@@ -49,20 +48,6 @@ _UNREPORTED = frozenset(
 )
 """Capabilities that these kinds of engine have without reporting them beside others."""
 _SPELLINGS = {"embeddings": "embedding"}
-
-
-class Choice(Struct, frozen=True, gc=False):
-    """The engine that was picked, and why."""
-
-    engine: Engine
-    route_reason: str
-    """Explanation for people: ASCII, short, without names or addresses."""
-    cold_start: bool = False
-    """The model has to be loaded first."""
-    report: ModelReport | None = None
-    """The engine's report of the model when it was chosen."""
-    key_id: str = ""
-    """The key of the request that holds the slot."""
 
 
 @dataclass(slots=True)

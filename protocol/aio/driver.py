@@ -31,13 +31,11 @@ class Machine(Protocol):
     def events(self) -> Sequence[Any]: ...
 
 
-class Driver(asyncio.Protocol):
-    """Protocol that writes once per turn of the event loop, whatever the number of commands.
+class Driver:
+    """An ``AsyncioProtocol`` that writes once per turn of the loop, however many the commands.
 
     Subclasses give commands to the machine and call ``flush_soon``.
     """
-
-    closing_seconds = CLOSING_SECONDS
 
     def __init__(self, machine: Machine, loop: asyncio.AbstractEventLoop) -> None:
         self._machine = machine
@@ -53,6 +51,7 @@ class Driver(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self.peer = ""
         """Address of the other side, for logs; when it is not set before, the transport's."""
+        self.closing_seconds = CLOSING_SECONDS
         self.error: Exception | None = None
         """Exception that ended the transport, such as the peer's TLS alert."""
         self.among: set[Driver] | None = None

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from runtime.asyncio_protocol import AsyncioProtocol
+
 
 class MemoryTransport(asyncio.Transport):
     """Transport that delivers to the other end in the next turn of the event loop."""
 
-    def __init__(self, protocol: asyncio.Protocol, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, protocol: AsyncioProtocol, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
         self._protocol = protocol
         self._loop = loop
@@ -55,7 +57,7 @@ class MemoryTransport(asyncio.Transport):
 
 
 def connect(
-    a: asyncio.Protocol, b: asyncio.Protocol, loop: asyncio.AbstractEventLoop
+    a: AsyncioProtocol, b: AsyncioProtocol, loop: asyncio.AbstractEventLoop
 ) -> tuple[MemoryTransport, MemoryTransport]:
     """Connect two protocols; both have had ``connection_made`` when this returns."""
     left, right = MemoryTransport(a, loop), MemoryTransport(b, loop)

@@ -22,12 +22,10 @@ from protocol.tunnel.node import NodeConnection
 from protocol.tunnel.resume import ResumeTable
 
 
-class NodeStream(Stream):
+class NodeStream(Stream[NodeConnection]):
     """The node's commands of one stream."""
 
     __slots__ = ()
-
-    connection: NodeConnection
 
     def send_head(self, head: ResponseHead) -> None:
         self.connection.send_head(self.id, head)
@@ -64,10 +62,9 @@ class NodeTunnelOwner(Protocol):
     def on_closed(self, tunnel: NodeTunnel, code: int, reason: str) -> None: ...
 
 
-class NodeTunnel(Tunnel):
+class NodeTunnel(Tunnel[NodeConnection]):
     """The node's asyncio protocol of port 17001; call ``hello`` first."""
 
-    connection: NodeConnection
     _streams: dict[int, NodeStream]
 
     def __init__(

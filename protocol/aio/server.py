@@ -29,12 +29,10 @@ class AnswerHandler(StreamHandler, Protocol):
     def on_end(self, figures: Figures) -> None: ...
 
 
-class ServerStream(Stream):
+class ServerStream(Stream[ServerConnection]):
     """The server's commands of one stream.  After ``reset``, ``on_reset`` confirms it."""
 
     __slots__ = ()
-
-    connection: ServerConnection
 
     @property
     def stuck(self) -> bool:
@@ -56,10 +54,9 @@ class ServerTunnelOwner(Protocol):
     def on_pong(self, tunnel: ServerTunnel) -> None: ...
 
 
-class ServerTunnel(Tunnel):
+class ServerTunnel(Tunnel[ServerConnection]):
     """The server's asyncio protocol of port 17001."""
 
-    connection: ServerConnection
     _streams: dict[int, ServerStream]
 
     def __init__(

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from protocol.names import SERVER_NAME
 from runtime import http_proxy
+from runtime.asyncio_protocol import AsyncioProtocol
 from runtime.connecting import NoAnswer, connect
 from runtime.http_proxy import HttpProxy
 
@@ -25,7 +26,7 @@ _KEEP_UNSENT = 32 * 1024
 _GIVE_UP_MS = 20_000
 """TCP data unacknowledged for this time means that the path is gone."""
 
-P = TypeVar("P", bound=asyncio.Protocol)
+P = TypeVar("P", bound=AsyncioProtocol)
 
 
 def allow_any_beginning(context: ssl.SSLContext) -> None:
@@ -95,8 +96,9 @@ async def dial(
     except TimeoutError:
         raise NoAnswer("timed out") from None
     async with asyncio.timeout_at(ends):
+        made: Callable[[], Any] = factory
         _, protocol = await loop.create_connection(
-            factory, sock=sock, ssl=context, server_hostname=SERVER_NAME
+            made, sock=sock, ssl=context, server_hostname=SERVER_NAME
         )
     return protocol
 

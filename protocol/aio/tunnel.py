@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from protocol.aio.driver import Driver
 from protocol.errors import Code
@@ -20,6 +20,8 @@ from protocol.tunnel.events import (
 )
 
 log = logging.getLogger("fabric.tunnel")
+
+C = TypeVar("C", bound=Connection)
 
 
 class StreamHandler(Protocol):
@@ -35,7 +37,7 @@ class StreamHandler(Protocol):
         """
 
 
-class Stream:
+class Stream(Generic[C]):
     """Commands of one stream; see ``Connection`` for what each does.
 
     The object stays the same when the stream moves to another tunnel, so its users need not know.
@@ -43,16 +45,14 @@ class Stream:
 
     __slots__ = ("_tunnel", "connection", "handler", "id")
 
-    connection: Connection
-
-    def __init__(self, tunnel: Tunnel, id: int) -> None:
+    def __init__(self, tunnel: Tunnel[C], id: int) -> None:
         self._tunnel = tunnel
-        self.connection = tunnel.connection
+        self.connection: C = tunnel.connection
         self.id = id
         self.handler: Any = None
         """None after its last event, which also breaks the reference cycle with the handler."""
 
-    def move(self, tunnel: Tunnel, id: int) -> None:
+    def move(self, tunnel: Tunnel[C], id: int) -> None:
         """Continue on another tunnel; called by tunnels only."""
         self._tunnel.detach(self.id)
         self._tunnel = tunnel
@@ -77,11 +77,11 @@ class Stream:
         self._tunnel.close(Code.TIMEOUT, reason)
 
 
-class Tunnel(Driver):
+class Tunnel(Driver, Generic[C]):
     """Common part of ``ServerTunnel`` and ``NodeTunnel``, asyncio protocols of port 17001."""
 
-    def __init__(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
-        self.connection = connection
+    def __init__(self, connection: C, loop: asyncio.AbstractEventLoop) -> None:
+        self.connection: C = connection
         super().__init__(connection, loop)
         self._streams: dict[int, Any] = {}
         self._on = {

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from fabric_client.proxy.preparation import OFF_LOOP, Prepared, prepare, prepare_whole
+from fabric_client.proxy.preparation import OFF_LOOP, prepare, prepare_whole
+from fabric_client.proxy.prepared import Prepared
 from fabric_client.reasoning import ReasoningFilter
 from fabric_client.translation import TranslatedRequest
 from fabric_client.translation.paths import PUBLIC_PATHS, path_handlers

@@ -15,7 +15,8 @@ from fabric_client.reasoning import ReasoningFilter
 from fabric_client.reasoning.body_filter import MAX_BODY
 from fabric_client.reasoning.splitter import CONTENT, REASONING
 from fabric_client.reasoning.stream_filter import MAX_EVENT
-from fabric_server.metering.openai import BodyMeter, StreamMeter, Usage
+from fabric_server.metering.openai import BodyMeter, StreamMeter
+from fabric_server.metering.usage import Usage
 from tests.client.reasoning.rules import deltas, expected
 from tests.site import DONE, event
 

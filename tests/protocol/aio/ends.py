@@ -102,28 +102,26 @@ class Echo:
         self.stream.confirm_reset()
 
 
-class Watched(Driver):
-    """Shows its transport, and when that is gone."""
+class Watched(asyncio.Protocol):
+    """Passes a loop's calls on to a driver; shows its transport, and when that is gone."""
 
     transport: asyncio.Transport
 
-    def __init__(self, *args: Any, **named: Any) -> None:
-        super().__init__(*args, **named)
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
         self.gone = asyncio.Event()
+        self.data_received = driver.data_received  # type: ignore[method-assign]
+        self.eof_received = driver.eof_received  # type: ignore[method-assign]
+        self.pause_writing = driver.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = driver.resume_writing  # type: ignore[method-assign]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by descent
-        super().connection_made(transport)
+        self._driver.connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
+        self._driver.connection_lost(exc)
         self.gone.set()
-
-
-class WatchedServer(Watched, ServerTunnel): ...
-
-
-class WatchedNode(Watched, NodeTunnel): ...
 
 
 class Ends:
@@ -133,8 +131,11 @@ class Ends:
         loop = asyncio.get_running_loop()
         self.echoes: list[Any] = []
         self.server_owner, self.node_owner = Owner(), Owner()
-        self.server = WatchedServer(self.server_owner, loop, rng=Random(1))
-        self.node = WatchedNode(self.node_owner, loop, rng=Random(2), accept=self.accept)
+        self.server = ServerTunnel(self.server_owner, loop, rng=Random(1))
+        self.node = NodeTunnel(
+            self.node_owner, loop, rng=Random(2), accept=lambda *given: self.accept(*given)
+        )
+        self.server_side, self.node_side = Watched(self.server), Watched(self.node)
 
     def accept(self, stream: NodeStream, head: RequestHead, ended: bool) -> StreamHandler | None:
         echo = Echo(stream)
@@ -145,7 +146,7 @@ class Ends:
         return echo
 
     def in_memory(self) -> Ends:
-        connect(self.server, self.node, asyncio.get_running_loop())
+        connect(self.server_side, self.node_side, asyncio.get_running_loop())
         self.node.hello(SESSION)
         return self
 
@@ -183,9 +184,9 @@ class Counted(MemoryTransport):
 def joined(ends: Ends) -> tuple[Counted, Counted]:
     """Like ``in_memory``, with transports that count."""
     loop = asyncio.get_running_loop()
-    left, right = Counted(ends.server, loop), Counted(ends.node, loop)
+    left, right = Counted(ends.server_side, loop), Counted(ends.node_side, loop)
     left.join(right)
-    ends.server.connection_made(left)
-    ends.node.connection_made(right)
+    ends.server_side.connection_made(left)
+    ends.node_side.connection_made(right)
     ends.node.hello(SESSION)
     return left, right

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
-from random import Random
 from typing import Any
 
 import pytest
@@ -20,7 +19,6 @@ from tests.protocol.aio.ends import (
     Answer,
     Echo,
     Ends,
-    WatchedNode,
     joined,
     turns,
     within,
@@ -109,8 +107,6 @@ async def test_a_node_that_fails_to_accept_says_so(caplog):
         raise ZeroDivisionError("a defect")
 
     ends.accept = accept  # type: ignore[method-assign, assignment]
-    loop = asyncio.get_running_loop()
-    ends.node = WatchedNode(ends.node_owner, loop, rng=Random(1), accept=accept)
     ends.in_memory()
     await turns()
     answer = ends.ask(b"question")
@@ -129,8 +125,6 @@ class Stubborn(Echo):
 async def test_a_node_that_fails_to_stop_still_gives_the_slot_back(caplog):
     ends = Ends()
     ends.accept = lambda stream, head, ended: Stubborn(stream)  # type: ignore[method-assign]
-    loop = asyncio.get_running_loop()
-    ends.node = WatchedNode(ends.node_owner, loop, rng=Random(1), accept=ends.accept)
     ends.in_memory()
     await turns()
     answer = ends.ask(b"question", ended=False)
@@ -253,9 +247,9 @@ async def test_a_tunnel_that_is_over_is_held_by_nothing():
     answer = ends.ask(b"question")
     await within(5, answer.over)
     ends.server.close(Code.NONE, "bye")
-    await within(5, ends.server.gone, ends.node.gone)
+    await within(5, ends.server_side.gone, ends.node_side.gone)
     await turns()
-    refs = [weakref.ref(ends.server), weakref.ref(ends.node)]
+    refs = [weakref.ref(ends.server_owner), weakref.ref(ends.node_owner)]  # which tunnels hold
     answer.stream = None
     del ends, answer
     gc.collect()

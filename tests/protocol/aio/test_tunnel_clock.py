@@ -56,11 +56,11 @@ async def later(loop: SetClock, seconds: float, step: float = 0.5) -> None:
 @by_hand
 async def test_a_node_that_hears_only_the_request_notices_within_ten_seconds(loop):
     ends = Ends()
-    transport = Deaf(ends.node, loop)
+    transport = Deaf(ends.node_side, loop)
     transport.join(Deaf(asyncio.Protocol(), loop))
-    ends.node.connection_made(transport)
+    ends.node_side.connection_made(transport)
     await turns()
-    ends.node.data_received(encode(FrameType.OPEN, 0, 1, messages.encode(HEAD)))
+    ends.node_side.data_received(encode(FrameType.OPEN, 0, 1, messages.encode(HEAD)))
     await turns()
     assert ends.node.connection.active == 1
     await later(loop, 9.5)
@@ -68,16 +68,18 @@ async def test_a_node_that_hears_only_the_request_notices_within_ten_seconds(loo
     await later(loop, 1)
     assert ends.node_owner.heard == ["closed lost 'silent for 10 s'"]
     await turns()
-    assert ends.node.gone.is_set()
+    assert ends.node_side.gone.is_set()
 
 
 @by_hand
 async def test_a_server_that_opens_a_stream_into_the_void_notices_within_ten_seconds(loop):
     ends = Ends()
-    transport = Deaf(ends.server, loop)
+    transport = Deaf(ends.server_side, loop)
     transport.join(Deaf(asyncio.Protocol(), loop))
-    ends.server.connection_made(transport)
-    ends.server.data_received(encode(FrameType.HELLO, 0, 0, messages.encode(Hello(1, SESSION))))
+    ends.server_side.connection_made(transport)
+    ends.server_side.data_received(
+        encode(FrameType.HELLO, 0, 0, messages.encode(Hello(1, SESSION)))
+    )
     await later(loop, 6)  # past the timer of the greeting
     answer = ends.ask(b"question")
     await turns()
@@ -87,7 +89,7 @@ async def test_a_server_that_opens_a_stream_into_the_void_notices_within_ten_sec
     assert answer.heard == ["reset lost"]
     assert ends.server_owner.heard[-1] == "closed lost 'silent for 16 s'"
     await turns()
-    assert ends.server.gone.is_set()
+    assert ends.server_side.gone.is_set()
 
 
 @by_hand
@@ -104,10 +106,10 @@ async def test_an_idle_hour_over_transports_costs_some_hundred_writes(loop):
 @by_hand
 async def test_a_dead_idle_tunnel_is_given_up_once_and_does_not_spin(loop):
     ends = Ends()
-    left, right = Deaf(ends.server, loop), Deaf(ends.node, loop)
+    left, right = Deaf(ends.server_side, loop), Deaf(ends.node_side, loop)
     left.join(right)
-    ends.server.connection_made(left)
-    ends.node.connection_made(right)
+    ends.server_side.connection_made(left)
+    ends.node_side.connection_made(right)
     await later(loop, 4)
     assert ends.server_owner.heard == []
     await later(loop, 2)
@@ -115,4 +117,4 @@ async def test_a_dead_idle_tunnel_is_given_up_once_and_does_not_spin(loop):
     assert "CLOSE timeout" in str(list(frames_in(left.writes[-1]))[-1])
     await later(loop, 55)
     assert ends.node_owner.closed.is_set()
-    assert ends.node.gone.is_set()
+    assert ends.node_side.gone.is_set()

@@ -84,11 +84,14 @@ async def over_tls(
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32 * KIB)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 * KIB)
-    server = await loop.create_server(lambda: ends.server, sock=listening, ssl=contexts[0])
+    server = await loop.create_server(lambda: ends.server_side, sock=listening, ssl=contexts[0])
     try:
         await loop.sock_connect(dialling, listening.getsockname())
         transport, _ = await loop.create_connection(
-            dial or (lambda: ends.node), sock=dialling, ssl=contexts[1], server_hostname="127.0.0.1"
+            dial or (lambda: ends.node_side),
+            sock=dialling,
+            ssl=contexts[1],
+            server_hostname="127.0.0.1",
         )
         assert transport.get_extra_info("ssl_object").version() == "TLSv1.3"
         assert transport.get_extra_info("ssl_object").selected_alpn_protocol() == TUNNEL_ALPN
@@ -100,9 +103,9 @@ async def over_tls(
         finally:
             transport.abort()
             ends.server.close(Code.NONE, "test over")
-            await within(10, ends.server.gone)
+            await within(10, ends.server_side.gone)
             if dial is None:
-                await within(10, ends.node.gone)
+                await within(10, ends.node_side.gone)
     finally:
         server.close()
         await server.wait_closed()
@@ -145,7 +148,7 @@ async def test_many_large_bodies_at_once_arrive_whole_over_tls(contexts):
 @on_both_loops
 async def test_a_peer_that_stops_reading_fills_no_memory(contexts):
     async with over_tls(contexts, Ends()) as ends:
-        ends.node.transport.pause_reading()
+        ends.node_side.transport.pause_reading()
         answers = [ends.ask(ended=False) for _ in range(12)]
         for answer in answers:
             assert answer.stream is not None
@@ -154,14 +157,14 @@ async def test_a_peer_that_stops_reading_fills_no_memory(contexts):
         connection = ends.server.connection
         assert connection.credit > 0, "it is the transport that holds them back"
         assert connection.queued > 2 * MIB
-        assert ends.server.transport.get_write_buffer_size() < 600 * KIB
+        assert ends.server_side.transport.get_write_buffer_size() < 600 * KIB
         # What is not handed out yet can still be taken back.
         cancelled = answers[-1]
         assert cancelled.stream is not None
         before = connection.queued
         cancelled.stream.reset(Code.CANCELLED)
         assert connection.queued < before
-        ends.node.transport.resume_reading()
+        ends.node_side.transport.resume_reading()
         await within(10, *(answer.over for answer in answers))
         assert [answer.heard for answer in answers[:-1]] == [["head 200", "end"]] * 11
         assert cancelled.heard == ["reset none"]
@@ -174,7 +177,7 @@ async def test_closing_says_why_over_tls(contexts):
         await within(5, ends.server_owner.hello)
         ends.server.close(Code.SUPERSEDED, "registered again")
         assert running.heard == ["reset lost"], "told before close returns"
-        await within(5, ends.node_owner.closed, ends.node.gone, ends.server.gone)
+        await within(5, ends.node_owner.closed, ends.node_side.gone, ends.server_side.gone)
         assert ends.node_owner.heard == ["closed superseded 'registered again'"]
         assert ends.server_owner.heard[-1] == "closed superseded 'registered again'"
 
@@ -184,15 +187,17 @@ async def test_a_peer_that_does_not_let_go_is_cut_off(contexts):
     ends = Ends()
     ends.server.closing_seconds = ends.node.closing_seconds = 0.1
     async with over_tls(contexts, ends):
-        ends.node.transport.pause_reading()
+        ends.node_side.transport.pause_reading()
         for _ in range(12):
             ends.ask(b"x" * STREAM_WINDOW)
         await turns(50)
-        assert ends.server.transport.get_write_buffer_size() > 0
+        assert ends.server_side.transport.get_write_buffer_size() > 0
         ends.server.close(Code.NONE, "enough")
         await turns()
-        assert not ends.server.gone.is_set(), "the last words wait behind what the peer won't read"
-        await within(5, ends.server.gone)
+        assert not ends.server_side.gone.is_set(), (
+            "the last words wait behind what the peer won't read"
+        )
+        await within(5, ends.server_side.gone)
 
 
 @on_both_loops
@@ -200,7 +205,7 @@ async def test_a_cut_connection_ends_every_stream(contexts):
     async with over_tls(contexts, Ends()) as ends:
         answers = [ends.ask(ended=False) for _ in range(3)]
         await turns()
-        ends.node.transport.abort()
+        ends.node_side.transport.abort()
         await within(5, ends.server_owner.closed)
         assert [answer.heard for answer in answers] == [["reset lost"]] * 3
         assert ends.server_owner.heard[-1].startswith("closed lost 'connection")
@@ -229,7 +234,7 @@ async def test_a_stranger_hears_why_it_is_shown_out(contexts):
     stranger = Stranger(b"GET / HTTP/1.1\r\nhost: example.org\r\n\r\n")
     ends = Ends()
     async with over_tls(contexts, ends, dial=lambda: stranger):
-        await within(5, stranger.gone, ends.server.gone)
+        await within(5, stranger.gone, ends.server_side.gone)
         (close,) = frames_in(bytes(stranger.got))
         assert str(close) == "CLOSE protocol 'unknown frame type 71'"
         assert ends.server_owner.heard == ["closed protocol 'unknown frame type 71'"]

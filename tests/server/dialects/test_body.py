@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fabric_server.dialects.body import ParsedBody, parse_body
+from fabric_server.dialects.body import parse_body
 from fabric_server.dialects.endpoints import CHAT
 from fabric_server.dialects.errors import ApiError
+from fabric_server.dialects.fields import ParsedBody
 from fabric_server.dialects.json_scanner import SLICE
 from fabric_server.dialects.large_body import LargeBody, PlaceFinder
 

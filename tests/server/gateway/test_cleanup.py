@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import weakref
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from fabric_server.edge.connection import Connection
 from fabric_server.edge.request import Request
 from fabric_server.proxy.attempt import Attempt
 from protocol.errors import Code
@@ -111,16 +111,17 @@ def _count(*kinds: type) -> int:
 async def test_a_connection_that_is_gone_is_forgotten_without_the_garbage_collector() -> None:
     site = Site()
     gc.collect()
+    before = _count(Connection)
     gc.disable()
     try:
         user = site.user()
         await user.ask("GET", "/")
         user.send(b"POST / HTTP/1.1\r\nhost")
-        connection = weakref.ref(user.connection)
+        assert _count(Connection) == before + 1
         user.hang_up()
         del user
         await asyncio.sleep(0)
-        assert connection() is None
+        assert _count(Connection) == before
     finally:
         gc.enable()
 

@@ -15,7 +15,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from fabric_server.jobs.collected_chat import CAN_NOT_BE_READ, CollectedChat
 from fabric_server.jobs.held_answer import TOO_LARGE
 from fabric_server.metering.answer_ids import MAX_ANSWER
-from fabric_server.metering.openai import Usage
+from fabric_server.metering.usage import Usage
 
 FIRST = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 7, "model": "tiny"}
 

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from fabric_server.auth.keys import mint
-from fabric_server.dialects.body import ParsedBody
+from fabric_server.dialects.fields import ParsedBody
 from fabric_server.edge.request import Request
 from fabric_server.jobs.chat_objects import AskedChat
 from fabric_server.jobs.held_answer import NO_MEMORY, TOO_LARGE
 from fabric_server.jobs.held_chat import NOT_JSON, HeldChat
 from fabric_server.jobs.internal_request import BufferedResponse
 from fabric_server.metering.answer_ids import MAX_ANSWER
-from fabric_server.metering.openai import Usage
+from fabric_server.metering.usage import Usage
 from fabric_server.net.memory_budget import BudgetLimits, MemoryBudget
 from fabric_server.proxy.request_record import RequestRecord
 from tests.server.jobs.test_held_response import Connection

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fabric_server.metering.openai import BodyMeter, Usage
+from fabric_server.metering.openai import BodyMeter
 from fabric_server.metering.sse import UNREADABLE
+from fabric_server.metering.usage import Usage
 
 EDGE = 8192
 GUESSES = 4

@@ -13,7 +13,8 @@ from fabric_server.dialects.endpoints import ENDPOINTS
 from fabric_server.metering.events import AudioMeter, MessagesMeter, ResponsesMeter
 from fabric_server.metering.ollama import MAX_LINE, LinesMeter, ollama_usage
 from fabric_server.metering.ollama_show import MAX_SHOWN, ShowMeter
-from fabric_server.metering.openai import BodyMeter, Meter, Usage
+from fabric_server.metering.openai import BodyMeter, Meter
+from fabric_server.metering.usage import Usage
 from tests.site import DONE, chunk
 from tests.streams import LINES, MESSAGES, RESPONSES, SPOKEN, line, named
 

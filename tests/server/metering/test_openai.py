@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fabric_server.metering.openai import MAX_EVENT, BodyMeter, NoMeter, StreamMeter, Usage
+from fabric_server.metering.openai import MAX_EVENT, BodyMeter, NoMeter, StreamMeter
+from fabric_server.metering.usage import Usage
 from tests.site import DONE, chunk, event, usage_chunk
 
 STORY = [

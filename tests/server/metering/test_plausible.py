@@ -10,14 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fabric_server.metering.ollama import LinesMeter, ollama_usage
-from fabric_server.metering.openai import StreamMeter, Usage
-from fabric_server.metering.plausible import (
-    MEDIA_TOKENS,
-    Answered,
-    BoundedUsage,
-    believable,
-    output_limit,
-)
+from fabric_server.metering.openai import StreamMeter
+from fabric_server.metering.plausible import MEDIA_TOKENS, Answered, believable, output_limit
+from fabric_server.metering.usage import BoundedUsage, Usage
 
 PLAIN: dict[str, Any] = {
     "prompt_bytes": 100,

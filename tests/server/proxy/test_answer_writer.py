@@ -10,7 +10,7 @@ from fabric_server.dialects.endpoints import ENDPOINTS
 from fabric_server.dialects.errors import ApiError
 from fabric_server.edge.request import Body, Request
 from fabric_server.proxy.answer_writer import WHOLE_ANSWER, AnswerWriter
-from fabric_server.routing.load_balancer import Choice
+from fabric_server.routing.choice import Choice
 from protocol.messages import ResponseHead
 from tests.site import CHAT, DONE, Site, chunk
 

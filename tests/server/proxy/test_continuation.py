@@ -9,7 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fabric_server.metering.openai import StreamMeter, Usage
+from fabric_server.metering.openai import StreamMeter
+from fabric_server.metering.usage import Usage
 from fabric_server.proxy.continuation import Continuation
 from fabric_server.proxy.transcript import MAX_TEXT, MIN_ECHO, NotContinued
 from tests.site import DONE, event

@@ -7,12 +7,10 @@ import time
 import pytest
 
 from fabric_server.auth.keys import Key
-from fabric_server.dialects.body import ParsedBody
-from fabric_server.metering.estimate import EstimatedUsage
-from fabric_server.metering.openai import Usage
-from fabric_server.metering.plausible import BoundedUsage
+from fabric_server.dialects.fields import ParsedBody
+from fabric_server.metering.usage import BoundedUsage, EstimatedUsage, Usage
 from fabric_server.proxy.request_record import MAX_ROUTE, RequestRecord
-from fabric_server.routing.load_balancer import Choice
+from fabric_server.routing.choice import Choice
 from ledger.records import LedgerEntry
 from tests.site import CHAT, Site
 

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from fabric_server.nodes.node import SHARED_STREAMS, Engine, Node
 from fabric_server.nodes.registry import Registry
 from fabric_server.nodes.served_models import MAX_SERVED
+from fabric_server.routing.choice import Choice
 from fabric_server.routing.criteria import Requirements
 from fabric_server.routing.latency import FORGET_SECONDS
 from fabric_server.routing.load_balancer import (
     COMPARE_ALL,
-    Choice,
     LoadBalancer,
     RoutingState,
     pick,
