@@ -1,8 +1,9 @@
 """The modules that release/compiled.py lists do the same when mypyc has compiled them.
 
-What can't be compiled: classes of msgspec, which don't see their fields then; protocols of asyncio,
-to which event loops keep weak references; exceptions with defaults in the class, which get lost;
-bases of classes that are not compiled themselves.
+What can't be compiled: classes of msgspec, which don't see their fields then; classes of asyncio's,
+which crash when something keeps a weak reference to them; exceptions with defaults in the class,
+and all names but the first of ``a = b = 0`` there, which get lost; bases of classes that are not
+compiled themselves.
 """
 
 from __future__ import annotations
@@ -86,6 +87,16 @@ def test_no_compiled_exception_has_a_default_in_its_class() -> None:
         and any(isinstance(one, ast.AnnAssign | ast.Assign) and one.value for one in node.body)
     ]
     assert wrong == []
+
+
+def test_no_compiled_class_gives_a_default_to_several_attributes_at_once() -> None:
+    wrong = [
+        f"{path}:{one.lineno}: {ast.unparse(one)}"
+        for path, node, _ in classes(compiled())
+        for one in node.body
+        if isinstance(one, ast.Assign) and len(one.targets) > 1
+    ]
+    assert wrong == [], "give each attribute its default in a line of its own"
 
 
 def test_no_interpreted_class_is_made_of_a_compiled_one() -> None:
