@@ -105,8 +105,9 @@ class RequestParser:
                 data = self._begin_known(known, *found, data)
             else:
                 self._fresh = data
-        if not data or self.error is not None:
-            return self.error
+        refused = self.error
+        if not data or refused is not None:
+            return refused
         try:
             while data := self._feed(data):
                 pass

@@ -127,7 +127,7 @@ async def test_a_closed_tunnel_tells_its_peer_until_it_is_gone(contexts):
     async with over_tls(contexts, Ends()) as ends:
         ends.node.close(Code.NONE, "bye")
         turns = 0
-        while not ends.server.gone.is_set():
+        while not ends.server_side.gone.is_set():
             assert ends.server.peer_certificate() == {}, "of a client without a certificate"
             await asyncio.sleep(0)
             turns += 1
