@@ -44,7 +44,7 @@ _HOT = {
     "fabric_server.metering": "answer_ids error_events estimate events naming ollama ollama_show"
     " openai plausible sse",
     "fabric_server.net": "connection_budget deadlines memory_budget",
-    "fabric_server.nodes": "circuit_breaker departures held_slots key_holders node registry"
+    "fabric_server.nodes": "circuit_breaker departures held_slots key_holders registry"
     " served_models slot_limit tunnels watch",
     "fabric_server.proxy": "answer_writer attempt charge clock ending failure_log hedging metrics"
     " outcome_rules outcomes quantile request_options request_record retries retry_budget upstream"
