@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as some
 
 from tests.client.translation.ollama.common import (
@@ -194,10 +194,13 @@ def test_whatever_an_engine_says_nothing_is_raised(
         assert isinstance(json.loads(line), dict)
 
 
-@given(some.sampled_from(["chat", "generate", "embed"]), _ANYTHING)
-def test_nor_by_an_answer_in_one_piece(path: str, said: object) -> None:
-    told = filtered(translator(path), [json.dumps(said).encode()], WHOLE)
-    assert isinstance(json.loads(told), dict)
+@given(some.sampled_from(["chat", "generate", "embed"]), some.booleans(), _ANYTHING)
+@example("chat", True, {"choices": {"message": 0}})
+def test_nor_by_an_answer_in_one_piece(path: str, stream: bool, said: object) -> None:
+    told = filtered(translator(path, stream=stream), [json.dumps(said).encode()], WHOLE)
+    lines = told.splitlines() if stream else [told]
+    assert lines
+    assert all(isinstance(json.loads(line), dict) for line in lines)
 
 
 def test_an_answer_in_one_piece_is_one_object() -> None:
