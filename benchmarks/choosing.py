@@ -21,9 +21,10 @@ from msgspec.structs import replace
 from fabric_server.nodes.circuit_breaker import FAILURES
 from fabric_server.nodes.node import Node
 from fabric_server.nodes.registry import Registry
-from fabric_server.routing.admission import Admission, QueueLimits
+from fabric_server.routing.admission import Admission
 from fabric_server.routing.criteria import Requirements
 from fabric_server.routing.prefix_affinity import prefix_hashes
+from fabric_server.routing.queues import QueueLimits
 from protocol.messages import EngineReport, ModelReport, Register
 
 MODEL = "tiny"

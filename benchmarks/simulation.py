@@ -27,12 +27,13 @@ from benchmarks.choosing import MODEL, fleet
 from fabric_server.dialects.errors import ApiError
 from fabric_server.nodes.node import Engine
 from fabric_server.nodes.registry import Registry
-from fabric_server.routing.admission import Admission, QueueLimits
+from fabric_server.routing.admission import Admission
 from fabric_server.routing.choice import Choice
 from fabric_server.routing.criteria import Requirements
 from fabric_server.routing.latency import tokens_per_second
 from fabric_server.routing.load_balancer import LoadBalancer
 from fabric_server.routing.prefix_affinity import BOUNDS
+from fabric_server.routing.queues import QueueLimits
 
 CONVERSATIONS = 10_000
 ZIPF = 0.9

@@ -42,6 +42,7 @@ from protocol.tunnel.events import (
 )
 from protocol.tunnel.node import NodeConnection
 from protocol.tunnel.server import ServerConnection
+from protocol.tunnel.streams import Limits
 
 HEAD = RequestHead("req_1", "ollama", "POST", "/v1/chat/completions", [], None, 60_000)
 ANSWER = ResponseHead(200, [("content-type", "application/json")])
@@ -159,9 +160,9 @@ class Pump:
     ) -> None:
         self.now = 1000.0
         rng = Random(seed)
-        limits = {"max_streams": max_streams, "max_stream_id": max_stream_id}
-        self.server = ServerConnection(now=self.now, rng=rng, **limits)
-        self.node = NodeConnection(now=self.now, rng=rng, **limits)
+        limits = Limits(max_streams, max_stream_id)
+        self.server = ServerConnection(now=self.now, rng=rng, limits=limits)
+        self.node = NodeConnection(now=self.now, rng=rng, limits=limits)
         self.transcript: list[str] = []
         self.heard: dict[Role, list[Event]] = {Role.SERVER: [], Role.NODE: []}
         self.deaf: set[Role] = set()

@@ -39,7 +39,8 @@ from fabric_server.proxy.clock import Timeouts
 from fabric_server.proxy.metrics import Metrics
 from fabric_server.proxy.request_record import LedgerWriter
 from fabric_server.proxy.upstream import UpstreamContext
-from fabric_server.routing.admission import Admission, QueueLimits
+from fabric_server.routing.admission import Admission
+from fabric_server.routing.queues import QueueLimits
 from fabric_server.storage.memory import MemoryCache
 from fabric_server.storage.rows import KeyRow
 from ledger.records import LEDGER, LedgerEntry

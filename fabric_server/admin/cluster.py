@@ -223,7 +223,7 @@ def _request(record: RequestRecord, ago: float) -> ClusterRequest:
         record.parsed.model,
         "executing" if attempted else "pending",
         _time(record.request.arrived + ago),
-        [choice.engine.node.id] if attempted and choice is not None else [],
+        [choice.node_id] if attempted and choice is not None else [],
         1,
     )
 

@@ -8,8 +8,8 @@ from typing import Annotated, Protocol
 from msgspec import Meta, Struct
 
 from fabric_server.admin.parameters import not_found
-from fabric_server.routing.admission import QueuePosition, QueueStats
 from fabric_server.routing.criteria import Priority
+from fabric_server.routing.queues import QueuePosition, QueueStats
 from fabric_server.storage.rows import PriorityName
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
@@ -25,6 +26,7 @@ from fabric_server.app.data_plane import SHOWN_IDS, DataPlane
 from fabric_server.app.listeners import NODE_PORTS, USER_PORTS, Listeners
 from fabric_server.config import Config
 from fabric_server.gateway.gateway import Gateway
+from fabric_server.mesh.mesh import Mesh
 from fabric_server.net.kernel_guard import KernelBlocklist
 from fabric_server.net.memory_guard import MemoryGuard
 from fabric_server.net.takeover import Predecessor, TakeoverProblem
@@ -229,6 +231,19 @@ class App:
             ),
         )
 
+    # ── other servers ─────────────────────────────────────────────────────────────────────────
+
+    def open_mesh(self, name: str, on_lost: Callable[[str], None]) -> Mesh:
+        """Return this server's place among others, to ``connect`` it to them; call after ``start``.
+
+        ``name`` is this server's; ``on_lost`` gets that of one whose connection is lost.
+        """
+        mesh = Mesh(name, self.data_plane.upstream, rng=self._rng, on_lost=on_lost)
+        self.data_plane.mesh = mesh
+        self.tasks.start("mesh", mesh.run)
+        self._opened.callback(mesh.close)
+        return mesh
+
     # ── takeover ──────────────────────────────────────────────────────────────────────────────
 
     async def take_over(self, predecessor: Predecessor) -> None:
@@ -318,12 +333,17 @@ class App:
             # A health check on a kept connection would hear that this server is not ready,
             # although the successor on the same port is.
             self.admin.close_connections()
+        mesh = self.data_plane.mesh
+        if mesh is not None:
+            mesh.drain(seconds)
         edge.drain(LINGER_AFTER_TAKEOVER if succeeded else LINGER_SECONDS)
         try:
             async with asyncio.timeout(seconds):
                 await self.listeners.handshakes_done()
                 await gateway.active.wait_idle()
                 await edge.empty()
+                if mesh is not None:
+                    await mesh.wait_idle()
         except TimeoutError:
             if gateway.active.count:
                 log.warning(

@@ -21,6 +21,7 @@ from fabric_server.gateway.models import ModelCatalog
 from fabric_server.jobs.context import JobsContext
 from fabric_server.jobs.files import OVERHEAD
 from fabric_server.jobs.service import Jobs
+from fabric_server.mesh.mesh import Mesh
 from fabric_server.net.deadlines import Deadlines
 from fabric_server.net.egress import ThreadedLookUp, any_address
 from fabric_server.net.failure_throttle import FailureThrottle
@@ -33,9 +34,10 @@ from fabric_server.proxy.hedging import Hedging
 from fabric_server.proxy.metrics import Metrics
 from fabric_server.proxy.request_record import LedgerWriter
 from fabric_server.proxy.upstream import UpstreamContext
-from fabric_server.routing.admission import Admission, QueueLimits
+from fabric_server.routing.admission import Admission
 from fabric_server.routing.aliases import parse_aliases
 from fabric_server.routing.load_balancer import LoadBalancer
+from fabric_server.routing.queues import QueueLimits
 from fabric_server.routing.weights import parse_weights
 from runtime.background import BackgroundTasks
 
@@ -76,7 +78,7 @@ class DataPlane:
             balancer=LoadBalancer(registry.engine, rng, weights=parse_weights(config.weights)),
         )
         clock = asyncio.get_running_loop().time
-        self._upstream = UpstreamContext(
+        self.upstream = UpstreamContext(
             registry=registry,
             admission=self.admission,
             deadlines=self.deadlines,
@@ -89,7 +91,7 @@ class DataPlane:
         allowed = any_address if config.media_private else is_public
         fetcher = Fetcher(ThreadedLookUp(self._names), allowed)
         media = Media(fetcher, config.media, self.metrics.media)
-        self.gateway = make_gateway(self.authenticator, self._upstream, aliases, media)
+        self.gateway = make_gateway(self.authenticator, self.upstream, aliases, media)
         self.authenticator.on_withdrawn = self.gateway.active.cancel_key
         router = Router(self.metrics.errors, self.throttle)
         self.gateway.add_to(router)
@@ -111,14 +113,16 @@ class DataPlane:
             outage=backends.outages.store,
         )
         self.jobs = Jobs(config, context, aliases, rng=rng)
+        self.mesh: Mesh | None = None
+        """The other servers, if there are any."""
 
     def configure(self, config: Config) -> None:
         """Apply the settings that can change at run time; running requests keep theirs."""
         self.edge.limits = _limits(config)
         self.edge.cors = Cors(config.cors_origins)
         self.memory.limits = config.budget_limits()
-        self._upstream.timeouts = _timeouts(config)
-        self._upstream.hedging.on = config.hedge == "p95"
+        self.upstream.timeouts = _timeouts(config)
+        self.upstream.hedging.on = config.hedge == "p95"
         aliases = parse_aliases(config.aliases)
         self.gateway.aliases = self.catalog.aliases = aliases
         self.gateway.media.configure(config.media)

@@ -12,8 +12,8 @@ from msgspec import Struct
 
 from fabric_server.jobs.results import answer_of, error_of
 from fabric_server.jobs.runner import RunningJob
-from fabric_server.routing.admission import QueueStats
 from fabric_server.routing.criteria import Priority
+from fabric_server.routing.queues import QueueStats
 from fabric_server.storage.jobs import JobRow
 
 

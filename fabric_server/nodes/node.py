@@ -263,8 +263,11 @@ class Node:
         "tunnels",
     )
 
+    remote = False
+    """It stands for engines at another server; see ``nodes.home``."""
+
     def __init__(
-        self, id: str, epoch: int, register: Register, link: LinkDriver, at: float
+        self, id: str, epoch: int, register: Register, link: LinkDriver | None, at: float
     ) -> None:
         self.id = id
         self.epoch = epoch
@@ -276,7 +279,7 @@ class Node:
         self.instance = register.instance
         """Id of the node's process; empty when it has none."""
         self.session = secrets.token_bytes(16)
-        self.link: LinkDriver | None = link
+        self.link = link
         self.tunnels: list[ServerTunnel] = []
         """The one that is filled comes first."""
         self.engines: dict[str, Engine] = {}

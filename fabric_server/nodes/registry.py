@@ -36,6 +36,10 @@ class Registry:
         """Problems of connected nodes, which ``NodeWatch`` finds, by the nodes' ids."""
         self.departures = Departures()
         """Models of nodes that left lately."""
+        self.homes = 0
+        """How many of the nodes stand for engines at other servers."""
+        self.on_load: Callable[[Engine], None] | None = None
+        """Called when a request has taken a slot of an engine, or given it back."""
         self.on_room: Callable[[Node], None] = lambda node: None
         """Called when an engine of this node may have room for one more request."""
         self.on_paused: Callable[[Node], None] = lambda node: None
@@ -44,7 +48,8 @@ class Registry:
     # ── queries ───────────────────────────────────────────────────────────────────────────────
 
     def nodes(self) -> Sequence[Node]:
-        return tuple(self._nodes.values())
+        """Return the nodes that are connected to this server."""
+        return tuple(node for node in self._nodes.values() if not node.remote)
 
     def node(self, id: str) -> Node | None:
         return self._nodes.get(id)
@@ -133,7 +138,10 @@ class Registry:
             self._sessions.pop(older.session, None)
             self._unlist_all(older)
         self._nodes[node.id] = node
-        self._sessions[node.session] = node
+        if node.remote:
+            self.homes += 1
+        else:
+            self._sessions[node.session] = node
         for engine in node.engines.values():
             self._list(engine, engine.names())
         self.departures.forget(node.id)
@@ -146,6 +154,7 @@ class Registry:
         if self._nodes.get(node.id) is not node:
             return False
         del self._nodes[node.id]
+        self.homes -= node.remote
         self._unlist_all(node)
         names = (name for engine in node.engines.values() for name in engine.models)
         self.departures.add(node.id, names, self._clock())
@@ -223,6 +232,8 @@ class Registry:
         """Give a slot to a request of this key."""
         engine.take(key_id, now)
         self.held.take(key_id, now)
+        if self.on_load is not None:
+            self.on_load(engine)
 
     def release(self, engine: Engine, key_id: str) -> None:
         """Take back the slot of a request of this key."""
@@ -232,4 +243,6 @@ class Registry:
         for one in node.engines.values():  # not only this one: its tunnels may have been full
             if one.standing.segment != ROOM:
                 one.refresh()
+        if self.on_load is not None:
+            self.on_load(engine)
         self.on_room(node)

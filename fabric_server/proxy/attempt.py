@@ -31,8 +31,8 @@ from fabric_server.proxy.outcome_rules import (
     rule_of_status,
 )
 from fabric_server.proxy.transcript import NotContinued
-from fabric_server.routing.choice import Choice
-from protocol.aio.server import ServerStream, ServerTunnel
+from fabric_server.routing.choice import Choice, Opener
+from protocol.aio.server import ServerStream
 from protocol.errors import Code
 from protocol.messages import Figures, RequestHead, ResponseHead
 
@@ -131,8 +131,8 @@ class Attempt:
         self.hedge, hedge.hedge = hedge, self
         hedge.done = self.done
 
-    def begin(self, tunnel: ServerTunnel, head: RequestHead, body: bytes, *, ended: bool) -> None:
-        self._stream = tunnel.open(head, self, body, ended=ended)
+    def begin(self, opener: Opener, head: RequestHead, body: bytes, *, ended: bool) -> None:
+        self._stream = opener.open(head, self, body, ended=ended)
         self._deadlines.add(self)
 
     async def upload(self, flowing: LargeBody) -> None:

@@ -69,10 +69,18 @@ class OutcomeReporter:
     # ── failures ──────────────────────────────────────────────────────────────────────────────
 
     def update_breaker(
-        self, attempt: Attempt, ending: Ending, requirements: Requirements, account: str
+        self,
+        engine: Engine,
+        began_at: float,
+        ending: Ending,
+        requirements: Requirements,
+        account: str,
     ) -> None:
-        """Count the end of an attempt in the engine's circuit breakers."""
-        engine, rule = attempt.choice.engine, ending.rule
+        """Count the end of an attempt in the engine's circuit breakers; its home does, if that is
+        another server."""
+        rule = ending.rule
+        if engine.node.remote:
+            return
         model, path = requirements.model, requirements.path
         scope = model, path if rule.path_only else ""
         match rule.counts:
@@ -88,7 +96,7 @@ class OutcomeReporter:
                 seconds = breaker.record_suspicion(now, account, ending.reason)
                 self._on_opened(engine, requirements, seconds, ending.reason)
             case Counts.BUSY:
-                self._lower_slots(engine, requirements, attempt.clock.began_at)
+                self._lower_slots(engine, requirements, began_at)
                 self._release_probes(engine, requirements)
             case Counts.NOTHING:
                 self._release_probes(engine, requirements)
@@ -96,6 +104,8 @@ class OutcomeReporter:
     def confirm(self, engine: Engine, ending: Ending, requirements: Requirements) -> None:
         """Count a failure after all: another engine has answered the same request."""
         rule, now = ending.rule, self._loop.time()
+        if engine.node.remote:
+            return
         breaker = engine.breaker((requirements.model, requirements.path if rule.path_only else ""))
         seconds = breaker.record_failure(now, ending.reason)
         self._on_opened(engine, requirements, seconds, ending.reason)

@@ -21,11 +21,10 @@ from fabric_server.proxy.request_options import RAW_REASONING, RequestOptions
 from fabric_server.proxy.request_record import RequestRecord
 from fabric_server.proxy.upstream import UpstreamContext
 from fabric_server.proxy.usage_check import check_usage
-from fabric_server.routing.choice import Choice
+from fabric_server.routing.choice import Choice, Opener
 from fabric_server.routing.criteria import EngineTerms, Requirements
 from fabric_server.routing.load_balancer import model_report
 from fabric_server.routing.variants import BegunAnswer, variant_of
-from protocol.aio.server import ServerTunnel
 from protocol.errors import Code
 from protocol.messages import RequestHead
 
@@ -94,9 +93,9 @@ class RetryLoop:
         )
         upstream.budget.earn()
         while True:
-            choice, tunnel = self._admit_now() or await self._admit()
+            choice, opener = self._admit_now() or await self._admit()
             self._note_try(choice.engine)
-            attempt, ending = await self._try(choice, tunnel)
+            attempt, ending = await self._try(choice, opener)
             if ending.error is not None and not self._request.response.finished:
                 raise ending.error
             if ending.to_continue and continuation is not None:
@@ -107,8 +106,10 @@ class RetryLoop:
                 continue
             if attempt.answer.started:
                 return
+            if attempt.choice.refused and self._whole and self._record.attempts < MAX_TRIES:
+                continue
             node = attempt.choice.engine.node
-            if ending.code == Code.LOST and node.reachable:
+            if ending.code == Code.LOST and node.reachable and not node.remote:
                 # Only a tunnel was lost: the node has another one.
                 requirements.excluded_nodes.remove(node.id)
             if not ending.rule.elsewhere or not self.can_retry():
@@ -120,30 +121,30 @@ class RetryLoop:
 
     # ── which engine ──────────────────────────────────────────────────────────────────────────
 
-    def _admit_now(self) -> tuple[Choice, ServerTunnel] | None:
-        """Take a slot of an engine and a tunnel to it, if one is free."""
+    def _admit_now(self) -> tuple[Choice, Opener] | None:
+        """Take a slot of an engine, and what opens a stream to it, if one is free."""
         now = self.loop.time()
         if now >= self._deadline:
             return None
         choice = self._upstream.admission.admit_now(self._requirements, now)
         if choice is None:
             return None
-        tunnel = choice.engine.node.tunnel(now)
-        if tunnel is None:  # closed a moment ago
+        opener = choice.opener(now)
+        if opener is None:  # closed a moment ago
             self._upstream.registry.release(choice.engine, choice.key_id)
             return None
-        return choice, tunnel
+        return choice, opener
 
-    async def _admit(self) -> tuple[Choice, ServerTunnel]:
-        """Wait for a slot of an engine, and a tunnel to it."""
+    async def _admit(self) -> tuple[Choice, Opener]:
+        """Wait for a slot of an engine, and what opens a stream to it."""
         admission, requirements = self._upstream.admission, self._requirements
         began = self.loop.time()
         try:
             while True:
                 choice = await admission.admit(requirements, self._deadline, self._request.id)
-                tunnel = choice.engine.node.tunnel(self.loop.time())
-                if tunnel is not None:
-                    return choice, tunnel
+                opener = choice.opener(self.loop.time())
+                if opener is not None:
+                    return choice, opener
                 # The tunnel closed between the slot being given and being used.
                 self._upstream.registry.release(choice.engine, choice.key_id)
         except ApiError:
@@ -183,7 +184,7 @@ class RetryLoop:
 
     # ── one attempt, or two at once ───────────────────────────────────────────────────────────
 
-    async def _try(self, choice: Choice, tunnel: ServerTunnel) -> tuple[Attempt, Ending]:
+    async def _try(self, choice: Choice, opener: Opener) -> tuple[Attempt, Ending]:
         """Ask an engine; return whose ending it is, and the ending."""
         upstream, requirements, record = self._upstream, self._requirements, self._record
         body = self._request.body.replay_buffer
@@ -193,7 +194,7 @@ class RetryLoop:
         affinity.remember(requirements.prefix, choice.engine)
         attempt = self._new_attempt(choice)
         record.set_attempt(attempt)
-        attempt.begin(tunnel, self._head(attempt, body), body, ended=self._whole)
+        attempt.begin(opener, self._head(attempt, body), body, ended=self._whole)
         del body  # it may be large, and the answer may take long
         after = None
         if self._whole and record.attempts == 1:
@@ -216,13 +217,13 @@ class RetryLoop:
         admitted = self._admit_now()
         if admitted is None:
             return
-        choice, tunnel = admitted
+        choice, opener = admitted
         upstream.budget.spend()
         upstream.metrics.hedged += 1
         self._note_try(choice.engine)
         second = self._new_attempt(choice)
         first.add_hedge(second)
-        second.begin(tunnel, self._head(second, body), body, ended=True)
+        second.begin(opener, self._head(second, body), body, ended=True)
 
     def _new_attempt(self, choice: Choice) -> Attempt:
         upstream, now = self._upstream, self.loop.time()
@@ -283,7 +284,8 @@ class RetryLoop:
         """Report the engine's end, and that others' failures were not this request's fault."""
         counts, requirements = ending.rule.counts, self._requirements
         outcomes, account = self._upstream.outcomes, self._record.key.account
-        outcomes.update_breaker(attempt, ending, requirements, account)
+        engine, began_at = attempt.choice.engine, attempt.clock.began_at
+        outcomes.update_breaker(engine, began_at, ending, requirements, account)
         if counts is Counts.SUSPICION:
             self._suspects = [*(self._suspects or ()), (attempt.choice.engine, ending)]
         elif counts is Counts.SUCCESS and self._suspects:
@@ -356,13 +358,12 @@ def explain(ending: Ending, model: str, timeouts: Timeouts) -> ApiError:
 
 
 def _log_failure(request: Request, attempt: Attempt, ending: Ending) -> None:
-    engine = attempt.choice.engine
     log.info(
         "attempt failed",
         extra={
             "request": request.id,
-            "node": engine.node.id,
-            "engine": engine.name,
+            "node": attempt.choice.node_id,
+            "engine": attempt.choice.engine_name,
             "code": Code.name_of(ending.code),
             "reason": ending.reason,
         },

@@ -6,20 +6,22 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import chain
 from random import Random
 from time import time
 
 from fabric_server.dialects import errors
 from fabric_server.dialects.errors import ApiError
+from fabric_server.nodes.candidates import Candidates
 from fabric_server.nodes.node import Engine, Node
 from fabric_server.nodes.registry import Registry
 from fabric_server.nodes.standing import CUT_OFF, FULL, RESTING
 from fabric_server.routing.absence import SOON, Absence, find_absence
-from fabric_server.routing.choice import Choice
-from fabric_server.routing.criteria import Requirements
+from fabric_server.routing.choice import Choice, forward
+from fabric_server.routing.criteria import HERE, Requirements
 from fabric_server.routing.fair_queue import FairQueue, Rank, is_high
+from fabric_server.routing.homes import Homes
 from fabric_server.routing.load_balancer import (
     LoadBalancer,
     can_pick,
@@ -27,6 +29,7 @@ from fabric_server.routing.load_balancer import (
     filter_engine,
     supports,
 )
+from fabric_server.routing.queues import QueueLimits, QueuePosition, QueueStats, Waiter
 from fabric_server.routing.shares import Shares, Turns
 
 MIN_RETRY_AFTER, MAX_RETRY_AFTER = 1.0, 120.0
@@ -37,66 +40,6 @@ MAX_COUNTED = 64
 serve; it is larger if few of these suit."""
 _SMOOTHING = 0.1
 """Weight of one measured request in the average."""
-
-
-@dataclass(frozen=True, slots=True)
-class QueueLimits:
-    """Limits of each model's queue."""
-
-    length: int
-    """Requests that may wait for one model."""
-    length_per_key: int
-    """Requests of one key among them."""
-    timeout: float
-    """Seconds that a request may wait."""
-
-
-class Waiter:
-    """A queued request."""
-
-    __slots__ = ("future", "request_id", "requirements", "since")
-
-    def __init__(
-        self,
-        requirements: Requirements,
-        since: float,
-        request_id: str,
-        future: asyncio.Future[Engine],
-    ) -> None:
-        self.requirements = requirements
-        self.since = since
-        """Event-loop seconds."""
-        self.request_id = request_id
-        self.future = future
-
-
-@dataclass(frozen=True, slots=True)
-class QueueStats:
-    """Figures of one model's queue."""
-
-    model: str
-    length: int
-    by_priority: tuple[int, ...]
-    keys: int
-    oldest: float
-    """Seconds that the oldest request has waited."""
-    slots: int
-    """Slots of the engines that may serve it."""
-    service: float
-    """Seconds that an answer takes on average."""
-    estimate: float | None
-    """Seconds that one more request would wait at most; None when no engine may serve it."""
-
-
-@dataclass(frozen=True, slots=True)
-class QueuePosition:
-    """One request's place in the queue."""
-
-    waiter: Waiter
-    position: int
-    """1 is next."""
-    waited: float
-    estimate: float | None
 
 
 class Admission:
@@ -131,6 +74,8 @@ class Admission:
         self._turns = Turns()
         self._service: dict[str, float] = {}
         """Seconds that an answer takes, by model: a moving average."""
+        self.homes: Homes | None = None
+        """Other servers, in whose queues requests may wait; None without any."""
         registry.on_room = self._on_room
         registry.on_paused = self._on_paused
 
@@ -138,11 +83,27 @@ class Admission:
 
     def admit_now(self, requirements: Requirements, now: float) -> Choice | None:
         """Take a slot without waiting; None if there is none."""
-        candidates = self._registry.candidates(requirements.model)
-        choice = self.balancer.pick(candidates, requirements, now)
+        registry = self._registry
+        candidates = registry.candidates(requirements.model)
+        if not registry.homes or requirements.stays:
+            choice = self.balancer.pick(candidates, requirements, now)
+        else:
+            choice = self._pick_anywhere(candidates, requirements, now)
         if choice is not None:
-            self._registry.take(choice.engine, choice.key_id, now)
+            registry.take(choice.engine, choice.key_id, now)
         return choice
+
+    def _pick_anywhere(
+        self, candidates: Candidates[Engine], requirements: Requirements, now: float
+    ) -> Choice | None:
+        """Pick one of this server's engines if one has room, and else another server."""
+        terms = requirements.terms
+        requirements.terms = HERE if terms is None else replace(terms, here=True)
+        choice = self.balancer.pick(candidates, requirements, now)
+        requirements.terms = terms
+        if choice is None:
+            choice = self.balancer.pick(candidates, requirements, now)
+        return None if choice is None else forward(choice, requirements)
 
     async def admit(
         self, requirements: Requirements, deadline: float = math.inf, request_id: str = ""
@@ -163,10 +124,33 @@ class Admission:
             raise errors.model_not_found(model)
         if not self._may_be_served(requirements, now):
             raise self._no_capacity(requirements)
-        self._check_length(requirements)
         deadline = min(deadline, now + self.limits.timeout)
+        if self.homes is not None and not requirements.stays:
+            seconds = self.expected_wait(requirements, now)
+            choice = await self.homes.wait(requirements, seconds, deadline, request_id)
+            if choice is not None:
+                return choice
+        self._check_length(requirements)
         engine = await self._wait(requirements, now, deadline, request_id)
-        return choose_waited_for(engine, requirements)
+        return forward(choose_waited_for(engine, requirements), requirements)
+
+    def expected_wait(self, requirements: Requirements, now: float) -> float | None:
+        """Return the seconds that a request would wait in this server's queue, for its own nodes;
+        None when none of them may serve it."""
+        candidates = self._registry.candidates(requirements.model)
+        engines, looked_at = candidates.sample(
+            MAX_COUNTED,
+            lambda one: one.may_serve and not one.node.remote and supports(one, requirements),
+        )
+        if not engines:
+            return None
+        slots = max(1, sum(one.slots for one in engines) * len(candidates) // looked_at)
+        queue = self._queues.get(requirements.model)
+        return (1 + (0 if queue is None else len(queue))) * self.service(requirements.model) / slots
+
+    def service(self, model: str) -> float:
+        """Return the seconds that an answer of the model takes on average."""
+        return self._service.get(model, DEFAULT_SERVICE_SECONDS)
 
     def has_alternative(self, requirements: Requirements) -> bool:
         """Return whether another node could take the request now."""
@@ -184,18 +168,21 @@ class Admission:
     def waiting(self) -> int:
         return sum(map(len, self._queues.values()))
 
+    def waiting_by_model(self) -> dict[str, tuple[int, float]]:
+        """Return the length of each queue that is not empty, and the seconds of an answer."""
+        return {model: (len(one), self.service(model)) for model, one in self._queues.items()}
+
     def position(self, request_id: str) -> int | None:
         """Return the request's position, 1 being next; None when it is not queued."""
         waiter = self._waiters.get(request_id)
         if waiter is None or waiter.future.done():
-            return None
+            return None if self.homes is None else self.homes.position(request_id)
         return self._queues[waiter.requirements.model].position(waiter, self._clock())
 
     def place(self, request_id: str) -> QueuePosition | None:
-        position = self.position(request_id)
-        if position is None:
+        position, waiter = self.position(request_id), self._waiters.get(request_id)
+        if position is None or waiter is None:
             return None
-        waiter = self._waiters[request_id]
         estimate = self._estimate(waiter.requirements, position)
         return QueuePosition(waiter, position, self._clock() - waiter.since, estimate)
 
@@ -213,7 +200,7 @@ class Admission:
             keys=queue.keys,
             oldest=0.0 if oldest is None else now - oldest.since,
             slots=self._slots(Requirements(model)),
-            service=self._service.get(model, DEFAULT_SERVICE_SECONDS),
+            service=self.service(model),
             estimate=self._estimate(Requirements(model), len(queue) + 1),
         )
 
@@ -414,8 +401,7 @@ class Admission:
         slots = self._slots(requirements)
         if not slots:
             return None
-        seconds = self._service.get(requirements.model, DEFAULT_SERVICE_SECONDS)
-        return position * seconds / slots
+        return position * self.service(requirements.model) / slots
 
     def _free_slots(self, requirements: Requirements, enough: int) -> int:
         """Return how many slots are free at engines that may serve this and only lack a tunnel;

@@ -34,6 +34,11 @@ class EngineTerms:
     """The weights that the client asks for; None is any."""
     begun: BegunAnswer | None = None
     """The answer that is to be continued, by the same weights; None: the answer begins."""
+    here: bool = False
+    """Only nodes of this server can take it: another one has forwarded it."""
+
+
+HERE = EngineTerms(here=True)
 
 
 @dataclass(slots=True)
@@ -70,3 +75,8 @@ class Requirements:
     """Nodes that must not be tried again."""
     path: str = ""
     """The path that the engine must support, as nodes report it; empty is any."""
+
+    @property
+    def stays(self) -> bool:
+        """Return whether only nodes of this server can take it."""
+        return self.terms is not None and self.terms.here

@@ -149,6 +149,8 @@ def meets_terms(engine: Engine, terms: EngineTerms | None, model: str) -> bool:
     """Return whether the engine is of a kind, and has weights of the model, that meet the terms."""
     if terms is None:
         return True
+    if terms.here and engine.node.remote:
+        return False
     if terms.kinds is not None and engine.kind not in terms.kinds:
         return False
     if terms.variant is None and terms.begun is None:

@@ -55,7 +55,7 @@ def best_of(
         engine, offer = one
         estimate, active = expect(engine, offer, model, now), engine.active
         if active or estimate.known or offer.cold:
-            load = active / engine.slots
+            load = (active + engine.elsewhere) / engine.slots
             score = _expected_seconds(engine, estimate, load, 0.0, offer.cold, weights), load
         else:
             score = _FIRST

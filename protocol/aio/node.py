@@ -81,10 +81,7 @@ class NodeTunnel(Tunnel[NodeConnection]):
 
         An owner that gives them calls ``abandon`` some time after ``on_closed``.
         """
-        connection = NodeConnection(
-            now=loop.time(), rng=rng, number=number, resume_table=resume_table
-        )
-        super().__init__(connection, loop)
+        super().__init__(self._make_connection(loop.time(), rng, number, resume_table), loop)
         self.owner = owner
         self._accept = accept
         self._on |= {
@@ -94,6 +91,11 @@ class NodeTunnel(Tunnel[NodeConnection]):
             PongReceived: self._ignore,
             SilenceNoticed: self._ignore,
         }
+
+    def _make_connection(
+        self, now: float, rng: Random, number: int, resume_table: ResumeTable | None
+    ) -> NodeConnection:
+        return NodeConnection(now=now, rng=rng, number=number, resume_table=resume_table)
 
     def hello(self, session: bytes) -> None:
         self.connection.hello(session)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from random import Random
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from protocol.aio.tunnel import Stream, StreamHandler, Tunnel
 from protocol.errors import Code
@@ -58,6 +58,7 @@ class ServerTunnel(Tunnel[ServerConnection]):
     """The server's asyncio protocol of port 17001."""
 
     _streams: dict[int, ServerStream]
+    stream_type: ClassVar[type[ServerStream]] = ServerStream
 
     def __init__(
         self,
@@ -72,7 +73,7 @@ class ServerTunnel(Tunnel[ServerConnection]):
         An owner that gives ``resumes`` resumes suspended streams, and calls ``abandon`` some time
         after ``on_closed``.
         """
-        super().__init__(ServerConnection(now=loop.time(), rng=rng, resumes=resumes), loop)
+        super().__init__(self._make_connection(loop.time(), rng, resumes), loop)
         self.owner = owner
         self._on |= {
             HeadReceived: self._on_head,
@@ -83,6 +84,9 @@ class ServerTunnel(Tunnel[ServerConnection]):
             PongReceived: self._on_pong,
             SilenceNoticed: self._on_silence,
         }
+
+    def _make_connection(self, now: float, rng: Random, resumes: bool) -> ServerConnection:
+        return ServerConnection(now=now, rng=rng, resumes=resumes)
 
     # ── commands ──────────────────────────────────────────────────────────────────────────────
 
@@ -95,7 +99,7 @@ class ServerTunnel(Tunnel[ServerConnection]):
         """
         now = self._loop.time()
         stream_id = self.connection.open_stream(head, now=now, body=body, ended=ended)
-        stream = self._streams[stream_id] = ServerStream(self, stream_id)
+        stream = self._streams[stream_id] = self.stream_type(self, stream_id)
         stream.handler = handler
         self.flush_soon()
         return stream

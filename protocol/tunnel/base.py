@@ -53,6 +53,7 @@ class BaseConnection(ABC):
         "_draining",
         "_events",
         "_flood_budget",
+        "_max_control",
         "_queue",
         "_reader",
         "closed",
@@ -63,13 +64,14 @@ class BaseConnection(ABC):
 
     role: ClassVar[Role]
 
-    def __init__(self, now: float, rng: Random) -> None:
+    def __init__(self, now: float, rng: Random, max_control: int = MAX_CONTROL) -> None:
         self.state = State.OPEN
         self.closed = False
         self.keepalive = KeepAlive(now, rng)
         self.deadline = self.keepalive.deadline()
         self._events: list[Event] = []
         self._queue = SendQueue()
+        self._max_control = max_control
         self._draining = False
         """``drain`` was called: the tunnel closes behind its last stream."""
         self._flood_budget = TokenBucket(FLOOD_BURST, FLOOD_PER_SECOND, now)
@@ -202,7 +204,7 @@ class BaseConnection(ABC):
         problem = self._reader.feed(data)
         if problem is not None:
             self.close(Code.PROTOCOL, problem)
-        elif len(self._queue.control) > MAX_CONTROL:
+        elif len(self._queue.control) > self._max_control:
             self.close(Code.CALM, "too many frames that ask for an answer")
 
     # ── frames on the tunnel itself ───────────────────────────────────────────────────────────

@@ -24,14 +24,14 @@ from typing import Any
 
 from protocol.errors import Code, LocalError
 from protocol.tunnel import frames
-from protocol.tunnel.base import BaseConnection
+from protocol.tunnel.base import MAX_CONTROL, BaseConnection
 from protocol.tunnel.events import DataReceived, StreamReset
 from protocol.tunnel.frames import END_FLAG, OFFSET, FrameType
 from protocol.tunnel.streams import (
     HIGH_WATER,
     STREAM_WINDOW,
-    TUNNEL_WINDOW,
     Inbound,
+    Limits,
     Stream,
     StreamTable,
 )
@@ -48,12 +48,13 @@ class Connection(BaseConnection):
 
     __slots__ = ("_inbound", "_streams", "number")
 
-    def __init__(self, now: float, rng: Random, streams: StreamTable) -> None:
-        super().__init__(now, rng)
+    def __init__(self, now: float, rng: Random, limits: Limits) -> None:
+        super().__init__(now, rng, max(MAX_CONTROL, 2 * limits.streams))
         self.number = 0
         """``Hello.tunnel``; 0 when this tunnel's streams end with it."""
-        self._streams = streams
-        self._inbound = Inbound(TUNNEL_WINDOW)
+        self._streams = StreamTable(limits)
+        self._inbound = Inbound(limits.window)
+        self._queue.allowed = limits.window
 
     def __repr__(self) -> str:
         return (
@@ -218,9 +219,9 @@ class Connection(BaseConnection):
         (offset,) = OFFSET.unpack(payload)
         if stream_id == 0:
             queue = self._queue
-            if offset - queue.allowed < TUNNEL_WINDOW // 4:
+            if offset - queue.allowed < self._inbound.window // 4:
                 self._charge_flood_budget("WINDOW that grants little")
-            if offset > queue.sent + TUNNEL_WINDOW:
+            if offset > queue.sent + self._inbound.window:
                 self.close(Code.FLOW, "WINDOW beyond what the tunnel may hold")
             queue.allowed = max(queue.allowed, offset)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 from protocol import messages
@@ -14,23 +15,22 @@ from protocol.tunnel.events import StreamOpened, StreamReset, StreamResumed
 from protocol.tunnel.frames import CONFIRM_FLAG, END_FLAG, HEADER, OFFSET, FrameType
 from protocol.tunnel.resume import ResumeTable, StreamHolder
 from protocol.tunnel.streams import (
-    MAX_STREAM_ID,
-    MAX_STREAMS,
+    NODE_LIMITS,
     STREAM_WINDOW,
+    Limits,
     Stream,
-    StreamTable,
 )
 from protocol.tunnel.unacknowledged import Unacknowledged
 
 _DRAINING = State.DRAINING  # looking a member up on its Enum costs 50 ns on Python 3.11
-_decode_request = messages.decoder(RequestHead).decode
+_decode_head = messages.decoder(RequestHead).decode
 _decode_resume = messages.decoder(Resume).decode
 
 
 class NodeConnection(Connection):
     """The node's side of a tunnel; call ``hello`` first."""
 
-    __slots__ = ("_resume_table", "_unacknowledged")
+    __slots__ = ("_decode_head", "_resume_table", "_unacknowledged")
 
     role = Role.NODE
 
@@ -39,16 +39,17 @@ class NodeConnection(Connection):
         *,
         now: float,
         rng: Random,
-        max_streams: int = MAX_STREAMS,
-        max_stream_id: int = MAX_STREAM_ID,
+        limits: Limits = NODE_LIMITS,
         number: int = 0,
         resume_table: ResumeTable | None = None,
+        decode_head: Callable[[bytes], RequestHead] = _decode_head,
     ) -> None:
         """Create the node's side; with ``number`` and ``resume_table``, streams outlive a cut.
 
         Give both or neither; for ``number`` see ``Hello.tunnel``.
         """
-        super().__init__(now, rng, StreamTable(max_streams, max_stream_id))
+        super().__init__(now, rng, limits)
+        self._decode_head = decode_head
         self.number = number
         self._resume_table = resume_table
         self._unacknowledged = Unacknowledged()
@@ -237,7 +238,7 @@ class NodeConnection(Connection):
             return
         streams.last_id = stream_id
         try:
-            head = _decode_request(payload)
+            head = self._decode_head(payload)
         except UNREADABLE as error:
             self._send_reset(stream_id, 0, Code.PROTOCOL, f"OPEN: {error}")
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 from protocol import messages
@@ -19,7 +20,7 @@ from protocol.tunnel.events import (
 )
 from protocol.tunnel.frames import END_FLAG, FrameType
 from protocol.tunnel.keepalive import QUIET_SECONDS
-from protocol.tunnel.streams import MAX_STREAM_ID, MAX_STREAMS, Stream, StreamTable
+from protocol.tunnel.streams import NODE_LIMITS, Limits, Stream
 from protocol.tunnel.unacknowledged import AckCounter
 
 GREETING_SECONDS = 5.0
@@ -31,14 +32,14 @@ _NODE_SENDS = frozenset(FrameType) - {FrameType.OPEN, FrameType.RESUME, FrameTyp
 
 _OPEN = State.OPEN  # looking a member up on its Enum costs 50 ns on Python 3.11
 _decode_hello = messages.decoder(Hello).decode
-_decode_response = messages.decoder(ResponseHead).decode
+_decode_head = messages.decoder(ResponseHead).decode
 _decode_figures = messages.decoder(Figures).decode
 
 
 class ServerConnection(Connection):
     """The server's side of a tunnel; the first event is ``HelloReceived``."""
 
-    __slots__ = ("_acks", "_greeting_until", "resumes")
+    __slots__ = ("_acks", "_decode_head", "_greeting_until", "resumes")
 
     role = Role.SERVER
 
@@ -47,12 +48,13 @@ class ServerConnection(Connection):
         *,
         now: float,
         rng: Random,
-        max_streams: int = MAX_STREAMS,
-        max_stream_id: int = MAX_STREAM_ID,
+        limits: Limits = NODE_LIMITS,
         resumes: bool = False,
+        decode_head: Callable[[bytes], ResponseHead] = _decode_head,
     ) -> None:
         """Create the server's side; with ``resumes``, the owner resumes streams after a cut."""
-        super().__init__(now, rng, StreamTable(max_streams, max_stream_id))
+        super().__init__(now, rng, limits)
+        self._decode_head = decode_head
         self.state = State.GREETING
         self._greeting_until = self.deadline = now + GREETING_SECONDS
         self.resumes = resumes
@@ -195,7 +197,7 @@ class ServerConnection(Connection):
             self._give_up(stream, Code.PROTOCOL, "a second HEAD")
             return
         try:
-            head = _decode_response(payload)
+            head = self._decode_head(payload)
         except UNREADABLE as error:
             self._give_up(stream, Code.PROTOCOL, f"HEAD: {error}")
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 STREAM_WINDOW = 256 * 1024
 TUNNEL_WINDOW = 4 * 1024 * 1024
@@ -14,6 +14,20 @@ LOW_WATER = 64 * 1024
 
 MAX_STREAMS = 256
 MAX_STREAM_ID = 2**32 - 1
+
+
+class Limits(NamedTuple):
+    """Limits of one tunnel, the same on both sides."""
+
+    streams: int = MAX_STREAMS
+    """Streams at once."""
+    stream_id: int = MAX_STREAM_ID
+    window: int = TUNNEL_WINDOW
+    """Bytes of all streams together by which a sender may be ahead."""
+
+
+NODE_LIMITS = Limits()
+"""Those of a node's tunnel."""
 
 
 class Inbound:
@@ -263,10 +277,10 @@ class StreamTable(dict[int, Stream]):
 
     __slots__ = ("flow_errors", "last_id", "max_id", "max_streams")
 
-    def __init__(self, max_streams: int = MAX_STREAMS, max_id: int = MAX_STREAM_ID) -> None:
+    def __init__(self, limits: Limits) -> None:
         super().__init__()
-        self.max_streams = max_streams
-        self.max_id = max_id
+        self.max_streams = limits.streams
+        self.max_id = limits.stream_id
         self.last_id = -1
         """The highest id opened so far; ids are odd."""
         self.flow_errors = 0

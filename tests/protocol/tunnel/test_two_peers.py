@@ -34,7 +34,7 @@ from protocol.tunnel.events import (
 )
 from protocol.tunnel.node import NodeConnection
 from protocol.tunnel.server import ServerConnection
-from protocol.tunnel.streams import STREAM_WINDOW, TUNNEL_WINDOW
+from protocol.tunnel.streams import STREAM_WINDOW, TUNNEL_WINDOW, Limits
 from tests.protocol.tunnel.bodies import PERIOD, ROLES, SIZES, WHICH, Flow
 from tests.pump import ANSWER, FIGURES, HEAD, SESSION, Frame, frames_in
 
@@ -72,8 +72,8 @@ class TwoPeers(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.server = ServerConnection(now=0.0, rng=Random(1), max_streams=24)
-        self.node = NodeConnection(now=0.0, rng=Random(1), max_streams=24)
+        self.server = ServerConnection(now=0.0, rng=Random(1), limits=Limits(24))
+        self.node = NodeConnection(now=0.0, rng=Random(1), limits=Limits(24))
         self.sides = {Role.SERVER: self.server, Role.NODE: self.node}
         self.wires = {role: Wire() for role in Role}
         self.streams: dict[int, Told] = {}

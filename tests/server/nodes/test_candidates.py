@@ -22,6 +22,7 @@ from protocol.errors import Code
 from protocol.messages import EngineReport, ModelReport, Register, RequestHead
 from protocol.tunnel.node import NodeConnection
 from protocol.tunnel.server import ServerConnection
+from protocol.tunnel.streams import Limits
 
 MODELS = ("a", "b:latest", "b")
 PATHS = ("", "/chat", "/rerank")
@@ -35,7 +36,7 @@ class Tunnel:
     """A connected tunnel: both ends are real connections, without sockets."""
 
     def __init__(self, session: bytes, now: float, rng: Random) -> None:
-        self.connection = ServerConnection(now=now, rng=rng, max_streams=STREAMS)
+        self.connection = ServerConnection(now=now, rng=rng, limits=Limits(STREAMS))
         self._peer = NodeConnection(now=now, rng=rng)
         self._peer.hello(session)
         self._exchange(now)

@@ -15,8 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from fabric_server.dialects.errors import ApiError
 from fabric_server.nodes.node import Engine
-from fabric_server.routing.admission import Admission, QueueLimits, QueueStats
+from fabric_server.routing.admission import Admission
 from fabric_server.routing.criteria import Priority, Requirements
+from fabric_server.routing.queues import QueueLimits, QueueStats
 from protocol.messages import EngineReport, Figures, RequestHead, ResponseHead
 from tests.site import ScriptedNode, Site
 

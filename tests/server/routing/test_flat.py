@@ -17,9 +17,10 @@ from fabric_server.dialects.errors import ApiError
 from fabric_server.nodes.circuit_breaker import FAILURES
 from fabric_server.nodes.node import Engine, Node
 from fabric_server.nodes.registry import Registry
-from fabric_server.routing.admission import MAX_COUNTED, Admission, QueueLimits
+from fabric_server.routing.admission import MAX_COUNTED, Admission
 from fabric_server.routing.criteria import Requirements
 from fabric_server.routing.load_balancer import relax_hints
+from fabric_server.routing.queues import QueueLimits
 from protocol.messages import EngineReport, ModelReport, Register
 
 MODEL, CHAT, EMBEDDINGS = "tiny", "/v1/chat/completions", "/v1/embeddings"

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from fabric_server.nodes.held_slots import SHARED_SECONDS, HeldSlots
 from fabric_server.nodes.node import KEPT_FREE, Engine
-from fabric_server.routing.admission import Admission, QueueLimits
+from fabric_server.routing.admission import Admission
 from fabric_server.routing.criteria import Priority, Requirements
+from fabric_server.routing.queues import QueueLimits
 from fabric_server.routing.shares import HIGH_WEIGHT, Turns
 from tests.server.routing.test_admission import FairQueue as Line
 from tests.server.routing.test_admission import turn

@@ -1,0 +1,226 @@
+"""Requests that other servers have forwarded to this one, their home: it chooses the engine, and
+passes bytes between the two tunnels without reading them.
+
+Credit goes through: what the other server does not take, the node is not asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fabric_server.nodes.node import Engine
+from fabric_server.proxy.attempt import CONFIRM_SECONDS
+from fabric_server.proxy.ending import Ending
+from fabric_server.proxy.outcome_rules import (
+    CLIENT_GONE,
+    Counts,
+    Rule,
+    rule_of_code,
+    rule_of_status,
+)
+from fabric_server.proxy.upstream import UpstreamContext
+from fabric_server.routing.choice import Choice, Opener
+from fabric_server.routing.criteria import Requirements
+from protocol.aio.node import NodeStream
+from protocol.aio.server import ServerStream
+from protocol.errors import Code
+from protocol.mesh import ForwardedRequest, ForwardedResponse
+from protocol.messages import Figures, RequestHead, ResponseHead
+
+FORWARDED = "forwarded"
+"""The account of all of them where suspicions are counted: those of one client must not look like
+those of several, and whose they are is not told."""
+NO_FIGURES = Figures(0.0, 0.0, 0)
+_STREAMED = ("text/event-stream", "application/x-ndjson")
+
+
+class ForwardedWork:
+    """One forwarded request; the handler of its stream at the node."""
+
+    __slots__ = (
+        "_began",
+        "_choice",
+        "_first_byte_at",
+        "_given_up",
+        "_node_stream",
+        "_on_over",
+        "_requirements",
+        "_status",
+        "_stream",
+        "_streamed",
+        "_unsent",
+        "_untaken",
+        "_upstream",
+        "deadline",
+    )
+
+    def __init__(
+        self,
+        upstream: UpstreamContext,
+        stream: NodeStream,
+        requirements: Requirements,
+        choice: Choice,
+        on_over: Callable[[Engine], None],
+    ) -> None:
+        """``choice`` holds a slot; ``on_over`` is called when it is free again."""
+        self._upstream = upstream
+        self._stream = stream
+        self._requirements = requirements
+        self._choice = choice
+        self._on_over = on_over
+        self._began = upstream.loop.time()
+        self._node_stream: ServerStream
+        self._unsent = 0
+        """Bytes of the request's body that the node's tunnel has no room for yet."""
+        self._untaken = 0
+        """Bytes of the answer that the other server has not taken yet."""
+        self._given_up: int | None = None
+        """The code with which the other server has ended it."""
+        self._status = 0
+        self._streamed = False
+        self._first_byte_at: float | None = None
+        self.deadline = float("inf")
+
+    def begin(self, opener: Opener, head: ForwardedRequest, *, ended: bool) -> None:
+        """Ask the engine; the body is still to come, unless ``ended``."""
+        engine, requirements = self._choice.engine, self._requirements
+        if engine.breakers:
+            for breaker in engine.breakers.of(requirements.model, requirements.path):
+                breaker.on_attempt(self._began)
+        self._upstream.outcomes.known.affinity.remember(requirements.prefix, engine)
+        own = RequestHead(
+            head.request_id,
+            engine.name,
+            head.method,
+            head.path,
+            head.headers,
+            head.body_size,
+            head.deadline_ms,
+            head.attempt,
+        )
+        self._node_stream = opener.open(own, self, ended=ended)
+
+    # ── what comes from the other server ──────────────────────────────────────────────────────
+
+    def on_body(self, data: bytes, ended: bool) -> None:
+        if self._node_stream.send(data, ended):
+            self._stream.consumed(len(data))
+        else:
+            self._unsent += len(data)
+
+    def on_answer_taken(self) -> None:
+        count, self._untaken = self._untaken, 0
+        if count:
+            self._node_stream.consumed(count)
+
+    def give_up(self, code: int, reason: str) -> None:
+        """Have the node stop; the other server is told when it has."""
+        self._given_up = code
+        upstream = self._upstream
+        self.deadline = upstream.loop.time() + CONFIRM_SECONDS
+        upstream.deadlines.add(self)
+        self._node_stream.reset(code, reason)
+
+    def expire(self, now: float) -> None:
+        self._node_stream.give_up("a RESET was not confirmed in time")
+
+    # ── what comes from the node ──────────────────────────────────────────────────────────────
+
+    def on_writable(self) -> None:
+        count, self._unsent = self._unsent, 0
+        if count:
+            self._stream.consumed(count)
+
+    def on_stuck(self) -> None:
+        """Do nothing: the node's other tunnel takes the stream over, or it is lost soon."""
+
+    def on_head(self, head: ResponseHead) -> None:
+        if self._given_up is not None:
+            return
+        self._status = head.status
+        self._streamed = any(
+            name == "content-type" and value.startswith(_STREAMED) for name, value in head.headers
+        )
+        engine = self._choice.engine
+        self._stream.send_head(
+            ForwardedResponse(head.status, head.headers, engine.node.id, engine.name)
+        )
+
+    def on_data(self, data: bytes, ended: bool) -> None:
+        if self._first_byte_at is None:
+            self._first_byte_at = self._upstream.loop.time()
+        if self._stream.send(data):
+            self._node_stream.consumed(len(data))
+        else:
+            self._untaken += len(data)
+
+    def on_end(self, figures: Figures) -> None:
+        self._release()
+        self._judge(rule_of_status(self._status), f"the engine answered {self._status}")
+        self._stream.end(figures)  # confirms, if it was given up
+
+    def on_reset(self, code: int, reason: str) -> None:
+        self._release()
+        stream, engine = self._stream, self._choice.engine
+        if self._given_up is not None:
+            self._judge(self._rule_when_given_up(), reason)
+            stream.confirm_reset()
+            return
+        self._judge(rule_of_code(code), reason)
+        if self._status:
+            stream.reset(code, reason)
+            return
+        # RESET has no room for the engine's name, without which it would be asked again.
+        code, reason = code or Code.INTERNAL, reason[:1000]
+        head = ForwardedResponse(503, [], engine.node.id, engine.name, code, reason)
+        stream.send_head(head)
+        stream.end(NO_FIGURES)
+
+    # ── what it tells of the engine ───────────────────────────────────────────────────────────
+
+    def _rule_when_given_up(self) -> Rule:
+        if self._status >= 300:
+            return rule_of_status(self._status)
+        if self._given_up == Code.ENGINE_FAILED:  # the other server has read its answer
+            return rule_of_code(Code.ENGINE_FAILED)
+        return CLIENT_GONE
+
+    def _judge(self, rule: Rule, reason: str) -> None:
+        """Update the engine's circuit breakers and latency estimates."""
+        upstream, requirements, choice = self._upstream, self._requirements, self._choice
+        outcomes, now, engine = upstream.outcomes, upstream.loop.time(), choice.engine
+        latency, model, first = outcomes.known.latency, requirements.model, self._first_byte_at
+        ending = Ending("", reason=reason, rule=rule)
+        outcomes.update_breaker(engine, self._began, ending, requirements, FORWARDED)
+        if rule.slow:
+            latency.penalize(engine, model, now=now)
+        elif rule.counts is not Counts.SUCCESS or first is None:
+            latency.observe_nothing(engine, model, now=now)
+        else:
+            seconds = first - self._began if self._streamed else None
+            latency.update(engine, model, seconds, None, now=now, cold=choice.cold_start)
+            upstream.admission.record_service_time(model, now - self._began)
+
+    def _release(self) -> None:
+        upstream, choice = self._upstream, self._choice
+        upstream.deadlines.discard(self)
+        self._on_over(choice.engine)
+        upstream.registry.release(choice.engine, choice.key_id)
+
+
+class ForwardedBody:
+    """The handler of a forwarded request's stream from the other server."""
+
+    __slots__ = ("_work",)
+
+    def __init__(self, work: ForwardedWork) -> None:
+        self._work = work
+
+    def on_data(self, data: bytes, ended: bool) -> None:
+        self._work.on_body(data, ended)
+
+    def on_writable(self) -> None:
+        self._work.on_answer_taken()
+
+    def on_reset(self, code: int, reason: str) -> None:
+        self._work.give_up(code, reason)

@@ -1,0 +1,108 @@
+"""What a server knows of the engines of another, and for how long it believes it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fabric_server.mesh.digest import Digest
+from fabric_server.mesh.peer import STALE_SECONDS, Peer
+from fabric_server.nodes.node import Engine
+from tests.engine import Plan, ScriptedEngine
+from tests.mesh import HOME, Pair, until
+
+CHAT = "/v1/chat/completions"
+HI: Any = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
+
+
+@pytest.fixture
+async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
+    async with Pair(tmp_path) as pair:
+        yield pair
+
+
+def rows(pair: Pair, model: str = "tiny") -> list[Engine]:
+    registry = pair.edge.app.control_plane.registry
+    return [engine for engine in registry.candidates(model) if engine.node.remote]
+
+
+def peer(pair: Pair) -> Peer:
+    return pair.meshes["edge"].peers[HOME]
+
+
+async def test_engines_that_serve_the_same_are_one_row(pair: Pair, engine: ScriptedEngine) -> None:
+    async with ScriptedEngine() as same, ScriptedEngine(models=("tiny", "big")) as other:
+        await pair.home.join(engine.url, name="one", slots=2)
+        await pair.home.join(same.url, name="two", slots=3)
+        await pair.home.join(other.url, name="three", slots=4, region="eu")
+        await pair.knows("tiny", slots=9)
+        assert sorted((one.slots, one.node.region) for one in rows(pair)) == [(4, "eu"), (5, "")]
+        assert [one.node.id for one in rows(pair, "big")] == ["home/eu"]
+        assert not pair.edge.app.control_plane.registry.nodes()
+
+
+async def test_others_load_is_told_and_ones_own_is_not(pair: Pair, engine: ScriptedEngine) -> None:
+    await pair.home.join(engine.url, slots=3)
+    await pair.knows("tiny", slots=3)
+    gate = asyncio.Event()
+    engine.plan = Plan(hold=gate)
+    async with pair.edge.user() as far, pair.home.user() as near:
+        own = asyncio.create_task(far.post(CHAT, json=HI))
+        await engine.started()
+        others = [asyncio.create_task(near.post(CHAT, json=HI)) for _ in range(2)]
+        for _ in others:
+            await engine.started()
+        (row,) = rows(pair)
+        await until(lambda: row.elsewhere == 2)
+        assert row.active == 1
+        assert not row.has_room
+        gate.set()
+        for task in (own, *others):
+            (await task).close()
+        await until(lambda: not row.elsewhere and not row.active)
+
+
+async def test_a_node_that_leaves_takes_its_row_along(pair: Pair, engine: ScriptedEngine) -> None:
+    node = await pair.home.join(engine.url)
+    await pair.knows("tiny")
+    await node.stop()
+    await until(lambda: not rows(pair))
+
+
+async def test_a_silent_server_gets_no_requests(pair: Pair, engine: ScriptedEngine) -> None:
+    await pair.home.join(engine.url)
+    await pair.knows("tiny")
+    (row,) = rows(pair)
+    await until(lambda: row.has_room)
+    peer(pair).check(peer(pair).told_at + STALE_SECONDS + 0.1)
+    assert not row.has_room
+    await until(lambda: row.has_room)  # it says something every second
+
+
+async def test_names_of_rows_stay(pair: Pair, engine: ScriptedEngine) -> None:
+    """What has been measured of a row is known by its name."""
+    async with ScriptedEngine(models=("big",)) as other:
+        await pair.home.join(engine.url)
+        digest = Digest(pair.home.app.control_plane.registry)
+        digest.refresh()
+        (before,) = digest.rows
+        node = await pair.home.join(other.url, name="second")
+        digest.refresh()
+        assert len(digest.rows) == 2
+        assert before in digest.rows
+        version = digest.version
+        digest.refresh()
+        assert digest.version == version
+        await node.stop()
+
+
+async def test_a_digest_that_can_not_be_read_ends_the_connection(pair: Pair) -> None:
+    await until(lambda: peer(pair).usable)
+    sender = pair.meshes[HOME].peers["edge"]
+    await until(lambda: bool(sender.tells))
+    sender.tells[0].stream.send(b"\xff\xff\xff\xff")
+    await until(lambda: sorted(pair.lost) == ["edge", "home"])
