@@ -207,7 +207,7 @@ class Identity:
         age = now - self._issued
         return age >= self.lifetime * RENEW_AFTER or age < -BACKDATED_SECONDS
 
-    def context(self, alpn: str) -> ssl.SSLContext:
+    def context(self, *alpn: str) -> ssl.SSLContext:
         """Return a TLS context for dialling the server.
 
         The server's certificate must be issued by the authority that this node joined.
@@ -215,7 +215,7 @@ class Identity:
         context = DialContext()
         context.load_verify_locations(self.directory / "ca.pem")
         context.load_cert_chain(*self.keys.pair)
-        context.set_alpn_protocols([alpn])
+        context.set_alpn_protocols(list(alpn))
         return context
 
     def request(self, *, new_key: bool = False) -> str:

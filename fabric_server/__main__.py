@@ -22,6 +22,10 @@ COMMANDS = {
         "Make a server's data: its CA, its certificate and the tables of its store.",
     ),
     "reload": ("reload:reload", "Reload the running server's settings and certificates."),
+    "status": (
+        "status:status",
+        "Show the server that runs with the data directory, and its workers.",
+    ),
     "backup": (
         "backup:backup",
         "Write one file with all that this server needs, while it runs or not.",

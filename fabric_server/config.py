@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from fabric_server.config_checks import check, default_ports, opened_ports
+from fabric_server.config_checks import MAX_WORKERS, check, default_ports, opened_ports
 from fabric_server.config_place import PlaceConfig
 from fabric_server.net.machine_memory import memory_limit
 from fabric_server.net.memory_budget import BudgetLimits
@@ -371,6 +373,14 @@ class Config(PlaceConfig):
         ),
     )
 
+    workers: str = field(
+        default="1",
+        metadata=about(
+            "Number of processes that share the work, each on a core of its own, or auto: one for "
+            "each core (Linux). Nodes and connections are spread over them."
+        ),
+    )
+
     takeover: bool = field(
         default=False,
         metadata=about(
@@ -400,6 +410,14 @@ class Config(PlaceConfig):
     def store_url(self) -> str:
         """The URL of the store, also when ``store`` is empty."""
         return self.store or f"sqlite:///{(self.data / 'fabric.sqlite').as_posix()}"
+
+    def worker_count(self) -> int:
+        """Return how many processes share the work; 1: this one does all of it."""
+        if self.workers != "auto":
+            return int(self.workers)
+        if sys.platform != "linux":
+            return 1
+        return min(len(os.sched_getaffinity(0)), MAX_WORKERS)
 
     def memory(self) -> int:
         """Return ``memory_limit``, or what this machine or container has."""

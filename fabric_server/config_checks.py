@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ from runtime.settings import Conflict
 
 _HTTPS = re.compile(r"https://[^/@\s]+(/\S*)?")
 _EMAIL = re.compile(r"[^@\s,;<>]+@[^@\s,;<>]+")
+MAX_WORKERS = 64
+"""Processes that share a server's work."""
 PORTS = {"control": 17000, "proxy": 17001, "public": 18080, "api": 18081, "one": None}
 """The ports by name, and their numbers by default; ``one`` instead of the others."""
 _SCHEMES = {
@@ -62,6 +65,10 @@ class Settings(Protocol):
     def acme_directory(self) -> str: ...
     @property
     def acme_email(self) -> str: ...
+    @property
+    def workers(self) -> str: ...
+    @property
+    def store(self) -> str: ...
 
 
 def default_ports(settings: Settings) -> dict[str, int]:
@@ -107,6 +114,8 @@ def check(settings: Settings) -> None:
         )
     if settings.acme:
         _check_acme(settings)
+    if settings.workers != "1":
+        _check_workers(settings)
     for name in ("proxy_protocol", "plaintext_from_proxies"):
         if getattr(settings, name) and not settings.trusted_proxies:
             raise Conflict(
@@ -165,6 +174,23 @@ def _check_acme(settings: Settings) -> None:
                     f"acme: {error}. Set acme_names to the DNS names that users dial.", name
                 ) from None
             return
+
+
+def _check_workers(settings: Settings) -> None:
+    number = int(settings.workers) if re.fullmatch(r"\d{1,3}", settings.workers) else 0
+    if settings.workers != "auto" and not 1 <= number <= MAX_WORKERS:
+        raise Conflict(
+            f"workers is '{settings.workers}': set a number from 1 to {MAX_WORKERS}, or auto.",
+            "workers",
+        )
+    if number > 1 and sys.platform != "linux":
+        raise Conflict("more than one of workers needs Linux: set 1, or auto.", "workers")
+    if settings.store.removeprefix("sqlite://") in ("", "/") and settings.store:
+        raise Conflict(
+            "store is in memory, which workers can't share: set a file, or workers to 1.",
+            "store",
+            "workers",
+        )
 
 
 def _check_ports(settings: Settings) -> None:

@@ -260,6 +260,9 @@ class Registered(Struct, frozen=True, tag="registered"):
     """Port for links now, if it is another one than the node knows; 0 when it does not tell."""
     api_port: Annotated[int, Meta(ge=0, le=65535)] = 0
     """Port for joining now; 0 when it does not tell."""
+    server_name: Name = ""
+    """Name for the TLS of this registration's tunnels: that of the worker that has its link.
+    Anything else stands for ``server.fabric``."""
 
 
 class Tunnels(Struct, frozen=True, tag="tunnels"):

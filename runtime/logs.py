@@ -16,7 +16,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import TextIO
+from typing import Any, TextIO
 
 import msgspec
 
@@ -57,6 +57,18 @@ def configure(level: str, *, stream: TextIO | None = None, json: bool | None = N
     root.setLevel(level.upper())
     for name, least in _QUIETER.items():
         logging.getLogger(name).setLevel(max(least, root.level))
+
+
+def label(**fields: str) -> None:
+    """Give every line of this process these fields, too; they are of a program that has parts."""
+    make = logging.getLogRecordFactory()
+
+    def labelled(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make(*args, **kwargs)
+        vars(record).update(fields)
+        return record
+
+    logging.setLogRecordFactory(labelled)
 
 
 class TerminalLines(logging.Formatter):

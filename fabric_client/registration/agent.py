@@ -30,7 +30,7 @@ from protocol.messages import (
     Renew,
     Renewed,
 )
-from protocol.names import CONTROL_ALPN
+from protocol.names import CONTROL_ALPN, NAMED_ALPN
 from runtime.version import VERSION
 
 log = logging.getLogger("fabric.agent")
@@ -80,6 +80,7 @@ class Agent:
                     self._context,
                     self._context.identity.control_ports,
                     CONTROL_ALPN,
+                    NAMED_ALPN,
                 )
             self._link = link
             if link in self._closed_early:

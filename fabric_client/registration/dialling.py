@@ -10,6 +10,7 @@ from fabric_client.identity import explain
 from fabric_client.registration.context import NodeContext
 from protocol.aio.driver import Driver
 from protocol.aio.tls import dial
+from protocol.names import SERVER_NAME
 from runtime.connecting import first_to_succeed, is_unanswered
 
 NAME_DELAY_SECONDS = 2.0
@@ -32,7 +33,11 @@ class NotReached(OSError):
 
 
 async def dial_server(
-    factory: Callable[[], P], context: NodeContext, ports: Sequence[int], alpn: str
+    factory: Callable[[], P],
+    context: NodeContext,
+    ports: Sequence[int],
+    *alpn: str,
+    server_name: str = SERVER_NAME,
 ) -> tuple[P, str, int]:
     """Connect to the first port and host of the server that answer; return the protocol and both.
 
@@ -48,9 +53,9 @@ async def dial_server(
         return driver
 
     addresses = [(host, port) for port in ports for host in identity.hosts]
-    tls = identity.context(alpn)
+    tls = identity.context(*alpn)
     attempts = [
-        partial(dial, watched, host, port, tls, context.proxies.for_host(host, port))
+        partial(dial, watched, host, port, tls, context.proxies.for_host(host, port), server_name)
         for host, port in addresses
     ]
     try:

@@ -13,7 +13,7 @@ from fabric_client.registration.pace import Pace
 from protocol.aio.node import Accept, NodeTunnel
 from protocol.errors import Code
 from protocol.messages import Registered
-from protocol.names import TUNNEL_ALPN
+from protocol.names import TUNNEL_ALPN, tunnels_name
 from protocol.tunnel.resume import KEEP_SECONDS
 
 log = logging.getLogger("fabric.tunnels")
@@ -116,6 +116,7 @@ class Tunnels:
                 self._context,
                 (self._registered.proxy_port,),
                 TUNNEL_ALPN,
+                server_name=tunnels_name(self._registered.server_name),
             )
         closed = self._open[tunnel] = loop.create_future()
         if tunnel.connection.closed:

@@ -64,6 +64,8 @@ class AcmeOptions:
     http_port: int = 80
     spread_seconds: float = 0.0
     """How long to wait until other servers know the answers; 0 where there can be none."""
+    orders: bool = True
+    """This process orders, and answers at the HTTP port; else another one with the same data."""
     check_seconds: float = CHECK_SECONDS
     order_seconds: float = LEASE_SECONDS
     """Time for a whole order; after it another server may order."""
@@ -112,8 +114,9 @@ class AcmeRenewal:
         self._threads = _new_thread()
 
     def start_tasks(self, tasks: BackgroundTasks) -> None:
-        """Start both tasks, which ``close`` ends."""
-        tasks.start("acme", self.run)
+        """Start both tasks, which ``close`` ends; where another process orders, only the second."""
+        if self.options.orders:
+            tasks.start("acme", self.run)
         tasks.start("acme_answers", self.give_answers)
 
     async def close(self, tasks: BackgroundTasks) -> None:
@@ -155,7 +158,7 @@ class AcmeRenewal:
                     if row.name in names
                 ]
             )
-            if self.answers.to_http:
+            if self.answers.to_http and self.options.orders:
                 await self.http.start()
             else:
                 self.http.stop()

@@ -49,6 +49,13 @@ class Checks(Struct, frozen=True):
             "the log has the reasons. Requests go on."
         ),
     ] = []
+    workers: Annotated[
+        dict[str, str],
+        Meta(
+            description="With workers, the state of each: a status of this answer, starting or "
+            "away."
+        ),
+    ] = {}
 
 
 class Ready(Struct, frozen=True):
@@ -94,6 +101,13 @@ class Acme(Protocol):
     def problem(self) -> object | None: ...
 
 
+class Seat(Protocol):
+    @property
+    def states(self) -> Mapping[str, str]: ...
+    @property
+    def nodes(self) -> int: ...
+
+
 class Tasks(Protocol):
     @property
     def problems(self) -> Mapping[str, str]: ...
@@ -111,6 +125,8 @@ class Sources:
     ports: Mapping[str, Port]
     tasks: Tasks
     draining: Callable[[], bool]
+    seat: Seat | None = None
+    """The place of this worker; None: this process is the whole server."""
     acme: Acme | None = None
     """What orders the certificate for users; None without ``acme``."""
 
@@ -144,22 +160,24 @@ class HealthHandlers:
         200 when ready or degraded (known keys and connected nodes still work), 503 when draining
         or not ready. A server without nodes is ready: it responds to requests, with an error.
         """
-        sources = self._sources
+        sources, seat = self._sources, self._sources.seat
         checks = Checks(
             store=_store_state(sources),
             cache=_cache_state(sources),
             bus=_bus_state(sources),
             public_port="open" if sources.ports["public"].accepting else "closed",
             certificate=_certificate_state(sources),
-            nodes=len(sources.registry.nodes()),
+            nodes=len(sources.registry.nodes()) if seat is None else seat.nodes,
             background=sorted(sources.tasks.problems),
+            workers={} if seat is None else dict(seat.states),
         )
         if sources.draining():
             return 503, Ready("draining", checks)
         if checks.public_port == "closed":
             return 503, Ready("not_ready", checks)
         states = (checks.store, checks.cache, checks.bus, checks.certificate)
-        if checks.background or any(state != "ok" for state in states):
+        workers = any(state != "ready" for state in checks.workers.values())
+        if checks.background or workers or any(state != "ok" for state in states):
             return 200, Ready("degraded", checks)
         return 200, Ready("ready", checks)
 

@@ -6,30 +6,18 @@ Label values come from small fixed sets: never a model, a key or a node.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Protocol
 
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    CollectorRegistry,
-    GCCollector,
-    ProcessCollector,
-    generate_latest,
-)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
-from fabric_server.admin.routes import Text
 from fabric_server.net.connection_budget import Budget
 from fabric_server.nodes.node import Node
 from fabric_server.nodes.registrar import Registrar
 from fabric_server.nodes.watch import CODES
 from runtime.findings import Finding
-
-LAG_SECONDS = 0.02
-"""The sleep by which the lag of the event loop is measured."""
 
 
 class Registry(Protocol):
@@ -128,6 +116,12 @@ class Jobs(Protocol):
     def deliveries(self) -> Mapping[str, int]: ...
 
 
+class Seat(Protocol):
+    @property
+    def name(self) -> str: ...
+    def metrics_of_others(self) -> Awaitable[Mapping[str, bytes]]: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sources:
     """The parts of the server whose state is exported."""
@@ -155,6 +149,8 @@ class Sources:
     """The ends of the certificates in use, in Unix seconds: of the CA, for nodes, for users."""
     orders: Mapping[str, int] = field(default_factory=dict)
     """Orders of certificates at the ACME CA, by result."""
+    seat: Seat | None = None
+    """The place of this worker; None: this process is the whole server."""
 
 
 class StateCollector:
@@ -388,28 +384,6 @@ class StateCollector:
             )
         if waiting is not None:
             yield _gauge("webhooks_waiting", "Webhook deliveries still to be made.", value=waiting)
-
-
-class MetricsHandlers:
-    """The handler of ``/metrics``; each server has a Prometheus registry of its own."""
-
-    def __init__(self, metrics: Collector, sources: Sources) -> None:
-        self._backlog = sources.jobs.backlog
-        self._state = StateCollector(sources)
-        self._registry = CollectorRegistry()
-        self._registry.register(metrics)
-        self._registry.register(self._state)
-        ProcessCollector(registry=self._registry)
-        GCCollector(registry=self._registry)
-
-    async def metrics(self) -> Text:
-        """Export metrics in Prometheus' text format, named fabric_…, process_… and python_…."""
-        await self._backlog.count()
-        loop = asyncio.get_running_loop()
-        due = loop.time() + LAG_SECONDS
-        await asyncio.sleep(LAG_SECONDS)
-        self._state.lag = max(0.0, loop.time() - due)
-        return Text(generate_latest(self._registry), CONTENT_TYPE_LATEST)
 
 
 def _gauge(

@@ -14,7 +14,7 @@ from fabric_server.admin.context import AdminContext
 from fabric_server.admin.enrolment import EnrolmentRoute
 from fabric_server.admin.health import HealthHandlers
 from fabric_server.admin.keys import KeyHandlers
-from fabric_server.admin.metrics import MetricsHandlers
+from fabric_server.admin.metrics_handlers import MetricsHandlers
 from fabric_server.admin.middleware import (
     ApiClient,
     HttpConnection,
@@ -42,8 +42,11 @@ class AdminServer:
 
     def __init__(self, context: AdminContext) -> None:
         self.context = context
+        self.metrics = MetricsHandlers(context.request_metrics, context.metrics)
         self._runner = web.AppRunner(
-            make_application(context), handle_signals=False, shutdown_timeout=SHUTDOWN_SECONDS
+            make_application(context, self.metrics),
+            handle_signals=False,
+            shutdown_timeout=SHUTDOWN_SECONDS,
         )
 
     async def start(self) -> Callable[[Peer], AsyncioProtocol]:
@@ -69,19 +72,23 @@ class AdminServer:
 
 def make_application(
     context: AdminContext,
+    metrics: MetricsHandlers | None = None,
     *,
     timeouts: ClientTimeouts | None = None,
     clock: Callable[[], float] = time.time,
 ) -> web.Application:
     """Make the application for an ``AppRunner``; ``connection_factory`` makes its connections."""
     application = web.Application(middlewares=[handle_errors], client_max_size=MAX_BODY)
-    table = make_table(context, clock)
+    metrics = metrics or MetricsHandlers(context.request_metrics, context.metrics)
+    table = make_table(context, metrics, clock)
     timeouts = timeouts or ClientTimeouts()
     mount(application, table, context.authenticator, timeouts, context.throttle)
     return application
 
 
-def make_table(context: AdminContext, clock: Callable[[], float]) -> list[Operation]:
+def make_table(
+    context: AdminContext, metrics: MetricsHandlers, clock: Callable[[], float]
+) -> list[Operation]:
     """List every operation of the port, in the order of its description."""
     store, registry, feed = context.store, context.registry, context.change_feed
     health = HealthHandlers(context.health)
@@ -100,7 +107,6 @@ def make_table(context: AdminContext, clock: Callable[[], float]) -> list[Operat
         context.started_at,
         clock,
     )
-    metrics = MetricsHandlers(context.request_metrics, context.metrics)
 
     async def openapi() -> dict[str, Any]:
         """Describe this API, as an OpenAPI document."""

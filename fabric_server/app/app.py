@@ -23,25 +23,25 @@ from fabric_server.app.change_log import ChangeLog
 from fabric_server.app.clock_watch import ClockWatch
 from fabric_server.app.control_plane import ControlPlane
 from fabric_server.app.data_plane import SHOWN_IDS, DataPlane
+from fabric_server.app.introduction import Introduction, list_missing
 from fabric_server.app.listeners import NODE_PORTS, USER_PORTS, Listeners
+from fabric_server.app.seat import Seat
+from fabric_server.app.succession import take_over
 from fabric_server.config import Config
 from fabric_server.gateway.gateway import Gateway
 from fabric_server.mesh.mesh import Mesh
-from fabric_server.net.kernel_guard import KernelBlocklist
 from fabric_server.net.memory_guard import MemoryGuard
-from fabric_server.net.takeover import Predecessor, TakeoverProblem
+from fabric_server.net.takeover import Predecessor, WorkerStatus
 from fabric_server.nodes.registry import Registry
 from fabric_server.pki.certificates import Certificates
 from fabric_server.pki.tls_contexts import TlsContexts
 from fabric_server.storage.change_feed import ChangeFeed
-from protocol.names import CONTROL_ALPN, TUNNEL_ALPN
+from protocol.names import ALL_WORKERS, CONTROL_ALPN, TUNNEL_ALPN
 from runtime import garbage
 from runtime.background import BackgroundTasks
 
 log = logging.getLogger("fabric.server")
 
-NODES_SECONDS = 5.0
-"""A takeover stops waiting for nodes when none has come for so long."""
 LINGER_SECONDS = 1.0
 """Time for which idle connections of clients still get responses while the server drains."""
 LINGER_AFTER_TAKEOVER = 10.0
@@ -68,16 +68,22 @@ class App:
     change_feed: ChangeFeed
     admin: AdminServer
 
-    def __init__(self, config: Config, *, rng: Random) -> None:
+    def __init__(self, config: Config, *, rng: Random, seat: Seat | None = None) -> None:
+        """``seat`` is that of a worker; None: this process is the whole server."""
         self.config = config
+        self.seat = seat
         self.draining = False
         self.succeeded = asyncio.Event()
         """Set when another server has taken over."""
-        self.blocklist = KernelBlocklist()
-        self.listeners = Listeners(config, self.blocklist.report)
+        self.listeners = Listeners(config, None if seat is None else seat.ports)
         self._rng = rng
         self.tasks = BackgroundTasks(rng)
         self._opened = AsyncExitStack()
+
+    @property
+    def first(self) -> bool:
+        """Return whether this process does what only one does: jobs, deletion, orders."""
+        return self.seat is None or self.seat.first
 
     # ── starting ──────────────────────────────────────────────────────────────────────────────
 
@@ -90,10 +96,13 @@ class App:
         config = self.config
         config.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         now = time.time()
-        certificates = Certificates.open(config.data / "certs", config.names(), now=now)
-        self.backends = await Backends.open(config)
+        names = config.names() if self.seat is None else (*config.names(), ALL_WORKERS)
+        certificates = Certificates.open(config.data / "certs", names, now=now)
+        self.backends = await Backends.open(
+            config, first=self.first, beside_others=config.takeover or self.seat is not None
+        )
         self._opened.push_async_callback(self.backends.close)
-        self.tls, self.acme = open_tls(config, certificates, self.backends, self._rng)
+        self.tls, self.acme = open_tls(config, certificates, self.backends, self._rng, self.seat)
         known = await self.backends.store.known_models(now - KNOWN_SECONDS)
         self._build(Registry(known), certificates)
         # Both planes need the tasks and the API port shows both, so these close after the planes.
@@ -135,9 +144,10 @@ class App:
         notified = [
             self.data_plane.authenticator.on_changes,
             self.control_plane.on_changes,
-            ChangeLog().on_changes,
             backends.revocations.on_changes,
         ]
+        if self.first:
+            notified.append(ChangeLog().on_changes)
         self.change_feed = ChangeFeed(
             backends.store,
             notified,
@@ -150,7 +160,7 @@ class App:
         """Open all ports in one turn of the loop: nobody is served before all are open."""
         config, tls, nodes = self.config, self.tls, self.control_plane
         admin, listeners = await self.admin.start(), self.listeners
-        if config.one_port is not None:
+        if config.one_port is not None and self.seat is None:
             listeners.open_one(config.one_port, predecessor)
         opened = partial(listeners.open, predecessor=predecessor)
         opened("public", config.public_port, self.data_plane.edge, tls.public)
@@ -162,13 +172,14 @@ class App:
             control_port=listeners.number_for_nodes("control"),
             proxy_port=listeners.number_for_nodes("proxy"),
             api_port=listeners.number_for_nodes("api"),
+            server_name="" if self.seat is None else self.seat.server_name,
         )
 
     def _start_tasks(self) -> None:
         tasks, requests, nodes = self.tasks, self.data_plane, self.control_plane
-        requests.start_tasks(tasks)
+        requests.start_tasks(tasks, jobs=self.first)
         self.backends.start_tasks(tasks)
-        tasks.start("kernel_blocklist", self.blocklist.run)
+        tasks.start("kernel_blocklist", self.listeners.blocklist.run)
         tasks.start("wrong_keys", requests.throttle.run)
         tasks.start("change_feed", self.change_feed.run)
         check_cache = self.backends.cache.check
@@ -193,6 +204,7 @@ class App:
             tasks=self.tasks,
             draining=lambda: self.draining,
             acme=self.acme,
+            seat=self.seat,
         )
         return AdminContext(
             server_name=self.config.names()[0],
@@ -223,11 +235,12 @@ class App:
                 public_connections=lambda: requests.edge.connections,
                 requests_active=lambda: requests.gateway.active.count,
                 requests_waiting=lambda: requests.admission.waiting,
-                blocked=self.blocklist.results,
+                blocked=self.listeners.blocklist.results,
                 certificates=lambda: self.tls.ends,
                 orders=NO_ORDERS if self.acme is None else self.acme.orders,
                 draining=lambda: self.draining,
                 backends=lambda: backends_available(health),
+                seat=self.seat,
             ),
         )
 
@@ -247,33 +260,8 @@ class App:
     # ── takeover ──────────────────────────────────────────────────────────────────────────────
 
     async def take_over(self, predecessor: Predecessor) -> None:
-        """Take the predecessor's nodes, and once they are here, its clients.
-
-        If the predecessor dies meanwhile, its nodes reconnect by themselves.  Raises
-        ``TakeoverProblem`` when it has nodes and none comes: it goes on serving then.
-        """
-        count = await predecessor.yield_nodes()
-        self.listeners.resume(NODE_PORTS)
-        arrived = await self._wait_for_nodes(count)
-        log.info("nodes have moved to this server", extra={"nodes": arrived, "of": count})
-        if count and not arrived:
-            raise TakeoverProblem(
-                f"none of the {count} nodes of the running server connected to this one, so that "
-                "one goes on. Check that both use the same store and certificates; if they do, "
-                "stop the running server and start this one."
-            )
-        self.listeners.resume(USER_PORTS)
-        await predecessor.yield_users()
-
-    async def _wait_for_nodes(self, count: int) -> int:
-        """Wait until ``count`` nodes are reachable or no more arrive; return how many are."""
-        arrived, since = 0, time.monotonic()
-        while arrived < count and time.monotonic() - since < NODES_SECONDS:
-            await asyncio.sleep(0.05)
-            reachable = self.control_plane.count_reachable()
-            if reachable != arrived:
-                arrived, since = reachable, time.monotonic()
-        return arrived
+        """Take the predecessor's nodes and clients: see ``succession.take_over``."""
+        await take_over(predecessor, self.listeners, self.control_plane.count_reachable)
 
     def yield_nodes(self) -> int:
         """Send the nodes to a successor, and return how many there are.
@@ -295,6 +283,15 @@ class App:
         """Leave new connections to a successor that has nodes; ``run`` returns."""
         self.listeners.pause(USER_PORTS)
         self.succeeded.set()
+
+    async def introduce(self) -> Introduction:
+        """Describe this server, which has started."""
+        missing = await list_missing(self.backends.store)
+        return Introduction(self.tls.certificates.fingerprint.hex(), missing)
+
+    def status(self) -> list[WorkerStatus]:
+        """Return no workers: this process is the whole server."""
+        return []
 
     # ── running ───────────────────────────────────────────────────────────────────────────────
 

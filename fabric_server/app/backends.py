@@ -37,7 +37,11 @@ _REMEDY = "start it, or correct what the reason names; this server goes on by it
 class Backends:
     """Store, cache and bus, and the writer from the bus to the store or Kafka."""
 
-    def __init__(self, config: Config, store: SqlStore, cache: Cache, bus: OpenBus) -> None:
+    def __init__(
+        self, config: Config, store: SqlStore, cache: Cache, bus: OpenBus, *, first: bool = True
+    ) -> None:
+        """``first``: this process does the housekeeping, unless a consumer does."""
+        self._first = first
         self.store = store
         self.cache = cache
         self.bus = bus.bus
@@ -61,15 +65,20 @@ class Backends:
                 offline_seconds=offline,
                 outage=self.outages.store,
             )
-            self.writer = BatchWriter(bus.bus, store, housekeeper, outage=self.outages.store)
+            self.writer = BatchWriter(
+                bus.bus, store, housekeeper if first else None, outage=self.outages.store
+            )
         else:  # fabric-consumer writes the store, and does the housekeeping
             self.writer = BatchWriter(
                 bus.bus, bus.sink, options=KAFKA_BATCHES, outage=self._bus_outage
             )
 
     @classmethod
-    async def open(cls, config: Config) -> Self:
+    async def open(cls, config: Config, *, first: bool = True, beside_others: bool = False) -> Self:
         """Open all three, or none.  Raises ``BackendError``, which says what to do.
+
+        With ``beside_others``, other processes may have spools in the same directory: workers, or
+        the predecessor, also if it drains already.
 
         With ``wait_for_backends``, an unreachable one is tried until it answers.
         """
@@ -84,20 +93,20 @@ class Backends:
                     config.bus,
                     directory=config.data / "spool",
                     limit=config.spool_limit,
-                    # The predecessor may hold its spool still, also if it drains already.
-                    takeover=config.takeover,
+                    beside_others=beside_others,
                 ),
                 wait=wait,
             )
             opened.pop_all()
-        backends = cls(config, store, cache, bus)
+        backends = cls(config, store, cache, bus, first=first)
         await backends.revocations.begin()
         return backends
 
     def start_tasks(self, tasks: BackgroundTasks) -> None:
         """Start the work of the back ends."""
         tasks.start("ledger_writer", self.writer.run)
-        tasks.start("retention", self.retention.run)
+        if self._first:
+            tasks.start("retention", self.retention.run)
         tasks.start("revocations", self.revocations.run)
         spool = self._open_bus.spool
         if spool is not None:

@@ -7,6 +7,7 @@ from random import Random
 
 from fabric_server.acme.renewal import SPREAD_SECONDS, AcmeOptions, AcmeRenewal
 from fabric_server.app.backends import Backends
+from fabric_server.app.seat import Seat
 from fabric_server.config import Config
 from fabric_server.pki.certificates import CertificateProblem, Certificates
 from fabric_server.pki.tls_contexts import TlsContexts
@@ -14,7 +15,11 @@ from fabric_server.storage.acme import ChallengeStore
 
 
 def open_tls(
-    config: Config, certificates: Certificates, backends: Backends, rng: Random
+    config: Config,
+    certificates: Certificates,
+    backends: Backends,
+    rng: Random,
+    seat: Seat | None = None,
 ) -> tuple[TlsContexts, AcmeRenewal | None]:
     """Return the contexts of the ports, and what orders their certificate, if that is set.
 
@@ -22,6 +27,7 @@ def open_tls(
     """
     if not config.acme:
         return TlsContexts(certificates, config.public_certificate, config.public_key), None
+    others = seat is not None or config.store_url.startswith("postgresql")
     options = AcmeOptions(
         data=config.data,
         names=config.names_to_certify(),
@@ -31,7 +37,8 @@ def open_tls(
         ca=config.acme_ca,
         http_hosts=config.acme_http_host or config.host,
         http_port=config.acme_http_port,
-        spread_seconds=SPREAD_SECONDS if config.store_url.startswith("postgresql") else 0.0,
+        spread_seconds=SPREAD_SECONDS if others else 0.0,
+        orders=seat is None or seat.first,
     )
     store = ChallengeStore(backends.store.database)
     try:

@@ -95,6 +95,7 @@ class ControlPlane:
             self.links.revoke(node_id)
         for node in changes.nodes:
             if node.contested_at is not None:
+                self.links.registrar.forget(node.id)
                 self.links.disconnect(node.id, CONTESTED)
             self.links.set_drained(node.id, node.draining)
 

@@ -130,10 +130,10 @@ class DataPlane:
         self.admission.limits = _queue_limits(config)
         self.admission.balancer.state.weights = parse_weights(config.weights)
 
-    def start_tasks(self, tasks: BackgroundTasks) -> None:
-        """Start to check deadlines and to run jobs, which ``close`` ends."""
+    def start_tasks(self, tasks: BackgroundTasks, *, jobs: bool) -> None:
+        """Start to check deadlines and, with ``jobs``, to run them, which ``close`` ends."""
         tasks.start("deadlines", self.deadlines.run)
-        for name, work in self.jobs.parts().items():
+        for name, work in self.jobs.parts().items() if jobs else ():
             tasks.start(name, work)
 
     async def close(self, tasks: BackgroundTasks) -> None:

@@ -21,6 +21,7 @@ from fabric_server.config import Config
 from fabric_server.net.client_hello import ClientHello
 from fabric_server.net.connection_budget import Peer, Places
 from fabric_server.net.descriptor_plan import make_plan
+from fabric_server.net.kernel_guard import KernelBlocklist
 from fabric_server.net.known_addresses import KnownAddresses
 from fabric_server.net.listener import Limits, Listener, Port, SharedPort
 from fabric_server.net.takeover import Predecessor
@@ -57,21 +58,21 @@ def handshake_limits(places: Places) -> Limits:
 class Listeners(Mapping[str, Listener]):
     """The listeners that are open, by the names of their ports."""
 
-    def __init__(
-        self, config: Config, on_suspect: Callable[[str], None] = lambda address: None
-    ) -> None:
-        """``on_suspect`` is that of the ports of users, see ``Port``."""
+    def __init__(self, config: Config, handed: Mapping[str, int] | None = None) -> None:
+        """``handed`` are the numbers of ports on which another process accepts."""
+        self.blocklist = KernelBlocklist()
+        """The addresses that fill the ports of users go there."""
         self.plan = make_plan(open_files_limit(), config)
         """The connections that each port may have."""
         self._host = config.host
         self._proxies = TrustedProxies(config.trusted_proxies)
         self._proxy_protocol = config.proxy_protocol
         self._plain_from_proxies = config.plaintext_from_proxies
-        self._on_suspect = on_suspect
         self._known = KnownAddresses()
         self._users = asyncio.Event()
         """Set unless users who come to the one port have to wait for the nodes' takeover."""
         self._users.set()
+        self._handed = handed
         self._listeners: dict[str, Listener] = {}
 
     def __getitem__(self, name: str) -> Listener:
@@ -86,6 +87,8 @@ class Listeners(Mapping[str, Listener]):
     def open_one(self, number: int, predecessor: Predecessor | None = None) -> Listener:
         """Listen on the number that the others share; open those next, before anything else runs.
 
+        Not for handed ports: the other process sorts their connections.
+
         Raises ``PortProblem``.
         """
         port = SharedPort(
@@ -95,7 +98,7 @@ class Listeners(Mapping[str, Listener]):
             self._choose,
             proxies=self._proxies,
             proxy_protocol=ONE in self._proxy_protocol,
-            on_suspect=self._on_suspect,
+            on_suspect=self.blocklist.report,
         )
         places = self.plan.ports[ONE]
         limits = Limits(total=places.total, per_address=places.total)
@@ -112,8 +115,17 @@ class Listeners(Mapping[str, Listener]):
             await self._users.wait()
         return self[name]
 
+    @property
+    def numbers(self) -> dict[str, int]:
+        """The number of each port; that of the one port for those that are behind it."""
+        names = ("control", "proxy", *USER_PORTS)
+        numbers = {name: self[name if name in self else ONE].port for name in names}
+        return numbers | ({ONE: self[ONE].port} if ONE in self else {})
+
     def number_for_nodes(self, name: str) -> int:
         """Return the number under which nodes reach a port: the one port's, where there is one."""
+        if self._handed is not None:
+            return self._handed[ONE if ONE in self._handed else name]
         return self[ONE if ONE in self else name].port
 
     def open(
@@ -146,10 +158,13 @@ class Listeners(Mapping[str, Listener]):
             proxy_protocol=name in self._proxy_protocol,
         )
         if name in USER_PORTS:
-            port = replace(port, on_suspect=self._on_suspect)
+            port = replace(port, on_suspect=self.blocklist.report)
         places = self.plan.ports[name]
         listener = Listener(port, handshake_limits(places), places, self._known)
         self._listeners[name] = listener
+        if self._handed is not None:
+            listener.open_handed(self._handed[name])
+            return listener
         if number is None:
             listener.open_behind(self[ONE])
             return listener

@@ -6,22 +6,28 @@ longer than to tell an error.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
 import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from random import Random
+from typing import Any
 
 import msgspec
 
 from fabric_server.app import App
+from fabric_server.app.introduction import Introduction
 from fabric_server.cli import user_certificate
 from fabric_server.cli.endpoints import Ports, Ready, remember
 from fabric_server.config import Config
 from fabric_server.net.takeover import Predecessor, TakeoverServer
 from fabric_server.reload import reload
+from fabric_server.workers.parent import Parent
 from protocol.names import SERVER_NAME
+from runtime.background import log_failure
 from runtime.flags import read_again
 from runtime.output import program, say, say_json
 from runtime.run import Signals, unless_stopped
@@ -36,57 +42,80 @@ _LOCAL = {"::", "0.0.0.0", "::1", "127.0.0.1", "localhost"}  # noqa: S104 - comp
 async def serve(settings: Config, signals: Signals, json: bool) -> None:
     """Run a server until a signal or a successor ends it.
 
-    Raises ``CertificateProblem``, ``BackendError``, ``PortProblem`` or ``TakeoverProblem``.
+    Raises ``CertificateProblem``, ``BackendError``, ``PortProblem``, ``WorkerProblem`` or
+    ``TakeoverProblem``.
     """
-    app = App(settings, rng=Random())  # noqa: S311 - spreads load, guards nothing
-    door = TakeoverServer(settings.data, app, settings.host, lambda: reload(app, read_again))
+    server, load_again = _make(settings)
+    door = TakeoverServer(settings.data, server, settings.host, load_again)
     predecessor = await Predecessor.find(settings.data) if settings.takeover else None
+    loads: set[asyncio.Task[None]] = set()
     try:
         # The start may wait for back ends, so a signal must be able to end it.
-        await unless_stopped(signals, _start(app, predecessor))
+        await unless_stopped(signals, _start(server, predecessor))
         if signals.stop.is_set():
             return
 
         def on_hangup() -> None:
-            reload(app, read_again)
+            load = asyncio.get_running_loop().create_task(_until_loaded(load_again))
+            loads.add(load)
+            load.add_done_callback(loads.discard)
+            load.add_done_callback(log_failure)
 
         signals.on_hangup = on_hangup
         await door.open()
-        await _announce(app, json)
-        await app.run(signals.stop)
-        await app.drain()
+        await _announce(settings, server, json)
+        await server.run(signals.stop)
+        await server.drain()
     finally:
         if predecessor is not None:
             predecessor.close()
         await door.close()
-        await app.stop()
+        await server.stop()
         log.info("stopped")
 
 
-async def _start(app: App, predecessor: Predecessor | None) -> None:
-    await app.start(predecessor)
+def _make(settings: Config) -> tuple[App | Parent, Callable[[], Awaitable[Mapping[str, Any]]]]:
+    """Return the server, and what loads its settings and certificates again."""
+    rng = Random()  # noqa: S311 - spreads load, guards nothing
+    if settings.worker_count() > 1:
+        parent = Parent(settings, rng=rng)
+        return parent, parent.reload
+    app = App(settings, rng=rng)
+
+    async def load_again() -> Mapping[str, Any]:
+        return reload(app, read_again)
+
+    return app, load_again
+
+
+async def _until_loaded(load_again: Callable[[], Awaitable[object]]) -> None:
+    await load_again()
+
+
+async def _start(server: App | Parent, predecessor: Predecessor | None) -> None:
+    await server.start(predecessor)
     if predecessor is not None:
-        await app.take_over(predecessor)
+        await server.take_over(predecessor)
         predecessor.close()
 
 
-async def _announce(app: App, json: bool) -> None:
-    ready = _ready(app)
-    remember(app.config.data, ready)
-    about = {"address": ready.addresses[0], "compiled": COMPILED}
-    log.info("ready", extra={**about, **msgspec.to_builtins(ready.ports)})
+async def _announce(config: Config, server: App | Parent, json: bool) -> None:
+    about = await server.introduce()
+    ready = _ready(config, server, about)
+    remember(config.data, ready)
+    fields = {"address": ready.addresses[0], "compiled": COMPILED}
+    log.info("ready", extra={**fields, **msgspec.to_builtins(ready.ports)})
     # The reader of standard output may be gone.
     with suppress(OSError):
         if json:
             say_json(ready, line=True)
             sys.stdout.flush()
         else:
-            _print_banner(app.config, ready, await _missing(app))
+            _print_banner(config, ready, about.missing)
 
 
-def _ready(app: App) -> Ready:
-    config = app.config
-    ports = Ports(**{name: listener.port for name, listener in app.listeners.items()})
+def _ready(config: Config, server: App | Parent, about: Introduction) -> Ready:
+    ports = Ports(**server.listeners.numbers)
     addresses = list(config.names())
     host = f"[{addresses[0]}]" if ":" in addresses[0] else addresses[0]
     local = bool(_LOCAL & set(config.host))
@@ -101,7 +130,7 @@ def _ready(app: App) -> Ready:
         public_url=f"https://{host}:{ports.public}/v1",
         local_url=f"http://localhost:{ports.public}/v1" if local else None,
         api_url=f"https://{SERVER_NAME if ports.api == ports.one else host}:{ports.api}",
-        ca_sha256=app.tls.certificates.fingerprint.hex(),
+        ca_sha256=about.ca_sha256,
         certificate=user_certificate.of_settings(config),
     )
 
@@ -109,18 +138,7 @@ def _ready(app: App) -> Ready:
 # ── on a terminal ─────────────────────────────────────────────────────────────────────────────
 
 
-async def _missing(app: App) -> list[tuple[str, str]]:
-    """List what does not exist yet, each with the command that creates it."""
-    missing = []
-    keys = await app.backends.store.keys()
-    if not any(key.revoked_at is None and not key.management for key in keys):
-        missing.append(("key", "keys create NAME"))
-    if not any(node.revoked_at is None for node in await app.backends.store.nodes()):
-        missing.append(("node", "nodes invite"))
-    return missing
-
-
-def _print_banner(config: Config, ready: Ready, missing: list[tuple[str, str]]) -> None:
+def _print_banner(config: Config, ready: Ready, missing: Sequence[tuple[str, str]]) -> None:
     host = ready.addresses[0]
     say(f"\nFabric {ready.version} is up.\n")
     say(f"  public   {ready.public_url}   the OpenAI API, for users")

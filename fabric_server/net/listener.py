@@ -70,7 +70,7 @@ class Listener:
         self._port = port.number
         self._sockets: list[socket.socket] = []
         self._paused = False
-        self._front: Listener | None = None
+        self._front: Listener | _Elsewhere | None = None
         self._pending: dict[Arrival, None] = {}  # oldest first
         self._by_origin: Counter[str] = Counter()
         self._full = False
@@ -98,7 +98,7 @@ class Listener:
     @property
     def accepting(self) -> bool:
         if self._front is not None:
-            return self._front.accepting
+            return self._front.accepting and not self._paused
         return bool(self._sockets) and not self._paused
 
     @property
@@ -110,6 +110,11 @@ class Listener:
         """Get connections only from a shared port, which is open."""
         self._loop = asyncio.get_running_loop()
         self._front, self._port = front, front.port
+
+    def open_handed(self, number: int) -> None:
+        """Get connections only by ``admit``, of another process, which listens on ``number``."""
+        self._loop = asyncio.get_running_loop()
+        self._port, self._front = number, _Elsewhere()
 
     def open(self, inherited: Sequence[socket.socket] = ()) -> None:
         """Bind and accept; needs a running loop.  Raises ``PortProblem``.
@@ -144,6 +149,8 @@ class Listener:
 
     def stop_accepting(self) -> None:
         """Close the port; accepted connections continue, and so do handshakes."""
+        if isinstance(self._front, _Elsewhere):
+            self._front.accepting = False
         self._stop_listening()
         sockets, self._sockets = self._sockets, []
         for listening in sockets:
@@ -282,6 +289,12 @@ class Listener:
     def refuse(self, reason: str, address: str, error: object = None) -> None:
         """Count a refusal, and log the first of its reason in ``LOG_SECONDS``."""
         self._refusals.add(reason, address, error, self._loop.time())
+
+
+class _Elsewhere:
+    """The other process that accepts, in the place of a shared port."""
+
+    accepting = True
 
 
 class _Refusals:

@@ -29,7 +29,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -71,11 +71,29 @@ class Command(Struct, frozen=True):
     want: str
 
 
+class WorkerStatus(Struct, frozen=True):
+    """One of several processes that are one server."""
+
+    name: str
+    pid: int
+    state: str
+    """As ``/health/ready`` says; ``starting`` and ``away`` besides."""
+    since: float
+    """When the state has changed, Unix seconds."""
+    restarts: int
+    nodes: int
+    """Nodes that it has, and can send requests to."""
+    connections: dict[str, int]
+    """By port."""
+
+
 class About(Struct, frozen=True):
     """The server that runs, for another one that would be the second."""
 
     pid: int = 0
     """0: of an older release, which does not know the command."""
+    workers: list[WorkerStatus] = []
+    """Its workers; none if it is one process."""
 
 
 class Refused(Struct, frozen=True):
@@ -105,6 +123,7 @@ class RunningServer(Protocol):
     def yield_nodes(self) -> int: ...
     def keep_nodes(self) -> None: ...
     def yield_users(self) -> None: ...
+    def status(self) -> list[WorkerStatus]: ...
 
 
 # ── the running server ────────────────────────────────────────────────────────────────────────
@@ -118,7 +137,7 @@ class TakeoverServer:
         data: Path,
         running: RunningServer,
         host: Sequence[str],
-        reload: Callable[[], Mapping[str, Any]],
+        reload: Callable[[], Awaitable[Mapping[str, Any]]],
     ) -> None:
         """``reload`` runs for ``fabric-server reload``; its result is returned as JSON."""
         self._path = data / NAME
@@ -174,9 +193,9 @@ class TakeoverServer:
                 return
             command = await _read(reader, Command, ANSWER_SECONDS)
             if command.want == "reload":
-                await _write(writer, self._reload())
+                await _write(writer, await self._reload())
             elif command.want == "about":
-                await _write(writer, About(os.getpid()))
+                await _write(writer, About(os.getpid(), self._running.status()))
             elif command.want != "takeover":
                 await _write(writer, Refused(f"unknown command '{command.want}'"))
             elif self._taken:

@@ -77,6 +77,13 @@ class KeyHolders:
             holders.popitem(last=False)
         return None
 
+    def forget(self, node_id: str) -> None:
+        """Forget the holders of a node's key."""
+        history = self._nodes.get(node_id)
+        if history is not None:
+            history.holders.clear()
+            history.returns.clear()
+
     def _history(self, node_id: str, now: float) -> _History:
         history = self._nodes.get(node_id)
         if history is None:

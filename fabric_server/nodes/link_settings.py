@@ -26,6 +26,8 @@ class LinkSettings:
     """Names and addresses of this server, all of them in its certificate."""
     control_port: int = 0
     api_port: int = 0
+    server_name: str = ""
+    """The name by which nodes dial their tunnels to this worker; empty without workers."""
 
     def registered(self, node: Node, tunnels: int) -> Registered:
         """Return the answer to a node that has registered."""
@@ -43,4 +45,5 @@ class LinkSettings:
             release=VERSION,
             control_port=self.control_port,
             api_port=self.api_port,
+            server_name=self.server_name,
         )

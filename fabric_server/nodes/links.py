@@ -146,6 +146,15 @@ class Links:
         if node is not None and node.link is not None:
             node.link.close(Code.UNAUTHORISED, reason)
 
+    def on_registered_elsewhere(
+        self, node_id: str, epoch: int, instance: str, address: str
+    ) -> None:
+        """End the link of a node that has registered as ``epoch`` with another worker."""
+        self.registrar.note_elsewhere(node_id, instance, address)
+        node = self.registry.node(node_id)
+        if node is not None and node.epoch < epoch:
+            _supersede(node)
+
     def revoke(self, node_id: str) -> None:
         """Disconnect a node that the operator revoked, at once, whatever runs on it."""
         node = self.registry.node(node_id)
@@ -217,6 +226,13 @@ class Links:
                 link.driver.close(Code.DRAINING, "the server is shutting down")
         for task in self._tasks:
             task.cancel()
+
+
+def _supersede(older: Node) -> None:
+    if older.link is not None:
+        # One that says which process it is comes back if it still runs: then two hold a key.
+        reason = "this node has registered again, perhaps on another machine"
+        older.link.close(Code.SUPERSEDED, reason, again=bool(older.instance))
 
 
 class NodeLink:
@@ -312,10 +328,9 @@ class NodeLink:
         self._node = node
         self._peer.recognise()
         older = links.registry.add(node)
-        if older is not None and older.link is not None:
-            # One that says which process it is comes back if it still runs: then two hold a key.
-            reason = "this node has registered again, perhaps on another machine"
-            older.link.close(Code.SUPERSEDED, reason, again=bool(older.instance))
+        if older is not None:
+            _supersede(older)
+        links.registrar.on_registered(row.id, epoch, register.instance, presented.address)
         links.reconnects += older is not None
         settings = links.settings
         self._tunnels = max(settings.tunnels, tunnels_for(register.engines))

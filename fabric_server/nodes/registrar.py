@@ -72,6 +72,10 @@ class Refusal(NamedTuple):
     again: bool = True
 
 
+OnRegistered = Callable[[str, int, str, str], None]
+"""Takes a node's id, its epoch, its instance and its address."""
+
+
 class Registrar:
     """Admits nodes: the known ones, not too often, and one holder of each key."""
 
@@ -87,6 +91,8 @@ class Registrar:
         """Times that two holders of one key were noticed."""
         self.replaced_keys = 0
         """Registrations with keys that were replaced by newer ones."""
+        self.on_registered: OnRegistered = lambda node_id, epoch, instance, address: None
+        """Called for each node that has registered."""
         self._store = store
         self._holders = KeyHolders()
         self._clock = clock
@@ -124,6 +130,14 @@ class Registrar:
         if epoch is None:
             return Refusal(Code.UNAUTHORISED, REVOKED, again=False)
         return Admitted(row, epoch)
+
+    def note_elsewhere(self, node_id: str, instance: str, address: str) -> None:
+        """Remember a registration with another worker, which has decided on it."""
+        self._holders.register(node_id, instance, address, self._now())
+
+    def forget(self, node_id: str) -> None:
+        """Begin anew with a node for whose key two holders were noticed."""
+        self._holders.forget(node_id)
 
     async def _is_contested(self, row: NodeRow, presented: Presented, register: Register) -> bool:
         addresses = self._holders.register(

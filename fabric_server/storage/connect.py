@@ -19,8 +19,8 @@ from runtime.shown import without_password
 from sql.connect import open_database
 
 BUSES = "memory://, spool:// and kafka://host:port,…"
-MAX_SPOOLS = 8
-"""Spools of one directory: each server that took over from one that still drains adds one."""
+MAX_SPOOLS = 256
+"""Spools of one directory: each worker has one, and so has each server that still drains."""
 
 
 async def open_store(
@@ -71,19 +71,19 @@ class OpenBus(NamedTuple):
 
 
 async def open_bus(
-    url: str, *, directory: Path, limit: int, setting: str = "bus", takeover: bool = False
+    url: str, *, directory: Path, limit: int, setting: str = "bus", beside_others: bool = False
 ) -> OpenBus:
     """Open the bus at ``url``: ``memory://``, ``spool://`` or ``kafka://host:port,…``.
 
     With the latter two, records wait in files in ``directory``, up to ``limit`` bytes, until the
-    store or Kafka has them.  With ``takeover`` another process may be using that directory still;
-    then its name gets a number, ``-2`` and so on.  Raises ``BackendError``, ``Unreachable`` when
+    store or Kafka has them.  With ``beside_others`` other processes may use that directory; then
+    its name gets a number, ``-2`` and so on.  Raises ``BackendError``, ``Unreachable`` when
     nothing answers there, ``MissingExtra`` without Kafka's client; the text names ``setting``.
     """
     if url == "memory://":
         memory = MemoryBus()
         return OpenBus(memory, None, memory.close)
-    max_spools = MAX_SPOOLS if takeover else 1
+    max_spools = MAX_SPOOLS if beside_others else 1
     if url == "spool://":
         spool, directory = await _open_spool(directory, limit, max_spools)
         return OpenBus(spool, None, spool.close, directory)

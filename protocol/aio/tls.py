@@ -76,8 +76,9 @@ async def dial(
     port: int,
     context: ssl.SSLContext,
     proxy: HttpProxy | None = None,
+    server_name: str = SERVER_NAME,
 ) -> P:
-    """Connect and finish the TLS handshake; the certificate must name ``SERVER_NAME``.
+    """Connect and finish the TLS handshake; the certificate must name ``server_name``.
 
     Raises OSError (of which ssl.SSLError and ProxyError are) or TimeoutError; ``NoAnswer`` of
     ``runtime.connecting`` when nobody has answered at all.
@@ -86,7 +87,7 @@ async def dial(
     if proxy is not None:
         async with asyncio.timeout(DIAL_SECONDS + http_proxy.SECONDS):
             _, protocol = await http_proxy.connect(
-                factory, (host, port), proxy=proxy, tls=context, server_hostname=SERVER_NAME
+                factory, (host, port), proxy=proxy, tls=context, server_hostname=server_name
             )
         return protocol
     ends = loop.time() + DIAL_SECONDS
@@ -98,7 +99,7 @@ async def dial(
     async with asyncio.timeout_at(ends):
         made: Callable[[], Any] = factory
         _, protocol = await loop.create_connection(
-            made, sock=sock, ssl=context, server_hostname=SERVER_NAME
+            made, sock=sock, ssl=context, server_hostname=server_name
         )
     return protocol
 

@@ -26,6 +26,7 @@ async def test_health_needs_no_key(server: Server) -> None:
             "certificate": "ok",
             "nodes": 0,
             "background": [],
+            "workers": {},
         },
     }
 

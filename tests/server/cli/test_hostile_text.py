@@ -36,6 +36,7 @@ COMMANDS: dict[str, list[tuple[str, ...]]] = {
     "fabric-server up": [],  # its lines are the log's
     "fabric-server init": [(), ("--address", HOSTILE)],
     "fabric-server reload": [()],
+    "fabric-server status": [(), ("--json",)],
     "fabric-server backup": [
         ("--recipient", HOSTILE, "--output", "/nowhere/x"),
         ("--plain", "--output", f"/nowhere/{HOSTILE}"),

@@ -120,6 +120,23 @@ async def test_a_copied_key_is_contested_until_the_operator_settles_it(
     assert await gate.admit("honest", HOME) == refused
 
 
+async def test_two_holders_are_noticed_also_by_way_of_another_worker(store: SqlStore) -> None:
+    first, second = Gate(store), Gate(store)
+    for worker, other in ((first, second), (second, first)):
+        worker.registrar.on_registered = lambda *about, other=other: other.registrar.note_elsewhere(
+            about[0], *about[2:]
+        )
+    for gate, who, where in ((first, "honest", HOME), (second, "thief", ELSEWHERE)):
+        assert isinstance(await gate.admit(who, where), Admitted)
+        gate.registrar.on_registered("node_attic", 1, who, where)  # as ``Links`` does
+    refused = Refusal(Code.UNAUTHORISED, CONTESTED)
+    assert await first.admit("honest", HOME) == refused
+    for gate in (first, second):  # as the change in the store tells them
+        gate.registrar.forget("node_attic")
+    await store.settle_node("node_attic")
+    assert isinstance(await second.admit("honest", HOME), Admitted), "it begins anew"
+
+
 async def test_a_contested_node_can_be_revoked(store: SqlStore) -> None:
     gate = Gate(store)
     for who in ("a", "b", "a"):

@@ -67,10 +67,14 @@ async def test_a_server_beside_another_has_a_spool_of_its_own(tmp_path: Path) ->
     first = await open_bus("spool://", directory=tmp_path / "spool", limit=LIMIT)
     with pytest.raises(SpoolInUse):
         await open_bus("spool://", directory=tmp_path / "spool", limit=LIMIT)
-    second = await open_bus("spool://", directory=tmp_path / "spool", limit=LIMIT, takeover=True)
+    second = await open_bus(
+        "spool://", directory=tmp_path / "spool", limit=LIMIT, beside_others=True
+    )
     assert second.spool == tmp_path / "spool-2"
     await first.close()
-    third = await open_bus("spool://", directory=tmp_path / "spool", limit=LIMIT, takeover=True)
+    third = await open_bus(
+        "spool://", directory=tmp_path / "spool", limit=LIMIT, beside_others=True
+    )
     assert third.spool == tmp_path / "spool"
     await second.close()
     await third.close()
