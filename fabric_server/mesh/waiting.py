@@ -7,6 +7,7 @@ the request itself is to come.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from fabric_server.dialects.errors import ApiError
@@ -28,6 +29,8 @@ from protocol.mesh import (
     WaitMessage,
 )
 from protocol.messages import UNREADABLE, Figures, ResponseHead
+
+log = logging.getLogger("fabric.mesh")
 
 GRANT_SECONDS = 5.0
 """How long a slot is held for a request that has waited."""
@@ -72,6 +75,10 @@ class Waiting:
         except ApiError as error:
             told = Declined(error.status, error.code, error.message, error.type, error.retry_after)
             stream.send(mesh.pack(told))
+            self._end()
+            return
+        except Exception:
+            log.exception("a forwarded request can't wait here", extra={"request": head.request_id})
             self._end()
             return
         self._choice = choice

@@ -43,6 +43,8 @@ class OutcomeReporter:
         """Measure how fast the engine was; only whole answers show it."""
         now, first, began = self._loop.time(), attempt.first_byte_at, attempt.clock.began_at
         engine, cold, latency = attempt.choice.engine, attempt.choice.cold_start, self.known.latency
+        if engine.node.remote and ending.rule.counts is not Counts.SUCCESS:
+            return  # it tells of one engine there, or of no slot, and not of all that it stands for
         if ending.rule.slow:
             latency.penalize(engine, model, now=now)
         elif ending.lost_hedge and not cold:

@@ -12,6 +12,7 @@ import pytest
 from fabric_server.mesh.digest import Digest
 from fabric_server.mesh.peer import STALE_SECONDS, Peer
 from fabric_server.nodes.node import Engine
+from fabric_server.routing.criteria import HERE, Requirements
 from tests.engine import Plan, ScriptedEngine
 from tests.mesh import HOME, Pair, until
 
@@ -98,6 +99,46 @@ async def test_names_of_rows_stay(pair: Pair, engine: ScriptedEngine) -> None:
         digest.refresh()
         assert digest.version == version
         await node.stop()
+
+
+async def test_a_forwarded_request_is_not_forwarded_again(
+    pair: Pair, engine: ScriptedEngine
+) -> None:
+    await pair.home.join(engine.url)
+    await pair.knows("tiny")
+    await until(lambda: rows(pair)[0].has_room)
+    admission, now = pair.edge.app.data_plane.admission, asyncio.get_running_loop().time()
+    assert admission.admit_now(Requirements("tiny", terms=HERE), now) is None
+    choice = admission.admit_now(Requirements("tiny"), now)
+    assert choice is not None
+    assert choice.forwarding is not None
+    pair.edge.app.control_plane.registry.release(choice.engine, choice.key_id)
+
+
+async def test_a_server_that_refuses_counts_as_full_and_not_as_slow(
+    pair: Pair, engine: ScriptedEngine
+) -> None:
+    await pair.home.join(engine.url)
+    await pair.knows("tiny")
+    await until(lambda: rows(pair)[0].has_room)
+    (row,) = rows(pair)
+    edge = pair.edge.app.data_plane
+    latency, now = edge.admission.balancer.state.latency, asyncio.get_running_loop().time()
+    before = latency.estimate(row, "tiny", now)
+    gate = asyncio.Event()
+    engine.plan = Plan(hold=gate)
+    async with pair.home.user() as near, pair.edge.user() as far:
+        others = [asyncio.create_task(near.post(CHAT, json=HI)) for _ in range(row.slots)]
+        for _ in others:
+            await engine.started()
+        row.elsewhere = 0  # as if no digest had come since
+        late = asyncio.create_task(far.post(CHAT, json=HI))
+        await until(lambda: pair.home.app.data_plane.admission.waiting == 1)
+        assert not row.has_room
+        assert latency.estimate(row, "tiny", now) == before
+        gate.set()
+        for task in (*others, late):
+            (await task).close()
 
 
 async def test_a_digest_that_can_not_be_read_ends_the_connection(pair: Pair) -> None:
