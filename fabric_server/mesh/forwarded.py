@@ -23,7 +23,7 @@ from fabric_server.routing.choice import Choice, Opener
 from fabric_server.routing.criteria import Requirements
 from protocol.aio.node import NodeStream
 from protocol.aio.server import ServerStream
-from protocol.errors import Code
+from protocol.errors import Code, LocalError
 from protocol.mesh import ForwardedRequest, ForwardedResponse
 from protocol.messages import Figures, RequestHead, ResponseHead
 
@@ -42,8 +42,10 @@ class ForwardedWork:
         "_choice",
         "_first_byte_at",
         "_given_up",
+        "_held",
         "_node_stream",
         "_on_over",
+        "_opening",
         "_requirements",
         "_status",
         "_stream",
@@ -69,7 +71,9 @@ class ForwardedWork:
         self._choice = choice
         self._on_over = on_over
         self._began = upstream.loop.time()
-        self._node_stream: ServerStream
+        self._node_stream: ServerStream | None = None
+        """None before the beginning of the body has come: it leaves with the stream's opening."""
+        self._opening: tuple[Opener, RequestHead]
         self._unsent = 0
         """Bytes of the request's body that the node's tunnel has no room for yet."""
         self._untaken = 0
@@ -78,6 +82,9 @@ class ForwardedWork:
         """The code with which the other server has ended it."""
         self._status = 0
         self._streamed = False
+        self._held: tuple[ForwardedResponse, bytes] | None = None
+        """The head of an answer that is no stream, and its first piece: mostly that is all of it,
+        and leaves at once."""
         self._first_byte_at: float | None = None
         self.deadline = float("inf")
 
@@ -98,30 +105,46 @@ class ForwardedWork:
             head.deadline_ms,
             head.attempt,
         )
-        self._node_stream = opener.open(own, self, ended=ended)
+        self._opening = opener, own
+        if ended:
+            self._open(b"", ended=True)
+
+    def _open(self, body: bytes, *, ended: bool) -> None:
+        opener, head = self._opening
+        try:
+            self._node_stream = opener.open(head, self, body, ended=ended)
+        except LocalError as error:  # closed a moment ago
+            self.on_reset(Code.LOST, str(error))
 
     # ── what comes from the other server ──────────────────────────────────────────────────────
 
     def on_body(self, data: bytes, ended: bool) -> None:
-        if self._node_stream.send(data, ended):
+        if self._node_stream is None:
+            self._stream.consumed(len(data))
+            self._open(data, ended=ended)
+        elif self._node_stream.send(data, ended):
             self._stream.consumed(len(data))
         else:
             self._unsent += len(data)
 
     def on_answer_taken(self) -> None:
         count, self._untaken = self._untaken, 0
-        if count:
+        if count and self._node_stream is not None:
             self._node_stream.consumed(count)
 
     def give_up(self, code: int, reason: str) -> None:
         """Have the node stop; the other server is told when it has."""
         self._given_up = code
+        if self._node_stream is None:
+            self.on_reset(code, reason)
+            return
         upstream = self._upstream
         self.deadline = upstream.loop.time() + CONFIRM_SECONDS
         upstream.deadlines.add(self)
         self._node_stream.reset(code, reason)
 
     def expire(self, now: float) -> None:
+        assert self._node_stream is not None
         self._node_stream.give_up("a RESET was not confirmed in time")
 
     # ── what comes from the node ──────────────────────────────────────────────────────────────
@@ -142,22 +165,41 @@ class ForwardedWork:
             name == "content-type" and value.startswith(_STREAMED) for name, value in head.headers
         )
         engine = self._choice.engine
-        self._stream.send_head(
-            ForwardedResponse(head.status, head.headers, engine.node.id, engine.name)
-        )
+        told = ForwardedResponse(head.status, head.headers, engine.node.id, engine.name)
+        if self._streamed:
+            self._stream.send_head(told)
+        else:
+            self._held = told, b""
 
     def on_data(self, data: bytes, ended: bool) -> None:
         if self._first_byte_at is None:
             self._first_byte_at = self._upstream.loop.time()
+        held, node_stream = self._held, self._node_stream
+        assert node_stream is not None
+        if held is not None:
+            if not held[1] and self._given_up is None:
+                self._held = held[0], data
+                node_stream.consumed(len(data))
+                return
+            self._send_held()
         if self._stream.send(data):
-            self._node_stream.consumed(len(data))
+            node_stream.consumed(len(data))
         else:
             self._untaken += len(data)
+
+    def _send_held(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            self._stream.send_head(held[0])
+            self._stream.send(held[1])
 
     def on_end(self, figures: Figures) -> None:
         self._release()
         self._judge(rule_of_status(self._status), f"the engine answered {self._status}")
-        self._stream.end(figures)  # confirms, if it was given up
+        if self._held is None or self._given_up is not None:
+            self._stream.end(figures)  # confirms, if it was given up
+        else:
+            self._stream.answer(*self._held, figures)
 
     def on_reset(self, code: int, reason: str) -> None:
         self._release()
@@ -168,6 +210,7 @@ class ForwardedWork:
             return
         self._judge(rule_of_code(code), reason)
         if self._status:
+            self._send_held()
             stream.reset(code, reason)
             return
         # RESET has no room for the engine's name, without which it would be asked again.
