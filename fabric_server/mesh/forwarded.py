@@ -42,14 +42,13 @@ class ForwardedWork:
         "_choice",
         "_first_byte_at",
         "_given_up",
+        "_head",
         "_held",
         "_node_stream",
         "_on_over",
         "_opening",
         "_requirements",
-        "_status",
         "_stream",
-        "_streamed",
         "_unsent",
         "_untaken",
         "_upstream",
@@ -80,11 +79,11 @@ class ForwardedWork:
         """Bytes of the answer that the other server has not taken yet."""
         self._given_up: int | None = None
         """The code with which the other server has ended it."""
-        self._status = 0
-        self._streamed = False
-        self._held: tuple[ForwardedResponse, bytes] | None = None
-        """The head of an answer that is no stream, and its first piece: mostly that is all of it,
-        and leaves at once."""
+        self._head: ForwardedResponse | None = None
+        """The answer's."""
+        self._held: bytes | None = None
+        """The first piece of an answer that is no stream, while it and the head are kept: mostly
+        that is all of it, and leaves at once."""
         self._first_byte_at: float | None = None
         self.deadline = float("inf")
 
@@ -160,16 +159,12 @@ class ForwardedWork:
     def on_head(self, head: ResponseHead) -> None:
         if self._given_up is not None:
             return
-        self._status = head.status
-        self._streamed = any(
-            name == "content-type" and value.startswith(_STREAMED) for name, value in head.headers
-        )
         engine = self._choice.engine
-        told = ForwardedResponse(head.status, head.headers, engine.node.id, engine.name)
-        if self._streamed:
-            self._stream.send_head(told)
+        self._head = ForwardedResponse(head.status, head.headers, engine.node.id, engine.name)
+        if _is_stream(head):
+            self._stream.send_head(self._head)
         else:
-            self._held = told, b""
+            self._held = b""
 
     def on_data(self, data: bytes, ended: bool) -> None:
         if self._first_byte_at is None:
@@ -177,8 +172,8 @@ class ForwardedWork:
         held, node_stream = self._held, self._node_stream
         assert node_stream is not None
         if held is not None:
-            if not held[1] and self._given_up is None:
-                self._held = held[0], data
+            if not held and self._given_up is None:
+                self._held = data
                 node_stream.consumed(len(data))
                 return
             self._send_held()
@@ -189,17 +184,22 @@ class ForwardedWork:
 
     def _send_held(self) -> None:
         held, self._held = self._held, None
-        if held is not None:
-            self._stream.send_head(held[0])
-            self._stream.send(held[1])
+        if held is not None and self._head is not None:
+            self._stream.send_head(self._head)
+            self._stream.send(held)
 
     def on_end(self, figures: Figures) -> None:
         self._release()
-        self._judge(rule_of_status(self._status), f"the engine answered {self._status}")
-        if self._held is None or self._given_up is not None:
-            self._stream.end(figures)  # confirms, if it was given up
+        head, held = self._head, self._held
+        if head is None or self._given_up is not None:  # END has crossed the RESET
+            self._judge(self._rule_when_given_up(), "")
+            self._stream.confirm_reset()
+            return
+        self._judge(rule_of_status(head.status), f"the engine answered {head.status}")
+        if held is None:
+            self._stream.end(figures)
         else:
-            self._stream.answer(*self._held, figures)
+            self._stream.answer(head, held, figures)
 
     def on_reset(self, code: int, reason: str) -> None:
         self._release()
@@ -209,7 +209,7 @@ class ForwardedWork:
             stream.confirm_reset()
             return
         self._judge(rule_of_code(code), reason)
-        if self._status:
+        if self._head is not None:
             self._send_held()
             stream.reset(code, reason)
             return
@@ -222,8 +222,9 @@ class ForwardedWork:
     # ── what it tells of the engine ───────────────────────────────────────────────────────────
 
     def _rule_when_given_up(self) -> Rule:
-        if self._status >= 300:
-            return rule_of_status(self._status)
+        head = self._head
+        if head is not None and head.status >= 300:
+            return rule_of_status(head.status)
         if self._given_up == Code.ENGINE_FAILED:  # the other server has read its answer
             return rule_of_code(Code.ENGINE_FAILED)
         return CLIENT_GONE
@@ -240,7 +241,8 @@ class ForwardedWork:
         elif rule.counts is not Counts.SUCCESS or first is None:
             latency.observe_nothing(engine, model, now=now)
         else:
-            seconds = first - self._began if self._streamed else None
+            streamed = self._head is not None and _is_stream(self._head)
+            seconds = first - self._began if streamed else None
             latency.update(engine, model, seconds, None, now=now, cold=choice.cold_start)
             upstream.admission.record_service_time(model, now - self._began)
 
@@ -249,6 +251,13 @@ class ForwardedWork:
         upstream.deadlines.discard(self)
         self._on_over(choice.engine)
         upstream.registry.release(choice.engine, choice.key_id)
+
+
+def _is_stream(head: ResponseHead) -> bool:
+    for name, value in head.headers:
+        if name == "content-type":
+            return value.startswith(_STREAMED)
+    return False
 
 
 class ForwardedBody:
