@@ -41,6 +41,7 @@ _HOT = {
     "fabric_server.gateway": "active_requests authenticate body_reader deployments gateway options"
     " requirements stream_keepalive",
     "fabric_server.jobs": "held_answer held_chat held_response",
+    "fabric_server.mesh": "tunnels",
     "fabric_server.metering": "answer_ids error_events estimate events naming ollama ollama_show"
     " openai plausible sse",
     "fabric_server.net": "connection_budget deadlines memory_budget",

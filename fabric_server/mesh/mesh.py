@@ -114,7 +114,8 @@ class Mesh:
         self._peer_of[peer.opening] = self._peer_of[peer.answering] = peer
         for tunnel, sock in ((peer.opening, opening), (peer.answering, answering)):
             # Also when the other one is closed already: this socket has to be closed, too.
-            await loop.create_unix_connection(partial(_itself, tunnel), sock=sock)
+            made: Callable[[], Any] = partial(_itself, tunnel)
+            await loop.create_unix_connection(made, sock=sock)
         peer.answering.hello(_HELLO)
 
     def _lose(self, peer: Peer, reason: str) -> None:
