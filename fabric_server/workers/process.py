@@ -8,6 +8,7 @@ import logging
 import os
 import pickle
 import socket
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -93,7 +94,7 @@ class Worker:
         self._start = start
         self._owner = owner
         self._channel: Channel | None = None
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._outgoing: list[tuple[Arrived, int]] = []
 
     def __repr__(self) -> str:
@@ -187,9 +188,8 @@ class Worker:
 
     def kill(self) -> None:
         """End the process without a word to it."""
-        if self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+        if self._process is not None:
+            self._process.kill()
 
     async def _run_once(self) -> int:
         ours, theirs = pair()
@@ -199,13 +199,8 @@ class Worker:
         self._channel = Channel(ours, self)
         try:
             with theirs:
-                self._process = process = await _start(theirs)
-            assert process.stdin is not None
-            with contextlib.suppress(ConnectionError):  # it has ended already
-                process.stdin.write(pickle.dumps(self._start))
-                await process.stdin.drain()
-            process.stdin.close()
-            return await process.wait()
+                self._process = _start(self._start, theirs)
+            return await _end_of(self._process)
         finally:
             self._flush()
             self._channel.close()
@@ -262,14 +257,31 @@ class Worker:
         """Do nothing: the end of the process is noticed, too."""
 
 
-async def _start(channel: socket.socket) -> asyncio.subprocess.Process:
-    """Start a process that finds the modules that this one has found."""
+def _start(start: Start, channel: socket.socket) -> subprocess.Popen[bytes]:
+    """Start a process that finds the modules that this one has found.  Raises ``OSError``."""
     paths = os.pathsep.join(filter(None, sys.path))
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "fabric_server.workers.worker", str(channel.fileno())),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.DEVNULL,
-        pass_fds=[channel.fileno()],
-        env={**os.environ, "PYTHONPATH": paths},
-        start_new_session=True,  # Ctrl-C is for the parent
-    )
+    with os.fdopen(os.memfd_create("start"), "w+b") as file:  # a pipe might have to be waited for
+        pickle.dump(start, file)
+        file.flush()
+        os.lseek(file.fileno(), 0, os.SEEK_SET)
+        return subprocess.Popen(  # noqa: S603 - this Python, and a module of ours
+            [*(sys.executable, "-P", "-m", "fabric_server.workers.worker", str(channel.fileno()))],
+            stdin=file,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[channel.fileno()],
+            env={**os.environ, "PYTHONPATH": paths},
+            start_new_session=True,  # Ctrl-C is for the parent
+        )
+
+
+async def _end_of(process: subprocess.Popen[bytes]) -> int:
+    """Wait for the end of the process, and return its exit code."""
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    descriptor = os.pidfd_open(process.pid)
+    loop.add_reader(descriptor, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+    return process.wait()
