@@ -36,7 +36,8 @@ async def test_every_route_and_figure_is_in_the_manual(server: Server) -> None:
     # Counted by label: nothing was counted yet.
     counted = ("requests", "refusals", "tokens", "media_urls", "kernel_blocks")
     silent = {f"fabric_{name}_total" for name in counted}
-    assert plain | silent == named
+    of_workers = {"fabric_workers_serving", "fabric_worker_restarts_total"}  # their parent's
+    assert plain | silent | of_workers == named
 
 
 async def test_the_description_holds_together(server: Server) -> None:
