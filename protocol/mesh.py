@@ -147,6 +147,8 @@ class DigestUpdate(Struct, frozen=True, tag="digest", omit_defaults=True):
     """The rows whose load has changed."""
     queues: Annotated[list[QueueLoad], Meta(max_length=MAX_ROWS)] = []
     """All queues."""
+    nodes: int = 0
+    """Nodes that requests can be sent to."""
 
 
 WaitMessage = Queued | Granted | Declined

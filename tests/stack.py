@@ -275,16 +275,25 @@ class Stack:
         return json.loads(await self._run("fabric_server", *words, "--json"))
 
     async def join(
-        self, engine: str, name: str = "attic", *flags: str, via: str | None = None
+        self,
+        engine: str,
+        name: str = "attic",
+        *flags: str,
+        via: str | None = None,
+        environ: Mapping[str, str] | None = None,
     ) -> Process:
-        """Join and run a node; return when it is registered.  ``via`` is the address it dials."""
+        """Join and run a node; return when it is registered.
+
+        ``via`` is the address it dials; ``environ`` is added to its environment.
+        """
+        environ = {**self.environ, **(environ or {})}
         data = self.node_data(name)
         token = (await self.command("nodes", "invite", "--name", name))["token"]
         token = token if via is None else redirected(token, via)
-        await self._run("fabric_client", "join", token, "--data", str(data))
+        await self._run("fabric_client", "join", token, "--data", str(data), environ=environ)
         own = ("--data", str(data), "--engine", engine, "--no-discover")
         words = ("fabric_client", "run", *own, *flags)
-        node = Process(words, self.environ, "registered")
+        node = Process(words, environ, "registered")
         self._more.append(node)
         await node.start()
         return node
@@ -343,7 +352,7 @@ class Stack:
         await consumer.start()
         return f"http://127.0.0.1:{port}"
 
-    async def _run(self, *words: str) -> str:
+    async def _run(self, *words: str, environ: Mapping[str, str] | None = None) -> str:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -351,7 +360,7 @@ class Stack:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env=self.environ,
+            env=environ or self.environ,
         )
         async with asyncio.timeout(PATIENCE):
             out, err = await process.communicate()

@@ -307,8 +307,12 @@ class App:
 
     # ── stopping ──────────────────────────────────────────────────────────────────────────────
 
-    async def drain(self) -> None:
-        """Stop accepting, and let running requests finish, for at most ``drain_seconds``."""
+    async def drain(self, *, with_others: bool = False) -> None:
+        """Stop accepting, and let running requests finish, for at most ``drain_seconds``.
+
+        ``with_others``: the servers of the mesh end together, and their last requests may go to
+        the nodes of this one until ``stop``.
+        """
         self.draining = True
         seconds = self.config.drain_seconds
         succeeded = self.succeeded.is_set()
@@ -331,7 +335,7 @@ class App:
             # although the successor on the same port is.
             self.admin.close_connections()
         mesh = self.data_plane.mesh
-        if mesh is not None:
+        if mesh is not None and not with_others:
             mesh.drain(seconds)
         edge.drain(LINGER_AFTER_TAKEOVER if succeeded else LINGER_SECONDS)
         try:

@@ -93,6 +93,8 @@ class Digest:
         self._models: dict[Engine, tuple[EngineReport, bytes]] = {}
         self.rows: dict[str, _Row] = {}
         self.row_of: dict[Engine, str] = {}
+        self.nodes = 0
+        """Nodes that requests can be sent to."""
         self.version = 0
         """Grows with each change of anything but load."""
 
@@ -100,7 +102,9 @@ class Digest:
         """Look at all engines again."""
         rows, row_of, models = dict[_Key, _Row](), dict[Engine, str](), self._models
         self._models = {}
+        self.nodes = 0
         for node in self._registry.nodes():
+            self.nodes += node.reachable
             for engine in node.engines.values():
                 known = models.get(engine)
                 if known is None or known[0] is not engine.report:
@@ -146,6 +150,7 @@ class DigestSender:
         self._version = -1
         self._load: dict[str, int] = {}
         self._queues: list[QueueLoad] = []
+        self._nodes = 0
         self._whole_at = self._sent_at = float("-inf")
         self._writable = True
         self.ended = False
@@ -163,16 +168,17 @@ class DigestSender:
         queues = [QueueLoad(model, *one) for model, one in list(waiting.items())[:MAX_ROWS]]
         if digest.version != self._version or now - self._whole_at >= WHOLE_SECONDS:
             rows = [row.told(held[name]) for name, row in digest.rows.items()]
-            update = DigestUpdate(rows, queues=queues)
+            update = DigestUpdate(rows, queues=queues, nodes=digest.nodes)
             self._version, self._whole_at = digest.version, now
         else:
             changed = [
                 Load(name, busy) for name, busy in load.items() if self._load.get(name) != busy
             ]
-            if not changed and queues == self._queues and now - self._sent_at < ALIVE_SECONDS:
+            same = not changed and queues == self._queues and digest.nodes == self._nodes
+            if same and now - self._sent_at < ALIVE_SECONDS:
                 return
-            update = DigestUpdate(load=changed, queues=queues)
-        self._load, self._queues, self._sent_at = load, queues, now
+            update = DigestUpdate(load=changed, queues=queues, nodes=digest.nodes)
+        self._load, self._queues, self._nodes, self._sent_at = load, queues, digest.nodes, now
         self._writable = self.stream.send(pack(update))
 
     def repeat(self) -> None:

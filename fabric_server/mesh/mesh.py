@@ -155,6 +155,10 @@ class Mesh:
         """Return how many requests of others run here."""
         return sum(peer.active for peer in self.peers.values())
 
+    def count_nodes(self) -> int:
+        """Count the others' nodes that requests can be sent to, as far as is known here."""
+        return sum(peer.nodes for peer in self.peers.values())
+
     def close(self) -> None:
         for task in self._tasks:
             task.cancel()

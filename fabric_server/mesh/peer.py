@@ -57,6 +57,8 @@ class Peer:
         self.answering: AnsweringTunnel | None = None
         self.queues: dict[str, QueueLoad] = {}
         """Its queues that are not empty, by model."""
+        self.nodes = 0
+        """Its nodes that requests can be sent to."""
         self.told_at = upstream.loop.time()
         self._upstream = upstream
         self._digest = digest
@@ -142,6 +144,7 @@ class Peer:
     def on_digest(self, update: DigestUpdate) -> None:
         registry, self.told_at = self._upstream.registry, self._upstream.loop.time()
         self.queues = {queue.model: queue for queue in update.queues}
+        self.nodes = update.nodes
         if update.rows is not None:
             self._take_rows(update.rows)
         roomy = set[HomeNode]()
@@ -270,6 +273,7 @@ class Peer:
         for home in self.homes.values():
             self._upstream.registry.remove(home)
         self.homes.clear()
+        self.nodes = 0
 
     @property
     def active(self) -> int:

@@ -99,6 +99,8 @@ class Report(Struct, frozen=True, tag=True):
     """As ``/health/ready`` says."""
     nodes: int = 0
     """Nodes that requests can be sent to."""
+    known: int = 0
+    """The same, with those of the other workers that it has been told of."""
     loads: Mapping[str, Load] = {}
 
 

@@ -90,12 +90,16 @@ class Parent:
 
     async def take_over(self, predecessor: Predecessor) -> None:
         """Take the predecessor's nodes and clients: see ``succession.take_over``."""
-        await take_over(predecessor, self.listeners, self.count_nodes)
+        await take_over(predecessor, self.listeners, self._count_known)
         self._accepting = True
 
     def count_nodes(self) -> int:
         """Count the nodes that requests can be sent to."""
         return sum(worker.report.nodes for worker in self.workers)
+
+    def _count_known(self) -> int:
+        """Count the nodes that requests at any worker can be sent to."""
+        return min((one.report.known for one in self.workers if one.takes), default=0)
 
     # ── which worker (``doors.Spread``) ───────────────────────────────────────────────────────
 

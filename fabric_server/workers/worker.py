@@ -77,6 +77,8 @@ class WorkerSeat:
         self._mesh: Mesh | None = None
         self._stopping = False
         """The parent knows that this worker ends."""
+        self._with_others = False
+        """All workers end."""
         self._exit = asyncio.Event()
 
     async def serve(self, app: App) -> None:
@@ -85,16 +87,16 @@ class WorkerSeat:
         app.control_plane.links.registrar.on_registered = lambda *about: self.channel.send(
             Registered(*about)
         )
-        self._mesh = app.open_mesh(self.name, lambda peer: self.channel.send(Parted(peer)))
+        mesh = self._mesh = app.open_mesh(self.name, lambda peer: self.channel.send(Parted(peer)))
         loop = asyncio.get_running_loop()
         self.channel.send(Begun(await app.introduce()))
         log.info("worker serves", extra={"pid": os.getpid()})
-        reporting = loop.create_task(self._report(app))
+        reporting = loop.create_task(self._report(app, mesh))
         try:
             await app.run(self._signals.stop)
             if not self._stopping:
                 self.channel.send(Leaving())
-            await app.drain()
+            await app.drain(with_others=self._with_others)
             self.channel.send(Drained())
             await self._exit.wait()
         finally:
@@ -160,28 +162,31 @@ class WorkerSeat:
             self._end()
             signal.raise_signal(signal.SIGTERM)  # the second: what runs is cancelled
         elif what == "stop" or app is None:
+            self._with_others = True
             self._end()
         elif what == "yield_nodes":
             app.yield_nodes()
         elif what == "keep_nodes":
             app.keep_nodes()
         else:
-            self._stopping = True
+            self._stopping = self._with_others = True
             app.yield_users()
 
     def _end(self) -> None:
         self._stopping = True
         self._signals.stop.set()
 
-    async def _report(self, app: App) -> None:
+    async def _report(self, app: App, mesh: Mesh) -> None:
         sources = dataclasses.replace(app.admin.context.health, seat=None)
         health = HealthHandlers(sources)
         last = None
         while True:
             _, ready = await health.ready()
+            nodes = app.control_plane.count_reachable()
             report = Report(
                 ready.status,
-                app.control_plane.count_reachable(),
+                nodes,
+                nodes + mesh.count_nodes(),
                 {
                     name: Load(listener.budget.used, listener.accepted)
                     for name, listener in app.listeners.items()

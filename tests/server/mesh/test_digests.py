@@ -67,6 +67,20 @@ async def test_others_load_is_told_and_ones_own_is_not(pair: Pair, engine: Scrip
         await until(lambda: not row.elsewhere and not row.active)
 
 
+async def test_it_is_told_how_many_nodes_requests_can_be_sent_to(
+    pair: Pair, engine: ScriptedEngine
+) -> None:
+    mesh = pair.meshes["edge"]
+    node = await pair.home.join(engine.url, name="one")
+    await pair.home.join(engine.url, name="two")
+    await until(lambda: mesh.count_nodes() == 2)
+    assert len(rows(pair)) == 1
+    await node.stop()
+    await until(lambda: mesh.count_nodes() == 1)
+    peer(pair).leave()
+    assert mesh.count_nodes() == 0
+
+
 async def test_a_node_that_leaves_takes_its_row_along(pair: Pair, engine: ScriptedEngine) -> None:
     node = await pair.home.join(engine.url)
     await pair.knows("tiny")

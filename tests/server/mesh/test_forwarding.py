@@ -263,6 +263,14 @@ async def test_a_server_that_leaves_answers_what_it_has_and_gets_nothing_new(
     await asyncio.wait_for(draining, 10)
 
 
+async def test_servers_that_leave_together_answer_each_others_last_requests(
+    pair: Pair, user: aiohttp.ClientSession
+) -> None:
+    await asyncio.wait_for(pair.home.app.drain(with_others=True), 10)
+    async with user.post(CHAT, json=HI) as answer:
+        assert answer.status == 200
+
+
 # ── no slot ───────────────────────────────────────────────────────────────────────────────────────
 
 
