@@ -131,7 +131,12 @@ class App:
     def _build(self, registry: Registry, certificates: Certificates) -> None:
         config, backends, rng = self.config, self.backends, self._rng
         self.data_plane = DataPlane(
-            config, backends, registry, rng=rng, make_gateway=self.make_gateway
+            config,
+            backends,
+            registry,
+            rng=rng,
+            make_gateway=self.make_gateway,
+            seat=self.seat,
         )
         self.control_plane = ControlPlane(
             config,

@@ -9,7 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from random import Random
 
 from fabric_server.app.backends import Backends
+from fabric_server.app.seat import Seat
 from fabric_server.auth.authenticator import KeyAuthenticator
+from fabric_server.auth.leases import Leases
 from fabric_server.auth.rate_limits import RateLimits
 from fabric_server.config import Config
 from fabric_server.edge.cors import Cors
@@ -24,7 +26,7 @@ from fabric_server.jobs.service import Jobs
 from fabric_server.mesh.mesh import Mesh
 from fabric_server.net.deadlines import Deadlines
 from fabric_server.net.egress import ThreadedLookUp, any_address
-from fabric_server.net.failure_throttle import FailureThrottle
+from fabric_server.net.failure_throttle import FailureThrottle, ThrottleLimits
 from fabric_server.net.fetcher import Fetcher
 from fabric_server.net.memory_budget import MemoryBudget
 from fabric_server.net.special_addresses import is_public
@@ -62,6 +64,7 @@ class DataPlane:
         *,
         rng: Random,
         make_gateway: Callable[..., Gateway] = Gateway,
+        seat: Seat | None = None,
     ) -> None:
         self.metrics = Metrics()
         self.memory = MemoryBudget(config.budget_limits())
@@ -69,7 +72,7 @@ class DataPlane:
         self.authenticator = KeyAuthenticator(
             backends.store, backends.cache, cache_outage=backends.outages.cache
         )
-        self.throttle = FailureThrottle()
+        self.throttle = FailureThrottle(ThrottleLimits().of_one(1 if seat is None else seat.count))
         aliases = parse_aliases(config.aliases)
         self.admission = Admission(
             registry,
@@ -78,12 +81,13 @@ class DataPlane:
             balancer=LoadBalancer(registry.engine, rng, weights=parse_weights(config.weights)),
         )
         clock = asyncio.get_running_loop().time
+        self.limits = RateLimits(clock) if seat is None else seat.leases
         self.upstream = UpstreamContext(
             registry=registry,
             admission=self.admission,
             deadlines=self.deadlines,
             metrics=self.metrics,
-            ledger=LedgerWriter(backends.bus, RateLimits(clock), self.metrics, clock),
+            ledger=LedgerWriter(backends.bus, self.limits, self.metrics, clock),
             timeouts=_timeouts(config),
             hedging=Hedging(on=config.hedge == "p95"),
         )
@@ -133,6 +137,8 @@ class DataPlane:
     def start_tasks(self, tasks: BackgroundTasks, *, jobs: bool) -> None:
         """Start to check deadlines and, with ``jobs``, to run them, which ``close`` ends."""
         tasks.start("deadlines", self.deadlines.run)
+        if isinstance(self.limits, Leases):
+            tasks.start("limits", self.limits.run)
         for name, work in self.jobs.parts().items() if jobs else ():
             tasks.start(name, work)
 

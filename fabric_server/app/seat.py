@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Mapping
 from typing import Protocol
 
+from fabric_server.auth.leases import Leases
+
 
 class Seat(Protocol):
     """The place of one worker; ``fabric_server.workers`` has the real one."""
@@ -12,6 +14,14 @@ class Seat(Protocol):
     @property
     def name(self) -> str:
         """Its id, ``w0`` and so on."""
+
+    @property
+    def count(self) -> int:
+        """The number of workers."""
+
+    @property
+    def leases(self) -> Leases:
+        """Its part of the limits of keys."""
 
     @property
     def first(self) -> bool:

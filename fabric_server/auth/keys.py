@@ -53,7 +53,11 @@ class Key(Struct, frozen=True):
 
     @property
     def limited(self) -> bool:
-        return self.requests_per_minute is not None or self.tokens_per_minute is not None
+        return (
+            self.requests_per_minute is not None
+            or self.tokens_per_minute is not None
+            or self.requests_at_once is not None
+        )
 
     def may(self, scope: Scope | None) -> bool:
         """Return whether a management key may use an operation of this scope.

@@ -2,8 +2,8 @@
 
 Each limit is a token bucket with a minute's worth that fills evenly, so that an idle key may send a
 burst.  The cost of an answer is not known beforehand: a key may send requests while it has any
-tokens left, and then waits until its debt is paid.  Buckets are per process, and full when it
-starts.
+tokens left, and then waits until its debt is paid.  Buckets are full when the process starts.  Of
+several workers, ``bank`` has the buckets, and ``leases`` each one's part.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ MAX_KEYS = 10_000
 MAX_DEBT_MINUTES = 5.0
 """A key's debt of tokens is not more than it gets in so many minutes."""
 
-_ONE = 1 - 1e-6
+AT_ONCE_RETRY = 1.0
+"""Seconds after which a key may try again that has as many requests under way as it may have."""
+
+ENOUGH = 1 - 1e-6
 """Tolerates rounding for a client that waited as long as Retry-After told it."""
 
 Headers = list[tuple[bytes, bytes]]
@@ -68,7 +71,7 @@ class RateLimits:
         now = self._clock()
         asked, _ = pair = self._of(key, now)
         for bucket in pair:
-            if bucket is not None and bucket.tokens.level(now) < _ONE:
+            if bucket is not None and bucket.tokens.level(now) < ENOUGH:
                 wait, headers = bucket.tokens.seconds_until(1, now), _headers(pair, now)
                 raise errors.rate_limited(bucket.what, bucket.limit, wait, headers)
         if asked is not None:
@@ -82,7 +85,7 @@ class RateLimits:
         waits = [
             one.tokens.seconds_until(1, now)
             for one in pair
-            if one is not None and one.tokens.level(now) < _ONE
+            if one is not None and one.tokens.level(now) < ENOUGH
         ]
         return max(waits, default=0.0)
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from fabric_server.auth.keys import Key
+from fabric_server.auth.rate_limits import AT_ONCE_RETRY
 from fabric_server.dialects import errors
 from fabric_server.proxy.request_record import RequestRecord
-
-AT_ONCE_RETRY = 1.0
-"""Seconds after which a key may try again that has as many requests under way as it may have."""
 
 
 class ActiveRequests:

@@ -9,12 +9,14 @@ from msgspec.structs import replace
 
 from fabric_server.auth.authenticator import KeyAuthenticator
 from fabric_server.auth.keys import Key
+from fabric_server.auth.leases import Leases
+from fabric_server.auth.rate_limits import AT_ONCE_RETRY
 from fabric_server.dialects import errors
 from fabric_server.dialects.body import STORE
 from fabric_server.dialects.endpoints import ENDPOINTS, SHOW, Endpoint, named
 from fabric_server.edge.request import Request
 from fabric_server.edge.router import Router
-from fabric_server.gateway.active_requests import AT_ONCE_RETRY, ActiveRequests
+from fabric_server.gateway.active_requests import ActiveRequests
 from fabric_server.gateway.authenticate import authenticate
 from fabric_server.gateway.body_reader import read_body, rename_model
 from fabric_server.gateway.deployments import Deployments
@@ -65,8 +67,10 @@ class Gateway:
                 router.add("POST", path, self.complete)
         Deployments(router).add_to(router)
 
-    def must_wait(self, key: Key) -> float:
+    async def must_wait(self, key: Key) -> float:
         """Return the seconds for which the key's limits refuse its requests; 0 when they don't."""
+        if isinstance(self.limits, Leases):
+            return await self.limits.must_wait(key) if key.limited else 0.0
         seconds = self.limits.must_wait(key)
         return max(seconds, AT_ONCE_RETRY) if self.active.at_limit(key) else seconds
 
@@ -80,14 +84,19 @@ class Gateway:
         key = await authenticate(self._authenticator, request)
         record = RequestRecord(key, request, asyncio.current_task(self._loop))
         self.active.add(record)
+        leases = None
         try:
             if self._ledger.bus.full:
                 raise errors.ledger_full()
             request.admit()
-            if key.requests_at_once is not None:
-                self.active.check(key)
             if key.limited:
-                request.response.headers += self.limits.take(key)
+                limits = self.limits
+                if isinstance(limits, Leases):
+                    request.response.headers += await limits.admit(key)
+                    leases = limits
+                else:
+                    self.active.check(key)
+                    request.response.headers += limits.take(key)
             if request.body.preparations:
                 for prepare in request.body.preparations:
                     await prepare(key)
@@ -123,6 +132,8 @@ class Gateway:
             raise record.fail(error) from None
         finally:
             self.active.remove(record)
+            if leases is not None:
+                leases.leave(key)
             self._ledger.write(record)
 
     def _keepalive(self, record: RequestRecord, endpoint: Endpoint) -> StreamKeepalive:

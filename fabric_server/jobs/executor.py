@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from fabric_server.auth.keys import Key, key_of
@@ -36,7 +36,7 @@ class JobExecutor:
         keys: Keys,
         client: InternalClient,
         admission: Admission,
-        must_wait: Callable[[Key], float],
+        must_wait: Callable[[Key], Awaitable[float]],
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -70,7 +70,7 @@ class JobExecutor:
         if left <= 0:
             return error_response(job_timeout(), request_id)
         key = key_of(row)
-        if respect_limits and (seconds := self._must_wait(key)):
+        if respect_limits and (seconds := await self._must_wait(key)):
             return error_response(_rate_limited(seconds), request_id)
         return await self._client.send(
             InternalRequest(

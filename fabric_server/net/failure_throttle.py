@@ -17,7 +17,7 @@ import logging
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args
 
 from fabric_server.net.addresses import network_of, origin
@@ -58,6 +58,16 @@ class ThrottleLimits:
     """Seconds for which an answer is held back at most."""
     addresses: int = 10_000
     """Addresses that are remembered: those with the latest wrong secrets."""
+
+    def of_one(self, count: int) -> ThrottleLimits:
+        """Return the limits of one of so many workers, each of which counts by itself."""
+        return replace(
+            self,
+            burst=max(1.0, self.burst / count),
+            per_second=self.per_second / count,
+            burst_in_all=max(1.0, self.burst_in_all / count),
+            per_second_in_all=self.per_second_in_all / count,
+        )
 
 
 class _Origin:

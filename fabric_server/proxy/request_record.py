@@ -9,6 +9,7 @@ from time import time
 from typing import Any, Literal, Protocol
 
 from fabric_server.auth.keys import Key
+from fabric_server.auth.leases import Leases
 from fabric_server.auth.rate_limits import RateLimits
 from fabric_server.dialects.errors import ApiError
 from fabric_server.dialects.fields import ParsedBody
@@ -171,7 +172,11 @@ class LedgerWriter:
     """Writes records to the ledger, charges them to their keys' limits, and counts them."""
 
     def __init__(
-        self, bus: Bus, limits: RateLimits, metrics: Metrics, clock: Callable[[], float]
+        self,
+        bus: Bus,
+        limits: RateLimits | Leases,
+        metrics: Metrics,
+        clock: Callable[[], float],
     ) -> None:
         """``clock`` returns event-loop seconds."""
         self.bus = bus

@@ -10,7 +10,11 @@ import msgspec
 from msgspec import Struct
 
 from fabric_server.app.introduction import Introduction
+from fabric_server.auth.bank import Grant, Need
 from fabric_server.config import Config
+
+MAX_LINES = 200
+"""Keys of which one message tells."""
 
 # ── parent to worker ──────────────────────────────────────────────────────────────────────────
 
@@ -69,6 +73,13 @@ class Joined(Struct, frozen=True, tag=True):
     peer: str
 
 
+class Granted(Struct, frozen=True, tag=True):
+    """Answers to ``Needs``; ``recalls`` are keys of which another worker lacks something."""
+
+    grants: Sequence[Grant]
+    recalls: Sequence[str]
+
+
 # ── worker to parent ──────────────────────────────────────────────────────────────────────────
 
 
@@ -111,6 +122,12 @@ class Registered(Struct, frozen=True, tag=True):
     epoch: int
     instance: str
     address: str
+
+
+class Needs(Struct, frozen=True, tag=True):
+    """The worker's words on its keys' limits: what was used, is given back, and is lacking."""
+
+    needs: Sequence[Need]
 
 
 class Parted(Struct, frozen=True, tag=True):
@@ -156,6 +173,8 @@ Message = (
     | Report
     | Parted
     | Registered
+    | Granted
+    | Needs
     | Leaving
     | Drained
     | Ask

@@ -22,8 +22,17 @@ from fabric_server.app.succession import take_over
 from fabric_server.config import Config
 from fabric_server.net.client_hello import ClientHello
 from fabric_server.net.takeover import Predecessor, WorkerStatus
+from fabric_server.workers.counter import Counter
 from fabric_server.workers.doors import Doors
-from fabric_server.workers.messages import Order, OrderKind, Question, Registered, Start, States
+from fabric_server.workers.messages import (
+    Needs,
+    Order,
+    OrderKind,
+    Question,
+    Registered,
+    Start,
+    States,
+)
 from fabric_server.workers.pairs import Pairs
 from fabric_server.workers.parent_metrics import own_metrics
 from fabric_server.workers.process import END_SECONDS, Worker
@@ -49,6 +58,7 @@ class Parent:
         self.listeners = Doors(config, self)
         self.workers: list[Worker] = []
         self.pairs = Pairs(self.workers)
+        self.counter = Counter(self.workers, config.worker_count())
         self.succeeded = asyncio.Event()
         """Set when another server has taken over."""
         self.tasks = BackgroundTasks(rng)
@@ -134,6 +144,12 @@ class Parent:
         for one in self.workers:
             if one is not worker and one.begun.is_set():
                 one.send(registered)
+
+    def on_needs(self, worker: Worker, needs: Needs) -> None:
+        self.counter.on_needs(worker, needs)
+
+    def on_ended(self, worker: Worker) -> None:
+        self.counter.on_ended(worker)
 
     def on_parted(self, worker: Worker, peer: str) -> None:
         self.pairs.on_lost(worker, peer)
@@ -278,6 +294,7 @@ class Parent:
         """End the workers, and close the ports."""
         self._stop_restarting()
         self.pairs.close()
+        self.counter.close()
         await self.listeners.close()
         await self.tasks.stop()
         for worker in self.workers:

@@ -27,6 +27,7 @@ from fabric_server.workers.messages import (
     Leaving,
     Load,
     Message,
+    Needs,
     Order,
     Parted,
     Question,
@@ -60,6 +61,12 @@ class Owner(Protocol):
 
     def on_registered(self, worker: Worker, registered: Registered) -> None:
         """Note that a node has registered with the worker."""
+
+    def on_needs(self, worker: Worker, needs: Needs) -> None:
+        """Answer what the worker says of keys' limits."""
+
+    def on_ended(self, worker: Worker) -> None:
+        """Note that the worker's process has ended."""
 
     def on_parted(self, worker: Worker, peer: str) -> None:
         """Note that the worker has lost its connection to another one."""
@@ -207,6 +214,7 @@ class Worker:
             self._channel = None
             self.begun.clear()
             self.drained.set()
+            self._owner.on_ended(self)
             self._set(Report("away"))
             self._fail("a worker has ended; its log says why.")
 
@@ -240,6 +248,8 @@ class Worker:
             self._set(message)
         elif isinstance(message, Registered):
             self._owner.on_registered(self, message)
+        elif isinstance(message, Needs):
+            self._owner.on_needs(self, message)
         elif isinstance(message, Parted):
             self._owner.on_parted(self, message.peer)
         elif isinstance(message, Leaving):

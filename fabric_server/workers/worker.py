@@ -22,6 +22,8 @@ import msgspec
 
 from fabric_server.admin.health import HealthHandlers
 from fabric_server.app import App
+from fabric_server.auth.bank import Need
+from fabric_server.auth.leases import Leases
 from fabric_server.config import Config
 from fabric_server.mesh.mesh import Mesh
 from fabric_server.net.addresses import parse
@@ -29,15 +31,18 @@ from fabric_server.net.connection_budget import Peer
 from fabric_server.reload import reload
 from fabric_server.workers.channel import Channel
 from fabric_server.workers.messages import (
+    MAX_LINES,
     Arrived,
     Begun,
     Drained,
     Failed,
+    Granted,
     Handed,
     Joined,
     Leaving,
     Load,
     Message,
+    Needs,
     Order,
     OrderKind,
     Parted,
@@ -71,7 +76,8 @@ class WorkerSeat:
         self.states: Mapping[str, str] = {}
         self.nodes = 0
         self.channel = Channel(sock, self)
-        self._count = start.count
+        self.count = start.count
+        self.leases = Leases(self._tell_bank, asyncio.get_running_loop().time)
         self._signals = signals
         self._app: App | None = None
         self._mesh: Mesh | None = None
@@ -97,6 +103,7 @@ class WorkerSeat:
             if not self._stopping:
                 self.channel.send(Leaving())
             await app.drain(with_others=self._with_others)
+            self.leases.close()
             self.channel.send(Drained())
             await self._exit.wait()
         finally:
@@ -119,6 +126,8 @@ class WorkerSeat:
             assert self._app is not None, "workers that serve are told"
             links = self._app.control_plane.links
             links.on_registered_elsewhere(*msgspec.structs.astuple(message))
+        elif isinstance(message, Granted):
+            self.leases.on_answer(message.grants, message.recalls)
         elif isinstance(message, States):
             self.states, self.nodes = message.states, message.nodes
         elif isinstance(message, Order):
@@ -141,8 +150,12 @@ class WorkerSeat:
         """Load settings and certificates again, as ``fabric_server.reload`` does."""
         return reload(app, self._read_again)
 
+    def _tell_bank(self, needs: Sequence[Need]) -> None:
+        for at in range(0, len(needs), MAX_LINES):
+            self.channel.send(Needs(needs[at : at + MAX_LINES]))
+
     def _read_again(self, settings: Config) -> Config:
-        return share(read_again(settings), self._count)
+        return share(read_again(settings), self.count)
 
     def _admit(self, arrived: Arrived, sock: socket.socket) -> None:
         assert self._app is not None, "connections are handed to workers that serve"

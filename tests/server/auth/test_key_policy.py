@@ -52,7 +52,11 @@ async def test_what_is_given_changes_at_once_and_the_rest_stays(fabric: Fabric) 
     assert (shown["requests_per_minute"], shown["reasoning"]) == (None, "")
     known = fabric.app.data_plane.authenticator.cached(fabric.key)
     assert known is not None
-    assert (known.limited, known.failover) == (False, "continue")
+    assert (known.limited, known.failover) == (True, "continue"), "by its requests at once"
+    await patch(fabric, key.id, {"requests_at_once": None})
+    known = fabric.app.data_plane.authenticator.cached(fabric.key)
+    assert known is not None
+    assert not known.limited
 
 
 @pytest.mark.parametrize(
