@@ -1,11 +1,12 @@
 """Messages between servers, which forward requests to each other over tunnels of their own.
 
 The server that a client reached opens a stream at the server that holds the node, the request's
-home.  OPEN and HEAD are those of a node's tunnel with more fields behind them.  Two more kinds of
+home.  OPEN and HEAD are those of a node's tunnel with more fields behind them.  Three more kinds of
 stream have messages for their answer, each behind its length (u32, big-endian)::
 
     WAIT     Queued …, then Granted or Declined   a place in the home's fair queue
     DIGEST   Digest, Digest …                     what the home's engines serve, and their load
+    ASK      View                                 what the other server shows of itself, or does
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from struct import Struct as Layout
 from typing import Annotated, Any, Generic, TypeVar
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Raw, Struct
 
 from protocol import messages
 from protocol.messages import (
@@ -31,7 +32,7 @@ from protocol.messages import (
     Text,
 )
 
-REQUEST, WAIT, DIGEST = 0, 1, 2
+REQUEST, WAIT, DIGEST, ASK = 0, 1, 2, 3
 """What a stream between servers is for: ``ForwardedRequest.purpose``."""
 
 MAX_STREAMS = 8192
@@ -41,6 +42,10 @@ MAX_ROWS = 512
 MAX_MESSAGE = 8 * 1024 * 1024
 """Bytes of one message within a stream."""
 MAX_SLOTS = 10_000_000
+MAX_VIEW_ROWS = 5000
+"""Rows of one view: what is beyond is left out, and the view is marked as incomplete."""
+MAX_VIEW = MAX_MESSAGE // 2
+"""Bytes of the rows of one view."""
 
 _LENGTH = Layout(">I")
 _Hash = Annotated[int, Meta(ge=0, le=2**32 - 1)]
@@ -53,7 +58,7 @@ class ForwardedRequest(RequestHead, frozen=True, array_like=True, gc=False):
     ``engine`` is empty: the home chooses.  A forwarded request is never forwarded again.
     """
 
-    purpose: Annotated[int, Meta(ge=0, le=2)] = REQUEST
+    purpose: Annotated[int, Meta(ge=0, le=3)] = REQUEST
     model: Name = ""
     key_id: Name = ""
     priority: Annotated[int, Meta(ge=0, le=2)] = 1
@@ -149,6 +154,20 @@ class DigestUpdate(Struct, frozen=True, tag="digest", omit_defaults=True):
     """All queues."""
     nodes: int = 0
     """Nodes that requests can be sent to."""
+
+
+class View(Struct, frozen=True, tag="view"):
+    """Rows that a server shows of itself, in answer to a stream of kind ASK.
+
+    OPEN has the view's name as its ``path``, what it is about as its ``request_id`` (one request or
+    node; empty: all), and the management key that asks as its ``key_id``.  The server that asks has
+    checked what that key may do.
+    """
+
+    rows: Annotated[list[Raw], Meta(max_length=MAX_VIEW_ROWS)]
+    """Each encoded by itself, of the type that the view's name stands for."""
+    complete: bool = True
+    """False: there are more rows than a view may have."""
 
 
 WaitMessage = Queued | Granted | Declined

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fabric_server.admin import health, metrics
+from fabric_server.admin.servers import Servers
 from fabric_server.auth.authenticator import KeyAuthenticator
 from fabric_server.gateway.active_requests import ActiveRequests
 from fabric_server.net.failure_throttle import FailureThrottle
@@ -34,6 +35,7 @@ class AdminContext:
     enrolment: Enrolment
     active_requests: ActiveRequests
     admission: Admission
+    servers: Servers
     request_metrics: Metrics
     health: health.Sources
     metrics: metrics.Sources

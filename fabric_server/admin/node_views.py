@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct
 
+from fabric_server.admin.servers import Row, States
 from fabric_server.storage.rows import NodeState
 from protocol.messages import Gpu, ModelReport
 
@@ -20,6 +21,10 @@ class NodeQuery(Struct, frozen=True, forbid_unknown_fields=True):
         bool | None, Meta(description="true: only connected nodes. false: only the others.")
     ] = None
     all: Annotated[bool, Meta(description="true: also those that are away for long.")] = False
+    server: Annotated[
+        str | None,
+        Meta(description="Only those connected to this server or worker; w1, for example."),
+    ] = None
 
 
 class HeartbeatQuery(Struct, frozen=True, forbid_unknown_fields=True):
@@ -107,7 +112,36 @@ class FindingView(Struct, frozen=True, kw_only=True):
     remedy: str
 
 
-class NodeView(Struct, frozen=True, kw_only=True):
+class LiveNode(Row, frozen=True, kw_only=True):
+    """A connected node, as the server that holds its registration knows it."""
+
+    id: str
+    name: str
+    platform: str
+    region: str
+    release: str
+    epoch: int
+    connected_at: float
+    drained: bool
+    draining: bool
+    problem: str | None
+    findings: list[FindingView]
+    tunnels: int
+    streams: int
+    slots: int
+    active: int
+    engines: list[EngineView]
+    heartbeat: HeartbeatView | None
+
+
+class LiveDetail(Struct, frozen=True):
+    """A connected node and its engines' models, by the engine's name."""
+
+    node: LiveNode
+    models: dict[str, list[ModelReport]]
+
+
+class NodeView(Row, frozen=True, kw_only=True):
     id: str
     state: Annotated[
         NodeState, Meta(description="The operator's decision: drained or revoked, for example.")
@@ -171,6 +205,7 @@ class NodeList(Struct, frozen=True):
     data: list[NodeView]
     complete: Complete = True
     problem: StoreProblem = None
+    servers: States = UNSET
 
 
 class StoredHeartbeat(Struct, frozen=True):

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
+from msgspec import UNSET
 
+from fabric_server.admin.live_nodes import LiveNodes, beat, by_id
 from fabric_server.admin.node_views import (
-    EjectionView,
-    EngineView,
-    FindingView,
     HeartbeatQuery,
-    HeartbeatView,
     Invitation,
+    LiveNode,
     NewInvitation,
     NodeDetail,
     NodeList,
@@ -26,15 +23,11 @@ from fabric_server.admin.node_views import (
 )
 from fabric_server.admin.parameters import not_found
 from fabric_server.auth.keys import Key
-from fabric_server.nodes.circuit_breaker import CircuitBreaker
-from fabric_server.nodes.node import Engine, Node
 from fabric_server.pki.enrolment import Invited
 from fabric_server.storage.rows import NodeRow
 from ledger.records import HeartbeatRecord
 from protocol import join
-from protocol.messages import Heartbeat
 from runtime.errors import BackendError
-from runtime.findings import Finding
 
 log = logging.getLogger("fabric.api")
 
@@ -48,17 +41,6 @@ class Store(Protocol):
     async def settle_node(self, id: str) -> NodeRow | None: ...
     async def set_node_draining(self, id: str, draining: bool) -> NodeRow | None: ...
     async def heartbeats(self, node: str, *, limit: int) -> list[HeartbeatRecord]: ...
-
-
-class Registry(Protocol):
-    findings: dict[str, tuple[Finding, ...]]
-
-    def node(self, id: str) -> Node | None: ...
-    def problem(self, node: Node) -> str: ...
-    def ejections(
-        self, engine: Engine, now: float
-    ) -> Iterable[tuple[tuple[str, str], CircuitBreaker]]: ...
-    def nodes(self) -> Sequence[Node]: ...
 
 
 class ChangeFeed(Protocol):
@@ -75,7 +57,7 @@ class NodeHandlers:
     def __init__(
         self,
         store: Store,
-        registry: Registry,
+        live: LiveNodes,
         change_feed: ChangeFeed,
         enrolment: Enrolment,
         clock: Callable[[], float],
@@ -84,7 +66,7 @@ class NodeHandlers:
     ) -> None:
         """Nodes that are away for longer than ``listed_days`` are not listed; 0: all are."""
         self._store = store
-        self._registry = registry
+        self._live = live
         self._change_feed = change_feed
         self._enrolment = enrolment
         self._clock = clock
@@ -97,16 +79,21 @@ class NodeHandlers:
         While the store is away only connected nodes are known: `complete` is false then.
         """
         problem = None
+        found = await self._live.list.gather(query.server)
+        nodes, missing = by_id(found), found.missing
         try:
             hidden = self._listed_seconds and not query.all
             since = self._clock() - self._listed_seconds if hidden else None
-            views = [view(row, self._registry) for row in await self._store.nodes(since)]
+            rows = await self._store.nodes(since)
+            views = [view(row, nodes.get(row.id), missing) for row in rows]
         except BackendError as error:
             problem = f"{error}."
-            views = [view_from_memory(node, self._registry) for node in self._registry.nodes()]
+            views = list(map(view_from_memory, nodes.values()))
         if query.connected is not None:
             views = [one for one in views if one.connected is query.connected]
-        return NodeList(views, problem is None, problem)
+        if query.server is not None:
+            views = [one for one in views if one.id in nodes]
+        return NodeList(views, problem is None, problem, found.states)
 
     async def show_node(self, id: str, query: HeartbeatQuery) -> NodeDetail:
         """Show one node, its engines' models, and its last heartbeats, newest first.
@@ -114,26 +101,24 @@ class NodeHandlers:
         While the store is away only a connected node is known: `complete` is false then.
         """
         problem, beats = None, list[HeartbeatRecord]()
+        live, missing = await self._live.detail(id)
+        node = live.node if live else None
         try:
             row = await self._store.node(id)
             if row is None:
                 raise not_found("node", id)
             if query.heartbeats:
                 beats = await self._store.heartbeats(id, limit=query.heartbeats)
-            shown = view(row, self._registry)
+            shown = view(row, node, missing)
         except BackendError as error:
-            live = self._registry.node(id)
-            if live is None:
+            if node is None:
                 raise
-            problem, shown = f"{error}.", view_from_memory(live, self._registry)
-        live = self._registry.node(id)
-        engines = live.engines.values() if live else ()
+            problem, shown = f"{error}.", view_from_memory(node)
         return NodeDetail(
             node=shown,
-            models={engine.name: list(engine.models.values()) for engine in engines},
+            models=live.models if live else {},
             heartbeats=[
-                StoredHeartbeat(record.epoch, record.at, _beat(record.heartbeat))
-                for record in beats
+                StoredHeartbeat(record.epoch, record.at, beat(record.heartbeat)) for record in beats
             ],
             complete=problem is None,
             problem=problem,
@@ -157,7 +142,7 @@ class NodeHandlers:
         await self._change_feed.sync()
         event = "node drained by" if draining else "node undrained by"
         log.info(event, extra={"node": row.id, "by": by.id})
-        return view(row, self._registry)
+        return await self._show(row)
 
     async def revoke_node(self, id: str, by: Key) -> NodeView:
         """Revoke a node: its connections are closed at once, and it can't reconnect.
@@ -169,7 +154,7 @@ class NodeHandlers:
             raise not_found("node", id)
         await self._change_feed.sync()
         log.info("node revoked", extra={"node": row.id, "by": by.id})
-        return view(row, self._registry)
+        return await self._show(row)
 
     async def settle_node(self, id: str, by: Key) -> NodeView:
         """Admit a contested node again, once only one machine uses its key.
@@ -182,7 +167,11 @@ class NodeHandlers:
             raise not_found("node", id)
         await self._change_feed.sync()
         log.info("node settled", extra={"node": row.id, "by": by.id})
-        return view(row, self._registry)
+        return await self._show(row)
+
+    async def _show(self, row: NodeRow) -> NodeView:
+        live, missing = await self._live.detail(row.id)
+        return view(row, live.node if live else None, missing)
 
     async def invite_node(self, body: NewInvitation, by: Key) -> Invitation:
         """Create a join token, with which one machine can join once. It is not shown again.
@@ -203,89 +192,56 @@ class NodeHandlers:
         )
 
 
-def view(row: NodeRow, registry: Registry) -> NodeView:
-    """Describe a node from its row in the store and, while it is connected, its registration."""
-    node = registry.node(row.id)
-    engines: Sequence[Engine] = tuple(node.engines.values()) if node else ()
+def view(row: NodeRow, live: LiveNode | None, missing: Sequence[str] = ()) -> NodeView:
+    """Describe a node from its row in the store and, while it is connected, its registration.
+
+    Whether one of the ``missing`` servers has it is not known.
+    """
     return NodeView(
+        server=live.server if live else UNSET,
+        age_seconds=live.age_seconds if live else UNSET,
         id=row.id,
         state=row.state,
         name=row.name,
-        platform=node.platform if node else row.platform,
-        region=(node.region if node else row.region) or None,
-        release=node.release if node else row.version,
+        platform=live.platform if live else row.platform,
+        region=(live.region if live else row.region) or None,
+        release=live.release if live else row.version,
         created_at=row.created_at,
         revoked_at=row.revoked_at,
         last_seen_at=row.last_seen_at,
-        epoch=node.epoch if node else row.epoch,
-        connected=node is not None,
-        connected_at=node.connected_at if node else None,
-        draining=row.draining or (node is not None and node.draining),
-        problem=_problem(row, node, registry),
-        findings=[
-            msgspec.convert(one, FindingView, from_attributes=True)
-            for one in (registry.findings.get(row.id, ()) if node else ())
-        ],
+        epoch=live.epoch if live else row.epoch,
+        connected=live is not None,
+        connected_at=live.connected_at if live else None,
+        draining=row.draining or (live is not None and live.draining),
+        problem=_problem(row, live, missing),
+        findings=live.findings if live else [],
         contested_at=row.contested_at,
         contested_by=row.contested_by or None,
-        tunnels=len(node.tunnels) if node else 0,
-        streams=sum(tunnel.connection.active for tunnel in node.tunnels) if node else 0,
-        slots=node.slots if node else 0,
-        active=node.active if node else 0,
-        engines=[_engine(engine, registry) for engine in engines],
-        heartbeat=_beat(node.heartbeat) if node and node.heartbeat else None,
+        tunnels=live.tunnels if live else 0,
+        streams=live.streams if live else 0,
+        slots=live.slots if live else 0,
+        active=live.active if live else 0,
+        engines=live.engines if live else [],
+        heartbeat=live.heartbeat if live else None,
     )
 
 
-def view_from_memory(node: Node, registry: Registry) -> NodeView:
+def view_from_memory(live: LiveNode) -> NodeView:
     """Describe a connected node while its row can't be read."""
-    row = NodeRow(node.id, node.name, b"", 0.0, draining=node.drained)
-    return msgspec.structs.replace(view(row, registry), created_at=None)
+    row = NodeRow(live.id, live.name, b"", 0.0, draining=live.drained)
+    return msgspec.structs.replace(view(row, live), created_at=None)
 
 
-def _problem(row: NodeRow, node: Node | None, registry: Registry) -> str | None:
+def _problem(row: NodeRow, live: LiveNode | None, missing: Sequence[str]) -> str | None:
     """Return why the node gets no requests: the cause to fix first."""
     if row.revoked_at is not None:
         return "revoked by the operator"
     if row.contested_at is not None:
         return "two machines use its key: settle or revoke it"
-    if node is None:
+    if live is None and missing:
+        return f"not connected, or to {' or '.join(missing)}, which has not told of all its nodes"
+    if live is None:
         return "not connected"
     if row.draining:
         return "drained by the operator"
-    if node.draining:
-        return "leaving"
-    if node.reachable and not node.problem:
-        return None
-    if problem := registry.problem(node):
-        return problem
-    return "its tunnels are silent or full" if node.tunnels else "no tunnel"
-
-
-def _engine(engine: Engine, registry: Registry) -> EngineView:
-    now = asyncio.get_running_loop().time()
-    return EngineView(
-        name=engine.name,
-        kind=engine.kind,
-        healthy=engine.healthy,
-        problem=engine.problem,
-        slots=engine.slots,
-        reported_slots=engine.reported_slots,
-        active=engine.active,
-        models=list(engine.models),
-        loaded=[model.name for model in engine.models.values() if model.loaded],
-        implausible_usage=engine.implausible_usage,
-        ejected=[
-            EjectionView(
-                model=model,
-                path=path or None,
-                until=time.time() + breaker.seconds_left(now),
-                reason=breaker.reason,
-            )
-            for (model, path), breaker in registry.ejections(engine, now)
-        ],
-    )
-
-
-def _beat(heartbeat: Heartbeat) -> HeartbeatView:
-    return msgspec.convert(heartbeat, HeartbeatView, from_attributes=True)
+    return live.problem

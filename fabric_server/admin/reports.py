@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Literal, Protocol
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct
 
 from fabric_server.admin.parameters import not_found
+from fabric_server.admin.servers import Row, ServerQuery, Servers, States
 from fabric_server.auth.keys import Key
 from fabric_server.dialects import errors
+from fabric_server.mesh.views import Question
 from fabric_server.nodes.node import Engine
 from fabric_server.proxy.request_record import RequestRecord, RequestState
 from fabric_server.routing.variants import count_variants
@@ -77,7 +79,7 @@ class VariantView(Struct, frozen=True, kw_only=True):
     engines: Annotated[int, Meta(description="Number of engines that serve these.")]
 
 
-class ModelView(Struct, frozen=True, kw_only=True):
+class ModelView(Row, frozen=True, kw_only=True):
     name: str
     nodes: int
     slots: Annotated[int, Meta(description="Slots of all reachable engines that serve it.")]
@@ -91,9 +93,10 @@ class ModelView(Struct, frozen=True, kw_only=True):
 
 class ModelList(Struct, frozen=True):
     data: list[ModelView]
+    servers: States = UNSET
 
 
-class RunningView(Struct, frozen=True, kw_only=True):
+class RunningView(Row, frozen=True, kw_only=True):
     request_id: str
     state: Annotated[
         RequestState,
@@ -105,7 +108,13 @@ class RunningView(Struct, frozen=True, kw_only=True):
     account: str
     key_id: str
     model: str
-    node_id: str | None
+    node_id: Annotated[
+        str | None,
+        Meta(
+            description="null: none is asked, or another server is, which has not told yet which "
+            "node it has chosen."
+        ),
+    ]
     engine: str | None
     stream: bool
     attempts: int
@@ -115,6 +124,7 @@ class RunningView(Struct, frozen=True, kw_only=True):
 
 class RunningList(Struct, frozen=True):
     data: list[RunningView]
+    servers: States = UNSET
 
 
 class ActiveRequests(Protocol):
@@ -139,24 +149,39 @@ class Store(Protocol):
 
 
 class Registry(Protocol):
-    def models(self) -> Mapping[str, Sequence[Engine]]: ...
+    def models(self, *, here: bool) -> Mapping[str, Sequence[Engine]]: ...
 
 
 class ReportHandlers:
     """Handlers of ``/api/v1/models``, ``requests…``, ``running`` and ``usage``."""
 
     def __init__(
-        self, store: Store, registry: Registry, active: ActiveRequests, clock: Callable[[], float]
+        self,
+        store: Store,
+        registry: Registry,
+        active: ActiveRequests,
+        servers: Servers,
+        clock: Callable[[], float],
     ) -> None:
         self._store = store
         self._active = active
         self._registry = registry
         self._clock = clock
+        self._models = servers.view("models", ModelView, self._own_models)
+        self._running = servers.view("running", RunningView, self._own_running)
+        self._cancel = servers.view("cancel", RunningView, self._cancel_own)
 
-    async def list_models(self) -> ModelList:
-        """List the models that connected nodes serve now, by name."""
-        models = self._registry.models()
-        return ModelList([_model(name, models[name]) for name in sorted(models)])
+    async def list_models(self, query: ServerQuery) -> ModelList:
+        """List the models that connected nodes serve now, by name.
+
+        With several servers, a model has a row for each that has nodes for it.
+        """
+        found = await self._models.gather(query.server)
+        return ModelList(sorted(found.marked(), key=lambda row: row.name), found.states)
+
+    async def _own_models(self, question: Question) -> Iterable[ModelView]:
+        models = self._registry.models(here=True)
+        return (_model(name, models[name]) for name in sorted(models))
 
     async def list_requests(self, query: RequestQuery) -> RequestList:
         """List requests from the ledger, newest first, as of two seconds ago or later."""
@@ -176,24 +201,33 @@ class ReportHandlers:
         last = data[-1] if len(found) > query.limit else None
         return RequestList(data, None if last is None else f"{last.at!r},{last.request_id}")
 
-    async def list_running(self) -> RunningList:
-        """List the requests that run on this server, oldest first."""
+    async def list_running(self, query: ServerQuery) -> RunningList:
+        """List the requests that run now, oldest first."""
+        found = await self._running.gather(query.server)
+        rows = sorted(found.marked(), key=lambda row: row.seconds, reverse=True)
+        return RunningList(rows, found.states)
+
+    async def _own_running(self, question: Question) -> Iterable[RunningView]:
         now = asyncio.get_running_loop().time()
-        return RunningList([_running(record, now) for record in self._active.list()])
+        return (_running(record, now) for record in self._active.list())
 
     async def cancel_request(self, id: str, by: Key) -> RunningView:
-        """Cancel a request that runs on this server, and stop its engine; show it as it was.
+        """Cancel a running request, at whichever server, and stop its engine; show it as it was.
 
         A stream that has begun ends with an error event, any other request with 403
-        `cancelled_by_operator`.
+        `cancelled_by_operator`. 503 `server_silent`: it was not found, but may be at a server that
+        has not answered.
         """
-        record = self._active.find(id)
+        return await self._cancel.find_marked(id, by.id, where="under way on this server")
+
+    async def _cancel_own(self, question: Question) -> Iterable[RunningView]:
+        record = self._active.find(question.about)
         if record is None:
-            raise not_found("request", id, where="under way on this server")
+            return ()
         view = _running(record, asyncio.get_running_loop().time())
         record.cancel(errors.cancelled())
-        log.info("request cancelled", extra={"request": id, "by": by.id})
-        return view
+        log.info("request cancelled", extra={"request": question.about, "by": question.by})
+        return (view,)
 
     async def show_request(self, id: str) -> LedgerEntry:
         """Show one request from the ledger, by the x-request-id of its response."""
@@ -224,8 +258,8 @@ def _running(record: RequestRecord, now: float) -> RunningView:
         account=record.key.account,
         key_id=record.key.id,
         model=record.parsed.model,
-        node_id=None if choice is None else choice.node_id,
-        engine=None if choice is None else choice.engine_name,
+        node_id=None if choice is None or not choice.engine_name else choice.node_id,
+        engine=None if choice is None else choice.engine_name or None,
         stream=record.parsed.stream,
         attempts=record.attempts,
         seconds=now - record.request.arrived,

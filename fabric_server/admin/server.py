@@ -9,11 +9,12 @@ from typing import Any
 from aiohttp import web
 
 from fabric_server.admin.accounts import AccountHandlers
-from fabric_server.admin.cluster import ClusterHandlers
+from fabric_server.admin.cluster import ClusterHandlers, ClusterViews
 from fabric_server.admin.context import AdminContext
 from fabric_server.admin.enrolment import EnrolmentRoute
 from fabric_server.admin.health import HealthHandlers
 from fabric_server.admin.keys import KeyHandlers
+from fabric_server.admin.live_nodes import LiveNodes
 from fabric_server.admin.metrics_handlers import MetricsHandlers
 from fabric_server.admin.middleware import (
     ApiClient,
@@ -27,6 +28,7 @@ from fabric_server.admin.parameters import MAX_BODY, ClientTimeouts
 from fabric_server.admin.queue import QueueHandlers
 from fabric_server.admin.reports import ReportHandlers
 from fabric_server.admin.routes import Operation, Route, mount
+from fabric_server.admin.servers import ChangesEverywhere
 from fabric_server.dialects.errors import ApiError
 from fabric_server.net.connection_budget import Peer
 from fabric_server.pki import enrolment
@@ -90,23 +92,23 @@ def make_table(
     context: AdminContext, metrics: MetricsHandlers, clock: Callable[[], float]
 ) -> list[Operation]:
     """List every operation of the port, in the order of its description."""
-    store, registry, feed = context.store, context.registry, context.change_feed
+    store, registry, servers = context.store, context.registry, context.servers
+    feed = ChangesEverywhere(servers, context.change_feed)
     health = HealthHandlers(context.health)
     nodes = NodeHandlers(
-        store, registry, feed, context.enrolment, clock, listed_days=context.node_days
+        store,
+        LiveNodes(registry, servers),
+        feed,
+        context.enrolment,
+        clock,
+        listed_days=context.node_days,
     )
     accounts = AccountHandlers(store, feed, clock)
     keys = KeyHandlers(store, feed, clock)
-    reports = ReportHandlers(store, registry, context.active_requests, clock)
-    queues = QueueHandlers(context.admission)
-    cluster = ClusterHandlers(
-        context.server_name,
-        registry,
-        context.active_requests,
-        context.request_metrics,
-        context.started_at,
-        clock,
-    )
+    reports = ReportHandlers(store, registry, context.active_requests, servers, clock)
+    queues = QueueHandlers(context.admission, servers)
+    views = ClusterViews(registry, context.active_requests, context.request_metrics, servers, clock)
+    cluster = ClusterHandlers(context.server_name, views, context.started_at, clock)
 
     async def openapi() -> dict[str, Any]:
         """Describe this API, as an OpenAPI document."""

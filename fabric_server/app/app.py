@@ -17,6 +17,7 @@ from fabric_server.admin.health import Sources as HealthSources
 from fabric_server.admin.health import backends_available
 from fabric_server.admin.metrics import Sources as MetricsSources
 from fabric_server.admin.server import AdminServer
+from fabric_server.admin.servers import Servers
 from fabric_server.app.backends import Backends
 from fabric_server.app.certificates import open_tls
 from fabric_server.app.change_log import ChangeLog
@@ -223,6 +224,7 @@ class App:
             enrolment=nodes.enrolment,
             active_requests=requests.gateway.active,
             admission=requests.admission,
+            servers=Servers(lambda: {} if self.seat is None else self.seat.states),
             request_metrics=requests.metrics,
             health=health,
             metrics=MetricsSources(
@@ -256,8 +258,11 @@ class App:
 
         ``name`` is this server's; ``on_lost`` gets that of one whose connection is lost.
         """
-        mesh = Mesh(name, self.data_plane.upstream, rng=self._rng, on_lost=on_lost)
-        self.data_plane.mesh = mesh
+        servers = self.admin.context.servers
+        mesh = Mesh(
+            name, self.data_plane.upstream, rng=self._rng, answer=servers.answer, on_lost=on_lost
+        )
+        self.data_plane.mesh = servers.mesh = mesh
         self.tasks.start("mesh", mesh.run)
         self._opened.callback(mesh.close)
         return mesh

@@ -19,6 +19,7 @@ from fabric_server.dialects.errors import ApiError
 from fabric_server.mesh.digest import TICK_SECONDS, Digest
 from fabric_server.mesh.peer import Peer
 from fabric_server.mesh.tunnels import AnsweringTunnel, OpeningTunnel
+from fabric_server.mesh.views import Answer
 from fabric_server.mesh.waiting import PeerLost
 from fabric_server.nodes.node import Engine
 from fabric_server.proxy.upstream import UpstreamContext
@@ -49,14 +50,16 @@ class Mesh:
         upstream: UpstreamContext,
         *,
         rng: Random,
+        answer: Answer,
         on_lost: Callable[[str], None] = lambda peer: None,
     ) -> None:
-        """``name`` is this server's; ``on_lost`` gets the name of another one that is connected no
-        longer: call ``connect`` again."""
+        """``name`` is this server's; ``answer`` says what it shows to others; ``on_lost`` gets the
+        name of another one that is connected no longer: call ``connect`` again."""
         self.name = name
         self.peers: dict[str, Peer] = {}
         self._upstream = upstream
         self._rng = rng
+        self._answer = answer
         self._on_lost = on_lost
         self._digest = Digest(upstream.registry)
         self._peer_of: dict[ServerTunnel | NodeTunnel, Peer] = {}
@@ -106,7 +109,7 @@ class Mesh:
 
     async def _join(self, name: str, opening: socket.socket, answering: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        peer = Peer(name, self._upstream, self._digest, self._idle.set)
+        peer = Peer(name, self._upstream, self._digest, self._idle.set, self._answer)
         peer.opening = OpeningTunnel(self, loop, rng=self._rng)
         peer.answering = AnsweringTunnel(self, loop, rng=self._rng, accept=peer.accept)
         peer.opening.peer = peer.answering.peer = name

@@ -10,6 +10,7 @@ from time import time
 from fabric_server.mesh.digest import Digest, DigestSender
 from fabric_server.mesh.forwarded import ForwardedBody, ForwardedWork
 from fabric_server.mesh.tunnels import AnsweringTunnel, OpeningTunnel
+from fabric_server.mesh.views import Answer, Question, Questions
 from fabric_server.mesh.waiting import PeerLost, Waiting, WaitingElsewhere
 from fabric_server.nodes.home import Forwarded, HomeNode
 from fabric_server.nodes.node import Engine
@@ -27,7 +28,14 @@ from protocol.aio.node import NodeStream
 from protocol.aio.server import AnswerHandler, ServerStream
 from protocol.aio.tunnel import StreamHandler
 from protocol.errors import Code
-from protocol.mesh import DigestUpdate, ForwardedRequest, HomeEngine, QueueLoad, Unpacker
+from protocol.mesh import (
+    DigestUpdate,
+    ForwardedRequest,
+    HomeEngine,
+    QueueLoad,
+    Unpacker,
+    View,
+)
 from protocol.messages import UNREADABLE, Figures, RequestHead, ResponseHead
 
 log = logging.getLogger("fabric.mesh")
@@ -46,8 +54,10 @@ class Peer:
         upstream: UpstreamContext,
         digest: Digest,
         on_idle: Callable[[], None],
+        answer: Answer,
     ) -> None:
-        """``on_idle`` is called when the last of its requests here has ended."""
+        """``on_idle`` is called when the last of its requests here has ended; ``answer`` says what
+        this server shows to others."""
         self.name = name
         self.held = Counter[Engine]()
         """The slots that its requests hold here."""
@@ -63,6 +73,7 @@ class Peer:
         self._upstream = upstream
         self._digest = digest
         self._on_idle = on_idle
+        self._questions = Questions(upstream.loop, answer)
         self.tells: list[DigestSender] = []
         """The stream in which it is told what is here; none before it has asked."""
         self._elsewhere: dict[str, WaitingElsewhere] = {}
@@ -132,6 +143,12 @@ class Peer:
                     other = engine
         return other
 
+    # ── questions of this server ──────────────────────────────────────────────────────────────
+
+    async def ask(self, question: Question, seconds: float) -> View:
+        """Return its view.  Raises ``PeerLost`` with the reason if there is none in time."""
+        return await self._questions.ask(self.opening, question, seconds)
+
     # ── what it tells ─────────────────────────────────────────────────────────────────────────
 
     def ask_for_digest(self) -> None:
@@ -195,6 +212,8 @@ class Peer:
             self.tells.append(sender)
             self.tell(self._upstream.loop.time())
             return sender
+        if head.purpose == mesh.ASK:
+            return self._questions.accept(stream, head)
         if head.purpose == mesh.WAIT:
             if head.request_id in self._waiting:
                 stream.reset(Code.PROTOCOL, "this request waits already")

@@ -120,10 +120,10 @@ class Registry:
         """Return the models of nodes that left lately, whether others serve them or not."""
         return self.departures.models(self._clock())
 
-    def models(self) -> dict[str, list[Engine]]:
-        """Return the engines of each model that is served now."""
+    def models(self, *, here: bool = False) -> dict[str, list[Engine]]:
+        """Return the engines of each model that is served now; ``here``: by this server's nodes."""
         models: dict[str, list[Engine]] = {}
-        for node in self._nodes.values():
+        for node in self.nodes() if here else self._nodes.values():
             for engine in node.engines.values():
                 for name in engine.models:
                     models.setdefault(name, []).append(engine)

@@ -205,7 +205,9 @@ def test_no_module_uses_the_private_names_of_another() -> None:
 def is_record(node: ast.ClassDef) -> bool:
     """Tell whether a class only holds data: a struct, a named tuple or a frozen dataclass."""
     bases = {ast.unparse(base).rpartition(".")[2] for base in node.bases}
-    frozen = any("frozen=True" in ast.unparse(one) for one in node.decorator_list)
+    frozen = any(
+        "frozen=True" in ast.unparse(one) for one in (*node.decorator_list, *node.keywords)
+    )
     return bool(bases & {"Struct", "NamedTuple"}) or frozen
 
 

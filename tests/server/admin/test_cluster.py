@@ -8,7 +8,8 @@ from typing import Any
 
 import aiohttp
 
-from fabric_server.admin.cluster import ClusterHandlers
+from fabric_server.admin.cluster import ClusterHandlers, ClusterViews
+from fabric_server.admin.servers import ServerQuery, Servers
 from fabric_server.gateway.active_requests import ActiveRequests
 from fabric_server.nodes.registry import Registry
 from fabric_server.proxy.metrics import Metrics
@@ -93,8 +94,9 @@ async def test_refusals_are_no_failed_inferences() -> None:
             seconds = 100.0 if outcome == "refused" else 2.0
             metrics.count(entry(number, outcome=outcome, total_ms=seconds * 1000))
     registry, active = Registry(), ActiveRequests()
-    handlers = ClusterHandlers("here", registry, active, metrics, 0.0, lambda: 1.0)
-    figures = (await handlers.show_cluster_metrics()).inference
+    views = ClusterViews(registry, active, metrics, Servers(), lambda: 1.0)
+    handlers = ClusterHandlers("here", views, 0.0, lambda: 1.0)
+    figures = (await handlers.show_cluster_metrics(ServerQuery())).inference
     assert figures.total_inferences == 9
     assert (figures.successful_inferences, figures.failed_inferences) == (4, 3)
     assert figures.average_latency == "2.000s"
