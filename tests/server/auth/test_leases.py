@@ -244,6 +244,46 @@ async def story_of(requests: int | None, places: int | None, events: list[tuple[
     await Model(requests, places).play(events)
 
 
+spending = st.lists(
+    st.one_of(
+        st.tuples(st.just("ask"), st.integers(0, 2)),
+        st.tuples(st.just("end"), st.integers(1, 400)),
+        st.tuples(st.just("wait"), st.sampled_from([0.5, 3.0, 20.0])),
+    ),
+    max_size=60,
+)
+
+
+@given(spending, st.sampled_from([1, 60, 1000]))
+@settings(deadline=None)
+def test_a_request_begins_as_long_as_all_workers_together_have_left_a_token(
+    events: list[tuple[str, Any]], limit: int
+) -> None:
+    run(spend(events, limit))
+
+
+async def spend(events: list[tuple[str, Any]], limit: int) -> None:
+    fabric, who = Fabric(3), key(tokens=limit)
+    model = TokenBucket(float(limit), limit / 60, fabric.now)
+    running: deque[int] = deque()
+    for what, value in events:
+        if what == "ask":
+            level = model.level(fabric.now)
+            begun = not isinstance(await fabric.ask(value, who), ApiError)
+            assert begun == (level > 1 - 1e-3), level
+            if begun:
+                running.append(value)
+        elif what == "end" and running:
+            fabric.workers[running.popleft()].charge(who, value)
+            model.take(min(value, model.level(fabric.now) + 5 * limit), fabric.now)
+        else:
+            for worker in fabric.workers:  # what is told late is refilled late
+                worker.tell()
+            await fabric.settle()
+            fabric.now += value if what == "wait" else 0.0
+        await fabric.settle()
+
+
 async def test_a_key_with_a_grant_is_decided_at_once_and_few_messages_are_sent() -> None:
     fabric, who = Fabric(2), key(requests=60_000)
     await fabric.ask(0, who)
