@@ -149,3 +149,18 @@ def test_an_answer_that_says_something_else_is_told_apart(answer: bytes, whole: 
     meaning = canned.meaning(answer)
     assert (meaning is not None) is whole
     assert meaning != canned.meaning(canned.body(3))
+
+
+def test_a_large_fabric_is_calculated_from_measured_costs(site: Site) -> None:
+    few = ("--nodes", "40", "--servers", "4", "--requests", "400", "--seconds", "0.01")
+    command = [sys.executable, "-m", "benchmarks.fabric_scale", *few]
+    found = json.loads(site.run([*command, "--json"]))
+    assert min(found["costs"].values()) > 0
+    derived = found["derived"]
+    assert derived["links"] == {"server": 10, "all": 40}
+    assert derived["mesh_connections"] == {"server": 6, "all": 24}
+    assert derived["heartbeats"]["all"] == pytest.approx(40 / 15)
+    assert derived["store_records"]["server"] == pytest.approx(100 + 10 / 15)
+    table = site.run(command).splitlines()
+    assert len(table) > len(derived)
+    assert max(map(len, table)) <= 80
