@@ -188,7 +188,7 @@ class LiveView(Generic[R]):
         """Return the rows of another server, and whether they are all; or why there are none."""
         peer = mesh.peers.get(name)
         if peer is None:
-            return f"it is not connected ({self._servers.state(name)})"
+            return f"it is not connected; its last known state is {self._servers.state(name)}"
         try:
             view = await peer.ask(question, ASK_SECONDS)
             return [self._decode(row) for row in view.rows], view.complete

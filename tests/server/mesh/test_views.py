@@ -11,7 +11,7 @@ import aiohttp
 import msgspec
 import pytest
 
-from fabric_server.admin.servers import LiveView, Row
+from fabric_server.admin.servers import LiveView, Row, Servers
 from fabric_server.mesh.mesh import Mesh
 from fabric_server.mesh.peer import Peer
 from fabric_server.mesh.views import MAX_QUESTIONS, Question, make_view
@@ -193,14 +193,47 @@ async def test_nodes_are_shown_and_acted_on_wherever_they_are_connected(
         await node.task
 
 
+async def test_a_disabled_key_is_refused_at_once_by_a_server_that_has_served_it(
+    pair: Pair, operator: Operator, engine: ScriptedEngine
+) -> None:
+    await pair.home.join(engine.url)
+    async with pair.home.user() as user:
+        async with user.post(CHAT, json=HI) as answer:
+            assert answer.status == 200
+        keys = (await operator.ask("v1/keys"))["data"]
+        (id,) = [one["id"] for one in keys if pair.home.key.startswith(one["prefix"])]
+        await operator.ask(f"v1/keys/{id}/disable", "POST")
+        async with user.post(CHAT, json=HI) as answer:
+            assert answer.status == 401
+
+
+async def test_a_server_that_should_be_there_and_is_not_connected_is_named(pair: Pair) -> None:
+    servers = Servers(lambda: {EDGE: "ready", HOME: "ready", "third": "starting"})
+    servers.mesh = pair.meshes[EDGE]
+    found = await slow_view_of(servers, open_gate()).gather()
+    assert found.missing == ["third"]
+    assert not isinstance(found.states, msgspec.UnsetType)
+    assert "starting" in str(found.states[2].problem)
+
+
+def open_gate() -> asyncio.Event:
+    gate = asyncio.Event()
+    gate.set()
+    return gate
+
+
 def slow_view(fabric: Fabric, gate: asyncio.Event) -> LiveView[Row]:
+    return slow_view_of(fabric.app.admin.context.servers, gate)
+
+
+def slow_view_of(servers: Servers, gate: asyncio.Event) -> LiveView[Row]:
     """Add a view to a server whose rows come when the gate is open."""
 
     async def rows(question: Question) -> Iterable[Row]:
         await gate.wait()
         return (Row(server=question.by, age_seconds=1.0),)
 
-    return fabric.app.admin.context.servers.view("slow", Row, rows)
+    return servers.view("slow", Row, rows)
 
 
 def peer(pair: Pair) -> Peer:
@@ -212,9 +245,7 @@ async def test_a_server_that_does_not_answer_in_time_is_said_so_and_the_others_r
 ) -> None:
     gate = asyncio.Event()
     slow_view(pair.home, gate)
-    ready = asyncio.Event()
-    ready.set()
-    found = await slow_view(pair.edge, ready).gather()
+    found = await slow_view(pair.edge, open_gate()).gather()
     assert [row.server for row in found.marked()] == [EDGE]
     assert not isinstance(found.states, msgspec.UnsetType)
     assert [(one.name, one.age_seconds is None) for one in found.states] == [
