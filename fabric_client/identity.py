@@ -27,6 +27,7 @@ from protocol.join import BACKDATED_SECONDS
 from protocol.messages import MAX_HOSTS
 from runtime.errors import Problem
 from runtime.files import write
+from runtime.findings import Finding, certificate_dates
 
 RENEW_AFTER = 1 / 3
 """A certificate is renewed when this part of its lifetime has passed."""
@@ -189,10 +190,13 @@ class Identity:
         """Seconds for which the certificate was valid when it was issued."""
         return self._ends - self._issued
 
-    @property
-    def begins(self) -> float:
-        """Unix seconds at which the certificate was issued."""
-        return self._issued
+    def judge_dates(self, now: float, remedy: str) -> Finding:
+        """Return whether the certificate is good at ``now``, in Unix seconds.
+
+        Older servers backdate by an hour only, so that theirs seem to be issued 23 hours later.
+        """
+        issued, ends = self._issued, self._ends
+        return certificate_dates("identity", issued, ends, now, remedy, backdated=BACKDATED_SECONDS)
 
     @property
     def ends(self) -> float:

@@ -53,11 +53,16 @@ def problems(findings: Iterable[Finding]) -> list[Finding]:
 # ── what every program has ────────────────────────────────────────────────────────────────────
 
 
-def certificate_dates(check: str, begins: float, ends: float, now: float, remedy: str) -> Finding:
-    """Judge a certificate by its dates; ``remedy`` says how to get another one."""
+def certificate_dates(
+    check: str, begins: float, ends: float, now: float, remedy: str, *, backdated: float = 0.0
+) -> Finding:
+    """Judge a certificate by its dates; ``remedy`` says how to get another one.
+
+    It is valid ``backdated`` seconds before ``begins``.
+    """
     if now >= ends:
         return Finding(check, "FAIL", "the certificate has expired", "certificate_expired", remedy)
-    if now < begins:
+    if now < begins - backdated:
         return Finding(
             check,
             "warn",

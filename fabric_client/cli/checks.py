@@ -26,7 +26,7 @@ from protocol.messages import Ping, encode
 from protocol.names import CONTROL_ALPN, SERVER_NAME, TUNNEL_ALPN
 from runtime.descriptors import open_files_limit
 from runtime.doctor import Check, check_disk, examine, in_thread
-from runtime.findings import Finding, Level, certificate_dates, descriptors, ok
+from runtime.findings import Finding, Level, descriptors, ok
 from runtime.http_proxy import Proxies, ProxyError, open_streams
 from runtime.port_probe import Target, judge, probe, resolve
 from runtime.version import VERSION
@@ -102,8 +102,7 @@ async def _descriptors() -> list[Finding]:
 
 
 async def _certificate(identity: Identity) -> list[Finding]:
-    begins, ends = identity.begins, identity.ends
-    return [certificate_dates("identity", begins, ends, time.time(), _AGAIN)]
+    return [identity.judge_dates(time.time(), _AGAIN)]
 
 
 async def _node(running: bool, last: State | None) -> list[Finding]:

@@ -9,7 +9,7 @@ from fabric_client.findings import releases
 from fabric_client.identity import Identity
 from fabric_client.registration.agent import Agent
 from protocol.findings import NO_TUNNELS_SECONDS, clock, no_tunnels
-from runtime.findings import Finding, certificate_dates
+from runtime.findings import Finding
 from runtime.version import VERSION
 
 
@@ -22,7 +22,7 @@ def find(agent: Agent, identity: Identity) -> list[Finding]:
     remedy = "it is asked for at each start: restart the node, and see its log and the server's"
     found = [
         releases(VERSION, registered.release),
-        certificate_dates("identity", identity.begins, identity.ends, time.time(), remedy),
+        identity.judge_dates(time.time(), remedy),
     ]
     if registered.at:
         ahead = time.time() - registered.at - (now - agent.registered_at)

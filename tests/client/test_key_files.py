@@ -42,6 +42,18 @@ def issued(authority: Authority, request: str) -> str:
     return authority.sign_node(read_request(request), NODE, time.time(), 30 * DAY)
 
 
+def test_a_certificate_that_an_older_server_has_backdated_by_an_hour_only_is_good(
+    directory: Path, authority: Authority
+) -> None:
+    identity = Identity.load(directory)
+    now, older = time.time(), 23 * 3600.0
+    pem = authority.sign_node(read_request(identity.request()), NODE, now + older, 30 * DAY)
+    identity.store_certificate(pem)
+    assert identity.judge_dates(now, "renew").level == "ok"
+    assert not identity.renewal_due(now)
+    assert identity.judge_dates(now - 2 * 3600.0, "renew").code == "certificate_not_begun"
+
+
 def key_of(request: str) -> bytes:
     return public_key_sha256(read_request(request))
 

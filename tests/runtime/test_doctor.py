@@ -92,6 +92,8 @@ def test_lines_fit_the_terminal_and_hold_nothing_raw() -> None:
         (certificate_dates("c", 0.0, 30 * DAY, 28 * DAY, "renew"), "warn"),
         (certificate_dates("c", 0.0, 30 * DAY, 30 * DAY, "renew"), "FAIL"),
         (certificate_dates("c", DAY, 30 * DAY, 0.0, "renew"), "warn"),
+        (certificate_dates("c", DAY, 30 * DAY, 1.0, "renew", backdated=DAY), "ok"),
+        (certificate_dates("c", DAY, 30 * DAY, -1.0, "renew", backdated=DAY), "warn"),
         (certificate_dates("c", 0.0, 600.0, 100.0, "renew"), "ok"),
     ],
 )
