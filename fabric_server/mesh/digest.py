@@ -16,6 +16,7 @@ from protocol import messages
 from protocol.aio.node import NodeStream
 from protocol.errors import Code
 from protocol.mesh import (
+    MAX_MESSAGE,
     MAX_ROWS,
     MAX_SLOTS,
     DigestUpdate,
@@ -33,8 +34,17 @@ WHOLE_SECONDS = 10.0
 """Interval at which all of it is told."""
 ALIVE_SECONDS = 1.0
 """Longest time in which nothing is told."""
+MAX_ROWS_BYTES = MAX_MESSAGE * 3 // 4
+"""Bytes of all rows: the rest of a message is for the load and the queues."""
 
 _Key = tuple[str, str, frozenset[str], bytes, bool, bool]
+
+
+def _most_bytes(key: _Key) -> int:
+    """Return how long a row with this key is at most in a message."""
+    region, kind, paths, models, _, _ = key
+    texts = (region, kind, *paths)
+    return len(models) + 4 * sum(map(len, texts)) + 8 * len(texts) + 256
 
 
 class _Row:
@@ -95,6 +105,8 @@ class Digest:
         self.row_of: dict[Engine, str] = {}
         self.nodes = 0
         """Nodes that requests can be sent to."""
+        self.left_out = 0
+        """Engines that are in no row, because there are as many rows as can be told."""
         self.version = 0
         """Grows with each change of anything but load."""
 
@@ -102,7 +114,7 @@ class Digest:
         """Look at all engines again."""
         rows, row_of, models = dict[_Key, _Row](), dict[Engine, str](), self._models
         self._models = {}
-        self.nodes = 0
+        self.nodes = self.left_out = size = 0
         for node in self._registry.nodes():
             self.nodes += node.reachable
             for engine in node.engines.values():
@@ -120,8 +132,11 @@ class Digest:
                 )
                 row = rows.get(key)
                 if row is None:
-                    if len(rows) == MAX_ROWS:
+                    more = size + _most_bytes(key)
+                    if len(rows) == MAX_ROWS or more > MAX_ROWS_BYTES:
+                        self.left_out += 1
                         continue
+                    size = more
                     row = rows[key] = _Row(self._name(key), key, engine.report)
                 row.add(engine)
                 row_of[engine] = row.name

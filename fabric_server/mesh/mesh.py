@@ -38,6 +38,8 @@ SOON_SECONDS = 0.005
 changes are one message."""
 MEETING_SECONDS = 5.0
 """Time in which the second socket must come."""
+WARN_SECONDS = 60.0
+"""Interval at which it is logged that not all engines can be told."""
 _HELLO = b"mesh"
 
 
@@ -67,6 +69,7 @@ class Mesh:
         """Set when a peer's last request here has ended."""
         self._tasks = set[asyncio.Task[None]]()
         self._soon: asyncio.TimerHandle | None = None
+        self._warn_at = float("-inf")
         upstream.registry.on_load = self._on_load
         upstream.admission.homes = self
 
@@ -173,6 +176,14 @@ class Mesh:
     def _tell(self, now: float) -> None:
         if self.peers:
             self._digest.refresh()
+            if self._digest.left_out and now >= self._warn_at:
+                self._warn_at = now + WARN_SECONDS
+                log.warning(
+                    "other servers are not told of some engines and send them no requests: "
+                    "there are more different lists of models than fit in a message; "
+                    "have more nodes serve the same models",
+                    extra={"engines": self._digest.left_out},
+                )
             for peer in self.peers.values():
                 peer.tell(now)
 

@@ -11,8 +11,9 @@ import pytest
 
 from fabric_server.mesh.digest import Digest
 from fabric_server.mesh.peer import STALE_SECONDS, Peer
-from fabric_server.nodes.node import Engine
+from fabric_server.nodes.node import Engine, Node
 from fabric_server.routing.criteria import HERE, Requirements
+from protocol.messages import VERSION, EngineReport, ModelReport, Register
 from tests.engine import Plan, ScriptedEngine
 from tests.mesh import HOME, Pair, until
 
@@ -153,6 +154,39 @@ async def test_a_server_that_refuses_counts_as_full_and_not_as_slow(
         gate.set()
         for task in (*others, late):
             (await task).close()
+
+
+async def test_of_more_engines_than_a_message_has_room_for_the_first_ones_are_told(
+    pair: Pair, engine: ScriptedEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The lists of models of these nodes are longer than a message may be."""
+    await pair.home.join(engine.url)
+    await pair.knows("tiny")
+    registry = pair.home.app.control_plane.registry
+    for number in range(5):
+        node = Node(f"n{number}", 1, Register(VERSION, "", "", "", []), None, 0.0)
+        registry.add(node)
+        reports = [
+            EngineReport(
+                f"e{at}",
+                "vllm",
+                True,
+                4,
+                [ModelReport(f"{number}-{at}-{one}".ljust(256, "m")) for one in range(512)],
+            )
+            for at in range(16)
+        ]
+        registry.report(node, reports)
+    home = peer(pair)
+    await until(lambda: sum(map(len, (one.engines for one in home.homes.values()))) > 20)
+    assert home.usable
+    assert not pair.lost
+    (said,) = (one for one in caplog.records if "not told of some engines" in one.message)
+    digest = Digest(registry)
+    digest.refresh()
+    assert vars(said)["engines"] == digest.left_out == 81 - len(digest.rows) > 0
+    async with pair.edge.user() as user, user.post(CHAT, json=HI) as answer:
+        assert answer.status == 200
 
 
 async def test_a_digest_that_can_not_be_read_ends_the_connection(pair: Pair) -> None:
