@@ -288,7 +288,7 @@ class Mesh:
 
     def on_pong(self, tunnel: ServerTunnel) -> None:
         for home in self._peer_of[tunnel].homes.values():
-            home.refresh()
+            self._upstream.registry.room(home)
 
 
 def _itself(tunnel: ServerTunnel | NodeTunnel) -> ServerTunnel | NodeTunnel:

@@ -162,9 +162,11 @@ class Peer:
         registry, self.told_at = self._upstream.registry, self._upstream.loop.time()
         self.queues = {queue.model: queue for queue in update.queues}
         self.nodes = update.nodes
+        roomy = {home for home in self.homes.values() if not home.fresh}
+        for home in roomy:
+            home.fresh = True
         if update.rows is not None:
             self._take_rows(update.rows)
-        roomy = set[HomeNode]()
         for load in update.load:
             for home in self.homes.values():
                 engine = home.engines.get(load.row)
@@ -172,10 +174,9 @@ class Peer:
                     engine.elsewhere = load.elsewhere
                     engine.refresh()
                     roomy.add(home)
-        for home in self.homes.values():
-            home.fresh = True
-        for home in roomy:
-            registry.on_room(home)
+        for home in self.homes.values():  # some may be gone with their rows
+            if home in roomy:
+                registry.on_room(home)
 
     def _take_rows(self, rows: list[HomeEngine]) -> None:
         registry, regions = self._upstream.registry, dict[str, list[HomeEngine]]()

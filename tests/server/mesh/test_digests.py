@@ -11,6 +11,7 @@ import pytest
 
 from fabric_server.mesh.digest import Digest
 from fabric_server.mesh.peer import STALE_SECONDS, Peer
+from fabric_server.nodes.home import HomeNode
 from fabric_server.nodes.node import Engine, Node
 from fabric_server.routing.criteria import HERE, Requirements
 from protocol.messages import VERSION, EngineReport, ModelReport, Register
@@ -97,6 +98,35 @@ async def test_a_silent_server_gets_no_requests(pair: Pair, engine: ScriptedEngi
     peer(pair).check(peer(pair).told_at + STALE_SECONDS + 0.1)
     assert not row.has_room
     await until(lambda: row.has_room)  # it says something every second
+
+
+@pytest.mark.parametrize("sign", ["digest", "pong"])
+async def test_a_waiting_request_gets_a_slot_of_a_silent_server_that_is_back(
+    pair: Pair, engine: ScriptedEngine, sign: str
+) -> None:
+    async with ScriptedEngine() as busy:
+        await pair.edge.join(busy.url, name="near", slots=1)
+        await pair.home.join(engine.url, name="far")
+        await pair.knows("tiny")
+        (row,) = rows(pair)
+        await until(lambda: row.has_room)
+        admission, now = pair.edge.app.data_plane.admission, asyncio.get_running_loop().time()
+        first = await admission.admit(Requirements("tiny"), now + 5)
+        assert not first.engine.node.remote
+        home = peer(pair)
+        home.check(home.told_at + STALE_SECONDS + 0.1)
+        waiting = asyncio.create_task(admission.admit(Requirements("tiny"), now + 5))
+        await asyncio.sleep(0)  # its first step
+        assert admission.waiting == 1
+        if sign == "pong":
+            assert home.opening is not None
+            assert isinstance(row.node, HomeNode)
+            row.node.fresh = True
+            pair.meshes["edge"].on_pong(home.opening)
+        second = await waiting
+        assert second.engine is row
+        for choice in (first, second):
+            pair.edge.app.control_plane.registry.release(choice.engine, choice.key_id)
 
 
 async def test_names_of_rows_stay(pair: Pair, engine: ScriptedEngine) -> None:
