@@ -16,6 +16,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
+import msgspec
+
 from fabric_server.workers import messages
 from fabric_server.workers.messages import Answer, Ask, Message, Question
 from runtime.background import log_failure
@@ -28,7 +30,9 @@ MAX_FILES = 64
 """Descriptors in a message; Linux has 253."""
 READS_PER_TURN = 16
 RETRY_SECONDS = 0.01
-"""Pause where a user passes more sockets than the kernel allows at once."""
+"""Pause where a user passes more sockets than the kernel allows at once, or it lacks memory."""
+_PASSING = frozenset({errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM})
+_GONE = frozenset({errno.EPIPE, errno.ECONNRESET})
 ASK_SECONDS = 5.0
 """How long an answer may take."""
 
@@ -131,10 +135,14 @@ class Channel:
                 self._loop.add_writer(self._sock, self._on_writable)
                 return
             except OSError as error:
-                if error.errno == errno.ETOOMANYREFS:  # passed sockets that nobody has taken yet
+                if error.errno in _PASSING:  # the first: passed sockets that nobody has taken yet
                     self._loop.call_later(RETRY_SECONDS, self._on_writable)
                     return
-                log.debug("a message was not sent", extra={"reason": str(error)})
+                if error.errno not in _GONE:
+                    log.error(
+                        "a message to another process of this server is lost",
+                        extra={"reason": str(error)},
+                    )
             self._waiting.popleft()
             _close(files)
 
@@ -161,7 +169,16 @@ class Channel:
                 return
             if flags & socket.MSG_CTRUNC:
                 log.error("connections were lost: raise the limit of open files (ulimit -n)")
-            self._on_message(messages.decode(data), files)
+            try:
+                message = messages.decode(data)
+            except msgspec.MsgspecError as error:  # one that is cut off ends here, too
+                _close(files)
+                log.error(
+                    "a message of another process of this server can't be read, and is left out",
+                    extra={"reason": str(error)},
+                )
+                continue
+            self._on_message(message, files)
 
     def _on_message(self, message: Message, files: Sequence[int]) -> None:
         if isinstance(message, Ask):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
 from fabric_server.workers.channel import Channel, pair
-from fabric_server.workers.messages import Arrived, Handed, Message, Order, Question
+from fabric_server.workers.messages import Arrived, Handed, Message, Order, Question, encode
 from tests.loops import on_both_loops
 
 
@@ -133,3 +135,44 @@ async def test_what_is_sent_to_a_closed_end_is_closed_and_nothing_is_raised() ->
             worker.channel.close()
             parent.channel.send(Handed([Arrived("public", "::1")]), [theirs.detach()])
             assert ours.recv(16) == b""
+
+
+class Poor(socket.socket):
+    """An end whose kernel lacks memory for the first messages, which no real one can be made to."""
+
+    lacks = 2
+
+    def sendmsg(self, *arguments: Any) -> int:
+        if self.lacks:
+            self.lacks -= 1
+            raise OSError(errno.ENOBUFS, "No buffer space available")
+        return super().sendmsg(*arguments)
+
+
+@on_both_loops
+async def test_a_message_for_which_the_kernel_lacks_memory_is_sent_later() -> None:
+    ours, theirs = pair()
+    worker = End(theirs)
+    parent = Channel(Poor(fileno=ours.detach()), worker)
+    parent.send(Order("stop"))
+    parent.send(Order("exit"))
+    await worker.has(2)
+    assert worker.got == [Order("stop"), Order("exit")]
+    parent.close()
+    worker.channel.close()
+
+
+@on_both_loops
+async def test_a_message_that_cannot_be_read_is_left_out_and_its_descriptors_are_closed() -> None:
+    ours, theirs = socket.socketpair()
+    raw, end = pair()
+    worker = End(end)
+    with ours, raw:
+        with theirs:
+            socket.send_fds(raw, [b"\xc1 not a message"], [theirs.fileno()])
+        socket.send_fds(raw, [encode(Order("stop"))], [])
+        await worker.has(1)
+        assert worker.got == [Order("stop")]
+        ours.setblocking(False)
+        assert ours.recv(16) == b"", "no other descriptor of it is left"
+        worker.channel.close()
