@@ -48,7 +48,7 @@ class Handed(Struct, frozen=True, tag=True):
     connections: Sequence[Arrived]
 
 
-OrderKind = Literal["yield_nodes", "keep_nodes", "yield_users", "stop", "exit", "hurry"]
+OrderKind = Literal["yield_nodes", "keep_nodes", "yield_users", "reload", "stop", "exit", "hurry"]
 
 
 class Order(Struct, frozen=True, tag=True):
@@ -137,7 +137,7 @@ class Parted(Struct, frozen=True, tag=True):
 
 
 class Leaving(Struct, frozen=True, tag=True):
-    """The worker was told by a signal to end: it wants no more connections."""
+    """A signal or a defect ends the worker: it wants no more connections."""
 
 
 class Drained(Struct, frozen=True, tag=True):

@@ -24,6 +24,10 @@ class Pairs:
         self._workers = workers
         self._waiting: dict[frozenset[str], asyncio.TimerHandle] = {}
 
+    def __repr__(self) -> str:
+        again = len(self._waiting)
+        return f"<Pairs of {len(self._workers)} workers, {again} to be connected again>"
+
     def join(self, worker: Worker) -> None:
         """Connect a worker that serves now to the others."""
         for other in self._workers:
@@ -36,18 +40,17 @@ class Pairs:
         pair = frozenset((worker.name, peer))
         if other is not None and other is not worker and pair not in self._waiting:
             loop = asyncio.get_running_loop()
-            self._waiting[pair] = loop.call_later(AGAIN_SECONDS, self._again, worker, other)
+            self._waiting[pair] = loop.call_later(AGAIN_SECONDS, self._connect, worker, other)
 
     def close(self) -> None:
         """Connect none any more."""
         for timer in self._waiting.values():
             timer.cancel()
 
-    def _again(self, worker: Worker, other: Worker) -> None:
-        del self._waiting[frozenset((worker.name, other.name))]
-        self._connect(worker, other)
-
     def _connect(self, worker: Worker, other: Worker) -> None:
+        timer = self._waiting.pop(frozenset((worker.name, other.name)), None)
+        if timer is not None:
+            timer.cancel()
         if worker.begun.is_set() and other.begun.is_set():
             ends = socket.socketpair()
             for one, peer, end in zip((worker, other), (other, worker), ends, strict=True):

@@ -22,9 +22,11 @@ from fabric_server.app.succession import take_over
 from fabric_server.config import Config
 from fabric_server.net.client_hello import ClientHello
 from fabric_server.net.takeover import Predecessor, WorkerStatus
+from fabric_server.reload import RELOADABLE
 from fabric_server.workers.counter import Counter
 from fabric_server.workers.doors import Doors
 from fabric_server.workers.messages import (
+    Begun,
     Needs,
     Order,
     OrderKind,
@@ -35,15 +37,17 @@ from fabric_server.workers.messages import (
 )
 from fabric_server.workers.pairs import Pairs
 from fabric_server.workers.parent_metrics import own_metrics
-from fabric_server.workers.process import END_SECONDS, Worker
+from fabric_server.workers.process import END_SECONDS, Worker, WorkerProblem
 from fabric_server.workers.spread import home, least_loaded
 from runtime import logs
-from runtime.background import BackgroundTasks
+from runtime.background import BackgroundTasks, log_failure
 from runtime.flags import merge, read_again
 from runtime.settings import SettingsError
 
 log = logging.getLogger("fabric.workers")
 
+START_SECONDS = 300.0
+"""How long the first start of a worker may take; the first one's changes the database's schema."""
 HOLD_SECONDS = 5.0
 """How long a node's connection waits for a worker that is being started."""
 SORTING_SECONDS = 1.0
@@ -66,6 +70,8 @@ class Parent:
         self._accepting = False
         """Clients are accepted while there are workers."""
         self._stopping = False
+        self._yielding = False
+        """The nodes are sent to a successor."""
         self._about = Introduction("", ())
         self._states = States({}, 0)
         """What all workers know."""
@@ -84,11 +90,11 @@ class Parent:
             self.workers.append(Worker(Start(self.config, number, count, ports), self))
         first, *others = self.workers
         self._run(first)
-        self._about = (await first.first).about
+        self._about = (await _first_start(first)).about
         for worker in others:
             self._run(worker)
         for worker in others:
-            await worker.first
+            await _first_start(worker)
         self.tasks.start("kernel_blocklist", self.listeners.blocklist.run)
         log.info("workers serve; each counts the limits of keys itself", extra={"count": count})
         if predecessor is None:
@@ -96,7 +102,9 @@ class Parent:
             self.listeners.resume((*NODE_PORTS, *USER_PORTS))
 
     def _run(self, worker: Worker) -> None:
-        self._running.append(asyncio.get_running_loop().create_task(worker.run()))
+        task = asyncio.get_running_loop().create_task(worker.run())
+        task.add_done_callback(log_failure)
+        self._running.append(task)
 
     async def take_over(self, predecessor: Predecessor) -> None:
         """Take the predecessor's nodes and clients: see ``succession.take_over``."""
@@ -139,6 +147,8 @@ class Parent:
 
     def on_begun(self, worker: Worker) -> None:
         self.pairs.join(worker)
+        if self._yielding:
+            worker.send(Order("yield_nodes"))
 
     def on_registered(self, worker: Worker, registered: Registered) -> None:
         for one in self.workers:
@@ -192,12 +202,14 @@ class Parent:
     def yield_nodes(self) -> int:
         """Send the nodes to a successor, and return how many there are."""
         self.listeners.pause(NODE_PORTS)
+        self._yielding = True
         self._order("yield_nodes")
         return self.count_nodes()
 
     def keep_nodes(self) -> None:
         """Undo ``yield_nodes``: the successor has failed."""
         if not self._stopping:
+            self._yielding = False
             self._order("keep_nodes")
             self.listeners.resume(NODE_PORTS)
 
@@ -234,10 +246,12 @@ class Parent:
         """
         try:
             loaded = read_again(self.config)
-            self.config = merge(self.config, loaded, ("log_level", "log_json", "drain_seconds"))
+            self.config = merge(self.config, loaded, RELOADABLE)
             logs.configure(self.config.log_level, json=self.config.log_json)
         except SettingsError:
             pass  # each worker logs it, and the result says so
+        for worker in self.workers:
+            worker.on_reload(self.config)
         answers = await self._ask([one for one in self.workers if one.begun.is_set()], "reload")
         results = [msgspec.msgpack.decode(answer) for answer in answers.values()]
         if not results:
@@ -307,3 +321,15 @@ class Parent:
         if late:
             log.error("workers did not end and were killed", extra={"count": len(late)})
             await asyncio.wait(late, timeout=END_SECONDS)
+
+
+async def _first_start(worker: Worker) -> Begun:
+    """Wait until a worker serves for the first time.  Raises ``WorkerProblem``."""
+    try:
+        async with asyncio.timeout(START_SECONDS):
+            return await worker.first
+    except TimeoutError:
+        raise WorkerProblem(
+            f"worker {worker.name} (process {worker.pid}) does not serve after "
+            f"{START_SECONDS:.0f} seconds; its log says how far it came."
+        ) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import pickle
@@ -17,6 +18,7 @@ from typing import Protocol
 
 import msgspec
 
+from fabric_server.config import Config
 from fabric_server.workers.channel import MAX_FILES, Channel, pair
 from fabric_server.workers.messages import (
     Arrived,
@@ -88,7 +90,7 @@ class Worker:
         self.since = time.time()
         """When the state has changed, Unix seconds."""
         self.failing = False
-        """It has ended soon after its start: nothing waits for it."""
+        """It has ended soon after its start, and does not serve yet: nothing waits for it."""
         self.stopping = asyncio.Event()
         """Set when it is not started again."""
         self.handed: Counter[str] = Counter()
@@ -99,6 +101,8 @@ class Worker:
         self.drained = asyncio.Event()
         """Set when no request runs in it any more, or it has ended."""
         self._start = start
+        self._outdated = False
+        """Settings or certificates were loaded again since its process was started."""
         self._owner = owner
         self._channel: Channel | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -128,7 +132,9 @@ class Worker:
     def takes(self) -> bool:
         """New connections may be handed to the worker."""
         channel = self._channel
-        return self.begun.is_set() and channel is not None and channel.waiting < MAX_WAITING
+        if channel is None or channel.closed or not self.begun.is_set():
+            return False
+        return channel.waiting < MAX_WAITING
 
     def hand(self, arrived: Arrived, sock: socket.socket) -> None:
         """Pass the connection on; it is closed if the worker has ended, or takes none."""
@@ -154,6 +160,11 @@ class Worker:
             for file in files:
                 os.close(file)
 
+    def on_reload(self, settings: Config) -> None:
+        """Start the worker with these settings from now on; one that starts now loads them, too."""
+        self._start = dataclasses.replace(self._start, settings=settings)
+        self._outdated = not self.begun.is_set()
+
     async def ask(self, what: Question) -> bytes:
         """Return the worker's answer.  Raises ``TimeoutError`` or ``ConnectionError``."""
         if self._channel is None:
@@ -175,7 +186,11 @@ class Worker:
         loop = asyncio.get_running_loop()
         while True:
             began = loop.time()
-            code = await self._run_once()
+            problem = ""
+            try:
+                code = await self._run_once()
+            except OSError as error:
+                code, problem = -1, str(error)
             if self.stopping.is_set():
                 return
             steady = loop.time() - began >= STEADY_SECONDS
@@ -184,10 +199,16 @@ class Worker:
                 pause = 0.0
             self.failing = pause > 0
             self.restarts += 1
-            log.error(
-                "a worker has ended and is started again; its connections are cut",
-                extra={"of": self.name, "code": code, "again_in": pause},
-            )
+            if problem:
+                log.error(
+                    "a worker could not be started and is tried again",
+                    extra={"of": self.name, "reason": problem, "again_in": pause},
+                )
+            else:
+                log.error(
+                    "a worker has ended and is started again; its connections are cut",
+                    extra={"of": self.name, "code": code, "again_in": pause},
+                )
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self.stopping.wait()
@@ -199,24 +220,29 @@ class Worker:
             self._process.kill()
 
     async def _run_once(self) -> int:
-        ours, theirs = pair()
         self._set(Report("starting"))
         self.handed.clear()
         self.drained.clear()
-        self._channel = Channel(ours, self)
         try:
+            ours, theirs = pair()
             with theirs:
+                self._channel = Channel(ours, self)
+                self._outdated = False
                 self._process = _start(self._start, theirs)
             return await _end_of(self._process)
+        except OSError as error:
+            self._fail(f"worker {self.name} could not be started: {error}.")
+            raise
         finally:
             self._flush()
-            self._channel.close()
-            self._channel = None
+            if self._channel is not None:
+                self._channel.close()
+                self._channel = None
             self.begun.clear()
             self.drained.set()
             self._owner.on_ended(self)
             self._set(Report("away"))
-            self._fail("a worker has ended; its log says why.")
+            self._fail(f"worker {self.name} (process {self.pid}) has ended; its log says why.")
 
     def _set(self, report: Report) -> None:
         if report.state != self.report.state:
@@ -237,6 +263,10 @@ class Worker:
     def on_message(self, message: Message, files: Sequence[int]) -> None:
         if isinstance(message, Begun):
             self.begun.set()
+            self.failing = False
+            if self._outdated:
+                self._outdated = False
+                self.send(Order("reload"))
             if not self.first.done():
                 self.first.set_result(message)
             self._set(Report("ready"))
@@ -264,7 +294,9 @@ class Worker:
         return await self._owner.on_ask(self, what)
 
     def on_closed(self) -> None:
-        """Do nothing: the end of the process is noticed, too."""
+        """Give it nothing more; the end of its process follows."""
+        self.begun.clear()
+        self._set(Report("away"))
 
 
 def _start(start: Start, channel: socket.socket) -> subprocess.Popen[bytes]:
@@ -285,9 +317,17 @@ def _start(start: Start, channel: socket.socket) -> subprocess.Popen[bytes]:
 
 
 async def _end_of(process: subprocess.Popen[bytes]) -> int:
-    """Wait for the end of the process, and return its exit code."""
+    """Wait for the end of the process, and return its exit code.
+
+    Raises ``OSError`` if it can't be watched; it is ended then.
+    """
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
-    descriptor = os.pidfd_open(process.pid)
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except OSError:
+        process.kill()
+        process.wait()
+        raise
     loop.add_reader(descriptor, ended.set)
     try:
         await ended.wait()

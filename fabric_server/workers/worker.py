@@ -106,6 +106,9 @@ class WorkerSeat:
             self.leases.close()
             self.channel.send(Drained())
             await self._exit.wait()
+        except Exception:
+            self.channel.send(Leaving())  # a defect: no more connections while the rest is stopped
+            raise
         finally:
             reporting.cancel()
 
@@ -117,8 +120,9 @@ class WorkerSeat:
 
     def on_message(self, message: Message, files: Sequence[int]) -> None:
         if isinstance(message, Handed):
-            for arrived, file in zip(message.connections, files, strict=False):
-                self._admit(arrived, socket.socket(fileno=file))
+            socks = [socket.socket(fileno=file) for file in files]  # each has an owner at once
+            for arrived, sock in zip(message.connections, socks, strict=False):
+                self._admit(arrived, sock)
         elif isinstance(message, Joined):
             assert self._mesh is not None, "workers that serve are connected"
             self._mesh.connect(message.peer, socket.socket(fileno=files[0]))
@@ -174,13 +178,17 @@ class WorkerSeat:
         elif what == "hurry":
             self._end()
             signal.raise_signal(signal.SIGTERM)  # the second: what runs is cancelled
-        elif what == "stop" or app is None:
+        elif what == "stop" or (what == "yield_users" and app is None):
             self._with_others = True
             self._end()
+        elif app is None:
+            log.debug("an order came before this worker serves; it comes again", extra={"of": what})
         elif what == "yield_nodes":
             app.yield_nodes()
         elif what == "keep_nodes":
             app.keep_nodes()
+        elif what == "reload":
+            self.reload(app)
         else:
             self._stopping = self._with_others = True
             app.yield_users()

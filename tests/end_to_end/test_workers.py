@@ -293,6 +293,63 @@ async def test_reload_reaches_all_workers(tmp_path: Path) -> None:
         assert "hedge" in await servers.fails("reload")
 
 
+def loaded_by(servers: Servers, worker: str) -> list[list[str]]:
+    """Return the settings that each reload of the worker has changed, as its log says."""
+    lines = [json.loads(line) for line in servers.server.lines if '"settings loaded"' in line]
+    return [line["applied"] for line in lines if line["worker"] == worker]
+
+
+async def test_a_worker_that_is_started_again_has_the_settings_of_the_last_reload(
+    tmp_path: Path,
+) -> None:
+    settings = tmp_path / "settings.toml"
+    settings.write_text('hedge = "off"\n')
+    async with Servers(tmp_path, workers="2", config=str(settings)) as servers:
+        settings.write_text('hedge = "p95"\n')
+        await servers.command("reload")
+        os.kill((await workers(servers))[1]["pid"], signal.SIGKILL)
+        await until(servers, lambda all: (all[1]["state"], all[1]["restarts"]) == ("ready", 1))
+        await servers.command("reload")
+        assert loaded_by(servers, "w1") == [["hedge"], []], "it had them from its start"
+
+
+async def test_a_worker_that_starts_during_a_reload_has_its_settings_when_it_serves(
+    tmp_path: Path,
+) -> None:
+    settings = tmp_path / "settings.toml"
+    settings.write_text('hedge = "off"\n')
+    async with Servers(tmp_path, workers="2", config=str(settings)) as servers:
+        killed = (await workers(servers))[1]["pid"]
+        os.kill(killed, signal.SIGKILL)
+        seen = await until(
+            servers, lambda all: all[1]["state"] == "starting" and all[1]["pid"] != killed
+        )
+        os.kill(seen[1]["pid"], signal.SIGSTOP)
+        settings.write_text('hedge = "p95"\n')
+        assert (await servers.command("reload"))["applied"] == ["hedge"]
+        os.kill(seen[1]["pid"], signal.SIGCONT)
+        await until(servers, lambda all: all[1]["state"] == "ready")
+        await servers.command("reload")
+        assert loaded_by(servers, "w1") == [["hedge"], []]
+
+
+async def test_a_worker_that_has_ended_twice_gets_nodes_when_it_serves_again(
+    tmp_path: Path,
+) -> None:
+    async with AsyncExitStack() as exits:
+        servers = await exits.enter_async_context(Servers(tmp_path, workers="2"))
+        for restarts in (1, 2):
+            os.kill((await workers(servers))[1]["pid"], signal.SIGKILL)
+            await until(
+                servers,
+                lambda all, restarts=restarts: (  # type: ignore[misc]
+                    (all[1]["state"], all[1]["restarts"]) == ("ready", restarts)
+                ),
+            )
+        await with_nodes(exits, servers, 2)
+        await until(servers, lambda all: [one["nodes"] for one in all] == [1, 1])
+
+
 @pytest.mark.parametrize(
     "counts", [("1", "2"), ("2", "1"), ("2", "3")], ids=["from one", "to one", "to more"]
 )
