@@ -60,14 +60,14 @@ class _Row:
         self.slots = self.busy = 0
         self.back_at = 0.0
 
-    def add(self, engine: Engine) -> None:
+    def add(self, engine: Engine, *, reachable: bool) -> None:
         self.nodes.add(engine.node.id)
         self.back_at = min(filter(None, (self.back_at, engine.back_at)), default=0.0)
         if not engine.may_serve:
             return
         self.slots += engine.slots
         taken = engine.active + engine.elsewhere
-        self.busy += taken if engine.node.reachable else max(taken, engine.slots)
+        self.busy += taken if reachable else max(taken, engine.slots)
 
     @property
     def shape(self) -> tuple[object, ...]:
@@ -103,6 +103,8 @@ class Digest:
         self._models: dict[Engine, tuple[EngineReport, bytes]] = {}
         self.rows: dict[str, _Row] = {}
         self.row_of: dict[Engine, str] = {}
+        self._taken: dict[Engine, int] = {}
+        """The slots that count as taken in the rows, of engines that requests can be sent to."""
         self.nodes = 0
         """Nodes that requests can be sent to."""
         self.left_out = 0
@@ -113,10 +115,12 @@ class Digest:
     def refresh(self) -> None:
         """Look at all engines again."""
         rows, row_of, models = dict[_Key, _Row](), dict[Engine, str](), self._models
+        taken = dict[Engine, int]()
         self._models = {}
         self.nodes = self.left_out = size = 0
         for node in self._registry.nodes():
-            self.nodes += node.reachable
+            reachable = node.reachable
+            self.nodes += reachable
             for engine in node.engines.values():
                 known = models.get(engine)
                 if known is None or known[0] is not engine.report:
@@ -138,14 +142,30 @@ class Digest:
                         continue
                     size = more
                     row = rows[key] = _Row(self._name(key), key, engine.report)
-                row.add(engine)
                 row_of[engine] = row.name
+                row.add(engine, reachable=reachable)
+                if reachable and engine.may_serve:
+                    taken[engine] = engine.active + engine.elsewhere
         before = [row.shape for row in self.rows.values()]
         self.rows = {row.name: row for row in rows.values()}
-        self.row_of = row_of
+        self.row_of, self._taken = row_of, taken
         if [row.shape for row in self.rows.values()] != before:
             self.version += 1
             self._names = {row.key: row.name for row in self.rows.values()}
+
+    def count(self, engine: Engine) -> bool:
+        """Count the load of one engine again, which has changed.
+
+        Returns whether its row has no free slot any more, or has one again.
+        """
+        before = self._taken.get(engine)
+        if before is None:  # the engine is another server's, or counts as full until ``refresh``
+            return False
+        row = self.rows[self.row_of[engine]]
+        taken = self._taken[engine] = engine.active + engine.elsewhere
+        was_full = row.busy >= row.slots
+        row.busy += taken - before
+        return was_full != (row.busy >= row.slots)
 
     def _name(self, key: _Key) -> str:
         name = self._names.get(key)

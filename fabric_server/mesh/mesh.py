@@ -141,7 +141,9 @@ class Mesh:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            self._tell(loop.time())
+            if self.peers:
+                self._refresh(loop.time())
+                self._tell(loop.time())
             for peer in self.peers.values():
                 peer.check(loop.time())
 
@@ -173,23 +175,25 @@ class Mesh:
 
     # ── what is told ──────────────────────────────────────────────────────────────────────────
 
+    def _refresh(self, now: float) -> None:
+        """Look at all engines again."""
+        self._digest.refresh()
+        if self._digest.left_out and now >= self._warn_at:
+            self._warn_at = now + WARN_SECONDS
+            log.warning(
+                "other servers are not told of some engines and send them no requests: "
+                "there are more different lists of models than fit in a message; "
+                "have more nodes serve the same models",
+                extra={"engines": self._digest.left_out},
+            )
+
     def _tell(self, now: float) -> None:
-        if self.peers:
-            self._digest.refresh()
-            if self._digest.left_out and now >= self._warn_at:
-                self._warn_at = now + WARN_SECONDS
-                log.warning(
-                    "other servers are not told of some engines and send them no requests: "
-                    "there are more different lists of models than fit in a message; "
-                    "have more nodes serve the same models",
-                    extra={"engines": self._digest.left_out},
-                )
-            for peer in self.peers.values():
-                peer.tell(now)
+        for peer in self.peers.values():
+            peer.tell(now)
 
     def _on_load(self, engine: Engine) -> None:
-        """Tell soon that an engine has become full, or has its first free slot."""
-        if engine.active + engine.elsewhere >= engine.slots - 1 and self._soon is None:
+        """Tell soon that no engine of a row has a free slot any more, or that one has again."""
+        if self._digest.count(engine) and self._soon is None:
             self._soon = self._upstream.loop.call_later(SOON_SECONDS, self._tell_soon)
 
     def _tell_soon(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from fabric_server.mesh.digest import Digest
 from fabric_server.mesh.peer import STALE_SECONDS, Peer
@@ -144,6 +145,50 @@ async def test_names_of_rows_stay(pair: Pair, engine: ScriptedEngine) -> None:
         digest.refresh()
         assert digest.version == version
         await node.stop()
+
+
+async def test_a_rows_load_is_counted_with_each_slot_and_its_end_is_noticed(
+    pair: Pair, engine: ScriptedEngine
+) -> None:
+    async with ScriptedEngine() as same:
+        await pair.home.join(engine.url, name="one", slots=1)
+        await pair.home.join(same.url, name="two", slots=1)
+        await pair.knows("tiny", slots=2)
+        registry = pair.home.app.control_plane.registry
+        digest = Digest(registry)
+        digest.refresh()
+        (row,) = digest.rows.values()
+        one, two = registry.candidates("tiny")
+        registry.take(one, "", 0)
+        assert not digest.count(one)  # the row has a slot left
+        registry.take(two, "", 0)
+        assert digest.count(two)
+        assert row.busy == row.slots == 2
+        registry.release(one, "")
+        assert digest.count(one)
+        registry.release(two, "")
+        assert not digest.count(two)
+        assert row.busy == 0
+        registry.take(one, "", 0)
+        registry.report(one.node, [structs.replace(one.report, healthy=False)])
+        digest.refresh()
+        registry.release(one, "")
+        assert not digest.count(one)  # it has no slots for anybody
+
+
+async def test_slots_of_other_servers_engines_are_not_told(
+    pair: Pair, engine: ScriptedEngine
+) -> None:
+    await pair.home.join(engine.url, slots=1)
+    await pair.knows("tiny")
+    registry = pair.edge.app.control_plane.registry
+    digest = Digest(registry)
+    digest.refresh()
+    (row,) = rows(pair)
+    registry.take(row, "", 0)
+    assert not digest.count(row)
+    registry.release(row, "")
+    assert not digest.rows
 
 
 async def test_a_forwarded_request_is_not_forwarded_again(
