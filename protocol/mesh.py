@@ -55,7 +55,8 @@ _Names = Annotated[tuple[Name, ...], Meta(max_length=256)]
 class ForwardedRequest(RequestHead, frozen=True, array_like=True, gc=False):
     """Payload of OPEN between servers: the request, and what an engine must meet to take it.
 
-    ``engine`` is empty: the home chooses.  A forwarded request is never forwarded again.
+    ``engine`` is the digest's row to which the sender counts the request; the home chooses the
+    engine, also one that is in another row by then.  A forwarded request is never forwarded again.
     """
 
     purpose: Annotated[int, Meta(ge=0, le=3)] = REQUEST

@@ -178,8 +178,9 @@ class Digest:
 class DigestSender:
     """Tells one other server; the handler of the stream that it has opened for this."""
 
-    def __init__(self, stream: NodeStream, held: Counter[Engine]) -> None:
-        """``held`` has the slots that the other server's requests hold, by engine."""
+    def __init__(self, stream: NodeStream, held: Counter[str]) -> None:
+        """``held`` has the slots that the other server's requests hold, by the names of the rows
+        to which it counts them."""
         self.stream = stream
         self._held = held
         self._version = -1
@@ -196,9 +197,7 @@ class DigestSender:
         answer, by model."""
         if self.ended or not self._writable:
             return
-        held = Counter[str]()
-        for engine, count in self._held.items():
-            held[digest.row_of.get(engine, "")] += count
+        held = self._held
         load = {name: max(0, row.busy - held[name]) for name, row in digest.rows.items()}
         queues = [QueueLoad(model, *one) for model, one in list(waiting.items())[:MAX_ROWS]]
         if digest.version != self._version or now - self._whole_at >= WHOLE_SECONDS:

@@ -59,8 +59,9 @@ class Peer:
         """``on_idle`` is called when the last of its requests here has ended; ``answer`` says what
         this server shows to others."""
         self.name = name
-        self.held = Counter[Engine]()
-        """The slots that its requests hold here."""
+        self.held = Counter[str]()
+        """The slots that its requests hold here, by the names of the rows to which it counts them:
+        an engine may be in another row when they end."""
         self.homes: dict[str, HomeNode] = {}
         """What it holds, by region."""
         self.opening: OpeningTunnel | None = None
@@ -240,19 +241,18 @@ class Peer:
             choice = waiting.take()
         if choice is None:
             choice = upstream.admission.admit_now(requirements, now)
-            if choice is not None:
-                self._count(choice.engine, 1)
         opener = None if choice is None else choice.opener(now)
         if choice is None or opener is None:
             if choice is not None:
-                self._count(choice.engine, -1)
                 upstream.registry.release(choice.engine, choice.key_id)
             stream.reset(Code.REFUSED, "no slot is free")
             for sender in self.tells:
                 sender.repeat()
             return None
+        row = head.engine
+        self._count(row, 1)
         work = ForwardedWork(
-            upstream, stream, requirements, choice, lambda engine: self._count(engine, -1)
+            upstream, stream, requirements, choice, lambda engine: self._count(row, -1)
         )
         work.begin(opener, head, ended=ended)
         return ForwardedBody(work)
@@ -260,10 +260,10 @@ class Peer:
     def _forget_waiting(self, request_id: str) -> None:
         self._waiting.pop(request_id, None)
 
-    def _count(self, engine: Engine, change: int) -> None:
-        count = self.held[engine] = self.held[engine] + change
+    def _count(self, row: str, change: int) -> None:
+        count = self.held[row] = self.held[row] + change
         if not count:
-            del self.held[engine]
+            del self.held[row]
             if not self.held:
                 self._on_idle()
 

@@ -47,11 +47,11 @@ class Waiting:
         stream: NodeStream,
         head: ForwardedRequest,
         row_of: Callable[[Engine], str],
-        on_slot: Callable[[Engine, int], None],
+        on_slot: Callable[[str, int], None],
         on_over: Callable[[str], None],
     ) -> None:
-        """``on_slot`` is called when it has got a slot (1) or left it (-1), ``on_over`` with its
-        request's id when nothing is left of it."""
+        """``on_slot`` is called with the row in which it has got a slot (1) or left it (-1),
+        ``on_over`` with its request's id when nothing is left of it."""
         self._upstream = upstream
         self._stream = stream
         self._head = head
@@ -61,6 +61,8 @@ class Waiting:
         self._told = 0
         self._timer: asyncio.TimerHandle | None = None
         self._choice: Choice | None = None
+        self._row = ""
+        """Of the engine, when it was chosen."""
         self._stopped = False
         stream.send_head(ForwardedResponse(200, []))
         self._task = upstream.loop.create_task(self._wait())
@@ -82,17 +84,19 @@ class Waiting:
             self._end()
             return
         self._choice = choice
-        self._on_slot(choice.engine, 1)
+        self._row = self._row_of(choice.engine)
+        self._on_slot(self._row, 1)
         if self._stopped:
             self._leave_slot()
             return
-        stream.send(mesh.pack(Granted(self._row_of(choice.engine))))
+        stream.send(mesh.pack(Granted(self._row)))
         self._set_timer(GRANT_SECONDS, self._end)
 
     def take(self) -> Choice | None:
         """Return the slot, for the request itself; None if there is none any more."""
         choice, self._choice = self._choice, None
         if choice is not None:
+            self._on_slot(self._row, -1)
             self._end()
         return choice
 
@@ -115,7 +119,7 @@ class Waiting:
     def _leave_slot(self) -> None:
         choice, self._choice = self._choice, None
         if choice is not None:
-            self._on_slot(choice.engine, -1)
+            self._on_slot(self._row, -1)
             self._upstream.registry.release(choice.engine, choice.key_id)
         if self._timer is not None:
             self._timer.cancel()

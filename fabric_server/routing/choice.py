@@ -145,7 +145,7 @@ def forwarded_head(
     regions, kinds = requirements.regions, terms.kinds
     return ForwardedRequest(
         head.request_id,
-        "",
+        head.engine,
         head.method,
         requirements.path,
         head.headers,

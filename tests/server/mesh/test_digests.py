@@ -147,6 +147,39 @@ async def test_names_of_rows_stay(pair: Pair, engine: ScriptedEngine) -> None:
         await node.stop()
 
 
+@pytest.mark.parametrize("waited", [False, True], ids=["at once", "after a wait"])
+async def test_an_engine_that_loads_a_model_meanwhile_is_still_full(
+    pair: Pair, engine: ScriptedEngine, waited: bool
+) -> None:
+    """It is in another row then, to which the other server has not counted its requests."""
+    await pair.home.join(engine.url, slots=1)
+    await pair.knows("tiny", slots=1)
+    registry = pair.home.app.control_plane.registry
+    (there,) = registry.candidates("tiny")
+    (before,) = rows(pair)
+    await until(lambda: before.has_room)
+    gate = asyncio.Event()
+    engine.plan = Plan(hold=gate)
+    async with pair.edge.user() as user:
+        if waited:
+            registry.take(there, "", 0)
+        asked = asyncio.create_task(user.post(CHAT, json=HI))
+        if waited:
+            await until(lambda: pair.home.app.data_plane.admission.waiting == 1)
+            registry.release(there, "")
+        await engine.started()
+        (model,) = there.report.models
+        loaded = structs.replace(there.report, models=[structs.replace(model, loaded=True)])
+        registry.report(there.node, [loaded])
+        await until(lambda: [one.name for one in rows(pair)] != [before.name])
+        (row,) = rows(pair)
+        assert row.elsewhere == 1
+        gate.set()
+        (await asked).close()
+        await until(lambda: not row.elsewhere and row.has_room)
+    assert not pair.meshes["home"].active
+
+
 async def test_a_rows_load_is_counted_with_each_slot_and_its_end_is_noticed(
     pair: Pair, engine: ScriptedEngine
 ) -> None:
