@@ -127,7 +127,7 @@ def digest_costs(count: int, seconds: float) -> dict[str, Any]:
     sender = DigestSender(cast(Any, stream), Counter())
     unpacker = Unpacker[DigestUpdate](DigestUpdate)
     elsewhere = SimpleNamespace(registry=Registry(), loop=SimpleNamespace(time=lambda: 0.0))
-    peer = Peer("home", cast(Any, elsewhere), digest, lambda: None)
+    peer = Peer("home", cast(Any, elsewhere), digest, lambda: None, cast(Any, None))
     now = 0.0
 
     def load() -> None:

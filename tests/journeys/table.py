@@ -138,6 +138,11 @@ NOT_RUN: dict[Key, str] = {
         "Installing",
         "make dist",
     ): "tests/packaging/test_wheel.py runs it",
+    (
+        OPERATIONS,
+        "Workers",
+        "fabric-server up --workers 2",
+    ): "tests/end_to_end/test_workers.py runs it",
     (INSTALL, "A server", "sha256sum"): _INSTALL_TEST,
     (INSTALL, "A node", "apt install pipx"): _INSTALL_TEST,
     (INSTALL, "A node", "sha256sum"): _INSTALL_TEST,
