@@ -9,12 +9,14 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from fabric_server.app.introduction import Introduction
 from fabric_server.config import Config
 from fabric_server.workers import messages
+from fabric_server.workers import parent as whole
 from fabric_server.workers.messages import Begun, Joined, Message, Order, Start
 from fabric_server.workers.pairs import Pairs
 from fabric_server.workers.process import Worker, WorkerProblem
@@ -127,6 +129,19 @@ async def test_only_the_end_ends_a_worker_that_does_not_serve_yet() -> None:
         seat.on_message(Order("yield_users"), ())
         assert signals.stop.is_set()
         seat.channel.close()
+
+
+async def test_a_worker_that_serves_during_a_takeover_is_told_to_yield_its_nodes() -> None:
+    parent, worker = whole.Parent(Config(), rng=Random(0)), Heard()
+    parent.workers.append(worker)
+    parent.yield_nodes()
+    worker.sent.clear()  # it does not serve yet, and leaves that out
+    parent.on_begun(worker)
+    assert worker.sent == [Order("yield_nodes")]
+    parent.keep_nodes()
+    worker.sent.clear()
+    parent.on_begun(worker)
+    assert worker.sent == []
 
 
 async def test_workers_that_are_joined_are_not_connected_once_more() -> None:
