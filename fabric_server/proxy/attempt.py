@@ -319,8 +319,8 @@ class Attempt:
 
     def expire(self, now: float) -> None:
         if self.ending is not None:
-            assert self._stream is not None
-            self._stream.give_up("a RESET was not confirmed in time")
+            if self._stream is not None:
+                self._stream.give_up("a RESET was not confirmed in time")
         elif self._unacked_bytes:
             self._give_up(Code.SLOW_READER, "the client reads too slowly")
         elif self.first_byte_at is None:
@@ -430,6 +430,9 @@ class Attempt:
         self._reset(Code.CANCELLED, "the request's body can't be sent to its end")
 
     def _release_slot(self) -> None:
-        """Give the slot back: nothing runs at the node any more."""
+        """Give the slot back, once: nothing runs at the node any more."""
         self._deadlines.discard(self)
+        if self._stream is None:  # a defect while its end was handled: the end is reported again
+            return
+        self._stream = None
         self._registry.release(self.choice.engine, self.choice.key_id)

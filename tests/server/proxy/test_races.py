@@ -12,6 +12,7 @@ import pytest
 
 from fabric_server.proxy.hedging import Hedging
 from fabric_server.proxy.quantile import MIN_SAMPLES
+from ledger.records import LedgerEntry
 from protocol.errors import Code
 from tests.site import (
     ASK,
@@ -166,3 +167,22 @@ async def test_in_whatever_order_things_happen_there_is_one_answer_and_one_row(
     assert not [line for line in caplog.records if line.levelno >= logging.ERROR], "a defect"
     async with asyncio.timeout(PATIENCE):
         await site.gateway.active.wait_idle()
+
+
+class BrokenLedger:
+    """A ledger with a defect, which no real one can be made to show."""
+
+    full = False
+
+    def publish(self, topic: str, record: LedgerEntry) -> None:
+        raise RuntimeError("scripted")
+
+
+async def test_a_defect_at_the_end_of_an_answer_gives_its_slot_back_once() -> None:
+    site = Site(timeouts=PATIENT)
+    node = site.node()
+    site.upstream.ledger.bus = BrokenLedger()
+    ask(site, ASK)
+    (await node.call()).answer(200, b'{"choices":[]}')
+    await turns()
+    assert site.taken() == 0
