@@ -1,5 +1,5 @@
 """Requests that other servers have forwarded to this one, their home: it chooses the engine, and
-passes bytes between the two tunnels without reading them.
+passes bytes between the two tunnels as they are.
 
 Credit goes through: what the other server does not take, the node is not asked for.
 """
@@ -8,46 +8,37 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from fabric_server.mesh.judgement import Judgement
 from fabric_server.nodes.node import Engine
 from fabric_server.proxy.attempt import CONFIRM_SECONDS
-from fabric_server.proxy.ending import Ending
-from fabric_server.proxy.outcome_rules import (
-    CLIENT_GONE,
-    Counts,
-    Rule,
-    rule_of_code,
-    rule_of_status,
-)
 from fabric_server.proxy.upstream import UpstreamContext
 from fabric_server.routing.choice import Choice, Opener
 from fabric_server.routing.criteria import Requirements
+from protocol import messages
 from protocol.aio.node import NodeStream
 from protocol.aio.server import ServerStream
 from protocol.errors import Code, LocalError
 from protocol.mesh import ForwardedRequest, ForwardedResponse
 from protocol.messages import Figures, RequestHead, ResponseHead
+from protocol.tunnel.frames import MAX_HEAD
 
-FORWARDED = "forwarded"
-"""The account of all of them where suspicions are counted: those of one client must not look like
-those of several, and whose they are is not told."""
 NO_FIGURES = Figures(0.0, 0.0, 0)
-_STREAMED = ("text/event-stream", "application/x-ndjson")
 
 
 class ForwardedWork:
     """One forwarded request; the handler of its stream at the node."""
 
     __slots__ = (
-        "_began",
         "_choice",
-        "_first_byte_at",
+        "_failure",
         "_given_up",
         "_head",
         "_held",
+        "_judgement",
         "_node_stream",
         "_on_over",
         "_opening",
-        "_requirements",
+        "_over",
         "_stream",
         "_unsent",
         "_untaken",
@@ -66,10 +57,11 @@ class ForwardedWork:
         """``choice`` holds a slot; ``on_over`` is called when it is free again."""
         self._upstream = upstream
         self._stream = stream
-        self._requirements = requirements
         self._choice = choice
+        self._judgement = Judgement(upstream, requirements, choice)
         self._on_over = on_over
-        self._began = upstream.loop.time()
+        self._over = False
+        """The slot is free again."""
         self._node_stream: ServerStream | None = None
         """None before the beginning of the body has come: it leaves with the stream's opening."""
         self._opening: tuple[Opener, RequestHead]
@@ -79,21 +71,19 @@ class ForwardedWork:
         """Bytes of the answer that the other server has not taken yet."""
         self._given_up: int | None = None
         """The code with which the other server has ended it."""
+        self._failure: tuple[int, str] | None = None
+        """Why the node was told to stop, if not by the other server."""
         self._head: ForwardedResponse | None = None
         """The answer's."""
         self._held: bytes | None = None
         """The first piece of an answer that is no stream, while it and the head are kept: mostly
         that is all of it, and leaves at once."""
-        self._first_byte_at: float | None = None
         self.deadline = float("inf")
 
     def begin(self, opener: Opener, head: ForwardedRequest, *, ended: bool) -> None:
         """Ask the engine; the body is still to come, unless ``ended``."""
-        engine, requirements = self._choice.engine, self._requirements
-        if engine.breakers:
-            for breaker in engine.breakers.of(requirements.model, requirements.path):
-                breaker.on_attempt(self._began)
-        self._upstream.outcomes.known.affinity.remember(requirements.prefix, engine)
+        engine = self._choice.engine
+        self._judgement.begin(head.deadline_ms)
         own = RequestHead(
             head.request_id,
             engine.name,
@@ -110,6 +100,7 @@ class ForwardedWork:
 
     def _open(self, body: bytes, *, ended: bool) -> None:
         opener, head = self._opening
+        self._judgement.is_asked = ended
         try:
             self._node_stream = opener.open(head, self, body, ended=ended)
         except LocalError as error:  # closed a moment ago
@@ -121,7 +112,9 @@ class ForwardedWork:
         if self._node_stream is None:
             self._stream.consumed(len(data))
             self._open(data, ended=ended)
-        elif self._node_stream.send(data, ended):
+            return
+        self._judgement.is_asked = ended
+        if self._node_stream.send(data, ended):
             self._stream.consumed(len(data))
         else:
             self._unsent += len(data)
@@ -137,10 +130,7 @@ class ForwardedWork:
         if self._node_stream is None:
             self.on_reset(code, reason)
             return
-        upstream = self._upstream
-        self.deadline = upstream.loop.time() + CONFIRM_SECONDS
-        upstream.deadlines.add(self)
-        self._node_stream.reset(code, reason)
+        self._stop_node(code, reason)
 
     def expire(self, now: float) -> None:
         assert self._node_stream is not None
@@ -160,17 +150,36 @@ class ForwardedWork:
         if self._given_up is not None:
             return
         engine = self._choice.engine
-        self._head = ForwardedResponse(head.status, head.headers, engine.node.id, engine.name)
-        if _is_stream(head):
-            self._stream.send_head(self._head)
+        answer = ForwardedResponse(head.status, head.headers, engine.node.id, engine.name)
+        if len(messages.encode(answer)) > MAX_HEAD:
+            self._fail(Code.PROTOCOL, "the answer's head is too large to be passed on")
+            return
+        self._head = answer
+        self._judgement.on_head(head)
+        if self._judgement.streamed:
+            self._stream.send_head(answer)
         else:
             self._held = b""
 
+    def _fail(self, code: Code, reason: str) -> None:
+        """Have the node stop; the other server is told the reason when it has."""
+        self._failure = code, reason
+        self._stop_node(code, reason)
+
+    def _stop_node(self, code: int, reason: str) -> None:
+        """Have the node stop: ``on_reset`` or ``on_end`` reports that it has."""
+        assert self._node_stream is not None
+        self.deadline = self._upstream.loop.time() + CONFIRM_SECONDS
+        self._upstream.deadlines.add(self)
+        self._node_stream.reset(code, reason)
+
     def on_data(self, data: bytes, ended: bool) -> None:
-        if self._first_byte_at is None:
-            self._first_byte_at = self._upstream.loop.time()
         held, node_stream = self._held, self._node_stream
         assert node_stream is not None
+        if self._head is None:  # of an answer that is given up
+            node_stream.consumed(len(data))
+            return
+        self._judgement.on_data(data)
         if held is not None:
             if not held and self._given_up is None:
                 self._held = data
@@ -189,26 +198,37 @@ class ForwardedWork:
             self._stream.send(held)
 
     def on_end(self, figures: Figures) -> None:
-        self._release()
         head, held = self._head, self._held
         if head is None or self._given_up is not None:  # END has crossed the RESET
-            self._judge(self._rule_when_given_up(), "")
-            self._stream.confirm_reset()
+            self.on_reset(Code.NONE, "")
             return
-        self._judge(rule_of_status(head.status), f"the engine answered {head.status}")
+        self._release()
+        self._judgement.take_end()
         if held is None:
             self._stream.end(figures)
         else:
             self._stream.answer(head, held, figures)
 
     def on_reset(self, code: int, reason: str) -> None:
+        stream = self._stream
+        if self._over:  # a defect while its end was told
+            stream.reset(code, reason)
+            return
         self._release()
+        code, reason = self._failure or (code, reason)
+        try:
+            self._tell_reset(code, reason)
+        except Exception:  # the other server must not wait for ever
+            stream.reset(Code.INTERNAL, "defect")
+            raise
+
+    def _tell_reset(self, code: int, reason: str) -> None:
         stream, engine = self._stream, self._choice.engine
         if self._given_up is not None:
-            self._judge(self._rule_when_given_up(), reason)
+            self._judgement.take_given_up(self._given_up, reason)
             stream.confirm_reset()
             return
-        self._judge(rule_of_code(code), reason)
+        self._judgement.take_reset(code, reason)
         if self._head is not None:
             self._send_held()
             stream.reset(code, reason)
@@ -219,45 +239,13 @@ class ForwardedWork:
         stream.send_head(head)
         stream.end(NO_FIGURES)
 
-    # ── what it tells of the engine ───────────────────────────────────────────────────────────
-
-    def _rule_when_given_up(self) -> Rule:
-        head = self._head
-        if head is not None and head.status >= 300:
-            return rule_of_status(head.status)
-        if self._given_up == Code.ENGINE_FAILED:  # the other server has read its answer
-            return rule_of_code(Code.ENGINE_FAILED)
-        return CLIENT_GONE
-
-    def _judge(self, rule: Rule, reason: str) -> None:
-        """Update the engine's circuit breakers and latency estimates."""
-        upstream, requirements, choice = self._upstream, self._requirements, self._choice
-        outcomes, now, engine = upstream.outcomes, upstream.loop.time(), choice.engine
-        latency, model, first = outcomes.known.latency, requirements.model, self._first_byte_at
-        ending = Ending("", reason=reason, rule=rule)
-        outcomes.update_breaker(engine, self._began, ending, requirements, FORWARDED)
-        if rule.slow:
-            latency.penalize(engine, model, now=now)
-        elif rule.counts is not Counts.SUCCESS or first is None:
-            latency.observe_nothing(engine, model, now=now)
-        else:
-            streamed = self._head is not None and _is_stream(self._head)
-            seconds = first - self._began if streamed else None
-            latency.update(engine, model, seconds, None, now=now, cold=choice.cold_start)
-            upstream.admission.record_service_time(model, now - self._began)
-
     def _release(self) -> None:
+        """Give the slot back: nothing runs at the node any more.  Called once."""
+        self._over = True
         upstream, choice = self._upstream, self._choice
         upstream.deadlines.discard(self)
         self._on_over(choice.engine)
         upstream.registry.release(choice.engine, choice.key_id)
-
-
-def _is_stream(head: ResponseHead) -> bool:
-    for name, value in head.headers:
-        if name == "content-type":
-            return value.startswith(_STREAMED)
-    return False
 
 
 class ForwardedBody:

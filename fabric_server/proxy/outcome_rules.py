@@ -132,6 +132,9 @@ SERVER_LIMIT = Rule("first_byte_timeout or idle_timeout of this server", Counts.
 TOO_LARGE_BODY = _suspicion("RESET too_large, for a larger body")
 ERROR_EVENT = _suspicion("an error inside a stream", elsewhere=False)
 NOT_CONTINUED = _nothing("it does not continue another engine's answer", elsewhere=True)
+UNREAD_STREAM = _nothing(
+    "a stream of a request from another server, without a mark of its end or with an error"
+)
 
 OBSERVED = (
     CLIENT_GONE,
@@ -141,6 +144,7 @@ OBSERVED = (
     TOO_LARGE_BODY,
     ERROR_EVENT,
     NOT_CONTINUED,
+    UNREAD_STREAM,
 )
 
 

@@ -7,13 +7,20 @@ import io
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
 import pytest
 
+from fabric_server.nodes.node import Engine
+from protocol import messages
+from protocol.messages import Figures, ResponseHead
+from protocol.tunnel.frames import MAX_HEAD
 from tests.engine import Plan, ScriptedEngine
 from tests.mesh import Pair, until
+from tests.site import ScriptedNode
 
 CHAT = "/v1/chat/completions"
 HI: Any = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
@@ -189,6 +196,101 @@ async def test_the_only_nodes_failure_is_told_as_if_it_were_ones_own(
     engine.plan = Plan(status=500)
     async with user.post(CHAT, json=HI) as answer:
         assert answer.status == 500
+
+
+async def scripted_node(pair: Pair) -> ScriptedNode:
+    """A node of the home in the test's hands, for what no node of this version sends."""
+    loop, registry = asyncio.get_running_loop(), pair.home.app.control_plane.registry
+    home: Any = SimpleNamespace(loop=loop, rng=Random(1), registry=registry)
+    node = ScriptedNode(home, "node_scripted", ["scripted"], 4, "vllm")
+    await pair.knows("scripted")
+    return node
+
+
+def failures(engine: Engine) -> list[int]:
+    return [breaker.badness[0] for breaker in engine.breakers.values()]
+
+
+def largest_head(content_type: str) -> ResponseHead:
+    """The largest head that a node may send: its home has to add the engine's name."""
+    headers = [("content-type", content_type), ("x-more", "")]
+    room = MAX_HEAD - 8 - len(messages.encode(ResponseHead(200, headers)))
+    return ResponseHead(200, [headers[0], ("x-more", "x" * room)])
+
+
+async def test_a_head_too_large_to_be_passed_on_is_the_engines_failure(
+    pair: Pair, user: aiohttp.ClientSession
+) -> None:
+    node = await scripted_node(pair)
+    asked = asyncio.create_task(user.post(CHAT, json={**HI, "model": "scripted"}))
+    call = await node.call()
+    call.stream.answer(largest_head("application/json"), b"{}", Figures(1.0, 2.0, 3))
+    async with await asked as answer:
+        assert answer.status == 502
+    asked = asyncio.create_task(user.post(CHAT, json={**STREAM, "model": "scripted"}))
+    call = await node.call()
+    call.stream.send_head(largest_head("text/event-stream"))
+    await call.stopped()
+    call.confirm()
+    async with await asked as answer:
+        assert answer.status == 502
+    await until(lambda: not pair.active)
+    assert not pair.meshes["home"].active
+    assert not pair.edge.app.control_plane.registry.held.of((await pair.edge.ledger())[0].key_id)
+    assert [(one.node_id, one.error) for one in await pair.edge.ledger()] == [
+        ("node_scripted", "protocol")
+    ] * 2
+    assert failures(node.engine) == [2]
+
+
+@pytest.mark.parametrize("length", [None, 10], ids=["empty", "short"])
+async def test_an_answer_without_its_body_is_the_engines_failure_at_its_home(
+    pair: Pair, user: aiohttp.ClientSession, length: int | None
+) -> None:
+    node = await scripted_node(pair)
+    asked = asyncio.create_task(user.post(CHAT, json={**HI, "model": "scripted"}))
+    call = await node.call()
+    headers = [] if length is None else [("content-length", str(length))]
+    call.head(200, ("content-type", "application/json"), *headers)
+    call.end()
+    async with await asked as answer:
+        assert answer.status == 502
+    assert failures(node.engine) == [1]
+
+
+async def test_a_stream_without_its_end_does_not_close_the_homes_circuit_breaker(
+    pair: Pair, user: aiohttp.ClientSession
+) -> None:
+    node = await scripted_node(pair)
+    node.engine.breaker(("scripted", "")).record_failure(asyncio.get_running_loop().time(), "so")
+    for end, left in ((b"", [1]), (b"data: [DONE]\n\n", [])):
+        asked = asyncio.create_task(user.post(CHAT, json={**STREAM, "model": "scripted"}))
+        call = await node.call()
+        call.stream_all(b'data: {"choices":[{"index":0,"delta":{"content":"Hi"}}]}\n\n', end)
+        async with await asked as answer:
+            assert (b"[DONE]" in await answer.content.read()) == bool(end)
+        assert failures(node.engine) == left
+
+
+async def test_an_engine_that_hangs_fails_at_its_home(tmp_path: Path) -> None:
+    async with (
+        ScriptedEngine() as engine,
+        Pair(tmp_path, first_byte_timeout=0.3) as pair,
+        pair.edge.user() as user,
+    ):
+        node = await pair.home.join(engine.url)
+        await pair.knows("tiny")
+        engine.plan = Plan(hold=asyncio.Event())
+        async with user.post(CHAT, json=HI) as answer:
+            assert answer.status == 504
+        registry = pair.home.app.control_plane.registry
+        (its,) = (one for one in registry.candidates("tiny") if one.node.id == node.id)
+        await until(lambda: not pair.active)
+        assert failures(its) == [1]
+        async with user.post(CHAT, json=HI, headers={"x-fabric-timeout": "0.2"}) as answer:
+            assert answer.status == 504
+        await until(lambda: not pair.active)
+        assert failures(its) == [1]
 
 
 async def test_an_answer_whose_node_dies_ends_visibly(
