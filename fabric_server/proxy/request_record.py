@@ -138,14 +138,16 @@ class RequestRecord:
         total = now - request.arrived
         first = self.first_byte_at
         usage = self.usage or Usage()
+        # Empty while another server has not told which of its engines it has asked.
+        engine = None if choice is None else choice.engine_name or None
         # The fields are given in their order: by name they would cost seven times as much.
         return LedgerEntry(
             request.id,
             time() - total,
             self.key.account,
             self.key.id,
-            None if choice is None else choice.node_id,
-            None if choice is None else choice.engine_name,
+            None if choice is None or engine is None else choice.node_id,
+            engine,
             parsed.model,
             request.path,
             parsed.stream,

@@ -144,6 +144,18 @@ async def test_a_client_that_hangs_up_stops_the_engine(
     assert entry.outcome == "cancelled"
 
 
+async def test_the_ledger_names_no_node_before_the_home_has_told_it(
+    pair: Pair, user: aiohttp.ClientSession, engine: ScriptedEngine
+) -> None:
+    engine.plan = Plan(hold=asyncio.Event())
+    asked = asyncio.create_task(user.post(CHAT, json=HI))
+    await engine.started()
+    asked.cancel()
+    await until(lambda: not pair.active)
+    (entry,) = await pair.edge.ledger()
+    assert (entry.outcome, entry.node_id, entry.engine) == ("cancelled", None, None)
+
+
 async def test_a_slow_reader_stops_its_own_engine_and_no_other_request(
     pair: Pair, user: aiohttp.ClientSession, engine: ScriptedEngine
 ) -> None:
