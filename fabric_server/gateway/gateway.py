@@ -92,7 +92,8 @@ class Gateway:
             if key.limited:
                 limits = self.limits
                 if isinstance(limits, Leases):
-                    request.response.headers += await limits.admit(key)
+                    told = await limits.admit(key)
+                    request.response.headers += told
                     leases = limits
                 else:
                     self.active.check(key)
