@@ -77,13 +77,11 @@ class OpeningTunnel(ServerTunnel):
             return
         assert isinstance(stream, ForwardedStream)
         forwarded, stream.forwarded = stream.forwarded, None
+        if forwarded is not None:
+            forwarded.on_engine(head.node, head.engine)
         if not head.code:
-            if forwarded is not None:
-                forwarded.on_engine(head.node, head.engine)
             stream.handler.on_head(head)
             return
-        if forwarded is not None:
-            forwarded.on_failed(head.node, head.engine)
         self._take_handler(event.stream_id).on_reset(head.code, head.reason)
 
 

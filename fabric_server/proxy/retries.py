@@ -310,9 +310,8 @@ class RetryLoop:
         metrics = upstream.metrics
         if answer.started:
             if attempt.hedge is not None:
-                metrics.hedges_won += (
-                    attempt.choice.engine.node.id != requirements.excluded_nodes[0]
-                )
+                other = attempt.hedge.clock
+                metrics.hedges_won += attempt.clock.began_at > other.began_at
             metrics.continued += answer.is_rest
             upstream.admission.record_service_time(
                 requirements.model, self.loop.time() - attempt.clock.began_at

@@ -112,17 +112,14 @@ class Forwarding:
         engine.refresh()
 
     def on_engine(self, node_id: str, engine: str) -> None:
-        """Note which engine the request has got; called before the answer's head."""
+        """Note which engine has got the request, before its answer or failure is told: if it fails,
+        the home may have others."""
         self.node_id, self.engine_name = node_id, engine
-
-    def on_failed(self, node_id: str, engine: str) -> None:
-        """Note which engine has failed: the home may have others for the same request."""
-        self.on_engine(node_id, engine)
         requirements, home = self._requirements, self.home
         excluded = requirements.excluded_nodes
         excluded.append(f"{home.id}{_AT_HOME}{node_id}")
-        failed = sum(one.startswith(f"{home.id}{_AT_HOME}") for one in excluded)
-        if failed < home.count_nodes(requirements.model) and home.id in excluded:
+        tried = sum(one.startswith(f"{home.id}{_AT_HOME}") for one in excluded)
+        if tried < home.count_nodes(requirements.model) and home.id in excluded:
             excluded.remove(home.id)
 
 

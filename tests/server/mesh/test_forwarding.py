@@ -179,15 +179,18 @@ async def test_a_slow_reader_stops_its_own_engine_and_no_other_request(
 # ── failures ──────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize(
+    "fault", [Plan(refuse=True), Plan(status=500), Plan(cut_after=0)], ids=["refuse", "500", "cut"]
+)
 async def test_the_homes_other_node_is_asked_when_one_fails(
-    pair: Pair, user: aiohttp.ClientSession, engine: ScriptedEngine
+    pair: Pair, user: aiohttp.ClientSession, engine: ScriptedEngine, fault: Plan
 ) -> None:
     async with ScriptedEngine() as second:
         await pair.home.join(second.url, name="second", slots=4)
         await pair.knows("tiny", slots=8)
         engine.plan = second.plan = Plan()
         bad, good = (engine, second)
-        bad.plan = Plan(refuse=True)
+        bad.plan = fault
         for _ in range(4):
             async with user.post(CHAT, json=HI) as answer:
                 assert answer.status == 200
