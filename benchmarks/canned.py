@@ -15,9 +15,9 @@ BURST_MODEL = "mock-burst"
 """The same, `BURST` events in one write."""
 BURST = 16
 PACED_MODEL = "mock-paced"
-"""As a fast engine streams to each of many users."""
+"""The pace of a fast engine that streams to each of many users."""
 CROWD_MODEL = "mock-crowd"
-"""As an engine streams that people can just read along with."""
+"""The pace of an engine that people can just read along with."""
 PACES = {PACED_MODEL: 0.025, CROWD_MODEL: 0.1}
 """Seconds from event to event of a stream.  A thousand of the first and five thousand of the second
 leave two cores some time, so that what comes late is late because of what is measured."""

@@ -43,7 +43,7 @@ SLOTS = 4
 MODELS, OFFERS, REGIONS = 60, 40, ("eu", "us", "asia")
 """Models of all nodes; different sets of them that nodes offer; where nodes are."""
 WHOLE_HEARTBEAT_US = 200.0
-"""Of ``python -m benchmarks.heartbeats`` with 10,000 nodes, on 2026-11-21."""
+"""The figure of ``python -m benchmarks.heartbeats`` with 10,000 nodes, on 2026-11-21."""
 BUSY = 0.1
 """Share of the engines whose load changes between two digests."""
 

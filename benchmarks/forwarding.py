@@ -1,4 +1,4 @@
-"""What it costs to forward a request to the server that holds the node.
+"""Cost of forwarding a request to the server that holds the node.
 
     python -m benchmarks.forwarding [--rounds 3] [--seconds 4] [--json]
 

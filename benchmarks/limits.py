@@ -1,4 +1,4 @@
-"""What a limited key's requests cost, with one worker and with two.
+"""Cost of a limited key's requests, with one worker and with two.
 
     python -m benchmarks.limits [--rounds 3] [--seconds 3] [--json]
 

@@ -30,7 +30,7 @@ CONCURRENCY = 32
 GROWTH_SECONDS = 30
 SETTLE_SECONDS = 5
 USUAL_SLOTS = 4
-"""Of an idle node."""
+"""Slots of an idle node."""
 ROUTED_NODES = 10_000
 COLD_PAUSE = 0.05
 DIRECT = "direct"

@@ -18,4 +18,4 @@ class Prepared(Struct, frozen=True):
     path: str = ""
     response_filter: ResponseFilter | None = None
     usage: tuple[int, int] | None = None
-    """As ``find_usage`` returns it."""
+    """The place of the usage in the answer, as ``find_usage`` returns it."""

@@ -120,7 +120,7 @@ class Totals(Struct, frozen=True):
     """Figures that one server has counted."""
 
     requests: dict[str, int]
-    """By outcome."""
+    """Requests by outcome."""
     seconds: float
     tokens: int
 

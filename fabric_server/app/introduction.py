@@ -14,7 +14,7 @@ class Introduction(Struct, frozen=True):
 
     ca_sha256: str
     missing: Sequence[tuple[str, str]]
-    """What an operator has to make yet, each with the command for it."""
+    """The things that an operator has to make yet, each with the command for it."""
 
 
 async def list_missing(store: SqlStore) -> list[tuple[str, str]]:

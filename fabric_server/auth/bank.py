@@ -68,13 +68,13 @@ class Need(Struct, frozen=True, array_like=True):
     """The used tokens that were granted; others have gone beyond the grant."""
     back: Amounts = NOTHING
     lacks: Amounts = NOTHING
-    """What requests wait for."""
+    """Amounts that requests wait for."""
     more: Amounts = NOTHING
-    """What the next moment will need, if it goes on so."""
+    """Amounts that the next moment will need, if it goes on so."""
     asks: bool = False
     """A ``Grant`` is awaited."""
     recalled: bool = False
-    """This answers a recall."""
+    """Whether the message answers a recall."""
 
 
 class Grant(Struct, frozen=True, array_like=True):
@@ -106,7 +106,7 @@ class Lease:
     def __init__(self) -> None:
         self.requests = self.tokens = self.places = 0
         self.recalled = False
-        """It is asked to give back what it does not need, and has not answered."""
+        """The holder is asked to give back what it does not need, and has not answered."""
 
     def __bool__(self) -> bool:
         return bool(self.requests or self.tokens or self.places or self.recalled)
@@ -128,7 +128,7 @@ class _Ask:
     def __init__(self, holder: str, need: Need) -> None:
         self.holder, self.lacks, self.more = holder, need.lacks, need.more
         self.until: float | None = None
-        """When it is answered at the latest; None before others are asked for what it lacks."""
+        """The latest time of the answer; None before others are asked for what is lacking."""
 
 
 class _Account:
@@ -213,7 +213,7 @@ class Bank:
         self._accounts: OrderedDict[str, _Account] = OrderedDict()
         """The latest used last."""
         self._waiting: dict[str, _Account] = {}
-        """Those with asks for which others were recalled."""
+        """Accounts with asks for which others were recalled."""
 
     def __repr__(self) -> str:
         return f"<Bank keys={len(self._accounts)} waiting={len(self._waiting)}>"

@@ -49,14 +49,14 @@ class _Part:
 
     def __init__(self) -> None:
         self.bucket: Bucket | None = None
-        """As the bank's, and at least as full: it lacks only what others have used just now."""
+        """A copy of the bank's bucket, without what others have used just now."""
         self.spare = 0
         self.used = 0
         """Not told yet."""
         self.recent = self.before = 0
         """Used in this period, and in the last one."""
         self.low = -1
-        """As soon as so much is left, there should be more."""
+        """The rest of the grant at which more is asked for."""
 
     def limit(self, what: str, limit: int | None, now: float) -> None:
         if limit is None:
@@ -113,7 +113,7 @@ class _Held:
         self.places = self.in_use = 0
         self.waiting: deque[tuple[Taken, Key]] = deque()
         self.since = 0.0
-        """When the bank was asked."""
+        """The time when the bank was asked."""
         self.asked = 0
         self.asked_for = NOTHING
         self.asking = self.recalled = False
@@ -262,7 +262,7 @@ class Leases:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._held: dict[str, _Held] = {}
-        """By the ids of keys that were used in the last moment, or have requests under way."""
+        """Leases by the ids of keys that were used just now, or have requests under way."""
         self._low: dict[str, bool] = {}
         """Keys of which the bank is to be told in this turn, and whether more is needed."""
 

@@ -56,7 +56,7 @@ class Judgement:
         self._choice = choice
         self._began = upstream.loop.time()
         self._ends_at = self._began
-        """When the request's own time limit is over, about."""
+        """The time at which the request's own limit is over, about."""
         self.is_asked = False
         """The whole body of the request has come."""
         self._status = 0

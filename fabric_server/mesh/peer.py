@@ -63,7 +63,7 @@ class Peer:
         """The slots that its requests hold here, by the names of the rows to which it counts them:
         an engine may be in another row when they end."""
         self.homes: dict[str, HomeNode] = {}
-        """What it holds, by region."""
+        """The other server's engines, as nodes, by region."""
         self.opening: OpeningTunnel | None = None
         self.answering: AnsweringTunnel | None = None
         self.queues: dict[str, QueueLoad] = {}

@@ -154,7 +154,7 @@ class Questions:
         self._loop = loop
         self._answer = answer
         self._open = set[Asking]()
-        """Those of this server whose streams are open there."""
+        """Questions of this server whose streams are open there."""
 
     async def ask(self, tunnel: OpeningTunnel | None, question: Question, seconds: float) -> View:
         """Return the other server's view.  Raises ``PeerLost`` with the reason if there is none in

@@ -62,7 +62,7 @@ class Waiting:
         self._timer: asyncio.TimerHandle | None = None
         self._choice: Choice | None = None
         self._row = ""
-        """Of the engine, when it was chosen."""
+        """The row of the engine, when that was chosen."""
         self._stopped = False
         stream.send_head(ForwardedResponse(200, []))
         self._task = upstream.loop.create_task(self._wait())
@@ -80,7 +80,10 @@ class Waiting:
             self._end()
             return
         except Exception:
-            log.exception("a forwarded request can't wait here", extra={"request": head.request_id})
+            log.exception(
+                "a forwarded request can't wait here: report this defect",
+                extra={"request": head.request_id},
+            )
             self._end()
             return
         self._choice = choice
@@ -151,7 +154,7 @@ class WaitingElsewhere:
         self.granted: asyncio.Future[str] = loop.create_future()
         """The row of the digest whose slot it has got; or ``ApiError`` or ``PeerLost``."""
         self.position: int | None = None
-        """As it was told last."""
+        """The position that was told last."""
         self.stream: ServerStream
         self._unpacker = Unpacker[WaitMessage](WaitMessage, limit=65_536)
 

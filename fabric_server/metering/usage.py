@@ -24,7 +24,7 @@ class EstimatedUsage(Usage, gc=False):
     """Usage of which the engine has told a part or nothing."""
 
     bounded: bool = False
-    """What it has told exceeded its bounds."""
+    """Whether what the engine has told exceeded its bounds."""
 
 
 class BoundedUsage(Usage, gc=False):

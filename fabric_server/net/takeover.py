@@ -77,14 +77,14 @@ class WorkerStatus(Struct, frozen=True):
     name: str
     pid: int
     state: str
-    """As ``/health/ready`` says; ``starting`` and ``away`` besides."""
+    """The status of ``/health/ready``, or ``starting`` or ``away``."""
     since: float
-    """When the state has changed, Unix seconds."""
+    """The time of the state's last change, Unix seconds."""
     restarts: int
     nodes: int
     """Nodes that it has, and can send requests to."""
     connections: dict[str, int]
-    """By port."""
+    """Open connections by port."""
 
 
 class About(Struct, frozen=True):

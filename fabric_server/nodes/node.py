@@ -79,7 +79,7 @@ class Engine:
         self.standing = UNLISTED
         """The engine's entry in the lists of candidates."""
         self.offers: dict[str, Offer] = {}
-        """What it offers, by the names by which its models can be asked for."""
+        """The engine's offers, by the names by which its models can be asked for."""
         self._set(report, offers_of(report, {}))
         self.limit_slots()
 
@@ -264,7 +264,7 @@ class Node:
     )
 
     remote = False
-    """It stands for engines at another server; see ``nodes.home``."""
+    """Whether the node stands for engines at another server; see ``nodes.home``."""
 
     def __init__(
         self, id: str, epoch: int, register: Register, link: LinkDriver | None, at: float

@@ -61,7 +61,7 @@ class Offer(Struct, gc=False):
     cold: bool
     """The model has to be loaded first, as far as the engine reports that."""
     latency: Latency | None = None
-    """What was measured of it; None as long as nobody has looked, or nothing is known."""
+    """Measurements of the model at this engine; None: nobody has looked yet, or none exist."""
 
 
 @lru_cache(256)

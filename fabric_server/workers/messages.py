@@ -35,9 +35,9 @@ class Arrived(Struct, frozen=True, tag=True, array_like=True):
 
     port: str
     address: str
-    """Of the machine at the other end."""
+    """The address of the machine at the other end."""
     client: str = ""
-    """Of the client for whom that machine connects, as a header of the PROXY protocol said."""
+    """The client for whom that machine connects, as a header of the PROXY protocol said."""
     peeked: bool = False
     """Its first bytes were looked at, and such a header was taken from them."""
 
@@ -100,14 +100,14 @@ class Load(Struct, frozen=True):
 
     open: int = 0
     taken: int = 0
-    """Those that were handed over since the worker's start; ``open`` counts some of them."""
+    """Connections handed over since the worker's start; ``open`` counts some of them."""
 
 
 class Report(Struct, frozen=True, tag=True):
     """The worker's state, when it has changed."""
 
     state: str
-    """As ``/health/ready`` says."""
+    """The status that ``/health/ready`` tells."""
     nodes: int = 0
     """Nodes that requests can be sent to."""
     known: int = 0

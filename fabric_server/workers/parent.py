@@ -74,7 +74,7 @@ class Parent:
         """The nodes are sent to a successor."""
         self._about = Introduction("", ())
         self._states = States({}, 0)
-        """What all workers know."""
+        """The workers' states, as all workers were told last."""
 
     # ── starting ──────────────────────────────────────────────────────────────────────────────
 

@@ -88,9 +88,9 @@ class Worker:
         self.report = Report("starting")
         """Its last one; the state is ``starting`` before the first, and ``away`` at the end."""
         self.since = time.time()
-        """When the state has changed, Unix seconds."""
+        """The time of the state's last change, Unix seconds."""
         self.failing = False
-        """It has ended soon after its start, and does not serve yet: nothing waits for it."""
+        """The worker ended soon after its start and does not serve yet: nothing waits for it."""
         self.stopping = asyncio.Event()
         """Set when it is not started again."""
         self.handed: Counter[str] = Counter()

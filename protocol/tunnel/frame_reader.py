@@ -32,7 +32,7 @@ class FrameReader:
     def __init__(self, refuse: Callable[[FrameType], str]) -> None:
         """Accept no frames before ``accept``; ``refuse`` words why a type is an error."""
         self._rules: dict[int, _Rule] = {}
-        """By kind: what is not here is an error."""
+        """Rules by kind of frame: a kind that is not here is an error."""
         self._refuse = refuse
         self._partial = bytearray()
         self._wanted = 0

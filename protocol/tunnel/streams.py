@@ -27,7 +27,7 @@ class Limits(NamedTuple):
 
 
 NODE_LIMITS = Limits()
-"""Those of a node's tunnel."""
+"""Limits of a node's tunnel."""
 
 
 class Inbound:

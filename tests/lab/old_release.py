@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.lab.backends import cache, locked
 
 COMMIT = "6c317516fe21edc982d7911901d2b21e829794d1"
-"""Of 2026-11-21: nodes don't say which process they are, nor what names they can dial."""
+"""A commit of 2026-11-21: nodes don't say which process they are, nor what names they can dial."""
 ROOT = Path(__file__).parents[2]
 
 

@@ -131,7 +131,7 @@ async def test_a_waiting_request_gets_a_slot_of_a_silent_server_that_is_back(
 
 
 async def test_names_of_rows_stay(pair: Pair, engine: ScriptedEngine) -> None:
-    """What has been measured of a row is known by its name."""
+    """A row's measurements are known by its name."""
     async with ScriptedEngine(models=("big",)) as other:
         await pair.home.join(engine.url)
         digest = Digest(pair.home.app.control_plane.registry)
@@ -151,7 +151,7 @@ async def test_names_of_rows_stay(pair: Pair, engine: ScriptedEngine) -> None:
 async def test_an_engine_that_loads_a_model_meanwhile_is_still_full(
     pair: Pair, engine: ScriptedEngine, waited: bool
 ) -> None:
-    """It is in another row then, to which the other server has not counted its requests."""
+    """An engine is in another row then, to which the other server has not counted its requests."""
     await pair.home.join(engine.url, slots=1)
     await pair.knows("tiny", slots=1)
     registry = pair.home.app.control_plane.registry
