@@ -27,7 +27,7 @@ from fabric_server.app.data_plane import SHOWN_IDS, DataPlane
 from fabric_server.app.introduction import Introduction, list_missing
 from fabric_server.app.listeners import NODE_PORTS, USER_PORTS, Listeners
 from fabric_server.app.seat import Seat
-from fabric_server.app.succession import take_over
+from fabric_server.app.succession import take_over, wait_for_end
 from fabric_server.config import Config
 from fabric_server.gateway.gateway import Gateway
 from fabric_server.mesh.mesh import Mesh
@@ -307,13 +307,7 @@ class App:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Wait until ``stop`` is set or a successor has taken over."""
-        loop = asyncio.get_running_loop()
-        ends = [loop.create_task(event.wait()) for event in (stop, self.succeeded)]
-        try:
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for end in ends:
-                end.cancel()
+        await wait_for_end(stop, self.succeeded)
 
     # ── stopping ──────────────────────────────────────────────────────────────────────────────
 

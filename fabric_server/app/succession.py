@@ -1,4 +1,4 @@
-"""A takeover, from the successor's side: nodes first, then clients."""
+"""A takeover, from the successor's side: nodes first, then clients; and what ends a server."""
 
 from __future__ import annotations
 
@@ -47,3 +47,14 @@ async def _wait_for_nodes(count: int, count_reachable: Callable[[], int]) -> int
         if reachable != arrived:
             arrived, since = reachable, time.monotonic()
     return arrived
+
+
+async def wait_for_end(stop: asyncio.Event, succeeded: asyncio.Event) -> None:
+    """Wait until ``stop`` is set or a successor has taken over."""
+    loop = asyncio.get_running_loop()
+    ends = [loop.create_task(event.wait()) for event in (stop, succeeded)]
+    try:
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for end in ends:
+            end.cancel()

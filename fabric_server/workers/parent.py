@@ -18,7 +18,7 @@ import msgspec
 
 from fabric_server.app.introduction import Introduction
 from fabric_server.app.listeners import NODE_PORTS, USER_PORTS
-from fabric_server.app.succession import take_over
+from fabric_server.app.succession import take_over, wait_for_end
 from fabric_server.config import Config
 from fabric_server.net.client_hello import ClientHello
 from fabric_server.net.takeover import Predecessor, WorkerStatus
@@ -271,13 +271,7 @@ class Parent:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Wait until ``stop`` is set or a successor has taken over."""
-        loop = asyncio.get_running_loop()
-        ends = [loop.create_task(event.wait()) for event in (stop, self.succeeded)]
-        try:
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for end in ends:
-                end.cancel()
+        await wait_for_end(stop, self.succeeded)
 
     async def drain(self) -> None:
         """Stop accepting, and have all workers let their requests finish."""
